@@ -1,0 +1,339 @@
+"""The model: a base, an energy, and the log-partition function that ties them together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from gebm import samplers
+
+__all__ = ["GEBM", "BoundedEnergy", "StandardNormal", "effective_weights", "frozen"]
+
+
+@contextmanager
+def effective_weights(*modules: nn.Module) -> Iterator[None]:
+    """Compute every normalised weight of the modules once, in full precision, and use it until the block ends.
+
+    Spectral normalisation recomputes a weight wherever it is read, and in training mode moves its power iteration each
+    time. One gradient step reads an energy's weights twice (samples, penalty), a chain thousands of times: all those
+    reads must see one and the same network. The weights are computed here, before any autocast region, because power
+    iteration in bfloat16 would estimate the spectral norm to two digits only.
+
+    Args:
+        *modules: Networks, with or without parametrised weights.
+
+    Example:
+        >>> layer = torch.nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3))
+        >>> with effective_weights(layer):
+        ...     layer.weight is layer.weight
+        True
+    """
+    with parametrize.cached():
+        for module in modules:
+            device = next((parameter.device.type for parameter in module.parameters()), "cpu")
+            with torch.autocast(device, enabled=False):
+                for layer in module.modules():
+                    if parametrize.is_parametrized(layer):
+                        for name in layer.parametrizations:
+                            getattr(layer, name)
+        yield
+
+
+@contextmanager
+def frozen(*modules: nn.Module) -> Iterator[None]:
+    """Hold modules fixed: evaluation mode, parameters outside the graph, normalised weights computed once.
+
+    What is computed inside can still be differentiated with respect to its *inputs*; this is what a sampler and a base
+    step need, and the parameters then cost neither memory nor time. On leaving, modes and flags are as they were.
+
+    Args:
+        *modules: What to hold fixed.
+
+    Example:
+        >>> network = nn.Linear(2, 1)
+        >>> with frozen(network):
+        ...     network.training, network.weight.requires_grad
+        (False, False)
+        >>> network.training, network.weight.requires_grad
+        (True, True)
+    """
+    modes = [(layer, layer.training) for module in modules for layer in module.modules()]
+    trained = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
+    for layer, _ in modes:
+        layer.training = False
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        with effective_weights(*modules):
+            yield
+    finally:
+        for layer, training in modes:
+            layer.training = training
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+class StandardNormal(nn.Module):
+    """The prior ``N(0, I)`` on latent space.
+
+    Args:
+        dim: Latent dimension ``D``.
+
+    Example:
+        >>> prior = StandardNormal(3)
+        >>> prior.log_prob(prior.sample(5)).shape
+        torch.Size([5])
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        if dim < 1:
+            raise ValueError(f"the latent dimension is {dim}: choose at least 1")
+        self.dim = dim
+        # It follows the model from device to device; being zero, it has no place in a checkpoint.
+        self.register_buffer("mean", torch.zeros(dim), persistent=False)
+
+    def extra_repr(self) -> str:
+        """Return what is printed between the brackets."""
+        return f"dim={self.dim}"
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Return the log-density, normalising constant included.
+
+        Args:
+            z: Latents (N, D).
+
+        Returns:
+            Log-densities (N,), in nats.
+        """
+        return -0.5 * (z.square().sum(-1) + self.dim * math.log(2 * math.pi))
+
+    def sample(self, n: int, generator: torch.Generator | None = None, device: torch.device | None = None) -> Tensor:
+        """Draw latents.
+
+        Args:
+            n: How many.
+            generator: Source of every random number; torch's global one if none. The draw is made on its device.
+            device: Where the result goes; where the prior is, if none.
+
+        Returns:
+            Latents (n, D).
+        """
+        device = self.mean.device if device is None else device
+        drawn_on = device if generator is None else generator.device
+        z_ND = torch.randn(n, self.dim, generator=generator, device=drawn_on, dtype=self.mean.dtype)
+        return z_ND.to(device)
+
+
+class BoundedEnergy(nn.Module):
+    """An energy network bounded from below, ``max(E(x), floor)``, and returned in full precision.
+
+    Without the bound a single sample of very low energy carries the whole mean of ``exp(-E)`` (Arbel, Zhou and
+    Gretton, ICLR 2021, use -10).
+
+    Args:
+        network: Maps samples (N, ...) to (N,) or (N, 1).
+        floor: The least energy. Minus infinity for the Wasserstein baseline, whose critic has no zero.
+
+    Example:
+        >>> energy = BoundedEnergy(nn.Identity(), floor=-10.0)
+        >>> energy(torch.tensor([[-12.0], [3.0]]))
+        tensor([-10.,   3.])
+    """
+
+    def __init__(self, network: nn.Module, floor: float = -10.0) -> None:
+        super().__init__()
+        self.network = network
+        self.floor = floor
+
+    def extra_repr(self) -> str:
+        """Return what is printed between the brackets."""
+        return f"floor={self.floor}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return one energy per sample.
+
+        Args:
+            x: Samples (N, ...).
+
+        Returns:
+            Energies (N,), float32 or wider.
+
+        Raises:
+            ValueError: If the network does not return one number per sample.
+        """
+        energy = self.network(x)
+        if energy.shape not in ((len(x),), (len(x), 1)):
+            raise ValueError(
+                f"the energy network returned {tuple(energy.shape)} for {len(x)} samples: "
+                f"make it return ({len(x)},) or ({len(x)}, 1)"
+            )
+        # exp(-E) multiplies a rounding error of E: what follows, losses and potentials, is never in half precision.
+        energy_N = energy.reshape(len(x)).to(torch.promote_types(energy.dtype, torch.float32))
+        return energy_N.clamp(min=self.floor)
+
+
+class GEBM(nn.Module):
+    """A generalized energy-based model ``Q(dx) = exp(-E(x)) B(dx) / Z`` (Arbel, Zhou and Gretton, ICLR 2021).
+
+    Args:
+        base: Maps latents (N, D) to samples (N, ...).
+        energy: Maps samples (N, ...) to (N,) or (N, 1); wrapped in :class:`BoundedEnergy` unless it is one already.
+        prior: Distribution of the latents: ``dim``, ``log_prob`` and ``sample`` as :class:`StandardNormal` has them.
+        energy_floor: The least energy.
+
+    Attributes:
+        base: The base network.
+        energy: The bounded energy.
+        prior: The latent prior.
+        log_partition: The ``c`` of KALE's Fenchel form, a trained estimate of ``log Z``; a 0-dim parameter.
+
+    Example:
+        >>> model = GEBM(nn.Linear(2, 3), nn.Linear(3, 1), StandardNormal(2))
+        >>> model.sample_base(4).shape
+        torch.Size([4, 3])
+        >>> model.potential(torch.zeros(4, 2)).shape
+        torch.Size([4])
+    """
+
+    def __init__(self, base: nn.Module, energy: nn.Module, prior: nn.Module, energy_floor: float = -10.0) -> None:
+        super().__init__()
+        self.base = base
+        self.energy = energy if isinstance(energy, BoundedEnergy) else BoundedEnergy(energy, energy_floor)
+        self.prior = prior
+        self.log_partition = nn.Parameter(torch.zeros(()))
+
+    def with_base(self, base: nn.Module) -> GEBM:
+        """Return the model with another base; energy, prior and log-partition are shared, not copied.
+
+        Args:
+            base: Maps latents (N, D) to samples (N, ...), such as a moving average of this model's base.
+
+        Returns:
+            The new model.
+
+        Example:
+            >>> model = GEBM(nn.Linear(2, 3), nn.Linear(3, 1), StandardNormal(2))
+            >>> model.with_base(nn.Linear(2, 3)).energy is model.energy
+            True
+        """
+        other = GEBM(base, self.energy, self.prior)
+        other.log_partition = self.log_partition
+        return other
+
+    def potential(self, z: Tensor, beta: float = 1.0) -> Tensor:
+        """Return the potential of the latent posterior, ``U(z) = -log eta(z) + beta E(B(z))``.
+
+        If ``z`` has density proportional to ``exp(-U)`` at ``beta = 1``, then ``B(z)`` is a sample of the model
+        (Arbel, Zhou and Gretton, ICLR 2021, section 4). Both networks are in evaluation mode and their parameters
+        outside the graph: the gradient with respect to ``z`` is the only one there is.
+
+        Computed in float32 even inside an autocast region. Langevin steps are as small as 1e-4, acceptance compares
+        two potentials close to each other, and ``beta`` multiplies an energy's rounding error by up to a hundred; the
+        eight bits of bfloat16 hold none of that.
+
+        Args:
+            z: Latents (N, D).
+            beta: Inverse temperature; 1 is the model itself, larger is colder.
+
+        Returns:
+            Potentials (N,), in nats, float32 or wider.
+
+        Example:
+            >>> model = GEBM(nn.Linear(2, 3), nn.Linear(3, 1), StandardNormal(2))
+            >>> z = torch.zeros(4, 2, requires_grad=True)
+            >>> (gradient,) = torch.autograd.grad(model.potential(z).sum(), z)
+            >>> gradient.shape
+            torch.Size([4, 2])
+        """
+        with frozen(self.base, self.energy), torch.autocast(z.device.type, enabled=False):
+            return beta * self.energy(self.base(z)) - self.prior.log_prob(z)
+
+    @torch.no_grad()
+    def sample_base(self, n: int, generator: torch.Generator | None = None, batch_size: int | None = None) -> Tensor:
+        """Draw from the base alone, the energy left out.
+
+        Args:
+            n: How many samples.
+            generator: Source of every random number.
+            batch_size: How many go through the base at once; all if none.
+
+        Returns:
+            Samples (n, ...).
+
+        Example:
+            >>> GEBM(nn.Linear(2, 3), nn.Linear(3, 1), StandardNormal(2)).sample_base(5, batch_size=2).shape
+            torch.Size([5, 3])
+        """
+        with frozen(self.base):
+            return torch.cat([self.base(self.prior.sample(size, generator)) for size in _sizes(n, batch_size)])
+
+    def sample(
+        self,
+        n: int,
+        kernel: samplers.Kernel,
+        num_steps: int,
+        beta: float = 1.0,
+        generator: torch.Generator | None = None,
+        batch_size: int | None = None,
+    ) -> Tensor:
+        """Draw from the model: one Markov chain per sample on latent space, started at the prior, then the base.
+
+        Arbel, Zhou and Gretton, ICLR 2021, algorithms 2 and 3, according to the kernel.
+
+        Args:
+            n: How many samples.
+            kernel: A kernel of :mod:`gebm.samplers`.
+            num_steps: Steps of each chain.
+            beta: Inverse temperature; 1 is the model itself, larger is colder.
+            generator: Source of every random number.
+            batch_size: How many chains run at once; all if none.
+
+        Returns:
+            Samples (n, ...).
+
+        Example:
+            >>> model = GEBM(nn.Linear(2, 3), nn.Linear(3, 1), StandardNormal(2))
+            >>> model.sample(5, samplers.make("ula", step_size=0.01), num_steps=3, batch_size=2).shape
+            torch.Size([5, 3])
+        """
+        samples = []
+        # Frozen here as well as in the potential, so that normalised weights are computed once and not at every step.
+        with frozen(self.base, self.energy):
+            for size in _sizes(n, batch_size):
+                z0_ND = self.prior.sample(size, generator)
+                chain = samplers.run(kernel, lambda z: self.potential(z, beta), z0_ND, num_steps, generator=generator)
+                with torch.no_grad():
+                    samples.append(self.base(chain.z))
+        return torch.cat(samples)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return the model's log-density, ``log b(x) - E(x) - c``, where the base has a density ``b``.
+
+        As good as the log-partition is: see :func:`gebm.partition.log_partition_monte_carlo`.
+
+        Args:
+            x: Samples (N, ...).
+
+        Returns:
+            Log-densities (N,), in nats.
+
+        Raises:
+            ValueError: If the base has no ``log_prob``.
+        """
+        if not hasattr(self.base, "log_prob"):
+            raise ValueError("this base has no density: use a base with log_prob, such as a normalizing flow")
+        return self.base.log_prob(x) - self.energy(x) - self.log_partition
+
+
+def _sizes(n: int, batch_size: int | None) -> list[int]:
+    """Return the sizes of the batches that make up ``n``: as few as can be, and as equal."""
+    if n < 1 or (batch_size is not None and batch_size < 1):
+        raise ValueError(f"asked for {n} samples in batches of {batch_size}: both must be at least 1")
+    count = 1 if batch_size is None else math.ceil(n / batch_size)
+    return [n // count + (index < n % count) for index in range(count)]

@@ -1,0 +1,89 @@
+"""Samplers of the latent posterior `nu(z) ~ eta(z) exp(-beta E(B(z)))`.
+
+Every sampler is a kernel, a frozen dataclass with `init` and `step`, and `run` drives them all:
+
+>>> import torch
+>>> from gebm import samplers
+>>> kernel = samplers.make("ula", step_size=1e-2)
+>>> chain = samplers.run(kernel, lambda z: z.square().sum(1) / 2, torch.zeros(8, 2), 20)
+>>> chain.z.shape
+torch.Size([8, 2])
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields
+from typing import Any
+
+from gebm.samplers.descent import GradientDescent
+from gebm.samplers.driver import Chain, run
+from gebm.samplers.hamiltonian import HMC
+from gebm.samplers.kernel import Kernel, Potential, Prior, StepDecay, value_and_gradient
+from gebm.samplers.langevin import MALA, KineticLangevin, UnadjustedLangevin
+from gebm.samplers.metropolis import IndependentMetropolis, RandomWalkMetropolis
+from gebm.samplers.optimal_transport import DiscriminatorOptimalTransport
+
+__all__ = [
+    "HMC",
+    "MALA",
+    "NAMES",
+    "Chain",
+    "DiscriminatorOptimalTransport",
+    "GradientDescent",
+    "IndependentMetropolis",
+    "Kernel",
+    "KineticLangevin",
+    "Potential",
+    "Prior",
+    "RandomWalkMetropolis",
+    "StepDecay",
+    "UnadjustedLangevin",
+    "make",
+    "run",
+    "value_and_gradient",
+]
+
+NAMES: dict[str, type] = {
+    "ula": UnadjustedLangevin,
+    "kla": KineticLangevin,
+    "mala": MALA,
+    "hmc": HMC,
+    "rwm": RandomWalkMetropolis,
+    "imh": IndependentMetropolis,
+    "dot": DiscriminatorOptimalTransport,
+    "descent": GradientDescent,
+}
+"""The kernels by the names that configurations use."""
+
+
+def make(name: str, **settings: Any) -> Kernel:
+    """Builds a kernel from its name and from settings that may be meant for several kernels.
+
+    A kernel takes the settings it has and leaves those of other kernels, so that one set of settings serves them all;
+    a setting that no kernel has is an error. None stands for the kernel's own default.
+
+    Args:
+        name: A key of `NAMES`.
+        **settings: Hyper-parameters: `step_size`, `friction`, `schedule`, `prior`, `num_leapfrog_steps`,
+            `initial_velocity`, `lipschitz`.
+
+    Returns:
+        The kernel.
+
+    Raises:
+        ValueError: If the name or a setting is unknown, a setting is missing, or one is out of range.
+
+    Example:
+        >>> make("hmc", step_size=0.1, num_leapfrog_steps=5, friction=1.0, schedule=None)
+        HMC(step_size=0.1, num_leapfrog_steps=5)
+    """
+    if name not in NAMES:
+        raise ValueError(f"unknown sampler {name!r}: choose one of {', '.join(NAMES)}")
+    known = {field.name for kernel in NAMES.values() for field in fields(kernel)}
+    if unknown := sorted(set(settings) - known):
+        raise ValueError(f"no sampler has a setting {', '.join(unknown)}: choose from {', '.join(sorted(known))}")
+    own = fields(NAMES[name])
+    chosen = {field.name: settings[field.name] for field in own if settings.get(field.name) is not None}
+    if missing := [field.name for field in own if field.default is MISSING and field.name not in chosen]:
+        raise ValueError(f"sampler {name!r} needs {', '.join(missing)}: give a value")
+    return NAMES[name](**chosen)

@@ -1,0 +1,486 @@
+"""Training: one energy step, one base step, and the alternation between them (Arbel, Zhou and Gretton, algorithm 1).
+
+Modes matter. The energy learns to reweight the very distribution that is sampled later, so in an energy step the base
+runs in evaluation mode (running batch-norm statistics) and without gradients. In a base step the base trains, and the
+energy stands still: evaluation mode (its power iteration does not advance), no gradients of its parameters.
+
+With an exponential moving average of the base, the energy is trained against *the average*, and the average is what
+``Trainer.sampling_model`` returns: an energy reweights the distribution it was trained against and no other. The price
+is a feedback that lags by about ``1 / (1 - ema_decay)`` base steps; keep that well below the steps in which the base
+changes much, or the base overshoots before the energy sees it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.optim import Adam, Optimizer
+
+from gebm.model import GEBM, BoundedEnergy, effective_weights, frozen
+from gebm.objectives import Objective
+from gebm.partition import log_partition_monte_carlo
+from gebm.penalties import GradientPenalty
+
+__all__ = [
+    "Alternation",
+    "BaseLoss",
+    "EnergyLoss",
+    "EnergyTerms",
+    "StepInfo",
+    "Trainer",
+    "adam",
+    "initialise_log_partition",
+]
+
+
+@dataclass(frozen=True)
+class Alternation:
+    """How many energy steps come before each base step (Arbel, Zhou and Gretton, ICLR 2021, algorithm 1).
+
+    Args:
+        energy_steps: ``n_e``, energy steps per base step.
+        warmup_energy_steps: ``n_e`` of the base steps named below.
+        warmup_base_steps: How many base steps at the beginning have the warm-up's ``n_e``.
+        warmup_every: Every so many base steps there is one more of them.
+
+    Raises:
+        ValueError: If a number of energy steps or the period is below 1.
+
+    Example:
+        >>> alternation = Alternation()
+        >>> [alternation.energy_steps_at(step) for step in (0, 1, 2, 499, 500, 501)]
+        [100, 100, 5, 5, 100, 5]
+    """
+
+    energy_steps: int = 5
+    warmup_energy_steps: int = 100
+    warmup_base_steps: int = 2
+    warmup_every: int = 500
+
+    def __post_init__(self) -> None:
+        if min(self.energy_steps, self.warmup_energy_steps, self.warmup_every) < 1 or self.warmup_base_steps < 0:
+            raise ValueError(f"{self}: take at least one energy step before a base step, and a period of at least 1")
+
+    def energy_steps_at(self, base_step: int) -> int:
+        """Return how many energy steps come before this base step.
+
+        Args:
+            base_step: Base steps done before.
+
+        Returns:
+            The number of energy steps.
+        """
+        warm = base_step < self.warmup_base_steps or base_step % self.warmup_every == 0
+        return self.warmup_energy_steps if warm else self.energy_steps
+
+
+class EnergyTerms(NamedTuple):
+    """What an energy step computes: the loss to differentiate, and its parts, detached."""
+
+    loss: Tensor
+    penalty: Tensor
+    energy_data: Tensor
+    energy_base: Tensor
+
+
+class EnergyLoss(nn.Module):
+    """The complete loss of an energy step, in one forward.
+
+    Being one module with one forward and one backward, it can be wrapped for data parallelism as it is.
+
+    Args:
+        gebm: The model; its energy, and the log-partition where the objective trains it, become this module's
+            parameters. Its base does not.
+        objective: The pair of losses.
+        penalty: What regularises the energy.
+        precision: float32, or bfloat16 for autocast inside the networks; the loss itself is in float32.
+    """
+
+    def __init__(
+        self, gebm: GEBM, objective: Objective, penalty: GradientPenalty, precision: torch.dtype = torch.float32
+    ) -> None:
+        super().__init__()
+        self.energy = gebm.energy
+        # A parameter that gets no gradient would keep data parallelism waiting: register it only where it gets one.
+        self.register_parameter("log_partition", gebm.log_partition if objective.trains_log_partition else None)
+        self.objective = objective
+        self.penalty = penalty
+        self.precision = precision
+
+    def forward(self, x_data: Tensor, x_base: Tensor, position: Tensor) -> EnergyTerms:
+        """Return the loss and its parts.
+
+        Args:
+            x_data: Data (N, ...).
+            x_base: Base samples (M, ...), without a graph.
+            position: Uniform positions for the penalty (min(N, M),).
+
+        Returns:
+            The terms.
+        """
+        with effective_weights(self.energy):
+            energies = _autocast(self.energy, x_data.device, self.precision)
+            energy_data, energy_base = energies(torch.cat([x_data, x_base])).split([len(x_data), len(x_base)])
+            penalty = self.penalty(energies, x_data, x_base, position)
+        loss = self.objective.energy_loss(energy_data, energy_base, self.log_partition) + penalty
+        return EnergyTerms(loss, penalty.detach(), energy_data.detach().mean(), energy_base.detach().mean())
+
+
+class BaseLoss(nn.Module):
+    """The complete loss of a base step, in one forward. The data do not enter it.
+
+    Args:
+        gebm: The model; its base becomes this module's, its energy does not.
+        objective: The pair of losses.
+        precision: float32, or bfloat16 for autocast inside the networks; the loss itself is in float32.
+    """
+
+    def __init__(self, gebm: GEBM, objective: Objective, precision: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.base = gebm.base
+        # In a tuple, the energy is no submodule: data parallelism must not wait for gradients that never come.
+        self._energy: tuple[BoundedEnergy] = (gebm.energy,)
+        self.objective = objective
+        self.precision = precision
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return the loss.
+
+        Args:
+            z: Latents (M, D).
+
+        Returns:
+            A scalar.
+        """
+        (energy,) = self._energy
+        with frozen(energy):
+            energy_base = _autocast(lambda z: energy(self.base(z)), z.device, self.precision)(z)
+        return self.objective.base_loss(energy_base)
+
+
+class StepInfo(NamedTuple):
+    """What happened in one base step and the energy steps before it: 0-dim tensors without a graph, this process's own.
+
+    Nothing here waits for the device; reading a value does.
+
+    Attributes:
+        energy_loss: Loss of the last energy step, penalty included; for KALE, minus the lower bound plus the penalty.
+        base_loss: Loss of the base step.
+        penalty: Penalty in the last energy step.
+        energy_data: Mean energy of data in the last energy step.
+        energy_base: Mean energy of base samples in the last energy step.
+        log_partition: ``c`` after the step.
+        num_nonfinite: How many of the losses were infinite or not a number; zero in a healthy run.
+        energy_steps: How many energy steps were taken; a plain integer.
+    """
+
+    energy_loss: Tensor
+    base_loss: Tensor
+    penalty: Tensor
+    energy_data: Tensor
+    energy_base: Tensor
+    log_partition: Tensor
+    num_nonfinite: Tensor
+    energy_steps: int
+
+
+class Trainer:
+    """Algorithm 1 of Arbel, Zhou and Gretton (ICLR 2021): energy steps and base steps in turn.
+
+    Args:
+        gebm: The model, already on its device.
+        objective: The pair of losses, from :mod:`gebm.objectives`.
+        penalty: What regularises the energy.
+        energy_optimizer: Owns the energy's parameters and the log-partition.
+        base_optimizer: Owns the base's parameters.
+        alternation: How many energy steps per base step.
+        ema_decay: Decay per base step of the moving average of the base, in (0, 1); no average if none. See the top
+            of this module for which base the energy is then trained against.
+        latent_batch_size: How many base samples a step draws; as many as the data batch has, if none.
+        precision: float32, or bfloat16 for autocast inside the networks.
+        parallel: Wraps the two loss modules, for example in ``DistributedDataParallel``.
+
+    Raises:
+        ValueError: If the optimisers do not own what they should, or a setting is out of range.
+
+    Example:
+        >>> import itertools
+        >>> from gebm import KALE, StandardNormal, networks
+        >>> base, energy = networks.make("mlp", resolution=0, channels=2, latent_dim=2, width=8)
+        >>> model = GEBM(base, energy, StandardNormal(2))
+        >>> trainer = Trainer(
+        ...     model,
+        ...     objective=KALE(),
+        ...     energy_optimizer=adam([*model.energy.parameters(), model.log_partition], lr=1e-3),
+        ...     base_optimizer=adam(model.base.parameters(), lr=1e-3),
+        ...     alternation=Alternation(energy_steps=1, warmup_energy_steps=3),
+        ... )
+        >>> trainer.step(itertools.repeat(torch.zeros(8, 2)), torch.Generator().manual_seed(0)).energy_steps
+        3
+    """
+
+    def __init__(
+        self,
+        gebm: GEBM,
+        *,
+        objective: Objective,
+        penalty: GradientPenalty | None = None,
+        energy_optimizer: Optimizer,
+        base_optimizer: Optimizer,
+        alternation: Alternation | None = None,
+        ema_decay: float | None = None,
+        latent_batch_size: int | None = None,
+        precision: torch.dtype = torch.float32,
+        parallel: Callable[[nn.Module], nn.Module] = lambda module: module,
+    ) -> None:
+        if precision not in (torch.float32, torch.bfloat16):
+            raise ValueError(f"no training in {precision}: choose torch.float32 or torch.bfloat16")
+        if ema_decay is not None and not 0 < ema_decay < 1:
+            raise ValueError(f"the average's decay is {ema_decay}: choose a number between 0 and 1, or none")
+        if latent_batch_size is not None and latent_batch_size < 1:
+            raise ValueError(f"the latent batch size is {latent_batch_size}: choose at least 1, or none")
+        _check_owner(energy_optimizer, [*gebm.energy.parameters(), gebm.log_partition], "the energy and log_partition")
+        _check_owner(base_optimizer, list(gebm.base.parameters()), "the base")
+        self.gebm = gebm
+        self.penalty = GradientPenalty() if penalty is None else penalty
+        self.energy_optimizer = energy_optimizer
+        self.base_optimizer = base_optimizer
+        self.alternation = Alternation() if alternation is None else alternation
+        self.ema_decay = ema_decay
+        self.latent_batch_size = latent_batch_size
+        self.base_step = 0
+        self._energy_loss = parallel(EnergyLoss(gebm, objective, self.penalty, precision))
+        self._base_loss = parallel(BaseLoss(gebm, objective, precision))
+        self._precision = precision
+        # Copied after wrapping: data parallelism has by then given every process the same weights.
+        self.average = None if ema_decay is None else copy.deepcopy(gebm.base).eval().requires_grad_(False)
+
+    def step(self, batches: Iterator[Tensor], generator: torch.Generator) -> StepInfo:
+        """Take the energy steps that are due, then one base step.
+
+        Args:
+            batches: Yields data (N, ...), images in [-1, 1]; one batch is taken per energy step.
+            generator: Source of every random number; best on the model's device.
+
+        Returns:
+            What happened, without waiting for the device.
+        """
+        energy_steps = self.alternation.energy_steps_at(self.base_step)
+        num_nonfinite = torch.zeros((), dtype=torch.int64, device=self.gebm.log_partition.device)
+        for _ in range(energy_steps):
+            x_data = next(batches).to(self.gebm.log_partition.device, non_blocking=True)
+            terms = self._step_energy(x_data, generator)
+            num_nonfinite += ~terms.loss.detach().isfinite()
+        base_loss = self._step_base(self.latent_batch_size or len(x_data), generator)
+        num_nonfinite += ~base_loss.isfinite()
+        self.base_step += 1
+        return StepInfo(
+            energy_loss=terms.loss.detach(),
+            base_loss=base_loss,
+            penalty=terms.penalty,
+            energy_data=terms.energy_data,
+            energy_base=terms.energy_base,
+            log_partition=self.gebm.log_partition.detach().clone(),
+            num_nonfinite=num_nonfinite,
+            energy_steps=energy_steps,
+        )
+
+    def sampling_model(self) -> GEBM:
+        """Return the model to sample: the one whose base the energy was trained against.
+
+        Returns:
+            The model with the averaged base where there is one; parameters are shared, not copied.
+        """
+        return self.gebm if self.average is None else self.gebm.with_base(self.average)
+
+    def decay_learning_rates(self, factor: float) -> None:
+        """Multiply both learning rates.
+
+        Args:
+            factor: The paper's is 0.8.
+        """
+        for optimizer in (self.energy_optimizer, self.base_optimizer):
+            for group in optimizer.param_groups:
+                group["lr"] *= factor
+
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """Return what a resumed run needs besides ``gebm.state_dict()`` and the generator's state.
+
+        Returns:
+            Two flat dictionaries: ``"tensors"``, by name, and ``"values"``, which JSON can hold.
+        """
+        tensors: dict[str, Tensor] = {}
+        values: dict[str, Any] = {"base_step": self.base_step}
+        for part, optimizer in self._optimizers().items():
+            state = optimizer.state_dict()
+            values[f"{part}.learning_rates"] = [group["lr"] for group in state["param_groups"]]
+            for index, entries in state["state"].items():
+                for name, entry in entries.items():
+                    tensors[f"{part}.{index}.{name}"] = entry
+        if self.average is not None:
+            tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
+        return {"tensors": tensors, "values": values}
+
+    def load_state_dict(self, state: dict[str, dict[str, Any]]) -> None:
+        """Continue where another trainer with the same settings stood.
+
+        Args:
+            state: What :meth:`state_dict` returned.
+
+        Raises:
+            ValueError: If one of the two trainers averages the base and the other does not.
+        """
+        tensors, values = state["tensors"], state["values"]
+        average = {name.removeprefix("average."): t for name, t in tensors.items() if name.startswith("average.")}
+        if (self.average is None) != (not average):
+            raise ValueError("only one of checkpoint and settings has an average of the base: set ema_decay as it was")
+        if self.average is not None:
+            self.average.load_state_dict(average)
+        for part, optimizer in self._optimizers().items():
+            entries: dict[int, dict[str, Tensor]] = {}
+            for key, tensor in tensors.items():
+                if key.startswith(f"{part}."):
+                    _, index, name = key.split(".")
+                    entries.setdefault(int(index), {})[name] = tensor.clone()
+            groups = optimizer.state_dict()["param_groups"]
+            for group, learning_rate in zip(groups, values[f"{part}.learning_rates"], strict=True):
+                group["lr"] = learning_rate
+            optimizer.load_state_dict({"state": entries, "param_groups": groups})
+        self.base_step = values["base_step"]
+
+    def _step_energy(self, x_data: Tensor, generator: torch.Generator) -> EnergyTerms:
+        num_latents = self.latent_batch_size or len(x_data)
+        base = self.gebm.base if self.average is None else self.average
+        with torch.no_grad(), frozen(base):
+            z_MD = self.gebm.prior.sample(num_latents, generator)
+            x_base = _autocast(base, x_data.device, self._precision)(z_MD)
+        position = self.penalty.draw(min(len(x_data), num_latents), generator).to(x_data.device)
+        self.gebm.energy.train()
+        terms = self._energy_loss(x_data, x_base, position)
+        self.energy_optimizer.zero_grad(set_to_none=True)
+        terms.loss.backward()
+        self.energy_optimizer.step()
+        return terms
+
+    def _step_base(self, num_latents: int, generator: torch.Generator) -> Tensor:
+        self.gebm.base.train()
+        loss = self._base_loss(self.gebm.prior.sample(num_latents, generator))
+        self.base_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.base_optimizer.step()
+        _average_buffers(self.gebm.base)
+        if self.average is not None:
+            # The window grows from ten steps on: the random initial weights must not stay in it.
+            _blend(self.average, self.gebm.base, min(self.ema_decay, (1 + self.base_step) / (10 + self.base_step)))
+        return loss.detach()
+
+    def _optimizers(self) -> dict[str, Optimizer]:
+        return {"energy_optimizer": self.energy_optimizer, "base_optimizer": self.base_optimizer}
+
+
+def adam(
+    parameters: Iterable[nn.Parameter],
+    lr: float,
+    betas: tuple[float, float] = (0.5, 0.999),
+    weight_decay: float = 0.0,
+) -> Adam:
+    """Return Adam with the paper's betas.
+
+    Args:
+        parameters: What it owns.
+        lr: Learning rate.
+        betas: Decay rates of the two moments.
+        weight_decay: L2 of the weights; a 0-dim parameter, the log-partition, is left out, for it has no reason to be
+            near zero.
+
+    Returns:
+        The optimiser.
+
+    Example:
+        >>> adam(nn.Linear(2, 1).parameters(), lr=1e-4).defaults["betas"]
+        (0.5, 0.999)
+    """
+    parameters = list(parameters)
+    groups = [
+        {"params": [p for p in parameters if p.dim() > 0], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() == 0], "weight_decay": 0.0},
+    ]
+    return Adam([group for group in groups if group["params"]], lr=lr, betas=betas)
+
+
+@torch.no_grad()
+def initialise_log_partition(gebm: GEBM, num_samples: int, generator: torch.Generator | None = None) -> None:
+    """Set ``c`` by Monte Carlo over the base, before training or after it with an objective that does not train ``c``.
+
+    Args:
+        gebm: The model, changed in place.
+        num_samples: How many base samples.
+        generator: Source of every random number.
+
+    Example:
+        >>> from gebm import StandardNormal
+        >>> model = GEBM(nn.Identity(), nn.Linear(2, 1), StandardNormal(2))
+        >>> _ = nn.init.zeros_(model.energy.network.weight), nn.init.ones_(model.energy.network.bias)
+        >>> initialise_log_partition(model, 16)
+        >>> model.log_partition.item()
+        -1.0
+    """
+    estimate, _ = log_partition_monte_carlo(gebm, num_samples, generator)
+    gebm.log_partition.copy_(estimate)
+
+
+def _autocast(
+    network: Callable[[Tensor], Tensor], device: torch.device, precision: torch.dtype
+) -> Callable[[Tensor], Tensor]:
+    """Return the network so that it runs in the given precision.
+
+    Only its forward: the penalty differentiates in between, and backward passes run outside autocast by torch's rules.
+    """
+
+    def forward(x: Tensor) -> Tensor:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
+            return network(x)
+
+    return forward
+
+
+def _check_owner(optimizer: Optimizer, parameters: list[nn.Parameter], name: str) -> None:
+    owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if owned != {id(parameter) for parameter in parameters}:
+        raise ValueError(f"an optimiser does not own exactly the parameters of {name}: build it from those")
+
+
+@torch.no_grad()
+def _blend(average: nn.Module, module: nn.Module, decay: float) -> None:
+    """Move parameters and running statistics of the average towards the module's; counters are copied."""
+    # state_dict's tensors share the modules' storage and come in the same order.
+    for averaged, current in zip(average.state_dict().values(), module.state_dict().values(), strict=True):
+        if averaged.is_floating_point():
+            averaged.lerp_(current, 1 - decay)
+        else:
+            averaged.copy_(current)
+
+
+@torch.no_grad()
+def _average_buffers(module: nn.Module) -> None:
+    """Average running statistics over processes.
+
+    Each process has updated them from its own part of the batch, and the energy steps that follow run the base with
+    them: without this, every process would train the energy against a base of its own.
+    """
+    buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
+    if not (buffers and distributed.is_available() and distributed.is_initialized()):
+        return
+    world_size = distributed.get_world_size()
+    if world_size > 1:
+        joined = torch.cat([buffer.flatten() for buffer in buffers])
+        distributed.all_reduce(joined)
+        for buffer, mean in zip(
+            buffers, (joined / world_size).split([buffer.numel() for buffer in buffers]), strict=True
+        ):
+            buffer.copy_(mean.view_as(buffer))

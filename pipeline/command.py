@@ -1,0 +1,133 @@
+"""From the command line to a verb: Hydra composes, a user's mistake becomes one line and exit status 2."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pipeline import config as schema
+from pipeline.errors import UserError
+
+__all__ = ["Task", "verb"]
+
+
+Task = Callable[[schema.Config, dict[str, Any]], int]
+
+
+def verb(description: str, examples: list[str]) -> Callable[[Task], Callable[[], None]]:
+    """Make a function of a config the main function of ``python -m pipeline.<verb>``.
+
+    Args:
+        description: one or two sentences for ``--help``.
+        examples: commands for ``--help``.
+
+    Returns:
+        A decorator. What it decorates takes the config and those keys that were named on the command line, and returns
+        the exit status; what comes out takes no argument, and exits with status 2 after one line on standard error for
+        whatever the user can mend: an unknown key, a wrong type, a missing store.
+    """
+
+    def decorate(task: Task) -> Callable[[], None]:
+        @functools.wraps(task)
+        def main() -> None:
+            # With this set Hydra lets errors through to us; without it, it prints its own text and exits with 1.
+            os.environ["HYDRA_FULL_ERROR"] = "1"
+            if any(flag in sys.argv[1:] for flag in ("--help", "-h")):
+                print(_help(description, examples))
+                return
+            compose = hydra.main(
+                config_path=str(schema.config_root()), config_name=schema.CONFIG_NAME, version_base="1.3"
+            )
+
+            composed: list[tuple[DictConfig, dict[str, Any]]] = []
+
+            def keep(values: DictConfig) -> None:
+                composed.append((values, _named(values)))
+
+            try:
+                try:
+                    compose(keep)()
+                except ValueError as error:  # Hydra's own, of a group that is not a name
+                    raise UserError(_one_line(error)) from None
+                # Run out here: Hydra would add lines of its own to whatever is raised. It has composed nothing where
+                # it was only asked to show the config or to complete a word.
+                for values, named in composed:
+                    plain = OmegaConf.to_container(values, resolve=True)
+                    config = schema.from_dict({key: plain[key] for key in plain if key not in schema.HYDRA_KEYS})
+                    sys.exit(task(config, named))
+            except UserError as error:
+                _refuse(str(error))
+            except KeyboardInterrupt:
+                print("stopped", file=sys.stderr)
+                sys.exit(130)
+            except (HydraException, OmegaConfBaseException) as error:
+                _refuse(_one_line(error))
+
+        return main
+
+    return decorate
+
+
+def _named(values: DictConfig) -> dict[str, Any]:
+    """The keys that the command line names, with their values; which experiment and search it names is no key."""
+    parsed = OverridesParser.create().parse_overrides(HydraConfig.get().overrides.task)
+    keys = [override.key_or_group.lstrip("+~") for override in parsed]
+    named = {key: OmegaConf.select(values, key) for key in keys if key not in ("conf", "sweeps")}
+    return {key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in named.items()}
+
+
+def _refuse(reason: str) -> None:
+    print(f"error: {reason}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _one_line(error: BaseException) -> str:
+    """Hydra's and OmegaConf's errors, cut to the sentence that says what is wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
+    if cause is not None:
+        lines.append(str(cause).splitlines()[0].strip())
+    text = "; ".join(lines[:1] + lines[-1:] if cause is not None else lines[:1])
+    if "conf/" in text:
+        return f"{text}. Experiments: {', '.join(schema.experiments())}"
+    if "sweeps/" in text:
+        return f"{text}. Searches: {', '.join(schema.searches())}"
+    if "override" in text and ("parsing" in text or "Config group" in text):
+        return f"{text}. Write key=value, and conf=... and sweeps=... as names that --help lists"
+    if "is not in struct" in text or "Could not override" in text:
+        return f"{text}. `--cfg job` prints every key there is"
+    return text
+
+
+def _help(description: str, examples: list[str]) -> str:
+    def table(rows: dict[str, str]) -> list[str]:
+        width = max(map(len, rows), default=0)
+        return [f"  {name:<{width}}  {line}" for name, line in rows.items()]
+
+    return "\n".join(
+        [
+            description,
+            "",
+            "Experiments (conf=...):",
+            *table(schema.experiments()),
+            "",
+            "Searches (sweeps=...):",
+            *table(schema.searches()),
+            "",
+            "Any key can be overridden as key=value, for example train.energy_lr=3e-4.",
+            "`--cfg job` prints the whole config; `--shell-completion install=bash` completes its keys.",
+            "",
+            "Examples:",
+            *(f"  {example}" for example in examples),
+        ]
+    )

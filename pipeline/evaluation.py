@@ -1,0 +1,186 @@
+"""The base against the GEBM: samples along the MCMC chain, and what they score.
+
+The chain starts at the base's own latents, so its zeroth point *is* the base: ``fid_base`` and ``fid_gebm`` compare
+the same latents before and after sampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+
+from gebm import GEBM, diagnostics, samplers
+from gebm.model import frozen
+from gebm.partition import log_partition_monte_carlo
+from pipeline import config as schema
+from pipeline import metrics
+
+__all__ = ["Evaluation", "chain_steps", "evaluate", "make_kernel", "run_chains"]
+
+_DIAGNOSED_CHAINS = 64  # R-hat and ESS are taken over so many of the chains ...
+_DIAGNOSED_POINTS = 100  # ... and so many places along them
+
+
+@dataclass
+class Evaluation:
+    """What one evaluation found.
+
+    Attributes:
+        scores: ``fid_base``, ``fid_gebm`` and what else was asked for, with the sampler's diagnostics.
+        chain: step of the chain -> FID there.
+        frames: step of the chain -> the same few images there, (G, C, H, W) uint8.
+    """
+
+    scores: dict[str, float] = field(default_factory=dict)
+    chain: dict[int, float] = field(default_factory=dict)
+    frames: dict[int, torch.Tensor] = field(default_factory=dict)
+
+
+def make_kernel(sampler: schema.Sampler, model: GEBM) -> samplers.Kernel:
+    """The kernel that the config names, with its step-size schedule."""
+    schedule = samplers.StepDecay(factor=sampler.decay, every=sampler.decay_every) if sampler.decay != 1.0 else None
+    return samplers.make(
+        sampler.name, step_size=sampler.step_size, friction=sampler.friction, schedule=schedule, prior=model.prior
+    )
+
+
+def chain_steps(num_steps: int, points: int) -> list[int]:
+    """Where along a chain to measure: its start, its end, and evenly in between.
+
+    Example:
+        >>> chain_steps(100, 4), chain_steps(3, 5)
+        ([0, 25, 50, 75, 100], [0, 1, 2, 3])
+    """
+    return sorted({round(point * num_steps / points) for point in range(points + 1)})
+
+
+def run_chains(
+    model: GEBM,
+    sampler: schema.Sampler,
+    z0: torch.Tensor,
+    *,
+    generator: torch.Generator,
+    observe: Callable[[int, torch.Tensor], None],
+) -> samplers.Chain:
+    """Run chains side by side.
+
+    Args:
+        model: the GEBM.
+        sampler: the kernel and its settings.
+        z0: where they start (N, D); they share the device's memory.
+        generator: where the noise comes from.
+        observe: called with the step and the latents (N, D), before the first step and after each.
+
+    Returns:
+        The chain's end.
+    """
+    # Held fixed out here as well as in the potential, so that normalised weights are computed once and not every step.
+    with frozen(model.base, model.energy):
+        observe(0, z0)
+        return samplers.run(
+            make_kernel(sampler, model),
+            lambda z: model.potential(z, beta=sampler.beta),
+            z0,
+            sampler.num_steps,
+            generator=generator,
+            every=1,
+            callback=lambda step, state: observe(step, state.z),
+        )
+
+
+def evaluate(
+    model: GEBM,
+    config: schema.Config,
+    extractor: metrics.Extractor,
+    reference: metrics.Reference,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    advance: Callable[[int], None] = lambda steps: None,
+) -> Evaluation:
+    """Score the base and the GEBM, and the way from one to the other.
+
+    Latents and noise are the same at each evaluation of a run, so what changes between two of them is the model.
+
+    Args:
+        model: the GEBM to sample.
+        config: sampler and evaluation settings.
+        extractor: the feature extractor of the FID.
+        reference: what the store looks like to it.
+        rank: this worker.
+        world_size: workers, each of which runs its share of the chains.
+        advance: called with the chain-steps done since the last call.
+
+    Returns:
+        What was found. Scores and chain are the same on every rank, frames are of its own chains.
+
+    Raises:
+        UserError: the chain diverged.
+    """
+    settings = config.evaluation
+    share = -(-settings.num_samples // world_size)  # equal shares, so that a gather has one shape
+    generator = torch.Generator(model.log_partition.device)
+    generator.manual_seed((config.seed + 1) * 1_000_003 + rank)
+    # All latents first: how much noise a sampler draws then changes nothing about where its chains start.
+    latents = model.prior.sample(share, generator)
+    stops = chain_steps(config.sampler.num_steps, settings.chain_points)
+    thinning = max(1, config.sampler.num_steps // _DIAGNOSED_POINTS)
+    found = Evaluation()
+    parts: dict[int, list[dict[str, torch.Tensor]]] = {stop: [] for stop in stops}
+    for start in range(0, share, settings.batch_size):
+        positions: list[torch.Tensor] = []
+
+        def observe(step: int, z: torch.Tensor, *, first: bool = start == 0, seen: list = positions) -> None:
+            if step:
+                advance(len(z))
+                if first and step % thinning == 0:
+                    seen.append(z[:_DIAGNOSED_CHAINS])
+            if step in parts:
+                with torch.no_grad():
+                    images = metrics.to_uint8(model.base(z))
+                parts[step].append(metrics.features(images, extractor))
+                shown = found.frames.get(step, images[:0].cpu())
+                if len(shown) < settings.grid:
+                    found.frames[step] = torch.cat([shown, images.cpu()])[: settings.grid]
+
+        z0 = latents[start : start + settings.batch_size]
+        chain = run_chains(model, config.sampler, z0, generator=generator, observe=observe)
+        if start == 0:
+            found.scores.update(_diagnose(positions, chain, make_kernel(config.sampler, model)))
+    for step in stops:
+        joined = {
+            layer: _gather(torch.cat([part[layer] for part in parts[step]]), world_size)[: settings.num_samples]
+            for layer in ("embedding", "logits")
+        }
+        end = {stops[0]: "base", stops[-1]: "gebm"}.get(step)
+        wanted = tuple(dict.fromkeys(("fid", *settings.metrics))) if end else ("fid",)
+        scores = metrics.score(joined, reference, extractor, metrics=wanted)
+        found.chain[step] = scores["fid"]
+        if end:
+            found.scores.update({f"{name}_{end}": value for name, value in scores.items()})
+    estimate, error = log_partition_monte_carlo(
+        model, num_samples=min(max(share, 2), 4096), generator=generator, batch_size=settings.batch_size
+    )
+    found.scores["log_partition_monte_carlo"] = float(estimate)
+    found.scores["log_partition_standard_error"] = float(error)
+    return found
+
+
+def _diagnose(positions: list[torch.Tensor], chain: samplers.Chain, kernel: samplers.Kernel) -> dict[str, float]:
+    """Diagnostics of the latents; a chain too short to have any has none."""
+    if len(positions) < 4:
+        return {"mean_potential": float(chain.infos.potential.double().mean())}
+    return diagnostics.summary(torch.stack(positions), chain.infos, gradients_per_step=kernel.gradients_per_step)
+
+
+def _gather(rows: torch.Tensor, world_size: int) -> torch.Tensor:
+    if world_size == 1:
+        return rows
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else rows.device
+    mine = rows.to(device).contiguous()
+    everyone = [torch.empty_like(mine) for _ in range(world_size)]
+    dist.all_gather(everyone, mine)
+    return torch.cat(everyone).to(rows.device)

@@ -1,0 +1,464 @@
+"""A sweep from beginning to end, as the driver sees it. A single training run is a sweep of one trial."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import ray
+import yaml
+from ray import tune
+from rich.console import Console
+
+from pipeline import cluster, metrics, search
+from pipeline import config as schema
+from pipeline.checkpoints import load_state, read
+from pipeline.display import Display, make_console, results_table
+from pipeline.errors import UserError
+from pipeline.files import is_local, write_file
+from pipeline.records import ENDED, Records, TrialRecord, read_summary
+from pipeline.stores import MissingStore, Store, open_store, sources, write_store
+from pipeline.stores.location import filesystem
+from pipeline.tracking import Tracker
+from pipeline.trial import build_model, trained_config
+from pipeline.tuning import TRIAL, tuned
+
+__all__ = ["Interrupted", "exit_status", "ready_store", "resumed", "run"]
+
+
+class Interrupted(Exception):
+    """Ctrl-C; what was done is kept, and ``resume`` goes on from it."""
+
+
+def ready_store(config: schema.Config) -> Store:
+    """The experiment's store; data that come with a package are written at first use.
+
+    Args:
+        config: ``data``.
+
+    Raises:
+        UserError: there is no store, and the one line says which command makes it; or it is not what the experiment
+            asks for.
+    """
+    data = config.data
+    try:
+        store = open_store(data.store)
+    except MissingStore as error:
+        if data.source.kind != "digits":
+            raise UserError(
+                f"{error}; make it with `python -m pipeline.shards conf={config.name} data.store={data.store} "
+                f"data.source.url=<where the published files are>`"
+            ) from None
+        write_store(
+            sources.make(data.source.kind),
+            data.store,
+            resolution=data.resolution,
+            channels=data.channels,
+            encoding=data.encoding,
+            samples_per_shard=data.samples_per_shard,
+        )
+        store = open_store(data.store)
+    found = store.manifest
+    if (found.resolution, found.channels) != (data.resolution, data.channels):
+        raise UserError(
+            f"the store {store.url} holds images of {found.resolution} pixels and {found.channels} channels, and "
+            f"conf={config.name} asks for data.resolution={data.resolution} data.channels={data.channels}"
+        )
+    if found.num_samples < config.train.batch_size:
+        raise UserError(
+            f"the store {store.url} has {found.num_samples} images, fewer than train.batch_size="
+            f"{config.train.batch_size}"
+        )
+    return store
+
+
+def resumed(folder: str) -> tuple[schema.Config, list[TrialRecord], dict[str, Any]]:
+    """The config, the trials and the facts of an interrupted sweep.
+
+    Args:
+        folder: the sweep's folder, behind any fsspec URL.
+
+    Raises:
+        UserError: there is no sweep in it.
+    """
+    folder = _absolute(folder)
+    summary, trials = read_summary(folder)
+    files, path = fsspec.url_to_fs(folder)
+    try:
+        config = schema.from_dict(yaml.safe_load(files.cat_file(f"{path}/config.yaml")))
+    except (FileNotFoundError, yaml.YAMLError) as error:
+        raise UserError(f"{folder}/config.yaml cannot be read ({type(error).__name__})") from None
+    config.output = folder
+    for trial in trials:
+        trial.status = trial.status if trial.status in ENDED else "pending"
+    return config, trials, summary
+
+
+def run(config: schema.Config, named: dict[str, Any], *, verb: str, console: Console | None = None) -> Records:
+    """Run a sweep, or go on with one.
+
+    Args:
+        config: the experiment; with ``resume`` set, it is taken from the folder that names.
+        named: keys that the command line names, which hold in a resumed sweep as well.
+        verb: ``sweep`` or ``train``, for the commands that are printed.
+        console: where to print.
+
+    Returns:
+        The trials.
+
+    Raises:
+        UserError: something the user can mend, before any worker has started.
+        Interrupted: Ctrl-C.
+    """
+    console = console or make_console()
+    earlier: list[TrialRecord] = []
+    facts: dict[str, Any] = {}
+    resuming = config.resume is not None
+    if config.resume:
+        config, earlier, facts = resumed(config.resume)
+        config = schema.apply(config, {key: value for key, value in named.items() if key not in ("resume", "output")})
+    elif config.checkpoint:
+        config = _of_checkpoint(config, named)
+    schema.validate(config)
+    space = search.parse_space(config)
+    if _samples_only(config.sweep.space) and config.checkpoint is None:
+        raise UserError("a search over the sampler alone needs a trained model: give checkpoint=<a trial's folder>")
+    if config.evaluation.weights:
+        config.evaluation.weights = _absolute(config.evaluation.weights)  # workers run in folders of their own
+    store = ready_store(config)
+    config.data.store = store.url
+    output, uri, artifacts = _places(config, resuming=resuming)
+    config.output, config.tracking.uri = output, uri
+    points = search.first_points(config, space)  # a resumed sweep may have been given more of them
+    earlier += [TrialRecord(f"{index:03d}", points[index]) for index in range(len(earlier), len(points))]
+    records = Records(output, metric=config.sweep.metric, mode=config.sweep.mode, facts={}, trials=earlier)
+    tracker = Tracker(uri, config.tracking.experiment or config.name, artifacts=artifacts)
+    with cluster.connected(config) as capacity:
+        fitting = min(capacity.concurrent_trials, config.sweep.max_concurrent or capacity.concurrent_trials)
+        extractor = _prepare(config, capacity, console)
+        name = output.rstrip("/").rsplit("/", 1)[-1]
+        tracker.start_sweep(
+            name,
+            schema.to_dict(config),
+            _note(config, verb),
+            extractor=extractor,
+            run_id=facts.get("mlflow_run_id"),
+        )
+        records.facts = {
+            "experiment": config.name,
+            "extractor": extractor,
+            "store": store.url,
+            "tracking_uri": uri,
+            "mlflow_run_id": tracker.run_id,
+        }
+        write_file(f"{output}/config.yaml", yaml.safe_dump(schema.to_dict(config), sort_keys=False).encode())
+        tracker.log_files(str(tracker.run_id), [f"{output}/config.yaml"])
+        _advise(config, capacity, console)
+        records.write()
+        searcher, count = search.make_searcher(config, space, earlier)
+        workers = ", ".join(f"{amount:g} {resource}" for resource, amount in capacity.worker.items())
+        with Display(records, config.train.base_steps, console) as display:
+            display.say(
+                f"{config.name}: {count} trial(s) to run, {fitting} at a time, "
+                f"each on {capacity.num_workers} worker(s) of {workers}; MLflow is at {uri}"
+            )
+            cluster.forget(output)
+            if config.sweep.scheduler == "pbt":
+                trials = {"config": search.population(space, earlier)}
+            else:
+                trials = {"search_alg": searcher, "num_samples": count}
+            with _quiet():
+                tune.run(
+                    tune.with_resources(
+                        tune.with_parameters(tuned, settings=_settings(config, capacity)),
+                        {"CPU": cluster.DRIVER_CPUS},
+                    ),
+                    scheduler=search.make_scheduler(config, space, earlier),
+                    **trials,
+                    max_concurrent_trials=fitting,
+                    callbacks=[_Watch(config, records, tracker, display)],
+                    raise_on_failed_trial=False,
+                    trial_name_creator=lambda trial: trial.config[TRIAL],
+                    trial_dirname_creator=lambda trial: f"{trial.config[TRIAL]}-{trial.trial_id}",
+                    verbose=0,
+                    **cluster.books(output),
+                )
+        interrupted = any(record.status not in ENDED for record in records.trials)
+        _finish(config, records, tracker, verb, interrupted=interrupted)
+    if interrupted:
+        raise Interrupted(f"stopped; go on with: python -m pipeline.{verb} resume={output}")
+    _report(config, records, console)
+    return records
+
+
+def exit_status(config: schema.Config, named: dict[str, Any], *, verb: str) -> int:
+    """Run a sweep as a command does.
+
+    Args:
+        config: the experiment.
+        named: keys that the command line names.
+        verb: ``sweep`` or ``train``.
+
+    Returns:
+        0; 1 where no trial was evaluated; 130 after Ctrl-C.
+    """
+    try:
+        records = run(config, named, verb=verb)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        print(str(stop) or "stopped before any trial had started")
+        return 130
+    return 0 if records.best() else 1
+
+
+class _Watch(tune.Callback):
+    """Takes what the trials report to the records, the terminal and the tracker. The driver alone does this."""
+
+    def __init__(self, config: schema.Config, records: Records, tracker: Tracker, display: Display) -> None:
+        self._config, self._records, self._tracker, self._display = config, records, tracker, display
+        self._started: dict[str, float] = {}
+        self._untracked: set[str] = set()
+
+    def _record(self, trial: Any) -> TrialRecord:
+        name = str(trial)
+        params = {key: value for key, value in trial.config.items() if key != TRIAL}
+        record = self._records.get(name) or self._records.add(name, params)
+        if params != record.params:
+            record.params = params  # population-based training changes them
+            found = ", ".join(f"{key}={value:.3g}" for key, value in params.items() if isinstance(value, float))
+            self._display.say(f"trial {name} goes on from the weights of a better one, with {found}")
+        return record
+
+    @contextlib.contextmanager
+    def _tracking(self, record: TrialRecord) -> Iterator[None]:
+        """What the tracker does not take is lost to the tracker alone: trials go on and ``summary.json`` has it all."""
+        try:
+            yield
+            self._untracked.discard(record.name)
+        except Exception as error:  # every tracker and file system has exceptions of its own
+            if record.name not in self._untracked:
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
+                self._display.say(f"trial {record.name}: its newest results are not in MLflow: {reason}")
+            self._untracked.add(record.name)
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        record = self._record(trial)
+        self._started[record.name] = time.monotonic()
+        if record.status != "running":
+            record.status, record.error = "running", None
+            with self._tracking(record):
+                record.mlflow_run_id = self._tracker.start_trial(
+                    f"trial {record.name}",
+                    schema.to_dict(schema.apply(self._config, record.params)),
+                    {"trial": record.name, "experiment": self._config.name},
+                    record.mlflow_run_id,
+                )
+        self._records.write()
+        self._display.update(record)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        record = self._record(trial)
+        self._clock(record)
+        known = {key: value for key, value in result.items() if key in result.get("reported", ())}
+        if "error" in known:
+            record.error = known["error"]
+            return
+        evaluated = self._config.sweep.metric in known
+        if evaluated and record.evaluations[-1:] == [self._records.evaluation(known)]:
+            return  # a trial that goes on says first where it stands
+        numbers = {key: value for key, value in known.items() if isinstance(value, int | float)}
+        if evaluated:
+            numbers["extractor"] = known["extractor"]
+            self._records.evaluated(record, numbers, known.get("checkpoint"))
+        else:
+            record.metrics.update(numbers)
+        run_id = str(record.mlflow_run_id)
+        if evaluated:
+            self._records.write()
+        with self._tracking(record):
+            self._tracker.log_metrics(run_id, numbers, step=known["base_step"])
+            if evaluated:
+                self._tracker.log_chain(run_id, known["chain"], known["base_step"])
+                self._tracker.log_files(run_id, known["figures"], folder=f"step-{known['base_step']:08d}")
+        self._display.update(record, evaluated=evaluated)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        record = self._record(trial)
+        planned = record.params.get("train.base_steps", self._config.train.base_steps)
+        done = record.metrics.get("base_step", 0) >= planned
+        self._end(record, "finished" if done else "pruned")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        record = self._record(trial)
+        record.error = record.error or "the trial's process died; Ray's logs are under /tmp/ray/session_latest/logs"
+        self._end(record, "failed")
+        self._display.say(f"trial {record.name} failed: {record.error}")
+
+    def _end(self, record: TrialRecord, status: str) -> None:
+        self._clock(record)
+        record.status = status
+        self._records.write()
+        tags = {"status": status, **({"error": record.error} if record.error else {})}
+        with self._tracking(record):
+            self._tracker.describe(str(record.mlflow_run_id), record.error or status, tags)
+            self._tracker.end(str(record.mlflow_run_id), "FAILED" if status == "failed" else "FINISHED")
+        self._display.update(record)
+
+    def _clock(self, record: TrialRecord) -> None:
+        now = time.monotonic()
+        record.seconds += now - self._started.get(record.name, now)
+        self._started[record.name] = now
+
+
+def _places(config: schema.Config, *, resuming: bool) -> tuple[str, str, str | None]:
+    """The results' folder, the tracker, and where a new MLflow experiment keeps artifacts (None: it decides)."""
+    default = Path("results").absolute()
+    output = _absolute(config.output or str(default / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"))
+    files, path = filesystem(output)
+    try:
+        if not resuming and files.exists(f"{path}/summary.json"):
+            raise UserError(f"there is a sweep in {output} already: go on with resume={output}, or name another output")
+        write_file(f"{output}/.writable", b"")
+        files.rm(f"{path}/.writable")
+    except UserError:
+        raise
+    except Exception as error:  # each file system has exceptions of its own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"cannot write to output={output} ({reason})") from None
+    if config.tracking.uri:
+        return output, config.tracking.uri, None
+    default.mkdir(parents=True, exist_ok=True)
+    return output, f"sqlite:///{default / 'mlflow.db'}", (default / "artifacts").as_uri()
+
+
+def _absolute(url: str) -> str:
+    # Without a slash at its end: to an object store "x/" + "/y" is another place than "x" + "/y".
+    return url.rstrip("/") if "://" in url else str(Path(url).expanduser().absolute())
+
+
+def _settings(config: schema.Config, capacity: cluster.Capacity) -> dict[str, Any]:
+    return {"config": schema.to_dict(config), "worker": capacity.worker}
+
+
+def _samples_only(space: dict[str, Any]) -> bool:
+    return bool(space) and all(key.startswith("sampler.") for key in space)
+
+
+def _of_checkpoint(config: schema.Config, named: dict[str, Any]) -> schema.Config:
+    """The config of a trained model to start from, with the search, and with what the command line names."""
+    config.checkpoint = _absolute(str(config.checkpoint))
+    checkpoint = read(config.checkpoint)
+    trained = trained_config(checkpoint)
+    space = config.sweep.space
+    if space == config.spaces.get("sampler") and "sweep.space" not in named:
+        space = trained.spaces.get("sampler", space)  # of the experiment it was trained in
+    command = {key: getattr(config, key) for key in ("scale", "ray", "tracking", "output", "resume")}
+    config = dataclasses.replace(
+        trained, **command, sweep=dataclasses.replace(config.sweep, space=space), checkpoint=checkpoint.url
+    )
+    apart = ("checkpoint", "output", "resume")
+    config = schema.apply(config, {key: value for key, value in named.items() if key not in apart})
+    load_state(build_model(config), checkpoint)
+    if _samples_only(space):
+        config.train.base_steps = checkpoint.state["base_step"]  # trained already: nothing to add but the sampling
+    return config
+
+
+def _advise(config: schema.Config, capacity: cluster.Capacity, console: Console) -> None:
+    """Say what need not be wrong, and often is."""
+    if len(capacity.nodes) > 1:
+        for key, url in (("output", str(config.output)), ("data.store", config.data.store)):
+            if is_local(filesystem(url)[0]):
+                console.print(
+                    f"note: {key}={url} is a local path and the cluster has {len(capacity.nodes)} nodes: all of them "
+                    f"have to see it there, as on a network file system; else name a place such as s3://bucket/...",
+                    highlight=False,
+                )
+
+
+def _prepare(config: schema.Config, capacity: cluster.Capacity, console: Console) -> str:
+    """Make the extractor and the data's statistics once, before the trials need them."""
+    console.print(
+        f"preparing the feature extractor and the reference statistics of {config.data.store} ...", highlight=False
+    )
+    gpus = capacity.preparation.get("GPU", 0)
+    task = ray.remote(num_cpus=capacity.preparation["CPU"], num_gpus=gpus)(_prepare_metrics)
+    try:
+        return ray.get(
+            task.remote(config.data.store, config.evaluation.extractor, config.evaluation.weights, bool(gpus))
+        )
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise UserError(str(error.cause)) from None
+        raise
+
+
+def _prepare_metrics(store_url: str, extractor: str, weights: str | None, use_gpu: bool) -> str:
+    store = open_store(store_url)
+    made = metrics.make_extractor(extractor, store=store, weights=weights, device="cuda" if use_gpu else "cpu")
+    metrics.reference(store, made)
+    return made.label
+
+
+def _note(config: schema.Config, verb: str) -> str:
+    space = "\n".join(f"- `{key}`: `{json.dumps(form)}`" for key, form in config.sweep.space.items())
+    return (
+        f"**{config.name}**, {config.sweep.search} search, scheduler {config.sweep.scheduler}, ranked by "
+        f"`{config.sweep.metric}`.\n\n{space}\n\nResume: `python -m pipeline.{verb} resume={config.output}`"
+    )
+
+
+def _finish(config: schema.Config, records: Records, tracker: Tracker, verb: str, *, interrupted: bool) -> None:
+    records.write()
+    run_id, best = str(tracker.run_id), records.best()
+    tracker.log_files(run_id, [f"{records.output}/summary.json"])
+    note = _note(config, verb)
+    if best is not None:
+        scores = {key: best.best_metrics[key] for key in ("fid_base", "fid_gebm") if key in best.best_metrics}
+        tracker.log_metrics(run_id, scores, step=0)
+        found = ", ".join(f"`{key}={value}`" for key, value in best.params.items())
+        note += f"\n\nBest: trial {best.name} ({found}): {scores}, extractor {records.facts['extractor']}"
+    tracker.describe(run_id, note, {"best_trial": best.name if best else "none"})
+    for record in records.trials:
+        if record.status == "running":
+            tracker.end(str(record.mlflow_run_id), "KILLED")
+    tracker.end(run_id, "KILLED" if interrupted else "FINISHED")
+    cluster.forget(records.output)
+
+
+def _report(config: schema.Config, records: Records, console: Console) -> None:
+    console.print(results_table(records))
+    best = records.best()
+    if best is not None:
+        console.print(f"best model      {best.best_checkpoint}", highlight=False)
+        console.print(f"sample it       python -m pipeline.sample checkpoint={best.best_checkpoint}", highlight=False)
+    console.print(f"results         {records.output}", highlight=False)
+    console.print(f"review in MLflow   {_review_command(str(config.tracking.uri))}", highlight=False)
+
+
+def _review_command(uri: str) -> str:
+    return f"open {uri}" if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Ray's own notes on a run's progress are ours to give; its warnings and errors stay in its log files."""
+    warnings.filterwarnings("ignore", message="Consider boosting PBT performance", category=UserWarning)
+    loggers = [logging.getLogger(name) for name in ("ray", "ray.tune", "ray.train")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,57 @@
+"""Whole files behind any fsspec URL."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+
+import fsspec
+
+__all__ = ["is_local", "write_file"]
+
+
+def is_local(files: fsspec.AbstractFileSystem) -> bool:
+    """Whether it is this machine's own file system.
+
+    Example:
+        >>> is_local(fsspec.filesystem("file")), is_local(fsspec.filesystem("memory"))
+        (True, False)
+    """
+    return "file" in ([files.protocol] if isinstance(files.protocol, str) else files.protocol)
+
+
+def write_file(url: str, content: bytes) -> None:
+    """Write a file so that no reader ever sees half of it.
+
+    Args:
+        url: where, behind any fsspec URL; its folder is made.
+        content: all of it. Where several processes write at once, one of them is the last, whole.
+
+    Example:
+        >>> write_file("memory://doctest/whole.txt", b"whole")
+        >>> fsspec.open("memory://doctest/whole.txt").open().read()
+        b'whole'
+    """
+    files, path = fsspec.url_to_fs(url)
+    files.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+    # A file system shows no half-written file under a name that it gets by renaming. An object store has no renaming
+    # to speak of, but shows an object only once it is whole.
+    if is_local(files):
+        _write_local(Path(path), content)
+    else:
+        files.pipe_file(path, content)
+
+
+def _write_local(path: Path, content: bytes) -> None:
+    # A name of its own, since several processes may write the same file; on the disk before it gets the right one,
+    # since otherwise a power cut could leave the name and not the content.
+    beside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        with open(beside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,163 @@
+"""What a sweep knows of its trials, kept in ``summary.json`` while it runs.
+
+The same file is the result that others read and the state from which an interrupted sweep goes on, so the two cannot
+disagree. It is JSON: resuming from a folder that somebody else wrote runs no code of theirs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.files import write_file
+from pipeline.stores.location import filesystem
+
+__all__ = ["ENDED", "Records", "TrialRecord", "read_summary"]
+
+ENDED = ("finished", "pruned", "failed")
+
+
+@dataclass
+class TrialRecord:
+    """One trial.
+
+    Attributes:
+        name: its number, and its folder under ``trials/``.
+        params: the keys that the search set.
+        status: pending, running, finished, pruned or failed.
+        metrics: the newest of each: ``fid_base``, ``fid_gebm`` and what else was measured.
+        checkpoint: the newest checkpoint's URL.
+        best_checkpoint: the URL of the checkpoint with the best score, and ``best_metrics`` what it scored.
+        evaluations: base step and metric of every evaluation, for schedulers and curves.
+        mlflow_run_id: where the tracker has it.
+        seconds: time it has run, over all its starts.
+        error: why it failed.
+    """
+
+    name: str
+    params: dict[str, Any]
+    status: str = "pending"
+    metrics: dict[str, Any] = field(default_factory=dict)
+    checkpoint: str | None = None
+    best_checkpoint: str | None = None
+    best_metrics: dict[str, Any] = field(default_factory=dict)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    mlflow_run_id: str | None = None
+    seconds: float = 0.0
+    error: str | None = None
+
+
+class Records:
+    """All trials of a sweep.
+
+    Args:
+        output: the sweep's folder, behind any fsspec URL.
+        metric: what trials are ranked by.
+        mode: ``min`` or ``max``.
+        facts: what else the summary says: the experiment's name, the feature extractor, the tracker.
+        trials: earlier trials of a resumed sweep.
+    """
+
+    def __init__(
+        self, output: str, *, metric: str, mode: str, facts: dict[str, Any], trials: list[TrialRecord] | None = None
+    ) -> None:
+        self.output, self.metric, self.mode, self.facts = output, metric, mode, facts
+        self.trials = list(trials or [])
+
+    def get(self, name: str) -> TrialRecord | None:
+        """The trial of this name."""
+        return next((trial for trial in self.trials if trial.name == name), None)
+
+    def add(self, name: str, params: dict[str, Any]) -> TrialRecord:
+        """A trial that the search has come up with."""
+        record = TrialRecord(name, params)
+        self.trials.append(record)
+        return record
+
+    def better(self, score: float, than: float | None) -> bool:
+        """Whether a score beats another; one that is not finite beats none."""
+        if not math.isfinite(score):
+            return False
+        return than is None or (score < than if self.mode == "min" else score > than)
+
+    def evaluated(self, record: TrialRecord, metrics: dict[str, Any], checkpoint: str | None) -> None:
+        """Take in an evaluation.
+
+        Args:
+            record: the trial.
+            metrics: with ``base_step`` and the sweep's metric among them.
+            checkpoint: the URL of the model that was evaluated.
+        """
+        record.metrics.update(metrics)
+        record.checkpoint = checkpoint
+        record.evaluations.append(self.evaluation(metrics))
+        # Who takes over another's weights goes back, and writes over what it had: that folder's score is the new one.
+        rewritten = checkpoint is not None and checkpoint == record.best_checkpoint
+        if rewritten or self.better(metrics[self.metric], record.best_metrics.get(self.metric)):
+            record.best_metrics, record.best_checkpoint = dict(metrics), checkpoint
+
+    def evaluation(self, metrics: dict[str, Any]) -> dict[str, Any]:
+        """An evaluation as the summary's curves have it: base step and score."""
+        return {"base_step": metrics["base_step"], self.metric: metrics[self.metric]}
+
+    def ranking(self) -> list[TrialRecord]:
+        """Trials, the best first and those without a score last."""
+
+        def key(record: TrialRecord) -> tuple[bool, float]:
+            score = record.best_metrics.get(self.metric, math.nan)
+            return math.isnan(score), score if self.mode == "min" else -score
+
+        return sorted(self.trials, key=key)
+
+    def best(self) -> TrialRecord | None:
+        """The trial with the best score."""
+        ranked = self.ranking()
+        return ranked[0] if ranked and self.metric in ranked[0].best_metrics else None
+
+    def write(self) -> None:
+        """Write ``summary.json``."""
+        best = self.best()
+        document = {
+            "metric": self.metric,
+            "mode": self.mode,
+            **self.facts,
+            "best": _finite(_at_its_best(best)) if best else None,
+            "trials": [_finite(asdict(trial)) for trial in self.trials],
+        }
+        write_file(f"{self.output}/summary.json", json.dumps(document, indent=1).encode())
+
+
+def _at_its_best(record: TrialRecord) -> dict[str, Any]:
+    """The trial with the checkpoint and the metrics that made it the best, which need not be its newest."""
+    return {**asdict(record), "checkpoint": record.best_checkpoint, "metrics": record.best_metrics}
+
+
+def _finite(value: Any) -> Any:
+    """Without the keys whose number is not finite: JSON has no such number, and other readers refuse Python's NaN."""
+    if isinstance(value, dict):
+        kept = {key: item for key, item in value.items() if not isinstance(item, float) or math.isfinite(item)}
+        return {key: _finite(item) for key, item in kept.items()}
+    return [_finite(item) for item in value] if isinstance(value, list) else value
+
+
+def read_summary(output: str) -> tuple[dict[str, Any], list[TrialRecord]]:
+    """The summary of a sweep's folder, and its trials.
+
+    Args:
+        output: the folder, behind any fsspec URL.
+
+    Raises:
+        UserError: there is no sweep in that folder, or its summary is damaged.
+    """
+    files, path = filesystem(output)
+    try:
+        document = json.loads(files.cat_file(f"{path}/summary.json"))
+        trials = [TrialRecord(**trial) for trial in document["trials"]]
+    except FileNotFoundError:
+        raise UserError(f"no sweep to resume at {output}: give the folder that holds its summary.json") from None
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(f"{output}/summary.json is damaged ({type(error).__name__}: {error})") from None
+    return document, trials

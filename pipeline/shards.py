@@ -1,0 +1,58 @@
+"""``python -m pipeline.shards``: make an image store from a data set as its publishers distribute it."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from pipeline.command import verb
+from pipeline.config import Config, validate
+from pipeline.stores import locate, sources, write_store
+
+__all__ = ["main"]
+
+
+@verb(
+    "Make an experiment's image store: resized, centre-cropped, sharded, with a manifest of checksums.",
+    [
+        "python -m pipeline.shards conf=lsun data.source.url=bedroom_train_lmdb.zip",
+        "python -m pipeline.shards conf=cifar10 data.source.url=cifar-10-binary.tar.gz",
+        "python -m pipeline.shards conf=celeba data.source.url=img_align_celeba.zip data.store=s3://bucket/celeba",
+        "python -m pipeline.shards conf=imagenet32 data.source.url=Imagenet32_train_npz.zip",
+        "python -m pipeline.shards conf=cifar10 data.source.kind=images data.source.split=null \\\n"
+        "      data.source.url=photographs.zip data.store=photographs-32",
+    ],
+)
+def main(config: Config, named: dict[str, Any]) -> int:
+    """Write the store; starting again after an interruption finishes it."""
+    validate(config)
+    data = config.data
+    source = sources.make(data.source.kind, data.source.url, data.source.split)
+    report = write_store(
+        source,
+        data.store,
+        resolution=data.resolution,
+        channels=data.channels,
+        encoding=data.encoding,
+        samples_per_shard=data.samples_per_shard,
+        num_processes=data.writers or os.cpu_count(),
+        progress=True,
+    )
+    manifest = report.manifest
+    mebibytes = sum(shard.bytes for shard in manifest.shards) / 2**20
+    rate = report.num_images / max(report.seconds, 1e-9)
+    print(
+        f"{report.num_images:,} images of {manifest.resolution} pixels in {len(manifest.shards)} shards, "
+        f"{mebibytes:,.1f} MiB, {report.seconds:.1f} s, {rate:,.0f} images/s"
+    )
+    if report.broken:
+        print(f"{len(report.broken)} broken images were skipped:")
+        for name in report.broken:
+            print(f"  {name}")
+    print(f"store: {locate(data.store)}")
+    print(f"train on it: python -m pipeline.sweep conf={config.name} data.store={data.store}")
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""What lies inside one shard: the names of its members, and how they are read without trusting them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import tarfile
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+from webdataset.tariterators import group_by_keys, tar_file_iterator
+
+from pipeline.errors import UserError
+from pipeline.stores import pixels
+from pipeline.stores.location import Store, reachable
+from pipeline.stores.manifest import Manifest, Shard
+
+__all__ = ["BLOCK_IMAGES", "BLOCK_LABELS", "IMAGE", "IMAGE_LABEL", "Contents", "read_shard"]
+
+IMAGE = "png"
+IMAGE_LABEL = "cls"
+BLOCK_IMAGES = "images.npy"
+BLOCK_LABELS = "labels.npy"
+
+_IMAGE_SUFFIXES = (IMAGE, "jpg", "jpeg", "webp")
+
+
+class Contents(Protocol):
+    """The images of one shard, held in memory.
+
+    Args:
+        num_images: Number of images, N.
+        labels: int64 (N,), or None.
+        nbytes: Memory it may come to hold, in bytes.
+    """
+
+    num_images: int
+    labels: np.ndarray | None
+    nbytes: int
+
+    def take(self, indices: np.ndarray) -> np.ndarray:
+        """The images at `indices` (n,), uint8 (n, C, H, W)."""
+        ...
+
+
+def read_shard(store: Store, shard: Shard) -> Contents:
+    """Reads one shard and checks it against the manifest.
+
+    Members are images, decimal numbers or arrays of plain numbers; nothing in a shard can be executed.
+
+    Args:
+        store: The store.
+        shard: One of the shards of its manifest.
+
+    Returns:
+        The shard's images, in store order.
+
+    Raises:
+        UserError: If the SHA-256 or the number of images differs from the manifest's, or a member is not what a store
+            of this encoding holds.
+    """
+    where = f"{shard.name} of the store {store.url}"
+    with reachable(where):
+        data = store.fs.cat_file(store.shard_path(shard))
+    try:
+        if hashlib.sha256(data).hexdigest() != shard.sha256:
+            raise _Invalid("differs from the SHA-256 of its manifest")
+        samples = list(_samples(data, store.manifest))
+        contents = (_Images if store.manifest.encoding == "images" else _Blocks)(where, samples, store.manifest)
+        if contents.num_images != shard.num_samples:
+            raise _Invalid(f"holds {contents.num_images} images, its manifest says {shard.num_samples}")
+    except _Invalid as error:
+        raise UserError(f"{where} {error}: make the store again") from None
+    return contents
+
+
+class _Invalid(Exception):
+    """The rest of a sentence that begins "<shard> of the store <url>"."""
+
+
+def _samples(data: bytes, manifest: Manifest) -> Iterator[dict[str, bytes]]:
+    labels = manifest.labels is not None
+    if manifest.encoding == "images":
+        wanted = [{suffix} | ({IMAGE_LABEL} if labels else set()) for suffix in _IMAGE_SUFFIXES]
+    else:
+        wanted = [{BLOCK_IMAGES} | ({BLOCK_LABELS} if labels else set())]
+    known = set().union(*wanted)
+
+    def members() -> Iterator[dict[str, object]]:
+        for member in tar_file_iterator(io.BytesIO(data), skip_meta=None):
+            name = member["fname"]
+            if name.partition(".")[2] not in known or "/" in name:
+                raise _Invalid(f"has the member {name!r}, no part of a store with encoding {manifest.encoding!r}")
+            yield member | {"__url__": ""}
+
+    try:
+        for sample in group_by_keys(members()):
+            suffixes = {suffix for suffix in sample if not suffix.startswith("__")}
+            if suffixes not in wanted:
+                raise _Invalid(f"has the sample {sample['__key__']!r} with {', '.join(sorted(suffixes))} only")
+            yield sample
+    except (tarfile.TarError, ValueError, EOFError) as error:
+        raise _Invalid(f"is not a readable tar file ({_first(error)})") from None
+
+
+class _Images:
+    """Encoded images. One is decoded when it is first asked for, and then kept in place of its file."""
+
+    def __init__(self, where: str, samples: list[dict[str, bytes]], manifest: Manifest) -> None:
+        self.num_images = len(samples)
+        self._where = where
+        self._keys = [sample["__key__"] for sample in samples]
+        self._files: list[bytes | None] = [
+            next(sample[suffix] for suffix in _IMAGE_SUFFIXES if suffix in sample) for sample in samples
+        ]
+        self.labels = None if manifest.labels is None else self._labels(samples, len(manifest.labels))
+        shape = (manifest.channels, manifest.resolution, manifest.resolution)
+        # Memory that is not written to is not used: a rank that takes an eighth of the images holds an eighth.
+        self._pixels = np.empty((len(samples), *shape), np.uint8)
+        self.nbytes = self._pixels.nbytes + sum(map(len, self._files))
+
+    def _labels(self, samples: list[dict[str, bytes]], num_classes: int) -> np.ndarray:
+        labels = np.empty(len(samples), np.int64)
+        for index, sample in enumerate(samples):
+            text = sample[IMAGE_LABEL]
+            if not re.fullmatch(rb"[0-9]{1,9}", text) or int(text) >= num_classes:
+                member = f"{sample['__key__']}.{IMAGE_LABEL}"
+                raise _Invalid(f"has the member {member!r}, which is no label below {num_classes}")
+            labels[index] = int(text)
+        return labels
+
+    def take(self, indices: np.ndarray) -> np.ndarray:
+        for index in indices:
+            if self._files[index] is not None:
+                self._pixels[index] = self._decode(index)
+                self._files[index] = None
+        return self._pixels[indices]
+
+    def _decode(self, index: int) -> np.ndarray:
+        try:
+            image = pixels.decode(self._files[index])
+        except Exception as error:  # Pillow raises what it likes for bytes that are no image.
+            raise self._broken(index, f"is not an image of a store ({_first(error)})") from None
+        if image.shape != self._pixels.shape[1:]:
+            raise self._broken(index, f"has shape {image.shape}, its manifest says {self._pixels.shape[1:]}")
+        return image
+
+    def _broken(self, index: int, what: str) -> UserError:
+        return UserError(f"{self._where} has the member {self._keys[index]!r}, which {what}: make the store again")
+
+
+class _Blocks:
+    """Arrays of decoded images."""
+
+    def __init__(self, where: str, samples: list[dict[str, bytes]], manifest: Manifest) -> None:
+        shape = (manifest.channels, manifest.resolution, manifest.resolution)
+        images = [self._array(sample, BLOCK_IMAGES, np.uint8, shape) for sample in samples]
+        self._pixels = np.concatenate(images) if images else np.empty((0, *shape), np.uint8)
+        self.num_images = len(self._pixels)
+        self.nbytes = self._pixels.nbytes
+        self.labels = None
+        if manifest.labels is not None:
+            labels = [self._array(sample, BLOCK_LABELS, np.int64, ()) for sample in samples]
+            for sample, block, ids in zip(samples, images, labels, strict=True):
+                member = f"{sample['__key__']}.{BLOCK_LABELS}"
+                if len(ids) != len(block):
+                    raise _Invalid(f"has the member {member!r} with {len(ids)} labels for {len(block)} images")
+                if ((ids < 0) | (ids >= len(manifest.labels))).any():
+                    raise _Invalid(f"has the member {member!r} with a label that is not below {len(manifest.labels)}")
+            self.labels = np.concatenate(labels) if labels else np.empty(0, np.int64)
+
+    @staticmethod
+    def _array(sample: dict[str, bytes], suffix: str, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
+        member = f"{sample['__key__']}.{suffix}"
+        try:
+            array = np.load(io.BytesIO(sample[suffix]), allow_pickle=False)
+        except (ValueError, OSError, EOFError, MemoryError) as error:
+            raise _Invalid(f"has the member {member!r}, which is no array of numbers ({_first(error)})") from None
+        if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim == 0 or array.shape[1:] != shape:
+            wanted = f"{np.dtype(dtype).name} (N{''.join(f', {size}' for size in shape)})"
+            raise _Invalid(f"has the member {member!r}, which is not an array {wanted}")
+        return array
+
+    def take(self, indices: np.ndarray) -> np.ndarray:
+        return self._pixels[indices]
+
+
+def _first(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__

@@ -1,0 +1,172 @@
+"""Where a store lies, and the check made each time one is opened."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import fsspec
+import platformdirs
+from fsspec.implementations.memory import MemoryFileSystem
+
+from pipeline.errors import UserError
+from pipeline.stores.manifest import MANIFEST_NAME, Manifest, Shard
+
+__all__ = ["MissingStore", "Store", "filesystem", "locate", "open_store", "reachable", "seen_by_one_process"]
+
+
+class MissingStore(UserError):
+    """There is no finished store at a URL. The message names the URL only: the caller knows the command to make it."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """A finished store.
+
+    Args:
+        url: The store's URL, as the user gave it or as `locate` found it.
+        fs: The fsspec file system behind the URL.
+        path: The store's directory in that file system.
+        manifest: What the store holds.
+    """
+
+    url: str
+    fs: fsspec.AbstractFileSystem
+    path: str
+    manifest: Manifest
+
+    def shard_path(self, shard: Shard) -> str:
+        """Where one shard lies in the file system."""
+        return f"{self.path}/{shard.name}"
+
+
+def locate(name_or_url: str) -> str:
+    """The URL of a store.
+
+    A URL, an absolute path and a path that starts with "." or "~" are what they say. Any other name lies under the
+    stores' root: the environment variable `GEBM_STORES` (a path or an fsspec URL), or a folder in the user's cache.
+
+    Args:
+        name_or_url: A store's name, path or URL.
+
+    Returns:
+        A URL, or an absolute path: a trial's workers run in folders of their own.
+
+    Raises:
+        UserError: If the name is empty.
+
+    Example:
+        >>> locate("s3://bucket/lsun-64")
+        's3://bucket/lsun-64'
+    """
+    if not name_or_url.strip():
+        raise UserError("the store's name is empty: give a name, a path or an fsspec URL")
+    place = name_or_url
+    if "://" not in place and not os.path.isabs(place) and not place.startswith((".", "~")):
+        root = os.environ.get("GEBM_STORES") or os.path.join(platformdirs.user_cache_dir("gebm"), "stores")
+        place = f"{root.rstrip('/')}/{place}"
+    return place.rstrip("/") if "://" in place else os.path.abspath(os.path.expanduser(place))
+
+
+def open_store(name_or_url: str) -> Store:
+    """Opens a store and checks, without reading them, that its shards are there whole.
+
+    Args:
+        name_or_url: A store's name, path or URL; see `locate`.
+
+    Returns:
+        The store. Every shard of its manifest exists and has the manifest's size in bytes.
+
+    Raises:
+        MissingStore: If there is no finished store.
+        UserError: If the manifest is invalid, or a shard is missing or of another size.
+
+    Example:
+        >>> from pipeline.stores import sources, write_store
+        >>> report = write_store(sources.make("digits"), "memory://docs/open", resolution=8, channels=1)
+        >>> open_store("memory://docs/open").manifest.num_samples
+        1797
+    """
+    url = locate(name_or_url)
+    fs, path = filesystem(url)
+    # Listings are cached by some file systems, and the store may have been finished by another process since.
+    fs.invalidate_cache(path)
+    with reachable(url):
+        try:
+            text = fs.cat_file(f"{path}/{MANIFEST_NAME}")
+        except (FileNotFoundError, NotADirectoryError):
+            raise MissingStore(f"no finished store at {url}") from None
+    store = Store(url, fs, path, Manifest.from_json(text, url))
+    with reachable(url):
+        _check_sizes(store)
+    return store
+
+
+def _check_sizes(store: Store) -> None:
+    paths = [store.shard_path(shard) for shard in store.manifest.shards]
+    try:
+        sizes = store.fs.sizes(paths)
+    except FileNotFoundError:
+        missing = next((s.name for s in store.manifest.shards if not store.fs.exists(store.shard_path(s))), "a shard")
+        raise UserError(f"{missing} is missing from the store {store.url}: make the store again") from None
+    for shard, size in zip(store.manifest.shards, sizes, strict=True):
+        if size != shard.bytes:
+            raise UserError(
+                f"{shard.name} of the store {store.url} has {size} bytes, its manifest says {shard.bytes}: "
+                "make the store again"
+            )
+
+
+def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system behind a URL, and the path in it, without a slash at the end.
+
+    Args:
+        url: A path or an fsspec URL.
+
+    Returns:
+        The file system and the path.
+
+    Raises:
+        UserError: If the protocol is unknown or its library is not installed.
+
+    Example:
+        >>> filesystem("memory://stores/digits/")[1]
+        '/stores/digits'
+    """
+    with reachable(url):
+        fs, path = fsspec.core.url_to_fs(url)
+    return fs, path.rstrip("/")
+
+
+def seen_by_one_process(fs: fsspec.AbstractFileSystem) -> bool:
+    """Whether no other process can see what lies in a file system."""
+    return isinstance(fs, MemoryFileSystem)
+
+
+@contextmanager
+def reachable(url: str) -> Iterator[None]:
+    """Turns whatever a file system raises into one line that names the URL.
+
+    Args:
+        url: What is read or written inside the block.
+
+    Raises:
+        UserError: In place of any other exception.
+
+    Example:
+        >>> with reachable("s3://bucket/lsun"):
+        ...     raise OSError("connection refused")
+        Traceback (most recent call last):
+        ...
+        pipeline.errors.UserError: cannot reach s3://bucket/lsun: connection refused
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    # Each file system has exceptions of its own (botocore's and google's are no OSError), so none can be listed here.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"cannot reach {url}: {reason}") from error

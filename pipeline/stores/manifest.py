@@ -1,0 +1,203 @@
+"""What a store says of itself: `manifest.json`.
+
+    {
+      "format_version": 1,
+      "resolution": 32, "channels": 3, "encoding": "blocks",
+      "labels": ["airplane", ...] or null,
+      "source": {"kind": "images", "url": "s3://bucket/cifar10.zip", "split": "train"},
+      "num_samples": 50000,
+      "shards": [{"name": "shard-000000.tar", "num_samples": 4096, "bytes": 12636160, "sha256": "..."}, ...]
+    }
+
+A sample is one image in either encoding, so `num_samples` counts images and adds up over the shards. The manifest is
+written after every shard: a directory without one is not a store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass
+
+from pipeline.errors import UserError
+
+__all__ = ["ENCODINGS", "FORMAT_VERSION", "MANIFEST_NAME", "Manifest", "Shard", "Source"]
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+ENCODINGS = ("images", "blocks")
+
+# A shard lies beside its manifest: a name with a slash could point a reader at any other object.
+_SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.tar")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar file of a store.
+
+    Args:
+        name: File name, beside the manifest.
+        num_samples: Number of images in it.
+        bytes: Size of the file in bytes.
+        sha256: SHA-256 of the file, in hexadecimal.
+    """
+
+    name: str
+    num_samples: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the images of a store came from.
+
+    Args:
+        kind: The published format, a name of `pipeline.stores.sources.KINDS`.
+        url: Where the publisher's files lay, or None where they come with a library.
+        split: The split of the data set that was taken, or None for all of it.
+    """
+
+    kind: str
+    url: str | None = None
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The description of a store and of each of its shards.
+
+    Args:
+        resolution: Height and width of every image, in pixels.
+        channels: 1 (grey) or 3 (RGB).
+        encoding: "images" (one encoded image a tar sample) or "blocks" (one uint8 array N x C x H x W a tar sample).
+        labels: Class names, of which a label is the index, or None for a store without labels.
+        source: Where the images came from.
+        num_samples: Number of images in the store.
+        shards: The shards, in store order.
+
+    Example:
+        >>> shard = Shard("shard-000000.tar", num_samples=2, bytes=10240, sha256="0" * 64)
+        >>> manifest = Manifest(8, 1, "blocks", None, Source("digits"), num_samples=2, shards=(shard,))
+        >>> Manifest.from_json(manifest.to_json(), "memory://here") == manifest
+        True
+    """
+
+    resolution: int
+    channels: int
+    encoding: str
+    labels: tuple[str, ...] | None
+    source: Source
+    num_samples: int
+    shards: tuple[Shard, ...]
+
+    @property
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits that change with any of the store's bytes: they name what is cached of it."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+
+    @property
+    def image_bytes(self) -> int:
+        """Size of one decoded image in bytes."""
+        return self.channels * self.resolution**2
+
+    def to_json(self) -> str:
+        """The text of `manifest.json`."""
+        return json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes, url: str) -> Manifest:
+        """Reads a manifest and checks all it says.
+
+        Args:
+            text: The contents of `manifest.json`.
+            url: The store's URL, for the error message.
+
+        Returns:
+            The manifest.
+
+        Raises:
+            UserError: If the text is not a manifest of this format, or contradicts itself.
+        """
+        try:
+            return _manifest(text)
+        except _Invalid as error:
+            raise UserError(f"the manifest of the store {url} {error}: make the store again") from None
+
+
+class _Invalid(Exception):
+    """The rest of a sentence that begins "the manifest of the store <url>"."""
+
+
+def _manifest(text: str | bytes) -> Manifest:
+    if not text.strip():
+        raise _Invalid("is empty")
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        raise _Invalid("is not JSON") from None
+    keys = ("format_version", "resolution", "channels", "encoding", "labels", "source", "num_samples", "shards")
+    _check_keys(value, keys, "")
+    if value["format_version"] != FORMAT_VERSION:
+        raise _Invalid(f"has format_version {value['format_version']!r}, but this version reads {FORMAT_VERSION}")
+    _check(_is_count(value["resolution"]), "resolution is not a positive whole number")
+    _check(value["channels"] in (1, 3) and _is_count(value["channels"]), "channels is neither 1 nor 3")
+    _check(value["encoding"] in ENCODINGS, f"encoding is none of {', '.join(ENCODINGS)}")
+    labels = value["labels"]
+    _check(
+        labels is None or (isinstance(labels, list) and labels and all(isinstance(name, str) for name in labels)),
+        "labels is neither null nor a list of class names",
+    )
+    source = value["source"]
+    _check_keys(source, ("kind", "url", "split"), "source.")
+    _check(isinstance(source["kind"], str), "source.kind is not a text")
+    for key in ("url", "split"):
+        _check(source[key] is None or isinstance(source[key], str), f"source.{key} is neither null nor a text")
+    _check(isinstance(value["shards"], list), "shards is not a list")
+    shards = tuple(_shard(entry, f"shards[{index}]") for index, entry in enumerate(value["shards"]))
+    _check(len({shard.name for shard in shards}) == len(shards), "shards names a shard twice")
+    if not shards or value["num_samples"] == 0:
+        raise _Invalid("lists no samples")
+    total = sum(shard.num_samples for shard in shards)
+    if value["num_samples"] != total:
+        raise _Invalid(f"says num_samples {value['num_samples']!r}, but its shards add up to {total}")
+    return Manifest(
+        resolution=value["resolution"],
+        channels=value["channels"],
+        encoding=value["encoding"],
+        labels=None if labels is None else tuple(labels),
+        source=Source(**source),
+        num_samples=total,
+        shards=shards,
+    )
+
+
+def _shard(entry: object, where: str) -> Shard:
+    _check_keys(entry, ("name", "num_samples", "bytes", "sha256"), f"{where}.")
+    name, sha256 = entry["name"], entry["sha256"]
+    _check(isinstance(name, str) and _SHARD_NAME.fullmatch(name) is not None, f"{where}.name is not a plain *.tar name")
+    _check(_is_count(entry["num_samples"]), f"{where}.num_samples is not a positive whole number")
+    _check(_is_count(entry["bytes"]), f"{where}.bytes is not a positive whole number")
+    _check(isinstance(sha256, str) and _SHA256.fullmatch(sha256) is not None, f"{where}.sha256 is not a SHA-256")
+    return Shard(**entry)
+
+
+def _check_keys(value: object, keys: tuple[str, ...], prefix: str) -> None:
+    _check(isinstance(value, dict), f"{prefix.rstrip('.') or 'it'} is not an object")
+    for key in keys:
+        if key not in value:
+            raise _Invalid(f"has no key {prefix}{key}")
+    for key in value:
+        if key not in keys:
+            raise _Invalid(f"has an unknown key {prefix}{key}")
+
+
+def _check(condition: bool, otherwise: str) -> None:
+    if not condition:
+        raise _Invalid(f"is wrong: {otherwise}")
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value > 0

@@ -1,0 +1,301 @@
+"""Batches for training, the same for any number of ranks and loader workers, from any position on.
+
+The order of an epoch is fixed by (seed, epoch, manifest), see `pipeline.stores.order`. Global batch g is the g-th slice
+of it and rank r takes the r-th part of that slice; the remainder of the epoch, less than a batch, is dropped. So every
+rank gets the same number of batches, and a reader built at a position gives what an uninterrupted one would have given.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from pipeline.errors import UserError
+from pipeline.stores.contents import Contents, read_shard
+from pipeline.stores.location import Store, seen_by_one_process
+from pipeline.stores.order import EpochOrder, Position
+
+__all__ = ["CACHE_BYTES", "WINDOW_BYTES", "Batch", "Reader", "iter_images", "load_images"]
+
+WINDOW_BYTES = 128 * 2**20
+CACHE_BYTES = 512 * 2**20
+
+
+class Batch(NamedTuple):
+    """One rank's part of a global batch.
+
+    Args:
+        images: uint8 (n, C, H, W), with n the global batch size divided by the number of ranks.
+        labels: int64 (n,), or None where the store has no labels.
+        position: The position after this batch. A reader built there gives the next batch.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor | None
+    position: Position
+
+
+class Reader:
+    """Batches of a store, for ever: epoch after epoch, from a position on.
+
+    Every iterator starts at the reader's position. With loader workers, each holds the shards of the current window and
+    its own cache, so the memory of a rank is `num_workers` times that of one.
+
+    Args:
+        store: The store.
+        batch_size: Size of the global batch, over all ranks. Must be a multiple of `world_size`.
+        rank: This rank, from 0.
+        world_size: Number of ranks.
+        seed: Seed of the order.
+        position: Where to begin.
+        num_workers: Number of processes that read ahead for this rank. 0 reads in the calling process.
+        shuffle: False for the plain order of the store.
+        window: Largest size of a window of shards, in bytes of decoded images. Images are mixed inside a window, so a
+            larger one mixes better and needs more memory. It is part of what fixes the order.
+        cache: Largest size of the shards kept in memory by each process, in bytes. A smaller store is read once.
+
+    Raises:
+        UserError: If the batch size is no multiple of the number of ranks, the store is smaller than a batch, or a
+            number is out of its range.
+
+    Example:
+        >>> from pipeline.stores import open_store, sources, write_store
+        >>> report = write_store(sources.make("digits"), "memory://docs/reader", resolution=8, channels=1)
+        >>> reader = Reader(open_store("memory://docs/reader"), batch_size=128)
+        >>> reader.batches_per_epoch
+        14
+        >>> batch = next(iter(reader))
+        >>> batch.images.shape, batch.position
+        (torch.Size([128, 1, 8, 8]), Position(epoch=0, step=1))
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        position: Position | None = None,
+        num_workers: int = 0,
+        shuffle: bool = True,
+        window: int = WINDOW_BYTES,
+        cache: int = CACHE_BYTES,
+    ) -> None:
+        position = position or Position()
+        num_samples = store.manifest.num_samples
+        if batch_size < 1 or world_size < 1 or batch_size % world_size:
+            raise UserError(
+                f"the global batch size {batch_size} is no multiple of the number of ranks {world_size}: choose one"
+            )
+        if not 0 <= rank < world_size:
+            raise UserError(f"rank {rank} is not one of {world_size} ranks: count them from 0")
+        if num_samples < batch_size:
+            raise UserError(
+                f"the store {store.url} has {num_samples} images, fewer than a batch of {batch_size}: "
+                "choose a smaller batch size"
+            )
+        if min(seed, num_workers, position.epoch, position.step) < 0:
+            raise UserError("a seed, a number of workers and a position are 0 or more: choose another")
+        if num_workers and seen_by_one_process(store.fs):
+            raise UserError(f"loader workers cannot see the store {store.url}: read it with 0 workers")
+        self.store = store
+        self.batches_per_epoch = num_samples // batch_size
+        self.position = position
+        self._batches = _Batches(store, batch_size, rank, world_size, seed, shuffle, window, cache)
+        self._num_workers = num_workers
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Gives batches for ever, from the reader's position on."""
+        workers = {}
+        if self._num_workers:
+            # Not fork: this process may hold threads and a CUDA context, and neither survives one. Not a fork server:
+            # it keeps the environment of its start, and so old credentials.
+            workers = {"multiprocessing_context": "spawn", "prefetch_factor": 4}
+        loader = DataLoader(
+            self._batches,
+            batch_size=None,
+            sampler=_Positions(self.position, self.batches_per_epoch),
+            num_workers=self._num_workers,
+            collate_fn=_as_it_is,
+            pin_memory=torch.cuda.is_available(),
+            # A generator of its own, or each iterator would draw from torch's and move every run's random numbers.
+            generator=torch.Generator(),
+            **workers,
+        )
+        try:
+            for batch in loader:
+                if isinstance(batch, _Failure):
+                    raise UserError(batch.message)
+                yield batch
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise UserError(
+                f"a loader worker of the store {self.store.url} was killed, most likely for want of memory: "
+                "use fewer workers or a smaller batch"
+            ) from error
+
+
+class _Failure(NamedTuple):
+    """A user's error on its way out of a loader worker, which would wrap an exception in its traceback."""
+
+    message: str
+
+
+class _Positions(Sampler[Position]):
+    """All positions from one on, for ever."""
+
+    def __init__(self, start: Position, batches_per_epoch: int) -> None:
+        self._start = start
+        self._batches_per_epoch = batches_per_epoch
+
+    def __iter__(self) -> Iterator[Position]:
+        number = self._start.epoch * self._batches_per_epoch + self._start.step
+        while True:
+            yield Position(*divmod(number, self._batches_per_epoch))
+            number += 1
+
+
+class _Batches(Dataset[Batch | _Failure]):
+    """The batch at each position, for one rank."""
+
+    def __init__(
+        self,
+        store: Store,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        shuffle: bool,
+        window: int,
+        cache: int,
+    ) -> None:
+        self._shards = _Shards(store, cache)
+        self._manifest = store.manifest
+        self._batch_size = batch_size
+        self._part = batch_size // world_size
+        self._offset = rank * self._part
+        self._seed = seed
+        self._shuffle = shuffle
+        self._window = window
+        self._order: tuple[int, EpochOrder] | None = None
+
+    def __getitem__(self, position: Position) -> Batch | _Failure:
+        try:
+            images, labels = self._read(position)
+        except UserError as error:
+            return _Failure(str(error))
+        last = position.step + 1 == self._manifest.num_samples // self._batch_size
+        after = Position(position.epoch + 1, 0) if last else Position(position.epoch, position.step + 1)
+        return Batch(torch.from_numpy(images), None if labels is None else torch.from_numpy(labels), after)
+
+    def _read(self, position: Position) -> tuple[np.ndarray, np.ndarray | None]:
+        if self._order is None or self._order[0] != position.epoch:
+            order = EpochOrder(self._manifest, self._seed, position.epoch, self._window, self._shuffle)
+            self._order = position.epoch, order
+        start = position.step * self._batch_size + self._offset
+        stop = start + self._part
+        shards, indices = self._order[1].images(start, stop)
+        resolution, labelled = self._manifest.resolution, self._manifest.labels is not None
+        images = np.empty((len(shards), self._manifest.channels, resolution, resolution), np.uint8)
+        labels = np.empty(len(shards), np.int64) if labelled else None
+        self._shards.keep = set(self._order[1].shards(start, stop))
+        for shard in np.unique(shards):
+            places = np.flatnonzero(shards == shard)
+            contents = self._shards[int(shard)]
+            images[places] = contents.take(indices[places])
+            if labels is not None:
+                labels[places] = contents.labels[indices[places]]
+        return images, labels
+
+
+class _Shards:
+    """The shards last used, as many as fit in a number of bytes; those in `keep` always."""
+
+    def __init__(self, store: Store, limit: int) -> None:
+        self._store = store
+        self._limit = limit
+        self._contents: OrderedDict[int, Contents] = OrderedDict()
+        self.keep: set[int] = set()
+
+    def __getitem__(self, shard: int) -> Contents:
+        if shard not in self._contents:
+            self._contents[shard] = read_shard(self._store, self._store.manifest.shards[shard])
+            excess = sum(contents.nbytes for contents in self._contents.values()) - self._limit
+            for old in [old for old in self._contents if old not in self.keep]:
+                if excess <= 0:
+                    break
+                excess -= self._contents.pop(old).nbytes
+        self._contents.move_to_end(shard)
+        return self._contents[shard]
+
+    def __getstate__(self) -> dict[str, object]:
+        # A loader worker fills its own.
+        return self.__dict__ | {"_contents": OrderedDict()}
+
+
+def _as_it_is(batch: Batch | _Failure) -> Batch | _Failure:
+    return batch
+
+
+def iter_images(store: Store, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+    """All images of a store once, in store order, one shard in memory at a time.
+
+    Args:
+        store: The store.
+        batch_size: Number of images at a time. The last of each shard are fewer.
+
+    Yields:
+        Images, uint8 (n, C, H, W), and labels, int64 (n,), or None where the store has none.
+
+    Raises:
+        UserError: If a shard is damaged.
+
+    Example:
+        >>> from pipeline.stores import open_store, sources, write_store
+        >>> report = write_store(sources.make("digits"), "memory://docs/iter", resolution=8, channels=1)
+        >>> sum(len(images) for images, _ in iter_images(open_store("memory://docs/iter"), 256))
+        1797
+    """
+    for shard in store.manifest.shards:
+        contents = read_shard(store, shard)
+        for start in range(0, shard.num_samples, batch_size):
+            indices = np.arange(start, min(start + batch_size, shard.num_samples))
+            labels = None if contents.labels is None else torch.from_numpy(contents.labels[indices])
+            yield torch.from_numpy(contents.take(indices)), labels
+
+
+def load_images(store: Store, limit: int | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The first images of a store, in store order. The writer has mixed it, so the first are a sample of all.
+
+    Args:
+        store: The store.
+        limit: Largest number of images, or None for all.
+
+    Returns:
+        Images, uint8 (N, C, H, W), and labels, int64 (N,), or None where the store has none.
+
+    Raises:
+        UserError: If a shard is damaged.
+    """
+    manifest = store.manifest
+    wanted = manifest.num_samples if limit is None else min(limit, manifest.num_samples)
+    images = torch.empty((wanted, manifest.channels, manifest.resolution, manifest.resolution), dtype=torch.uint8)
+    labels = None if manifest.labels is None else torch.empty(wanted, dtype=torch.int64)
+    done = 0
+    for batch, batch_labels in iter_images(store, 1024):
+        if done == wanted:
+            break
+        size = min(len(batch), wanted - done)
+        images[done : done + size] = batch[:size]
+        if labels is not None:
+            labels[done : done + size] = batch_labels[:size]
+        done += size
+    return images, labels

@@ -1,0 +1,59 @@
+"""Published data sets, in the files their publishers made: one module per format.
+
+A source reads one image at a time, in any order, and can be sent to another process: it opens its files again there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pipeline.errors import UserError
+from pipeline.stores.sources.archives import unpacking
+from pipeline.stores.sources.celeba import CelebA
+from pipeline.stores.sources.cifar10 import Cifar10
+from pipeline.stores.sources.digits import Digits
+from pipeline.stores.sources.imagenet32 import ImageNet32
+from pipeline.stores.sources.images import Images
+from pipeline.stores.sources.lsun import LSUN
+from pipeline.stores.sources.protocol import BrokenImage, Source
+
+__all__ = ["KINDS", "BrokenImage", "Source", "make"]
+
+KINDS: dict[str, Callable[[str, str | None], Source]] = {
+    "celeba": CelebA,
+    "cifar10": Cifar10,
+    "digits": Digits,
+    "imagenet32": ImageNet32,
+    "images": Images,
+    "lsun": LSUN,
+}
+
+
+def make(kind: str, url: str | None = None, split: str | None = None) -> Source:
+    """Opens a source.
+
+    Args:
+        kind: A name of `KINDS`.
+        url: A path or any fsspec URL of the publisher's file or folder. Only "digits" has none.
+        split: The split to take, by the publisher's name for it, or None for everything there is.
+
+    Returns:
+        The source.
+
+    Raises:
+        UserError: If the kind is unknown, the URL is missing, the files are damaged or not of this format, or there is
+            no room to unpack them.
+
+    Example:
+        >>> len(make("digits"))
+        1797
+    """
+    if kind not in KINDS:
+        raise UserError(f"no data source of kind {kind!r}: choose one of {', '.join(sorted(KINDS))}")
+    if kind == "digits":
+        if url:
+            raise UserError("the digits come with scikit-learn: leave the source's url empty")
+    elif not url:
+        raise UserError(f"a source of kind {kind!r} needs a url: give the path or URL of its files")
+    with unpacking(str(url)):
+        return KINDS[kind](url or None, split or None)

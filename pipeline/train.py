@@ -1,0 +1,30 @@
+"""``python -m pipeline.train``: train one GEBM."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline import experiment
+from pipeline.command import verb
+from pipeline.config import Config
+
+__all__ = ["main"]
+
+
+@verb(
+    "Train one GEBM with the experiment's own settings: a sweep of a single trial.",
+    [
+        "python -m pipeline.train                                    # the digits",
+        "python -m pipeline.train conf=cifar10 model.networks=sngan_convnet train.energy_lr=2e-4",
+        "python -m pipeline.train conf=lsun scale.num_workers=8 output=s3://bucket/runs/lsun",
+        "python -m pipeline.train resume=results/<run>               # go on where it was stopped",
+    ],
+)
+def main(config: Config, named: dict[str, Any]) -> int:
+    """Run the training, and exit with 130 when it is interrupted and 1 when it fails."""
+    config.sweep.space, config.sweep.scheduler, config.sweep.num_trials = {}, "none", 1
+    return experiment.exit_status(config, named, verb="train")
+
+
+if __name__ == "__main__":
+    main()

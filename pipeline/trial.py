@@ -1,0 +1,379 @@
+"""One training run, on its workers: read, alternate, evaluate, checkpoint, report.
+
+``python -m pipeline.train`` and every trial of a sweep run this same loop. A trial whose checkpoint has reached
+``train.base_steps`` trains no more and is only evaluated, which is how ``sweeps=mcmc`` searches a sampler's settings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from gebm import GEBM, StandardNormal, networks, objectives
+from gebm.penalties import GradientPenalty
+from gebm.relative_mmd import PlateauDecay
+from gebm.training import Alternation, StepInfo, Trainer, adam, initialise_log_partition
+from pipeline import config as schema
+from pipeline import figures, metrics
+from pipeline.checkpoints import Checkpoint, Checkpoints, load_state, read
+from pipeline.errors import NonFiniteLoss, UserError
+from pipeline.evaluation import Evaluation, evaluate
+from pipeline.files import write_file
+from pipeline.stores import Position, Reader, open_store
+
+__all__ = ["build_model", "load_model", "loop", "trained_config", "write_figures"]
+
+_AVERAGE = "average."  # how the trainer names the tensors of the moving average
+_OURS = ("checkpoint", "output", "resume")  # keys of the command, not of the model it is about
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the parts of a run share."""
+
+    config: schema.Config
+    url: str
+    rank: int
+    world_size: int
+    device: torch.device
+    extractor: metrics.Extractor
+    reference: metrics.Reference
+
+
+def build_model(config: schema.Config) -> GEBM:
+    """A fresh model, the same for the same seed.
+
+    Args:
+        config: ``model``, ``data.resolution``, ``data.channels`` and ``seed``.
+    """
+    torch.manual_seed(config.seed)
+    base, energy = networks.make(
+        config.model.networks,
+        resolution=config.data.resolution,
+        channels=config.data.channels,
+        latent_dim=config.model.latent_dim,
+        width=config.model.width,
+    )
+    return GEBM(base, energy, StandardNormal(config.model.latent_dim), energy_floor=config.model.energy_floor)
+
+
+def load_model(
+    url: str | None, overrides: dict[str, Any], device: torch.device | str = "cpu"
+) -> tuple[GEBM, schema.Config]:
+    """A trained model, ready to be sampled, and the config to sample it with.
+
+    Args:
+        url: a checkpoint's folder, or a trial's.
+        overrides: keys of the config it was trained with that are to be others now, such as ``sampler.step_size``.
+        device: where to put it.
+
+    Raises:
+        UserError: there is no such checkpoint, it is damaged, or a key makes it another architecture.
+    """
+    if url is None:
+        raise UserError("no checkpoint is named: give checkpoint=<the folder of a checkpoint or of a trial>")
+    checkpoint = read(url)
+    config = schema.apply(
+        trained_config(checkpoint), {key: value for key, value in overrides.items() if key not in _OURS}
+    )
+    schema.validate(config)
+    model = build_model(config)
+    load_state(model, checkpoint)
+    average = {
+        name.removeprefix(_AVERAGE): tensor
+        for name, tensor in checkpoint.training["trainer"]["tensors"].items()
+        if name.startswith(_AVERAGE)
+    }
+    if average:
+        model.base.load_state_dict(average)
+    return model.to(device).eval(), config
+
+
+def trained_config(checkpoint: Checkpoint) -> schema.Config:
+    """The config that a model was trained with.
+
+    Args:
+        checkpoint: of a trial.
+
+    Raises:
+        UserError: it is not of a trial, or of another version's schema.
+    """
+    if not isinstance(checkpoint.state.get("config"), dict):
+        raise UserError(f"{checkpoint.url} does not say what it was trained with: give a trial's checkpoint")
+    return schema.from_dict(checkpoint.state["config"])
+
+
+def loop(settings: dict[str, Any]) -> None:
+    """Train on this worker, from the last checkpoint if there is one.
+
+    Args:
+        settings: ``config`` as a nested dict, and ``url``, the trial's folder.
+
+    Raises:
+        NonFiniteLoss: a loss is NaN or infinite.
+        UserError: the store is damaged, or the checkpoint is of another architecture.
+    """
+    config = schema.from_dict(settings["config"])
+    context = ray.train.get_context()
+    device = ray.train.torch.get_device()
+    store = open_store(config.data.store)
+    extractor = metrics.make_extractor(
+        config.evaluation.extractor, store=store, weights=config.evaluation.weights, device=device
+    )
+    run = _Run(
+        config=config,
+        url=settings["url"],
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        device=device,
+        extractor=extractor,
+        reference=metrics.reference(store, extractor),
+    )
+    model = build_model(config).to(device)
+    checkpoints = Checkpoints(run.url)
+    start = checkpoints.last or config.checkpoint
+    if not start and config.train.log_partition_samples:
+        initialise_log_partition(model, config.train.log_partition_samples, _generator(run, "log-partition", 0))
+    # From here on all workers have the weights and the log-partition of the first.
+    trainer, plateau = _trainer(model, run), _plateau(run)
+    position = Position(epoch=0, step=0)
+    if start:
+        checkpoint = read(start)
+        position = _restore(checkpoint, model, trainer, plateau, config)
+    reader = Reader(
+        store,
+        batch_size=config.train.batch_size,
+        rank=run.rank,
+        world_size=run.world_size,
+        seed=config.seed,
+        position=position,
+        num_workers=config.data.reader_workers,
+    )
+    batches = _Batches(reader, position, device)
+    if start and start == checkpoints.last:
+        # The driver may have died between this checkpoint and its report, or it is another trial's that was taken over.
+        ray.train.report({**checkpoint.state["report"], "checkpoint": start})
+    elif trainer.base_step >= config.train.base_steps:
+        report = {"base_step": trainer.base_step, **_evaluate(trainer, run, "sampled")}
+        ray.train.report({**report, "checkpoint": start})
+    infos: list[StepInfo] = []
+    clock, evaluation_seconds = time.monotonic(), 0.0
+    while trainer.base_step < config.train.base_steps:
+        infos.append(trainer.step(batches, _generator(run, "step", trainer.base_step)))
+        done = trainer.base_step
+        evaluating = done % config.evaluation.every == 0 or done >= config.train.base_steps
+        reporting = evaluating or done % config.train.report_every == 0
+        if reporting or plateau.due(done):
+            _require_finite(infos, done)
+        if plateau.due(done) and _plateaued(plateau, trainer, run):
+            trainer.decay_learning_rates(plateau.factor)
+        if not reporting:
+            continue
+        report = _progress(infos, trainer, run, time.monotonic() - clock)
+        if evaluating:
+            began = time.monotonic()
+            report |= _evaluate(trainer, run, f"step-{done:08d}")
+            evaluation_seconds = time.monotonic() - began
+            if run.rank == 0:
+                report["checkpoint"] = checkpoints.save(
+                    done,
+                    model=model.state_dict(),
+                    training={"trainer": trainer.state_dict(), "plateau": plateau.state_dict()},
+                    state={
+                        "position": asdict(batches.position),
+                        "random": {"seed": config.seed, "base_step": done},
+                        "report": report,
+                        "config": schema.to_dict(config),
+                    },
+                    score=report[config.sweep.metric] * (1 if config.sweep.mode == "min" else -1),
+                )
+        report["seconds_left"] += evaluation_seconds * _evaluations_left(config, done)
+        ray.train.report(report)
+        infos.clear()
+        clock = time.monotonic()
+
+
+def _restore(
+    checkpoint: Checkpoint, model: GEBM, trainer: Trainer, plateau: PlateauDecay, config: schema.Config
+) -> Position:
+    """Put everything where it stood, and say where in the data that was."""
+    load_state(model, checkpoint)
+    trainer.load_state_dict(checkpoint.training["trainer"])
+    plateau.load_state_dict(checkpoint.training["plateau"])
+    before = trained_config(checkpoint).train
+    for optimizer, then, now in (
+        (trainer.energy_optimizer, before.energy_lr, config.train.energy_lr),
+        (trainer.base_optimizer, before.base_lr, config.train.base_lr),
+    ):
+        # Population-based training goes on from another trial's weights at rates of its own; decays so far are kept.
+        for group in optimizer.param_groups:
+            group["lr"] *= now / then
+    return Position(**checkpoint.state["position"])
+
+
+class _Batches(Iterator[torch.Tensor]):
+    """The reader's batches as the networks take them, and the position after the last one that was used."""
+
+    def __init__(self, reader: Reader, position: Position, device: torch.device) -> None:
+        self._batches, self._device = iter(reader), device
+        self.position = position
+
+    def __next__(self) -> torch.Tensor:
+        batch = next(self._batches)
+        self.position = batch.position
+        return batch.images.to(self._device, non_blocking=True).float().div_(127.5).sub_(1.0)
+
+
+def _generator(run: _Run, purpose: str, base_step: int) -> torch.Generator:
+    """The random numbers of one step on one rank, a function of seed, rank and step and of nothing that came before.
+
+    So a resumed run draws what an undisturbed one would have drawn, and a checkpoint needs no generator's state.
+    """
+    text = f"{run.config.seed}/{run.rank}/{purpose}/{base_step}"
+    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+    return torch.Generator(run.device).manual_seed(seed)
+
+
+def _trainer(model: GEBM, run: _Run) -> Trainer:
+    train = run.config.train
+    betas = (train.beta1, train.beta2)
+    energy = [*model.energy.parameters(), model.log_partition]
+
+    def parallel(module: torch.nn.Module) -> torch.nn.Module:
+        return DistributedDataParallel(module) if run.world_size > 1 else module
+
+    return Trainer(
+        model,
+        objective=objectives.make(train.objective),
+        penalty=GradientPenalty(train.penalty),
+        energy_optimizer=adam(energy, train.energy_lr, betas=betas, weight_decay=train.weight_decay),
+        base_optimizer=adam(model.base.parameters(), train.base_lr, betas=betas),
+        alternation=Alternation(
+            energy_steps=train.energy_steps,
+            warmup_energy_steps=train.warmup_energy_steps,
+            warmup_base_steps=train.warmup_base_steps,
+            warmup_every=train.warmup_every,
+        ),
+        ema_decay=train.ema_decay,
+        latent_batch_size=(train.latent_batch_size or train.batch_size) // run.world_size,
+        precision=_precision(train.precision, run.device),
+        parallel=parallel,
+    )
+
+
+def _precision(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        name = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    return getattr(torch, name)
+
+
+def _plateau(run: _Run) -> PlateauDecay:
+    decay = run.config.train.learning_rate_decay
+    return PlateauDecay(
+        run.reference.features[: decay.num_samples],
+        factor=decay.factor,
+        every=decay.every,
+        lag=decay.lag,
+        patience=decay.patience,
+    )
+
+
+def _plateaued(plateau: PlateauDecay, trainer: Trainer, run: _Run) -> bool:
+    """Whether the base has stopped improving, by samples from the same latents each time.
+
+    The first worker decides for all: two that computed it for themselves could come to differ in their rates.
+    """
+    decision = torch.zeros((), device=run.device)
+    if run.rank == 0:
+        count = min(run.config.train.learning_rate_decay.num_samples, len(run.reference.features))
+        generator = torch.Generator(run.device).manual_seed(run.config.seed)
+        batch_size = run.config.evaluation.batch_size
+        images = trainer.sampling_model().sample_base(count, generator, batch_size=batch_size)
+        found = metrics.features(metrics.to_uint8(images), run.extractor)["embedding"]
+        decision.fill_(plateau.update(trainer.base_step, found))
+    if run.world_size > 1:
+        torch.distributed.broadcast(decision, src=0)
+    return bool(decision)
+
+
+def _evaluations_left(config: schema.Config, base_step: int) -> int:
+    return -(-config.train.base_steps // config.evaluation.every) - base_step // config.evaluation.every
+
+
+def _require_finite(infos: list[StepInfo], base_step: int) -> None:
+    """Refuse to go on from a loss that is NaN or infinite; ``infos`` are those of the steps up to ``base_step``."""
+    broken = torch.stack([info.num_nonfinite for info in infos]).cpu().nonzero()
+    if len(broken):
+        row = int(broken[0])
+        raise NonFiniteLoss(
+            f"a loss is not finite at base step {base_step - len(infos) + row + 1}: "
+            f"energy loss {infos[row].energy_loss.item()}, base loss {infos[row].base_loss.item()}; "
+            f"lower train.energy_lr or train.base_lr"
+        )
+
+
+def _progress(infos: list[StepInfo], trainer: Trainer, run: _Run, seconds: float) -> dict[str, Any]:
+    """What the steps since the last report did. Only reports wait for the device, not every step."""
+    losses = torch.stack([torch.stack([info.energy_loss, info.base_loss]) for info in infos]).float().cpu()
+    newest = infos[-1]
+    rate = len(infos) / max(seconds, 1e-9)
+    images = sum(info.energy_steps for info in infos) * run.config.train.batch_size
+    return {
+        "base_step": trainer.base_step,
+        "energy_loss": losses[:, 0].mean().item(),
+        "base_loss": losses[:, 1].mean().item(),
+        "penalty": newest.penalty.item(),
+        "energy_data": newest.energy_data.item(),
+        "energy_base": newest.energy_base.item(),
+        "log_partition": newest.log_partition.item(),
+        "base_steps_per_second": rate,
+        "images_per_second": images / max(seconds, 1e-9),
+        "seconds_left": (run.config.train.base_steps - trainer.base_step) / rate,
+        "energy_lr": trainer.energy_optimizer.param_groups[0]["lr"],
+        "base_lr": trainer.base_optimizer.param_groups[0]["lr"],
+    }
+
+
+def _evaluate(trainer: Trainer, run: _Run, name: str) -> dict[str, Any]:
+    """Evaluate, and write the pictures to the trial's folder, where the driver takes them from."""
+    found = evaluate(
+        trainer.sampling_model(), run.config, run.extractor, run.reference, rank=run.rank, world_size=run.world_size
+    )
+    report = {**found.scores, "extractor": run.extractor.label, "chain": {str(k): v for k, v in found.chain.items()}}
+    if run.rank == 0:
+        report["figures"] = write_figures(found, f"{run.url}/figures/{name}", run.extractor.label)
+    return report
+
+
+def write_figures(found: Evaluation, url: str, extractor: str) -> list[str]:
+    """Write an evaluation's pictures.
+
+    Args:
+        found: the evaluation.
+        url: their folder, behind any fsspec URL.
+        extractor: the feature extractor's name.
+
+    Returns:
+        Their URLs: base and GEBM side by side, the chain as an animation, and FID along it.
+    """
+    steps = sorted(found.frames)
+    animated = io.BytesIO()
+    figures.animation([found.frames[step] for step in steps], steps, animated)
+    curve = figures.fid_curve(list(found.chain), list(found.chain.values()), extractor, found.scores["fid_base"])
+    pictures = {
+        "base_and_gebm.png": figures.png(figures.side_by_side(found.frames[steps[0]], found.frames[steps[-1]])),
+        "chain.gif": animated.getvalue(),
+        "fid_along_chain.png": figures.png(curve),
+    }
+    for name, content in pictures.items():
+        write_file(f"{url}/{name}", content)
+    return [f"{url}/{name}" for name in pictures]

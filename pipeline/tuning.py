@@ -1,0 +1,120 @@
+"""A trial as Tune sees it: a function that runs a ``TorchTrainer`` and passes its reports on.
+
+Three processes of every trial only wait for the workers, so this file imports little: what a worker needs is imported
+on the worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray import tune
+from ray.train import UserCallback
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.queue import Empty, Queue
+
+from pipeline import config as schema
+from pipeline.checkpoints import Checkpoints
+from pipeline.cluster import books
+from pipeline.errors import NonFiniteLoss, UserError
+
+__all__ = ["TRIAL", "tuned"]
+
+TRIAL = "trial"  # the key under which the search puts a trial's name among its parameters
+
+_POINTER = "checkpoint.json"
+
+
+def tuned(params: dict[str, Any], settings: dict[str, Any]) -> None:
+    """What Tune runs for a trial: a ``TorchTrainer``, whose reports it passes on.
+
+    Each report that has a checkpoint comes with a file that names it, which is what population-based training hands to
+    the trial that goes on from there. The weights themselves never pass through Tune.
+
+    Args:
+        params: keys of the experiment that the search has set, and the trial's name.
+        settings: the experiment as a nested dict, and the resources of a worker.
+    """
+    # Not what stands under TRIAL: population-based training copies that, too, from the trial whose weights it takes.
+    name = tune.get_context().get_trial_name()
+    # A worker waits with its next report until this one is fetched, by default every two seconds.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+    params = {key: value for key, value in params.items() if key != TRIAL}
+    config = schema.apply(schema.from_dict(settings["config"]), params)
+    url = f"{config.output}/trials/{name}"
+    donor = _named_by(tune.get_checkpoint())
+    if donor and not donor.startswith(f"{url}/"):
+        try:
+            Checkpoints(url).adopt(donor)
+        except UserError as error:
+            tune.report({"error": str(error), "reported": ["error"]})
+            raise
+    reports: Queue = Queue(actor_options={"num_cpus": 0})
+    worker = settings["worker"]
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"config": schema.to_dict(config), "url": url},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.scale.num_workers, use_gpu="GPU" in worker, resources_per_worker=worker
+        ),
+        torch_config=TorchConfig(timeout_s=int(config.scale.timeout)),
+        run_config=ray.train.RunConfig(**books(str(config.output), f"trial-{name}"), callbacks=[_Forward(reports)]),
+    )
+    with ThreadPoolExecutor(1) as pool:
+        training = pool.submit(trainer.fit)
+        while not training.done() or not reports.empty():
+            with contextlib.suppress(Empty):
+                report = reports.get(timeout=2.0)
+                with tempfile.TemporaryDirectory() as folder:
+                    checkpoint = None
+                    if report.get("checkpoint"):
+                        Path(folder, _POINTER).write_text(json.dumps({"url": report["checkpoint"]}))
+                        checkpoint = tune.Checkpoint.from_directory(folder)
+                    tune.report({**report, "reported": list(report)}, checkpoint=checkpoint)
+        try:
+            training.result()
+        except ray.train.TrainingFailedError as error:
+            tune.report({"error": _cause(error), "reported": ["error"]})
+            raise
+
+
+def _cause(error: ray.train.TrainingFailedError) -> str:
+    """What the training died of, in one line: what has a name first, for the other workers only lost a peer."""
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    causes = {rank: getattr(failure, "cause", None) or failure for rank, failure in sorted(failures.items())}
+    named = [str(cause).strip() for cause in causes.values() if isinstance(cause, UserError | NonFiniteLoss)]
+    if named:
+        return named[0]
+    rank, cause = next(iter(causes.items()))
+    return f"worker {rank}: {type(cause).__name__}: {(str(cause).strip().splitlines() or [''])[-1]}"
+
+
+class _Forward(UserCallback):
+    """Hands the first worker's reports to the trial's own process."""
+
+    def __init__(self, reports: Queue) -> None:
+        self._reports = reports
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        self._reports.put(metrics[0])
+
+
+def _named_by(checkpoint: tune.Checkpoint | None) -> str | None:
+    """The URL in the file that stands for a checkpoint in Tune."""
+    if checkpoint is None:
+        return None
+    with checkpoint.as_directory() as folder:
+        return json.loads(Path(folder, _POINTER).read_text())["url"]
+
+
+def _work(settings: dict[str, Any]) -> None:
+    from pipeline.trial import loop
+
+    loop(settings)

@@ -1,0 +1,280 @@
+"""Whole commands, as a user types them: real Ray, real MLflow, real stores, real signals."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import boto3
+import numpy as np
+import pytest
+import yaml
+from mlflow import MlflowClient
+from moto.server import ThreadedMotoServer
+from PIL import Image
+from safetensors.torch import load_file
+
+from pipeline.config import from_dict
+from pipeline.search import first_points, parse_space
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+# A trial of seconds: the same code as a trial of days.
+SMALL = [
+    "train.base_steps=24",
+    "train.warmup_energy_steps=4",
+    "train.report_every=6",
+    "train.batch_size=64",
+    "evaluation.every=8",
+    "evaluation.num_samples=200",
+    "evaluation.batch_size=100",
+    "evaluation.chain_points=2",
+    "evaluation.grid=16",
+    "sampler.num_steps=6",
+]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A working directory, far from the checkout, whose store and extractor are made once."""
+    return tmp_path_factory.mktemp("home")
+
+
+def environment(home: Path) -> dict[str, str]:
+    return {**os.environ, "GEBM_STORES": str(home / "stores"), "PYTHONPATH": str(REPOSITORY)}
+
+
+def start(home: Path, verb: str, *words: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", f"pipeline.{verb}", *words],
+        cwd=home,
+        env=environment(home),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run(home: Path, verb: str, *words: str, status: int = 0) -> str:
+    process = start(home, verb, *words)
+    printed, _ = process.communicate(timeout=400)
+    assert process.returncode == status, printed
+    assert "Traceback" not in printed, printed
+    return printed
+
+
+def summary(folder: Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def wait_for(folder: Path, reached, process: subprocess.Popen, seconds: float = 240) -> None:
+    """Wait until the summary is as wanted; the process must not end before."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        assert process.poll() is None, process.communicate()[0]
+        if (folder / "summary.json").exists() and reached(summary(folder)):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"not reached within {seconds} s: {summary(folder)}")
+
+
+def family(pid: int) -> list[int]:
+    """A process and all that it has started, it and theirs."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    found = [pid]
+    for member in found:
+        found += [child for child, parent in parents.items() if parent == member]
+    return found
+
+
+@pytest.fixture(scope="module")
+def swept(home):
+    """A sweep with one trial that cannot but diverge."""
+    output = home / "swept"
+    space = "{train.energy_lr:{log_uniform:[1e-4,1e-3]},train.base_lr:{choice:[3e-4,1e30]}}"
+    words = [*SMALL, f"output={output}", f"++sweep.space={space}", "sweeps=grid", "sweep.points=1"]
+    return output, run(home, "sweep", *words)
+
+
+def test_a_sweep_ranks_its_trials_and_survives_one_that_diverges(swept):
+    output, printed = swept
+    document = summary(output)
+    status = {trial["params"]["train.base_lr"]: trial["status"] for trial in document["trials"]}
+    assert status == {3e-4: "finished", 1e30: "failed"}
+    assert document["best"]["params"]["train.base_lr"] == 3e-4
+    [good] = [trial for trial in document["trials"] if trial["status"] == "finished"]
+    assert document["best"]["metrics"]["fid_gebm"] == min(entry["fid_gebm"] for entry in good["evaluations"])
+    assert good["metrics"]["base_step"] == 24
+    assert good["metrics"]["fid_base"] > 0 and good["metrics"]["fid_gebm"] > 0
+    assert good["metrics"]["extractor"] == document["extractor"] and document["extractor"].startswith("classifier-")
+    assert good["checkpoint"] and good["mlflow_run_id"] and good["seconds"] > 0
+    assert [entry["base_step"] for entry in good["evaluations"]] == [8, 16, 24]
+    [bad] = [trial for trial in document["trials"] if trial["status"] == "failed"]
+    assert "base step" in bad["error"] and ("nan" in bad["error"] or "inf" in bad["error"])
+    assert "Trials, best first" in printed and document["extractor"] in printed
+    assert "mlflow ui --backend-store-uri" in printed and str(output) in printed
+    assert "24/24 base steps" in printed and "/s" in printed and "left" in printed
+
+
+def test_the_tracker_holds_what_the_sweep_found(swept):
+    output, _ = swept
+    document = summary(output)
+    client = MlflowClient(document["tracking_uri"])
+    parent = client.get_run(document["mlflow_run_id"])
+    best = client.get_run(document["best"]["mlflow_run_id"])
+    extractor = document["extractor"]
+    assert best.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    [good] = [trial for trial in document["trials"] if trial["status"] == "finished"]
+    assert best.data.metrics[f"fid/gebm/{extractor}"] == good["metrics"]["fid_gebm"]
+    assert best.data.params["train.base_lr"] == "0.0003"
+    assert best.data.params["sampler.num_steps"] == "6"
+    names = set(best.data.metrics)
+    groups = {"kale/log_partition", "kale/log_partition_monte_carlo", "train/energy_loss", "rate/images_per_second"}
+    assert groups <= names
+    along = client.get_metric_history(best.info.run_id, f"fid_chain/00006/{extractor}")
+    assert [point.step for point in along] == [8, 16, 24]
+    artifacts = {entry.path for entry in client.list_artifacts(best.info.run_id, "step-00000024")}
+    assert {Path(path).name for path in artifacts} == {"base_and_gebm.png", "chain.gif", "fid_along_chain.png"}
+    assert {entry.path for entry in client.list_artifacts(parent.info.run_id)} >= {"config.yaml", "summary.json"}
+    bad = next(trial for trial in document["trials"] if trial["status"] == "failed")
+    assert client.get_run(bad["mlflow_run_id"]).info.status == "FAILED"
+    assert parent.info.status == "FINISHED"
+
+
+def test_a_second_sweep_into_the_same_folder_is_refused(swept, home):
+    output, _ = swept
+    before = summary(output)
+    assert "resume=" in run(home, "sweep", *SMALL, f"output={output}", status=2)
+    assert summary(output) == before
+
+
+def test_the_samplers_settings_are_searched_without_training(swept, home):
+    output, _ = swept
+    checkpoint = summary(output)["best"]["checkpoint"]
+    files = {path: path.read_bytes() for path in Path(checkpoint).iterdir()}
+    folder = home / "mcmc"
+    run(home, "sweep", "sweeps=mcmc", f"checkpoint={checkpoint}", f"output={folder}", *SMALL, "sweep.num_trials=2")
+    document = summary(folder)
+    assert [trial["status"] for trial in document["trials"]] == ["finished"] * 2
+    assert {trial["checkpoint"] for trial in document["trials"]} == {checkpoint}
+    assert all(key.startswith("sampler.") for trial in document["trials"] for key in trial["params"])
+    # The base is the same and so are its latents: only what the sampler adds may differ.
+    assert len({trial["metrics"]["fid_base"] for trial in document["trials"]}) == 1
+    assert {path: path.read_bytes() for path in Path(checkpoint).iterdir()} == files
+
+
+def test_a_checkpoint_is_sampled_and_evaluated_with_settings_of_the_users_own(swept, home):
+    output, _ = swept
+    checkpoint = summary(output)["best"]["checkpoint"]
+    words = [f"checkpoint={checkpoint}", "sampler.name=mala", "sampler.step_size=0.01"]
+    run(home, "sample", *words, "sampler.num_samples=20", f"output={home / 'samples'}")
+    images = np.load(home / "samples" / "samples.npy", allow_pickle=False)
+    assert images.shape == (20, 1, 8, 8) and images.dtype == np.uint8
+    assert Image.open(home / "samples" / "grid.png").width > 8 * 32
+    settings = json.loads((home / "samples" / "settings.json").read_text())
+    assert settings["sampler"]["name"] == "mala" and settings["sampler"]["num_steps"] == 6
+    printed = run(home, "evaluate", *words, f"output={home / 'evaluation'}", "evaluation.metrics=[fid,kid,is,prc]")
+    scores = json.loads((home / "evaluation" / "evaluation.json").read_text())
+    assert {"fid_base", "fid_gebm", "kid_gebm", "is_gebm", "precision_gebm", "acceptance_rate"} <= set(scores["scores"])
+    assert scores["extractor"] in printed
+    assert list(scores["chain"]) == ["0", "3", "6"]
+
+
+def test_killed_and_resumed_is_bit_for_bit_what_no_interruption_gives(home):
+    """On two workers, so that what they hold in common is resumed as well."""
+    undisturbed, killed = home / "undisturbed", home / "killed"
+    run(home, "train", *SMALL, f"output={undisturbed}", "scale.num_workers=2")
+    process = start(home, "train", *SMALL, f"output={killed}", "scale.num_workers=2")
+    wait_for(killed, lambda document: document["trials"][0]["evaluations"], process)
+    for pid in family(process.pid):  # its Ray with it, as when a machine goes down
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+    assert summary(killed)["trials"][0]["status"] == "running"
+    run(home, "train", f"resume={killed}")
+    for name in ("model.safetensors", "training.safetensors"):
+        mine, theirs = (
+            load_file(folder / "trials/000/checkpoints/step-00000024" / name) for folder in (killed, undisturbed)
+        )
+        assert mine.keys() == theirs.keys()
+        assert all(bool((mine[key] == theirs[key]).all()) for key in mine)
+    first, second = summary(killed)["trials"][0], summary(undisturbed)["trials"][0]
+    assert first["status"] == second["status"] == "finished"
+    assert first["metrics"]["fid_gebm"] == second["metrics"]["fid_gebm"]
+
+
+def test_interrupted_by_ctrl_c_it_says_how_to_go_on_and_does_not_run_the_finished_again(home):
+    """With trials that Optuna proposes one by one."""
+    output = home / "interrupted"
+    words = [*SMALL, f"output={output}", "sweeps=optuna", "sweep.scheduler=none", "sweep.num_trials=3"]
+    process = start(home, "sweep", *words, "sweep.max_concurrent=1")
+    wait_for(output, lambda document: len(document["trials"]) > 1 and document["trials"][1]["evaluations"], process)
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, printed
+    assert f"python -m pipeline.sweep resume={output}" in printed
+    before = summary(output)["trials"]
+    assert [trial["status"] for trial in before] == ["finished", "running"]
+    run(home, "sweep", f"resume={output}", "sweep.max_concurrent=2")
+    after = summary(output)["trials"]
+    assert [trial["status"] for trial in after] == ["finished"] * 3
+    assert after[0] == before[0]
+    assert after[1]["mlflow_run_id"] == before[1]["mlflow_run_id"]
+    assert [entry["base_step"] for entry in after[1]["evaluations"]] == [8, 16, 24]
+    assert len({trial["params"]["train.energy_lr"] for trial in after}) == 3
+
+
+def test_population_based_training_goes_on_from_the_better_trial(home):
+    output = home / "pbt"
+    words = [*SMALL, "train.base_steps=40", "sweeps=pbt", "sweep.num_trials=2", "sweep.perturbation_steps=8"]
+    run(home, "sweep", *words, f"output={output}")
+    trials = summary(output)["trials"]
+    assert [(trial["name"], trial["status"]) for trial in trials] == [("000", "finished"), ("001", "finished")]
+    assert all(trial["metrics"]["base_step"] == 40 for trial in trials)
+    # Two trials that report in turn: one of them is the worse when it reports, and takes over the other's weights at
+    # rates near the other's. What it took over is in its own folder from then on.
+    config = from_dict(yaml.safe_load((output / "config.yaml").read_text()))
+    drawn = first_points(config, parse_space(config))
+    assert [trial["params"] for trial in trials] != drawn
+    assert all(str(output / "trials" / trial["name"]) in trial["checkpoint"] for trial in trials)
+
+
+@pytest.fixture
+def bucket():
+    """The URL of a bucket of an S3 server on this machine, and the environment that leads there."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    endpoint = "http://{}:{}".format(*server.get_host_and_port())
+    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+    boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name="us-east-1",
+        aws_access_key_id="test",
+        aws_secret_access_key="test",
+    ).create_bucket(Bucket="results")
+    yield "s3://results", {**keys, "AWS_ENDPOINT_URL": endpoint}
+    server.stop()
+
+
+def test_store_and_results_may_lie_on_s3(home, bucket, monkeypatch):
+    url, leads_there = bucket
+    for key, value in leads_there.items():
+        monkeypatch.setenv(key, value)
+    words = [*SMALL, f"data.store={url}/stores/digits", "train.base_steps=8"]
+    printed = run(home, "train", *words, f"output={url}/run/")
+    assert f"python -m pipeline.sample checkpoint={url}/run/trials/000/checkpoints/step-00000008" in printed
+    run(home, "sample", f"checkpoint={url}/run/trials/000", "sampler.num_samples=4", f"output={home / 'from-s3'}")
+    assert np.load(home / "from-s3" / "samples.npy", allow_pickle=False).shape == (4, 1, 8, 8)
+    # Nothing is left to do, and that is seen from the bucket alone.
+    assert "Trials, best first" in run(home, "train", f"resume={url}/run")

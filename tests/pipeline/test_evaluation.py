@@ -1,0 +1,152 @@
+"""The base against the GEBM, measured on a tiny model and the digits."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gebm import GEBM, StandardNormal
+from pipeline import metrics
+from pipeline.errors import UserError
+from pipeline.evaluation import chain_steps, evaluate, run_chains
+from pipeline.trial import build_model
+
+SMALL = {
+    "sampler": {"name": "ula", "step_size": 1e-2, "num_steps": 8},
+    "evaluation": {"num_samples": 120, "batch_size": 120, "chain_points": 4, "grid": 9, "extractor": "classifier"},
+}
+
+
+@given(st.integers(1, 5000), st.integers(1, 200))
+def test_places_along_a_chain(num_steps, points):
+    steps = chain_steps(num_steps, points)
+    assert steps[0] == 0 and steps[-1] == num_steps
+    assert all(before < after for before, after in itertools.pairwise(steps))
+    assert len(steps) == min(points, num_steps) + 1
+    # Evenly spaced: no place is further than half a step from where it should be.
+    if points <= num_steps:
+        assert all(abs(step - index * num_steps / points) <= 0.5 for index, step in enumerate(steps))
+
+
+class Flat(torch.nn.Module):
+    """An energy that is the same everywhere."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return 3.0 + 0.0 * images.flatten(1).sum(1)
+
+
+@pytest.mark.parametrize("name", ["ula", "kla", "mala", "hmc", "rwm", "imh"])
+def test_a_constant_energy_leaves_the_latents_alone(small, name):
+    """From N(0, I) to N(0, I), but for the known bias of the kernels that accept everything."""
+    step_size, num_steps, chains, dim = 0.05, 30, 4000, 4
+    config = small(sampler={"name": name, "step_size": step_size, "num_steps": num_steps, "beta": 2.0, "friction": 1.0})
+    base = build_model(config).base
+    model = GEBM(base, Flat(), StandardNormal(dim)).eval()
+    seen: dict[int, torch.Tensor] = {}
+    generator = torch.Generator().manual_seed(0)
+    z0 = model.prior.sample(chains, generator)
+    chain = run_chains(model, config.sampler, z0, generator=generator, observe=seen.__setitem__)
+    assert list(seen) == list(range(num_steps + 1))
+    assert torch.equal(seen[0], z0) and torch.equal(seen[num_steps], chain.z) and not torch.equal(seen[0], chain.z)
+    z, count = chain.z.double(), chains * dim
+    variance = 1.0
+    if name == "ula":  # v <- (1 - h)^2 v + 2 h
+        for _ in range(num_steps):
+            variance = (1 - step_size) ** 2 * variance + 2 * step_size
+    # KLA from rest, at most h^2 / 4 away from equilibrium in position; the velocities warm up from zero.
+    allowance = step_size**2 if name == "kla" else 0.0
+    if name == "kla":
+        assert z.var() <= 1.0 + allowance + 5 * math.sqrt(2 / count)
+    else:
+        assert abs(z.square().mean() - variance) < 5 * variance * math.sqrt(2 / count)
+    assert (z.mean(0).abs() < 5 * math.sqrt(variance / chains)).all()
+    correlations = z.T.corrcoef() - torch.eye(dim)
+    assert (correlations.abs() < 5 / math.sqrt(chains)).all()
+
+
+@pytest.fixture(scope="module")
+def reference(digits, classifier):
+    return metrics.reference(digits, classifier)
+
+
+@pytest.fixture
+def found(small, classifier, reference):
+    """A fresh model and what its evaluation found."""
+    config = small(**SMALL)
+    model = build_model(config).eval()
+    steps: list[int] = []
+    return config, model, evaluate(model, config, classifier, reference, advance=steps.append), steps
+
+
+def test_the_base_is_scored_on_the_latents_that_the_chain_starts_from(found, classifier, reference):
+    config, model, evaluation, _ = found
+    generator = torch.Generator().manual_seed((config.seed + 1) * 1_000_003)
+    latents = model.prior.sample(config.evaluation.num_samples, generator)
+    with torch.no_grad():
+        images = metrics.to_uint8(model.base(latents))
+    fid = metrics.score(images, reference, classifier)["fid"]
+    assert evaluation.scores["fid_base"] == pytest.approx(fid, rel=1e-6)
+    assert torch.equal(evaluation.frames[0], images[: config.evaluation.grid])
+
+
+def test_the_chain_goes_from_the_base_to_the_gebm(found):
+    config, _, evaluation, steps = found
+    assert list(evaluation.chain) == list(evaluation.frames) == [0, 2, 4, 6, 8]
+    assert evaluation.chain[0] == evaluation.scores["fid_base"]
+    assert evaluation.chain[8] == evaluation.scores["fid_gebm"]
+    assert len(set(evaluation.chain.values())) == 5
+    for frame in evaluation.frames.values():
+        assert frame.shape == (9, 1, 8, 8) and frame.dtype == torch.uint8
+    assert sum(steps) == config.evaluation.num_samples * config.sampler.num_steps
+    assert all(math.isfinite(value) for value in evaluation.scores.values())
+    assert {"mean_potential", "log_partition_monte_carlo", "log_partition_standard_error"} <= set(evaluation.scores)
+
+
+def test_the_same_seed_finds_the_same_and_another_does_not(found, small, classifier, reference):
+    config, model, first, _ = found
+    again = evaluate(model, config, classifier, reference)
+    assert again.scores == first.scores and again.chain == first.chain
+    assert all(torch.equal(again.frames[step], first.frames[step]) for step in first.frames)
+    other = evaluate(model, small(**SMALL, seed=1), classifier, reference)
+    assert other.scores["fid_base"] != first.scores["fid_base"]
+
+
+def test_evaluating_changes_nothing_of_the_model(found, classifier, reference):
+    config, model, _, _ = found
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    evaluate(model, config, classifier, reference)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+def test_batches_that_do_not_divide_the_samples(found, small, classifier, reference):
+    config = small(sampler=SMALL["sampler"], evaluation={**SMALL["evaluation"], "batch_size": 50, "grid": 70})
+    model = build_model(config).eval()
+    advanced: list[int] = []
+    evaluation = evaluate(model, config, classifier, reference, advance=advanced.append)
+    assert sum(advanced) == 120 * 8
+    assert all(len(frame) == 70 for frame in evaluation.frames.values())
+    # Latents are drawn before any noise, so the base is the same however its chains are batched.
+    assert evaluation.scores["fid_base"] == pytest.approx(found[2].scores["fid_base"], rel=1e-4)
+
+
+def test_other_metrics_are_of_the_base_and_of_the_gebm(small, classifier, reference):
+    settings = {**SMALL["evaluation"], "metrics": ["kid", "is", "prc"]}
+    config = small(sampler=SMALL["sampler"], evaluation=settings)
+    scores = evaluate(build_model(config).eval(), config, classifier, reference).scores
+    for model in ("base", "gebm"):
+        assert {f"{name}_{model}" for name in ("fid", "kid", "kid_std", "is", "is_std", "precision", "recall")} <= set(
+            scores
+        )
+
+
+def test_a_chain_that_diverges_is_one_line(small, classifier, reference):
+    config = small(sampler={**SMALL["sampler"], "step_size": 1e30}, evaluation=SMALL["evaluation"])
+    with pytest.raises(UserError, match=r"sampler\.step_size") as refusal:
+        evaluate(build_model(config).eval(), config, classifier, reference)
+    assert "\n" not in str(refusal.value)
