@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from gebm import samplers
 
-__all__ = ["GEBM", "BoundedEnergy", "StandardNormal", "effective_weights", "frozen"]
+__all__ = ["GEBM", "BoundedEnergy", "RelativeEnergy", "StandardNormal", "effective_weights", "frozen"]
 
 
 @contextmanager
@@ -178,14 +178,65 @@ class BoundedEnergy(nn.Module):
         return energy_N.clamp(min=self.floor)
 
 
+class RelativeEnergy(nn.Module):
+    """An energy written relative to a base with a density ``b``: ``E(x) = D(x) + log b(x)``.
+
+    Then ``exp(-E) dB = exp(-D) dx``: the model has the density ``exp(-D(x) - A)``, and both it and ``A`` are the same
+    whichever base they are written with (Arbel, Zhou and Gretton, ICLR 2021, density estimation).
+
+    The base is no part of this module and its parameters are none of it: what trains the energy trains ``D``. Nor does
+    any gradient reach the base through ``log b``, which is a fixed function of ``x`` here; in a base step the base
+    learns through its samples alone, weighted as the paper's section 3 has it.
+
+    Args:
+        network: ``D``; maps samples (N, ...) to (N,) or (N, 1).
+        base: The base, with ``log_prob``.
+
+    Raises:
+        ValueError: If the base has no ``log_prob``.
+
+    Example:
+        >>> from gebm import networks
+        >>> base = networks.flows.GaussianFlow(2)
+        >>> energy = RelativeEnergy(nn.Linear(2, 1), base)
+        >>> [name for name, _ in energy.named_parameters()]
+        ['network.weight', 'network.bias']
+    """
+
+    def __init__(self, network: nn.Module, base: nn.Module) -> None:
+        super().__init__()
+        if not hasattr(base, "log_prob"):
+            raise ValueError(f"an energy relative to {type(base).__name__} needs its log_prob: use a normalizing flow")
+        self.network = network
+        # In a tuple, the base is no submodule. It follows to another device or type all the same: as the model's base.
+        self._base: tuple[nn.Module] = (base,)
+
+    @property
+    def base(self) -> nn.Module:
+        """The base that the energy is relative to."""
+        return self._base[0]
+
+    def with_base(self, base: nn.Module) -> RelativeEnergy:
+        """Return the energy relative to another base; ``D`` is shared, not copied."""
+        return RelativeEnergy(self.network, base)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map samples (N, ...) to energies (N,), differentiable in ``x`` and in the parameters of ``D``."""
+        with frozen(self.base):
+            log_base_N = self.base.log_prob(x)
+        return self.network(x).reshape(len(x)) + log_base_N
+
+
 class GEBM(nn.Module):
     """A generalized energy-based model ``Q(dx) = exp(-E(x)) B(dx) / Z`` (Arbel, Zhou and Gretton, ICLR 2021).
 
     Args:
         base: Maps latents (N, D) to samples (N, ...).
         energy: Maps samples (N, ...) to (N,) or (N, 1); wrapped in :class:`BoundedEnergy` unless it is one already.
+            A :class:`RelativeEnergy` is made relative to this base.
         prior: Distribution of the latents: ``dim``, ``log_prob`` and ``sample`` as :class:`StandardNormal` has them.
-        energy_floor: The least energy.
+        energy_floor: The least energy. If none, the paper's -10; but no floor under a :class:`RelativeEnergy`: it is
+            far below -10 wherever the base has next to no mass, and would stop learning there.
 
     Attributes:
         base: The base network.
@@ -201,15 +252,23 @@ class GEBM(nn.Module):
         torch.Size([4])
     """
 
-    def __init__(self, base: nn.Module, energy: nn.Module, prior: nn.Module, energy_floor: float = -10.0) -> None:
+    def __init__(self, base: nn.Module, energy: nn.Module, prior: nn.Module, energy_floor: float | None = None) -> None:
         super().__init__()
         self.base = base
-        self.energy = energy if isinstance(energy, BoundedEnergy) else BoundedEnergy(energy, energy_floor)
+        if not isinstance(energy, BoundedEnergy):
+            if energy_floor is None:
+                energy_floor = -math.inf if isinstance(energy, RelativeEnergy) else -10.0
+            energy = BoundedEnergy(energy, energy_floor)
+        if isinstance(energy.network, RelativeEnergy) and energy.network.base is not base:
+            energy = BoundedEnergy(energy.network.with_base(base), energy.floor).train(energy.training)
+        self.energy = energy
         self.prior = prior
         self.log_partition = nn.Parameter(torch.zeros(()))
 
     def with_base(self, base: nn.Module) -> GEBM:
         """Return the model with another base; energy, prior and log-partition are shared, not copied.
+
+        A :class:`RelativeEnergy` becomes relative to the new base: the weights of its ``D`` are what is shared.
 
         Args:
             base: Maps latents (N, D) to samples (N, ...), such as a moving average of this model's base.
@@ -312,23 +371,61 @@ class GEBM(nn.Module):
                     samples.append(self.base(chain.z))
         return torch.cat(samples)
 
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Return the model's log-density, ``log b(x) - E(x) - c``, where the base has a density ``b``.
+    def data_potential(self, x: Tensor) -> Tensor:
+        """Return the potential of the model in data space, ``E(x) - log b(x)``, where the base has a density ``b``.
 
-        As good as the log-partition is: see :func:`gebm.partition.log_partition_monte_carlo`.
+        Minus the log-density up to the log-partition: what a chain that walks on the data themselves needs. Under a
+        :class:`RelativeEnergy` without a floor it is ``D(x)``, and is computed as such, not as a difference. Modes,
+        precision and gradients as for :meth:`potential`.
 
         Args:
             x: Samples (N, ...).
+
+        Returns:
+            Potentials (N,), in nats, float32 or wider.
+
+        Raises:
+            ValueError: If the base has no ``log_prob``.
+
+        Example:
+            >>> from gebm import networks
+            >>> base, energy = networks.make("gaussian", resolution=0, channels=2, latent_dim=2)
+            >>> GEBM(base, energy, StandardNormal(2)).data_potential(torch.zeros(3, 2)).shape
+            torch.Size([3])
+        """
+        if not hasattr(self.base, "log_prob"):
+            raise ValueError("this base has no density: use a base with log_prob, such as a normalizing flow")
+        with frozen(self.base, self.energy), torch.autocast(x.device.type, enabled=False):
+            network = self.energy.network
+            if isinstance(network, RelativeEnergy) and self.energy.floor == -math.inf:
+                return network.network(x).reshape(len(x))
+            return self.energy(x) - self.base.log_prob(x)
+
+    def log_prob(self, x: Tensor, log_partition: Tensor | float | None = None) -> Tensor:
+        """Return the model's log-density, ``log b(x) - E(x) - A``, where the base has a density ``b``.
+
+        As good as the log-partition is. The trained ``c`` is what KALE's Fenchel form gives; other objectives leave it
+        untrained, and then it takes an estimate of :mod:`gebm.partition`. Gradients as for :meth:`potential`.
+
+        Args:
+            x: Samples (N, ...).
+            log_partition: ``A``, a scalar in nats; the trained ``c`` if none.
 
         Returns:
             Log-densities (N,), in nats.
 
         Raises:
             ValueError: If the base has no ``log_prob``.
+
+        Example:
+            >>> from gebm import networks
+            >>> base, energy = networks.make("gaussian", resolution=0, channels=2, latent_dim=2, offset=0.5)
+            >>> model = GEBM(base, energy, StandardNormal(2))
+            >>> round(model.log_prob(torch.zeros(1, 2), log_partition=-0.5).item() + math.log(2 * math.pi), 4)
+            0.0
         """
-        if not hasattr(self.base, "log_prob"):
-            raise ValueError("this base has no density: use a base with log_prob, such as a normalizing flow")
-        return self.base.log_prob(x) - self.energy(x) - self.log_partition
+        log_partition = self.log_partition.detach() if log_partition is None else log_partition
+        return -self.data_potential(x) - log_partition
 
 
 def _sizes(n: int, batch_size: int | None) -> list[int]:

@@ -1,7 +1,8 @@
 """Base and energy networks, side by side, a file per family.
 
 Image bases map latents (N, D) to images (N, C, H, W) in [-1, 1]; energies map images to (N, 1). The base is
-batch-normalised, the energy spectrally normalised. Weights are drawn from torch's global random state: seed it first.
+batch-normalised, the energy spectrally normalised. For vectors (N, D) there are MLPs, and flows, whose base has a
+density. Weights are drawn from torch's global random state: seed it first.
 """
 
 from __future__ import annotations
@@ -10,36 +11,52 @@ from collections.abc import Callable
 
 from torch import nn
 
-from gebm.networks import dcgan, mlp, sngan
+from gebm.networks import dcgan, flows, mlp, sngan
 
-__all__ = ["NAMES", "dcgan", "make", "mlp", "sngan"]
+__all__ = ["NAMES", "VECTORS", "dcgan", "flows", "make", "mlp", "sngan"]
 
 NAMES: dict[str, Callable[..., tuple[nn.Module, nn.Module]]] = {
     "dcgan": dcgan.make,
     "sngan_convnet": sngan.make_convnet,
     "sngan_resnet": sngan.make_resnet,
     "mlp": mlp.make,
+    **flows.makers(),
 }
+
+VECTORS: tuple[str, ...] = ("mlp", *flows.FLOWS)
+"""The families whose data are vectors."""
 
 
 def make(
-    name: str, *, resolution: int, channels: int, latent_dim: int, width: int | None = None
+    name: str,
+    *,
+    resolution: int,
+    channels: int,
+    latent_dim: int,
+    width: int | None = None,
+    energy: str | None = None,
+    offset: float = 0.0,
 ) -> tuple[nn.Module, nn.Module]:
     """Build a base and its energy by the family's name.
 
     Args:
-        name: ``"dcgan"`` (resolutions 8 to 128), ``"sngan_convnet"``, ``"sngan_resnet"`` (32 to 128), or ``"mlp"``,
-            for vectors, where ``channels`` is the dimension and ``resolution`` means nothing.
+        name: ``"dcgan"`` (resolutions 8 to 128), ``"sngan_convnet"``, ``"sngan_resnet"`` (32 to 128), or, for
+            vectors, ``"mlp"`` and the flows ``"gaussian"``, ``"realnvp"``, ``"maf"``, ``"nsf"``: there ``channels``
+            is the dimension and ``resolution`` means nothing.
         resolution: Height and width of the images in pixels, a power of two.
         channels: Colour channels.
-        latent_dim: Latent dimension ``D``.
-        width: Channels at the full resolution; the family's published width if none.
+        latent_dim: Latent dimension ``D``; a flow's is the dimension of its data.
+        width: Channels at the full resolution, or hidden units; the family's own if none.
+        energy: Which energy goes with a flow: if none, one with a known log-partition, minus the log-density of a
+            second such flow and relative to the base; or ``"mlp"``. The other families have one energy each.
+        offset: Constant in a flow's energy, in nats: minus its true log-partition.
 
     Returns:
         The base and the energy.
 
     Raises:
-        ValueError: If there is no such family, or it has no such resolution.
+        ValueError: If there is no such family, or it has no such resolution, dimension or energy.
+        ImportError: If a flow needs zuko and it is not installed.
 
     Example:
         >>> import torch
@@ -47,10 +64,17 @@ def make(
         >>> images = base(torch.zeros(2, 16))
         >>> images.shape, energy(images).shape
         (torch.Size([2, 1, 8, 8]), torch.Size([2, 1]))
+        >>> base, energy = make("realnvp", resolution=0, channels=3, latent_dim=3)
+        >>> base.log_prob(torch.zeros(2, 3)).shape, energy(torch.zeros(2, 3)).shape
+        (torch.Size([2]), torch.Size([2]))
     """
     if name not in NAMES:
         raise ValueError(f"no networks are called '{name}': choose one of {', '.join(NAMES)}")
     if min(channels, latent_dim, 1 if width is None else width) < 1:
         raise ValueError(f"channels={channels}, latent_dim={latent_dim}, width={width}: each must be at least 1")
-    sizes = {} if width is None else {"width": width}
-    return NAMES[name](resolution=resolution, channels=channels, latent_dim=latent_dim, **sizes)
+    settings = {} if width is None else {"width": width}
+    if name in flows.FLOWS:
+        settings |= {"energy": energy, "offset": offset}
+    elif energy not in (None, "mlp" if name == "mlp" else None) or offset != 0:
+        raise ValueError(f"energy={energy}, offset={offset}: {name} has an energy of its own; leave both out")
+    return NAMES[name](resolution=resolution, channels=channels, latent_dim=latent_dim, **settings)
