@@ -113,21 +113,38 @@ class StandardNormal(nn.Module):
         """
         return -0.5 * (z.square().sum(-1) + self.dim * math.log(2 * math.pi))
 
+    def from_noise(self, noise: Tensor) -> Tensor:
+        """Map standard normal noise to latents: here they are the same.
+
+        Args:
+            noise: Standard normal numbers (N, D).
+
+        Returns:
+            Latents (N, D).
+
+        Raises:
+            ValueError: If the noise is not of this dimension.
+        """
+        if noise.shape[-1] != self.dim:
+            raise ValueError(f"the prior has {self.dim} dimensions, but the noise is {tuple(noise.shape)}")
+        return noise
+
     def sample(self, n: int, generator: torch.Generator | None = None, device: torch.device | None = None) -> Tensor:
         """Draw latents.
 
         Args:
             n: How many.
-            generator: Source of every random number; torch's global one if none. The draw is made on its device.
+            generator: Source of every random number, on any device; torch's global one if none. One number is taken
+                from it, whatever ``n`` is (see :mod:`gebm.samplers.noise`).
             device: Where the result goes; where the prior is, if none.
 
         Returns:
-            Latents (n, D).
+            Latents (n, D). The first are the same for any ``n``.
         """
-        device = self.mean.device if device is None else device
-        drawn_on = device if generator is None else generator.device
-        z_ND = torch.randn(n, self.dim, generator=generator, device=drawn_on, dtype=self.mean.dtype)
-        return z_ND.to(device)
+        device = self.mean.device if device is None else torch.device(device)
+        chain = torch.arange(n, device=device)
+        noise = samplers.noise.normal(samplers.noise.draw_key(generator, device), chain, self.dim)
+        return self.from_noise(noise.to(self.mean.dtype))
 
 
 class BoundedEnergy(nn.Module):
@@ -234,7 +251,8 @@ class GEBM(nn.Module):
         base: Maps latents (N, D) to samples (N, ...).
         energy: Maps samples (N, ...) to (N,) or (N, 1); wrapped in :class:`BoundedEnergy` unless it is one already.
             A :class:`RelativeEnergy` is made relative to this base.
-        prior: Distribution of the latents: ``dim``, ``log_prob`` and ``sample`` as :class:`StandardNormal` has them.
+        prior: Distribution of the latents: ``dim``, ``log_prob``, ``from_noise`` and ``sample``
+            as :class:`StandardNormal` has them.
         energy_floor: The least energy. If none, the paper's -10; but no floor under a :class:`RelativeEnergy`: it is
             far below -10 wherever the base has next to no mass, and would stop learning there.
 
@@ -303,6 +321,9 @@ class GEBM(nn.Module):
         Returns:
             Potentials (N,), in nats, float32 or wider.
 
+        Raises:
+            ValueError: If ``beta`` is negative.
+
         Example:
             >>> model = GEBM(nn.Linear(2, 3), nn.Linear(3, 1), StandardNormal(2))
             >>> z = torch.zeros(4, 2, requires_grad=True)
@@ -310,6 +331,8 @@ class GEBM(nn.Module):
             >>> gradient.shape
             torch.Size([4, 2])
         """
+        if not beta >= 0:
+            raise ValueError(f"beta must be at least 0, the prior alone, not {beta}")
         with frozen(self.base, self.energy), torch.autocast(z.device.type, enabled=False):
             return beta * self.energy(self.base(z)) - self.prior.log_prob(z)
 
@@ -330,7 +353,8 @@ class GEBM(nn.Module):
             torch.Size([5, 3])
         """
         with frozen(self.base):
-            return torch.cat([self.base(self.prior.sample(size, generator)) for size in _sizes(n, batch_size)])
+            sizes = _sizes(n, batch_size)
+            return torch.cat([self.base(z_ND) for z_ND in self.prior.sample(n, generator).split(sizes)])
 
     def sample(
         self,
@@ -343,7 +367,9 @@ class GEBM(nn.Module):
     ) -> Tensor:
         """Draw from the model: one Markov chain per sample on latent space, started at the prior, then the base.
 
-        Arbel, Zhou and Gretton, ICLR 2021, algorithms 2 and 3, according to the kernel.
+        Arbel, Zhou and Gretton, ICLR 2021, algorithms 2 and 3, according to the kernel. Each chain's start and noise
+        are its own: but for rounding inside the networks, a sample is the same for any ``n`` and ``batch_size``. A
+        chain that diverges is restarted at the prior.
 
         Args:
             n: How many samples.
@@ -361,14 +387,26 @@ class GEBM(nn.Module):
             >>> model.sample(5, samplers.make("ula", step_size=0.01), num_steps=3, batch_size=2).shape
             torch.Size([5, 3])
         """
-        samples = []
+        sizes = _sizes(n, batch_size)
+        z0_ND = self.prior.sample(n, generator)
+        seed = int(samplers.noise.draw_key(generator, z0_ND.device))
+        samples, first = [], 0
         # Frozen here as well as in the potential, so that normalised weights are computed once and not at every step.
         with frozen(self.base, self.energy):
-            for size in _sizes(n, batch_size):
-                z0_ND = self.prior.sample(size, generator)
-                chain = samplers.run(kernel, lambda z: self.potential(z, beta), z0_ND, num_steps, generator=generator)
+            for size in sizes:
+                chain = samplers.run(
+                    kernel,
+                    lambda z: self.potential(z, beta),
+                    z0_ND[first : first + size],
+                    num_steps,
+                    # The same keys for every batch; the chains' numbers tell them apart.
+                    generator=torch.Generator(z0_ND.device).manual_seed(seed),
+                    prior=self.prior,
+                    first_chain=first,
+                )
                 with torch.no_grad():
                     samples.append(self.base(chain.z))
+                first += size
         return torch.cat(samples)
 
     def data_potential(self, x: Tensor) -> Tensor:

@@ -15,8 +15,9 @@ from __future__ import annotations
 from dataclasses import MISSING, fields
 from typing import Any
 
+from gebm.samplers import noise
 from gebm.samplers.descent import GradientDescent
-from gebm.samplers.driver import Chain, run
+from gebm.samplers.driver import Chain, finite_chains, run
 from gebm.samplers.hamiltonian import HMC
 from gebm.samplers.kernel import Kernel, Potential, Prior, StepDecay, value_and_gradient
 from gebm.samplers.langevin import MALA, KineticLangevin, UnadjustedLangevin
@@ -38,7 +39,9 @@ __all__ = [
     "RandomWalkMetropolis",
     "StepDecay",
     "UnadjustedLangevin",
+    "finite_chains",
     "make",
+    "noise",
     "run",
     "value_and_gradient",
 ]
@@ -52,8 +55,9 @@ NAMES: dict[str, type] = {
     "imh": IndependentMetropolis,
     "dot": DiscriminatorOptimalTransport,
     "descent": GradientDescent,
+    "ddls": UnadjustedLangevin,
 }
-"""The kernels by the names that configurations use."""
+"""The kernels by the names that configurations use. DDLS, Che et al., NeurIPS 2020, is ULA at `beta = 1`."""
 
 
 def make(name: str, **settings: Any) -> Kernel:
@@ -75,7 +79,7 @@ def make(name: str, **settings: Any) -> Kernel:
 
     Example:
         >>> make("hmc", step_size=0.1, num_leapfrog_steps=5, friction=1.0, schedule=None)
-        HMC(step_size=0.1, num_leapfrog_steps=5)
+        HMC(step_size=0.1, num_leapfrog_steps=5, inverse_mass=None)
     """
     if name not in NAMES:
         raise ValueError(f"unknown sampler {name!r}: choose one of {', '.join(NAMES)}")

@@ -13,10 +13,11 @@ from gebm.samplers.kernel import (
     StepDecay,
     as_latents,
     counter,
+    number_chains,
     require_positive,
     value_and_gradient,
 )
-from gebm.samplers.langevin import LangevinInfo
+from gebm.samplers.langevin import LangevinInfo, told
 
 __all__ = ["GradientDescent"]
 
@@ -55,7 +56,7 @@ class GradientDescent:
     def init(self, z: Tensor, potential: Potential) -> GradientState:
         """Builds the state of chains that start at `z` (N, D)."""
         z = as_latents(z)
-        return GradientState(z, *value_and_gradient(potential, z), counter())
+        return GradientState(z, *value_and_gradient(potential, z), number_chains(z), counter())
 
     @torch.no_grad()
     def step(
@@ -65,4 +66,4 @@ class GradientDescent:
         h = self.step_size * (self.schedule(state.step) if self.schedule else 1.0)
         z = state.z - h * state.gradient
         value, gradient = value_and_gradient(potential, z)
-        return GradientState(z, value, gradient, state.step + 1), LangevinInfo(value)
+        return GradientState(z, value, gradient, state.chain, state.step + 1), told(value, z, gradient)

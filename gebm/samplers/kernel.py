@@ -1,11 +1,12 @@
-"""What every sampler shares: the kernel protocol, the potential and its gradient, noise, and the step-size schedule."""
+"""What every sampler shares: the kernel protocol, the potential and its gradient, and the step-size schedule."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -21,9 +22,11 @@ __all__ = [
     "as_latents",
     "counter",
     "evaluate",
+    "finite_rows",
+    "number_chains",
     "require_count",
     "require_positive",
-    "standard_normal_like",
+    "require_prior",
     "value_and_gradient",
 ]
 
@@ -32,10 +35,10 @@ Potential = Callable[[Tensor], Tensor]
 
 
 class Prior(Protocol):
-    """The latent distribution `eta`, as far as a kernel needs it."""
+    """The latent distribution `eta`, as far as a kernel needs it: its density, and its draws as a map of noise."""
 
-    def sample(self, n: int, generator: torch.Generator | None = None, device: Any = None) -> Tensor:
-        """Draws `n` latents (n, D)."""
+    def from_noise(self, noise: Tensor) -> Tensor:
+        """Maps standard normal noise (N, D) to latents (N, D), row by row; for `N(0, I)` it is the identity."""
         ...
 
     def log_prob(self, z: Tensor) -> Tensor:
@@ -57,17 +60,27 @@ class State(Protocol):
         ...
 
     @property
+    def chain(self) -> Tensor:
+        """The chains' numbers (N,), int64 in [0, 2^32): each chain's noise is a function of its own."""
+        ...
+
+    @property
     def step(self) -> Tensor:
         """The number of steps taken so far, a 0-dimensional int64 tensor on the CPU."""
         ...
 
 
 class Info(Protocol):
-    """What one step tells of itself: a NamedTuple of tensors (N,), at least the potential."""
+    """What one step tells of itself: a NamedTuple of tensors (N, ...), at least these two."""
 
     @property
     def potential(self) -> Tensor:
-        """The potential (N,) after the step."""
+        """The potential (N,) after the step; not a number where the chain diverged."""
+        ...
+
+    @property
+    def diverged(self) -> Tensor:
+        """Whether the step met a position, a potential or a gradient that is not finite (N,), bool."""
         ...
 
 
@@ -75,7 +88,9 @@ class Kernel(Protocol):
     """A Markov kernel: a frozen dataclass of hyper-parameters with two functions.
 
     All randomness comes from the generator that is passed to `step`, and the state holds everything else that the
-    next step depends on. A chain can therefore be stopped, saved and resumed bit for bit.
+    next step depends on. A chain can therefore be stopped, saved and resumed bit for bit. Of the generator a step
+    takes one key (`gebm.samplers.noise`), from which each chain computes noise of its own: no chain depends on which
+    others run beside it.
     """
 
     @property
@@ -84,7 +99,7 @@ class Kernel(Protocol):
         ...
 
     def init(self, z: Tensor, potential: Potential) -> State:
-        """Builds the state of chains that start at `z` (N, D)."""
+        """Builds the state of chains that start at `z` (N, D), numbered from 0."""
         ...
 
     def step(self, state: State, potential: Potential, generator: torch.Generator | None = None) -> tuple[State, Info]:
@@ -99,12 +114,14 @@ class GradientState(NamedTuple):
         z: Positions (N, D).
         potential: Potential at `z` (N,).
         gradient: Gradient of the potential at `z` (N, D).
+        chain: Numbers of the chains (N,), int64.
         step: Number of steps taken, 0-dimensional int64 on the CPU.
     """
 
     z: Tensor
     potential: Tensor
     gradient: Tensor
+    chain: Tensor
     step: Tensor
 
 
@@ -199,23 +216,50 @@ def as_latents(z: Tensor) -> Tensor:
     return z.detach().to(torch.float32)
 
 
-def standard_normal_like(z: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Draws standard normal noise of the shape and type of `z`, on the generator's device, and brings it to `z`'s.
+def number_chains(z: Tensor) -> Tensor:
+    """Numbers chains from 0, as they are where nobody says otherwise.
 
     Args:
-        z: The tensor (N, D) to imitate.
-        generator: Source of the randomness, on any device; torch's default one for `z`'s device if None.
+        z: Starting positions (N, D).
 
     Returns:
-        Noise (N, D).
+        Numbers (N,), int64, where `z` is.
 
     Example:
-        >>> a, b = (standard_normal_like(torch.zeros(2, 3), torch.Generator().manual_seed(0)) for _ in range(2))
-        >>> bool((a == b).all()), a.shape
-        (True, torch.Size([2, 3]))
+        >>> number_chains(torch.zeros(3, 2))
+        tensor([0, 1, 2])
     """
-    device = z.device if generator is None else generator.device
-    return torch.randn(z.shape, generator=generator, device=device, dtype=z.dtype).to(z.device)
+    return torch.arange(len(z), device=z.device)
+
+
+def finite_rows(*tensors: Tensor) -> Tensor:
+    """Tells which chains have finite entries only.
+
+    Args:
+        *tensors: Tensors (N, ...), one at least.
+
+    Returns:
+        Whether all entries of a row are finite, in all the tensors (N,), bool.
+
+    Example:
+        >>> finite_rows(torch.zeros(3), torch.tensor([[0.0, 1.0], [float("nan"), 0.0], [0.0, float("inf")]]))
+        tensor([ True, False, False])
+    """
+    finite = [tensor.isfinite() if tensor.ndim == 1 else tensor.isfinite().flatten(1).all(1) for tensor in tensors]
+    return functools.reduce(torch.logical_and, finite)
+
+
+def require_prior(prior: Prior) -> None:
+    """Raises a one-line ValueError unless `prior` has what `Prior` asks for.
+
+    Example:
+        >>> require_prior(3)
+        Traceback (most recent call last):
+        ...
+        ValueError: prior must have from_noise and log_prob; int lacks from_noise, log_prob
+    """
+    if lacking := [name for name in ("from_noise", "log_prob") if not hasattr(prior, name)]:
+        raise ValueError(f"prior must have from_noise and log_prob; {type(prior).__name__} lacks {', '.join(lacking)}")
 
 
 def evaluate(potential: Potential, z: Tensor) -> Tensor:

@@ -16,23 +16,45 @@ from gebm.samplers.kernel import (
     as_latents,
     counter,
     evaluate,
+    finite_rows,
+    number_chains,
     require_positive,
-    standard_normal_like,
     value_and_gradient,
 )
-from gebm.samplers.metropolis import MetropolisInfo, accept
+from gebm.samplers.metropolis import MetropolisInfo, accept, as_inverse_mass, scales
+from gebm.samplers.noise import VELOCITY, draw_key, normal, uniform
 
-__all__ = ["MALA", "KineticLangevin", "KineticState", "LangevinInfo", "UnadjustedLangevin"]
+__all__ = ["MALA", "KineticLangevin", "KineticState", "LangevinInfo", "UnadjustedLangevin", "told"]
 
 
 class LangevinInfo(NamedTuple):
     """What one unadjusted step tells.
 
     Attributes:
-        potential: The potential (N,) evaluated in the step.
+        potential: The potential (N,) evaluated in the step; not a number where the chain diverged.
+        diverged: Whether position, potential or gradient is not finite (N,), bool.
     """
 
     potential: Tensor
+    diverged: Tensor
+
+
+def told(potential: Tensor, *others: Tensor) -> LangevinInfo:
+    """Gives the infos of an unadjusted step: its potential, with the chains marked that have diverged.
+
+    Args:
+        potential: The potential evaluated in the step (N,).
+        *others: What else has to be finite (N, ...).
+
+    Returns:
+        The infos.
+
+    Example:
+        >>> told(torch.tensor([1.0, 2.0]), torch.tensor([[0.0], [float("inf")]]))
+        LangevinInfo(potential=tensor([1., nan]), diverged=tensor([False,  True]))
+    """
+    diverged = ~finite_rows(potential, *others)
+    return LangevinInfo(potential.masked_fill(diverged, math.nan), diverged)
 
 
 class KineticState(NamedTuple):
@@ -44,12 +66,14 @@ class KineticState(NamedTuple):
         z: Positions (N, D).
         velocity: Velocities (N, D).
         potential: Potential (N,) at the midpoint of the last step; at `z` before the first step.
+        chain: Numbers of the chains (N,), int64.
         step: Number of steps taken, 0-dimensional int64 on the CPU.
     """
 
     z: Tensor
     velocity: Tensor
     potential: Tensor
+    chain: Tensor
     step: Tensor
 
 
@@ -90,7 +114,7 @@ class UnadjustedLangevin:
     def init(self, z: Tensor, potential: Potential) -> GradientState:
         """Builds the state of chains that start at `z` (N, D)."""
         z = as_latents(z)
-        return GradientState(z, *value_and_gradient(potential, z), counter())
+        return GradientState(z, *value_and_gradient(potential, z), number_chains(z), counter())
 
     @torch.no_grad()
     def step(
@@ -98,9 +122,10 @@ class UnadjustedLangevin:
     ) -> tuple[GradientState, LangevinInfo]:
         """Takes one step downhill, with noise."""
         h = self.step_size * (self.schedule(state.step) if self.schedule else 1.0)
-        z = state.z - h * state.gradient + math.sqrt(2 * h) * standard_normal_like(state.z, generator)
+        noise = normal(draw_key(generator, state.z.device), state.chain, state.z.shape[1])
+        z = state.z - h * state.gradient + math.sqrt(2 * h) * noise
         value, gradient = value_and_gradient(potential, z)
-        return GradientState(z, value, gradient, state.step + 1), LangevinInfo(value)
+        return GradientState(z, value, gradient, state.chain, state.step + 1), told(value, z, gradient)
 
 
 @dataclass(frozen=True)
@@ -116,7 +141,8 @@ class KineticLangevin:
         step_size: The step `h`, in units of time: of `z` over velocity.
         friction: The friction `kappa`, per unit of time.
         schedule: What `h` is multiplied by as the chain proceeds; None keeps it.
-        initial_velocity: "zero", or "normal" for standard normal velocities, drawn in the first step.
+        initial_velocity: "zero", or "normal" for standard normal velocities, drawn in the first step. A chain that is
+            restarted after a divergence starts from rest.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -147,7 +173,7 @@ class KineticLangevin:
     def init(self, z: Tensor, potential: Potential) -> KineticState:
         """Builds the state of chains that start at `z` (N, D)."""
         z = as_latents(z)
-        return KineticState(z, torch.zeros_like(z), evaluate(potential, z), counter())
+        return KineticState(z, torch.zeros_like(z), evaluate(potential, z), number_chains(z), counter())
 
     @torch.no_grad()
     def step(
@@ -156,16 +182,18 @@ class KineticLangevin:
         """Takes one step of the splitting."""
         h = self.step_size * (self.schedule(state.step) if self.schedule else 1.0)
         damping = math.exp(-self.friction * h)
+        key, dim = draw_key(generator, state.z.device), state.z.shape[1]
         v = state.velocity
         # init has no generator, so random velocities wait for the first step.
         if self.initial_velocity == "normal" and int(state.step) == 0:
-            v = standard_normal_like(v, generator)
+            v = normal(key, state.chain, dim, VELOCITY)
         middle = state.z + h / 2 * v
         value, gradient = value_and_gradient(potential, middle)
         v = v - h / 2 * gradient
-        v = damping * v + math.sqrt(1 - damping**2) * standard_normal_like(v, generator)
+        v = damping * v + math.sqrt(1 - damping**2) * normal(key, state.chain, dim)
         v = v - h / 2 * gradient
-        return KineticState(middle + h / 2 * v, v, value, state.step + 1), LangevinInfo(value)
+        z = middle + h / 2 * v
+        return KineticState(z, v, value, state.chain, state.step + 1), told(value, z, v)
 
 
 @dataclass(frozen=True)
@@ -173,51 +201,63 @@ class MALA:
     """MALA, the Metropolis-adjusted Langevin algorithm: a ULA proposal, accepted or rejected.
 
     Roberts and Tweedie, Bernoulli 1996. Exact: its stationary law is `exp(-U)`, whatever the step size. One gradient
-    a step.
+    a step. With an inverse mass `m`, the preconditioner, the proposal is `z - h m grad U(z) + sqrt(2 h m) xi`.
 
     Args:
-        step_size: The step `h`, in squared units of `z`.
+        step_size: The step `h`, in squared units of `z`; of variances of `z` where there is an `inverse_mass`.
+        inverse_mass: The diagonal `m` (D,), about the variances of the target, from any sequence or tensor; None is 1.
 
     Raises:
-        ValueError: If `step_size` is not positive.
+        ValueError: If a setting is out of range.
 
     Example:
         >>> from gebm import samplers
         >>> chain = samplers.run(MALA(step_size=0.1), lambda z: z.square().sum(1) / 2, torch.zeros(4, 2), 10)
         >>> chain.infos.acceptance_probability.shape
         torch.Size([10, 4])
+        >>> MALA(step_size=0.1, inverse_mass=torch.tensor([1.0, 4.0]))
+        MALA(step_size=0.1, inverse_mass=(1.0, 4.0))
     """
 
     step_size: float
+    inverse_mass: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         require_positive("step_size", self.step_size)
+        object.__setattr__(self, "inverse_mass", as_inverse_mass(self.inverse_mass))
 
     @property
     def gradients_per_step(self) -> int:
         """One."""
         return 1
 
+    @property
+    def target_acceptance(self) -> float:
+        """The acceptance rate of the most efficient step in high dimension (Roberts and Rosenthal, JRSS B 1998)."""
+        return 0.574
+
     def init(self, z: Tensor, potential: Potential) -> GradientState:
         """Builds the state of chains that start at `z` (N, D)."""
         z = as_latents(z)
-        return GradientState(z, *value_and_gradient(potential, z), counter())
+        return GradientState(z, *value_and_gradient(potential, z), number_chains(z), counter())
 
     @torch.no_grad()
     def step(
         self, state: GradientState, potential: Potential, generator: torch.Generator | None = None
     ) -> tuple[GradientState, MetropolisInfo]:
         """Proposes a step of ULA and takes it or not."""
-        h = self.step_size
-        noise = standard_normal_like(state.z, generator)
-        z = state.z - h * state.gradient + math.sqrt(2 * h) * noise
+        h, scale = self.step_size, scales(self.inverse_mass, state.z)
+        key = draw_key(generator, state.z.device)
+        noise = normal(key, state.chain, state.z.shape[1])
+        z = state.z - h * scale**2 * state.gradient + math.sqrt(2 * h) * scale * noise
         value, gradient = value_and_gradient(potential, z)
         # The noise that would lead back, z = z' - h grad U(z') + sqrt(2h) back. Written in terms of the noise rather
         # than of z' - z, nothing cancels when h is small.
-        back = math.sqrt(h / 2) * (state.gradient + gradient) - noise
+        back = math.sqrt(h / 2) * scale * (state.gradient + gradient) - noise
         log_proposals = (noise.square().sum(1) - back.square().sum(1)) / 2
-        accepted, probability = accept(state.potential - value + log_proposals, generator)
+        log_ratio = state.potential - value + log_proposals
+        accepted, told = accept(log_ratio, finite_rows(z, value, gradient), uniform(key, state.chain))
         z = torch.where(accepted[:, None], z, state.z)
         value = torch.where(accepted, value, state.potential)
         gradient = torch.where(accepted[:, None], gradient, state.gradient)
-        return GradientState(z, value, gradient, state.step + 1), MetropolisInfo(value, accepted, probability)
+        return GradientState(z, value, gradient, state.chain, state.step + 1), MetropolisInfo(value, accepted, *told)

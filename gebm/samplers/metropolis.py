@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,17 +16,23 @@ from gebm.samplers.kernel import (
     as_latents,
     counter,
     evaluate,
+    finite_rows,
+    number_chains,
     require_positive,
-    standard_normal_like,
+    require_prior,
 )
+from gebm.samplers.noise import draw_key, normal, uniform
 
 __all__ = [
+    "Decision",
     "IndependentMetropolis",
     "IndependentState",
     "MetropolisInfo",
     "MetropolisState",
     "RandomWalkMetropolis",
     "accept",
+    "as_inverse_mass",
+    "scales",
 ]
 
 
@@ -35,11 +43,16 @@ class MetropolisInfo(NamedTuple):
         potential: Potential after the step (N,).
         accepted: Whether the proposal was taken (N,), bool.
         acceptance_probability: With what probability it was to be taken (N,).
+        energy_error: Minus the log of the Metropolis-Hastings ratio (N,): for HMC and MALA the error of the integrator
+            in the total energy; infinite where the proposal diverged.
+        diverged: Whether position, potential or gradient of the proposal is not finite (N,), bool; it was rejected.
     """
 
     potential: Tensor
     accepted: Tensor
     acceptance_probability: Tensor
+    energy_error: Tensor
+    diverged: Tensor
 
 
 class MetropolisState(NamedTuple):
@@ -48,11 +61,13 @@ class MetropolisState(NamedTuple):
     Attributes:
         z: Positions (N, D).
         potential: Potential at `z` (N,).
+        chain: Numbers of the chains (N,), int64.
         step: Number of steps taken, 0-dimensional int64 on the CPU.
     """
 
     z: Tensor
     potential: Tensor
+    chain: Tensor
     step: Tensor
 
 
@@ -63,36 +78,108 @@ class IndependentState(NamedTuple):
         z: Positions (N, D).
         potential: Potential at `z` (N,).
         log_prior: Log-density of the proposal at `z` (N,).
+        chain: Numbers of the chains (N,), int64.
         step: Number of steps taken, 0-dimensional int64 on the CPU.
     """
 
     z: Tensor
     potential: Tensor
     log_prior: Tensor
+    chain: Tensor
     step: Tensor
 
 
-def accept(log_ratio: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+class Decision(NamedTuple):
+    """What `accept` tells of its decisions: the last three of `MetropolisInfo`.
+
+    Attributes:
+        acceptance_probability: With what probability a proposal was to be taken (N,).
+        energy_error: Minus the log-ratio (N,).
+        diverged: Whether the proposal is not finite (N,), bool.
+    """
+
+    acceptance_probability: Tensor
+    energy_error: Tensor
+    diverged: Tensor
+
+
+def accept(log_ratio: Tensor, finite: Tensor, uniform: Tensor) -> tuple[Tensor, Decision]:
     """Decides which proposals to take, with probability `min(1, exp(log_ratio))` each.
 
-    A ratio that is not a number, as where a trajectory has diverged, is a rejection.
+    A proposal that is not finite, as where a trajectory has diverged, is rejected, and so is one whose ratio is not a
+    number.
 
     Args:
         log_ratio: Log of the Metropolis-Hastings ratio (N,).
-        generator: Source of the randomness.
+        finite: Whether the proposal's position, potential and gradient are finite (N,), bool.
+        uniform: Uniform numbers in [0, 1) to decide by (N,).
 
     Returns:
-        Decisions (N,), bool, and the probabilities (N,) they were drawn with.
+        Decisions (N,), bool, and what there is to tell of them.
 
     Example:
-        >>> accepted, probability = accept(torch.tensor([1.0, float("-inf"), float("nan")]), None)
-        >>> accepted.tolist(), probability.tolist()
-        ([True, False, False], [1.0, 0.0, 0.0])
+        >>> ratio = torch.tensor([1.0, float("-inf"), float("nan"), float("inf")])
+        >>> accepted, told = accept(ratio, torch.tensor([True, True, True, False]), torch.full((4,), 0.5))
+        >>> accepted.tolist(), told.acceptance_probability.tolist()
+        ([True, False, False, False], [1.0, 0.0, 0.0, 0.0])
     """
+    log_ratio = log_ratio.masked_fill(~finite, -math.inf)
     probability = log_ratio.clamp(max=0).exp().nan_to_num(nan=0.0)
-    device = log_ratio.device if generator is None else generator.device
-    uniform = torch.rand(log_ratio.shape, generator=generator, device=device).to(log_ratio.device)
-    return uniform < probability, probability
+    return uniform < probability, Decision(probability, -log_ratio, ~finite)
+
+
+def as_inverse_mass(values: Tensor | Sequence[float] | None) -> tuple[float, ...] | None:
+    """Gives the diagonal of an inverse mass matrix as kernels hold it: plain numbers, which compare, print and save.
+
+    Args:
+        values: Positive numbers (D,), or None for unit mass.
+
+    Returns:
+        The same numbers.
+
+    Raises:
+        ValueError: If they are not a row of positive, finite numbers.
+
+    Example:
+        >>> as_inverse_mass(torch.tensor([0.5, 2.0]))
+        (0.5, 2.0)
+    """
+    if values is None:
+        return None
+    numbers = values.tolist() if isinstance(values, Tensor) else values
+    try:
+        numbers = tuple(float(number) for number in numbers)
+    except (TypeError, ValueError):
+        kind = f"of shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(f"inverse_mass must be a diagonal (D,) of positive, finite numbers, not {kind}") from None
+    if not numbers or not all(math.isfinite(number) and number > 0 for number in numbers):
+        worst = min(numbers, key=lambda number: number if math.isfinite(number) else -math.inf, default=None)
+        raise ValueError(f"inverse_mass must be a diagonal (D,) of positive, finite numbers, but one of it is {worst}")
+    return numbers
+
+
+def scales(inverse_mass: tuple[float, ...] | None, z: Tensor) -> Tensor | float:
+    """Gives what a velocity of unit mass is multiplied by, coordinate by coordinate.
+
+    Args:
+        inverse_mass: Diagonal of the inverse mass matrix, or None for unit mass.
+        z: Positions (N, D).
+
+    Returns:
+        Square roots of the diagonal (D,), of the type of `z`; 1.0 for unit mass.
+
+    Raises:
+        ValueError: If the diagonal is not as long as a position.
+
+    Example:
+        >>> scales((4.0, 9.0), torch.zeros(5, 2))
+        tensor([2., 3.])
+    """
+    if inverse_mass is None:
+        return 1.0
+    if len(inverse_mass) != z.shape[1]:
+        raise ValueError(f"inverse_mass has {len(inverse_mass)} numbers: give one for each of the {z.shape[1]} latents")
+    return torch.tensor(inverse_mass, dtype=z.dtype, device=z.device).sqrt()
 
 
 @dataclass(frozen=True)
@@ -125,22 +212,28 @@ class RandomWalkMetropolis:
         """None: it needs energies only."""
         return 0
 
+    @property
+    def target_acceptance(self) -> float:
+        """The acceptance rate of the most efficient step in high dimension (Roberts, Gelman and Gilks, AAP 1997)."""
+        return 0.234
+
     def init(self, z: Tensor, potential: Potential) -> MetropolisState:
         """Builds the state of chains that start at `z` (N, D)."""
         z = as_latents(z)
-        return MetropolisState(z, evaluate(potential, z), counter())
+        return MetropolisState(z, evaluate(potential, z), number_chains(z), counter())
 
     @torch.no_grad()
     def step(
         self, state: MetropolisState, potential: Potential, generator: torch.Generator | None = None
     ) -> tuple[MetropolisState, MetropolisInfo]:
         """Proposes a move and takes it or not."""
-        z = state.z + self.step_size * standard_normal_like(state.z, generator)
+        key = draw_key(generator, state.z.device)
+        z = state.z + self.step_size * normal(key, state.chain, state.z.shape[1])
         value = evaluate(potential, z)
-        accepted, probability = accept(state.potential - value, generator)
+        accepted, told = accept(state.potential - value, finite_rows(z, value), uniform(key, state.chain))
         z = torch.where(accepted[:, None], z, state.z)
         value = torch.where(accepted, value, state.potential)
-        return MetropolisState(z, value, state.step + 1), MetropolisInfo(value, accepted, probability)
+        return MetropolisState(z, value, state.chain, state.step + 1), MetropolisInfo(value, accepted, *told)
 
 
 @dataclass(frozen=True)
@@ -152,15 +245,15 @@ class IndependentMetropolis:
     Networks*, ICML 2019. Exact. One potential a step, no gradient.
 
     Args:
-        prior: The proposal `eta`, with `sample(n, generator=..., device=...)` and `log_prob(z)`.
+        prior: The proposal `eta`, with `from_noise(noise)` and `log_prob(z)`.
 
     Raises:
         ValueError: If `prior` lacks one of these.
 
     Example:
         >>> class Normal:
-        ...     def sample(self, n, generator=None, device=None):
-        ...         return torch.randn(n, 2, generator=generator, device=device)
+        ...     def from_noise(self, noise):
+        ...         return noise
         ...
         ...     def log_prob(self, z):
         ...         return -z.square().sum(1) / 2
@@ -174,8 +267,7 @@ class IndependentMetropolis:
     prior: Prior
 
     def __post_init__(self) -> None:
-        if not (hasattr(self.prior, "sample") and hasattr(self.prior, "log_prob")):
-            raise ValueError(f"prior must have sample and log_prob; {type(self.prior).__name__} has not both")
+        require_prior(self.prior)
 
     @property
     def gradients_per_step(self) -> int:
@@ -186,18 +278,20 @@ class IndependentMetropolis:
     def init(self, z: Tensor, potential: Potential) -> IndependentState:
         """Builds the state of chains that start at `z` (N, D)."""
         z = as_latents(z)
-        return IndependentState(z, evaluate(potential, z), self.prior.log_prob(z), counter())
+        return IndependentState(z, evaluate(potential, z), self.prior.log_prob(z), number_chains(z), counter())
 
     @torch.no_grad()
     def step(
         self, state: IndependentState, potential: Potential, generator: torch.Generator | None = None
     ) -> tuple[IndependentState, MetropolisInfo]:
         """Proposes a draw of the prior and takes it or not."""
-        device = state.z.device if generator is None else generator.device
-        z = self.prior.sample(len(state.z), generator=generator, device=device).to(state.z)
+        key = draw_key(generator, state.z.device)
+        z = self.prior.from_noise(normal(key, state.chain, state.z.shape[1]))
         value, log_prior = evaluate(potential, z), self.prior.log_prob(z)
-        accepted, probability = accept(state.potential + state.log_prior - value - log_prior, generator)
+        log_ratio = state.potential + state.log_prior - value - log_prior
+        accepted, told = accept(log_ratio, finite_rows(z, value, log_prior), uniform(key, state.chain))
         z = torch.where(accepted[:, None], z, state.z)
         value = torch.where(accepted, value, state.potential)
         log_prior = torch.where(accepted, log_prior, state.log_prior)
-        return IndependentState(z, value, log_prior, state.step + 1), MetropolisInfo(value, accepted, probability)
+        state = IndependentState(z, value, log_prior, state.chain, state.step + 1)
+        return state, MetropolisInfo(value, accepted, *told)

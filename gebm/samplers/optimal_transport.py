@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,9 +15,13 @@ from gebm.samplers.kernel import (
     as_latents,
     counter,
     evaluate,
+    finite_rows,
+    number_chains,
     require_positive,
+    require_prior,
     value_and_gradient,
 )
+from gebm.samplers.noise import normal
 
 __all__ = ["DiscriminatorOptimalTransport", "TransportInfo", "TransportState", "estimate_lipschitz"]
 
@@ -27,12 +32,14 @@ class TransportInfo(NamedTuple):
     """What one step of the descent tells.
 
     Attributes:
-        potential: Energy (N,) after the step, without the prior's part.
+        potential: Energy (N,) after the step, without the prior's part; not a number where the descent diverged.
         distance: How far each latent is from where it started (N,).
+        diverged: Whether position, energy or gradient is not finite (N,), bool.
     """
 
     potential: Tensor
     distance: Tensor
+    diverged: Tensor
 
 
 class TransportState(NamedTuple):
@@ -44,6 +51,7 @@ class TransportState(NamedTuple):
         gradient: Gradient of that energy at `z` (N, D).
         start: Where the latents came from (N, D).
         lipschitz: The constant `K`, 0-dimensional.
+        chain: Numbers of the latents (N,), int64.
         step: Number of steps taken, 0-dimensional int64 on the CPU.
     """
 
@@ -52,6 +60,7 @@ class TransportState(NamedTuple):
     gradient: Tensor
     start: Tensor
     lipschitz: Tensor
+    chain: Tensor
     step: Tensor
 
 
@@ -127,8 +136,8 @@ class DiscriminatorOptimalTransport:
         require_positive("step_size", self.step_size)
         if self.lipschitz is not None:
             require_positive("lipschitz", self.lipschitz)
-        if self.prior is not None and not hasattr(self.prior, "log_prob"):
-            raise ValueError(f"prior must have log_prob; {type(self.prior).__name__} has not")
+        if self.prior is not None:
+            require_prior(self.prior)
 
     @property
     def gradients_per_step(self) -> int:
@@ -145,7 +154,7 @@ class DiscriminatorOptimalTransport:
             lipschitz = self._lipschitz_under_the_prior(z, potential)
         else:
             lipschitz = estimate_lipschitz(z, energy)
-        return TransportState(z, energy, gradient, z, lipschitz, counter())
+        return TransportState(z, energy, gradient, z, lipschitz, number_chains(z), counter())
 
     @torch.no_grad()
     def step(
@@ -157,13 +166,15 @@ class DiscriminatorOptimalTransport:
         pull = torch.where(length > 0, way / length, 0.0)
         z = state.z - self.step_size * (state.gradient / state.lipschitz + pull)
         energy, gradient = value_and_gradient(self._energy(potential), z)
-        state = TransportState(z, energy, gradient, state.start, state.lipschitz, state.step + 1)
-        return state, TransportInfo(energy, (z - state.start).norm(dim=1))
+        diverged = ~finite_rows(z, energy, gradient)
+        info = TransportInfo(energy.masked_fill(diverged, math.nan), (z - state.start).norm(dim=1), diverged)
+        return TransportState(z, energy, gradient, state.start, state.lipschitz, state.chain, state.step + 1), info
 
     def _lipschitz_under_the_prior(self, z: Tensor, potential: Potential) -> Tensor:
         # No randomness of the chain's: like the nodes of a quadrature, these latents are a fixed part of the method.
-        fixed = torch.Generator().manual_seed(0)
-        latents = as_latents(self.prior.sample(_REFERENCE_LATENTS, fixed)).to(z.device)
+        fixed = torch.zeros((), dtype=torch.int64, device=z.device)
+        noise = normal(fixed, torch.arange(_REFERENCE_LATENTS, device=z.device), z.shape[1])
+        latents = as_latents(self.prior.from_noise(noise))
         # As many at once as there are chains, which the device has room for.
         energies = [evaluate(self._energy(potential), part) for part in latents.split(len(z))]
         return estimate_lipschitz(latents, torch.cat(energies))

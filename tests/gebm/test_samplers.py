@@ -29,8 +29,12 @@ class Normal:
     def __init__(self, dim: int = 3, scale: float = 1.0):
         self.dim, self.scale = dim, scale
 
-    def sample(self, n, generator=None, device=None):
-        return self.scale * torch.randn(n, self.dim, generator=generator, device=device)
+    def from_noise(self, noise):
+        return self.scale * noise
+
+    def sample(self, n, generator):
+        noise, key = samplers.noise, samplers.noise.draw_key(generator, "cpu")
+        return self.from_noise(noise.normal(key, torch.arange(n), self.dim))
 
     def log_prob(self, z):
         return -(z / self.scale).square().sum(1) / 2
