@@ -333,8 +333,9 @@ def _checkered(dim: int, index: int) -> Tensor:
 
 
 def _hidden(width: int) -> dict[str, object]:
-    # Smooth, as in gebm.networks.mlp: samplers and penalties differentiate log-densities.
-    return {"hidden_features": (width, width), "activation": nn.SiLU}
+    # Smooth, since samplers and penalties differentiate log-densities; and bounded, so that far out every layer is
+    # affine: where a log-scale grows without end, one outlier among the test rows outweighs all the others.
+    return {"hidden_features": (width, width), "activation": nn.Tanh}
 
 
 def _full_precision(x: Tensor) -> torch.autocast:
