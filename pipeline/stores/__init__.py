@@ -1,7 +1,7 @@
-"""The image store: tar shards in webdataset's format and a manifest, behind any fsspec URL.
+"""The store of images or rows: tar shards in webdataset's format and a manifest, behind any fsspec URL.
 
-`sources` reads what was published, `write_store` makes a store of it, `Reader` gives batches for training and
-`load_images` gives images for metrics.
+`sources` reads what was published, `write_store` makes a store of it, `Reader` gives batches for training,
+`load_images` gives images for metrics, `load_rows` the rows of a table and `split_rows` its parts.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 from pipeline.stores.location import MissingStore, Store, locate, open_store
 from pipeline.stores.manifest import Manifest, Shard
 from pipeline.stores.order import Position
-from pipeline.stores.reader import Batch, Reader, iter_images, load_images
+from pipeline.stores.reader import Batch, Reader, iter_images, load_images, load_rows
+from pipeline.stores.splits import Splits, split_rows
 from pipeline.stores.writer import Report, write_store
 
 __all__ = [
@@ -20,10 +21,13 @@ __all__ = [
     "Reader",
     "Report",
     "Shard",
+    "Splits",
     "Store",
     "iter_images",
     "load_images",
+    "load_rows",
     "locate",
     "open_store",
+    "split_rows",
     "write_store",
 ]

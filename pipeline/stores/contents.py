@@ -17,31 +17,32 @@ from pipeline.stores import pixels
 from pipeline.stores.location import Store, reachable
 from pipeline.stores.manifest import Manifest, Shard
 
-__all__ = ["BLOCK_IMAGES", "BLOCK_LABELS", "IMAGE", "IMAGE_LABEL", "Contents", "read_shard"]
+__all__ = ["BLOCK_IMAGES", "BLOCK_LABELS", "IMAGE", "IMAGE_LABEL", "ROWS", "Contents", "read_shard"]
 
 IMAGE = "png"
 IMAGE_LABEL = "cls"
 BLOCK_IMAGES = "images.npy"
 BLOCK_LABELS = "labels.npy"
+ROWS = "rows.npy"
 
 _IMAGE_SUFFIXES = (IMAGE, "jpg", "jpeg", "webp")
 
 
 class Contents(Protocol):
-    """The images of one shard, held in memory.
+    """The images or rows of one shard, held in memory.
 
     Args:
-        num_images: Number of images, N.
+        num_samples: Number of images or rows, N.
         labels: int64 (N,), or None.
         nbytes: Memory it may come to hold, in bytes.
     """
 
-    num_images: int
+    num_samples: int
     labels: np.ndarray | None
     nbytes: int
 
     def take(self, indices: np.ndarray) -> np.ndarray:
-        """The images at `indices` (n,), uint8 (n, C, H, W)."""
+        """Those at `indices` (n,): images, uint8 (n, C, H, W), or rows, float32 (n, D)."""
         ...
 
 
@@ -55,10 +56,10 @@ def read_shard(store: Store, shard: Shard) -> Contents:
         shard: One of the shards of its manifest.
 
     Returns:
-        The shard's images, in store order.
+        The shard's images or rows, in store order.
 
     Raises:
-        UserError: If the SHA-256 or the number of images differs from the manifest's, or a member is not what a store
+        UserError: If the SHA-256 or the number of samples differs from the manifest's, or a member is not what a store
             of this encoding holds.
     """
     where = f"{shard.name} of the store {store.url}"
@@ -68,9 +69,10 @@ def read_shard(store: Store, shard: Shard) -> Contents:
         if hashlib.sha256(data).hexdigest() != shard.sha256:
             raise _Invalid("differs from the SHA-256 of its manifest")
         samples = list(_samples(data, store.manifest))
-        contents = (_Images if store.manifest.encoding == "images" else _Blocks)(where, samples, store.manifest)
-        if contents.num_images != shard.num_samples:
-            raise _Invalid(f"holds {contents.num_images} images, its manifest says {shard.num_samples}")
+        contents = _KINDS[store.manifest.encoding](where, samples, store.manifest)
+        if contents.num_samples != shard.num_samples:
+            found = f"{contents.num_samples} {store.manifest.unit}"
+            raise _Invalid(f"holds {found}, its manifest says {shard.num_samples}")
     except _Invalid as error:
         raise UserError(f"{where} {error}: make the store again") from None
     return contents
@@ -84,8 +86,10 @@ def _samples(data: bytes, manifest: Manifest) -> Iterator[dict[str, bytes]]:
     labels = manifest.labels is not None
     if manifest.encoding == "images":
         wanted = [{suffix} | ({IMAGE_LABEL} if labels else set()) for suffix in _IMAGE_SUFFIXES]
-    else:
+    elif manifest.encoding == "blocks":
         wanted = [{BLOCK_IMAGES} | ({BLOCK_LABELS} if labels else set())]
+    else:
+        wanted = [{ROWS}]
     known = set().union(*wanted)
 
     def members() -> Iterator[dict[str, object]]:
@@ -109,16 +113,15 @@ class _Images:
     """Encoded images. One is decoded when it is first asked for, and then kept in place of its file."""
 
     def __init__(self, where: str, samples: list[dict[str, bytes]], manifest: Manifest) -> None:
-        self.num_images = len(samples)
+        self.num_samples = len(samples)
         self._where = where
         self._keys = [sample["__key__"] for sample in samples]
         self._files: list[bytes | None] = [
             next(sample[suffix] for suffix in _IMAGE_SUFFIXES if suffix in sample) for sample in samples
         ]
         self.labels = None if manifest.labels is None else self._labels(samples, len(manifest.labels))
-        shape = (manifest.channels, manifest.resolution, manifest.resolution)
         # Memory that is not written to is not used: a rank that takes an eighth of the images holds an eighth.
-        self._pixels = np.empty((len(samples), *shape), np.uint8)
+        self._pixels = np.empty((len(samples), *manifest.sample_shape), manifest.dtype)
         self.nbytes = self._pixels.nbytes + sum(map(len, self._files))
 
     def _labels(self, samples: list[dict[str, bytes]], num_classes: int) -> np.ndarray:
@@ -155,14 +158,13 @@ class _Blocks:
     """Arrays of decoded images."""
 
     def __init__(self, where: str, samples: list[dict[str, bytes]], manifest: Manifest) -> None:
-        shape = (manifest.channels, manifest.resolution, manifest.resolution)
-        images = [self._array(sample, BLOCK_IMAGES, np.uint8, shape) for sample in samples]
-        self._pixels = np.concatenate(images) if images else np.empty((0, *shape), np.uint8)
-        self.num_images = len(self._pixels)
+        images = [_array(sample, BLOCK_IMAGES, manifest.dtype, manifest.sample_shape) for sample in samples]
+        self._pixels = np.concatenate(images) if images else np.empty((0, *manifest.sample_shape), manifest.dtype)
+        self.num_samples = len(self._pixels)
         self.nbytes = self._pixels.nbytes
         self.labels = None
         if manifest.labels is not None:
-            labels = [self._array(sample, BLOCK_LABELS, np.int64, ()) for sample in samples]
+            labels = [_array(sample, BLOCK_LABELS, np.dtype(np.int64), ()) for sample in samples]
             for sample, block, ids in zip(samples, images, labels, strict=True):
                 member = f"{sample['__key__']}.{BLOCK_LABELS}"
                 if len(ids) != len(block):
@@ -171,20 +173,42 @@ class _Blocks:
                     raise _Invalid(f"has the member {member!r} with a label that is not below {len(manifest.labels)}")
             self.labels = np.concatenate(labels) if labels else np.empty(0, np.int64)
 
-    @staticmethod
-    def _array(sample: dict[str, bytes], suffix: str, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
-        member = f"{sample['__key__']}.{suffix}"
-        try:
-            array = np.load(io.BytesIO(sample[suffix]), allow_pickle=False)
-        except (ValueError, OSError, EOFError, MemoryError) as error:
-            raise _Invalid(f"has the member {member!r}, which is no array of numbers ({_first(error)})") from None
-        if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim == 0 or array.shape[1:] != shape:
-            wanted = f"{np.dtype(dtype).name} (N{''.join(f', {size}' for size in shape)})"
-            raise _Invalid(f"has the member {member!r}, which is not an array {wanted}")
-        return array
-
     def take(self, indices: np.ndarray) -> np.ndarray:
         return self._pixels[indices]
+
+
+class _Rows:
+    """Arrays of a table's rows."""
+
+    labels = None
+
+    def __init__(self, where: str, samples: list[dict[str, bytes]], manifest: Manifest) -> None:
+        rows = [_array(sample, ROWS, manifest.dtype, manifest.sample_shape) for sample in samples]
+        for sample, block in zip(samples, rows, strict=True):
+            if not np.isfinite(block).all():
+                member = f"{sample['__key__']}.{ROWS}"
+                raise _Invalid(f"has the member {member!r} with a number that is not finite")
+        self._rows = np.concatenate(rows) if rows else np.empty((0, *manifest.sample_shape), manifest.dtype)
+        self.num_samples = len(self._rows)
+        self.nbytes = self._rows.nbytes
+
+    def take(self, indices: np.ndarray) -> np.ndarray:
+        return self._rows[indices]
+
+
+_KINDS = {"images": _Images, "blocks": _Blocks, "rows": _Rows}
+
+
+def _array(sample: dict[str, bytes], suffix: str, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    member = f"{sample['__key__']}.{suffix}"
+    try:
+        array = np.load(io.BytesIO(sample[suffix]), allow_pickle=False)
+    except (ValueError, OSError, EOFError, MemoryError) as error:
+        raise _Invalid(f"has the member {member!r}, which is no array of numbers ({_first(error)})") from None
+    if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim == 0 or array.shape[1:] != shape:
+        wanted = f"{dtype.name} (N{''.join(f', {size}' for size in shape)})"
+        raise _Invalid(f"has the member {member!r}, which is not an array {wanted}")
+    return array
 
 
 def _first(error: Exception) -> str:

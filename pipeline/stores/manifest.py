@@ -9,16 +9,20 @@
       "shards": [{"name": "shard-000000.tar", "num_samples": 4096, "bytes": 12636160, "sha256": "..."}, ...]
     }
 
-A sample is one image in either encoding, so `num_samples` counts images and adds up over the shards. The manifest is
-written after every shard: a directory without one is not a store.
+A sample is one image, or one row of a table, so `num_samples` counts them and adds up over the shards. A store of rows
+has `"resolution": null`, its number of columns as `channels`, and no labels. The manifest is written after every shard:
+a directory without one is not a store.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from dataclasses import asdict, dataclass
+
+import numpy as np
 
 from pipeline.errors import UserError
 
@@ -26,7 +30,7 @@ __all__ = ["ENCODINGS", "FORMAT_VERSION", "MANIFEST_NAME", "Manifest", "Shard", 
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
-ENCODINGS = ("images", "blocks")
+ENCODINGS = ("images", "blocks", "rows")
 
 # A shard lies beside its manifest: a name with a slash could point a reader at any other object.
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.tar")
@@ -39,7 +43,7 @@ class Shard:
 
     Args:
         name: File name, beside the manifest.
-        num_samples: Number of images in it.
+        num_samples: Number of images or rows in it.
         bytes: Size of the file in bytes.
         sha256: SHA-256 of the file, in hexadecimal.
     """
@@ -52,7 +56,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Source:
-    """Where the images of a store came from.
+    """Where the images or rows of a store came from.
 
     Args:
         kind: The published format, a name of `pipeline.stores.sources.KINDS`.
@@ -70,12 +74,13 @@ class Manifest:
     """The description of a store and of each of its shards.
 
     Args:
-        resolution: Height and width of every image, in pixels.
-        channels: 1 (grey) or 3 (RGB).
-        encoding: "images" (one encoded image a tar sample) or "blocks" (one uint8 array N x C x H x W a tar sample).
-        labels: Class names, of which a label is the index, or None for a store without labels.
-        source: Where the images came from.
-        num_samples: Number of images in the store.
+        resolution: Height and width of every image, in pixels. None for rows.
+        channels: 1 (grey) or 3 (RGB). For rows, the number of columns.
+        encoding: "images" (one encoded image a tar sample), "blocks" (one uint8 array N x C x H x W a tar sample) or
+            "rows" (one float32 array N x D a tar sample).
+        labels: Class names, of which a label is the index, or None for a store without labels, such as one of rows.
+        source: Where the images or rows came from.
+        num_samples: Number of images or rows in the store.
         shards: The shards, in store order.
 
     Example:
@@ -83,9 +88,11 @@ class Manifest:
         >>> manifest = Manifest(8, 1, "blocks", None, Source("digits"), num_samples=2, shards=(shard,))
         >>> Manifest.from_json(manifest.to_json(), "memory://here") == manifest
         True
+        >>> manifest.sample_shape, manifest.dtype
+        ((1, 8, 8), dtype('uint8'))
     """
 
-    resolution: int
+    resolution: int | None
     channels: int
     encoding: str
     labels: tuple[str, ...] | None
@@ -99,9 +106,26 @@ class Manifest:
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
 
     @property
-    def image_bytes(self) -> int:
-        """Size of one decoded image in bytes."""
-        return self.channels * self.resolution**2
+    def sample_shape(self) -> tuple[int, ...]:
+        """The shape of one sample in memory: (C, H, W) of an image, (D,) of a row."""
+        if self.encoding == "rows":
+            return (self.channels,)
+        return self.channels, self.resolution, self.resolution
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The type of a sample's numbers in memory: uint8 of an image, float32 of a row."""
+        return np.dtype(np.float32 if self.encoding == "rows" else np.uint8)
+
+    @property
+    def sample_bytes(self) -> int:
+        """Size of one decoded sample in bytes."""
+        return math.prod(self.sample_shape) * self.dtype.itemsize
+
+    @property
+    def unit(self) -> str:
+        """What the samples are called in a sentence: "images" or "rows"."""
+        return "rows" if self.encoding == "rows" else "images"
 
     def to_json(self) -> str:
         """The text of `manifest.json`."""
@@ -142,9 +166,14 @@ def _manifest(text: str | bytes) -> Manifest:
     _check_keys(value, keys, "")
     if value["format_version"] != FORMAT_VERSION:
         raise _Invalid(f"has format_version {value['format_version']!r}, but this version reads {FORMAT_VERSION}")
-    _check(_is_count(value["resolution"]), "resolution is not a positive whole number")
-    _check(value["channels"] in (1, 3) and _is_count(value["channels"]), "channels is neither 1 nor 3")
     _check(value["encoding"] in ENCODINGS, f"encoding is none of {', '.join(ENCODINGS)}")
+    if value["encoding"] == "rows":
+        _check(value["resolution"] is None, "resolution is not null, and rows have no pixels")
+        _check(_is_count(value["channels"]), "channels is not a positive whole number of columns")
+        _check(value["labels"] is None, "labels is not null, and rows have none")
+    else:
+        _check(_is_count(value["resolution"]), "resolution is not a positive whole number")
+        _check(value["channels"] in (1, 3) and _is_count(value["channels"]), "channels is neither 1 nor 3")
     labels = value["labels"]
     _check(
         labels is None or (isinstance(labels, list) and labels and all(isinstance(name, str) for name in labels)),

@@ -1,6 +1,6 @@
-"""The order in which the images of a store are read: a pure function of (seed, epoch, manifest).
+"""The order in which the samples of a store are read: a pure function of (seed, epoch, manifest).
 
-An epoch permutes the shards, cuts their sequence into windows of a bounded size, and permutes the images inside each
+An epoch permutes the shards, cuts their sequence into windows of a bounded size, and permutes the samples inside each
 window. So a reader holds one or two windows in memory, whatever the size of the store, and finds any batch of any
 epoch without looking at those before it. Ranks and loader workers do not appear here, which is why the global batches
 are the same for any number of them.
@@ -31,20 +31,20 @@ class Position:
 
 
 class EpochOrder:
-    """The order of the images in one epoch.
+    """The order of the samples in one epoch.
 
     Args:
         manifest: The store's manifest.
         seed: The run's seed.
         epoch: Number of the epoch.
-        window: Largest size of a window of shards, in bytes of decoded images. A window has one shard at least.
+        window: Largest size of a window of shards, in bytes of decoded samples. A window has one shard at least.
         shuffle: False for the plain order of the store.
 
     Example:
         >>> from pipeline.stores.manifest import Shard, Source
         >>> shards = tuple(Shard(f"{i}.tar", num_samples=3, bytes=1, sha256="") for i in range(4))
         >>> manifest = Manifest(8, 1, "blocks", None, Source("digits"), num_samples=12, shards=shards)
-        >>> shard, index = EpochOrder(manifest, seed=0, epoch=0, window=384).images(0, 12)
+        >>> shard, index = EpochOrder(manifest, seed=0, epoch=0, window=384).samples(0, 12)
         >>> sorted(zip(shard.tolist(), index.tolist()))[:4]
         [(0, 0), (0, 1), (0, 2), (1, 0)]
     """
@@ -58,29 +58,29 @@ class EpochOrder:
         first_shards = [0]  # of each window, as positions in the permuted sequence of shards
         in_window = 0
         for position, count in enumerate(self._counts):
-            if in_window and (in_window + count) * manifest.image_bytes > window:
+            if in_window and (in_window + count) * manifest.sample_bytes > window:
                 first_shards.append(position)
                 in_window = 0
             in_window += int(count)
         self._first_shards = np.array([*first_shards, len(shards)])
-        self._first_images = np.concatenate([[0], np.cumsum(self._counts)])[self._first_shards]
+        self._first_samples = np.concatenate([[0], np.cumsum(self._counts)])[self._first_shards]
         self._windows: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
-    def images(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """The images at the places `start` to `stop` of the order.
+    def samples(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """The samples at the places `start` to `stop` of the order.
 
         Args:
             start: First place.
             stop: Place after the last one.
 
         Returns:
-            For each image, the index of its shard in the manifest, int64 (n,), and its index in that shard, int64 (n,).
+            For each sample the index of its shard in the manifest, int64 (n,), and its index in that shard, int64 (n,).
         """
         windows = self._windows_of(start, stop)
         parts = []
         for window in windows:
             shard, index = self._window(window)
-            offset = self._first_images[window]
+            offset = self._first_samples[window]
             inside = slice(max(start - offset, 0), min(stop - offset, len(shard)))
             parts.append((shard[inside], index[inside]))
         # A batch lies in one window or crosses into the next: no other will be asked for again.
@@ -94,7 +94,7 @@ class EpochOrder:
         return self._shards[self._first_shards[windows[0]] : self._first_shards[windows[-1] + 1]].tolist()
 
     def _windows_of(self, start: int, stop: int) -> range:
-        first, last = np.searchsorted(self._first_images, [start, stop - 1], side="right") - 1
+        first, last = np.searchsorted(self._first_samples, [start, stop - 1], side="right") - 1
         return range(int(first), int(last) + 1)
 
     def _window(self, window: int) -> tuple[np.ndarray, np.ndarray]:

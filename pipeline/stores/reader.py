@@ -20,7 +20,7 @@ from pipeline.stores.contents import Contents, read_shard
 from pipeline.stores.location import Store, seen_by_one_process
 from pipeline.stores.order import EpochOrder, Position
 
-__all__ = ["CACHE_BYTES", "WINDOW_BYTES", "Batch", "Reader", "iter_images", "load_images"]
+__all__ = ["CACHE_BYTES", "WINDOW_BYTES", "Batch", "Reader", "iter_images", "load_images", "load_rows"]
 
 WINDOW_BYTES = 128 * 2**20
 CACHE_BYTES = 512 * 2**20
@@ -30,7 +30,8 @@ class Batch(NamedTuple):
     """One rank's part of a global batch.
 
     Args:
-        images: uint8 (n, C, H, W), with n the global batch size divided by the number of ranks.
+        images: uint8 (n, C, H, W), with n the global batch size divided by the number of ranks. Of a store of rows,
+            float32 (n, D).
         labels: int64 (n,), or None where the store has no labels.
         position: The position after this batch. A reader built there gives the next batch.
     """
@@ -55,7 +56,7 @@ class Reader:
         position: Where to begin.
         num_workers: Number of processes that read ahead for this rank. 0 reads in the calling process.
         shuffle: False for the plain order of the store.
-        window: Largest size of a window of shards, in bytes of decoded images. Images are mixed inside a window, so a
+        window: Largest size of a window of shards, in bytes of decoded samples. They are mixed inside a window, so a
             larger one mixes better and needs more memory. It is part of what fixes the order.
         cache: Largest size of the shards kept in memory by each process, in bytes. A smaller store is read once.
 
@@ -98,7 +99,7 @@ class Reader:
             raise UserError(f"rank {rank} is not one of {world_size} ranks: count them from 0")
         if num_samples < batch_size:
             raise UserError(
-                f"the store {store.url} has {num_samples} images, fewer than a batch of {batch_size}: "
+                f"the store {store.url} has {num_samples} {store.manifest.unit}, fewer than a batch of {batch_size}: "
                 "choose a smaller batch size"
             )
         if min(seed, num_workers, position.epoch, position.step) < 0:
@@ -202,10 +203,9 @@ class _Batches(Dataset[Batch | _Failure]):
             self._order = position.epoch, order
         start = position.step * self._batch_size + self._offset
         stop = start + self._part
-        shards, indices = self._order[1].images(start, stop)
-        resolution, labelled = self._manifest.resolution, self._manifest.labels is not None
-        images = np.empty((len(shards), self._manifest.channels, resolution, resolution), np.uint8)
-        labels = np.empty(len(shards), np.int64) if labelled else None
+        shards, indices = self._order[1].samples(start, stop)
+        images = np.empty((len(shards), *self._manifest.sample_shape), self._manifest.dtype)
+        labels = np.empty(len(shards), np.int64) if self._manifest.labels is not None else None
         self._shards.keep = set(self._order[1].shards(start, stop))
         for shard in np.unique(shards):
             places = np.flatnonzero(shards == shard)
@@ -246,14 +246,14 @@ def _as_it_is(batch: Batch | _Failure) -> Batch | _Failure:
 
 
 def iter_images(store: Store, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-    """All images of a store once, in store order, one shard in memory at a time.
+    """All images or rows of a store once, in store order, one shard in memory at a time.
 
     Args:
         store: The store.
-        batch_size: Number of images at a time. The last of each shard are fewer.
+        batch_size: Number of images or rows at a time. The last of each shard are fewer.
 
     Yields:
-        Images, uint8 (n, C, H, W), and labels, int64 (n,), or None where the store has none.
+        Images, uint8 (n, C, H, W), or rows, float32 (n, D), and labels, int64 (n,), or None where the store has none.
 
     Raises:
         UserError: If a shard is damaged.
@@ -273,21 +273,23 @@ def iter_images(store: Store, batch_size: int) -> Iterator[tuple[torch.Tensor, t
 
 
 def load_images(store: Store, limit: int | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The first images of a store, in store order. The writer has mixed it, so the first are a sample of all.
+    """The first images of a store, in store order. The writer has mixed them, so the first are a sample of all.
+
+    Rows come as well, but in the order of their publisher: the first are no sample of all.
 
     Args:
         store: The store.
         limit: Largest number of images, or None for all.
 
     Returns:
-        Images, uint8 (N, C, H, W), and labels, int64 (N,), or None where the store has none.
+        Images, uint8 (N, C, H, W), or rows, float32 (N, D), and labels, int64 (N,), or None where the store has none.
 
     Raises:
         UserError: If a shard is damaged.
     """
     manifest = store.manifest
     wanted = manifest.num_samples if limit is None else min(limit, manifest.num_samples)
-    images = torch.empty((wanted, manifest.channels, manifest.resolution, manifest.resolution), dtype=torch.uint8)
+    images = torch.from_numpy(np.empty((wanted, *manifest.sample_shape), manifest.dtype))
     labels = None if manifest.labels is None else torch.empty(wanted, dtype=torch.int64)
     done = 0
     for batch, batch_labels in iter_images(store, 1024):
@@ -299,3 +301,26 @@ def load_images(store: Store, limit: int | None = None) -> tuple[torch.Tensor, t
             labels[done : done + size] = batch_labels[:size]
         done += size
     return images, labels
+
+
+def load_rows(store: Store) -> torch.Tensor:
+    """All rows of a store of a table, in the order of their publisher.
+
+    Args:
+        store: A store of rows.
+
+    Returns:
+        Rows, float32 (N, D).
+
+    Raises:
+        UserError: If the store holds images, or a shard is damaged.
+
+    Example:
+        >>> from pipeline.stores import open_store, sources, write_store
+        >>> report = write_store(sources.make("toy"), "memory://docs/rows")
+        >>> load_rows(open_store("memory://docs/rows")).shape
+        torch.Size([10000, 3])
+    """
+    if store.manifest.encoding != "rows":
+        raise UserError(f"the store {store.url} holds images, not rows of a table: give the store of a table")
+    return load_images(store)[0]

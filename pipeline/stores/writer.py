@@ -16,7 +16,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -26,21 +26,17 @@ import numpy as np
 import webdataset
 
 from pipeline.errors import UserError
-from pipeline.stores import pixels
-from pipeline.stores.contents import BLOCK_IMAGES, BLOCK_LABELS, IMAGE, IMAGE_LABEL
 from pipeline.stores.location import filesystem, locate, reachable, seen_by_one_process
-from pipeline.stores.manifest import ENCODINGS, FORMAT_VERSION, MANIFEST_NAME, Manifest, Shard
+from pipeline.stores.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, Shard
 from pipeline.stores.manifest import Source as SourceEntry
-from pipeline.stores.order import permutation
+from pipeline.stores.packing import Packing, choose_packing
 from pipeline.stores.progress import Progress
-from pipeline.stores.sources.protocol import BrokenImage, Source
+from pipeline.stores.sources.protocol import Source, Table
 
 __all__ = ["SAMPLES_PER_SHARD", "Report", "write_store"]
 
 SAMPLES_PER_SHARD = 4096
 
-_BLOCK = 1024  # images: large enough that a block costs nothing to find, small enough to look at one alone
-_MIXING_SEED = 0
 _OURS = re.compile(r"shard-\d{6}\.tar(\.json)?(\.part)?")
 
 
@@ -50,7 +46,7 @@ class Report:
 
     Args:
         manifest: The store's manifest.
-        num_images: Number of images in the store.
+        num_images: Number of images or rows in the store.
         broken: Names of the images of the source that could not be read, and are left out.
         seconds: Wall time of this run.
     """
@@ -62,54 +58,62 @@ class Report:
 
 
 def write_store(
-    source: Source,
+    source: Source | Table,
     url: str,
     *,
-    resolution: int,
-    channels: int,
-    encoding: str = "blocks",
+    resolution: int | None = None,
+    channels: int | None = None,
+    encoding: str | None = None,
     samples_per_shard: int = SAMPLES_PER_SHARD,
     num_processes: int | None = None,
     progress: bool = False,
 ) -> Report:
-    """Writes the images of a source as a store.
+    """Writes the images of a source, or the rows of a table, as a store.
 
     Each image's central square is resized to the resolution (`pipeline.stores.pixels.fit`) and brought to the number of
     channels. Published files are often sorted by class, so the images are dealt to the shards by a fixed permutation of
     the source, and each shard is a mixture of all classes. A broken image is left out and named in the report.
 
+    The rows of a table are written as they are, in the order of their publisher.
+
     Writing twice gives the same bytes. A run that was killed leaves no store, and running it again with the same
     settings finishes it. Every process holds one shard in memory.
 
     Args:
-        source: Where the images come from, see `pipeline.stores.sources.make`. It is closed in the end.
+        source: Where the images or rows come from, see `pipeline.stores.sources.make`. It is closed in the end.
         url: The store's name, path or URL, see `pipeline.stores.locate`.
-        resolution: Height and width of the images, in pixels.
-        channels: 1 (grey) or 3 (RGB).
-        encoding: "images" (a PNG file a sample) or "blocks" (arrays of many images, quicker to read).
-        samples_per_shard: Number of images in a shard.
-        num_processes: Number of processes, or None for one per core. Stores of one shard, and those that only this
-            process can see (memory://), are written in this process.
-        progress: True to show images done, images per second and time left on standard error.
+        resolution: Height and width of the images, in pixels. None for rows.
+        channels: 1 (grey) or 3 (RGB). For rows, their number of columns, or None for as many as there are.
+        encoding: "images" (a PNG file a sample) or "blocks" (arrays of many images, quicker to read), or "rows". None
+            for blocks of images and for rows of a table.
+        samples_per_shard: Number of images or rows in a shard.
+        num_processes: Number of processes, or None for one per core. Tables, stores of one shard, and those that only
+            this process can see (memory://), are written in this process.
+        progress: True to show samples done, samples per second and time left on standard error.
 
     Returns:
-        The manifest, the number of images, the broken images and the time it took.
+        The manifest, the number of images or rows, the broken images and the time it took.
 
     Raises:
-        UserError: If there is a store already, a setting is invalid, no image can be read, or the place cannot be
-            written to.
+        UserError: If there is a store already, a setting is invalid or does not fit the source, no image can be read,
+            or the place cannot be written to.
 
     Example:
         >>> from pipeline.stores import sources
         >>> report = write_store(sources.make("digits"), "memory://docs/write", resolution=8, channels=1)
         >>> report.num_images, report.broken
         (1797, ())
+        >>> write_store(sources.make("toy"), "memory://docs/write-rows").manifest.sample_shape
+        (3,)
     """
     start = time.monotonic()
     url = locate(url)
     num_processes = _available_cores() if num_processes is None else num_processes
     try:
-        _check(resolution, channels, encoding, samples_per_shard, num_processes)
+        if samples_per_shard < 1 or num_processes < 1:
+            raise UserError("a shard has at least one sample and a job at least one process: give larger numbers")
+        encoding = encoding or ("rows" if isinstance(source, Table) else "blocks")
+        packing = choose_packing(source, resolution, channels, encoding)
         fs, path = filesystem(url)
         with reachable(url):
             fs.invalidate_cache(path)
@@ -117,7 +121,7 @@ def write_store(
                 raise UserError(f"there is a finished store at {url}: delete it, or choose another name")
             fs.makedirs(path, exist_ok=True)
             earlier = {entry.rpartition("/")[2] for entry in fs.find(path, maxdepth=1)}
-        job = _Job(fs, path, url, source, resolution, channels, encoding, samples_per_shard)
+        job = _Job(fs, path, url, packing, samples_per_shard)
         finished = _run(job, earlier, num_processes, progress)
     finally:
         source.close()
@@ -128,8 +132,9 @@ def write_store(
             f"none of the {len(broken)} images of the source could be read: check the source's url and kind"
         )
     num_images = sum(shard.num_samples for shard in kept)
-    entry = SourceEntry(source.kind, source.url, source.split)
-    manifest = Manifest(resolution, channels, encoding, source.labels, entry, num_images, kept)
+    manifest = Manifest(
+        packing.resolution, packing.channels, packing.encoding, packing.labels, job.entry, num_images, kept
+    )
     with reachable(url):
         _put(fs, f"{path}/{MANIFEST_NAME}", manifest.to_json().encode())
         _remove_leftovers(fs, path, {shard.name for shard in kept})
@@ -143,29 +148,32 @@ class _Job:
     fs: fsspec.AbstractFileSystem
     path: str
     url: str
-    source: Source
-    resolution: int
-    channels: int
-    encoding: str
+    packing: Packing
     samples_per_shard: int
+
+    @property
+    def entry(self) -> SourceEntry:
+        """What the manifest says of the source."""
+        source = self.packing.source
+        return SourceEntry(source.kind, source.url, source.split)
 
     def settings(self) -> dict[str, object]:
         """All that decides the bytes of a shard."""
         return {
             "format_version": FORMAT_VERSION,
-            "source": asdict(SourceEntry(self.source.kind, self.source.url, self.source.split)),
-            "source_samples": len(self.source),
-            "labels": None if self.source.labels is None else list(self.source.labels),
-            "resolution": self.resolution,
-            "channels": self.channels,
-            "encoding": self.encoding,
+            "source": asdict(self.entry),
+            "source_samples": len(self.packing.source),
+            "labels": None if self.packing.labels is None else list(self.packing.labels),
+            "resolution": self.packing.resolution,
+            "channels": self.packing.channels,
+            "encoding": self.packing.encoding,
             "samples_per_shard": self.samples_per_shard,
         }
 
 
 @dataclass(frozen=True)
 class _Task:
-    """One shard: its number and the images of the source that belong to it, in order."""
+    """One shard: its number and the samples of the source that belong to it, in order."""
 
     number: int
     indices: np.ndarray
@@ -190,7 +198,7 @@ class _Stopped(Exception):
 
 def _run(job: _Job, earlier: set[str], num_processes: int, show: bool) -> list[_Finished]:
     """Writes all shards that an earlier run has not, and returns all of them in order."""
-    order = permutation(len(job.source), _MIXING_SEED)
+    order = job.packing.order()
     starts = range(0, len(order), job.samples_per_shard)
     tasks = [_Task(number, order[start : start + job.samples_per_shard]) for number, start in enumerate(starts)]
     with reachable(job.url):
@@ -198,60 +206,26 @@ def _run(job: _Job, earlier: set[str], num_processes: int, show: bool) -> list[_
     done = {entry.number for entry in finished}
     left = [task for task in tasks if task.number not in done]
     num_processes = min(num_processes, len(left))
-    alone = num_processes <= 1 or seen_by_one_process(job.fs)
+    alone = num_processes <= 1 or not job.packing.worth_processes or seen_by_one_process(job.fs)
     before = sum(len(task.indices) for task in tasks) - sum(len(task.indices) for task in left)
-    with Progress(len(order), before, show) as bar:
+    with Progress(len(order), before, show, job.packing.unit) as bar:
         if alone:
-            finished += [_write_shard(job, task, bar.advance, lambda: False) for task in left]
+            finished += [_write_shard(job, task, bar.advance) for task in left]
         else:
             finished += _in_processes(job, left, num_processes, bar.advance)
     return sorted(finished, key=lambda entry: entry.number)
 
 
-def _write_shard(job: _Job, task: _Task, advance: Callable[[int], None], stopped: Callable[[], bool]) -> _Finished:
-    images, labels, broken = [], [], []
-    for index in task.indices:
-        if stopped():
-            raise _Stopped
-        try:
-            image, label = job.source.read(int(index))
-        except BrokenImage:
-            broken.append(job.source.name(int(index)))
-        else:
-            try:
-                images.append(pixels.fit(image, job.resolution, job.channels))
-                labels.append(label)
-            except Exception:  # Pillow raises what it likes for a broken image; the report names it.
-                broken.append(job.source.name(int(index)))
-        advance(1)
-    first = task.number * job.samples_per_shard
-    data = _tar(_samples(images, labels if job.source.labels is not None else None, first, job.encoding))
-    shard = Shard(task.name, len(images), len(data), hashlib.sha256(data).hexdigest())
-    finished = _Finished(task.number, shard, tuple(broken))
+def _write_shard(job: _Job, task: _Task, advance: Callable[[int], None]) -> _Finished:
+    packed = job.packing.pack(task.indices, task.number * job.samples_per_shard, advance)
+    data = _tar(packed.members)
+    shard = Shard(task.name, packed.num_samples, len(data), hashlib.sha256(data).hexdigest())
+    finished = _Finished(task.number, shard, packed.broken)
     with reachable(job.url):
-        if images:
+        if packed.num_samples:
             _put(job.fs, f"{job.path}/{task.name}", data)
         _put(job.fs, f"{job.path}/{task.name}.json", _sidecar(job, finished))
     return finished
-
-
-def _samples(
-    images: list[np.ndarray], labels: list[int] | None, first: int, encoding: str
-) -> Iterator[dict[str, str | bytes]]:
-    """The members of a shard, numbered from `first`."""
-    if encoding == "images":
-        for offset, image in enumerate(images):
-            sample: dict[str, str | bytes] = {"__key__": f"{first + offset:09d}", IMAGE: pixels.encode(image)}
-            if labels is not None:
-                sample[IMAGE_LABEL] = str(labels[offset]).encode()
-            yield sample
-    else:
-        for offset in range(0, len(images), _BLOCK):
-            block = slice(offset, offset + _BLOCK)
-            sample = {"__key__": f"{first + offset:09d}", BLOCK_IMAGES: _npy(np.stack(images[block]))}
-            if labels is not None:
-                sample[BLOCK_LABELS] = _npy(np.array(labels[block], np.int64))
-            yield sample
 
 
 def _tar(samples: Iterable[dict[str, str | bytes]]) -> bytes:
@@ -260,12 +234,6 @@ def _tar(samples: Iterable[dict[str, str | bytes]]) -> bytes:
     with webdataset.TarWriter(buffer, encoder=False, mtime=0, user="gebm", group="gebm", mode=0o644) as tar:
         for sample in samples:
             tar.write(sample)
-    return buffer.getvalue()
-
-
-def _npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
 
 
@@ -332,7 +300,7 @@ def _in_processes(job: _Job, tasks: list[_Task], num_processes: int, advance: Ca
     return finished
 
 
-_here: tuple[_Job, Callable[[int], None], Callable[[], bool]] | None = None
+_here: tuple[_Job, Callable[[int], None]] | None = None
 
 
 def _begin(job: _Job, counter: multiprocessing.sharedctypes.Synchronized, stop: threading.Event) -> None:
@@ -342,16 +310,18 @@ def _begin(job: _Job, counter: multiprocessing.sharedctypes.Synchronized, stop: 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
-    def advance(images: int) -> None:
+    def advance(samples: int) -> None:
+        if stop.is_set():
+            raise _Stopped
         with counter.get_lock():
-            counter.value += images
+            counter.value += samples
 
-    _here = job, advance, stop.is_set
+    _here = job, advance
 
 
 def _write_shard_here(task: _Task) -> _Finished:
-    job, advance, stopped = _here
-    return _write_shard(job, task, advance, stopped)
+    job, advance = _here
+    return _write_shard(job, task, advance)
 
 
 def _end_with_parent() -> None:
@@ -362,14 +332,3 @@ def _end_with_parent() -> None:
 
 def _available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _check(resolution: int, channels: int, encoding: str, samples_per_shard: int, num_processes: int) -> None:
-    if resolution < 1:
-        raise UserError(f"the resolution {resolution} is not positive: give a number of pixels")
-    if channels not in (1, 3):
-        raise UserError(f"a store has 1 or 3 channels, not {channels}: choose one")
-    if encoding not in ENCODINGS:
-        raise UserError(f"no encoding {encoding!r}: choose one of {', '.join(ENCODINGS)}")
-    if samples_per_shard < 1 or num_processes < 1:
-        raise UserError("a shard has at least one image and a job at least one process: give larger numbers")

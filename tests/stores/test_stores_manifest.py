@@ -35,22 +35,36 @@ def refused(message: str) -> None:
 
 @given(
     st.builds(
-        lambda sizes, **kwargs: Manifest(
+        lambda sizes, samples, source: Manifest(
             num_samples=sum(sizes),
             shards=tuple(Shard(f"{i}.tar", size, 10 * size, f"{size:064x}") for i, size in enumerate(sizes)),
-            **kwargs,
+            source=source,
+            **samples,
         ),
         sizes=st.lists(st.integers(1, 10**6), min_size=1, max_size=5),
-        resolution=st.integers(1, 512),
-        channels=st.sampled_from([1, 3]),
-        encoding=st.sampled_from(["images", "blocks"]),
-        labels=st.none() | st.lists(st.text(), min_size=1, max_size=4).map(tuple),
+        samples=st.fixed_dictionaries(
+            {
+                "resolution": st.integers(1, 512),
+                "channels": st.sampled_from([1, 3]),
+                "encoding": st.sampled_from(["images", "blocks"]),
+                "labels": st.none() | st.lists(st.text(), min_size=1, max_size=4).map(tuple),
+            }
+        )
+        | st.fixed_dictionaries(
+            {
+                "resolution": st.none(),
+                "channels": st.integers(1, 1000),
+                "encoding": st.just("rows"),
+                "labels": st.none(),
+            }
+        ),
         source=st.builds(Source, kind=st.text(), url=st.none() | st.text(), split=st.none() | st.text()),
     )
 )
 def test_a_manifest_is_what_was_written(manifest: Manifest) -> None:
     again = Manifest.from_json(manifest.to_json(), URL)
     assert again == manifest and again.digest == manifest.digest
+    assert np.empty(manifest.sample_shape, manifest.dtype).nbytes == manifest.sample_bytes
 
 
 def test_the_digest_changes_with_a_shard(store: Store) -> None:

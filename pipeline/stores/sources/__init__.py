@@ -1,6 +1,7 @@
-"""Published data sets, in the files their publishers made: one module per format.
+"""Published data sets, in the files their publishers made.
 
-A source reads one image at a time, in any order, and can be sent to another process: it opens its files again there.
+A source of images reads one at a time, in any order, and can be sent to another process: it opens its files again
+there. A table gives all its rows at once.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pipeline.errors import UserError
+from pipeline.stores.sources import toy
 from pipeline.stores.sources.archives import unpacking
 from pipeline.stores.sources.celeba import CelebA
 from pipeline.stores.sources.cifar10 import Cifar10
@@ -15,11 +17,12 @@ from pipeline.stores.sources.digits import Digits
 from pipeline.stores.sources.imagenet32 import ImageNet32
 from pipeline.stores.sources.images import Images
 from pipeline.stores.sources.lsun import LSUN
-from pipeline.stores.sources.protocol import BrokenImage, Source
+from pipeline.stores.sources.protocol import BrokenImage, Source, Table
+from pipeline.stores.sources.tables import hepmass, miniboone, parkinsons, redwine, whitewine
 
-__all__ = ["KINDS", "BrokenImage", "Source", "make"]
+__all__ = ["IMAGES", "KINDS", "TABLES", "BrokenImage", "Source", "Table", "make"]
 
-KINDS: dict[str, Callable[[str, str | None], Source]] = {
+IMAGES: dict[str, Callable[[str, str | None], Source]] = {
     "celeba": CelebA,
     "cifar10": Cifar10,
     "digits": Digits,
@@ -27,18 +30,29 @@ KINDS: dict[str, Callable[[str, str | None], Source]] = {
     "images": Images,
     "lsun": LSUN,
 }
+TABLES: dict[str, Callable[[str, str | None], Table]] = {
+    "hepmass": hepmass,
+    "miniboone": miniboone,
+    "parkinsons": parkinsons,
+    "redwine": redwine,
+    "toy": toy.table,
+    "whitewine": whitewine,
+}
+KINDS = IMAGES | TABLES
+
+_WITHOUT_URL = {"digits": "the digits come with scikit-learn", "toy": "the toy data are made here"}
 
 
-def make(kind: str, url: str | None = None, split: str | None = None) -> Source:
+def make(kind: str, url: str | None = None, split: str | None = None) -> Source | Table:
     """Opens a source.
 
     Args:
         kind: A name of `KINDS`.
-        url: A path or any fsspec URL of the publisher's file or folder. Only "digits" has none.
+        url: A path or any fsspec URL of the publisher's file or folder. Only "digits" and "toy" have none.
         split: The split to take, by the publisher's name for it, or None for everything there is.
 
     Returns:
-        The source.
+        The source of images, or the table.
 
     Raises:
         UserError: If the kind is unknown, the URL is missing, the files are damaged or not of this format, or there is
@@ -50,9 +64,9 @@ def make(kind: str, url: str | None = None, split: str | None = None) -> Source:
     """
     if kind not in KINDS:
         raise UserError(f"no data source of kind {kind!r}: choose one of {', '.join(sorted(KINDS))}")
-    if kind == "digits":
+    if kind in _WITHOUT_URL:
         if url:
-            raise UserError("the digits come with scikit-learn: leave the source's url empty")
+            raise UserError(f"{_WITHOUT_URL[kind]}: leave the source's url empty")
     elif not url:
         raise UserError(f"a source of kind {kind!r} needs a url: give the path or URL of its files")
     with unpacking(str(url)):

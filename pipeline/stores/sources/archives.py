@@ -1,4 +1,4 @@
-"""Folders, zip files and tar files, read member by member in any order.
+"""Folders, zip files, tar files and files by themselves, read member by member in any order.
 
 Nothing is extracted under a name that an archive chose. What must lie on a local disk for random access is copied or
 decompressed into a temporary folder, which is deleted when the source is closed; `TMPDIR` says where.
@@ -25,7 +25,7 @@ from pipeline.errors import UserError
 from pipeline.stores.location import filesystem, reachable
 from pipeline.stores.sources.protocol import BrokenImage
 
-__all__ = ["Archive", "Folder", "Scratch", "Tar", "Zip", "open_archive", "unpacking"]
+__all__ = ["Archive", "File", "Folder", "Scratch", "Tar", "Zip", "open_archive", "open_files", "unpacking"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk, a quota, a file system's largest file
 
@@ -97,7 +97,7 @@ class Scratch:
 
 
 class Archive(Protocol):
-    """A folder, zip or tar file.
+    """A folder, zip or tar file, or a file by itself.
 
     Args:
         url: Where it is.
@@ -230,6 +230,29 @@ class Tar:
         return self.__dict__ | {"_file": None}
 
 
+class File:
+    """A file by itself on a local disk, under the name that its URL ends with."""
+
+    def __init__(self, url: str, path: str, scratch: Scratch) -> None:
+        self.url = url
+        self.names = [url.rstrip("/").rpartition("/")[2]]
+        self._path = path
+        self._scratch = scratch
+
+    def read(self, name: str) -> bytes:
+        """The contents of the file."""
+        with self.open(name) as file:
+            return file.read()
+
+    def open(self, name: str) -> BinaryIO:
+        """The file as a stream."""
+        return open(self._path, "rb")
+
+    def close(self) -> None:
+        """Deletes the local copy, if there is one."""
+        self._scratch.close()
+
+
 def open_archive(url: str) -> Archive:
     """Opens a folder, a zip file or a tar file, compressed or not.
 
@@ -244,21 +267,9 @@ def open_archive(url: str) -> Archive:
     Raises:
         UserError: If there is nothing at the URL, or it is none of the three.
     """
-    fs, path = filesystem(url)
-    with reachable(url):
-        if fs.isdir(path):
-            return Folder(url)
-        if not fs.exists(path):
-            raise UserError(f"there is no data at {url}: check the source's url")
-    scratch = Scratch()
-    if "file" not in fs.protocol:
-        with reachable(url):
-            try:
-                copy = scratch.file("copy")
-                fs.get_file(path, copy)
-            except OSError as error:
-                raise _no_room(url) if error.errno in _FULL else error from None
-            path = copy
+    if _is_folder(url):
+        return Folder(url)
+    path, scratch = _local(url)
     with unpacking(url):
         if zipfile.is_zipfile(path):
             return Zip(url, path, scratch)
@@ -267,6 +278,51 @@ def open_archive(url: str) -> Archive:
     if not is_tar:
         raise UserError(f"{url} is neither a folder nor a zip or tar file: check the source's url")
     return Tar(url, path, scratch)
+
+
+def open_files(url: str) -> Archive:
+    """Opens a folder, a zip file, or else a file by itself. Anything remote but a folder is copied to the local disk.
+
+    Args:
+        url: A path or any fsspec URL.
+
+    Returns:
+        The files. Those of a tar file are not looked for: it is a file by itself.
+
+    Raises:
+        UserError: If there is nothing at the URL.
+    """
+    if _is_folder(url):
+        return Folder(url)
+    path, scratch = _local(url)
+    with unpacking(url):
+        return (Zip if zipfile.is_zipfile(path) else File)(url, path, scratch)
+
+
+def _is_folder(url: str) -> bool:
+    """Whether there is a folder at a URL; there must be something."""
+    fs, path = filesystem(url)
+    with reachable(url):
+        if fs.isdir(path):
+            return True
+        if not fs.exists(path):
+            raise UserError(f"there is no data at {url}: check the source's url")
+    return False
+
+
+def _local(url: str) -> tuple[str, Scratch]:
+    """The path of a file on the local disk, and the folder that its copy lies in if it was remote."""
+    fs, path = filesystem(url)
+    scratch = Scratch()
+    if "file" in fs.protocol:
+        return path, scratch
+    with reachable(url):
+        try:
+            copy = scratch.file("copy")
+            fs.get_file(path, copy)
+        except OSError as error:
+            raise _no_room(url) if error.errno in _FULL else error from None
+    return copy, scratch
 
 
 def _decompressed(path: str, scratch: Scratch) -> str:

@@ -1,15 +1,16 @@
-"""What every source of images can do."""
+"""What every source of images can do, and what a table is."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from pipeline.errors import UserError
 
-__all__ = ["BrokenImage", "Source", "choose"]
+__all__ = ["BrokenImage", "Source", "Table", "choose"]
 
 
 class BrokenImage(Exception):
@@ -54,6 +55,29 @@ class Source(Protocol):
     def close(self) -> None:
         """Closes the files and deletes temporary copies."""
         ...
+
+
+@dataclass(frozen=True, eq=False)  # arrays compare number by number
+class Table:
+    """The rows of a published table, all at once: the largest is a few dozen megabytes.
+
+    Args:
+        kind: Name of the format.
+        url: Where its file is, or None.
+        split: The split that was chosen, or None for everything.
+        rows: float32 (N, D), all finite, in the order of their publisher. N and D are 1 or more.
+    """
+
+    kind: str
+    url: str | None
+    split: str | None
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def close(self) -> None:
+        """Nothing is held open."""
 
 
 def choose(split: str | None, choices: Sequence[str], kind: str) -> str | None:
