@@ -16,6 +16,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from gebm.samplers import noise
+from gebm.samplers.adaptation import WarmUp, warm_up
 from gebm.samplers.descent import GradientDescent
 from gebm.samplers.driver import Chain, finite_chains, run
 from gebm.samplers.hamiltonian import HMC
@@ -23,6 +24,8 @@ from gebm.samplers.kernel import Kernel, Potential, Prior, StepDecay, value_and_
 from gebm.samplers.langevin import MALA, KineticLangevin, UnadjustedLangevin
 from gebm.samplers.metropolis import IndependentMetropolis, RandomWalkMetropolis
 from gebm.samplers.optimal_transport import DiscriminatorOptimalTransport
+from gebm.samplers.saving import load_state_dict, state_dict
+from gebm.samplers.tempering import ParallelTempering
 
 __all__ = [
     "HMC",
@@ -33,17 +36,22 @@ __all__ = [
     "GradientDescent",
     "IndependentMetropolis",
     "Kernel",
+    "ParallelTempering",
     "KineticLangevin",
     "Potential",
     "Prior",
     "RandomWalkMetropolis",
     "StepDecay",
     "UnadjustedLangevin",
+    "WarmUp",
     "finite_chains",
+    "load_state_dict",
     "make",
     "noise",
     "run",
+    "state_dict",
     "value_and_gradient",
+    "warm_up",
 ]
 
 NAMES: dict[str, type] = {
@@ -56,6 +64,7 @@ NAMES: dict[str, type] = {
     "dot": DiscriminatorOptimalTransport,
     "descent": GradientDescent,
     "ddls": UnadjustedLangevin,
+    "tempering": ParallelTempering,
 }
 """The kernels by the names that configurations use. DDLS, Che et al., NeurIPS 2020, is ULA at `beta = 1`."""
 
@@ -69,7 +78,8 @@ def make(name: str, **settings: Any) -> Kernel:
     Args:
         name: A key of `NAMES`.
         **settings: Hyper-parameters: `step_size`, `friction`, `schedule`, `prior`, `num_leapfrog_steps`,
-            `initial_velocity`, `lipschitz`.
+            `initial_velocity`, `lipschitz`, `inverse_mass`, `betas`; and `kernel`, what tempering moves its levels by,
+            a kernel or the name of one that the settings are then for as well: MALA if None.
 
     Returns:
         The kernel.
@@ -80,12 +90,17 @@ def make(name: str, **settings: Any) -> Kernel:
     Example:
         >>> make("hmc", step_size=0.1, num_leapfrog_steps=5, friction=1.0, schedule=None)
         HMC(step_size=0.1, num_leapfrog_steps=5, inverse_mass=None)
+        >>> from gebm.model import StandardNormal
+        >>> make("tempering", step_size=0.1, prior=StandardNormal(3), betas=(1.0, 0.0)).kernel
+        MALA(step_size=0.1, inverse_mass=None)
     """
     if name not in NAMES:
         raise ValueError(f"unknown sampler {name!r}: choose one of {', '.join(NAMES)}")
     known = {field.name for kernel in NAMES.values() for field in fields(kernel)}
     if unknown := sorted(set(settings) - known):
         raise ValueError(f"no sampler has a setting {', '.join(unknown)}: choose from {', '.join(sorted(known))}")
+    if name == "tempering" and isinstance(inner := settings.get("kernel") or "mala", str):
+        settings = {**settings, "kernel": make(inner, **settings)}
     own = fields(NAMES[name])
     chosen = {field.name: settings[field.name] for field in own if settings.get(field.name) is not None}
     if missing := [field.name for field in own if field.default is MISSING and field.name not in chosen]:

@@ -27,6 +27,11 @@ def rugged(z):
     return (z.square() / 2 + (3 * z).cos() / 2).sum(1) + z[:, 0] * z[:, 1] / 4
 
 
+def same(a, b) -> bool:
+    """Bit for bit the same, where "not a number" is the same as itself."""
+    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
 def every_kernel() -> dict[str, samplers.Kernel]:
     schedule = samplers.StepDecay(factor=0.5, every=3)
     common = {"schedule": schedule, "prior": StandardNormal(3), "friction": 2.0, "num_leapfrog_steps": 3}
@@ -146,7 +151,7 @@ def test_a_chain_does_not_depend_on_the_chains_beside_it_nor_on_the_batch(kernel
         ]
         assert torch.equal(torch.cat([part.z for part in parts]), whole.z)
         for name, entry in whole.infos._asdict().items():
-            assert torch.equal(torch.cat([getattr(part.infos, name) for part in parts], 1), entry), name
+            assert same(torch.cat([getattr(part.infos, name) for part in parts], 1), entry), name
     assert whole.state.chain.tolist() == list(range(first, first + 11))
 
 
@@ -166,7 +171,8 @@ def test_a_step_takes_one_number_of_the_generator_however_many_chains_there_are(
     for prior, keys in ((None, 6), (StandardNormal(3), 12)):
         generator, expected = rng(1), rng(1)
         samplers.run(kernel, rugged, torch.zeros(5, 3), 6, generator=generator, prior=prior)
-        for _ in range(keys):
+        # Tempering takes a key for its exchanges besides the one of the inner kernel.
+        for _ in range(keys + 6 * isinstance(kernel, samplers.ParallelTempering)):
             noise.draw_key(expected, "cpu")
         assert torch.equal(generator.get_state(), expected.get_state())
 
@@ -301,8 +307,8 @@ def test_a_chain_that_diverges_is_resumed_bit_for_bit(kernel, cut, seed):
     generator = rng(seed)
     first = samplers.run(kernel, cliff, below_the_cliff(20), cut, generator=generator, **common)
     second = samplers.run(kernel, cliff, None, 20 - cut, generator=generator, state=first.state, **common)
-    for one, other in zip(whole.state, second.state, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)  # a restart may miss its footing too
+    # A restart may miss its footing too, and leave a potential that is not a number.
+    assert all(same(one, other) for one, other in zip(whole.state, second.state, strict=True))
     assert torch.equal(first.divergences + second.divergences, whole.divergences)
 
 

@@ -1,0 +1,247 @@
+"""Warm-up: a step size and a mass matrix that fit the target, found while chains run towards it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gebm.samplers.driver import run
+from gebm.samplers.kernel import Kernel, Potential, State, require_count
+
+__all__ = ["DualAveraging", "History", "Variance", "WarmUp", "variance_windows", "warm_up"]
+
+
+class History(NamedTuple):
+    """How a warm-up went, a row a step, on the CPU.
+
+    Attributes:
+        step_size: The step size of the step (num_steps,), float64.
+        acceptance: Mean acceptance probability of the chains in it (num_steps,), float64.
+        potential: Mean potential of the chains after it (num_steps,), float64.
+    """
+
+    step_size: Tensor
+    acceptance: Tensor
+    potential: Tensor
+
+
+class WarmUp(NamedTuple):
+    """What a warm-up leaves behind.
+
+    Attributes:
+        kernel: The kernel with its step size and inverse mass adapted.
+        state: Where the chains stand; pass it to `run` with the kernel.
+        history: How it went.
+    """
+
+    kernel: Kernel
+    state: State
+    history: History
+
+
+@dataclass(frozen=True)
+class DualAveraging:
+    """Dual averaging of a step size towards a target acceptance rate.
+
+    Algorithm 5 of Hoffman and Gelman, *The No-U-Turn sampler*, JMLR 2014, after Nesterov 2009, with their constants.
+
+    Args:
+        centre: The logarithm that the step size is drawn to, `mu`.
+        target: The acceptance rate to reach, `delta`.
+        log_step: Logarithm of the step size to use next.
+        log_average: Logarithm of the averaged step size, which is to be kept in the end.
+        error: Average shortfall of acceptance so far.
+        count: Number of updates so far.
+
+    Example:
+        >>> averaging = DualAveraging.start(1.0, target=0.8)
+        >>> for _ in range(1000):  # a sampler that accepts exp(-step)
+        ...     averaging = averaging.update(math.exp(-averaging.step_size))
+        >>> abs(math.exp(-averaging.average) - 0.8) < 0.01
+        True
+    """
+
+    centre: float
+    target: float
+    log_step: float
+    log_average: float = 0.0
+    error: float = 0.0
+    count: int = 0
+
+    @classmethod
+    def start(cls, step_size: float, target: float) -> DualAveraging:
+        """Starts from a step size; towards ten times as much, since large steps are the cheap ones to try."""
+        return cls(centre=math.log(10 * step_size), target=target, log_step=math.log(step_size))
+
+    @property
+    def step_size(self) -> float:
+        """The step size to use next."""
+        return math.exp(self.log_step)
+
+    @property
+    def average(self) -> float:
+        """The step size to keep; that to use next where there was no update."""
+        return math.exp(self.log_average) if self.count else self.step_size
+
+    def update(self, acceptance: float) -> DualAveraging:
+        """Learns from the acceptance rate that the step size had."""
+        gamma, delay, kappa = 0.05, 10, 0.75
+        count = self.count + 1
+        weight = 1 / (count + delay)
+        error = (1 - weight) * self.error + weight * (self.target - acceptance)
+        # Within e^-30 and e^30 of the centre: a potential that accepts everything would let it overflow.
+        log_step = self.centre + max(-30.0, min(30.0, -math.sqrt(count) / gamma * error))
+        share = count**-kappa
+        log_average = share * log_step + (1 - share) * self.log_average
+        return replace(self, log_step=log_step, log_average=log_average, error=error, count=count)
+
+
+class Variance(NamedTuple):
+    """Running variances of coordinates, after Welford 1962, many draws at a time (Chan, Golub and LeVeque 1983).
+
+    Attributes:
+        count: Number of draws.
+        mean: Their mean (D,), float64.
+        squares: Sum of their squared deviations from it (D,), float64.
+
+    Example:
+        >>> draws = torch.randn(100, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        >>> parts = Variance.start(draws).update(draws[:30]).update(draws[30:])
+        >>> torch.allclose(parts.squares / 99, draws.var(0))
+        True
+    """
+
+    count: int
+    mean: Tensor
+    squares: Tensor
+
+    @classmethod
+    def start(cls, z: Tensor) -> Variance:
+        """Starts with no draws, of the dimension and on the device of `z` (N, D)."""
+        return cls(0, *(torch.zeros(z.shape[1], dtype=torch.float64, device=z.device) for _ in range(2)))
+
+    def update(self, z: Tensor) -> Variance:
+        """Takes in draws (N, D)."""
+        z = z.to(torch.float64)
+        count, mean = self.count + len(z), z.mean(0)
+        shift = mean - self.mean
+        squares = self.squares + (z - mean).square().sum(0) + shift.square() * (self.count * len(z) / count)
+        return Variance(count, self.mean + shift * (len(z) / count), squares)
+
+    def regularised(self) -> Tensor:
+        """Gives the variances (D,), drawn a little to 1e-3 where there are few draws, as Stan does."""
+        return (self.squares / max(1, self.count - 1) * self.count + 1e-3 * 5) / (self.count + 5)
+
+
+def variance_windows(num_steps: int) -> tuple[int, list[int]]:
+    """Gives the steps between which variances are estimated, as Stan's warm-up has them.
+
+    75 steps to get near the target; windows of 25, 50, 100, ... steps, each of which forgets what came before; and 50
+    steps in which the step size settles on the last window's masses. Where there are fewer than 150 steps, 15 % of
+    them, one window, and 10 %; where fewer than 20, no window at all.
+
+    Args:
+        num_steps: Steps of the warm-up.
+
+    Returns:
+        The step at which the first window begins, and those at which the windows end.
+
+    Example:
+        >>> variance_windows(1000), variance_windows(100), variance_windows(10)
+        ((75, [100, 150, 250, 450, 950]), (15, [90]), (10, []))
+    """
+    if num_steps < 20:
+        return num_steps, []
+    if num_steps < 150:
+        return int(0.15 * num_steps), [num_steps - int(0.1 * num_steps)]
+    begin, size, last, ends = 75, 25, num_steps - 50, []
+    start = begin
+    while start < last:
+        # A window takes in the rest where no window of twice its size would fit after it.
+        end = start + size if start + 3 * size <= last else last
+        ends.append(end)
+        start, size = end, 2 * size
+    return begin, ends
+
+
+@torch.no_grad()
+def warm_up(
+    kernel: Kernel,
+    potential: Potential,
+    z0: Tensor,
+    num_steps: int,
+    target_acceptance: float | None = None,
+    *,
+    generator: torch.Generator | None = None,
+    first_chain: int = 0,
+) -> WarmUp:
+    """Runs chains and adapts the kernel to what they meet.
+
+    The step size by dual averaging (Hoffman and Gelman, JMLR 2014), and where the kernel has an `inverse_mass`, that by
+    the variances of the chains in windows of growing length (Stan Reference Manual, chapter on HMC). All the chains
+    teach one kernel: in the warm-up, and only here, a chain depends on those beside it. The chain that follows, with
+    the kernel held fixed, is exact; throw away what went before.
+
+    Args:
+        kernel: `MALA`, `HMC`, `RandomWalkMetropolis`, or another that has a `step_size` and accepts or rejects. Its own
+            settings are where the adaptation starts.
+        potential: Maps (N, D) to (N,).
+        z0: Starting positions (N, D); with one chain alone the estimates are as noisy as Stan's.
+        num_steps: Number of steps, at least 1; a few hundred are enough where chains reach the target in as many.
+        target_acceptance: The acceptance rate to reach, in (0, 1); None is the kernel's own `target_acceptance`.
+        generator: Source of all randomness, on any device; torch's default one if None.
+        first_chain: Number of the first chain.
+
+    Returns:
+        The adapted kernel, the state to go on from, and the history.
+
+    Raises:
+        ValueError: If the kernel has no step size or accepts everything, or a setting is out of range.
+
+    Example:
+        >>> from gebm import samplers
+        >>> potential = lambda z: (z / torch.tensor([1.0, 10.0])).square().sum(1) / 2
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> z0 = torch.randn(64, 2, generator=generator)
+        >>> warm = samplers.warm_up(samplers.HMC(0.1, 5), potential, z0, 300, generator=generator)
+        >>> [round(variance) for variance in warm.kernel.inverse_mass]
+        [1, 99]
+        >>> chain = samplers.run(warm.kernel, potential, None, 100, generator=generator, state=warm.state)
+        >>> bool((chain.infos.acceptance_probability.mean() - 0.8).abs() < 0.1)
+        True
+    """
+    require_count("num_steps", num_steps)
+    names = {field.name for field in fields(kernel)}
+    if "step_size" not in names:
+        raise ValueError(f"a warm-up adapts a step_size; {type(kernel).__name__} has none")
+    target = getattr(kernel, "target_acceptance", None) if target_acceptance is None else target_acceptance
+    if target is None:
+        raise ValueError(f"give target_acceptance, in (0, 1): {type(kernel).__name__} has none of its own")
+    if not 0 < target < 1:
+        raise ValueError(f"target_acceptance must lie between 0 and 1, not {target!r}")
+
+    state = run(kernel, potential, z0, 0, first_chain=first_chain).state
+    averaging = DualAveraging.start(kernel.step_size, target)
+    begin, ends = variance_windows(num_steps) if "inverse_mass" in names else (num_steps, [])
+    variance = Variance.start(state.z)
+    history: list[tuple[float, float, float]] = []
+    for step in range(num_steps):
+        kernel = replace(kernel, step_size=averaging.step_size)
+        state, info = kernel.step(state, potential, generator)
+        if not hasattr(info, "acceptance_probability"):
+            raise ValueError(f"a warm-up goes by acceptance; {type(kernel).__name__} accepts everything")
+        acceptance, value = float(info.acceptance_probability.double().mean()), float(info.potential.double().mean())
+        history.append((averaging.step_size, acceptance, value))
+        averaging = averaging.update(acceptance)
+        if begin <= step < (ends[-1] if ends else 0):
+            variance = variance.update(state.z)
+        if step + 1 in ends:
+            kernel = replace(kernel, inverse_mass=variance.regularised())
+            variance = Variance.start(state.z)
+            averaging = DualAveraging.start(averaging.average, target)
+    kernel = replace(kernel, step_size=averaging.average)
+    return WarmUp(kernel, state, History(*torch.tensor(history, dtype=torch.float64).unbind(1)))
