@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gebm import diagnostics, samplers
+from gebm import StandardNormal, diagnostics, samplers
+from gebm.samplers.langevin import LangevinInfo
 
 
 def autoregression(rho: float, steps: int, chains: int, dim: int, seed: int) -> torch.Tensor:
@@ -71,10 +72,14 @@ def test_a_summary_of_a_real_chain():
         callback=lambda step, state: seen.append(state.z),
     )
     positions = torch.stack(seen)
-    result = diagnostics.summary(positions, chain.infos, gradients_per_step=kernel.gradients_per_step)
+    result = diagnostics.summary(positions, chain.infos, gradients_per_step=kernel.gradients_per_step, seconds=0.25)
     assert set(result) == {
-        "mean_potential", "ess_bulk", "ess_tail", "r_hat", "acceptance_rate", "ess_per_gradient"
+        "mean_potential", "divergences", "ess_bulk", "ess_tail", "r_hat", "acceptance_rate", "energy_error",
+        "ess_per_gradient", "ess_per_second",
     }  # fmt: skip
+    assert result["divergences"] == 0
+    assert result["energy_error"] == pytest.approx(float(chain.infos.energy_error.double().abs().mean()))
+    assert result["ess_per_second"] == pytest.approx(result["ess_bulk"] / 0.25)
     assert result["acceptance_rate"] == pytest.approx(float(chain.infos.accepted.float().mean()))
     assert result["ess_bulk"] == float(diagnostics.effective_sample_size(positions).min())
     assert result["ess_per_gradient"] == pytest.approx(result["ess_bulk"] / (400 * 8 * 3))
@@ -95,8 +100,70 @@ def test_a_summary_leaves_out_what_there_is_not():
         every=1,
         callback=lambda step, state: seen.append(state.z),
     )
-    assert set(diagnostics.summary(torch.stack(seen), chain.infos)) == {"mean_potential", "ess_bulk", "ess_tail"}
+    assert set(diagnostics.summary(torch.stack(seen), chain.infos)) == {
+        "mean_potential", "divergences", "ess_bulk", "ess_tail"
+    }  # fmt: skip
     assert diagnostics.acceptance_rate(chain.infos) is None
+    assert diagnostics.energy_error(chain.infos) is None
+    assert diagnostics.swap_acceptance(chain.infos) is None
+
+
+def cliff(z):
+    """A normal's potential, and not a number beyond 1."""
+    return torch.where(z[:, 0] > 1.0, math.nan, 1.0) * z.square().sum(1) / 2
+
+
+@pytest.mark.parametrize("prior", [None, StandardNormal(3)], ids=["", "restarting"])
+def test_divergences_are_counted_and_left_out(prior):
+    seen, kernel = [], samplers.UnadjustedLangevin(0.02)
+    generator = torch.Generator().manual_seed(0)
+    chain = samplers.run(
+        kernel, cliff, torch.zeros(40, 3), 100, generator=generator, prior=prior, every=1,
+        callback=lambda step, state: seen.append(state.z),
+    )  # fmt: skip
+    positions = torch.stack(seen)
+    result = diagnostics.summary(positions, chain.infos, seconds=1.0)
+    assert result["divergences"] == float(chain.divergences.sum()) > 0
+    kept = chain.infos.potential[~chain.infos.diverged].double()
+    assert result["mean_potential"] == pytest.approx(float(kept.mean()))
+    whole = positions.isfinite().all(2).all(0)
+    assert whole.all() == (prior is not None) and whole.any()
+    assert result["ess_bulk"] == float(diagnostics.effective_sample_size(positions[:, whole]).min())
+    assert all(math.isfinite(value) for value in result.values())
+
+
+def test_a_rejected_divergence_counts_as_a_rejection():
+    kernel, generator = samplers.RandomWalkMetropolis(1.0), torch.Generator().manual_seed(0)
+    infos = samplers.run(kernel, cliff, torch.zeros(40, 3), 100, generator=generator).infos
+    assert diagnostics.divergences(infos) == int(infos.diverged.sum()) > 0
+    assert diagnostics.mean_potential(infos) == pytest.approx(float(infos.potential.double().mean()))
+    assert diagnostics.acceptance_rate(infos) == pytest.approx(float(infos.accepted.double().mean()))
+    kept = infos.energy_error[~infos.diverged].double().abs()
+    assert diagnostics.energy_error(infos) == pytest.approx(float(kept.mean()))
+
+
+def test_chains_that_are_all_lost_have_no_sample_size():
+    positions = torch.full((20, 3, 2), math.nan)
+    lost = torch.full((20, 3), math.nan)
+    result = diagnostics.summary(positions, LangevinInfo(lost, lost.isnan()))
+    assert result["ess_bulk"] == result["ess_tail"] == 0 and result["divergences"] == 60
+    assert math.isnan(result["mean_potential"]) and "r_hat" not in result
+
+
+def test_the_swap_acceptance_is_that_of_the_pairs_that_had_their_turn():
+    prior = StandardNormal(3)
+    kernel, seen = samplers.ParallelTempering(samplers.MALA(0.1), prior, betas=(1.0, 0.5, 0.2, 0.0)), []
+    potential = lambda z: 3 * z.square().sum(1) - prior.log_prob(z)  # noqa: E731
+    chain = samplers.run(
+        kernel, potential, torch.zeros(8, 3), 101, generator=torch.Generator().manual_seed(0), every=1,
+        callback=lambda step, state: seen.append(state.z),
+    )  # fmt: skip
+    swaps = chain.infos.swap_acceptance.double()
+    rates = torch.stack([swaps[0::2, :, 0].mean(), swaps[1::2, :, 1].mean(), swaps[0::2, :, 2].mean()])
+    torch.testing.assert_close(diagnostics.swap_acceptance(chain.infos), rates)
+    result = diagnostics.summary(torch.stack(seen), chain.infos, gradients_per_step=kernel.gradients_per_step)
+    assert result["swap_acceptance"] == pytest.approx(float(rates.min()))
+    assert result["ess_per_gradient"] == pytest.approx(result["ess_bulk"] / (101 * 8 * 4))
 
 
 @pytest.mark.parametrize(
@@ -106,6 +173,8 @@ def test_a_summary_leaves_out_what_there_is_not():
         (lambda: diagnostics.effective_sample_size(torch.zeros(3, 2, 2)), "at least 4"),
         (lambda: diagnostics.effective_sample_size(torch.zeros(9, 2, 2), "middle"), "bulk"),
         (lambda: diagnostics.r_hat(torch.zeros(9, 1, 2)), "two"),
+        (lambda: diagnostics.summary(torch.zeros(9, 2), None), "T, N, D"),
+        (lambda: diagnostics.summary(torch.zeros(9, 2, 2), None, seconds=0.0), "seconds"),
     ],
 )
 def test_misuse_is_one_clear_line(call, words):
