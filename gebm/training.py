@@ -7,7 +7,8 @@ energy stands still: evaluation mode (its power iteration does not advance), no 
 With an exponential moving average of the base, the energy is trained against *the average*, and the average is what
 ``Trainer.sampling_model`` returns: an energy reweights the distribution it was trained against and no other. The price
 is a feedback that lags by about ``1 / (1 - ema_decay)`` base steps; keep that well below the steps in which the base
-changes much, or the base overshoots before the energy sees it.
+changes much, or the base overshoots before the energy sees it. An energy that is written relative to the base is so to
+whichever base it meets: to the average in an energy step, and in a base step to the base whose samples it weighs.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from torch import Tensor, distributed, nn
 from torch.optim import Adam, Optimizer
 
 from gebm.model import GEBM, BoundedEnergy, effective_weights, frozen
+from gebm.negatives import Negatives
 from gebm.objectives import Objective
 from gebm.partition import log_partition_monte_carlo
-from gebm.penalties import GradientPenalty
+from gebm.penalties import GradientPenalty, Penalty
 
 __all__ = [
     "Alternation",
@@ -43,13 +45,13 @@ class Alternation:
     """How many energy steps come before each base step (Arbel, Zhou and Gretton, ICLR 2021, algorithm 1).
 
     Args:
-        energy_steps: ``n_e``, energy steps per base step.
+        energy_steps: ``n_e``, energy steps per base step; none if zero.
         warmup_energy_steps: ``n_e`` of the base steps named below.
         warmup_base_steps: How many base steps at the beginning have the warm-up's ``n_e``.
         warmup_every: Every so many base steps there is one more of them.
 
     Raises:
-        ValueError: If a number of energy steps or the period is below 1.
+        ValueError: If a number of steps is negative or the period is below 1.
 
     Example:
         >>> alternation = Alternation()
@@ -63,8 +65,8 @@ class Alternation:
     warmup_every: int = 500
 
     def __post_init__(self) -> None:
-        if min(self.energy_steps, self.warmup_energy_steps, self.warmup_every) < 1 or self.warmup_base_steps < 0:
-            raise ValueError(f"{self}: take at least one energy step before a base step, and a period of at least 1")
+        if min(self.energy_steps, self.warmup_energy_steps, self.warmup_base_steps) < 0 or self.warmup_every < 1:
+            raise ValueError(f"{self}: numbers of steps cannot be negative, and the period is at least 1")
 
     def energy_steps_at(self, base_step: int) -> int:
         """Return how many energy steps come before this base step.
@@ -97,12 +99,12 @@ class EnergyLoss(nn.Module):
         gebm: The model; its energy, and the log-partition where the objective trains it, become this module's
             parameters. Its base does not.
         objective: The pair of losses.
-        penalty: What regularises the energy.
+        penalty: What regularises the energy, from :mod:`gebm.penalties`.
         precision: float32, or bfloat16 for autocast inside the networks; the loss itself is in float32.
     """
 
     def __init__(
-        self, gebm: GEBM, objective: Objective, penalty: GradientPenalty, precision: torch.dtype = torch.float32
+        self, gebm: GEBM, objective: Objective, penalty: Penalty, precision: torch.dtype = torch.float32
     ) -> None:
         super().__init__()
         self.energy = gebm.energy
@@ -112,13 +114,13 @@ class EnergyLoss(nn.Module):
         self.penalty = penalty
         self.precision = precision
 
-    def forward(self, x_data: Tensor, x_base: Tensor, position: Tensor) -> EnergyTerms:
+    def forward(self, x_data: Tensor, x_base: Tensor, position: Tensor | None) -> EnergyTerms:
         """Return the loss and its parts.
 
         Args:
             x_data: Data (N, ...).
-            x_base: Base samples (M, ...), without a graph.
-            position: Uniform positions for the penalty (min(N, M),).
+            x_base: Base samples, or negatives from elsewhere (M, ...), without a graph.
+            position: What the penalty drew (min(N, M),); none if no penalty is due.
 
         Returns:
             The terms.
@@ -126,13 +128,19 @@ class EnergyLoss(nn.Module):
         with effective_weights(self.energy):
             energies = _autocast(self.energy, x_data.device, self.precision)
             energy_data, energy_base = energies(torch.cat([x_data, x_base])).split([len(x_data), len(x_base)])
-            penalty = self.penalty(energies, x_data, x_base, position)
+            penalty = (
+                energy_data.new_zeros(())
+                if position is None
+                else self.penalty(energies, x_data, x_base, position, list(self.energy.parameters()))
+            )
         loss = self.objective.energy_loss(energy_data, energy_base, self.log_partition) + penalty
         return EnergyTerms(loss, penalty.detach(), energy_data.detach().mean(), energy_base.detach().mean())
 
 
 class BaseLoss(nn.Module):
-    """The complete loss of a base step, in one forward. The data do not enter it.
+    """The complete loss of a base step, in one forward.
+
+    Of latents, or, where the objective has the base learn from them, of data.
 
     Args:
         gebm: The model; its base becomes this module's, its energy does not.
@@ -148,32 +156,36 @@ class BaseLoss(nn.Module):
         self.objective = objective
         self.precision = precision
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
         """Return the loss.
 
         Args:
-            z: Latents (M, D).
+            inputs: Latents (M, D), or data (N, ...) if that is what the base learns from.
 
         Returns:
             A scalar.
         """
+        if self.objective.base_learns_from == "data":
+            return self.objective.base_loss(_autocast(self.base.log_prob, inputs.device, self.precision)(inputs))
         (energy,) = self._energy
+        # Outside of what is frozen: an energy relative to the base holds this very base fixed while it evaluates log b.
+        x_base = _autocast(self.base, inputs.device, self.precision)(inputs)
         with frozen(energy):
-            energy_base = _autocast(lambda z: energy(self.base(z)), z.device, self.precision)(z)
+            energy_base = _autocast(energy, inputs.device, self.precision)(x_base)
         return self.objective.base_loss(energy_base)
 
 
 class StepInfo(NamedTuple):
     """What happened in one base step and the energy steps before it: 0-dim tensors without a graph, this process's own.
 
-    Nothing here waits for the device; reading a value does.
+    Nothing here waits for the device; reading a value does. What there was no step for is not a number.
 
     Attributes:
         energy_loss: Loss of the last energy step, penalty included; for KALE, minus the lower bound plus the penalty.
         base_loss: Loss of the base step.
-        penalty: Penalty in the last energy step.
+        penalty: Penalty in the last energy step; zero if it was not due.
         energy_data: Mean energy of data in the last energy step.
-        energy_base: Mean energy of base samples in the last energy step.
+        energy_base: Mean energy of negatives in the last energy step: of base samples, unless they come from chains.
         log_partition: ``c`` after the step.
         num_nonfinite: How many of the losses were infinite or not a number; zero in a healthy run.
         energy_steps: How many energy steps were taken; a plain integer.
@@ -195,18 +207,23 @@ class Trainer:
     Args:
         gebm: The model, already on its device.
         objective: The pair of losses, from :mod:`gebm.objectives`.
-        penalty: What regularises the energy.
-        energy_optimizer: Owns the energy's parameters and the log-partition.
-        base_optimizer: Owns the base's parameters.
+        penalty: What regularises the energy, from :mod:`gebm.penalties`; the paper's gradient penalty if none.
+        energy_optimizer: Owns the energy's parameters and the log-partition; may be left out if the objective trains
+            no energy.
+        base_optimizer: Owns the base's parameters; may be left out if the base is not trained.
         alternation: How many energy steps per base step.
         ema_decay: Decay per base step of the moving average of the base, in (0, 1); no average if none. See the top
             of this module for which base the energy is then trained against.
         latent_batch_size: How many base samples a step draws; as many as the data batch has, if none.
         precision: float32, or bfloat16 for autocast inside the networks.
         parallel: Wraps the two loss modules, for example in ``DistributedDataParallel``.
+        train_base: Whether there are base steps. A base that is not trained stays in evaluation mode, and the
+            alternation goes on without it.
+        negatives: Where the energy's negatives come from, from :mod:`gebm.negatives`; the objective's own if none.
 
     Raises:
-        ValueError: If the optimisers do not own what they should, or a setting is out of range.
+        ValueError: If the optimisers do not own what they should, a setting is out of range, nothing is left to
+            train, or the objective needs a density that the base does not have.
 
     Example:
         >>> import itertools
@@ -229,14 +246,16 @@ class Trainer:
         gebm: GEBM,
         *,
         objective: Objective,
-        penalty: GradientPenalty | None = None,
-        energy_optimizer: Optimizer,
-        base_optimizer: Optimizer,
+        penalty: Penalty | None = None,
+        energy_optimizer: Optimizer | None = None,
+        base_optimizer: Optimizer | None = None,
         alternation: Alternation | None = None,
         ema_decay: float | None = None,
         latent_batch_size: int | None = None,
         precision: torch.dtype = torch.float32,
         parallel: Callable[[nn.Module], nn.Module] = lambda module: module,
+        train_base: bool = True,
+        negatives: Negatives | None = None,
     ) -> None:
         if precision not in (torch.float32, torch.bfloat16):
             raise ValueError(f"no training in {precision}: choose torch.float32 or torch.bfloat16")
@@ -244,40 +263,72 @@ class Trainer:
             raise ValueError(f"the average's decay is {ema_decay}: choose a number between 0 and 1, or none")
         if latent_batch_size is not None and latent_batch_size < 1:
             raise ValueError(f"the latent batch size is {latent_batch_size}: choose at least 1, or none")
-        _check_owner(energy_optimizer, [*gebm.energy.parameters(), gebm.log_partition], "the energy and log_partition")
-        _check_owner(base_optimizer, list(gebm.base.parameters()), "the base")
+        if not (train_base or objective.trains_energy):
+            raise ValueError(f"{objective} trains no energy, and train_base is off: nothing is left to train")
+        negatives = objective.negatives if negatives is None else negatives
+        learns_from_data = train_base and objective.base_learns_from == "data"
+        if (learns_from_data or negatives.needs_density) and not hasattr(gebm.base, "log_prob"):
+            raise ValueError(f"{objective} needs a base with a density, not {type(gebm.base).__name__}: use a flow")
+        if energy_optimizer is not None or objective.trains_energy:
+            parameters = [*gebm.energy.parameters(), gebm.log_partition]
+            _check_owner(energy_optimizer, parameters, "the energy and log_partition")
+        if base_optimizer is not None or train_base:
+            _check_owner(base_optimizer, list(gebm.base.parameters()), "the base")
         self.gebm = gebm
+        self.objective = objective
         self.penalty = GradientPenalty() if penalty is None else penalty
         self.energy_optimizer = energy_optimizer
         self.base_optimizer = base_optimizer
         self.alternation = Alternation() if alternation is None else alternation
         self.ema_decay = ema_decay
         self.latent_batch_size = latent_batch_size
+        self.train_base = train_base
+        self.negatives = negatives
         self.base_step = 0
-        self._energy_loss = parallel(EnergyLoss(gebm, objective, self.penalty, precision))
-        self._base_loss = parallel(BaseLoss(gebm, objective, precision))
+        self.energy_step = 0
+        # Where persistent chains stand (W N, D), of all W processes in turn: each can then save the whole state.
+        self.chains: Tensor | None = None
         self._precision = precision
-        # Copied after wrapping: data parallelism has by then given every process the same weights.
         self.average = None if ema_decay is None else copy.deepcopy(gebm.base).eval().requires_grad_(False)
+        self._sampled = gebm if self.average is None else gebm.with_base(self.average)
+        energy_loss = EnergyLoss(self._sampled, objective, self.penalty, precision)
+        base_loss = BaseLoss(gebm, objective, precision)
+        # Data parallelism refuses what has nothing to learn, but gives every process the first one's weights otherwise.
+        self._energy_loss = parallel(energy_loss) if objective.trains_energy else _same_everywhere(energy_loss)
+        self._base_loss = parallel(base_loss) if train_base else _same_everywhere(base_loss)
+        if self.average is not None:
+            self.average.load_state_dict(gebm.base.state_dict())
 
     def step(self, batches: Iterator[Tensor], generator: torch.Generator) -> StepInfo:
         """Take the energy steps that are due, then one base step.
 
         Args:
-            batches: Yields data (N, ...), images in [-1, 1]; one batch is taken per energy step.
+            batches: Yields data (N, ...), images in [-1, 1]; one batch is taken per energy step. A base that learns
+                from data learns from the last of them; without energy steps, one batch is taken for the base step.
             generator: Source of every random number; best on the model's device.
 
         Returns:
             What happened, without waiting for the device.
         """
-        energy_steps = self.alternation.energy_steps_at(self.base_step)
-        num_nonfinite = torch.zeros((), dtype=torch.int64, device=self.gebm.log_partition.device)
+        device = self.gebm.log_partition.device
+        energy_steps = self.alternation.energy_steps_at(self.base_step) if self.objective.trains_energy else 0
+        num_nonfinite = torch.zeros((), dtype=torch.int64, device=device)
+        missing = torch.full((), float("nan"), device=device)
+        terms, base_loss, x_data = EnergyTerms(missing, missing, missing, missing), missing, None
         for _ in range(energy_steps):
-            x_data = next(batches).to(self.gebm.log_partition.device, non_blocking=True)
+            x_data = next(batches).to(device, non_blocking=True)
             terms = self._step_energy(x_data, generator)
             num_nonfinite += ~terms.loss.detach().isfinite()
-        base_loss = self._step_base(self.latent_batch_size or len(x_data), generator)
-        num_nonfinite += ~base_loss.isfinite()
+        if self.train_base:
+            learns_from_data = self.objective.base_learns_from == "data"
+            if x_data is None and (learns_from_data or self.latent_batch_size is None):
+                x_data = next(batches).to(device, non_blocking=True)
+            if learns_from_data:
+                inputs = x_data
+            else:
+                inputs = self.gebm.prior.sample(self.latent_batch_size or len(x_data), generator)
+            base_loss = self._step_base(inputs)
+            num_nonfinite += ~base_loss.isfinite()
         self.base_step += 1
         return StepInfo(
             energy_loss=terms.loss.detach(),
@@ -296,7 +347,7 @@ class Trainer:
         Returns:
             The model with the averaged base where there is one; parameters are shared, not copied.
         """
-        return self.gebm if self.average is None else self.gebm.with_base(self.average)
+        return self._sampled
 
     def decay_learning_rates(self, factor: float) -> None:
         """Multiply both learning rates.
@@ -304,7 +355,7 @@ class Trainer:
         Args:
             factor: The paper's is 0.8.
         """
-        for optimizer in (self.energy_optimizer, self.base_optimizer):
+        for optimizer in self._optimizers().values():
             for group in optimizer.param_groups:
                 group["lr"] *= factor
 
@@ -315,7 +366,7 @@ class Trainer:
             Two flat dictionaries: ``"tensors"``, by name, and ``"values"``, which JSON can hold.
         """
         tensors: dict[str, Tensor] = {}
-        values: dict[str, Any] = {"base_step": self.base_step}
+        values: dict[str, Any] = {"base_step": self.base_step, "energy_step": self.energy_step}
         for part, optimizer in self._optimizers().items():
             state = optimizer.state_dict()
             values[f"{part}.learning_rates"] = [group["lr"] for group in state["param_groups"]]
@@ -324,6 +375,8 @@ class Trainer:
                     tensors[f"{part}.{index}.{name}"] = entry
         if self.average is not None:
             tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
+        if self.chains is not None:
+            tensors["chains"] = self.chains
         return {"tensors": tensors, "values": values}
 
     def load_state_dict(self, state: dict[str, dict[str, Any]]) -> None:
@@ -351,25 +404,43 @@ class Trainer:
             for group, learning_rate in zip(groups, values[f"{part}.learning_rates"], strict=True):
                 group["lr"] = learning_rate
             optimizer.load_state_dict({"state": entries, "param_groups": groups})
+        self.chains = tensors["chains"].to(self.gebm.log_partition.device, copy=True) if "chains" in tensors else None
         self.base_step = values["base_step"]
+        self.energy_step = values.get("energy_step", 0)  # states written before penalties could be lazy have none
 
     def _step_energy(self, x_data: Tensor, generator: torch.Generator) -> EnergyTerms:
-        num_latents = self.latent_batch_size or len(x_data)
-        base = self.gebm.base if self.average is None else self.average
-        with torch.no_grad(), frozen(base):
-            z_MD = self.gebm.prior.sample(num_latents, generator)
-            x_base = _autocast(base, x_data.device, self._precision)(z_MD)
-        position = self.penalty.draw(min(len(x_data), num_latents), generator).to(x_data.device)
-        self.gebm.energy.train()
-        terms = self._energy_loss(x_data, x_base, position)
+        num_negatives = self.latent_batch_size or len(x_data)
+        x_base = self._draw_negatives(num_negatives, x_data, generator)
+        position = self.penalty.draw(min(len(x_data), num_negatives), generator, self.energy_step)
+        self._sampled.energy.train()
+        terms = self._energy_loss(x_data, x_base, None if position is None else position.to(x_data.device))
         self.energy_optimizer.zero_grad(set_to_none=True)
         terms.loss.backward()
         self.energy_optimizer.step()
+        self.energy_step += 1
         return terms
 
-    def _step_base(self, num_latents: int, generator: torch.Generator) -> Tensor:
+    def _draw_negatives(self, n: int, x_data: Tensor, generator: torch.Generator) -> Tensor:
+        rank, world_size = _process()
+        positions = None if self.chains is None else self.chains[rank * n : (rank + 1) * n]
+        if positions is not None and len(positions) == 0:  # fewer processes wrote this state than there are now
+            positions = None
+        # Only the networks' own forward passes run in half precision: potentials turn autocast off.
+        with (
+            torch.no_grad(),
+            torch.autocast(x_data.device.type, dtype=torch.bfloat16, enabled=self._precision == torch.bfloat16),
+        ):
+            draw = self.negatives.draw(self._sampled, n, generator, x_data, positions)
+        if draw.positions is not None:
+            joined = _joined(draw.positions)
+            # A smaller batch moves some of the chains; the others wait where they are.
+            waiting = joined[:0] if self.chains is None else self.chains[world_size * n :]
+            self.chains = torch.cat([joined, waiting])
+        return draw.x
+
+    def _step_base(self, inputs: Tensor) -> Tensor:
         self.gebm.base.train()
-        loss = self._base_loss(self.gebm.prior.sample(num_latents, generator))
+        loss = self._base_loss(inputs)
         self.base_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.base_optimizer.step()
@@ -380,7 +451,8 @@ class Trainer:
         return loss.detach()
 
     def _optimizers(self) -> dict[str, Optimizer]:
-        return {"energy_optimizer": self.energy_optimizer, "base_optimizer": self.base_optimizer}
+        parts = {"energy_optimizer": self.energy_optimizer, "base_optimizer": self.base_optimizer}
+        return {part: optimizer for part, optimizer in parts.items() if optimizer is not None}
 
 
 def adam(
@@ -449,7 +521,9 @@ def _autocast(
     return forward
 
 
-def _check_owner(optimizer: Optimizer, parameters: list[nn.Parameter], name: str) -> None:
+def _check_owner(optimizer: Optimizer | None, parameters: list[nn.Parameter], name: str) -> None:
+    if optimizer is None:
+        raise ValueError(f"no optimiser for {name}: give the one that owns its parameters")
     owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     if owned != {id(parameter) for parameter in parameters}:
         raise ValueError(f"an optimiser does not own exactly the parameters of {name}: build it from those")
@@ -466,6 +540,33 @@ def _blend(average: nn.Module, module: nn.Module, decay: float) -> None:
             averaged.copy_(current)
 
 
+def _process() -> tuple[int, int]:
+    """Return this process's rank and the number of processes."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def _joined(rows: Tensor) -> Tensor:
+    """Return the rows of all processes, in the order of their ranks."""
+    _, world_size = _process()
+    if world_size == 1:
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(world_size)]
+    distributed.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def _same_everywhere(module: nn.Module) -> nn.Module:
+    """Give every process the first one's weights and buffers."""
+    _, world_size = _process()
+    if world_size > 1:
+        for tensor in module.state_dict().values():  # these share the modules' storage
+            distributed.broadcast(tensor, src=0)
+    return module
+
+
 @torch.no_grad()
 def _average_buffers(module: nn.Module) -> None:
     """Average running statistics over processes.
@@ -474,10 +575,8 @@ def _average_buffers(module: nn.Module) -> None:
     them: without this, every process would train the energy against a base of its own.
     """
     buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
-    if not (buffers and distributed.is_available() and distributed.is_initialized()):
-        return
-    world_size = distributed.get_world_size()
-    if world_size > 1:
+    _, world_size = _process()
+    if buffers and world_size > 1:
         joined = torch.cat([buffer.flatten() for buffer in buffers])
         distributed.all_reduce(joined)
         for buffer, mean in zip(

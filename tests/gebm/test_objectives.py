@@ -11,7 +11,20 @@ from hypothesis import strategies as st
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gebm import GEBM, KALE, GradientPenalty, Hinge, NonSaturating, StandardNormal, Wasserstein, networks, objectives
+from gebm import (
+    GEBM,
+    KALE,
+    GradientPenalty,
+    Hinge,
+    NonSaturating,
+    StandardNormal,
+    Wasserstein,
+    networks,
+    objectives,
+    samplers,
+)
+from gebm.negatives import DataChain, LatentChain
+from gebm.objectives import ContrastiveDivergence, MaximumLikelihood
 from gebm.training import BaseLoss, EnergyLoss
 
 FENCHEL, DONSKER_VARADHAN = KALE("fenchel"), KALE("donsker_varadhan")
@@ -74,7 +87,8 @@ def test_no_objective_overflows_at_the_energy_floor_or_far_above():
     for name in objectives.NAMES:
         objective = objectives.make(name)
         for energy_data, energy_base in ((low, high), (high, low)):
-            assert objective.energy_loss(energy_data, energy_base, torch.tensor(0.0)).isfinite()
+            if objective.trains_energy:
+                assert objective.energy_loss(energy_data, energy_base, torch.tensor(0.0)).isfinite()
             assert objective.base_loss(energy_base).isfinite()
 
 
@@ -122,46 +136,75 @@ def test_unknown_names_say_what_there_is():
         KALE("legendre")
 
 
-@settings(deadline=None, max_examples=30, derandomize=True)
-@given(slope=st.floats(-5, 5), weight=st.floats(0, 10), n=st.integers(1, 20), seed=st.integers(0, 2**31))
-def test_penalty_is_the_mean_squared_gradient_on_the_segments(slope, weight, n, seed):
-    # E(x) = slope |x|^2 / 2 has gradient slope x; x is the point on the segment itself.
-    generator = torch.Generator().manual_seed(seed)
-    penalty = GradientPenalty(weight)
-    x_data, x_base = torch.randn(2, n, 3, 2, 2, generator=generator)
-    t = penalty.draw(n, generator)
-    assert t.shape == (n,) and t.min() >= 0 and t.max() < 1
-    x = t.view(n, 1, 1, 1) * x_data + (1 - t.view(n, 1, 1, 1)) * x_base
-    expected = weight * slope**2 * x.square().flatten(1).sum(1).mean()
-    actual = penalty(lambda x: slope * x.square().flatten(1).sum(1) / 2, x_data, x_base, t)
-    torch.testing.assert_close(actual.detach(), expected, rtol=1e-4, atol=1e-5)
+def test_maximum_likelihood_leaves_the_energy_to_another_objective():
+    alone, paired = objectives.make("ml"), objectives.make("ml_kale")
+    assert not alone.trains_energy and not alone.trains_log_partition
+    assert paired.trains_energy and paired.trains_log_partition and paired.energy == FENCHEL
+    assert not MaximumLikelihood(DONSKER_VARADHAN).trains_log_partition
+    contrastive = MaximumLikelihood(ContrastiveDivergence())
+    assert contrastive.negatives == ContrastiveDivergence().negatives
+    numbers = torch.randn(3, 5).double()
+    c = torch.tensor(0.2).double()
+    assert paired.energy_loss(numbers[0], numbers[1], c) == FENCHEL.energy_loss(numbers[0], numbers[1], c)
+    for objective in (alone, paired):
+        assert objective.base_learns_from == "data"
+        torch.testing.assert_close(objective.base_loss(numbers[2]), -numbers[2].mean())
+    with pytest.raises(ValueError, match="trains no energy") as error:
+        alone.energy_loss(numbers[0], numbers[1], c)
+    assert "\n" not in str(error.value)
 
 
-def test_penalty_of_zero_does_not_look_at_the_energy():
-    def explode(x):
-        raise AssertionError
+@settings(deadline=None, derandomize=True)
+@given(energy_data=energies, energy_base=energies)
+def test_contrastive_divergence_is_a_difference_and_its_base_learns_by_kale(energy_data, energy_base):
+    objective = ContrastiveDivergence()
+    expected = energy_data.mean() - energy_base.mean()
+    torch.testing.assert_close(objective.energy_loss(energy_data, energy_base, None), expected)
+    torch.testing.assert_close(objective.base_loss(energy_base), FENCHEL.base_loss(energy_base))
 
-    x = torch.zeros(3, 2)
-    assert GradientPenalty(0.0)(explode, x, x, torch.zeros(3)) == 0
-    with pytest.raises(ValueError, match="zero or more"):
-        GradientPenalty(-1.0)
+
+def test_names_of_contrastive_divergence_say_where_the_chains_run():
+    kernel = samplers.MALA(0.3)
+    for name, chain, persistent in (
+        ("cd", LatentChain, False),
+        ("pcd", LatentChain, True),
+        ("cd_data", DataChain, False),
+        ("pcd_data", DataChain, True),
+    ):
+        negatives = objectives.make(name, kernel=kernel, num_steps=7).negatives
+        assert negatives == chain(kernel, num_steps=7, persistent=persistent)
+        assert objectives.make(name).negatives.persistent == persistent
+    assert objectives.make("hinge", kernel=kernel, num_steps=7) == Hinge()
+    with pytest.raises(ValueError, match="chain of 0 steps"):
+        objectives.make("cd", num_steps=0)
 
 
-CASES = list(objectives.NAMES)
+CASES = [name for name in objectives.NAMES if not name.startswith("ml")]
+CASES += [f"{name} over realnvp" for name in objectives.NAMES]
 WORLD_SIZE = 2
 
 
-def losses(name: str) -> tuple[nn.Module, nn.Module, tuple[torch.Tensor, ...], torch.Tensor]:
-    """Both loss modules and a joined batch, the same wherever it is called."""
+def losses(name: str) -> tuple[nn.Module | None, nn.Module, tuple[torch.Tensor, ...], torch.Tensor]:
+    """Both loss modules and a joined batch, the same wherever it is called.
+
+    The second time over a flow, and with an energy relative to it.
+    """
+    name, _, networks_name = name.partition(" over ")
     torch.manual_seed(0)
-    base, energy = (network.double() for network in networks.make("mlp", resolution=0, channels=3, latent_dim=2))
-    model = GEBM(base, energy, StandardNormal(2)).double()
+    base, energy = networks.make(networks_name or "mlp", resolution=0, channels=3, latent_dim=3, width=8)
+    if networks_name:
+        with torch.no_grad():
+            for parameter in [*base.parameters(), *energy.parameters()]:
+                parameter += 0.1 * torch.randn_like(parameter)
+    model = GEBM(base, energy, StandardNormal(3)).double()
     with torch.no_grad():
         model.log_partition.fill_(0.2)
     objective = objectives.make(name)
     x_data, x_base = 3 * torch.randn(2, 16, 3, dtype=torch.float64)
     batch = (x_data + 1, x_base, torch.rand(16, dtype=torch.float64))
-    return EnergyLoss(model, objective, GradientPenalty(0.7)), BaseLoss(model, objective), batch, torch.randn(16, 2)
+    inputs = batch[0] if objective.base_learns_from == "data" else torch.randn(16, 3).double()
+    energy_loss = EnergyLoss(model, objective, GradientPenalty(0.7)) if objective.trains_energy else None
+    return energy_loss, BaseLoss(model, objective), batch, inputs
 
 
 def gradients(module: nn.Module) -> torch.Tensor:
@@ -172,11 +215,13 @@ def run_one_process(rank: int, rendezvous: str, results: dict[str, torch.Tensor]
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=WORLD_SIZE)
     for name in CASES:
-        energy_loss, base_loss, batch, z = losses(name)
-        energy_loss, base_loss = DistributedDataParallel(energy_loss), DistributedDataParallel(base_loss)
-        energy_loss(*(part.chunk(WORLD_SIZE)[rank] for part in batch)).loss.backward()
-        results[f"{name} energy"][rank] = gradients(energy_loss)
-        base_loss(z.double().chunk(WORLD_SIZE)[rank]).backward()
+        energy_loss, base_loss, batch, inputs = losses(name)
+        if energy_loss is not None:
+            energy_loss = DistributedDataParallel(energy_loss)
+            energy_loss(*(part.chunk(WORLD_SIZE)[rank] for part in batch)).loss.backward()
+            results[f"{name} energy"][rank] = gradients(energy_loss)
+        base_loss = DistributedDataParallel(base_loss)
+        base_loss(inputs.chunk(WORLD_SIZE)[rank]).backward()
         results[f"{name} base"][rank] = gradients(base_loss)
     distributed.destroy_process_group()
 
@@ -184,10 +229,12 @@ def run_one_process(rank: int, rendezvous: str, results: dict[str, torch.Tensor]
 def test_two_processes_have_the_gradients_of_the_joined_batch(tmp_path):
     expected = {}
     for name in CASES:
-        energy_loss, base_loss, batch, z = losses(name)
-        energy_loss(*batch).loss.backward()
-        base_loss(z.double()).backward()
-        expected |= {f"{name} energy": gradients(energy_loss), f"{name} base": gradients(base_loss)}
+        energy_loss, base_loss, batch, inputs = losses(name)
+        if energy_loss is not None:
+            energy_loss(*batch).loss.backward()
+            expected[f"{name} energy"] = gradients(energy_loss)
+        base_loss(inputs).backward()
+        expected[f"{name} base"] = gradients(base_loss)
     results = {key: torch.full((WORLD_SIZE, len(g)), math.nan).double().share_memory_() for key, g in expected.items()}
     torch.multiprocessing.spawn(run_one_process, (str(tmp_path / "rendezvous"), results), nprocs=WORLD_SIZE)
     for key, gradient in expected.items():

@@ -28,6 +28,7 @@ from gebm import (
     networks,
     objectives,
 )
+from gebm.penalties import Lazy
 from gebm.training import BaseLoss, EnergyLoss
 
 SHORT = Alternation(energy_steps=2, warmup_energy_steps=3, warmup_base_steps=1, warmup_every=4)
@@ -124,7 +125,7 @@ def test_base_step_moves_the_base_alone():
     model = digits_model().train()
     trainer = trainer_of(model)
     base, energy, log_partition = snapshot(model.base), snapshot(model.energy), model.log_partition.clone()
-    trainer._step_base(8, torch.Generator().manual_seed(0))
+    trainer._step_base(model.prior.sample(8, torch.Generator().manual_seed(0)))
     # Power iterations are among the energy's buffers.
     assert power_iterations(model.energy) and changed(model.energy, energy) == set()
     assert torch.equal(model.log_partition, log_partition)
@@ -135,7 +136,24 @@ def test_base_step_moves_the_base_alone():
     assert {name for name, parameter in model.base.named_parameters() if parameter.grad.any()} <= moved
 
 
-@pytest.mark.parametrize("name", list(objectives.NAMES))
+def flow_model(seed: int = 0, name: str = "realnvp", **settings) -> GEBM:
+    torch.manual_seed(seed)
+    base, energy = networks.make(name, resolution=0, channels=2, latent_dim=2, width=8, **settings)
+    return GEBM(base, energy, StandardNormal(2))
+
+
+def vectors(start: int = 0, batch_size: int = 8) -> Iterator[Tensor]:
+    """Batches of a shifted and stretched Gaussian by their number: the same from any start."""
+    for number in itertools.count(start):
+        noise = torch.randn(batch_size, 2, generator=torch.Generator().manual_seed(number))
+        yield noise @ torch.tensor([[1.2, 0.3], [0.0, 0.7]]) + torch.tensor([0.5, -0.25])
+
+
+NEEDS_DENSITY = ("ml", "ml_kale", "cd_data", "pcd_data")
+IMPLICIT = [name for name in objectives.NAMES if name not in NEEDS_DENSITY]
+
+
+@pytest.mark.parametrize("name", IMPLICIT)
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_every_objective_trains_in_every_precision(name, precision):
     model = digits_model()
@@ -149,6 +167,123 @@ def test_every_objective_trains_in_every_precision(name, precision):
     assert info.penalty > 0
     assert ("log_partition" in changed(model, before)) == (name == "kale_fenchel")
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("energy", [None, "mlp"])
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", list(objectives.NAMES))
+def test_every_objective_trains_flows(name, precision, ema_decay, energy):
+    model = flow_model(energy=energy)
+    objective = objectives.make(name)
+    trainer = trainer_of(model, objective=objective, precision=precision, ema_decay=ema_decay)
+    before = snapshot(model)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(2):  # the first step of a flow that is the identity moves its last layers only
+        info = trainer.step(vectors(), generator)
+        assert info.num_nonfinite == 0 and info.base_loss.isfinite()
+    moved = changed(model, before)
+    parameters = {name for name, _ in model.named_parameters()}
+    expected = {name for name in parameters if name.startswith("base.")}
+    if objective.trains_energy:
+        assert all(value.isfinite() for value in info[:-1])
+        expected |= {name for name in parameters if name.startswith("energy.")}
+    else:
+        assert info.energy_steps == 0 and info.energy_loss.isnan() and info.penalty.isnan()
+    # A constant in the energy is lost in a difference of energies.
+    assert expected - {"energy.network.4.bias"} <= moved
+    assert ("log_partition" in moved) == objective.trains_log_partition
+
+
+@pytest.mark.parametrize("name", NEEDS_DENSITY)
+def test_objectives_that_need_a_density_say_so(name):
+    with pytest.raises(ValueError, match="needs a base with a density, not DCGANBase: use a flow") as error:
+        trainer_of(digits_model(), objective=objectives.make(name))
+    assert "\n" not in str(error.value)
+
+
+def test_maximum_likelihood_takes_one_batch_for_each_base_step():
+    model = flow_model()
+    energy = snapshot(model.energy)
+    trainer = Trainer(model, objective=objectives.make("ml"), base_optimizer=adam(model.base.parameters(), 1e-3))
+    taken = []
+    batches = (taken.append(number) or batch for number, batch in enumerate(vectors()))
+    for step in range(3):
+        assert trainer.step(batches, torch.Generator().manual_seed(0)).energy_steps == 0
+        assert len(taken) == step + 1
+    assert changed(model.energy, energy) == set()
+
+
+def test_maximum_likelihood_finds_the_mean_and_covariance():
+    # Full batches, so that the optimum is the sample's own mean and covariance: that of n draws, exactly.
+    model = flow_model(name="gaussian")
+    x = next(vectors(0, 500))
+    optimizer = adam(model.base.parameters(), 2e-2, betas=(0.9, 0.999))
+    trainer = Trainer(model, objective=objectives.make("ml"), base_optimizer=optimizer)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(400):
+        info = trainer.step(itertools.repeat(x), generator)
+        if step in (200, 300):
+            trainer.decay_learning_rates(0.1)
+    covariance = model.base.factor @ model.base.factor.T
+    torch.testing.assert_close(model.base.mean.detach(), x.mean(0), rtol=0, atol=1e-3)
+    torch.testing.assert_close(covariance.detach(), torch.cov(x.T, correction=0), rtol=0, atol=2e-3)
+    entropy = 0.5 * torch.logdet(torch.cov(x.T, correction=0)) + 1 + math.log(2 * math.pi)
+    assert info.base_loss.item() == pytest.approx(entropy.item(), abs=1e-4)
+
+
+@pytest.mark.parametrize(("objective", "ema_decay"), [("kale_fenchel", None), ("ml_kale", 0.9)])
+def test_fenchel_finds_the_known_log_partition(objective, ema_decay):
+    # exp(-D) dx has log-partition -1.3 at any time, whatever flows and base have learnt; c starts at zero.
+    model = flow_model(name="realnvp", offset=1.3)
+    trainer = trainer_of(
+        model,
+        lr=3e-3,
+        objective=objectives.make(objective),
+        penalty=GradientPenalty(0.0),
+        alternation=Alternation(energy_steps=4, warmup_energy_steps=4),
+        ema_decay=ema_decay,
+    )
+    generator, batches = torch.Generator().manual_seed(0), vectors(0, 128)
+    for step in range(250):
+        info = trainer.step(batches, generator)
+        if step in (150, 200):
+            trainer.decay_learning_rates(0.3)
+    assert info.num_nonfinite == 0
+    assert abs(info.log_partition - -1.3) < 0.1
+    # And the model is the data's law: it is as likely as the truth, up to 0.1 nats of estimation error.
+    x = next(vectors(10_000, 4_000))
+    factor = torch.tensor([[1.2, 0.3], [0.0, 0.7]]).T
+    truth = torch.distributions.MultivariateNormal(torch.tensor([0.5, -0.25]), factor @ factor.T)
+    shortfall = (truth.log_prob(x) - trainer.sampling_model().log_prob(x, log_partition=-1.3)).mean()
+    assert abs(shortfall) < 0.1
+
+
+def test_energy_relative_to_the_base_meets_the_average_in_energy_steps_and_the_base_in_base_steps():
+    model = flow_model()
+    trainer = trainer_of(model, ema_decay=0.9)
+    trainer.step(vectors(), torch.Generator().manual_seed(0))
+    sampled = trainer.sampling_model()
+    assert sampled.base is trainer.average and sampled.energy.network.base is trainer.average
+    assert sampled.energy.network.network is model.energy.network.network
+    assert trainer._energy_loss.energy is sampled.energy
+    assert model.energy.network.base is model.base
+    assert trainer._base_loss._energy[0] is model.energy
+
+
+def test_a_base_that_is_not_trained_stands_still():
+    model = digits_model().train()
+    base, energy = snapshot(model.base), snapshot(model.energy)
+    optimizer = adam([*model.energy.parameters(), model.log_partition], 1e-3)
+    trainer = Trainer(model, objective=KALE(), energy_optimizer=optimizer, alternation=SHORT, train_base=False)
+    infos = [trainer.step(images(), torch.Generator().manual_seed(0)) for _ in range(2)]
+    assert changed(model.base, base) == set() and changed(model.energy, energy)
+    assert all(parameter.grad is None for parameter in model.base.parameters())
+    assert [info.energy_steps for info in infos] == [3, 2] and trainer.base_step == 2
+    assert all(info.base_loss.isnan() and info.energy_loss.isfinite() and info.num_nonfinite == 0 for info in infos)
+    trainer.decay_learning_rates(0.5)
+    assert optimizer.param_groups[0]["lr"] == 5e-4
+    assert trainer.state_dict()["values"]["energy_step"] == 5
 
 
 def test_bfloat16_gives_the_gradients_of_float32_up_to_its_rounding():
@@ -203,15 +338,21 @@ def test_without_average_the_model_itself_is_sampled():
 
 
 @pytest.mark.parametrize("ema_decay", [None, 0.9])
-@pytest.mark.parametrize("objective", ["kale_fenchel", "kale_dv"])
+@pytest.mark.parametrize(
+    "objective", ["kale_fenchel", "kale_dv", "pcd", "ml_kale over realnvp", "pcd_data over realnvp"]
+)
 @pytest.mark.parametrize("stop", [0, 1, 3])
 def test_resumed_run_is_bit_for_bit_the_uninterrupted_one(stop, objective, ema_decay):
+    objective, _, explicit = objective.partition(" over ")
+
     def build(seed):
-        model = digits_model(seed)
-        return model, trainer_of(model, objective=objectives.make(objective), ema_decay=ema_decay)
+        model = flow_model(seed, explicit) if explicit else digits_model(seed)
+        penalty = Lazy(GradientPenalty(0.1), every=4)
+        objective_pair = objectives.make(objective)
+        return model, trainer_of(model, objective=objective_pair, penalty=penalty, ema_decay=ema_decay)
 
     def train(trainer, num_steps, first_batch, generator):
-        batches, infos = images(first_batch), []
+        batches, infos = vectors(first_batch) if explicit else images(first_batch), []
         for _ in range(num_steps):
             infos.append(trainer.step(batches, generator))
             if trainer.base_step == 2:
@@ -241,6 +382,7 @@ def test_resumed_run_is_bit_for_bit_the_uninterrupted_one(stop, objective, ema_d
         assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(one, other, strict=True))
     assert changed(resumed, model.state_dict()) == set()
     state, resumed_state = trainer.state_dict(), resumed_trainer.state_dict()
+    assert ("chains" in state["tensors"]) == objective.startswith("pcd")
     assert state["values"] == resumed_state["values"]
     assert state["tensors"].keys() == resumed_state["tensors"].keys()
     assert all(torch.equal(tensor, resumed_state["tensors"][name]) for name, tensor in state["tensors"].items())
@@ -316,9 +458,24 @@ def test_what_is_refused_is_refused_in_one_line(overrides, message):
     assert "\n" not in str(error.value)
 
 
-def test_alternation_refuses_to_skip_the_energy():
-    with pytest.raises(ValueError, match="at least one energy step"):
-        Alternation(energy_steps=0)
+def test_nothing_to_train_is_refused():
+    model = flow_model()
+    with pytest.raises(ValueError, match="nothing is left to train"):
+        trainer_of(model, objective=objectives.make("ml"), train_base=False)
+    with pytest.raises(ValueError, match="no optimiser for the base"):
+        trainer_of(model, base_optimizer=None)
+    with pytest.raises(ValueError, match="no optimiser for the energy and log_partition"):
+        trainer_of(model, energy_optimizer=None)
+
+
+@pytest.mark.parametrize(
+    "numbers", [{"energy_steps": -1}, {"warmup_energy_steps": -1}, {"warmup_base_steps": -1}, {"warmup_every": 0}]
+)
+def test_alternation_refuses_what_is_no_number_of_steps(numbers):
+    with pytest.raises(ValueError, match="cannot be negative") as error:
+        Alternation(**numbers)
+    assert "\n" not in str(error.value)
+    assert Alternation(energy_steps=0).energy_steps_at(3) == 0
 
 
 class Shift(nn.Module):
@@ -415,7 +572,20 @@ def test_base_moves_onto_the_data(ema_decay):
     assert max(distances[-50:]) < math.sqrt(2) / 2
 
 
-def train_one_process(rank: int, rendezvous: str, weights: Tensor) -> None:
+def flattened(tensors) -> Tensor:
+    return torch.cat([tensor.detach().double().flatten() for tensor in tensors])
+
+
+TOGETHER = ("kale_fenchel", "ml", "ml_kale", "pcd", "pcd_data", "base kept")
+
+
+def flow_trainer(case: str, seed: int, **overrides) -> Trainer:
+    kept = case == "base kept"
+    objective = objectives.make("kale_fenchel" if kept else case)
+    return trainer_of(flow_model(seed), objective=objective, train_base=not kept, ema_decay=0.9, **overrides)
+
+
+def train_one_process(rank: int, rendezvous: str, weights: Tensor, flows: dict[str, Tensor]) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     model = digits_model(seed=rank)
@@ -423,8 +593,14 @@ def train_one_process(rank: int, rendezvous: str, weights: Tensor) -> None:
     batches, generator = images(1000 * rank), torch.Generator().manual_seed(rank)
     for _ in range(3):
         trainer.step(batches, generator)
-    tensors = [*model.state_dict().values(), *trainer.average.state_dict().values()]
-    weights[rank] = torch.cat([tensor.double().flatten() for tensor in tensors])
+    weights[rank] = flattened([*model.state_dict().values(), *trainer.average.state_dict().values()])
+    for case, found in flows.items():
+        trainer = flow_trainer(case, rank, parallel=DistributedDataParallel)
+        batches, generator = vectors(1000 * rank), torch.Generator().manual_seed(rank)
+        for _ in range(3):
+            assert trainer.step(batches, generator).num_nonfinite == 0
+        state = trainer.state_dict()["tensors"]  # optimisers, average, and the chains of both
+        found[rank] = flattened([*trainer.gebm.state_dict().values(), *(state[name] for name in sorted(state))])
     distributed.destroy_process_group()
 
 
@@ -433,8 +609,19 @@ def test_processes_stay_together(tmp_path):
     model = digits_model()
     size = sum(tensor.numel() for tensor in [*model.state_dict().values(), *model.base.state_dict().values()])
     weights = torch.full((2, size), math.nan, dtype=torch.float64).share_memory_()
-    torch.multiprocessing.spawn(train_one_process, (str(tmp_path / "rendezvous"), weights), nprocs=2)
-    assert torch.equal(weights[0], weights[1])
+    flows = {}
+    for case in TOGETHER:
+        trainer = flow_trainer(case, seed=0)
+        trainer.step(vectors(), torch.Generator().manual_seed(0))
+        state = trainer.state_dict()["tensors"]
+        size = len(flattened([*trainer.gebm.state_dict().values(), *state.values()]))
+        if "chains" in state:
+            assert state["chains"].shape == (8, 2)
+            size += 16  # those of the other process
+        flows[case] = torch.full((2, size), math.nan, dtype=torch.float64).share_memory_()
+    torch.multiprocessing.spawn(train_one_process, (str(tmp_path / "rendezvous"), weights, flows), nprocs=2)
+    for found in (weights, *flows.values()):
+        assert found.isfinite().all() and torch.equal(found[0], found[1])
 
 
 def test_base_loss_hides_the_energy_from_data_parallelism():
