@@ -8,6 +8,10 @@ Every sampler is a kernel, a frozen dataclass with `init` and `step`, and `run` 
 >>> chain = samplers.run(kernel, lambda z: z.square().sum(1) / 2, torch.zeros(8, 2), 20)
 >>> chain.z.shape
 torch.Size([8, 2])
+
+`warm_up` finds a kernel's step size and masses; `ParallelTempering` runs a kernel at several temperatures at once;
+`state_dict` and `load_state_dict` write chains down and take them up again. A chain's noise is its own (`noise`): it
+goes the same way alone, among others, and in any batch.
 """
 
 from __future__ import annotations
