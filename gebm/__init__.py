@@ -1,16 +1,20 @@
 """Generalized energy-based models, after Arbel, Zhou and Gretton (ICLR 2021).
 
-A model has two trained parts. The *base* turns a latent draw into an image, as a GAN's generator does; the *energy*
-says which of those images to keep, and with which weight. Both together are the model,
+A model has two trained parts. The *base* turns a latent draw into a sample, an image or a vector, as a GAN's generator
+does; the *energy* says which of those samples to keep, and with which weight. Both together are the model,
 ``Q(dx) = exp(-E(x)) B(dx) / Z``.
 
 Where to look:
 
-- :mod:`gebm.model`: the model itself, its prior, and the latent potential that samplers walk on.
-- :mod:`gebm.objectives`: what is minimised: KALE in both forms, and the GAN losses as baselines.
+- :mod:`gebm.model`: the model itself, its prior, the latent potential that samplers walk on, and its density where the
+  base has one.
+- :mod:`gebm.objectives`: what is minimised: KALE in both forms, maximum likelihood, contrastive divergence, and the GAN
+  losses as baselines.
+- :mod:`gebm.negatives`: what the energy is held against in an energy step: base samples, or the ends of chains.
 - :mod:`gebm.penalties`: what keeps the energy smooth.
 - :mod:`gebm.training`: one energy step, one base step, and the alternation between them.
-- :mod:`gebm.networks`: base and energy side by side, a file per family.
+- :mod:`gebm.networks`: base and energy side by side, a file per family: images, vectors, and flows, which have a
+  density.
 - :mod:`gebm.samplers`: Markov chains on the latent space, all driven by one function.
 - :mod:`gebm.partition`: estimators of the log-partition function.
 - :mod:`gebm.diagnostics`: whether the chains have mixed. Not imported here, since it needs one package more than torch.
@@ -34,34 +38,83 @@ Example:
     >>> kernel = gebm.samplers.make("ula", step_size=1e-3)
     >>> trainer.sampling_model().sample(5, kernel, num_steps=3, generator=generator).shape
     torch.Size([5, 1, 8, 8])
+
+    Density estimation: the base a Gaussian, trained by maximum likelihood, and an energy relative to it, trained by
+    KALE. What the log-partition comes to is known here, minus the offset, and the trained ``c`` can be held against it,
+    as can an estimate that needs no training.
+
+    >>> base, energy = gebm.networks.make("gaussian", resolution=0, channels=2, latent_dim=2, offset=0.5)
+    >>> model = gebm.GEBM(base, energy, gebm.StandardNormal(2))
+    >>> trainer = gebm.Trainer(
+    ...     model,
+    ...     objective=gebm.objectives.make("ml_kale"),
+    ...     penalty=gebm.penalties.make("none"),
+    ...     energy_optimizer=gebm.adam([*model.energy.parameters(), model.log_partition], lr=1e-3),
+    ...     base_optimizer=gebm.adam(model.base.parameters(), lr=1e-3),
+    ... )
+    >>> vectors = itertools.repeat(torch.randn(64, 2, generator=generator))
+    >>> info = trainer.step(vectors, generator)
+    >>> found = gebm.log_partition_annealed(model, 64, gebm.samplers.MALA(0.5), betas=[0.5, 1.0], generator=generator)
+    >>> bool(abs(found.log_partition - -0.5) < 0.1)
+    True
+    >>> model.log_prob(torch.zeros(3, 2), found.log_partition).shape
+    torch.Size([3])
 """
 
 from __future__ import annotations
 
-from gebm import networks, samplers
-from gebm.model import GEBM, BoundedEnergy, StandardNormal, frozen
-from gebm.objectives import KALE, Hinge, NonSaturating, Objective, Wasserstein
-from gebm.partition import log_partition_monte_carlo
-from gebm.penalties import GradientPenalty
+from gebm import negatives, networks, objectives, penalties, samplers
+from gebm.model import GEBM, BoundedEnergy, RelativeEnergy, StandardNormal, frozen
+from gebm.negatives import BaseDraws, DataChain, LatentChain, Negatives
+from gebm.objectives import (
+    KALE,
+    ContrastiveDivergence,
+    Hinge,
+    MaximumLikelihood,
+    NonSaturating,
+    Objective,
+    Wasserstein,
+)
+from gebm.partition import PartitionEstimate, annealing_schedule, log_partition_annealed, log_partition_monte_carlo
+from gebm.penalties import L2, R1, R2, GradientPenalty, Lazy, NoPenalty, Penalty
 from gebm.training import Alternation, StepInfo, Trainer, adam, initialise_log_partition
 
 __all__ = [
     "GEBM",
     "KALE",
+    "L2",
+    "R1",
+    "R2",
     "Alternation",
+    "BaseDraws",
     "BoundedEnergy",
+    "ContrastiveDivergence",
+    "DataChain",
     "GradientPenalty",
     "Hinge",
+    "LatentChain",
+    "Lazy",
+    "MaximumLikelihood",
+    "Negatives",
+    "NoPenalty",
     "NonSaturating",
     "Objective",
+    "PartitionEstimate",
+    "Penalty",
+    "RelativeEnergy",
     "StandardNormal",
     "StepInfo",
     "Trainer",
     "Wasserstein",
     "adam",
+    "annealing_schedule",
     "frozen",
     "initialise_log_partition",
+    "log_partition_annealed",
     "log_partition_monte_carlo",
+    "negatives",
     "networks",
+    "objectives",
+    "penalties",
     "samplers",
 ]
