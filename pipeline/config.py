@@ -20,7 +20,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gebm import StandardNormal, networks, objectives, samplers
+from gebm import StandardNormal, networks, objectives, penalties, samplers
 from gebm.relative_mmd import PlateauDecay
 from gebm.samplers import StepDecay
 from pipeline.errors import UserError
@@ -34,6 +34,7 @@ __all__ = [
     "Evaluation",
     "LearningRateDecay",
     "Model",
+    "Negatives",
     "RayCluster",
     "Sampler",
     "Scale",
@@ -45,6 +46,7 @@ __all__ = [
     "config_root",
     "experiments",
     "from_dict",
+    "headline",
     "searches",
     "to_dict",
     "validate",
@@ -56,27 +58,38 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 SEEDS = 2**31  # what torch, NumPy and Optuna all take, with room for what is added to it
 # With fewer samples a metric is not defined: a covariance; two subsets of two; one sample a split; a third neighbour.
 FEWEST_SAMPLES = {"fid": 2, "kid": 4, "is": 10, "prc": 4}
-# The scores that each of evaluation.metrics gives, by which a sweep can rank its trials.
+# The scores that each of evaluation.metrics gives, by which a sweep of images can rank its trials.
 _SCORES = {"fid": ("fid",), "kid": ("kid",), "is": ("is",), "prc": ("precision", "recall")}
+# What each task follows, the networks that fit it, and the encodings of its stores.
+_PRIMARY = {"images": "fid", "density": "nll", "points": "distance"}
+_NETWORKS = {
+    "images": ("dcgan", "sngan_convnet", "sngan_resnet"),
+    "density": networks.flows.FLOWS,
+    "points": networks.VECTORS,
+}
+_CHAINS = ("ula", "mala", "hmc", "rwm")  # what moves negatives: kernels that need no prior and no friction
+_ENCODINGS = {"images": ("blocks", "images"), "density": ("rows",), "points": ("rows",)}
 
 
 @dataclass
 class Source:
-    """Where the photographs of a store come from, as their publishers distribute them."""
+    """Where the data of a store come from, as their publishers distribute them."""
 
-    kind: str = MISSING  # digits, lsun, cifar10, celeba, imagenet32, images
+    kind: str = MISSING  # digits, lsun, cifar10, celeba, imagenet32, images; redwine, hepmass, toy and the like
     url: str | None = None  # any fsspec URL or path; not needed where the data come with a package
     split: str | None = None  # as its publisher calls it; by default everything there is
 
 
 @dataclass
 class Data:
-    """The image store."""
+    """The store, of images or of a table's rows."""
 
     store: str = MISSING  # a name under GEBM_STORES, a path, or any fsspec URL
-    resolution: int = 32  # pixels
-    channels: int = 3
-    encoding: str = "blocks"  # blocks (arrays, fast to read) or images (one encoded image a sample)
+    resolution: int | None = 32  # pixels; none where the data are rows
+    channels: int = 3  # of an image; columns of a row, once those are dropped that max_correlation says
+    encoding: str = "blocks"  # blocks (arrays, fast to read), images (one encoded image a sample), rows (of a table)
+    dequantise: bool = False  # add to each column of rows uniform noise of its own resolution
+    max_correlation: float | None = None  # of two columns that correlate more strongly, one is dropped
     samples_per_shard: int = 8192
     writers: int | None = None  # processes that write a store; by default one a core
     reader_workers: int = 0  # loader processes a training worker; 0 reads in the worker itself
@@ -87,7 +100,9 @@ class Data:
 class Model:
     """Base and energy."""
 
-    networks: str = MISSING  # dcgan, sngan_convnet, sngan_resnet
+    networks: str = MISSING  # dcgan, sngan_convnet, sngan_resnet; of rows gaussian, realnvp, maf, nsf, mlp
+    energy: str | None = None  # by default the family's own; mlp puts a plain network on a flow
+    energy_offset: float = 0.0  # nats; of a flow's energy: minus the log-partition, which training is not told
     latent_dim: int = 100
     width: int | None = None  # channels of the narrowest layer; by default what the paper uses
     energy_floor: float = -10.0  # the energy is bounded below
@@ -102,6 +117,15 @@ class LearningRateDecay:
     lag: int = 20000  # base steps between the two bases that are compared
     patience: int = 3  # failures in a row before the rates fall
     num_samples: int = 2000  # images a test
+
+
+@dataclass
+class Negatives:
+    """The chains of contrastive divergence, in an energy step."""
+
+    sampler: str = "ula"
+    step_size: float = 1e-2
+    num_steps: int = 10
 
 
 @dataclass
@@ -120,8 +144,14 @@ class Train:
     beta1: float = 0.5
     beta2: float = 0.999
     weight_decay: float = 0.0  # L2 of the energy's weights
-    objective: str = "kale_fenchel"
-    penalty: float = 1.0  # weight of the gradient penalty
+    objective: str = (
+        "kale_fenchel"  # kale_dv, gan, hinge, wasserstein; cd, pcd; of flows ml, ml_kale, cd_data, pcd_data
+    )
+    negatives: Negatives = field(default_factory=Negatives)
+    train_base: bool = True  # false: the energy alone learns, for example on the base of a checkpoint=...
+    penalty: float = 1.0  # weight of the penalty
+    penalty_kind: str = "gradient"  # at interpolates; wgan_gp, r1, r2, l2, none
+    penalty_every: int = 1  # energy steps; above one the penalty is lazy, and as much heavier when it comes
     log_partition_samples: int = 1024  # base samples that initialise the log-partition; 0 starts it at zero
     ema_decay: float | None = None  # exponential moving average of the base's weights, a step
     precision: str = "auto"  # float32, bfloat16; auto takes bfloat16 on a GPU that has it
@@ -205,6 +235,7 @@ class Config:
     """Everything one run is told."""
 
     name: str = MISSING  # of the experiment
+    task: str = "images"  # images (judged by FID), density (rows, by likelihood), points (rows, by their samples)
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
     train: Train = field(default_factory=Train)
@@ -338,6 +369,7 @@ def validate(config: Config) -> None:
     """
     positive = {
         "data.resolution": config.data.resolution,
+        "data.max_correlation": config.data.max_correlation,
         "data.channels": config.data.channels,
         "data.samples_per_shard": config.data.samples_per_shard,
         "model.latent_dim": config.model.latent_dim,
@@ -348,6 +380,9 @@ def validate(config: Config) -> None:
         "train.energy_lr": config.train.energy_lr,
         "train.base_lr": config.train.base_lr,
         "train.report_every": config.train.report_every,
+        "train.penalty_every": config.train.penalty_every,
+        "train.negatives.step_size": config.train.negatives.step_size,
+        "train.negatives.num_steps": config.train.negatives.num_steps,
         "train.learning_rate_decay.every": config.train.learning_rate_decay.every,
         "train.learning_rate_decay.num_samples": config.train.learning_rate_decay.num_samples,
         "sampler.step_size": config.sampler.step_size,
@@ -385,12 +420,16 @@ def validate(config: Config) -> None:
     }.items():
         if not value >= 0 or not math.isfinite(value):
             raise UserError(f"{key}={value}: it cannot be negative, and has to be finite")
+    if config.task not in _PRIMARY:
+        raise UserError(f"task={config.task}: it has to be one of {', '.join(_PRIMARY)}")
     for key, value, known in (
-        ("model.networks", config.model.networks, [name for name in networks.NAMES if name != "mlp"]),  # of vectors
+        ("model.networks", config.model.networks, _NETWORKS[config.task]),
         ("train.objective", config.train.objective, objectives.NAMES),
+        ("train.negatives.sampler", config.train.negatives.sampler, _CHAINS),
+        ("train.penalty_kind", config.train.penalty_kind, penalties.NAMES),
         ("train.precision", config.train.precision, PRECISIONS),
         ("sampler.name", config.sampler.name, samplers.NAMES),
-        ("data.encoding", config.data.encoding, ("blocks", "images")),
+        ("data.encoding", config.data.encoding, _ENCODINGS[config.task]),
         ("sweep.search", config.sweep.search, ("random", "grid", "optuna")),
         ("sweep.scheduler", config.sweep.scheduler, ("asha", "pbt", "none")),
         ("sweep.mode", config.sweep.mode, ("min", "max")),
@@ -405,12 +444,10 @@ def validate(config: Config) -> None:
         raise UserError(
             f"evaluation.num_samples={config.evaluation.num_samples}: evaluation.metrics need {fewest} at least"
         )
-    measured = dict.fromkeys(score for name in ("fid", *config.evaluation.metrics) for score in _SCORES[name])
-    ranks = [f"{score}_{model}" for score in measured for model in ("gebm", "base")]
+    ranks = _ranks(config)
     if config.sweep.metric not in ranks:
-        raise UserError(
-            f"sweep.metric={config.sweep.metric}: it has to be one of {', '.join(ranks)}; evaluation.metrics adds more"
-        )
+        more = "; evaluation.metrics adds more" if config.task == "images" else ""
+        raise UserError(f"sweep.metric={config.sweep.metric}: it has to be one of {', '.join(ranks)}{more}")
     for key, value in (("train.beta1", config.train.beta1), ("train.beta2", config.train.beta2)):
         if not 0 <= value < 1:
             raise UserError(f"{key}={value}: it has to be at least 0 and below 1")
@@ -418,6 +455,15 @@ def validate(config: Config) -> None:
         raise UserError(f"seed={config.seed}: it has to be at least 0 and below {SEEDS}")
     if not config.model.energy_floor < math.inf:
         raise UserError(f"model.energy_floor={config.model.energy_floor}: it has to be a number, or -.inf for none")
+    objective = objectives.make(config.train.objective)
+    flow = config.model.networks in networks.flows.FLOWS
+    if (objective.base_learns_from == "data" or objective.negatives.needs_density) and not flow:
+        raise UserError(
+            f"train.objective={config.train.objective}: it needs a base with a density, and model.networks="
+            f"{config.model.networks} has none; use one of {', '.join(networks.flows.FLOWS)}"
+        )
+    if not (config.train.train_base or objective.trains_energy):
+        raise UserError(f"train.train_base=false: train.objective={config.train.objective} trains nothing but the base")
     if config.sweep.scheduler == "pbt" and config.sweep.search == "optuna":
         raise UserError("sweep.search=optuna: sweep.scheduler=pbt makes proposals of its own; use random or grid")
     if (config.ray.address or "").startswith("ray://"):
@@ -437,6 +483,8 @@ def validate(config: Config) -> None:
             config.data.channels,
             config.model.latent_dim,
             config.model.width,
+            config.model.energy,
+            config.model.energy_offset,
         ),
     )
     _build("sampler.decay", lambda: StepDecay(factor=config.sampler.decay, every=config.sampler.decay_every))
@@ -468,9 +516,48 @@ def validate(config: Config) -> None:
             )
 
 
+def headline(config: Config) -> tuple[str, str]:
+    """The two scores that are followed while a sweep runs: the base's and the GEBM's.
+
+    Example:
+        >>> headline(from_dict({"name": "x", "task": "density", "data": {"store": "s", "source": {"kind": "redwine"}},
+        ...     "model": {"networks": "maf"}}))
+        ('nll_base', 'nll_gebm')
+    """
+    return f"{_PRIMARY[config.task]}_base", f"{_PRIMARY[config.task]}_gebm"
+
+
+def _ranks(config: Config) -> list[str]:
+    """The scores that trials can be ranked by."""
+    if config.task == "density":  # by the validation rows: the test rows choose nothing
+        return ["nll_gebm_validation", "nll_base_validation"]
+    if config.task == "points":
+        return ["distance_gebm", "distance_base"]
+    measured = dict.fromkeys(score for name in ("fid", *config.evaluation.metrics) for score in _SCORES[name])
+    return [f"{score}_{model}" for score in measured for model in ("gebm", "base")]
+
+
 @functools.cache  # a search asks for the same ones at each end of each range
-def _networks(name: str, resolution: int, channels: int, latent_dim: int, width: int | None) -> object:
-    return networks.make(name, resolution=resolution, channels=channels, latent_dim=latent_dim, width=width)
+def _networks(
+    name: str,
+    resolution: int | None,
+    channels: int,
+    latent_dim: int,
+    width: int | None,
+    energy: str | None,
+    offset: float,
+) -> object:
+    # A flow looks at its masks while it is built, which the meta device cannot; and it is small.
+    with torch.device("cpu" if name in networks.flows.FLOWS else "meta"):
+        return networks.make(
+            name,
+            resolution=resolution or 0,
+            channels=channels,
+            latent_dim=latent_dim,
+            width=width,
+            energy=energy,
+            offset=offset,
+        )
 
 
 def _build(key: str, make: Callable[[], object]) -> None:

@@ -87,7 +87,7 @@ class Display:
             f"{steps}/{self.base_steps} base steps",
             f"{rate:.1f}/s" if running and rate else "",
             f"{duration(left)} left" if running and left is not None else "",
-            *(f"{name} {values[name]:.2f}" if name in values else "" for name in ("fid_base", "fid_gebm")),
+            *(f"{name} {values[name]:.2f}" if name in values else "" for name in self.records.shown),
         ]
 
     def _table(self) -> Table:
@@ -109,9 +109,9 @@ def results_table(records: Records, short: Callable[[str], str] = lambda key: ke
         short: how a key is written at the head of its column.
     """
     keys = list(dict.fromkeys(key for record in records.trials for key in record.params))
-    names = list(dict.fromkeys(["fid_gebm", "fid_base", records.metric]))
-    extractor = records.facts.get("extractor")
-    table = Table(title=f"Trials, best first (FID by {extractor})", title_justify="left", header_style="bold")
+    names = list(dict.fromkeys([*reversed(records.shown), records.metric]))
+    title = f"Trials, best first ({records.facts.get('measure', records.metric)})"
+    table = Table(title=title, title_justify="left", header_style="bold")
     for heading in ["trial", "status", *names, "base steps", "time", *map(short, keys)]:
         table.add_column(heading, justify="left" if heading in ("trial", "status") else "right", no_wrap=True)
     for record in records.ranking():

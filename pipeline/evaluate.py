@@ -13,13 +13,12 @@ from rich.progress import Progress
 from rich.table import Table
 
 from pipeline import config as schema
-from pipeline import metrics
+from pipeline import tasks
 from pipeline.command import verb
 from pipeline.display import make_console
-from pipeline.evaluation import evaluate
 from pipeline.experiment import ready_store
 from pipeline.files import write_file
-from pipeline.trial import load_model, write_figures
+from pipeline.trial import load_model, write_pictures
 
 __all__ = ["main"]
 
@@ -36,33 +35,34 @@ def main(config: schema.Config, named: dict[str, Any]) -> int:
     """Print the scores, and write them with their pictures."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, settings = load_model(config.checkpoint, named, device)
-    store = ready_store(settings)
-    extractor = metrics.make_extractor(
-        settings.evaluation.extractor, store=store, weights=settings.evaluation.weights, device=device
-    )
-    reference = metrics.reference(store, extractor)
+    ready_store(settings)
+    task = tasks.make(settings)
+    work = task.open(0, 1, device)
     sampler, count = settings.sampler, settings.evaluation.num_samples
     with Progress() as progress:
-        task = progress.add_task(f"{sampler.name}, {count} chains", total=count * sampler.num_steps)
-        found = evaluate(model, settings, extractor, reference, advance=lambda steps: progress.advance(task, steps))
+        bar = progress.add_task(f"{sampler.name}, {count} chains", total=count * sampler.num_steps)
+        found = work.evaluate(model, advance=lambda steps: progress.advance(bar, steps))
     output = config.output or str(Path("results", f"evaluation-{time.strftime('%Y%m%d-%H%M%S')}").absolute())
     told = {
         "checkpoint": config.checkpoint,
-        "extractor": extractor.label,
+        "measure": task.measure(work.label),
+        **({"extractor": work.label} if work.label else {}),
         "num_samples": count,
         "sampler": asdict(sampler),
         "scores": found.scores,
         "chain": found.chain,
     }
     write_file(f"{output}/evaluation.json", json.dumps(told, indent=1).encode())
-    write_figures(found, output, extractor.label)
-    along = Table(title=f"FID ({extractor.label}) of {count} samples along the chain", title_justify="left")
-    along.add_column("MCMC step", justify="right")
-    along.add_column("FID", justify="right")
-    for step, fid in found.chain.items():
-        along.add_row(f"{step}" if step else "0 (base)", f"{fid:.3f}")
+    write_pictures(found.pictures, output)
     console = make_console()
-    console.print(along)
+    console.print(f"{task.measure(work.label)}, {count} samples", highlight=False)
+    if found.chain:
+        along = Table(title="along the chain", title_justify="left")
+        along.add_column("MCMC step", justify="right")
+        along.add_column(schema.headline(settings)[0].removesuffix("_base"), justify="right")
+        for step, value in found.chain.items():
+            along.add_row(f"{step}" if step else "0 (base)", f"{value:.3f}")
+        console.print(along)
     for name, value in found.scores.items():
         console.print(f"{name:<30} {value:.4g}", highlight=False)
     console.print(f"results  {output}", highlight=False)

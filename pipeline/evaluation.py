@@ -1,24 +1,27 @@
 """The base against the GEBM: samples along the MCMC chain, and what they score.
 
-The chain starts at the base's own latents, so its zeroth point *is* the base: ``fid_base`` and ``fid_gebm`` compare
-the same latents before and after sampling.
+The chain starts at the base's own latents, so its zeroth point *is* the base: ``fid_base`` and ``fid_gebm``, or
+whatever else the judge measures, compare the same latents before and after sampling.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from gebm import GEBM, diagnostics, samplers
 from gebm.model import frozen
 from gebm.partition import log_partition_monte_carlo
 from pipeline import config as schema
-from pipeline import metrics
+from pipeline.errors import UserError
 
-__all__ = ["Evaluation", "chain_steps", "evaluate", "make_kernel", "run_chains"]
+__all__ = ["Evaluation", "Judge", "chain_steps", "evaluate", "make_kernel", "run_chains"]
 
 _DIAGNOSED_CHAINS = 64  # R-hat and ESS are taken over so many of the chains ...
 _DIAGNOSED_POINTS = 100  # ... and so many places along them
@@ -30,13 +33,37 @@ class Evaluation:
 
     Attributes:
         scores: ``fid_base``, ``fid_gebm`` and what else was asked for, with the sampler's diagnostics.
-        chain: step of the chain -> FID there.
-        frames: step of the chain -> the same few images there, (G, C, H, W) uint8.
+        chain: step of the chain -> the judge's first score there, such as the FID.
+        frames: step of the chain -> the same few samples there, as they are shown: images (G, C, H, W) uint8.
+        pictures: file name -> its bytes; who draws fills them in.
     """
 
     scores: dict[str, float] = field(default_factory=dict)
     chain: dict[int, float] = field(default_factory=dict)
     frames: dict[int, torch.Tensor] = field(default_factory=dict)
+    pictures: dict[str, bytes] = field(default_factory=dict)
+
+
+class Judge(Protocol):
+    """What samples are measured by.
+
+    Attributes:
+        primary: the score that is followed along the chain.
+    """
+
+    primary: str
+
+    def show(self, samples: torch.Tensor) -> torch.Tensor:
+        """Samples as a base makes them, in the form in which they are measured and drawn: (N, ...)."""
+        ...
+
+    def features(self, shown: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What the scores are computed from, each with a row a sample, on the CPU."""
+        ...
+
+    def score(self, features: dict[str, torch.Tensor], *, end: bool) -> dict[str, float]:
+        """The primary score, and at an end of the chain all the others."""
+        ...
 
 
 def make_kernel(sampler: schema.Sampler, model: GEBM) -> samplers.Kernel:
@@ -62,40 +89,49 @@ def run_chains(
     sampler: schema.Sampler,
     z0: torch.Tensor,
     *,
-    generator: torch.Generator,
+    seed: int,
+    first_chain: int = 0,
     observe: Callable[[int, torch.Tensor], None],
 ) -> samplers.Chain:
-    """Run chains side by side.
+    """Run chains side by side; one that diverges starts again from the prior, and is counted.
 
     Args:
         model: the GEBM.
         sampler: the kernel and its settings.
         z0: where they start (N, D); they share the device's memory.
-        generator: where the noise comes from.
+        seed: of the noise. With it and its number, a chain is the same whatever runs beside it.
+        first_chain: the number of the first of them.
         observe: called with the step and the latents (N, D), before the first step and after each.
 
     Returns:
         The chain's end.
+
+    Raises:
+        UserError: every chain has diverged, so what is left is the prior's.
     """
     # Held fixed out here as well as in the potential, so that normalised weights are computed once and not every step.
     with frozen(model.base, model.energy):
         observe(0, z0)
-        return samplers.run(
+        chain = samplers.run(
             make_kernel(sampler, model),
             lambda z: model.potential(z, beta=sampler.beta),
             z0,
             sampler.num_steps,
-            generator=generator,
+            generator=torch.Generator(z0.device).manual_seed(seed),
             every=1,
             callback=lambda step, state: observe(step, state.z),
+            prior=model.prior,
+            first_chain=first_chain,
         )
+    if bool((chain.divergences > 0).all()):
+        raise UserError(f"all {len(z0)} chains diverged: lower sampler.step_size or sampler.beta")
+    return chain
 
 
 def evaluate(
     model: GEBM,
     config: schema.Config,
-    extractor: metrics.Extractor,
-    reference: metrics.Reference,
+    judge: Judge,
     *,
     rank: int = 0,
     world_size: int = 1,
@@ -103,13 +139,13 @@ def evaluate(
 ) -> Evaluation:
     """Score the base and the GEBM, and the way from one to the other.
 
-    Latents and noise are the same at each evaluation of a run, so what changes between two of them is the model.
+    Latents and noise are the same at each evaluation of a run, so what changes between two of them is the model; and
+    they belong to a chain, so that scores depend neither on the number of workers nor on the batches.
 
     Args:
         model: the GEBM to sample.
         config: sampler and evaluation settings.
-        extractor: the feature extractor of the FID.
-        reference: what the store looks like to it.
+        judge: what samples are measured by.
         rank: this worker.
         world_size: workers, each of which runs its share of the chains.
         advance: called with the chain-steps done since the last call.
@@ -122,10 +158,11 @@ def evaluate(
     """
     settings = config.evaluation
     share = -(-settings.num_samples // world_size)  # equal shares, so that a gather has one shape
-    generator = torch.Generator(model.log_partition.device)
-    generator.manual_seed((config.seed + 1) * 1_000_003 + rank)
-    # All latents first: how much noise a sampler draws then changes nothing about where its chains start.
-    latents = model.prior.sample(share, generator)
+    seed = (config.seed + 1) * 1_000_003
+    generator = torch.Generator(model.log_partition.device).manual_seed(seed)
+    first = rank * share
+    latents = model.prior.sample(share * world_size, generator)[first : first + share]
+    began, divergences = time.monotonic(), 0
     stops = chain_steps(config.sampler.num_steps, settings.chain_points)
     thinning = max(1, config.sampler.num_steps // _DIAGNOSED_POINTS)
     found = Evaluation()
@@ -140,25 +177,27 @@ def evaluate(
                     seen.append(z[:_DIAGNOSED_CHAINS])
             if step in parts:
                 with torch.no_grad():
-                    images = metrics.to_uint8(model.base(z))
-                parts[step].append(metrics.features(images, extractor))
-                shown = found.frames.get(step, images[:0].cpu())
-                if len(shown) < settings.grid:
-                    found.frames[step] = torch.cat([shown, images.cpu()])[: settings.grid]
+                    shown = judge.show(model.base(z))
+                parts[step].append(judge.features(shown))
+                kept = found.frames.get(step, shown[:0].cpu())
+                if len(kept) < settings.grid:
+                    found.frames[step] = torch.cat([kept, shown.cpu()])[: settings.grid]
 
         z0 = latents[start : start + settings.batch_size]
-        chain = run_chains(model, config.sampler, z0, generator=generator, observe=observe)
+        chain = run_chains(model, config.sampler, z0, seed=seed, first_chain=first + start, observe=observe)
+        divergences += int(chain.divergences.sum())
         if start == 0:
-            found.scores.update(_diagnose(positions, chain, make_kernel(config.sampler, model)))
+            seconds = time.monotonic() - began
+            found.scores.update(_diagnose(positions, chain, make_kernel(config.sampler, model), seconds))
+    found.scores["divergences"] = float(_gather(torch.tensor([divergences]), world_size).sum())
     for step in stops:
         joined = {
             layer: _gather(torch.cat([part[layer] for part in parts[step]]), world_size)[: settings.num_samples]
-            for layer in ("embedding", "logits")
+            for layer in parts[step][0]
         }
         end = {stops[0]: "base", stops[-1]: "gebm"}.get(step)
-        wanted = tuple(dict.fromkeys(("fid", *settings.metrics))) if end else ("fid",)
-        scores = metrics.score(joined, reference, extractor, metrics=wanted)
-        found.chain[step] = scores["fid"]
+        scores = judge.score(joined, end=end is not None)
+        found.chain[step] = scores[judge.primary]
         if end:
             found.scores.update({f"{name}_{end}": value for name, value in scores.items()})
     estimate, error = log_partition_monte_carlo(
@@ -169,11 +208,15 @@ def evaluate(
     return found
 
 
-def _diagnose(positions: list[torch.Tensor], chain: samplers.Chain, kernel: samplers.Kernel) -> dict[str, float]:
-    """Diagnostics of the latents; a chain too short to have any has none."""
+def _diagnose(
+    positions: list[Tensor], chain: samplers.Chain, kernel: samplers.Kernel, seconds: float
+) -> dict[str, float]:
+    """Diagnostics of the first chains' latents; a chain too short to have any has none."""
     if len(positions) < 4:
-        return {"mean_potential": float(chain.infos.potential.double().mean())}
-    return diagnostics.summary(torch.stack(positions), chain.infos, gradients_per_step=kernel.gradients_per_step)
+        return {"mean_potential": diagnostics.mean_potential(chain.infos)}
+    return diagnostics.summary(
+        torch.stack(positions), chain.infos, gradients_per_step=kernel.gradients_per_step, seconds=seconds
+    )
 
 
 def _gather(rows: torch.Tensor, world_size: int) -> torch.Tensor:

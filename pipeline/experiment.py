@@ -14,11 +14,12 @@ from typing import Any
 
 import fsspec
 import ray
+import torch
 import yaml
 from ray import tune
 from rich.console import Console
 
-from pipeline import cluster, metrics, search
+from pipeline import cluster, search, tasks
 from pipeline import config as schema
 from pipeline.checkpoints import load_state, read
 from pipeline.display import Display, make_console, results_table
@@ -52,7 +53,7 @@ def ready_store(config: schema.Config) -> Store:
     try:
         store = open_store(data.store)
     except MissingStore as error:
-        if data.source.kind != "digits":
+        if data.source.kind not in sources.EMBEDDED:
             raise UserError(
                 f"{error}; make it with `python -m pipeline.shards conf={config.name} data.store={data.store} "
                 f"data.source.url=<where the published files are>`"
@@ -61,22 +62,12 @@ def ready_store(config: schema.Config) -> Store:
             sources.make(data.source.kind),
             data.store,
             resolution=data.resolution,
-            channels=data.channels,
+            channels=None if data.encoding == "rows" else data.channels,  # a table has all of its columns
             encoding=data.encoding,
             samples_per_shard=data.samples_per_shard,
         )
         store = open_store(data.store)
-    found = store.manifest
-    if (found.resolution, found.channels) != (data.resolution, data.channels):
-        raise UserError(
-            f"the store {store.url} holds images of {found.resolution} pixels and {found.channels} channels, and "
-            f"conf={config.name} asks for data.resolution={data.resolution} data.channels={data.channels}"
-        )
-    if found.num_samples < config.train.batch_size:
-        raise UserError(
-            f"the store {store.url} has {found.num_samples} images, fewer than train.batch_size="
-            f"{config.train.batch_size}"
-        )
+    tasks.make(config).check(store)
     return store
 
 
@@ -139,22 +130,30 @@ def run(config: schema.Config, named: dict[str, Any], *, verb: str, console: Con
     config.output, config.tracking.uri = output, uri
     points = search.first_points(config, space)  # a resumed sweep may have been given more of them
     earlier += [TrialRecord(f"{index:03d}", points[index]) for index in range(len(earlier), len(points))]
-    records = Records(output, metric=config.sweep.metric, mode=config.sweep.mode, facts={}, trials=earlier)
+    records = Records(
+        output,
+        metric=config.sweep.metric,
+        mode=config.sweep.mode,
+        shown=schema.headline(config),
+        facts={},
+        trials=earlier,
+    )
     tracker = Tracker(uri, config.tracking.experiment or config.name, artifacts=artifacts)
     with cluster.connected(config) as capacity:
         fitting = min(capacity.concurrent_trials, config.sweep.max_concurrent or capacity.concurrent_trials)
-        extractor = _prepare(config, capacity, console)
+        label = _prepare(config, capacity, console)
         name = output.rstrip("/").rsplit("/", 1)[-1]
         tracker.start_sweep(
             name,
             schema.to_dict(config),
             _note(config, verb),
-            extractor=extractor,
+            extractor=label,
             run_id=facts.get("mlflow_run_id"),
         )
         records.facts = {
             "experiment": config.name,
-            "extractor": extractor,
+            "measure": tasks.make(config).measure(label),
+            **({"extractor": label} if label else {}),
             "store": store.url,
             "tracking_uri": uri,
             "mlflow_run_id": tracker.run_id,
@@ -223,6 +222,7 @@ class _Watch(tune.Callback):
 
     def __init__(self, config: schema.Config, records: Records, tracker: Tracker, display: Display) -> None:
         self._config, self._records, self._tracker, self._display = config, records, tracker, display
+        self._score = schema.headline(config)[0].removesuffix("_base")
         self._started: dict[str, float] = {}
         self._untracked: set[str] = set()
 
@@ -277,7 +277,8 @@ class _Watch(tune.Callback):
             return  # a trial that goes on says first where it stands
         numbers = {key: value for key, value in known.items() if isinstance(value, int | float)}
         if evaluated:
-            numbers["extractor"] = known["extractor"]
+            if "extractor" in known:
+                numbers["extractor"] = known["extractor"]
             self._records.evaluated(record, numbers, known.get("checkpoint"))
         else:
             record.metrics.update(numbers)
@@ -287,7 +288,7 @@ class _Watch(tune.Callback):
         with self._tracking(record):
             self._tracker.log_metrics(run_id, numbers, step=known["base_step"])
             if evaluated:
-                self._tracker.log_chain(run_id, known["chain"], known["base_step"])
+                self._tracker.log_chain(run_id, self._score, known["chain"], known["base_step"])
                 self._tracker.log_files(run_id, known["figures"], folder=f"step-{known['base_step']:08d}")
         self._display.update(record, evaluated=evaluated)
 
@@ -385,28 +386,22 @@ def _advise(config: schema.Config, capacity: cluster.Capacity, console: Console)
                 )
 
 
-def _prepare(config: schema.Config, capacity: cluster.Capacity, console: Console) -> str:
-    """Make the extractor and the data's statistics once, before the trials need them."""
-    console.print(
-        f"preparing the feature extractor and the reference statistics of {config.data.store} ...", highlight=False
-    )
+def _prepare(config: schema.Config, capacity: cluster.Capacity, console: Console) -> str | None:
+    """Make once what all trials need, such as the feature extractor and the data's statistics."""
+    console.print(f"preparing what {config.name} is measured with, from {config.data.store} ...", highlight=False)
     gpus = capacity.preparation.get("GPU", 0)
-    task = ray.remote(num_cpus=capacity.preparation["CPU"], num_gpus=gpus)(_prepare_metrics)
+    remote = ray.remote(num_cpus=capacity.preparation["CPU"], num_gpus=gpus)(_prepare_task)
     try:
-        return ray.get(
-            task.remote(config.data.store, config.evaluation.extractor, config.evaluation.weights, bool(gpus))
-        )
+        return ray.get(remote.remote(schema.to_dict(config), "cuda" if gpus else "cpu"))
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise UserError(str(error.cause)) from None
         raise
 
 
-def _prepare_metrics(store_url: str, extractor: str, weights: str | None, use_gpu: bool) -> str:
-    store = open_store(store_url)
-    made = metrics.make_extractor(extractor, store=store, weights=weights, device="cuda" if use_gpu else "cpu")
-    metrics.reference(store, made)
-    return made.label
+def _prepare_task(values: dict[str, Any], device: str) -> str | None:
+    config = schema.from_dict(values)
+    return tasks.make(config).prepare(open_store(config.data.store), torch.device(device))
 
 
 def _note(config: schema.Config, verb: str) -> str:
@@ -423,10 +418,10 @@ def _finish(config: schema.Config, records: Records, tracker: Tracker, verb: str
     tracker.log_files(run_id, [f"{records.output}/summary.json"])
     note = _note(config, verb)
     if best is not None:
-        scores = {key: best.best_metrics[key] for key in ("fid_base", "fid_gebm") if key in best.best_metrics}
+        scores = {key: best.best_metrics[key] for key in records.shown if key in best.best_metrics}
         tracker.log_metrics(run_id, scores, step=0)
         found = ", ".join(f"`{key}={value}`" for key, value in best.params.items())
-        note += f"\n\nBest: trial {best.name} ({found}): {scores}, extractor {records.facts['extractor']}"
+        note += f"\n\nBest: trial {best.name} ({found}): {scores}, {records.facts['measure']}"
     tracker.describe(run_id, note, {"best_trial": best.name if best else "none"})
     for record in records.trials:
         if record.status == "running":

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import BinaryIO
 
+import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -19,7 +20,17 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-__all__ = ["animation", "fid_curve", "grid", "png", "side_by_side"]
+__all__ = [
+    "animation",
+    "chain_curve",
+    "clouds",
+    "energy_histogram",
+    "grid",
+    "marginals",
+    "png",
+    "side_by_side",
+    "two_columns",
+]
 
 # Okabe and Ito's palette, told apart with every kind of colour vision.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -163,36 +174,161 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def fid_curve(steps: Sequence[int], fids: Sequence[float], extractor: str, base_fid: float) -> Figure:
-    """FID of the samples along the chain, against the base's.
+def chain_curve(steps: Sequence[int], values: Sequence[float], measure: str) -> Figure:
+    """A score of the samples along the chain, against the base's, where the chain starts.
 
     Args:
-        steps: MCMC steps.
-        fids: the FID at each, of one number of samples.
-        extractor: full name of the feature extractor, without which the numbers mean nothing.
-        base_fid: FID of as many samples of the base.
+        steps: MCMC steps, the first of which is the base.
+        values: the score at each, of one number of samples; the lower the better.
+        measure: what the score is, with its unit or its feature extractor, without which the numbers mean nothing.
 
     Returns:
         A matplotlib figure; :func:`png` makes bytes of it.
 
     Raises:
-        ValueError: not one FID for each step.
+        ValueError: not one score for each step.
 
     Example:
-        >>> png(fid_curve([0, 50, 100], [13.3, 11.0, 9.8], "classifier-1a2b3c4d", base_fid=13.3))[1:4]
+        >>> png(chain_curve([0, 50, 100], [13.3, 11.0, 9.8], "FID (classifier-1a2b3c4d)"))[1:4]
         b'PNG'
     """
-    if not steps or len(steps) != len(fids):
-        raise ValueError(f"a curve takes one FID for each step, got {len(steps)} steps, {len(fids)} FIDs")
+    if not steps or len(steps) != len(values):
+        raise ValueError(f"a curve takes one score for each step, got {len(steps)} steps, {len(values)} scores")
     figure = _figure(6.4, 4.0)
     axes = figure.subplots()
-    best = min(range(len(fids)), key=lambda i: fids[i] if math.isfinite(fids[i]) else math.inf)
-    axes.axhline(base_fid, color=_COLOURS[1], linestyle="--", label=f"base alone: {base_fid:.4g}")
-    label = f"GEBM, best {fids[best]:.4g} at step {steps[best]}"
-    axes.plot(steps, fids, color=_COLOURS[0], marker="o", markersize=4, label=label)
+    best = min(range(len(values)), key=lambda i: values[i] if math.isfinite(values[i]) else math.inf)
+    axes.axhline(values[0], color=_COLOURS[1], linestyle="--", label=f"base alone: {values[0]:.4g}")
+    label = f"GEBM, best {values[best]:.4g} at step {steps[best]}"
+    axes.plot(steps, values, color=_COLOURS[0], marker="o", markersize=4, label=label)
     axes.set_xlabel("MCMC step")
-    axes.set_ylabel(f"FID ({extractor})")
+    axes.set_ylabel(measure)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     return figure
+
+
+def marginals(samples: Mapping[str, Tensor], max_columns: int = 12) -> Figure:
+    """The marginal density of each column, one panel a column, those of all sets in one panel.
+
+    Args:
+        samples: name of a set -> its rows (N, D); D is the same for all.
+        max_columns: panels; of more columns the first are drawn.
+
+    Returns:
+        A matplotlib figure.
+
+    Example:
+        >>> x = torch.linspace(0, 1, 50)[:, None].expand(-1, 3)
+        >>> len(marginals({"test rows": x, "GEBM": x}).axes)
+        3
+    """
+    width = min(next(iter(samples.values())).shape[1], max_columns)
+    columns = min(width, 4)
+    rows = math.ceil(width / columns)
+    figure = _figure(2.6 * columns, 2.0 * rows + 0.4)
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for column, panel in enumerate(panels[:width]):
+        edges = _edges([rows[:, column] for rows in samples.values()])
+        for (name, values), colour in zip(samples.items(), _COLOURS, strict=False):
+            panel.hist(values[:, column].numpy(), edges, density=True, histtype="step", color=colour, label=name)
+        panel.set_xlabel(f"column {column + 1}")
+        panel.set_yticks([])
+    for panel in panels[width:]:
+        panel.remove()
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(samples), frameon=False)
+    return figure
+
+
+def energy_histogram(energies: Mapping[str, Tensor]) -> Figure:
+    """How the energies of data and of samples are distributed: the energy is to be low where the data are.
+
+    Args:
+        energies: name of a set -> its energies (N,), in nats.
+
+    Returns:
+        A matplotlib figure.
+
+    Example:
+        >>> png(energy_histogram({"test": torch.zeros(9), "base": torch.arange(9.0)}))[1:4]
+        b'PNG'
+    """
+    figure = _figure(6.4, 4.0)
+    axes = figure.subplots()
+    edges = _edges(list(energies.values()))
+    for (name, values), colour in zip(energies.items(), _COLOURS, strict=False):
+        axes.hist(
+            values.clamp(edges[0], edges[-1]).numpy(), edges, density=True, histtype="step", color=colour, label=name
+        )
+    axes.set_xlabel("energy E(x) in nats")
+    axes.set_ylabel("density")
+    axes.legend(frameon=False)
+    return figure
+
+
+def two_columns(samples: Mapping[str, Tensor], pair: tuple[int, int]) -> Figure:
+    """Where the rows lie in two of their columns, a panel a set, on the same axes.
+
+    Args:
+        samples: name of a set -> its rows (N, D).
+        pair: the two columns, from 0.
+
+    Returns:
+        A matplotlib figure.
+
+    Example:
+        >>> len(two_columns({"test rows": torch.zeros(9, 2), "GEBM": torch.ones(9, 2)}, (0, 1)).axes)
+        2
+    """
+    figure = _figure(3.6 * len(samples), 3.8)
+    panels = figure.subplots(1, len(samples), sharex=True, sharey=True, squeeze=False)[0]
+    x, y = (_edges([rows[:, column] for rows in samples.values()]) for column in pair)
+    for panel, (name, rows) in zip(panels, samples.items(), strict=True):
+        panel.scatter(
+            rows[:, pair[0]].numpy(), rows[:, pair[1]].numpy(), s=3, alpha=0.4, linewidths=0, color=_COLOURS[0]
+        )
+        panel.set_title(name)
+        panel.set_xlabel(f"column {pair[0] + 1}")
+    panels[0].set_xlim(x[0], x[-1])
+    panels[0].set_ylim(y[0], y[-1])
+    panels[0].set_ylabel(f"column {pair[1] + 1}")
+    return figure
+
+
+def clouds(samples: Mapping[str, Tensor]) -> Figure:
+    """Points of space, a panel a set, on the same axes; of more than three coordinates the first three.
+
+    Args:
+        samples: name of a set -> its points (N, D), D at least 2.
+
+    Returns:
+        A matplotlib figure.
+
+    Example:
+        >>> len(clouds({"data": torch.zeros(9, 3), "GEBM": torch.ones(9, 3)}).axes)
+        2
+    """
+    dim = min(next(iter(samples.values())).shape[1], 3)
+    figure = _figure(3.6 * len(samples), 3.8)
+    limits = [_edges([points[:, axis] for points in samples.values()])[[0, -1]] for axis in range(dim)]
+    for index, ((name, points), colour) in enumerate(zip(samples.items(), _COLOURS, strict=False)):
+        panel = figure.add_subplot(1, len(samples), index + 1, projection="3d" if dim == 3 else None)
+        inside = torch.ones(len(points), dtype=torch.bool)
+        for axis, (low, high) in enumerate(limits):
+            inside &= (points[:, axis] >= low) & (points[:, axis] <= high)
+            getattr(panel, f"set_{'xyz'[axis]}lim")(low, high)
+            getattr(panel, f"set_{'xyz'[axis]}label")(f"x{axis + 1}")
+        if dim == 3:
+            panel.set_box_aspect(None, zoom=0.82)  # or the labels of its axes are cut off
+        panel.scatter(*points[inside, :dim].T.numpy(), s=4, alpha=0.6, linewidths=0, color=colour)
+        outside = len(points) - int(inside.sum())
+        panel.set_title(f"{name} ({outside} of {len(points)} outside)" if outside else name)
+    return figure
+
+
+def _edges(sets: Sequence[Tensor], bins: int = 40) -> np.ndarray:
+    """Bins over the middle 99 % of all sets: one far sample would leave nothing to see."""
+    joined = torch.cat([values.flatten().float() for values in sets]).numpy()
+    low, high = np.quantile(joined[np.isfinite(joined)], [0.005, 0.995])
+    margin = 0.05 * (high - low) or 0.5
+    return np.linspace(low - margin, high + margin, bins + 1)

@@ -57,14 +57,22 @@ class Records:
         output: the sweep's folder, behind any fsspec URL.
         metric: what trials are ranked by.
         mode: ``min`` or ``max``.
+        shown: the scores that the terminal follows, such as ``fid_base`` and ``fid_gebm``.
         facts: what else the summary says: the experiment's name, the feature extractor, the tracker.
         trials: earlier trials of a resumed sweep.
     """
 
     def __init__(
-        self, output: str, *, metric: str, mode: str, facts: dict[str, Any], trials: list[TrialRecord] | None = None
+        self,
+        output: str,
+        *,
+        metric: str,
+        mode: str,
+        shown: tuple[str, ...],
+        facts: dict[str, Any],
+        trials: list[TrialRecord] | None = None,
     ) -> None:
-        self.output, self.metric, self.mode, self.facts = output, metric, mode, facts
+        self.output, self.metric, self.mode, self.shown, self.facts = output, metric, mode, shown, facts
         self.trials = list(trials or [])
 
     def get(self, name: str) -> TrialRecord | None:

@@ -14,7 +14,7 @@ import torch
 from rich.progress import Progress
 
 from pipeline import config as schema
-from pipeline import figures, metrics
+from pipeline import tasks
 from pipeline.command import verb
 from pipeline.evaluation import run_chains
 from pipeline.files import write_file
@@ -24,7 +24,7 @@ __all__ = ["main"]
 
 
 @verb(
-    "Draw images from a trained GEBM by MCMC in latent space; any sampler setting can be overridden.",
+    "Draw samples from a trained GEBM by MCMC in latent space; any sampler setting can be overridden.",
     [
         "python -m pipeline.sample checkpoint=results/<sweep>/trials/000",
         "python -m pipeline.sample checkpoint=... sampler.name=kla sampler.step_size=1e-3 sampler.num_samples=1000",
@@ -32,39 +32,38 @@ __all__ = ["main"]
     ],
 )
 def main(config: schema.Config, named: dict[str, Any]) -> int:
-    """Write ``grid.png``, ``samples.npy`` and the settings they came from."""
+    """Write ``samples.npy``, pictures of them, and the settings they came from."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, settings = load_model(config.checkpoint, named, device)
+    task = tasks.make(settings)
     sampler, count = settings.sampler, settings.sampler.num_samples
-    generator = torch.Generator(device).manual_seed(settings.seed)
-    latents = model.prior.sample(count, generator)
-    bases, images = [], []
+    latents = model.prior.sample(count, torch.Generator(device).manual_seed(settings.seed))
+    before, after = [], []
     with Progress() as progress:
-        task = progress.add_task(f"{sampler.name}, {sampler.num_steps} steps", total=count * sampler.num_steps)
+        bar = progress.add_task(f"{sampler.name}, {sampler.num_steps} steps", total=count * sampler.num_steps)
 
         def advance(step: int, z: torch.Tensor) -> None:
-            progress.advance(task, len(z) if step else 0)
+            progress.advance(bar, len(z) if step else 0)
 
         for z0 in latents.split(settings.evaluation.batch_size):
-            chain = run_chains(model, sampler, z0, generator=generator, observe=advance)
+            first = sum(map(len, before))
+            chain = run_chains(model, sampler, z0, seed=settings.seed, first_chain=first, observe=advance)
             with torch.no_grad():
-                bases.append(metrics.to_uint8(model.base(z0)).cpu())
-                images.append(metrics.to_uint8(model.base(chain.z)).cpu())
-    samples, before = torch.cat(images), torch.cat(bases)
+                before.append(model.base(z0).cpu())
+                after.append(model.base(chain.z).cpu())
+    base, samples = (task.show(torch.cat(parts)) for parts in (before, after))
     output = config.output or str(Path("results", f"samples-{time.strftime('%Y%m%d-%H%M%S')}").absolute())
     array = io.BytesIO()
     np.save(array, samples.numpy(), allow_pickle=False)
     shown = settings.evaluation.grid
     told = {"checkpoint": config.checkpoint, "seed": settings.seed, "sampler": asdict(sampler)}
-    for name, content in {
-        "grid.png": figures.png(figures.grid(samples[:shown], columns=8)),
-        "base_and_gebm.png": figures.png(figures.side_by_side(before[:shown], samples[:shown])),
-        "samples.npy": array.getvalue(),
-        "settings.json": json.dumps(told, indent=1).encode(),
-    }.items():
+    pictures = task.pictures(base[:shown], samples[:shown])
+    files = {"samples.npy": array.getvalue(), "settings.json": json.dumps(told, indent=1).encode(), **pictures}
+    for name, content in files.items():
         write_file(f"{output}/{name}", content)
-    print(f"{len(samples)} images {tuple(samples.shape[1:])}, uint8: {output}/samples.npy")
-    print(f"the first {min(shown, len(samples))}: {output}/grid.png, beside the base's: {output}/base_and_gebm.png")
+    kind = str(samples.dtype).removeprefix("torch.")
+    print(f"{len(samples)} samples {tuple(samples.shape[1:])}, {kind}: {output}/samples.npy")
+    print(f"the first {min(shown, len(samples))} drawn: {', '.join(f'{output}/{name}' for name in pictures)}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""``python -m pipeline.shards``: make an image store from a data set as its publishers distribute it."""
+"""``python -m pipeline.shards``: make a store from a data set as its publishers distribute it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["main"]
 
 
 @verb(
-    "Make an experiment's image store: resized, centre-cropped, sharded, with a manifest of checksums.",
+    "Make an experiment's store, of images resized and centre-cropped or of a table's rows, with checksums.",
     [
         "python -m pipeline.shards conf=lsun data.source.url=bedroom_train_lmdb.zip",
         "python -m pipeline.shards conf=cifar10 data.source.url=cifar-10-binary.tar.gz",
@@ -21,6 +21,7 @@ __all__ = ["main"]
         "python -m pipeline.shards conf=imagenet32 data.source.url=Imagenet32_train_npz.zip",
         "python -m pipeline.shards conf=cifar10 data.source.kind=images data.source.split=null \\\n"
         "      data.source.url=photographs.zip data.store=photographs-32",
+        "python -m pipeline.shards conf=redwine data.source.url=winequality-red.csv",
     ],
 )
 def main(config: Config, named: dict[str, Any]) -> int:
@@ -32,7 +33,7 @@ def main(config: Config, named: dict[str, Any]) -> int:
         source,
         data.store,
         resolution=data.resolution,
-        channels=data.channels,
+        channels=None if data.encoding == "rows" else data.channels,  # a table has all of its columns
         encoding=data.encoding,
         samples_per_shard=data.samples_per_shard,
         num_processes=data.writers or os.cpu_count(),
@@ -40,10 +41,11 @@ def main(config: Config, named: dict[str, Any]) -> int:
     )
     manifest = report.manifest
     mebibytes = sum(shard.bytes for shard in manifest.shards) / 2**20
+    size = f"{manifest.resolution} pixels" if manifest.resolution else f"{manifest.channels} columns"
     rate = report.num_images / max(report.seconds, 1e-9)
     print(
-        f"{report.num_images:,} images of {manifest.resolution} pixels in {len(manifest.shards)} shards, "
-        f"{mebibytes:,.1f} MiB, {report.seconds:.1f} s, {rate:,.0f} images/s"
+        f"{report.num_images:,} {manifest.unit} of {size} in {len(manifest.shards)} shards, "
+        f"{mebibytes:,.1f} MiB, {report.seconds:.1f} s, {rate:,.0f} {manifest.unit}/s"
     )
     if report.broken:
         print(f"{len(report.broken)} broken images were skipped:")

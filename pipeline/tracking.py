@@ -40,7 +40,8 @@ _GROUPS = {
     "base_steps_per_second": "rate",
     "images_per_second": "rate",
 }
-_SCORES = ("fid", "kid", "kid_std", "is", "is_std", "precision", "recall")
+_OF_FEATURES = ("fid", "kid", "kid_std", "is", "is_std", "precision", "recall")
+_OF_SAMPLES = ("nll", "distance", "off_support")  # what needs no extractor
 _SKIPPED = ("base_step", "seconds_left")
 
 
@@ -58,16 +59,21 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def metric_name(name: str, extractor: str) -> str:
+def metric_name(name: str, extractor: str | None) -> str:
     """How the tracker calls a metric; one that depends on a feature extractor carries its name.
 
     Example:
         >>> metric_name("fid_gebm", "inception-v3-compat"), metric_name("energy_loss", "any")
         ('fid/gebm/inception-v3-compat', 'train/energy_loss')
+        >>> metric_name("nll_gebm_validation", None)
+        'nll/gebm_validation'
     """
     score, _, model = name.rpartition("_")
-    if model in ("base", "gebm") and score in _SCORES:
+    if model in ("base", "gebm") and score in _OF_FEATURES:
         return f"{score}/{model}/{extractor}"
+    for score in _OF_SAMPLES:
+        if name.startswith(f"{score}_"):
+            return f"{score}/{name.removeprefix(f'{score}_')}"
     return f"{_GROUPS.get(name, 'mcmc')}/{name}"
 
 
@@ -84,7 +90,7 @@ class Tracker:
     """
 
     def __init__(self, uri: str, experiment: str, *, artifacts: str | None) -> None:
-        self.uri, self.extractor = uri, ""
+        self.uri, self.extractor = uri, None
         logging.getLogger("mlflow").setLevel(logging.WARNING)  # a new database tells of each of its tables
         with _impatient(), _one_line(uri):
             self._client = MlflowClient(tracking_uri=uri)
@@ -97,7 +103,7 @@ class Tracker:
         self.run_id: str | None = None
 
     def start_sweep(
-        self, name: str, params: dict[str, Any], note: str, *, extractor: str, run_id: str | None = None
+        self, name: str, params: dict[str, Any], note: str, *, extractor: str | None, run_id: str | None = None
     ) -> str:
         """Open the parent run, or go on with an earlier one.
 
@@ -105,7 +111,7 @@ class Tracker:
             name: of the run.
             params: nested or flat.
             note: its description, in Markdown.
-            extractor: the feature extractor, named in the metrics.
+            extractor: the feature extractor, named in the metrics; None where there is none.
             run_id: the run of an interrupted sweep.
 
         Raises:
@@ -149,9 +155,10 @@ class Tracker:
             step,
         )
 
-    def log_chain(self, run_id: str, chain: dict[int, float], base_step: int) -> None:
-        """Log the FID along the chain, one metric a place on it, so that each has its curve over training."""
-        names = {f"fid_chain/{int(step):05d}/{self.extractor}": fid for step, fid in chain.items()}
+    def log_chain(self, run_id: str, score: str, chain: dict[int, float], base_step: int) -> None:
+        """Log a score along the chain, one metric a place on it, so that each has its curve over training."""
+        carried = f"/{self.extractor}" if self.extractor else ""
+        names = {f"{score}_chain/{int(step):05d}{carried}": value for step, value in chain.items()}
         self._log(run_id, names, base_step)
 
     def _log(self, run_id: str, metrics: dict[str, float], step: int) -> None:

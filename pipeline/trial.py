@@ -7,9 +7,7 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,19 +16,17 @@ import ray.train.torch
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from gebm import GEBM, StandardNormal, networks, objectives
-from gebm.penalties import GradientPenalty
+from gebm import GEBM, StandardNormal, networks, objectives, penalties, samplers
 from gebm.relative_mmd import PlateauDecay
 from gebm.training import Alternation, StepInfo, Trainer, adam, initialise_log_partition
 from pipeline import config as schema
-from pipeline import figures, metrics
+from pipeline import tasks
 from pipeline.checkpoints import Checkpoint, Checkpoints, load_state, read
 from pipeline.errors import NonFiniteLoss, UserError
-from pipeline.evaluation import Evaluation, evaluate
 from pipeline.files import write_file
-from pipeline.stores import Position, Reader, open_store
+from pipeline.stores import Position
 
-__all__ = ["build_model", "load_model", "loop", "trained_config", "write_figures"]
+__all__ = ["build_model", "load_model", "loop", "trained_config", "write_pictures"]
 
 _AVERAGE = "average."  # how the trainer names the tensors of the moving average
 _OURS = ("checkpoint", "output", "resume")  # keys of the command, not of the model it is about
@@ -45,8 +41,7 @@ class _Run:
     rank: int
     world_size: int
     device: torch.device
-    extractor: metrics.Extractor
-    reference: metrics.Reference
+    work: tasks.Work
 
 
 def build_model(config: schema.Config) -> GEBM:
@@ -58,10 +53,12 @@ def build_model(config: schema.Config) -> GEBM:
     torch.manual_seed(config.seed)
     base, energy = networks.make(
         config.model.networks,
-        resolution=config.data.resolution,
+        resolution=config.data.resolution or 0,
         channels=config.data.channels,
         latent_dim=config.model.latent_dim,
         width=config.model.width,
+        energy=config.model.energy,
+        offset=config.model.energy_offset,
     )
     return GEBM(base, energy, StandardNormal(config.model.latent_dim), energy_floor=config.model.energy_floor)
 
@@ -124,19 +121,14 @@ def loop(settings: dict[str, Any]) -> None:
     """
     config = schema.from_dict(settings["config"])
     context = ray.train.get_context()
-    device = ray.train.torch.get_device()
-    store = open_store(config.data.store)
-    extractor = metrics.make_extractor(
-        config.evaluation.extractor, store=store, weights=config.evaluation.weights, device=device
-    )
+    device, rank, world_size = ray.train.torch.get_device(), context.get_world_rank(), context.get_world_size()
     run = _Run(
         config=config,
         url=settings["url"],
-        rank=context.get_world_rank(),
-        world_size=context.get_world_size(),
+        rank=rank,
+        world_size=world_size,
         device=device,
-        extractor=extractor,
-        reference=metrics.reference(store, extractor),
+        work=tasks.make(config).open(rank, world_size, device),
     )
     model = build_model(config).to(device)
     checkpoints = Checkpoints(run.url)
@@ -149,16 +141,7 @@ def loop(settings: dict[str, Any]) -> None:
     if start:
         checkpoint = read(start)
         position = _restore(checkpoint, model, trainer, plateau, config)
-    reader = Reader(
-        store,
-        batch_size=config.train.batch_size,
-        rank=run.rank,
-        world_size=run.world_size,
-        seed=config.seed,
-        position=position,
-        num_workers=config.data.reader_workers,
-    )
-    batches = _Batches(reader, position, device)
+    batches = run.work.batches(position)
     if start and start == checkpoints.last:
         # The driver may have died between this checkpoint and its report, or it is another trial's that was taken over.
         ray.train.report({**checkpoint.state["report"], "checkpoint": start})
@@ -220,19 +203,6 @@ def _restore(
     return Position(**checkpoint.state["position"])
 
 
-class _Batches(Iterator[torch.Tensor]):
-    """The reader's batches as the networks take them, and the position after the last one that was used."""
-
-    def __init__(self, reader: Reader, position: Position, device: torch.device) -> None:
-        self._batches, self._device = iter(reader), device
-        self.position = position
-
-    def __next__(self) -> torch.Tensor:
-        batch = next(self._batches)
-        self.position = batch.position
-        return batch.images.to(self._device, non_blocking=True).float().div_(127.5).sub_(1.0)
-
-
 def _generator(run: _Run, purpose: str, base_step: int) -> torch.Generator:
     """The random numbers of one step on one rank, a function of seed, rank and step and of nothing that came before.
 
@@ -253,8 +223,12 @@ def _trainer(model: GEBM, run: _Run) -> Trainer:
 
     return Trainer(
         model,
-        objective=objectives.make(train.objective),
-        penalty=GradientPenalty(train.penalty),
+        objective=objectives.make(
+            train.objective,
+            kernel=samplers.make(train.negatives.sampler, step_size=train.negatives.step_size),
+            num_steps=train.negatives.num_steps,
+        ),
+        penalty=penalties.make(train.penalty_kind, train.penalty, every=train.penalty_every),
         energy_optimizer=adam(energy, train.energy_lr, betas=betas, weight_decay=train.weight_decay),
         base_optimizer=adam(model.base.parameters(), train.base_lr, betas=betas),
         alternation=Alternation(
@@ -264,6 +238,7 @@ def _trainer(model: GEBM, run: _Run) -> Trainer:
             warmup_every=train.warmup_every,
         ),
         ema_decay=train.ema_decay,
+        train_base=train.train_base,
         latent_batch_size=(train.latent_batch_size or train.batch_size) // run.world_size,
         precision=_precision(train.precision, run.device),
         parallel=parallel,
@@ -279,7 +254,7 @@ def _precision(name: str, device: torch.device) -> torch.dtype:
 def _plateau(run: _Run) -> PlateauDecay:
     decay = run.config.train.learning_rate_decay
     return PlateauDecay(
-        run.reference.features[: decay.num_samples],
+        run.work.reference[: decay.num_samples],
         factor=decay.factor,
         every=decay.every,
         lag=decay.lag,
@@ -294,12 +269,11 @@ def _plateaued(plateau: PlateauDecay, trainer: Trainer, run: _Run) -> bool:
     """
     decision = torch.zeros((), device=run.device)
     if run.rank == 0:
-        count = min(run.config.train.learning_rate_decay.num_samples, len(run.reference.features))
+        count = min(run.config.train.learning_rate_decay.num_samples, len(run.work.reference))
         generator = torch.Generator(run.device).manual_seed(run.config.seed)
         batch_size = run.config.evaluation.batch_size
-        images = trainer.sampling_model().sample_base(count, generator, batch_size=batch_size)
-        found = metrics.features(metrics.to_uint8(images), run.extractor)["embedding"]
-        decision.fill_(plateau.update(trainer.base_step, found))
+        samples = trainer.sampling_model().sample_base(count, generator, batch_size=batch_size)
+        decision.fill_(plateau.update(trainer.base_step, run.work.features(samples)))
     if run.world_size > 1:
         torch.distributed.broadcast(decision, src=0)
     return bool(decision)
@@ -345,35 +319,25 @@ def _progress(infos: list[StepInfo], trainer: Trainer, run: _Run, seconds: float
 
 def _evaluate(trainer: Trainer, run: _Run, name: str) -> dict[str, Any]:
     """Evaluate, and write the pictures to the trial's folder, where the driver takes them from."""
-    found = evaluate(
-        trainer.sampling_model(), run.config, run.extractor, run.reference, rank=run.rank, world_size=run.world_size
-    )
-    report = {**found.scores, "extractor": run.extractor.label, "chain": {str(k): v for k, v in found.chain.items()}}
+    found = run.work.evaluate(trainer.sampling_model())
+    report = {**found.scores, "chain": {str(step): value for step, value in found.chain.items()}}
+    if run.work.label:
+        report["extractor"] = run.work.label
     if run.rank == 0:
-        report["figures"] = write_figures(found, f"{run.url}/figures/{name}", run.extractor.label)
+        report["figures"] = write_pictures(found.pictures, f"{run.url}/figures/{name}")
     return report
 
 
-def write_figures(found: Evaluation, url: str, extractor: str) -> list[str]:
+def write_pictures(pictures: dict[str, bytes], url: str) -> list[str]:
     """Write an evaluation's pictures.
 
     Args:
-        found: the evaluation.
+        pictures: file name to contents.
         url: their folder, behind any fsspec URL.
-        extractor: the feature extractor's name.
 
     Returns:
-        Their URLs: base and GEBM side by side, the chain as an animation, and FID along it.
+        Their URLs.
     """
-    steps = sorted(found.frames)
-    animated = io.BytesIO()
-    figures.animation([found.frames[step] for step in steps], steps, animated)
-    curve = figures.fid_curve(list(found.chain), list(found.chain.values()), extractor, found.scores["fid_base"])
-    pictures = {
-        "base_and_gebm.png": figures.png(figures.side_by_side(found.frames[steps[0]], found.frames[steps[-1]])),
-        "chain.gif": animated.getvalue(),
-        "fid_along_chain.png": figures.png(curve),
-    }
     for name, content in pictures.items():
         write_file(f"{url}/{name}", content)
     return [f"{url}/{name}" for name in pictures]

@@ -25,7 +25,8 @@ def test_the_samplers_space_has_useful_steps_of_each(path):
     space = experiment.spaces.sampler
     assert list(space["sampler.name"].choice) == ["ula", "kla"]
     low, high = space["sampler.step_size"].log_uniform
-    for h in (experiment.sampler.step_size, *experiment.spaces.training["sampler.step_size"].log_uniform):
+    searched = experiment.spaces.training.get("sampler.step_size", {}).get("log_uniform", [])
+    for h in (experiment.sampler.step_size, *searched):
         # In one step overdamped dynamics go (2 h)^(1/2) far, and kinetic ones h at unit velocity.
         assert low <= h <= high and low <= math.sqrt(2 * h) <= high
 

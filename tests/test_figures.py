@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.figures import animation, fid_curve, grid, png, side_by_side
+from pipeline.figures import animation, chain_curve, grid, png, side_by_side
 
 GAP, TITLE = 2, 28
 
@@ -102,22 +102,22 @@ def test_an_animation_has_a_frame_for_each_step_and_every_pixel() -> None:
         animation(frames, [0], io.BytesIO())
 
 
-def test_the_fid_curve_names_what_it_shows() -> None:
-    figure = fid_curve([0, 10, 20], [5.0, 3.0, 4.0], "classifier-0a1b2c3d", base_fid=5.0)
+def test_the_curve_along_a_chain_names_what_it_shows() -> None:
+    figure = chain_curve([0, 10, 20], [5.0, 3.0, 4.0], "FID (classifier-0a1b2c3d)")
     (axes,) = figure.axes
     assert axes.get_xlabel() == "MCMC step" and axes.get_ylabel() == "FID (classifier-0a1b2c3d)"
     texts = [text.get_text() for text in axes.get_legend().get_texts()]
     assert texts == ["base alone: 5", "GEBM, best 3 at step 10"]
     curve = next(line for line in axes.lines if len(line.get_xdata()) == 3)
     assert list(curve.get_ydata()) == [5.0, 3.0, 4.0]
-    with pytest.raises(ValueError, match="one FID for each step"):
-        fid_curve([0, 1], [1.0], "classifier-0a1b2c3d", base_fid=1.0)
+    with pytest.raises(ValueError, match="one score for each step"):
+        chain_curve([0, 1], [1.0], "FID (classifier-0a1b2c3d)")
 
 
 def test_no_label_is_cut_off() -> None:
     """The outermost pixels of a figure are background: nothing runs over its edge."""
     for fids in ([400.0, 1e-3], [1e-7, 123_456.0]):
-        figure = fid_curve([0, 1000], fids, "classifier-0a1b2c3d", fids[0])
+        figure = chain_curve([0, 1000], fids, "FID (classifier-0a1b2c3d)")
         pixels = np.asarray(Image.open(io.BytesIO(png(figure))).convert("RGB"))
         edges = (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])
         assert all((edge == 255).all() for edge in edges)

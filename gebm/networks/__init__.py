@@ -48,7 +48,8 @@ def make(
         latent_dim: Latent dimension ``D``; a flow's is the dimension of its data.
         width: Channels at the full resolution, or hidden units; the family's own if none.
         energy: Which energy goes with a flow: if none, one with a known log-partition, minus the log-density of a
-            second such flow and relative to the base; or ``"mlp"``. The other families have one energy each.
+            second such flow and relative to the base. ``"mlp"``, with a flow or an MLP as base: an MLP that is not
+            spectrally normalised. The other families have one energy each.
         offset: Constant in a flow's energy, in nats: minus its true log-partition.
 
     Returns:
@@ -75,6 +76,8 @@ def make(
     settings = {} if width is None else {"width": width}
     if name in flows.FLOWS:
         settings |= {"energy": energy, "offset": offset}
-    elif energy not in (None, "mlp" if name == "mlp" else None) or offset != 0:
+    elif name == "mlp" and energy in (None, "mlp") and offset == 0:
+        settings |= {"energy": energy}
+    elif energy is not None or offset != 0:
         raise ValueError(f"energy={energy}, offset={offset}: {name} has an energy of its own; leave both out")
     return NAMES[name](resolution=resolution, channels=channels, latent_dim=latent_dim, **settings)

@@ -292,7 +292,7 @@ def make(
         resolution: Means nothing for vectors.
         channels: Dimension of the data.
         latent_dim: The same: a flow is invertible.
-        width: Hidden units per layer; 100 if none, or 64 in an energy that is an MLP.
+        width: Hidden units per layer; 100 if none.
         energy: If none, minus the log-density of a second flow of the family, written relative to the base;
             ``"mlp"`` for an MLP that multiplies the base's density.
         offset: Constant in the flow's energy; minus the true log-partition.
@@ -318,7 +318,8 @@ def make(
     sizes = {} if width is None else {"width": width}
     base = FLOWS[name](channels, **sizes)
     if energy == "mlp":
-        return base, MLPEnergy(channels, **sizes)
+        # A flow is a good base already, and what is left to correct is small and sharp.
+        return base, MLPEnergy(channels, **{"width": 100, **sizes}, normalised=False)
     return base, RelativeEnergy(FlowEnergy(FLOWS[name](channels, **sizes), offset), base)
 
 

@@ -36,11 +36,13 @@ class MLPBase(nn.Sequential):
 
 
 class MLPEnergy(nn.Sequential):
-    """The energy: two hidden layers with SiLU, spectrally normalised.
+    """The energy: two hidden layers with SiLU, spectrally normalised unless told otherwise.
 
     Args:
         dim: Dimension of the data.
         width: Hidden units per layer.
+        normalised: Whether the layers are spectrally normalised, which bounds how steep the energy is. Without, the
+            last layer starts at zero: on a base that is already good, the energy starts from the base.
 
     Example:
         >>> import torch
@@ -48,16 +50,18 @@ class MLPEnergy(nn.Sequential):
         torch.Size([4, 1])
     """
 
-    def __init__(self, dim: int, width: int = 64) -> None:
-        super().__init__(
-            spectral_norm(nn.Linear(dim, width)),
-            nn.SiLU(),
-            spectral_norm(nn.Linear(width, width)),
-            nn.SiLU(),
-            spectral_norm(nn.Linear(width, 1)),
-        )
+    def __init__(self, dim: int, width: int = 64, normalised: bool = True) -> None:
+        layers = [nn.Linear(dim, width), nn.Linear(width, width), nn.Linear(width, 1)]
+        if normalised:
+            layers = [spectral_norm(layer) for layer in layers]
+        else:
+            nn.init.zeros_(layers[-1].weight)
+            nn.init.zeros_(layers[-1].bias)
+        super().__init__(layers[0], nn.SiLU(), layers[1], nn.SiLU(), layers[2])
 
 
-def make(resolution: int, channels: int, latent_dim: int, width: int = 64) -> tuple[MLPBase, MLPEnergy]:
+def make(
+    resolution: int, channels: int, latent_dim: int, width: int = 64, energy: str | None = None
+) -> tuple[MLPBase, MLPEnergy]:
     """Build both for vectors of ``channels`` entries; see :func:`gebm.networks.make`."""
-    return MLPBase(latent_dim, channels, width), MLPEnergy(channels, width)
+    return MLPBase(latent_dim, channels, width), MLPEnergy(channels, width, normalised=energy is None)

@@ -13,6 +13,7 @@ from pipeline.search import parse_space
 from pipeline.trial import build_model
 
 PAPERS = ("cifar10", "lsun", "celeba", "imagenet32")
+TABLES = ("redwine", "whitewine", "parkinsons", "hepmass", "miniboone")
 
 
 def composed(*overrides: str) -> schema.Config:
@@ -30,12 +31,13 @@ def test_every_experiment_composes_with_every_search(experiment, search):
     config = composed(f"conf={experiment}", f"sweeps={search}")
     schema.validate(config)
     assert config.name == experiment
-    assert list(parse_space(config)) == list(config.spaces["sampler" if search == "mcmc" else "training"])
+    purpose = {"mcmc": "sampler", "comparison": "comparison"}.get(search, "training")
+    assert list(parse_space(config)) == list(config.spaces[purpose])
 
 
 def test_every_experiment_and_search_says_what_it_is():
-    assert set(schema.experiments()) == {"digits", *PAPERS}
-    assert {"asha", "grid", "mcmc", "optuna", "pbt", "random"} == set(schema.searches())
+    assert set(schema.experiments()) == {"digits", "toy", *PAPERS, *TABLES}
+    assert {"asha", "comparison", "grid", "mcmc", "optuna", "pbt", "random"} == set(schema.searches())
     assert all({**schema.experiments(), **schema.searches()}.values())
 
 
@@ -174,6 +176,14 @@ BAD = [
     ("sampler.friction", -1.0),
     ("evaluation.num_samples", 1),
     ("evaluation.metrics", ["fid", "lpips"]),
+    ("task", "video"),
+    ("model.energy", "cnn"),
+    ("train.penalty_kind", "r3"),
+    ("train.penalty_every", 0),
+    ("train.negatives.sampler", "imh"),
+    ("train.negatives.step_size", 0.0),
+    ("train.negatives.num_steps", 0),
+    ("data.max_correlation", -0.5),
     ("sweep.search", "bayes"),
     ("sweep.scheduler", "median"),
     ("sweep.mode", "least"),
@@ -207,6 +217,10 @@ def test_each_refusal_is_one_line_that_names_its_key(small, key, value):
         ({"sweep.search": "optuna", "sweep.scheduler": "pbt"}, "sweep.search=optuna"),
         ({"ray.address": "ray://head:10001"}, "ray.address=ray://head:10001"),
         ({"train.learning_rate_decay.num_samples": 1}, "train.learning_rate_decay"),
+        ({"model.energy_offset": 1.0}, "model: energy=None, offset=1.0"),
+        ({"train.objective": "ml"}, "train.objective=ml: it needs a base with a density"),
+        ({"train.objective": "pcd_data"}, "train.objective=pcd_data: it needs a base with a density"),
+        ({"task": "density"}, "model.networks=dcgan: it has to be one of gaussian, realnvp"),
     ],
 )
 def test_keys_that_contradict_each_other_are_refused(small, overrides, named):

@@ -18,7 +18,13 @@ SCORES = st.lists(st.one_of(st.none(), st.floats()), max_size=8)
 
 def sweep(scores, mode, output="memory://records/sweep") -> Records:
     """A sweep whose trials were evaluated once, or not at all where the score is None."""
-    records = Records(output, metric="fid_gebm", mode=mode, facts={"experiment": "x", "extractor": "any"})
+    records = Records(
+        output,
+        metric="fid_gebm",
+        mode=mode,
+        shown=("fid_base", "fid_gebm"),
+        facts={"experiment": "x", "extractor": "any"},
+    )
     for index, score in enumerate(scores):
         record = records.add(f"{index:03d}", {"train.base_lr": 1e-4 * (index + 1)})
         if score is not None:
@@ -64,7 +70,7 @@ def test_what_is_written_is_read_back(scores, mode):
     document, trials = read_summary(records.output)
     assert (document["metric"], document["mode"], document["extractor"]) == ("fid_gebm", mode, "any")
     assert [trial.name for trial in trials] == [trial.name for trial in records.trials]
-    again = Records(records.output, metric="fid_gebm", mode=mode, facts={}, trials=trials)
+    again = Records(records.output, metric="fid_gebm", mode=mode, shown=(), facts={}, trials=trials)
     assert [record.name for record in again.ranking()] == [record.name for record in records.ranking()]
     if all(score is None or math.isfinite(score) for score in scores):
         assert trials == records.trials

@@ -86,7 +86,7 @@ def test_a_sweep_and_its_trials(place, tmp_path):
             "extractor": "any-1a2b",
         }
         tracker.log_metrics(child, values, step)
-        tracker.log_chain(child, {0: fid + 1, "50": math.nan, 100: fid}, step)
+        tracker.log_chain(child, "fid", {0: fid + 1, "50": math.nan, 100: fid}, step)
     (tmp_path / "grid.png").write_bytes(b"picture")
     tracker.log_files(child, [str(tmp_path / "grid.png")], folder="step-00000020")
     tracker.log_text(parent, "text", "notes.txt")

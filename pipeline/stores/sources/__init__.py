@@ -20,7 +20,7 @@ from pipeline.stores.sources.lsun import LSUN
 from pipeline.stores.sources.protocol import BrokenImage, Source, Table
 from pipeline.stores.sources.tables import hepmass, miniboone, parkinsons, redwine, whitewine
 
-__all__ = ["IMAGES", "KINDS", "TABLES", "BrokenImage", "Source", "Table", "make"]
+__all__ = ["EMBEDDED", "IMAGES", "KINDS", "TABLES", "BrokenImage", "Source", "Table", "make"]
 
 IMAGES: dict[str, Callable[[str, str | None], Source]] = {
     "celeba": CelebA,
@@ -40,7 +40,7 @@ TABLES: dict[str, Callable[[str, str | None], Table]] = {
 }
 KINDS = IMAGES | TABLES
 
-_WITHOUT_URL = {"digits": "the digits come with scikit-learn", "toy": "the toy data are made here"}
+EMBEDDED = {"digits": "the digits come with scikit-learn", "toy": "the toy data are made here"}
 
 
 def make(kind: str, url: str | None = None, split: str | None = None) -> Source | Table:
@@ -64,9 +64,9 @@ def make(kind: str, url: str | None = None, split: str | None = None) -> Source 
     """
     if kind not in KINDS:
         raise UserError(f"no data source of kind {kind!r}: choose one of {', '.join(sorted(KINDS))}")
-    if kind in _WITHOUT_URL:
+    if kind in EMBEDDED:
         if url:
-            raise UserError(f"{_WITHOUT_URL[kind]}: leave the source's url empty")
+            raise UserError(f"{EMBEDDED[kind]}: leave the source's url empty")
     elif not url:
         raise UserError(f"a source of kind {kind!r} needs a url: give the path or URL of its files")
     with unpacking(str(url)):

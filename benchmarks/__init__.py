@@ -1,0 +1,1 @@
+"""One command a table: each runs what it measures, prints it, and writes the page that holds it."""

@@ -1,0 +1,171 @@
+"""Images, judged by FID along the chain."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from gebm import GEBM
+from pipeline import figures, metrics
+from pipeline.config import Config
+from pipeline.errors import UserError
+from pipeline.evaluation import Evaluation, evaluate
+from pipeline.stores import Position, Reader, Store, open_store
+
+__all__ = ["ImageJudge", "Images"]
+
+
+class Images:
+    """Images of one resolution, from a store of encoding ``images`` or ``blocks``.
+
+    Args:
+        config: the experiment.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+
+    def check(self, store: Store) -> None:
+        """Refuse a store of another resolution, or one with less than a batch.
+
+        Raises:
+            UserError: one line that names the key.
+        """
+        data, found = self._config.data, store.manifest
+        if (found.resolution, found.channels) != (data.resolution, data.channels):
+            raise UserError(
+                f"the store {store.url} holds images of {found.resolution} pixels and {found.channels} channels, and "
+                f"conf={self._config.name} asks for data.resolution={data.resolution} data.channels={data.channels}"
+            )
+        if found.num_samples < self._config.train.batch_size:
+            raise UserError(
+                f"the store {store.url} has {found.num_samples} images, fewer than train.batch_size="
+                f"{self._config.train.batch_size}"
+            )
+
+    def prepare(self, store: Store, device: torch.device) -> str:
+        """Make the feature extractor and the reference statistics, and give the extractor's label."""
+        extractor = self._extractor(store, device)
+        metrics.reference(store, extractor)
+        return extractor.label
+
+    def measure(self, label: str | None) -> str:
+        """FID, with its extractor."""
+        return f"FID by {label}"
+
+    def open(self, rank: int, world_size: int, device: torch.device) -> ImagesWork:
+        """The store's reader, the extractor and the reference statistics, on one worker."""
+        store = open_store(self._config.data.store)
+        return ImagesWork(self._config, store, self._extractor(store, device), rank, world_size, device)
+
+    def show(self, samples: Tensor) -> Tensor:
+        """Images in [-1, 1] (N, C, H, W) as uint8."""
+        return metrics.to_uint8(samples)
+
+    def pictures(self, base: Tensor, gebm: Tensor) -> dict[str, bytes]:
+        """A grid of the GEBM's images, and both side by side."""
+        return {
+            "grid.png": figures.png(figures.grid(gebm, columns=8)),
+            "base_and_gebm.png": figures.png(figures.side_by_side(base, gebm)),
+        }
+
+    def _extractor(self, store: Store, device: torch.device) -> metrics.Extractor:
+        settings = self._config.evaluation
+        return metrics.make_extractor(settings.extractor, store=store, weights=settings.weights, device=device)
+
+
+class ImageJudge:
+    """Images, by torch-fidelity.
+
+    Args:
+        extractor: the feature extractor.
+        reference: what the store looks like to it.
+        wanted: which of ``fid``, ``kid``, ``is`` and ``prc`` are taken at the chain's ends, besides the FID.
+    """
+
+    primary = "fid"
+
+    def __init__(self, extractor: metrics.Extractor, reference: metrics.Reference, wanted: list[str]) -> None:
+        self._extractor, self._reference, self._wanted = extractor, reference, wanted
+
+    def show(self, samples: Tensor) -> Tensor:
+        """Images as uint8."""
+        return metrics.to_uint8(samples)
+
+    def features(self, shown: Tensor) -> dict[str, Tensor]:
+        """The extractor's two layers."""
+        return metrics.features(shown, self._extractor)
+
+    def score(self, features: dict[str, Tensor], *, end: bool) -> dict[str, float]:
+        """FID, and at an end of the chain what else was asked for."""
+        wanted = tuple(dict.fromkeys(("fid", *self._wanted))) if end else ("fid",)
+        return metrics.score(features, self._reference, self._extractor, metrics=wanted)
+
+
+class ImagesWork:
+    """Images on one worker."""
+
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        extractor: metrics.Extractor,
+        rank: int,
+        world_size: int,
+        device: torch.device,
+    ) -> None:
+        self._config, self._store, self._extractor = config, store, extractor
+        self._rank, self._world_size, self._device = rank, world_size, device
+        statistics = metrics.reference(store, extractor)
+        self._judge = ImageJudge(extractor, statistics, config.evaluation.metrics)
+        self.label = extractor.label
+        self.reference = statistics.features
+
+    def batches(self, position: Position) -> _Batches:
+        """Images in [-1, 1] from a position on."""
+        reader = Reader(
+            self._store,
+            batch_size=self._config.train.batch_size,
+            rank=self._rank,
+            world_size=self._world_size,
+            seed=self._config.seed,
+            position=position,
+            num_workers=self._config.data.reader_workers,
+        )
+        return _Batches(reader, position, self._device)
+
+    def features(self, samples: Tensor) -> Tensor:
+        """Embeddings of images in [-1, 1]."""
+        return metrics.features(metrics.to_uint8(samples), self._extractor)["embedding"]
+
+    def evaluate(self, model: GEBM, advance: Callable[[int], None] = lambda steps: None) -> Evaluation:
+        """FID of base and GEBM and along the chain; base and GEBM side by side, an animation, and a curve."""
+        found = evaluate(
+            model, self._config, self._judge, rank=self._rank, world_size=self._world_size, advance=advance
+        )
+        steps = sorted(found.frames)
+        animated = io.BytesIO()
+        figures.animation([found.frames[step] for step in steps], steps, animated)
+        curve = figures.chain_curve(list(found.chain), list(found.chain.values()), f"FID ({self.label})")
+        found.pictures = {
+            "base_and_gebm.png": figures.png(figures.side_by_side(found.frames[steps[0]], found.frames[steps[-1]])),
+            "chain.gif": animated.getvalue(),
+            "fid_along_chain.png": figures.png(curve),
+        }
+        return found
+
+
+class _Batches(Iterator[Tensor]):
+    """The reader's batches as the networks take them, and the position after the last one that was used."""
+
+    def __init__(self, reader: Reader, position: Position, device: torch.device) -> None:
+        self._batches, self._device = iter(reader), device
+        self.position = position
+
+    def __next__(self) -> Tensor:
+        batch = next(self._batches)
+        self.position = batch.position
+        return batch.images.to(self._device, non_blocking=True).float().div_(127.5).sub_(1.0)

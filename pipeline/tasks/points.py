@@ -1,0 +1,147 @@
+"""Points of space without a density, judged by how far samples are from data: the toy of the paper.
+
+Where the support has a lower dimension than space, there is no likelihood to compare by. Samples are held against data
+that were held out, by the sliced Wasserstein distance, along the chain as images are by FID.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from scipy.stats import wasserstein_distance
+from torch import Tensor
+
+from gebm import GEBM
+from pipeline import figures
+from pipeline.config import Config
+from pipeline.evaluation import Evaluation, evaluate
+from pipeline.stores import Position, Store, open_store
+from pipeline.stores.sources import toy
+from pipeline.tasks.tables import RowBatches, check_rows, split_store
+
+__all__ = ["PointJudge", "Points"]
+
+_DIRECTIONS = 100
+_SUPPORT = 20_000  # points on a known support, so close that the nearest of them is as good as the support
+
+
+class Points:
+    """Points of space.
+
+    Args:
+        config: the experiment.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+
+    def check(self, store: Store) -> None:
+        """Refuse a store of another dimension, or one with less than a batch to train on.
+
+        Raises:
+            UserError: one line that names the key.
+        """
+        check_rows(self._config, store)
+
+    def prepare(self, store: Store, device: torch.device) -> None:
+        """Nothing: points need no extractor."""
+
+    def measure(self, label: str | None) -> str:
+        """The distance, in the units of the data."""
+        return "sliced Wasserstein distance to held-out data"
+
+    def open(self, rank: int, world_size: int, device: torch.device) -> PointsWork:
+        """The points on one worker."""
+        return PointsWork(self._config, rank, world_size, device)
+
+    def show(self, samples: Tensor) -> Tensor:
+        """Points (N, D) in the units of the data."""
+        return split_store(self._config, open_store(self._config.data.store)).restore(samples)
+
+    def pictures(self, base: Tensor, gebm: Tensor) -> dict[str, bytes]:
+        """Base and GEBM side by side."""
+        return {"base_and_gebm.png": figures.png(figures.clouds({"base": base, "GEBM": gebm}))}
+
+
+class PointJudge:
+    """Points, by their distance to data.
+
+    Args:
+        data: points held out (M, D).
+        support: points that cover the true support (S, D), or None where it is not known.
+        restore: from the networks' units to the data's.
+    """
+
+    primary = "distance"
+
+    def __init__(self, data: Tensor, support: Tensor | None, restore: Callable[[Tensor], Tensor]) -> None:
+        self._data, self._support, self._restore = data, support, restore
+        directions = torch.randn(_DIRECTIONS, data.shape[1], generator=torch.Generator().manual_seed(0))
+        self._directions = directions / directions.norm(dim=1, keepdim=True)
+
+    def show(self, samples: Tensor) -> Tensor:
+        """Points in the units of the data."""
+        return self._restore(samples.cpu())
+
+    def features(self, shown: Tensor) -> dict[str, Tensor]:
+        """The points themselves."""
+        return {"points": shown}
+
+    def score(self, features: dict[str, Tensor], *, end: bool) -> dict[str, float]:
+        """Mean 1-Wasserstein distance over fixed directions; at an end, the mean distance to the support as well."""
+        points = features["points"]
+        ours, theirs = (points @ self._directions.T).numpy(), (self._data @ self._directions.T).numpy()
+        distances = [wasserstein_distance(a, b) for a, b in zip(ours.T, theirs.T, strict=True)]
+        scores = {"distance": float(np.mean(distances))}
+        if end and self._support is not None:
+            nearest = [torch.cdist(part, self._support).min(1).values for part in points.split(500)]
+            scores["off_support"] = float(torch.cat(nearest).mean())
+        return scores
+
+
+class PointsWork:
+    """Points on one worker."""
+
+    label = None
+
+    def __init__(self, config: Config, rank: int, world_size: int, device: torch.device) -> None:
+        self._config, self._rank, self._world_size, self._device = config, rank, world_size, device
+        self._splits = split_store(config, open_store(config.data.store))
+        self._held_out = self._splits.restore(self._splits.test)
+        support = None
+        if config.data.source.kind == "toy":
+            uniform = (torch.arange(_SUPPORT, dtype=torch.float64) + 0.5) / _SUPPORT
+            support = toy.base(torch.special.ndtri(uniform)[:, None]).float()
+        self._judge = PointJudge(self._held_out, support, self._splits.restore)
+        self.reference = self._splits.train[:_SUPPORT]
+
+    def batches(self, position: Position) -> RowBatches:
+        """Training points from a position on."""
+        return RowBatches(
+            self._splits.train.to(self._device),
+            batch_size=self._config.train.batch_size,
+            rank=self._rank,
+            world_size=self._world_size,
+            seed=self._config.seed,
+            position=position,
+        )
+
+    def features(self, samples: Tensor) -> Tensor:
+        """The points themselves."""
+        return samples.cpu()
+
+    def evaluate(self, model: GEBM, advance: Callable[[int], None] = lambda steps: None) -> Evaluation:
+        """Distance of base and GEBM to the data, and along the chain; the clouds beside the data's, and a curve."""
+        found = evaluate(
+            model, self._config, self._judge, rank=self._rank, world_size=self._world_size, advance=advance
+        )
+        steps = sorted(found.frames)
+        clouds = {"data": self._held_out, "base": found.frames[steps[0]], "GEBM": found.frames[steps[-1]]}
+        curve = figures.chain_curve(list(found.chain), list(found.chain.values()), "sliced Wasserstein distance")
+        found.pictures = {
+            "base_and_gebm.png": figures.png(figures.clouds(clouds)),
+            "distance_along_chain.png": figures.png(curve),
+        }
+        return found
