@@ -18,12 +18,12 @@ SEEDS = range(5)
 ON_TOP = {
     "train.objective": "kale_fenchel",
     "train.train_base": "false",
-    "train.energy_lr": "3e-4",
+    "train.energy_lr": "5e-4",
     "train.latent_batch_size": "512",
-    "evaluation.every": "200",
+    "evaluation.every": "250",
     "evaluation.num_samples": "50000",
 }
-ON_TOP_STEPS = 3000  # energy steps on a base that stands still
+ON_TOP_STEPS = 2000  # energy steps on a base that stands still
 
 HEAD = """# Density estimation on UCI
 

@@ -283,6 +283,21 @@ class GEBM(nn.Module):
         self.prior = prior
         self.log_partition = nn.Parameter(torch.zeros(()))
 
+    @property
+    def known_log_partition(self) -> Tensor | None:
+        """The true ``log Z``, a scalar in nats, where it is known: if ``exp(-E) dB`` is a density times a constant.
+
+        Example:
+            >>> from gebm import networks
+            >>> base, energy = networks.make("gaussian", resolution=0, channels=2, latent_dim=2, offset=0.5)
+            >>> GEBM(base, energy, StandardNormal(2)).known_log_partition
+            tensor(-0.5000)
+        """
+        network = self.energy.network
+        if not isinstance(network, RelativeEnergy) or self.energy.floor != -math.inf:
+            return None
+        return getattr(network.network, "known_log_partition", None)
+
     def with_base(self, base: nn.Module) -> GEBM:
         """Return the model with another base; energy, prior and log-partition are shared, not copied.
 

@@ -107,8 +107,8 @@ class DensityWork:
             log_weights = -energy_base.double()
             estimate = float(log_weights.logsumexp(0)) - math.log(count)
             weights = (log_weights - estimate).exp()
-            known = model.energy.known_log_partition if trained else 0.0
-            log_partition = estimate if known is None else known
+            known = model.known_log_partition if trained else 0.0
+            log_partition = estimate if known is None else float(known)
             found.scores |= {
                 "log_partition_monte_carlo": estimate,
                 "log_partition_standard_error": float(weights.std() / math.sqrt(count)),
