@@ -363,9 +363,9 @@ def _of_checkpoint(config: schema.Config, named: dict[str, Any]) -> schema.Confi
     if space == config.spaces.get("sampler") and "sweep.space" not in named:
         space = trained.spaces.get("sampler", space)  # of the experiment it was trained in
     command = {key: getattr(config, key) for key in ("scale", "ray", "tracking", "output", "resume")}
-    config = dataclasses.replace(
-        trained, **command, sweep=dataclasses.replace(config.sweep, space=space), checkpoint=checkpoint.url
-    )
+    # How to search is the command's, and by what to rank is the experiment's that the model was trained in.
+    sweep = dataclasses.replace(config.sweep, space=space, metric=trained.sweep.metric, mode=trained.sweep.mode)
+    config = dataclasses.replace(trained, **command, sweep=sweep, checkpoint=checkpoint.url)
     apart = ("checkpoint", "output", "resume")
     config = schema.apply(config, {key: value for key, value in named.items() if key not in apart})
     load_state(build_model(config), checkpoint)

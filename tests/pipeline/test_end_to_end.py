@@ -249,6 +249,63 @@ def test_population_based_training_goes_on_from_the_better_trial(home):
     assert all(str(output / "trials" / trial["name"]) in trial["checkpoint"] for trial in trials)
 
 
+def wine(path: Path) -> None:
+    """A file as UCI distributes the red wine, of 400 rows that correlate."""
+    random = np.random.RandomState(0)
+    columns = [
+        "fixed acidity", "volatile acidity", "citric acid", "residual sugar", "chlorides", "free sulfur dioxide",
+        "total sulfur dioxide", "density", "pH", "sulphates", "alcohol", "quality",
+    ]  # fmt: skip
+    rows = np.round(random.standard_normal((400, 12)) @ random.standard_normal((12, 12)), 2)
+    lines = [";".join(f'"{name}"' for name in columns), *(";".join(map(str, row)) for row in rows)]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def test_a_density_is_estimated_and_an_energy_put_on_top_of_it(home):
+    """From the published file to a flow, by maximum likelihood, and on to an energy over that flow."""
+    wine(home / "winequality-red.csv")
+    assert "python -m pipeline.shards conf=redwine" in run(home, "train", "conf=redwine", status=2)
+    printed = run(home, "shards", "conf=redwine", f"data.source.url={home / 'winequality-red.csv'}")
+    assert "400 rows of 11 columns" in printed
+    short = ["train.batch_size=64", "train.report_every=10", "evaluation.every=20", "evaluation.num_samples=1000"]
+    flow, top = home / "flow", home / "top"
+    words = ["conf=redwine", "train.objective=ml", "model.energy=mlp", *short, "train.base_steps=40"]
+    run(home, "train", *words, f"output={flow}")
+    [trial] = summary(flow)["trials"]
+    scores = trial["metrics"]
+    assert scores["nll_gebm"] == scores["nll_base"] and scores["base_step"] == 40
+    assert "extractor" not in summary(flow) and "nats" in summary(flow)["measure"]
+    words = [f"checkpoint={trial['checkpoint']}", "train.objective=kale_fenchel", "train.train_base=false"]
+    printed = run(home, "train", *words, "train.base_steps=60", f"output={top}")
+    [above] = summary(top)["trials"]
+    # The base stood still under the energy, and the energy is not nothing.
+    assert above["metrics"]["nll_base"] == scores["nll_base"] != above["metrics"]["nll_gebm"]
+    assert "nll_gebm" in printed and "60/60 base steps" in printed
+    client = MlflowClient(summary(top)["tracking_uri"])
+    logged = client.get_run(above["mlflow_run_id"]).data.metrics
+    assert {"nll/gebm", "nll/base", "nll/gebm_validation", "kale/log_partition_monte_carlo"} <= set(logged)
+    pictures = {Path(entry.path).name for entry in client.list_artifacts(above["mlflow_run_id"], "step-00000060")}
+    assert pictures == {"marginals.png", "energies.png", "density.png"}
+    run(home, "sample", f"checkpoint={top}/trials/000", "sampler.num_samples=30", f"output={home / 'rows'}")
+    rows = np.load(home / "rows" / "samples.npy", allow_pickle=False)
+    assert rows.shape == (30, 11) and rows.dtype == np.float32
+    assert "nll_gebm" in run(home, "evaluate", f"checkpoint={top}/trials/000", f"output={home / 'scored'}")
+
+
+def test_points_are_compared_all_else_being_equal(home):
+    """The toy of the paper, without any file: the same networks by two objectives, on two workers each."""
+    output = home / "toy"
+    short = ["train.base_steps=20", "train.report_every=10", "evaluation.every=10", "evaluation.num_samples=200"]
+    space = "++sweep.space={train.objective:{choice:[kale_fenchel,gan]}}"
+    words = ["conf=toy", "sweeps=comparison", space, *short, "sampler.num_steps=10", "scale.num_workers=2"]
+    printed = run(home, "sweep", *words, f"output={output}")
+    trials = summary(output)["trials"]
+    assert {trial["params"]["train.objective"] for trial in trials} == {"kale_fenchel", "gan"}
+    assert all(trial["status"] == "finished" for trial in trials)
+    assert all({"distance_base", "distance_gebm", "off_support_gebm"} <= set(trial["metrics"]) for trial in trials)
+    assert "sliced Wasserstein distance" in printed
+
+
 @pytest.fixture
 def bucket():
     """The URL of a bucket of an S3 server on this machine, and the environment that leads there."""
