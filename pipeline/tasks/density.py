@@ -15,38 +15,17 @@ from torch import Tensor
 from gebm import GEBM, objectives
 from gebm.model import frozen
 from pipeline import figures
-from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.evaluation import Evaluation
-from pipeline.stores import Position, Store, open_store
-from pipeline.tasks.tables import RowBatches, check_rows, split_store
+from pipeline.tasks.tables import TableTask, TableWork
 
 __all__ = ["Density"]
 
-_MAX_REFERENCE = 10_000
 _SHOWN = 2_000  # draws of the model in a picture
 
 
-class Density:
-    """Density estimation on a table.
-
-    Args:
-        config: the experiment.
-    """
-
-    def __init__(self, config: Config) -> None:
-        self._config = config
-
-    def check(self, store: Store) -> None:
-        """Refuse a store of another number of columns, or one with less than a batch to train on.
-
-        Raises:
-            UserError: one line that names the key.
-        """
-        check_rows(self._config, store)
-
-    def prepare(self, store: Store, device: torch.device) -> None:
-        """Nothing: rows are split in an instant."""
+class Density(TableTask):
+    """Density estimation on a table."""
 
     def measure(self, label: str | None) -> str:
         """Likelihood, with its unit."""
@@ -56,39 +35,13 @@ class Density:
         """The rows on one worker."""
         return DensityWork(self._config, rank, world_size, device)
 
-    def show(self, samples: Tensor) -> Tensor:
-        """Rows (N, D) in the units of the table."""
-        return split_store(self._config, open_store(self._config.data.store)).restore(samples)
-
     def pictures(self, base: Tensor, gebm: Tensor) -> dict[str, bytes]:
         """The columns' marginals, of base and GEBM."""
         return {"marginals.png": figures.png(figures.marginals({"base": base, "GEBM": gebm}))}
 
 
-class DensityWork:
+class DensityWork(TableWork):
     """A table on one worker."""
-
-    label = None
-
-    def __init__(self, config: Config, rank: int, world_size: int, device: torch.device) -> None:
-        self._config, self._rank, self._world_size, self._device = config, rank, world_size, device
-        self._splits = split_store(config, open_store(config.data.store))
-        self.reference = self._splits.train[:_MAX_REFERENCE]
-
-    def batches(self, position: Position) -> RowBatches:
-        """Whitened training rows from a position on."""
-        return RowBatches(
-            self._splits.train.to(self._device),
-            batch_size=self._config.train.batch_size,
-            rank=self._rank,
-            world_size=self._world_size,
-            seed=self._config.seed,
-            position=position,
-        )
-
-    def features(self, samples: Tensor) -> Tensor:
-        """The rows themselves."""
-        return samples.cpu()
 
     @torch.no_grad()
     def evaluate(self, model: GEBM, advance: Callable[[int], None] = lambda steps: None) -> Evaluation:

@@ -17,9 +17,8 @@ from gebm import GEBM
 from pipeline import figures
 from pipeline.config import Config
 from pipeline.evaluation import Evaluation, evaluate
-from pipeline.stores import Position, Store, open_store
 from pipeline.stores.sources import toy
-from pipeline.tasks.tables import RowBatches, check_rows, split_store
+from pipeline.tasks.tables import TableTask, TableWork
 
 __all__ = ["PointJudge", "Points"]
 
@@ -27,26 +26,8 @@ _DIRECTIONS = 100
 _SUPPORT = 20_000  # points on a known support, so close that the nearest of them is as good as the support
 
 
-class Points:
-    """Points of space.
-
-    Args:
-        config: the experiment.
-    """
-
-    def __init__(self, config: Config) -> None:
-        self._config = config
-
-    def check(self, store: Store) -> None:
-        """Refuse a store of another dimension, or one with less than a batch to train on.
-
-        Raises:
-            UserError: one line that names the key.
-        """
-        check_rows(self._config, store)
-
-    def prepare(self, store: Store, device: torch.device) -> None:
-        """Nothing: points need no extractor."""
+class Points(TableTask):
+    """Points of space."""
 
     def measure(self, label: str | None) -> str:
         """The distance, in the units of the data."""
@@ -55,10 +36,6 @@ class Points:
     def open(self, rank: int, world_size: int, device: torch.device) -> PointsWork:
         """The points on one worker."""
         return PointsWork(self._config, rank, world_size, device)
-
-    def show(self, samples: Tensor) -> Tensor:
-        """Points (N, D) in the units of the data."""
-        return split_store(self._config, open_store(self._config.data.store)).restore(samples)
 
     def pictures(self, base: Tensor, gebm: Tensor) -> dict[str, bytes]:
         """Base and GEBM side by side."""
@@ -101,36 +78,17 @@ class PointJudge:
         return scores
 
 
-class PointsWork:
+class PointsWork(TableWork):
     """Points on one worker."""
 
-    label = None
-
     def __init__(self, config: Config, rank: int, world_size: int, device: torch.device) -> None:
-        self._config, self._rank, self._world_size, self._device = config, rank, world_size, device
-        self._splits = split_store(config, open_store(config.data.store))
+        super().__init__(config, rank, world_size, device)
         self._held_out = self._splits.restore(self._splits.test)
         support = None
         if config.data.source.kind == "toy":
             uniform = (torch.arange(_SUPPORT, dtype=torch.float64) + 0.5) / _SUPPORT
             support = toy.base(torch.special.ndtri(uniform)[:, None]).float()
         self._judge = PointJudge(self._held_out, support, self._splits.restore)
-        self.reference = self._splits.train[:_SUPPORT]
-
-    def batches(self, position: Position) -> RowBatches:
-        """Training points from a position on."""
-        return RowBatches(
-            self._splits.train.to(self._device),
-            batch_size=self._config.train.batch_size,
-            rank=self._rank,
-            world_size=self._world_size,
-            seed=self._config.seed,
-            position=position,
-        )
-
-    def features(self, samples: Tensor) -> Tensor:
-        """The points themselves."""
-        return samples.cpu()
 
     def evaluate(self, model: GEBM, advance: Callable[[int], None] = lambda steps: None) -> Evaluation:
         """Distance of base and GEBM to the data, and along the chain; the clouds beside the data's, and a curve."""

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.stores import Position, Splits, Store, load_rows, split_rows
+from pipeline.stores import Position, Splits, Store, load_rows, open_store, split_rows
 
-__all__ = ["RowBatches", "check_rows", "split_store"]
+__all__ = ["RowBatches", "TableTask", "TableWork", "split_store"]
 
 
 def split_store(config: Config, store: Store) -> Splits:
@@ -29,27 +29,7 @@ def split_store(config: Config, store: Store) -> Splits:
     return split_rows(load_rows(store), config.seed, dequantise=data.dequantise, max_correlation=data.max_correlation)
 
 
-def check_rows(config: Config, store: Store) -> None:
-    """Refuse a store whose rows are not what the experiment asks for.
-
-    Args:
-        config: the experiment.
-        store: its store.
-
-    Raises:
-        UserError: one line that names the key.
-    """
-    train = split_store(config, store).train
-    if train.shape[1] != config.data.channels:
-        raise UserError(
-            f"the store {store.url} has {train.shape[1]} columns as conf={config.name} prepares them, and "
-            f"data.channels={config.data.channels}: set data.channels={train.shape[1]}"
-        )
-    if len(train) < config.train.batch_size:
-        raise UserError(
-            f"the store {store.url} has {len(train)} rows to train on, fewer than train.batch_size="
-            f"{config.train.batch_size}"
-        )
+_MAX_REFERENCE = 10_000  # rows that the base is compared with by the learning rates' schedule
 
 
 class RowBatches(Iterator[Tensor]):
@@ -98,3 +78,65 @@ class RowBatches(Iterator[Tensor]):
         last = step + 1 == len(self._rows) // self._batch_size
         self.position = Position(epoch + 1, 0) if last else Position(epoch, step + 1)
         return self._rows[self._order[1][start : start + self._part]]
+
+
+class TableTask:
+    """What the tasks over rows share before any data are touched.
+
+    Args:
+        config: the experiment.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+
+    def check(self, store: Store) -> None:
+        """Refuse a store of another number of columns, or one with less than a batch to train on.
+
+        Raises:
+            UserError: one line that names the key.
+        """
+        config, train = self._config, split_store(self._config, store).train
+        if train.shape[1] != config.data.channels:
+            raise UserError(
+                f"the store {store.url} has {train.shape[1]} columns as conf={config.name} prepares them, and "
+                f"data.channels={config.data.channels}: set data.channels={train.shape[1]}"
+            )
+        if len(train) < config.train.batch_size:
+            raise UserError(
+                f"the store {store.url} has {len(train)} rows to train on, fewer than train.batch_size="
+                f"{config.train.batch_size}"
+            )
+
+    def prepare(self, store: Store, device: torch.device) -> None:
+        """Nothing: rows are split in an instant, and measured without an extractor."""
+
+    def show(self, samples: Tensor) -> Tensor:
+        """Rows (N, D) in the units of the table."""
+        return split_store(self._config, open_store(self._config.data.store)).restore(samples)
+
+
+class TableWork:
+    """What the tasks over rows share on a worker."""
+
+    label = None
+
+    def __init__(self, config: Config, rank: int, world_size: int, device: torch.device) -> None:
+        self._config, self._rank, self._world_size, self._device = config, rank, world_size, device
+        self._splits = split_store(config, open_store(config.data.store))
+        self.reference = self._splits.train[:_MAX_REFERENCE]
+
+    def batches(self, position: Position) -> RowBatches:
+        """Whitened training rows from a position on."""
+        return RowBatches(
+            self._splits.train.to(self._device),
+            batch_size=self._config.train.batch_size,
+            rank=self._rank,
+            world_size=self._world_size,
+            seed=self._config.seed,
+            position=position,
+        )
+
+    def features(self, samples: Tensor) -> Tensor:
+        """The rows themselves."""
+        return samples.cpu()
