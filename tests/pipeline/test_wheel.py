@@ -30,7 +30,7 @@ def installed(tmp_path_factory):
     [
         (["--help"], 0, "imagenet32"),
         (["conf=lsun", "sweeps=optuna"], 2, "python -m pipeline.shards conf=lsun"),
-        (["conf=nothing"], 2, "celeba, cifar10, digits, imagenet32, lsun"),
+        (["conf=nothing"], 2, "celeba, cifar10, digits, hepmass, imagenet32, lsun, miniboone"),
     ],
 )
 def test_it_has_the_experiments_and_the_searches(installed, tmp_path, words, status, told):

@@ -392,11 +392,16 @@ def test_every_command_that_the_help_shows_works(tmp_path, monkeypatch, capsys) 
     pack(tmp_path / "img_align_celeba.zip", {"img_align_celeba/000001.jpg": encoded(1, "JPEG", (218, 178))})
     pack(tmp_path / "Imagenet32_train_npz.zip", {"train_data_batch_1.npz": npz(0, 3)})
     pack(tmp_path / "photographs.zip", {"1.png": encoded(1)})
+    names = (
+        "fixed acidity;volatile acidity;citric acid;residual sugar;chlorides;free sulfur dioxide;"
+        "total sulfur dioxide;density;pH;sulphates;alcohol;quality"
+    )
+    (tmp_path / "winequality-red.csv").write_text(f"{names}\n7.4;0.7;0;1.9;0.076;11;34;0.9978;3.51;0.56;9.4;5\n")
     monkeypatch.setattr("sys.argv", ["pipeline.shards", "--help"])
     shards.main()
     text = capsys.readouterr().out.replace("\\\n", " ")
     commands = [line.split()[2:] for line in text.splitlines() if line.split()[:1] == ["python"]]
-    assert len(commands) == 5
+    assert len(commands) == 6
     for words in commands:
         monkeypatch.setattr("sys.argv", [word.replace("s3://bucket", str(tmp_path)) for word in words])
         with pytest.raises(SystemExit) as ended:
