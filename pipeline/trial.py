@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -301,7 +302,7 @@ def _progress(infos: list[StepInfo], trainer: Trainer, run: _Run, seconds: float
     newest = infos[-1]
     rate = len(infos) / max(seconds, 1e-9)
     images = sum(info.energy_steps for info in infos) * run.config.train.batch_size
-    return {
+    found = {
         "base_step": trainer.base_step,
         "energy_loss": losses[:, 0].mean().item(),
         "base_loss": losses[:, 1].mean().item(),
@@ -315,6 +316,8 @@ def _progress(infos: list[StepInfo], trainer: Trainer, run: _Run, seconds: float
         "energy_lr": trainer.energy_optimizer.param_groups[0]["lr"],
         "base_lr": trainer.base_optimizer.param_groups[0]["lr"],
     }
+    # What there was no step for, such as an energy's under maximum likelihood, is not a number and no result.
+    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def _evaluate(trainer: Trainer, run: _Run, name: str) -> dict[str, Any]:
