@@ -32,7 +32,7 @@ of split, dequantisation and initialisation. Each number is of the checkpoint wi
 Splits and preparation are those of the paper (Arbel, Zhou and Gretton, ICLR 2021); this table is made by
 
 ```sh
-python -m benchmarks.density <folder>
+python -m benchmarks.density <folder> --sets {sets}
 ```
 """
 
@@ -108,7 +108,11 @@ def spread(values: list[float], digits: int = 2) -> str:
 def document(found: dict[str, dict[str, list[dict]]]) -> str:
     """The page, from the scores of each data set."""
     sets = list(found)
-    lines = [HEAD.format(seeds=len(SEEDS)), f"| | {' | '.join(sets)} |", f"|---{'|---' * len(sets)}|"]
+    lines = [
+        HEAD.format(seeds=len(SEEDS), sets=" ".join(sets)),
+        f"| | {' | '.join(sets)} |",
+        f"|---{'|---' * len(sets)}|",
+    ]
     for label in next(iter(found.values())):
         cells = [spread([scores["nll_gebm"] for scores in found[name][label]]) for name in sets]
         lines.append(f"| {label} | {' | '.join(cells)} |")

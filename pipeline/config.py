@@ -88,6 +88,7 @@ class Data:
     resolution: int | None = 32  # pixels; none where the data are rows
     channels: int = 3  # of an image; columns of a row, once those are dropped that max_correlation says
     encoding: str = "blocks"  # blocks (arrays, fast to read), images (one encoded image a sample), rows (of a table)
+    split_seed: int | None = None  # of a table's parts; by default the seed, and a trained model keeps its own
     dequantise: bool = False  # add to each column of rows uniform noise of its own resolution
     max_correlation: float | None = None  # of two columns that correlate more strongly, one is dropped
     samples_per_shard: int = 8192
@@ -451,8 +452,12 @@ def validate(config: Config) -> None:
     for key, value in (("train.beta1", config.train.beta1), ("train.beta2", config.train.beta2)):
         if not 0 <= value < 1:
             raise UserError(f"{key}={value}: it has to be at least 0 and below 1")
+    if config.data.split_seed is not None and not 0 <= config.data.split_seed < SEEDS:
+        raise UserError(f"data.split_seed={config.data.split_seed}: it has to be at least 0 and below {SEEDS}")
     if not 0 <= config.seed < SEEDS:
         raise UserError(f"seed={config.seed}: it has to be at least 0 and below {SEEDS}")
+    if not math.isfinite(config.model.energy_offset):
+        raise UserError(f"model.energy_offset={config.model.energy_offset}: it has to be finite")
     if not config.model.energy_floor < math.inf:
         raise UserError(f"model.energy_floor={config.model.energy_floor}: it has to be a number, or -.inf for none")
     objective = objectives.make(config.train.objective)
@@ -462,6 +467,8 @@ def validate(config: Config) -> None:
             f"train.objective={config.train.objective}: it needs a base with a density, and model.networks="
             f"{config.model.networks} has none; use one of {', '.join(networks.flows.FLOWS)}"
         )
+    if config.task == "points" and not objective.trains_energy:
+        raise UserError(f"train.objective={config.train.objective}: it trains no energy, and task=points samples one")
     if not (config.train.train_base or objective.trains_energy):
         raise UserError(f"train.train_base=false: train.objective={config.train.objective} trains nothing but the base")
     if config.sweep.scheduler == "pbt" and config.sweep.search == "optuna":

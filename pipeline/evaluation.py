@@ -99,7 +99,8 @@ def run_chains(
         model: the GEBM.
         sampler: the kernel and its settings.
         z0: where they start (N, D); they share the device's memory.
-        seed: of the noise. With it and its number, a chain is the same whatever runs beside it.
+        seed: of the noise, another than the latents'. With it and its number, a chain is the same whatever runs
+            beside it.
         first_chain: the number of the first of them.
         observe: called with the step and the latents (N, D), before the first step and after each.
 
@@ -107,7 +108,7 @@ def run_chains(
         The chain's end.
 
     Raises:
-        UserError: every chain has diverged, so what is left is the prior's.
+        UserError: every chain has diverged at every step, so what is left is the prior's.
     """
     # Held fixed out here as well as in the potential, so that normalised weights are computed once and not every step.
     with frozen(model.base, model.energy):
@@ -123,7 +124,7 @@ def run_chains(
             prior=model.prior,
             first_chain=first_chain,
         )
-    if bool((chain.divergences > 0).all()):
+    if bool((chain.divergences >= sampler.num_steps).all()):
         raise UserError(f"all {len(z0)} chains diverged: lower sampler.step_size or sampler.beta")
     return chain
 
@@ -140,7 +141,7 @@ def evaluate(
     """Score the base and the GEBM, and the way from one to the other.
 
     Latents and noise are the same at each evaluation of a run, so what changes between two of them is the model; and
-    they belong to a chain, so that scores depend neither on the number of workers nor on the batches.
+    they belong to a chain, so that scores of samples depend neither on the number of workers nor on the batches.
 
     Args:
         model: the GEBM to sample.
@@ -162,6 +163,8 @@ def evaluate(
     generator = torch.Generator(model.log_partition.device).manual_seed(seed)
     first = rank * share
     latents = model.prior.sample(share * world_size, generator)[first : first + share]
+    # Not the latents' seed: noise is a function of it and of the chain's number, and so the first would be the latents.
+    noise = int(samplers.noise.draw_key(generator, latents.device))
     began, divergences = time.monotonic(), 0
     stops = chain_steps(config.sampler.num_steps, settings.chain_points)
     thinning = max(1, config.sampler.num_steps // _DIAGNOSED_POINTS)
@@ -184,7 +187,7 @@ def evaluate(
                     found.frames[step] = torch.cat([kept, shown.cpu()])[: settings.grid]
 
         z0 = latents[start : start + settings.batch_size]
-        chain = run_chains(model, config.sampler, z0, seed=seed, first_chain=first + start, observe=observe)
+        chain = run_chains(model, config.sampler, z0, seed=noise, first_chain=first + start, observe=observe)
         divergences += int(chain.divergences.sum())
         if start == 0:
             seconds = time.monotonic() - began

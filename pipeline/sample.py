@@ -1,4 +1,4 @@
-"""``python -m pipeline.sample``: draw images from a trained model."""
+"""``python -m pipeline.sample``: draw samples from a trained model."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from rich.progress import Progress
 
+from gebm import samplers
 from pipeline import config as schema
 from pipeline import tasks
 from pipeline.command import verb
@@ -37,7 +38,9 @@ def main(config: schema.Config, named: dict[str, Any]) -> int:
     model, settings = load_model(config.checkpoint, named, device)
     task = tasks.make(settings)
     sampler, count = settings.sampler, settings.sampler.num_samples
-    latents = model.prior.sample(count, torch.Generator(device).manual_seed(settings.seed))
+    generator = torch.Generator(device).manual_seed(settings.seed)
+    latents = model.prior.sample(count, generator)
+    noise = int(samplers.noise.draw_key(generator, device))
     before, after = [], []
     with Progress() as progress:
         bar = progress.add_task(f"{sampler.name}, {sampler.num_steps} steps", total=count * sampler.num_steps)
@@ -47,7 +50,7 @@ def main(config: schema.Config, named: dict[str, Any]) -> int:
 
         for z0 in latents.split(settings.evaluation.batch_size):
             first = sum(map(len, before))
-            chain = run_chains(model, sampler, z0, seed=settings.seed, first_chain=first, observe=advance)
+            chain = run_chains(model, sampler, z0, seed=noise, first_chain=first, observe=advance)
             with torch.no_grad():
                 before.append(model.base(z0).cpu())
                 after.append(model.base(chain.z).cpu())

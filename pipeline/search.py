@@ -69,6 +69,8 @@ def parse_space(config: Config) -> dict[str, Domain]:
     for key, form in config.sweep.space.items():
         if not isinstance(form, Mapping) or len(form) != 1:
             raise UserError(f"sweep.space: {key} has to be {_FORMS}, and is {form}")
+        if config.task == "density" and key.startswith("sampler."):
+            raise UserError(f"sweep.space: {key} changes no likelihood, by which a density is judged: leave it out")
         if key.split(".")[0] not in _SEARCHED:
             raise UserError(f"sweep.space: {key} cannot be searched; keys of {', '.join(_SEARCHED)} can")
         [(name, values)] = form.items()

@@ -17,7 +17,7 @@ import ray.train.torch
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from gebm import GEBM, StandardNormal, networks, objectives, penalties, samplers
+from gebm import GEBM, BoundedEnergy, StandardNormal, networks, objectives, penalties, samplers
 from gebm.relative_mmd import PlateauDecay
 from gebm.training import Alternation, StepInfo, Trainer, adam, initialise_log_partition
 from pipeline import config as schema
@@ -93,7 +93,16 @@ def load_model(
     }
     if average:
         model.base.load_state_dict(average)
+    if not objectives.make(config.train.objective).trains_energy:
+        model.energy = BoundedEnergy(_NoEnergy())  # the one it came with is what it was at the start
     return model.to(device).eval(), config
+
+
+class _NoEnergy(torch.nn.Module):
+    """The energy of a model that has none: its samples are the base's."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 0.0 * x.flatten(1).sum(1)
 
 
 def trained_config(checkpoint: Checkpoint) -> schema.Config:
@@ -121,6 +130,10 @@ def loop(settings: dict[str, Any]) -> None:
         UserError: the store is damaged, or the checkpoint is of another architecture.
     """
     config = schema.from_dict(settings["config"])
+    if config.data.split_seed is None:
+        config.data.split_seed = (
+            config.seed
+        )  # what the model is trained on stays that, whatever seed it is sampled with
     context = ray.train.get_context()
     device, rank, world_size = ray.train.torch.get_device(), context.get_world_rank(), context.get_world_size()
     run = _Run(
@@ -158,7 +171,8 @@ def loop(settings: dict[str, Any]) -> None:
         reporting = evaluating or done % config.train.report_every == 0
         if reporting or plateau.due(done):
             _require_finite(infos, done)
-        if plateau.due(done) and _plateaued(plateau, trainer, run):
+        # A base that stands still does not stop improving.
+        if config.train.train_base and plateau.due(done) and _plateaued(plateau, trainer, run):
             trainer.decay_learning_rates(plateau.factor)
         if not reporting:
             continue

@@ -317,6 +317,8 @@ def make(
         raise ValueError(f"{name} has no energy '{energy}': choose 'mlp', or none for a flow relative to the base")
     sizes = {} if width is None else {"width": width}
     base = FLOWS[name](channels, **sizes)
+    if energy == "mlp" and offset != 0:
+        raise ValueError(f"offset={offset}: an energy='mlp' has no known log-partition to move; leave the offset out")
     if energy == "mlp":
         # A flow is a good base already, and what is left to correct is small and sharp.
         return base, MLPEnergy(channels, **{"width": 100, **sizes}, normalised=False)

@@ -19,14 +19,15 @@ def split_store(config: Config, store: Store) -> Splits:
     """The store's rows, prepared and split as the experiment says; another seed is another split.
 
     Args:
-        config: ``data`` and ``seed``.
+        config: ``data``; and ``seed`` where ``data.split_seed`` is not set, as before a model is trained.
         store: a store of rows.
 
     Raises:
         UserError: the store is damaged, or holds no rows.
     """
     data = config.data
-    return split_rows(load_rows(store), config.seed, dequantise=data.dequantise, max_correlation=data.max_correlation)
+    seed = config.seed if data.split_seed is None else data.split_seed
+    return split_rows(load_rows(store), seed, dequantise=data.dequantise, max_correlation=data.max_correlation)
 
 
 _MAX_REFERENCE = 10_000  # rows that the base is compared with by the learning rates' schedule
@@ -62,7 +63,9 @@ class RowBatches(Iterator[Tensor]):
         seed: int = 0,
         position: Position | None = None,
     ) -> None:
-        self.position = position or Position()
+        start, per_epoch = position or Position(), len(rows) // batch_size
+        # A position of a smaller batch may lie beyond the end of an epoch of this one.
+        self.position = Position(*divmod(start.epoch * per_epoch + start.step, per_epoch))
         self._rows, self._seed = rows, seed
         self._batch_size, self._part = batch_size, batch_size // world_size
         self._offset = rank * self._part

@@ -69,6 +69,33 @@ def test_a_constant_energy_leaves_the_latents_alone(small, name):
     assert (correlations.abs() < 5 / math.sqrt(chains)).all()
 
 
+class Still:
+    """A judge of the latents themselves, seen through a base that changes nothing."""
+
+    primary = "spread"
+
+    def show(self, samples: torch.Tensor) -> torch.Tensor:
+        return samples
+
+    def features(self, shown: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"z": shown}
+
+    def score(self, features: dict[str, torch.Tensor], *, end: bool) -> dict[str, float]:
+        return {"spread": float(features["z"].double().square().mean())}
+
+
+@pytest.mark.parametrize("name", ["mala", "hmc", "rwm", "imh"])
+def test_an_evaluation_leaves_the_prior_alone_where_the_energy_is_constant(small, name):
+    """From the first step on: noise that had to do with the latents would show there most."""
+    count, dim = 4000, 4
+    settings = {"num_samples": count, "batch_size": 1000, "chain_points": 3, "grid": 4}
+    config = small(sampler={"name": name, "step_size": 0.1, "num_steps": 3}, evaluation=settings)
+    found = evaluate(GEBM(torch.nn.Identity(), Flat(), StandardNormal(dim)).eval(), config, Still())
+    assert list(found.chain) == [0, 1, 2, 3] and found.chain[1] != found.chain[0]
+    for spread in found.chain.values():
+        assert abs(spread - 1) < 5 * math.sqrt(2 / (count * dim))
+
+
 @pytest.fixture(scope="module")
 def reference(digits, classifier):
     return metrics.reference(digits, classifier)
