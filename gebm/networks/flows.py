@@ -21,6 +21,7 @@ name          one layer                            sampling, in passes         d
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from types import ModuleType
@@ -34,7 +35,7 @@ from gebm.networks.mlp import MLPEnergy
 __all__ = ["FLOWS", "MAF", "NSF", "FlowBase", "FlowEnergy", "GaussianFlow", "RealNVP", "RelativeEnergy", "make"]
 
 
-class FlowBase(nn.Module):
+class FlowBase(nn.Module, ABC):
     """An invertible map of ``N(0, I)``, with the density of its image. What each flow is: ``forward`` and ``inverse``.
 
     Args:
@@ -55,13 +56,13 @@ class FlowBase(nn.Module):
             raise ValueError(f"the dimension of a flow is {dim}: choose at least 1")
         self.dim = dim
 
+    @abstractmethod
     def forward(self, z: Tensor) -> Tensor:
         """Map latents (N, D) to data (N, D)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map data (N, D) to latents (N, D), and return with them ``log |det dz/dx|`` (N,)."""
-        raise NotImplementedError
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return the log-density, by the change of variables.
