@@ -36,6 +36,22 @@ class PartitionEstimate(NamedTuple):
     standard_error: Tensor
     effective_sample_size: Tensor
 
+    @classmethod
+    def of(cls, log_weights: Tensor) -> PartitionEstimate:
+        """Return the log of the mean weight, and how far to believe it.
+
+        Args:
+            log_weights: Log-weights (N,), at least 2; of draws from the base these are minus their energies.
+
+        Example:
+            >>> PartitionEstimate.of(torch.full((4,), -2.0)).log_partition
+            tensor(-2., dtype=torch.float64)
+        """
+        log_weights, n = log_weights.double(), len(log_weights)
+        log_partition = log_weights.logsumexp(0) - math.log(n)
+        weights = (log_weights - log_partition).exp()
+        return cls(log_partition, weights.std() / math.sqrt(n), n**2 / weights.square().sum())
+
 
 @torch.no_grad()
 def log_partition_monte_carlo(
@@ -76,7 +92,7 @@ def log_partition_monte_carlo(
                 for start in range(0, num_samples, batch_size)
             ]
         ).double()
-    estimate = _estimate(log_weights)
+    estimate = PartitionEstimate.of(log_weights)
     return estimate.log_partition, estimate.standard_error
 
 
@@ -168,14 +184,4 @@ def log_partition_annealed(
                         generator=generator,
                     ).z
             log_weights.append(log_weight_N)
-    return _estimate(torch.cat(log_weights))
-
-
-def _estimate(log_weights: Tensor) -> PartitionEstimate:
-    """Return the log of the mean weight, from log-weights (N,) in float64."""
-    n = len(log_weights)
-    log_partition = log_weights.logsumexp(0) - math.log(n)
-    relative_weights = (log_weights - log_partition).exp()
-    return PartitionEstimate(
-        log_partition, relative_weights.std() / math.sqrt(n), n**2 / relative_weights.square().sum()
-    )
+    return PartitionEstimate.of(torch.cat(log_weights))

@@ -68,6 +68,8 @@ _NETWORKS = {
     "points": networks.VECTORS,
 }
 _CHAINS = ("ula", "mala", "hmc", "rwm")  # what moves negatives: kernels that need no prior and no friction
+_EXACT = ("mala", "hmc", "rwm")  # what leaves a law at a temperature alone, as annealed importance sampling needs
+LOG_PARTITIONS = ("auto", "monte_carlo", "trained", "annealed")
 _ENCODINGS = {"images": ("blocks", "images"), "density": ("rows",), "points": ("rows",)}
 
 
@@ -106,7 +108,7 @@ class Model:
     energy_offset: float = 0.0  # nats; of a flow's energy: minus the log-partition, which training is not told
     latent_dim: int = 100
     width: int | None = None  # channels of the narrowest layer; by default what the paper uses
-    energy_floor: float = -10.0  # the energy is bounded below
+    energy_floor: float | None = None  # least energy; by default -10, and none (-.inf) of an energy relative to a flow
 
 
 @dataclass
@@ -150,7 +152,7 @@ class Train:
     )
     negatives: Negatives = field(default_factory=Negatives)
     train_base: bool = True  # false: the energy alone learns, for example on the base of a checkpoint=...
-    penalty: float = 1.0  # weight of the penalty
+    penalty: float | None = None  # weight of the penalty; by default 1, and 10 of wgan_gp
     penalty_kind: str = "gradient"  # at interpolates; wgan_gp, r1, r2, l2, none
     penalty_every: int = 1  # energy steps; above one the penalty is lazy, and as much heavier when it comes
     log_partition_samples: int = 1024  # base samples that initialise the log-partition; 0 starts it at zero
@@ -186,6 +188,10 @@ class Evaluation:
     weights: str | None = None  # a file of the extractor's weights; a classifier's may be another store's
     metrics: list[str] = field(default_factory=lambda: ["fid"])  # fid, kid, is, prc
     grid: int = 64  # images in a sample grid
+    # Of a density: the true one where it is known and else monte_carlo; or monte_carlo, trained (kale_fenchel's c), or
+    # annealed, by importance sampling with sampler.name and sampler.step_size at so many temperatures.
+    log_partition: str = "auto"
+    temperatures: int = 100
 
 
 @dataclass
@@ -395,6 +401,7 @@ def validate(config: Config) -> None:
         "evaluation.batch_size": config.evaluation.batch_size,
         "evaluation.chain_points": config.evaluation.chain_points,
         "evaluation.grid": config.evaluation.grid,
+        "evaluation.temperatures": config.evaluation.temperatures,
         "scale.num_workers": config.scale.num_workers,
         "scale.cpus_per_worker": config.scale.cpus_per_worker,
         "scale.timeout": config.scale.timeout,
@@ -413,7 +420,7 @@ def validate(config: Config) -> None:
         "train.base_steps": config.train.base_steps,
         "train.warmup_base_steps": config.train.warmup_base_steps,
         "train.log_partition_samples": config.train.log_partition_samples,
-        "train.penalty": config.train.penalty,
+        "train.penalty": 0.0 if config.train.penalty is None else config.train.penalty,
         "train.weight_decay": config.train.weight_decay,
         "sampler.beta": config.sampler.beta,
         "sampler.friction": config.sampler.friction,
@@ -421,6 +428,8 @@ def validate(config: Config) -> None:
     }.items():
         if not value >= 0 or not math.isfinite(value):
             raise UserError(f"{key}={value}: it cannot be negative, and has to be finite")
+    if config.train.log_partition_samples == 1:
+        raise UserError("train.log_partition_samples=1: an estimate needs 2 at least, and 0 is none")
     if config.task not in _PRIMARY:
         raise UserError(f"task={config.task}: it has to be one of {', '.join(_PRIMARY)}")
     for key, value, known in (
@@ -430,6 +439,7 @@ def validate(config: Config) -> None:
         ("train.penalty_kind", config.train.penalty_kind, penalties.NAMES),
         ("train.precision", config.train.precision, PRECISIONS),
         ("sampler.name", config.sampler.name, samplers.NAMES),
+        ("evaluation.log_partition", config.evaluation.log_partition, LOG_PARTITIONS),
         ("data.encoding", config.data.encoding, _ENCODINGS[config.task]),
         ("sweep.search", config.sweep.search, ("random", "grid", "optuna")),
         ("sweep.scheduler", config.sweep.scheduler, ("asha", "pbt", "none")),
@@ -458,7 +468,7 @@ def validate(config: Config) -> None:
         raise UserError(f"seed={config.seed}: it has to be at least 0 and below {SEEDS}")
     if not math.isfinite(config.model.energy_offset):
         raise UserError(f"model.energy_offset={config.model.energy_offset}: it has to be finite")
-    if not config.model.energy_floor < math.inf:
+    if config.model.energy_floor is not None and not config.model.energy_floor < math.inf:
         raise UserError(f"model.energy_floor={config.model.energy_floor}: it has to be a number, or -.inf for none")
     objective = objectives.make(config.train.objective)
     flow = config.model.networks in networks.flows.FLOWS
@@ -466,6 +476,16 @@ def validate(config: Config) -> None:
         raise UserError(
             f"train.objective={config.train.objective}: it needs a base with a density, and model.networks="
             f"{config.model.networks} has none; use one of {', '.join(networks.flows.FLOWS)}"
+        )
+    if config.evaluation.log_partition == "trained" and not objective.trains_log_partition:
+        raise UserError(
+            f"evaluation.log_partition=trained: train.objective={config.train.objective} trains no log-partition; use "
+            f"monte_carlo or annealed"
+        )
+    if config.evaluation.log_partition == "annealed" and config.sampler.name not in _EXACT:
+        raise UserError(
+            f"sampler.name={config.sampler.name}: evaluation.log_partition=annealed needs an exact kernel, one of "
+            f"{', '.join(_EXACT)}"
         )
     if config.task == "points" and not objective.trains_energy:
         raise UserError(f"train.objective={config.train.objective}: it trains no energy, and task=points samples one")

@@ -34,9 +34,6 @@ _GROUPS = {
     "base_lr": "train",
     "energy_data": "kale",
     "energy_base": "kale",
-    "log_partition": "kale",
-    "log_partition_monte_carlo": "kale",
-    "log_partition_standard_error": "kale",
     "base_steps_per_second": "rate",
     "images_per_second": "rate",
 }
@@ -74,6 +71,8 @@ def metric_name(name: str, extractor: str | None) -> str:
     for score in _OF_SAMPLES:
         if name.startswith(f"{score}_"):
             return f"{score}/{name.removeprefix(f'{score}_')}"
+    if name.startswith("log_partition"):
+        return f"kale/{name}"
     return f"{_GROUPS.get(name, 'mcmc')}/{name}"
 
 

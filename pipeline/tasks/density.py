@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gebm import GEBM, objectives
+from gebm import GEBM, PartitionEstimate, annealing_schedule, log_partition_annealed, objectives, samplers
 from gebm.model import frozen
 from pipeline import figures
 from pipeline.errors import UserError
@@ -47,8 +47,9 @@ class DensityWork(TableWork):
     def evaluate(self, model: GEBM, advance: Callable[[int], None] = lambda steps: None) -> Evaluation:
         """Likelihood of base and GEBM; marginals, energies and the density in two columns.
 
-        The log-partition is the true one where the energy knows it, and else its Monte-Carlo estimate over
-        ``evaluation.num_samples`` draws of the base, with its standard error.
+        The log-partition is that which ``evaluation.log_partition`` names. Its Monte-Carlo estimate over
+        ``evaluation.num_samples`` draws of the base is always there, with its standard error: the draws are needed
+        anyway, and where it disagrees with another, one of the two is not to be believed.
         """
         generator = torch.Generator(self._device).manual_seed((self._config.seed + 1) * 1_000_003)
         size, count = self._config.evaluation.batch_size, self._config.evaluation.num_samples
@@ -57,18 +58,9 @@ class DensityWork(TableWork):
         with frozen(model.base, model.energy):
             draws = model.sample_base(count, generator, batch_size=size)
             energy_base = _by_parts(model.energy, draws, size) if trained else draws.new_zeros(count)
-            log_weights = -energy_base.double()
-            estimate = float(log_weights.logsumexp(0)) - math.log(count)
-            weights = (log_weights - estimate).exp()
-            known = model.known_log_partition if trained else 0.0
-            log_partition = estimate if known is None else float(known)
-            found.scores |= {
-                "log_partition_monte_carlo": estimate,
-                "log_partition_standard_error": float(weights.std() / math.sqrt(count)),
-                "log_partition_effective_samples": float(weights.sum().square() / weights.square().sum()),
-            }
-            if known is not None:
-                found.scores["log_partition_known"] = float(known)
+            estimate = PartitionEstimate.of(-energy_base)
+            found.scores |= _named("log_partition_monte_carlo", "log_partition", estimate)
+            log_partition = self._log_partition(model, estimate, found) if trained else 0.0
             energies = {"base": energy_base}
             for name, rows in (
                 ("train", self._splits.train),
@@ -82,15 +74,39 @@ class DensityWork(TableWork):
                 ending = f"_{name}" if name else ""
                 found.scores[f"nll_base{ending}"] = float(-log_base.mean())
                 found.scores[f"nll_gebm{ending}"] = float((energy.double() - log_base).mean() + log_partition)
-        if not math.isfinite(found.scores["nll_gebm"]):
+        # An energy of minus infinity or none at all among the draws leaves nothing to resample by.
+        if not math.isfinite(found.scores["nll_gebm"]) or not bool((energy_base > -math.inf).all()):
             raise UserError(
                 "the negative log-likelihood is not finite, the model diverged: lower train.energy_lr or train.base_lr"
             )
         if self._rank == 0:
             # The weights are at hand: resampling by them gives draws of the model at no further cost.
+            weights = (-energy_base.double()).softmax(0)
             chosen = torch.multinomial(weights, min(_SHOWN, count), replacement=True, generator=generator)
             found.pictures = self._draw(draws[chosen].cpu(), {name: e.cpu() for name, e in energies.items()})
         return found
+
+    def _log_partition(self, model: GEBM, monte_carlo: PartitionEstimate, found: Evaluation) -> float:
+        """The log-partition that the likelihood is computed with, in nats; what is found on the way is a score."""
+        kind, sampler = self._config.evaluation.log_partition, self._config.sampler
+        known = model.known_log_partition
+        if known is not None:
+            found.scores["log_partition_known"] = float(known)
+        if kind == "annealed":
+            # With random numbers of its own: the draws that are shown are the same whichever estimate is asked for.
+            annealed = log_partition_annealed(
+                model,
+                self._config.evaluation.num_samples,
+                samplers.make(sampler.name, step_size=sampler.step_size),
+                annealing_schedule(self._config.evaluation.temperatures),
+                generator=torch.Generator(self._device).manual_seed((self._config.seed + 1) * 1_000_033),
+                batch_size=self._config.evaluation.batch_size,
+            )
+            found.scores |= _named("log_partition_annealed", "log_partition_annealed", annealed)
+            return float(annealed.log_partition)
+        if kind == "trained":
+            return float(model.log_partition)
+        return float(monte_carlo.log_partition) if known is None or kind == "monte_carlo" else float(known)
 
     def _draw(self, model_rows: Tensor, energies: dict[str, Tensor]) -> dict[str, bytes]:
         test, drawn = self._splits.restore(self._splits.test), self._splits.restore(model_rows)
@@ -101,6 +117,14 @@ class DensityWork(TableWork):
             "energies.png": figures.png(figures.energy_histogram(energies)),
             "density.png": figures.png(figures.two_columns({"test rows": test, "GEBM": drawn}, pair)),
         }
+
+
+def _named(name: str, prefix: str, estimate: PartitionEstimate) -> dict[str, float]:
+    return {
+        name: float(estimate.log_partition),
+        f"{prefix}_standard_error": float(estimate.standard_error),
+        f"{prefix}_effective_samples": float(estimate.effective_sample_size),
+    }
 
 
 def _by_parts(function: Callable[[Tensor], Tensor], rows: Tensor, size: int) -> Tensor:

@@ -8,6 +8,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from gebm import penalties
 from pipeline import config as schema
 from pipeline.errors import UserError
 from pipeline.search import parse_space
@@ -59,9 +60,10 @@ def test_the_papers_experiments_carry_the_papers_schedule(experiment):
     assert (train.energy_steps, train.warmup_energy_steps) == (5, 100)
     assert (train.warmup_base_steps, train.warmup_every) == (2, 500)
     assert (train.energy_lr, train.base_lr, train.beta1, train.beta2) == (1e-4, 1e-4, 0.5, 0.999)
-    assert (train.objective, train.penalty) == ("kale_fenchel", 1.0)
+    penalty = penalties.make(train.penalty_kind, train.penalty, train.penalty_every)
+    assert (train.objective, penalty) == ("kale_fenchel", penalties.GradientPenalty(1.0))
     assert (decay.factor, decay.every, decay.lag, decay.patience) == (0.8, 2000, 20_000, 3)
-    assert (config.model.latent_dim, config.model.energy_floor) == (100, -10.0)
+    assert (config.model.latent_dim, build_model(config).energy.floor) == (100, -10.0)
     assert (config.data.resolution, config.data.channels) == (32, 3)
     # The paper's step 1e-4 has h/2 before the gradient and sqrt(h) before the noise; here they are h and sqrt(2h).
     assert (sampler.name, 2 * sampler.step_size, sampler.num_steps) == ("ula", 1e-4, 1000)
@@ -165,6 +167,7 @@ BAD = [
     ("train.base_steps", -1),
     ("train.warmup_base_steps", -1),
     ("train.log_partition_samples", -1),
+    ("train.log_partition_samples", 1),
     ("train.weight_decay", -0.1),
     ("train.beta1", 1.0),
     ("train.beta2", -0.1),

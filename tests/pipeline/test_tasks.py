@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gebm import GEBM, StandardNormal
 from pipeline import tasks
-from pipeline.config import Config, apply, from_dict
+from pipeline.config import Config, apply, from_dict, validate
 from pipeline.errors import UserError
 from pipeline.evaluation import evaluate
 from pipeline.experiment import ready_store
@@ -124,6 +124,43 @@ def test_the_energys_log_partition_is_estimated_where_it_is_not_known(density):
     # The other estimate has fifty times as many draws, and next to no error of its own.
     assert abs(scores["log_partition_monte_carlo"] - exact) < 5 * scores["log_partition_standard_error"]
     assert 1 < scores["log_partition_effective_samples"] <= 4_000
+
+
+def test_the_likelihood_is_computed_with_the_log_partition_that_is_asked_for(density):
+    config = apply(density, {"model.energy_offset": 1.5, "sampler.name": "mala", "sampler.step_size": 0.3})
+    model = build_model(config)
+    with torch.no_grad():
+        model.log_partition.fill_(-1.0)
+    scores = {
+        kind: tasks.make(apply(config, {"evaluation.log_partition": kind, "evaluation.temperatures": 6}))
+        .open(0, 1, torch.device("cpu"))
+        .evaluate(model)
+        .scores
+        for kind in ("auto", "monte_carlo", "trained", "annealed")
+    }
+    # Two equal flows: the energy is the constant 1.5, whose log-partition every estimate finds without an error.
+    for kind, expected in (("auto", 0.0), ("monte_carlo", 0.0), ("annealed", 0.0), ("trained", 0.5)):
+        assert scores[kind]["nll_gebm"] == pytest.approx(scores[kind]["nll_base"] + expected, abs=1e-4)
+    assert scores["annealed"]["log_partition_annealed"] == pytest.approx(-1.5, abs=1e-5)
+    assert scores["annealed"]["log_partition_annealed_effective_samples"] == pytest.approx(4_000)
+    assert "log_partition_annealed" not in scores["auto"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (
+            {"evaluation.log_partition": "annealed"},
+            "sampler.name=ula: evaluation.log_partition=annealed needs an",
+        ),
+        ({"evaluation.log_partition": "trained", "train.objective": "kale_dv"}, "trains no log-partition"),
+        ({"evaluation.log_partition": "known"}, "auto, monte_carlo, trained, annealed"),
+    ],
+)
+def test_an_estimate_that_cannot_be_had_is_refused(density, overrides, told):
+    with pytest.raises(UserError) as refusal:
+        validate(apply(density, overrides))
+    assert told in str(refusal.value) and "\n" not in str(refusal.value)
 
 
 def test_maximum_likelihood_alone_is_judged_by_its_base(density):
