@@ -377,6 +377,7 @@ class Trainer:
             tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
         if self.chains is not None:
             tensors["chains"] = self.chains
+            values["chains"] = type(self.negatives).__name__
         return {"tensors": tensors, "values": values}
 
     def load_state_dict(self, state: dict[str, dict[str, Any]]) -> None:
@@ -404,7 +405,9 @@ class Trainer:
             for group, learning_rate in zip(groups, values[f"{part}.learning_rates"], strict=True):
                 group["lr"] = learning_rate
             optimizer.load_state_dict({"state": entries, "param_groups": groups})
-        self.chains = tensors["chains"].to(self.gebm.log_partition.device, copy=True) if "chains" in tensors else None
+        # Latents are no data: chains of negatives of another kind start afresh.
+        ours = values.get("chains") == type(self.negatives).__name__
+        self.chains = tensors["chains"].to(self.gebm.log_partition.device, copy=True) if ours else None
         self.base_step = values["base_step"]
         self.energy_step = values.get("energy_step", 0)  # states written before penalties could be lazy have none
 

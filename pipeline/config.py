@@ -556,10 +556,11 @@ def headline(config: Config) -> tuple[str, str]:
 
 def _ranks(config: Config) -> list[str]:
     """The scores that trials can be ranked by."""
-    if config.task == "density":  # by the validation rows: the test rows choose nothing
+    # By the validation rows, where there are such: the test rows choose nothing.
+    if config.task == "density":
         return ["nll_gebm_validation", "nll_base_validation"]
     if config.task == "points":
-        return ["distance_gebm", "distance_base"]
+        return ["distance_validation_gebm", "distance_validation_base"]
     measured = dict.fromkeys(score for name in ("fid", *config.evaluation.metrics) for score in _SCORES[name])
     return [f"{score}_{model}" for score in measured for model in ("gebm", "base")]
 

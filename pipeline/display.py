@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -11,7 +12,7 @@ from rich.table import Table
 
 from pipeline.records import Records, TrialRecord
 
-__all__ = ["Display", "duration", "make_console", "results_table"]
+__all__ = ["Display", "duration", "make_console", "results_table", "seeds_table"]
 
 _SECONDS_BETWEEN_LINES = 10.0
 _STYLES = {"finished": "green", "running": "bold", "failed": "red", "pruned": "dim", "pending": "dim"}
@@ -125,6 +126,30 @@ def results_table(records: Records, short: Callable[[str], str] = lambda key: ke
             *(_written(record.params.get(key)) for key in keys),
             style=_STYLES[record.status] if record.status in ("failed", "pruned") else None,
         )
+    return table
+
+
+def seeds_table(records: Records, short: Callable[[str], str] = lambda key: key.rsplit(".", 1)[-1]) -> Table | None:
+    """Means and standard errors over the seeds, the best first.
+
+    Args:
+        records: the sweep's trials.
+        short: how a key is written at the head of its column.
+
+    Returns:
+        The table, or none if no two trials differ in their seed alone.
+    """
+    groups = records.over_seeds()
+    if not groups:
+        return None
+    keys = list(dict.fromkeys(key for group in groups for key in group.params))
+    names = list(dict.fromkeys([*reversed(records.shown), records.metric]))
+    table = Table(title="Means over seeds, ± their standard errors", title_justify="left", header_style="bold")
+    for heading in [*map(short, keys), *names, "seeds"]:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for group in groups:
+        scores = [f"{group.mean.get(n, math.nan):.3f} ± {group.standard_error.get(n, math.nan):.3f}" for n in names]
+        table.add_row(*(_written(group.params.get(key)) for key in keys), *scores, str(group.trials))
     return table
 
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from pipeline import cluster, search, tasks
 from pipeline import config as schema
 from pipeline.checkpoints import load_state, read
-from pipeline.display import Display, make_console, results_table
+from pipeline.display import Display, make_console, results_table, seeds_table
 from pipeline.errors import UserError
 from pipeline.files import is_local, write_file
 from pipeline.records import ENDED, Records, TrialRecord, read_summary
@@ -432,6 +432,9 @@ def _finish(config: schema.Config, records: Records, tracker: Tracker, verb: str
 
 def _report(config: schema.Config, records: Records, console: Console) -> None:
     console.print(results_table(records))
+    means = seeds_table(records)
+    if means is not None:
+        console.print(means)
     best = records.best()
     if best is not None:
         console.print(f"best model      {best.best_checkpoint}", highlight=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ from pipeline.errors import UserError
 from pipeline.files import write_file
 from pipeline.stores.location import filesystem
 
-__all__ = ["ENDED", "Records", "TrialRecord", "read_summary"]
+__all__ = ["ENDED", "OverSeeds", "Records", "TrialRecord", "read_summary"]
 
 ENDED = ("finished", "pruned", "failed")
 
@@ -48,6 +49,23 @@ class TrialRecord:
     mlflow_run_id: str | None = None
     seconds: float = 0.0
     error: str | None = None
+
+
+@dataclass(frozen=True)
+class OverSeeds:
+    """Trials that differ in their seed alone.
+
+    Attributes:
+        params: what they share.
+        trials: how many of them have a score.
+        mean: of each score that is followed, at each trial's best checkpoint.
+        standard_error: of these means; none of a single trial.
+    """
+
+    params: dict[str, Any]
+    trials: int
+    mean: dict[str, float]
+    standard_error: dict[str, float]
 
 
 class Records:
@@ -125,6 +143,31 @@ class Records:
         ranked = self.ranking()
         return ranked[0] if ranked and self.metric in ranked[0].best_metrics else None
 
+    def over_seeds(self) -> list[OverSeeds]:
+        """Means over the seeds, the best first; empty if the trials have no seeds to average over.
+
+        By the trials' best checkpoints, which the sweep's metric chooses. Trials that failed are not in it, so look at
+        their number.
+        """
+        groups: dict[str, list[TrialRecord]] = {}
+        for record in self.trials:
+            if "seed" in record.params and self.metric in record.best_metrics:
+                shared = {key: value for key, value in record.params.items() if key != "seed"}
+                groups.setdefault(json.dumps(shared, sort_keys=True), []).append(record)
+        if all(len(group) == 1 for group in groups.values()):
+            return []
+        found = []
+        for shared, group in groups.items():
+            means, errors = {}, {}
+            for name in dict.fromkeys([*self.shown, self.metric]):
+                values = [record.best_metrics[name] for record in group if name in record.best_metrics]
+                if values:
+                    means[name] = statistics.fmean(values)
+                if len(values) > 1:
+                    errors[name] = statistics.stdev(values) / math.sqrt(len(values))
+            found.append(OverSeeds(json.loads(shared), len(group), means, errors))
+        return sorted(found, key=lambda group: group.mean[self.metric] * (1 if self.mode == "min" else -1))
+
     def write(self) -> None:
         """Write ``summary.json``."""
         best = self.best()
@@ -133,6 +176,7 @@ class Records:
             "mode": self.mode,
             **self.facts,
             "best": _finite(_at_its_best(best)) if best else None,
+            "over_seeds": [_finite(asdict(group)) for group in self.over_seeds()],
             "trials": [_finite(asdict(trial)) for trial in self.trials],
         }
         write_file(f"{self.output}/summary.json", json.dumps(document, indent=1).encode())

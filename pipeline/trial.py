@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import ray.train
@@ -154,7 +154,7 @@ def loop(settings: dict[str, Any]) -> None:
     position = Position(epoch=0, step=0)
     if start:
         checkpoint = read(start)
-        position = _restore(checkpoint, model, trainer, plateau, config)
+        position = _restore(checkpoint, model, trainer, plateau, run)
     batches = run.work.batches(position)
     if start and start == checkpoints.last:
         # The driver may have died between this checkpoint and its report, or it is another trial's that was taken over.
@@ -165,7 +165,11 @@ def loop(settings: dict[str, Any]) -> None:
     infos: list[StepInfo] = []
     clock, evaluation_seconds = time.monotonic(), 0.0
     while trainer.base_step < config.train.base_steps:
-        infos.append(trainer.step(batches, _generator(run, "step", trainer.base_step)))
+        try:
+            infos.append(trainer.step(batches, _generator(run, "step", trainer.base_step)))
+        except ValueError:  # chains that can start nowhere: the losses before say why
+            _require_finite(infos, trainer.base_step)
+            raise
         done = trainer.base_step
         evaluating = done % config.evaluation.every == 0 or done >= config.train.base_steps
         reporting = evaluating or done % config.train.report_every == 0
@@ -200,10 +204,9 @@ def loop(settings: dict[str, Any]) -> None:
         clock = time.monotonic()
 
 
-def _restore(
-    checkpoint: Checkpoint, model: GEBM, trainer: Trainer, plateau: PlateauDecay, config: schema.Config
-) -> Position:
+def _restore(checkpoint: Checkpoint, model: GEBM, trainer: Trainer, plateau: PlateauDecay, run: _Run) -> Position:
     """Put everything where it stood, and say where in the data that was."""
+    config = run.config
     load_state(model, checkpoint)
     trainer.load_state_dict(checkpoint.training["trainer"])
     plateau.load_state_dict(checkpoint.training["plateau"])
@@ -215,6 +218,11 @@ def _restore(
         # Population-based training goes on from another trial's weights at rates of its own; decays so far are kept.
         for group in optimizer.param_groups:
             group["lr"] *= now / then
+    learns = trainer.objective.trains_log_partition
+    if learns and not objectives.make(before.objective).trains_log_partition and config.train.log_partition_samples:
+        # It stands where it was before any training. The same draws on all ranks, whose copies have to stay one.
+        generator = _generator(replace(run, rank=0), "log-partition", trainer.base_step)
+        initialise_log_partition(trainer.sampling_model(), config.train.log_partition_samples, generator)
     return Position(**checkpoint.state["position"])
 
 
@@ -300,6 +308,8 @@ def _evaluations_left(config: schema.Config, base_step: int) -> int:
 
 def _require_finite(infos: list[StepInfo], base_step: int) -> None:
     """Refuse to go on from a loss that is NaN or infinite; ``infos`` are those of the steps up to ``base_step``."""
+    if not infos:
+        return
     broken = torch.stack([info.num_nonfinite for info in infos]).cpu().nonzero()
     if len(broken):
         row = int(broken[0])
@@ -315,7 +325,9 @@ def _progress(infos: list[StepInfo], trainer: Trainer, run: _Run, seconds: float
     losses = torch.stack([torch.stack([info.energy_loss, info.base_loss]) for info in infos]).float().cpu()
     newest = infos[-1]
     rate = len(infos) / max(seconds, 1e-9)
-    images = sum(info.energy_steps for info in infos) * run.config.train.batch_size
+    # A base that learns from data takes a batch where no energy step has.
+    at_least = int(trainer.train_base and trainer.objective.base_learns_from == "data")
+    images = sum(max(info.energy_steps, at_least) for info in infos) * run.config.train.batch_size
     found = {
         "base_step": trainer.base_step,
         "energy_loss": losses[:, 0].mean().item(),

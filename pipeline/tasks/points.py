@@ -31,7 +31,7 @@ class Points(TableTask):
 
     def measure(self, label: str | None) -> str:
         """The distance, in the units of the data."""
-        return "sliced Wasserstein distance to held-out data"
+        return "sliced Wasserstein distance to test points, chosen by that to validation points"
 
     def open(self, rank: int, world_size: int, device: torch.device) -> PointsWork:
         """The points on one worker."""
@@ -46,15 +46,18 @@ class PointJudge:
     """Points, by their distance to data.
 
     Args:
-        data: points held out (M, D).
+        data: points held out (M, D), which are judged by and choose nothing.
+        validation: others held out (V, D), which trials are ranked by.
         support: points that cover the true support (S, D), or None where it is not known.
         restore: from the networks' units to the data's.
     """
 
     primary = "distance"
 
-    def __init__(self, data: Tensor, support: Tensor | None, restore: Callable[[Tensor], Tensor]) -> None:
-        self._data, self._support, self._restore = data, support, restore
+    def __init__(
+        self, data: Tensor, validation: Tensor, support: Tensor | None, restore: Callable[[Tensor], Tensor]
+    ) -> None:
+        self._data, self._validation, self._support, self._restore = data, validation, support, restore
         directions = torch.randn(_DIRECTIONS, data.shape[1], generator=torch.Generator().manual_seed(0))
         self._directions = directions / directions.norm(dim=1, keepdim=True)
 
@@ -69,13 +72,17 @@ class PointJudge:
     def score(self, features: dict[str, Tensor], *, end: bool) -> dict[str, float]:
         """Mean 1-Wasserstein distance over fixed directions; at an end, the mean distance to the support as well."""
         points = features["points"]
-        ours, theirs = (points @ self._directions.T).numpy(), (self._data @ self._directions.T).numpy()
-        distances = [wasserstein_distance(a, b) for a, b in zip(ours.T, theirs.T, strict=True)]
-        scores = {"distance": float(np.mean(distances))}
+        scores = {"distance": self._distance(points, self._data)}
+        if end:
+            scores["distance_validation"] = self._distance(points, self._validation)
         if end and self._support is not None:
             nearest = [torch.cdist(part, self._support).min(1).values for part in points.split(500)]
             scores["off_support"] = float(torch.cat(nearest).mean())
         return scores
+
+    def _distance(self, points: Tensor, data: Tensor) -> float:
+        ours, theirs = (points @ self._directions.T).numpy(), (data @ self._directions.T).numpy()
+        return float(np.mean([wasserstein_distance(a, b) for a, b in zip(ours.T, theirs.T, strict=True)]))
 
 
 class PointsWork(TableWork):
@@ -88,7 +95,8 @@ class PointsWork(TableWork):
         if config.data.source.kind == "toy":
             uniform = (torch.arange(_SUPPORT, dtype=torch.float64) + 0.5) / _SUPPORT
             support = toy.base(torch.special.ndtri(uniform)[:, None]).float()
-        self._judge = PointJudge(self._held_out, support, self._splits.restore)
+        validation = self._splits.restore(self._splits.validation)
+        self._judge = PointJudge(self._held_out, validation, support, self._splits.restore)
 
     def evaluate(self, model: GEBM, advance: Callable[[int], None] = lambda steps: None) -> Evaluation:
         """Distance of base and GEBM to the data, and along the chain; the clouds beside the data's, and a curve."""

@@ -388,6 +388,16 @@ def test_resumed_run_is_bit_for_bit_the_uninterrupted_one(stop, objective, ema_d
     assert all(torch.equal(tensor, resumed_state["tensors"][name]) for name, tensor in state["tensors"].items())
 
 
+def test_chains_on_latents_are_not_taken_over_as_chains_on_data():
+    latent = trainer_of(flow_model(0, "gaussian"), objective=objectives.make("pcd"))
+    latent.step(vectors(0), torch.Generator().manual_seed(0))
+    data = trainer_of(flow_model(0, "gaussian"), objective=objectives.make("pcd_data"))
+    data.load_state_dict(latent.state_dict())
+    assert latent.chains is not None and data.chains is None
+    data.step(vectors(1), torch.Generator().manual_seed(1))
+    assert data.chains is not None
+
+
 def test_saved_state_is_not_moved_by_the_run_that_loads_it():
     model = digits_model()
     trainer = trainer_of(model)

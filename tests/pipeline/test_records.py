@@ -6,10 +6,12 @@ import json
 import math
 
 import fsspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.display import seeds_table
 from pipeline.errors import UserError
 from pipeline.records import Records, TrialRecord, read_summary
 
@@ -44,6 +46,44 @@ def test_ranking_is_best_first_and_those_without_a_score_last(scores, mode):
         assert best is None
     else:
         assert best.best_metrics["fid_gebm"] == (min if mode == "min" else max)(finite)
+
+
+@given(
+    st.lists(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=5), min_size=1, max_size=4),
+    st.sampled_from(["min", "max"]),
+)
+def test_means_over_seeds_are_those_of_the_trials_that_share_the_rest(groups, mode):
+    records = sweep([], mode)
+    for seed in range(5):  # in the order of a grid: one seed after the other
+        for index, scores in enumerate(groups):
+            record = records.add(f"{seed}-{index}", {"train.objective": f"objective {index}", "seed": seed})
+            if seed < len(scores):
+                records.evaluated(record, {"base_step": 1, "fid_base": 2.0, "fid_gebm": scores[seed]}, "memory://c")
+    found = records.over_seeds()
+    if max(map(len, groups)) == 1:
+        assert found == []
+        return
+    assert [group.mean["fid_gebm"] for group in found] == sorted(
+        (group.mean["fid_gebm"] for group in found), reverse=mode == "max"
+    )
+    for group in found:
+        scores = groups[int(group.params["train.objective"].split()[1])]
+        assert set(group.params) == {"train.objective"} and group.trials == len(scores)
+        assert group.mean["fid_gebm"] == pytest.approx(np.mean(scores), abs=1e-6) and group.mean["fid_base"] == 2.0
+        if len(scores) == 1:
+            assert group.standard_error == {}
+        else:
+            expected = np.std(scores, ddof=1) / math.sqrt(len(scores))
+            assert group.standard_error["fid_gebm"] == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    assert len(seeds_table(records).rows) == len(groups)
+    records.write()
+    written = json.loads(fsspec.open("memory://records/sweep/summary.json").open().read())["over_seeds"]
+    assert [group["mean"] for group in written] == [group.mean for group in found]
+
+
+def test_trials_without_seeds_have_no_means_over_them():
+    records = sweep([1.0, 2.0], "min")
+    assert records.over_seeds() == [] and seeds_table(records) is None
 
 
 @given(st.lists(st.floats(), min_size=1, max_size=8), st.sampled_from(["min", "max"]))

@@ -208,7 +208,9 @@ def test_rows_are_shown_in_the_units_of_the_table(density):
 @pytest.fixture(scope="module")
 def judge() -> PointJudge:
     angles = torch.special.ndtri((torch.arange(5_000, dtype=torch.float64) + 0.5) / 5_000)[:, None]
-    return PointJudge(toy.sample(2_000, seed=1), toy.base(angles).float(), lambda points: points)
+    return PointJudge(
+        toy.sample(2_000, seed=1), toy.sample(2_000, seed=2), toy.base(angles).float(), lambda points: points
+    )
 
 
 def test_the_distance_of_points_is_that_of_their_laws(judge):
@@ -220,7 +222,8 @@ def test_the_distance_of_points_is_that_of_their_laws(judge):
     # A shift s moves a projection by s . u: at most |s|, and on average half of it in three dimensions.
     assert 0.2 * math.sqrt(0.75) < distances[2] < math.sqrt(0.75)
     assert scores[0]["off_support"] < 1e-3 and scores[1]["off_support"] < 1e-3 < scores[2]["off_support"]
-    assert "off_support" not in judge.score({"points": exact}, end=False)
+    assert scores[0]["distance_validation"] == 0 < scores[1]["distance_validation"]  # these very points
+    assert set(judge.score({"points": exact}, end=False)) == {"distance"}
 
 
 def test_the_true_energy_on_the_true_base_leads_the_chain_to_the_data(judge):
