@@ -7,11 +7,9 @@ made. A sweep that is there already is not run again, and one that was interrupt
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import subprocess
-import sys
 from pathlib import Path
+
+from benchmarks.pages import spread, summary
 
 SETS = ("redwine", "whitewine", "parkinsons")
 SEEDS = range(5)
@@ -52,23 +50,6 @@ network goes on top was chosen on two seeds of white wine and Parkinsons.
 """
 
 
-def command(verb: str, *words: str) -> None:
-    """Run a verb as a user does, and stop where it fails."""
-    done = subprocess.run([sys.executable, "-m", f"pipeline.{verb}", *words], check=False)
-    if done.returncode:
-        sys.exit(done.returncode)
-
-
-def swept(folder: Path, verb: str, *words: str) -> list[dict]:
-    """The trials of a sweep, which is run if it is not there, and taken up if it was interrupted."""
-    summary = folder / "summary.json"
-    if not summary.exists():
-        command(verb, *words, f"output={folder}")
-    elif any(trial["status"] in ("pending", "running") for trial in json.loads(summary.read_text())["trials"]):
-        command(verb, f"resume={folder}")
-    return json.loads(summary.read_text())["trials"]
-
-
 def measure(name: str, folder: Path) -> dict[str, list[dict]]:
     """All scores of one data set: method -> the best metrics of each seed, in the order of the seeds."""
     seeds = f"seed:{{choice:{list(SEEDS)}}}".replace(" ", "")
@@ -76,7 +57,7 @@ def measure(name: str, folder: Path) -> dict[str, list[dict]]:
 
     def grid(label: str, objectives: str, *words: str) -> list[dict]:
         space = f"++sweep.space={{train.objective:{{choice:[{objectives}]}},{seeds}}}"
-        trials = swept(folder / label, "sweep", f"conf={name}", "sweeps=comparison", space, *words)
+        trials = summary(folder / label, "sweep", f"conf={name}", "sweeps=comparison", space, *words)["trials"]
         return sorted(trials, key=lambda trial: trial["params"]["seed"])
 
     for label, networks in (("a single Gaussian", "gaussian"), ("MAF, maximum likelihood", "maf")):
@@ -95,18 +76,13 @@ def measure(name: str, folder: Path) -> dict[str, list[dict]]:
     for seed, flow in zip(SEEDS, flows, strict=True):
         steps = flow["best_metrics"]["base_step"] + ON_TOP_STEPS
         words = [f"{key}={value}" for key, value in {**ON_TOP, "train.base_steps": str(steps)}.items()]
-        [trial] = swept(folder / f"on-top-{seed}", "train", f"checkpoint={flow['best_checkpoint']}", *words)
+        found_top = summary(folder / f"on-top-{seed}", "train", f"checkpoint={flow['best_checkpoint']}", *words)
+        [trial] = found_top["trials"]
         tops.append(
             {**trial["best_metrics"], "gain": flow["best_metrics"]["nll_gebm"] - trial["best_metrics"]["nll_gebm"]}
         )
     found["flow with an energy on top"] = tops
     return found
-
-
-def spread(values: list[float], digits: int = 2) -> str:
-    """Mean and standard error, as written in a table."""
-    error = statistics.stdev(values) / len(values) ** 0.5
-    return f"{statistics.fmean(values):.{digits}f} ± {error:.{digits}f}"
 
 
 def document(found: dict[str, dict[str, list[dict]]]) -> str:

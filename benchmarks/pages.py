@@ -1,0 +1,44 @@
+"""Pages of results: sweeps run as their users run them, and not a second time; numbers as a table has them."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+__all__ = ["spread", "summary"]
+
+
+def summary(folder: Path, verb: str, *words: str) -> dict[str, Any]:
+    """What a sweep found, which is run if it is not there, and taken up if it was interrupted.
+
+    Args:
+        folder: of the sweep.
+        verb: ``sweep`` or ``train``.
+        words: of its command line.
+
+    Returns:
+        The contents of its ``summary.json``.
+    """
+    written = folder / "summary.json"
+    if not written.exists():
+        _command(verb, *words, f"output={folder}")
+    elif any(trial["status"] in ("pending", "running") for trial in json.loads(written.read_text())["trials"]):
+        _command(verb, f"resume={folder}")
+    return json.loads(written.read_text())
+
+
+def spread(values: list[float], digits: int = 2) -> str:
+    """Mean and standard error, as written in a table."""
+    error = statistics.stdev(values) / len(values) ** 0.5
+    return f"{statistics.fmean(values):.{digits}f} ± {error:.{digits}f}"
+
+
+def _command(verb: str, *words: str) -> None:
+    """Run a verb as a user does, and stop where it fails."""
+    done = subprocess.run([sys.executable, "-m", f"pipeline.{verb}", *words], check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
