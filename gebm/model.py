@@ -210,7 +210,7 @@ class RelativeEnergy(nn.Module):
         base: The base, with ``log_prob``.
 
     Raises:
-        ValueError: If the base has no ``log_prob``.
+        ValueError: If the base has no ``log_prob``, or ``D`` is a flow's of another dimension.
 
     Example:
         >>> from gebm import networks
@@ -224,6 +224,7 @@ class RelativeEnergy(nn.Module):
         super().__init__()
         if not hasattr(base, "log_prob"):
             raise ValueError(f"an energy relative to {type(base).__name__} needs its log_prob: use a normalizing flow")
+        _require_same_dimension("energy", network, "base", base)
         self.network = network
         # In a tuple, the base is no submodule. It follows to another device or type all the same: as the model's base.
         self._base: tuple[nn.Module] = (base,)
@@ -256,6 +257,9 @@ class GEBM(nn.Module):
         energy_floor: The least energy. If none, the paper's -10; but no floor under a :class:`RelativeEnergy`: it is
             far below -10 wherever the base has next to no mass, and would stop learning there.
 
+    Raises:
+        ValueError: If base and prior both have a ``dim``, as a flow has, and not the same.
+
     Attributes:
         base: The base network.
         energy: The bounded energy.
@@ -272,6 +276,7 @@ class GEBM(nn.Module):
 
     def __init__(self, base: nn.Module, energy: nn.Module, prior: nn.Module, energy_floor: float | None = None) -> None:
         super().__init__()
+        _require_same_dimension("base", base, "prior", prior)
         self.base = base
         if not isinstance(energy, BoundedEnergy):
             if energy_floor is None:
@@ -479,6 +484,13 @@ class GEBM(nn.Module):
         """
         log_partition = self.log_partition.detach() if log_partition is None else log_partition
         return -self.data_potential(x) - log_partition
+
+
+def _require_same_dimension(name: str, module: nn.Module, other_name: str, other: nn.Module) -> None:
+    """Refuse two parts of a model of which both say their dimension, as flows and priors do, and say another."""
+    dim, other_dim = getattr(module, "dim", None), getattr(other, "dim", None)
+    if None not in (dim, other_dim) and dim != other_dim:
+        raise ValueError(f"the {name} has {dim} dimensions and the {other_name} {other_dim}: make them equal")
 
 
 def _sizes(n: int, batch_size: int | None) -> list[int]:

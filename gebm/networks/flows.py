@@ -72,9 +72,20 @@ class FlowBase(nn.Module, ABC):
 
         Returns:
             Log-densities (N,), in nats, float32 or wider.
+
+        Raises:
+            ValueError: If the data are of another dimension.
         """
         z_ND, log_det_N = self.inverse(x)
         return log_det_N - 0.5 * (z_ND.square().sum(1) + self.dim * math.log(2 * math.pi))
+
+    def _rows(self, rows: Tensor) -> Tensor:
+        """Return the rows (N, D) in float32 or wider, or refuse them."""
+        if rows.dim() != 2 or rows.shape[1] != self.dim:
+            raise ValueError(
+                f"a {type(self).__name__} of {self.dim} dimensions maps (N, {self.dim}), not {tuple(rows.shape)}"
+            )
+        return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
 
 class GaussianFlow(FlowBase):
@@ -104,12 +115,12 @@ class GaussianFlow(FlowBase):
     def forward(self, z: Tensor) -> Tensor:
         """Map latents (N, D) to data (N, D)."""
         with _full_precision(z):
-            return self.mean + _at_least_float32(z) @ self.factor.T
+            return self.mean + self._rows(z) @ self.factor.T
 
     def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map data (N, D) to latents (N, D), and return with them ``log |det dz/dx|`` (N,)."""
         with _full_precision(x):
-            centred_ND = _at_least_float32(x) - self.mean
+            centred_ND = self._rows(x) - self.mean
             z_ND = torch.linalg.solve_triangular(self.factor, centred_ND.T, upper=False).T
             return z_ND, -self.log_diagonal.sum().expand(len(x))
 
@@ -137,12 +148,12 @@ class _LayeredFlow(FlowBase):
     def forward(self, z: Tensor) -> Tensor:
         """Map latents (N, D) to data (N, D)."""
         with _full_precision(z):
-            return self.transform().inv(_at_least_float32(z))
+            return self.transform().inv(self._rows(z))
 
     def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map data (N, D) to latents (N, D), and return with them ``log |det dz/dx|`` (N,)."""
         with _full_precision(x):
-            return self.transform().call_and_ladj(_at_least_float32(x))
+            return self.transform().call_and_ladj(self._rows(x))
 
 
 class RealNVP(_LayeredFlow):
@@ -256,6 +267,7 @@ class FlowEnergy(nn.Module):
     def __init__(self, flow: FlowBase, offset: float = 0.0) -> None:
         super().__init__()
         self.flow = flow
+        self.dim = flow.dim
         self.register_buffer("offset", torch.tensor(float(offset)))
 
     @property
@@ -344,10 +356,6 @@ def _hidden(width: int) -> dict[str, object]:
 
 def _full_precision(x: Tensor) -> torch.autocast:
     return torch.autocast(x.device.type, enabled=False)
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _zuko() -> ModuleType:

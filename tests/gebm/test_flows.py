@@ -250,6 +250,26 @@ def test_what_is_refused_is_refused_in_one_line(arguments, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", networks.flows.FLOWS)
+@pytest.mark.parametrize("shape", [(4, 2), (4, 4), (3,), (4, 3, 1)])
+def test_rows_of_another_dimension_are_refused(name, shape):
+    base, energy = networks.make(name, resolution=0, channels=3, latent_dim=3)
+    model = GEBM(base, energy, StandardNormal(3))
+    for call in (base, base.log_prob, energy, model.log_prob):
+        with pytest.raises(ValueError, match=r"of 3 dimensions maps \(N, 3\), not ") as error:
+            call(torch.zeros(shape))
+        assert str(shape) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_parts_of_different_dimensions_make_no_model():
+    base, energy = networks.make("realnvp", resolution=0, channels=3, latent_dim=3)
+    with pytest.raises(ValueError, match="the base has 3 dimensions and the prior 2: make them equal"):
+        GEBM(base, energy, StandardNormal(2))
+    _, other = networks.make("gaussian", resolution=0, channels=2, latent_dim=2)
+    with pytest.raises(ValueError, match="the energy has 2 dimensions and the base 3: make them equal"):
+        GEBM(base, other, StandardNormal(3))
+
+
 def test_relative_energy_needs_a_density():
     with pytest.raises(ValueError, match="needs its log_prob: use a normalizing flow") as error:
         RelativeEnergy(nn.Linear(2, 1), nn.Linear(2, 2))
