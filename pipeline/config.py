@@ -1,33 +1,25 @@
-"""The schema of every key, and what has to hold before anything starts.
+"""The schema of every key, and how an experiment is composed.
 
 ``conf/<experiment>.yaml`` says what to run and ``sweeps/<search>.yaml`` how to search; both are Hydra config groups
-over the dataclasses below, so an unknown key or a wrong type is refused by name. :func:`validate` adds what a type
-cannot say.
+over the dataclasses below, so an unknown key or a wrong type is refused by name. :mod:`pipeline.checks` adds what a
+type cannot say.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gebm import StandardNormal, networks, objectives, penalties, samplers
-from gebm.relative_mmd import PlateauDecay
-from gebm.samplers import StepDecay
 from pipeline.errors import UserError
 
 __all__ = [
     "CONFIG_NAME",
-    "FEWEST_SAMPLES",
     "HYDRA_KEYS",
     "Config",
     "Data",
@@ -49,28 +41,12 @@ __all__ = [
     "headline",
     "searches",
     "to_dict",
-    "validate",
 ]
 
 CONFIG_NAME = "gebm"
 HYDRA_KEYS = ("defaults", "hydra")  # what Hydra wants of a primary config besides the schema
-PRECISIONS = ("auto", "float32", "bfloat16")
-SEEDS = 2**31  # what torch, NumPy and Optuna all take, with room for what is added to it
-# With fewer samples a metric is not defined: a covariance; two subsets of two; one sample a split; a third neighbour.
-FEWEST_SAMPLES = {"fid": 2, "kid": 4, "is": 10, "prc": 4}
-# The scores that each of evaluation.metrics gives, by which a sweep of images can rank its trials.
-_SCORES = {"fid": ("fid",), "kid": ("kid",), "is": ("is",), "prc": ("precision", "recall")}
-# What each task follows, the networks that fit it, and the encodings of its stores.
-_PRIMARY = {"images": "fid", "density": "nll", "points": "distance"}
-_NETWORKS = {
-    "images": ("dcgan", "sngan_convnet", "sngan_resnet"),
-    "density": networks.flows.FLOWS,
-    "points": networks.VECTORS,
-}
-_CHAINS = ("ula", "mala", "hmc", "rwm")  # what moves negatives: kernels that need no prior and no friction
-_EXACT = ("mala", "hmc", "rwm")  # what leaves a law at a temperature alone, as annealed importance sampling needs
-LOG_PARTITIONS = ("auto", "monte_carlo", "trained", "annealed")
-_ENCODINGS = {"images": ("blocks", "images"), "density": ("rows",), "points": ("rows",)}
+# What each task follows: the score of its base and of its GEBM.
+_FOLLOWED = {"images": "fid", "density": "nll", "points": "distance"}
 
 
 @dataclass
@@ -365,184 +341,6 @@ def apply(config: Config, overrides: dict[str, Any]) -> Config:
 _ABSENT = object()
 
 
-def validate(config: Config) -> None:
-    """Refuse what cannot run, before anything starts.
-
-    Args:
-        config: the experiment.
-
-    Raises:
-        UserError: one line that names the key and what it may be.
-    """
-    positive = {
-        "data.resolution": config.data.resolution,
-        "data.max_correlation": config.data.max_correlation,
-        "data.channels": config.data.channels,
-        "data.samples_per_shard": config.data.samples_per_shard,
-        "model.latent_dim": config.model.latent_dim,
-        "train.energy_steps": config.train.energy_steps,
-        "train.warmup_energy_steps": config.train.warmup_energy_steps,
-        "train.warmup_every": config.train.warmup_every,
-        "train.batch_size": config.train.batch_size,
-        "train.energy_lr": config.train.energy_lr,
-        "train.base_lr": config.train.base_lr,
-        "train.report_every": config.train.report_every,
-        "train.penalty_every": config.train.penalty_every,
-        "train.negatives.step_size": config.train.negatives.step_size,
-        "train.negatives.num_steps": config.train.negatives.num_steps,
-        "train.learning_rate_decay.every": config.train.learning_rate_decay.every,
-        "train.learning_rate_decay.num_samples": config.train.learning_rate_decay.num_samples,
-        "sampler.step_size": config.sampler.step_size,
-        "sampler.num_steps": config.sampler.num_steps,
-        "sampler.num_samples": config.sampler.num_samples,
-        "sampler.decay": config.sampler.decay,
-        "sampler.decay_every": config.sampler.decay_every,
-        "evaluation.every": config.evaluation.every,
-        "evaluation.batch_size": config.evaluation.batch_size,
-        "evaluation.chain_points": config.evaluation.chain_points,
-        "evaluation.grid": config.evaluation.grid,
-        "evaluation.temperatures": config.evaluation.temperatures,
-        "scale.num_workers": config.scale.num_workers,
-        "scale.cpus_per_worker": config.scale.cpus_per_worker,
-        "scale.timeout": config.scale.timeout,
-        "sweep.num_trials": config.sweep.num_trials,
-        "sweep.points": config.sweep.points,
-        "data.writers": config.data.writers,
-        "train.latent_batch_size": config.train.latent_batch_size,
-        "sweep.grace_steps": config.sweep.grace_steps,
-        "sweep.perturbation_steps": config.sweep.perturbation_steps,
-        "sweep.max_concurrent": config.sweep.max_concurrent,
-    }
-    for key, value in positive.items():
-        if value is not None and (not value > 0 or not math.isfinite(value)):
-            raise UserError(f"{key}={value}: it has to be positive and finite")
-    for key, value in {
-        "train.base_steps": config.train.base_steps,
-        "train.warmup_base_steps": config.train.warmup_base_steps,
-        "train.log_partition_samples": config.train.log_partition_samples,
-        "train.penalty": 0.0 if config.train.penalty is None else config.train.penalty,
-        "train.weight_decay": config.train.weight_decay,
-        "sampler.beta": config.sampler.beta,
-        "sampler.friction": config.sampler.friction,
-        "data.reader_workers": config.data.reader_workers,
-    }.items():
-        if not value >= 0 or not math.isfinite(value):
-            raise UserError(f"{key}={value}: it cannot be negative, and has to be finite")
-    if config.train.log_partition_samples == 1:
-        raise UserError("train.log_partition_samples=1: an estimate needs 2 at least, and 0 is none")
-    if config.task not in _PRIMARY:
-        raise UserError(f"task={config.task}: it has to be one of {', '.join(_PRIMARY)}")
-    for key, value, known in (
-        ("model.networks", config.model.networks, _NETWORKS[config.task]),
-        ("train.objective", config.train.objective, objectives.NAMES),
-        ("train.negatives.sampler", config.train.negatives.sampler, _CHAINS),
-        ("train.penalty_kind", config.train.penalty_kind, penalties.NAMES),
-        ("train.precision", config.train.precision, PRECISIONS),
-        ("sampler.name", config.sampler.name, samplers.NAMES),
-        ("evaluation.log_partition", config.evaluation.log_partition, LOG_PARTITIONS),
-        ("data.encoding", config.data.encoding, _ENCODINGS[config.task]),
-        ("sweep.search", config.sweep.search, ("random", "grid", "optuna")),
-        ("sweep.scheduler", config.sweep.scheduler, ("asha", "pbt", "none")),
-        ("sweep.mode", config.sweep.mode, ("min", "max")),
-    ):
-        if value not in known:
-            raise UserError(f"{key}={value}: it has to be one of {', '.join(known)}")
-    unknown = set(config.evaluation.metrics) - {"fid", "kid", "is", "prc"}
-    if unknown:
-        raise UserError(f"evaluation.metrics={sorted(unknown)}: they have to be among fid, kid, is, prc")
-    fewest = max(FEWEST_SAMPLES[name] for name in ("fid", *config.evaluation.metrics))
-    if config.evaluation.num_samples < fewest:
-        raise UserError(
-            f"evaluation.num_samples={config.evaluation.num_samples}: evaluation.metrics need {fewest} at least"
-        )
-    ranks = _ranks(config)
-    if config.sweep.metric not in ranks:
-        more = "; evaluation.metrics adds more" if config.task == "images" else ""
-        raise UserError(f"sweep.metric={config.sweep.metric}: it has to be one of {', '.join(ranks)}{more}")
-    for key, value in (("train.beta1", config.train.beta1), ("train.beta2", config.train.beta2)):
-        if not 0 <= value < 1:
-            raise UserError(f"{key}={value}: it has to be at least 0 and below 1")
-    if config.data.split_seed is not None and not 0 <= config.data.split_seed < SEEDS:
-        raise UserError(f"data.split_seed={config.data.split_seed}: it has to be at least 0 and below {SEEDS}")
-    if not 0 <= config.seed < SEEDS:
-        raise UserError(f"seed={config.seed}: it has to be at least 0 and below {SEEDS}")
-    if not math.isfinite(config.model.energy_offset):
-        raise UserError(f"model.energy_offset={config.model.energy_offset}: it has to be finite")
-    if config.model.energy_floor is not None and not config.model.energy_floor < math.inf:
-        raise UserError(f"model.energy_floor={config.model.energy_floor}: it has to be a number, or -.inf for none")
-    objective = objectives.make(config.train.objective)
-    flow = config.model.networks in networks.flows.FLOWS
-    if (objective.base_learns_from == "data" or objective.negatives.needs_density) and not flow:
-        raise UserError(
-            f"train.objective={config.train.objective}: it needs a base with a density, and model.networks="
-            f"{config.model.networks} has none; use one of {', '.join(networks.flows.FLOWS)}"
-        )
-    if config.evaluation.log_partition == "trained" and not objective.trains_log_partition:
-        raise UserError(
-            f"evaluation.log_partition=trained: train.objective={config.train.objective} trains no log-partition; use "
-            f"monte_carlo or annealed"
-        )
-    if config.evaluation.log_partition == "annealed" and config.sampler.name not in _EXACT:
-        raise UserError(
-            f"sampler.name={config.sampler.name}: evaluation.log_partition=annealed needs an exact kernel, one of "
-            f"{', '.join(_EXACT)}"
-        )
-    if config.task == "points" and not objective.trains_energy:
-        raise UserError(f"train.objective={config.train.objective}: it trains no energy, and task=points samples one")
-    if not (config.train.train_base or objective.trains_energy):
-        raise UserError(f"train.train_base=false: train.objective={config.train.objective} trains nothing but the base")
-    if config.sweep.scheduler == "pbt" and config.sweep.search == "optuna":
-        raise UserError("sweep.search=optuna: sweep.scheduler=pbt makes proposals of its own; use random or grid")
-    if (config.ray.address or "").startswith("ray://"):
-        raise UserError(
-            f"ray.address={config.ray.address}: a sweep is driven from within the cluster; start this command on one "
-            f"of its machines with ray.address=auto, for example with `ray job submit`"
-        )
-    if config.sweep.reduction_factor < 2:
-        raise UserError(f"sweep.reduction_factor={config.sweep.reduction_factor}: it has to be 2 at least")
-    if config.train.ema_decay is not None and not 0 < config.train.ema_decay < 1:
-        raise UserError(f"train.ema_decay={config.train.ema_decay}: it has to lie between 0 and 1")
-    _build(
-        "model",
-        lambda: _networks(
-            config.model.networks,
-            config.data.resolution,
-            config.data.channels,
-            config.model.latent_dim,
-            config.model.width,
-            config.model.energy,
-            config.model.energy_offset,
-        ),
-    )
-    _build("sampler.decay", lambda: StepDecay(factor=config.sampler.decay, every=config.sampler.decay_every))
-    _build(
-        "sampler",
-        lambda: samplers.make(
-            config.sampler.name,
-            step_size=config.sampler.step_size,
-            friction=config.sampler.friction,
-            prior=StandardNormal(config.model.latent_dim),
-        ),
-    )
-    decay = config.train.learning_rate_decay
-    _build(
-        "train.learning_rate_decay",
-        lambda: PlateauDecay(
-            torch.zeros(decay.num_samples, 1),
-            factor=decay.factor,
-            every=decay.every,
-            lag=decay.lag,
-            patience=decay.patience,
-        ),
-    )
-    for key, size in (("batch_size", config.train.batch_size), ("latent_batch_size", config.train.latent_batch_size)):
-        if size is not None and size % config.scale.num_workers:
-            raise UserError(
-                f"train.{key}={size} cannot be shared out evenly among scale.num_workers={config.scale.num_workers}: "
-                f"make it a multiple of {config.scale.num_workers}"
-            )
-
-
 def headline(config: Config) -> tuple[str, str]:
     """The two scores that are followed while a sweep runs: the base's and the GEBM's.
 
@@ -551,47 +349,4 @@ def headline(config: Config) -> tuple[str, str]:
         ...     "model": {"networks": "maf"}}))
         ('nll_base', 'nll_gebm')
     """
-    return f"{_PRIMARY[config.task]}_base", f"{_PRIMARY[config.task]}_gebm"
-
-
-def _ranks(config: Config) -> list[str]:
-    """The scores that trials can be ranked by."""
-    # By the validation rows, where there are such: the test rows choose nothing.
-    if config.task == "density":
-        return ["nll_gebm_validation", "nll_base_validation"]
-    if config.task == "points":
-        return ["distance_validation_gebm", "distance_validation_base"]
-    measured = dict.fromkeys(score for name in ("fid", *config.evaluation.metrics) for score in _SCORES[name])
-    return [f"{score}_{model}" for score in measured for model in ("gebm", "base")]
-
-
-@functools.cache  # a search asks for the same ones at each end of each range
-def _networks(
-    name: str,
-    resolution: int | None,
-    channels: int,
-    latent_dim: int,
-    width: int | None,
-    energy: str | None,
-    offset: float,
-) -> object:
-    # A flow looks at its masks while it is built, which the meta device cannot; and it is small.
-    with torch.device("cpu" if name in networks.flows.FLOWS else "meta"):
-        return networks.make(
-            name,
-            resolution=resolution or 0,
-            channels=channels,
-            latent_dim=latent_dim,
-            width=width,
-            energy=energy,
-            offset=offset,
-        )
-
-
-def _build(key: str, make: Callable[[], object]) -> None:
-    """What the method itself refuses, it refuses here; nothing is allocated."""
-    try:
-        with torch.device("meta"):
-            make()
-    except ValueError as error:
-        raise UserError(f"{key}: {error}") from None
+    return f"{_FOLLOWED[config.task]}_base", f"{_FOLLOWED[config.task]}_gebm"

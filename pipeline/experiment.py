@@ -22,6 +22,7 @@ from rich.console import Console
 from pipeline import cluster, search, tasks
 from pipeline import config as schema
 from pipeline.checkpoints import load_state, read
+from pipeline.checks import validate
 from pipeline.display import Display, make_console, results_table, seeds_table
 from pipeline.errors import UserError
 from pipeline.files import is_local, write_file
@@ -118,7 +119,7 @@ def run(config: schema.Config, named: dict[str, Any], *, verb: str, console: Con
         config = schema.apply(config, {key: value for key, value in named.items() if key not in ("resume", "output")})
     elif config.checkpoint:
         config = _of_checkpoint(config, named)
-    schema.validate(config)
+    validate(config)
     space = search.parse_space(config)
     if _samples_only(config.sweep.space) and config.checkpoint is None:
         raise UserError("a search over the sampler alone needs a trained model: give checkpoint=<a trial's folder>")

@@ -20,7 +20,8 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.sample import Domain
 
-from pipeline.config import Config, apply, validate
+from pipeline.checks import validate
+from pipeline.config import Config, apply
 from pipeline.errors import UserError
 from pipeline.records import ENDED, TrialRecord
 from pipeline.tuning import TRIAL

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from pipeline.checks import validate
 from pipeline.command import verb
-from pipeline.config import Config, validate
+from pipeline.config import Config
 from pipeline.stores import locate, sources, write_store
 
 __all__ = ["main"]

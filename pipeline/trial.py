@@ -23,6 +23,7 @@ from gebm.training import Alternation, StepInfo, Trainer, adam, initialise_log_p
 from pipeline import config as schema
 from pipeline import tasks
 from pipeline.checkpoints import Checkpoint, Checkpoints, load_state, read
+from pipeline.checks import validate
 from pipeline.errors import NonFiniteLoss, UserError
 from pipeline.files import write_file
 from pipeline.stores import Position
@@ -83,7 +84,7 @@ def load_model(
     config = schema.apply(
         trained_config(checkpoint), {key: value for key, value in overrides.items() if key not in _OURS}
     )
-    schema.validate(config)
+    validate(config)
     model = build_model(config)
     load_state(model, checkpoint)
     average = {

@@ -11,7 +11,7 @@ from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, i
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
-from pipeline.config import FEWEST_SAMPLES
+from pipeline.checks import FEWEST_SAMPLES
 from pipeline.errors import UserError
 from pipeline.metrics.extractors import Extractor, features
 from pipeline.metrics.reference import Reference

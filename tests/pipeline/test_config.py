@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gebm import penalties
 from pipeline import config as schema
+from pipeline.checks import validate
 from pipeline.errors import UserError
 from pipeline.search import parse_space
 from pipeline.trial import build_model
@@ -35,7 +36,7 @@ def test_every_experiment_composes_with_every_search(experiment, search):
             composed(f"conf={experiment}", f"sweeps={search}")
         return
     config = composed(f"conf={experiment}", f"sweeps={search}")
-    schema.validate(config)
+    validate(config)
     assert config.name == experiment
     purpose = {"mcmc": "sampler", "comparison": "comparison"}.get(search, "training")
     assert list(parse_space(config)) == list(config.spaces[purpose])
@@ -75,7 +76,7 @@ def test_the_papers_experiments_carry_the_papers_schedule(experiment):
 @pytest.mark.parametrize("experiment", PAPERS)
 def test_both_sngans_build_for_the_papers_experiments(experiment, networks):
     config = composed(f"conf={experiment}", f"model.networks={networks}")
-    schema.validate(config)
+    validate(config)
     with torch.device("meta"):
         model = build_model(config)
         images = model.base(torch.zeros(2, 100))
@@ -206,7 +207,7 @@ BAD = [
 @pytest.mark.parametrize(("key", "value"), BAD, ids=[f"{key}={value}" for key, value in BAD])
 def test_each_refusal_is_one_line_that_names_its_key(small, key, value):
     with pytest.raises(UserError) as refusal:
-        schema.validate(schema.apply(small(), {key: value}))
+        validate(schema.apply(small(), {key: value}))
     line = str(refusal.value)
     assert "\n" not in line
     group, _, name = key.rpartition(".")
@@ -234,7 +235,7 @@ def test_each_refusal_is_one_line_that_names_its_key(small, key, value):
 )
 def test_keys_that_contradict_each_other_are_refused(small, overrides, named):
     with pytest.raises(UserError, match=named) as refusal:
-        schema.validate(schema.apply(small(), overrides))
+        validate(schema.apply(small(), overrides))
     assert "\n" not in str(refusal.value)
 
 
@@ -248,4 +249,4 @@ def test_what_can_run_is_not_refused(small):
         {"sweep.metric": "precision_gebm", "sweep.mode": "max", "evaluation.metrics": ["prc"]},
         *({"sampler.name": name} for name in ("kla", "mala", "hmc", "rwm", "imh", "dot", "descent")),
     ):
-        schema.validate(schema.apply(small(), overrides))
+        validate(schema.apply(small(), overrides))

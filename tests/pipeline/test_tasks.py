@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from gebm import GEBM, StandardNormal
 from pipeline import tasks
-from pipeline.config import Config, apply, from_dict, validate
+from pipeline.checks import validate
+from pipeline.config import Config, apply, from_dict
 from pipeline.errors import UserError
 from pipeline.evaluation import evaluate
 from pipeline.experiment import ready_store
