@@ -64,6 +64,7 @@ Example:
 from __future__ import annotations
 
 from gebm import negatives, networks, objectives, penalties, samplers
+from gebm.folding import folded
 from gebm.model import GEBM, BoundedEnergy, RelativeEnergy, StandardNormal, frozen
 from gebm.negatives import BaseDraws, DataChain, LatentChain, Negatives
 from gebm.objectives import (
@@ -108,6 +109,7 @@ __all__ = [
     "Wasserstein",
     "adam",
     "annealing_schedule",
+    "folded",
     "frozen",
     "initialise_log_partition",
     "log_partition_annealed",

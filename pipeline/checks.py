@@ -18,10 +18,10 @@ from gebm.relative_mmd import PlateauDecay
 from gebm.samplers import StepDecay
 from pipeline.config import Config
 from pipeline.errors import UserError
+from pipeline.precision import PRECISIONS, UNADJUSTED
 
 __all__ = ["FEWEST_SAMPLES", "validate"]
 
-PRECISIONS = ("auto", "float32", "bfloat16")
 SEEDS = 2**31  # what torch, NumPy and Optuna all take, with room for what is added to it
 # With fewer samples a metric is not defined: a covariance; two subsets of two; one sample a split; a third neighbour.
 FEWEST_SAMPLES = {"fid": 2, "kid": 4, "is": 10, "prc": 4}
@@ -97,7 +97,7 @@ def validate(config: Config) -> None:
     Raises:
         UserError: one line that names the key and what it may be.
     """
-    for check in (_numbers, _names, _scores, _objective, _sweep, _scale, _parts):
+    for check in (_numbers, _names, _scores, _objective, _sampler, _sweep, _scale, _parts):
         check(config)
 
 
@@ -137,6 +137,7 @@ def _names(config: Config) -> None:
         ("train.penalty_kind", config.train.penalty_kind, penalties.NAMES),
         ("train.precision", config.train.precision, PRECISIONS),
         ("sampler.name", config.sampler.name, samplers.NAMES),
+        ("sampler.precision", config.sampler.precision, PRECISIONS),
         ("evaluation.log_partition", config.evaluation.log_partition, LOG_PARTITIONS),
         ("data.encoding", config.data.encoding, _ENCODINGS[config.task]),
         ("sweep.search", config.sweep.search, ("random", "grid", "optuna")),
@@ -185,6 +186,14 @@ def _objective(config: Config) -> None:
         raise UserError(f"train.objective={config.train.objective}: it trains no energy, and task=points samples one")
     if not (config.train.train_base or objective.trains_energy):
         raise UserError(f"train.train_base=false: train.objective={config.train.objective} trains nothing but the base")
+
+
+def _sampler(config: Config) -> None:
+    if config.sampler.precision == "bfloat16" and config.sampler.name not in UNADJUSTED:
+        raise UserError(
+            f"sampler.precision=bfloat16: the accept step of sampler.name={config.sampler.name} needs float32; only "
+            f"{', '.join(UNADJUSTED)} do without"
+        )
 
 
 def _sweep(config: Config) -> None:

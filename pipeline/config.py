@@ -150,6 +150,9 @@ class Sampler:
     decay: float = 1.0  # factor on the step size ...
     decay_every: int = 200  # ... every so many steps
     num_samples: int = 64  # images that `python -m pipeline.sample` draws
+    # Of the networks: float32, bfloat16; auto takes bfloat16 for images where the hardware has it, and there is no
+    # accept step that would compare two energies.
+    precision: str = "auto"
 
 
 @dataclass

@@ -16,9 +16,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gebm import GEBM, diagnostics, samplers
+from gebm.folding import folded
 from gebm.model import frozen
 from gebm.partition import log_partition_monte_carlo
 from pipeline import config as schema
+from pipeline import precision
 from pipeline.errors import UserError
 
 __all__ = ["Evaluation", "Judge", "chain_steps", "evaluate", "make_kernel", "run_chains"]
@@ -96,7 +98,7 @@ def run_chains(
     """Run chains side by side; one that diverges starts again from the prior, and is counted.
 
     Args:
-        model: the GEBM.
+        model: the GEBM, best as :func:`gebm.folding.folded` makes it.
         sampler: the kernel and its settings.
         z0: where they start (N, D); they share the device's memory.
         seed: of the noise, another than the latents'. With it and its number, a chain is the same whatever runs
@@ -160,6 +162,7 @@ def evaluate(
     settings = config.evaluation
     share = -(-settings.num_samples // world_size)  # equal shares, so that a gather has one shape
     seed = (config.seed + 1) * 1_000_003
+    walked = folded(model, precision.of_sampling(config, model.log_partition.device))
     generator = torch.Generator(model.log_partition.device).manual_seed(seed)
     first = rank * share
     latents = model.prior.sample(share * world_size, generator)[first : first + share]
@@ -187,7 +190,7 @@ def evaluate(
                     found.frames[step] = torch.cat([kept, shown.cpu()])[: settings.grid]
 
         z0 = latents[start : start + settings.batch_size]
-        chain = run_chains(model, config.sampler, z0, seed=noise, first_chain=first + start, observe=observe)
+        chain = run_chains(walked, config.sampler, z0, seed=noise, first_chain=first + start, observe=observe)
         divergences += int(chain.divergences.sum())
         if start == 0:
             seconds = time.monotonic() - began

@@ -14,8 +14,9 @@ import torch
 from rich.progress import Progress
 
 from gebm import samplers
+from gebm.folding import folded
 from pipeline import config as schema
-from pipeline import tasks
+from pipeline import precision, tasks
 from pipeline.command import verb
 from pipeline.evaluation import run_chains
 from pipeline.files import write_file
@@ -41,6 +42,7 @@ def main(config: schema.Config, named: dict[str, Any]) -> int:
     generator = torch.Generator(device).manual_seed(settings.seed)
     latents = model.prior.sample(count, generator)
     noise = int(samplers.noise.draw_key(generator, device))
+    walked = folded(model, precision.of_sampling(settings, device))
     before, after = [], []
     with Progress() as progress:
         bar = progress.add_task(f"{sampler.name}, {sampler.num_steps} steps", total=count * sampler.num_steps)
@@ -50,7 +52,7 @@ def main(config: schema.Config, named: dict[str, Any]) -> int:
 
         for z0 in latents.split(settings.evaluation.batch_size):
             first = sum(map(len, before))
-            chain = run_chains(model, sampler, z0, seed=noise, first_chain=first, observe=advance)
+            chain = run_chains(walked, sampler, z0, seed=noise, first_chain=first, observe=advance)
             with torch.no_grad():
                 before.append(model.base(z0).cpu())
                 after.append(model.base(chain.z).cpu())

@@ -21,7 +21,7 @@ from gebm import GEBM, BoundedEnergy, StandardNormal, networks, objectives, pena
 from gebm.relative_mmd import PlateauDecay
 from gebm.training import Alternation, StepInfo, Trainer, adam, initialise_log_partition
 from pipeline import config as schema
-from pipeline import tasks
+from pipeline import precision, tasks
 from pipeline.checkpoints import Checkpoint, Checkpoints, load_state, read
 from pipeline.checks import validate
 from pipeline.errors import NonFiniteLoss, UserError
@@ -264,15 +264,9 @@ def _trainer(model: GEBM, run: _Run) -> Trainer:
         ema_decay=train.ema_decay,
         train_base=train.train_base,
         latent_batch_size=(train.latent_batch_size or train.batch_size) // run.world_size,
-        precision=_precision(train.precision, run.device),
+        precision=precision.of_training(run.config, run.device),
         parallel=parallel,
     )
-
-
-def _precision(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        name = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
-    return getattr(torch, name)
 
 
 def _plateau(run: _Run) -> PlateauDecay:

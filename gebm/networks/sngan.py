@@ -93,7 +93,7 @@ class ConvNetEnergy(nn.Sequential):
 
 
 class UpBlock(nn.Module):
-    """A residual block of the base that doubles the grid: BN, ReLU, up, 3x3, BN, ReLU, 3x3; shortcut up, 1x1.
+    """A residual block of the base that doubles the grid: BN, ReLU, up, 3x3, BN, ReLU, 3x3; shortcut 1x1, up.
 
     Args:
         width: Channels in and out.
@@ -115,7 +115,8 @@ class UpBlock(nn.Module):
             nn.ReLU(),
             _xavier(nn.Conv2d(width, width, 3, padding=1)),
         )
-        self.shortcut = nn.Sequential(nn.Upsample(scale_factor=2), _xavier(nn.Conv2d(width, width, 1), math.sqrt(2)))
+        # A 1x1 convolution commutes with repetition, and costs a quarter before it.
+        self.shortcut = nn.Sequential(_xavier(nn.Conv2d(width, width, 1), math.sqrt(2)), nn.Upsample(scale_factor=2))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, width, H, W) to (N, width, 2H, 2W)."""

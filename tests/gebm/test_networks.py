@@ -105,7 +105,7 @@ def test_resnet_shortcuts_have_the_larger_gain():
     # Uniform on (-a, a) has deviation a / sqrt(3), with a = gain sqrt(6 / (fan_in + fan_out)).
     torch.manual_seed(0)
     block = networks.sngan.UpBlock(128)
-    for weight, gain, fan in [(block.shortcut[1].weight, 2**0.5, 128), (block.residual[3].weight, 1.0, 128 * 9)]:
+    for weight, gain, fan in [(block.shortcut[0].weight, 2**0.5, 128), (block.residual[3].weight, 1.0, 128 * 9)]:
         limit = gain * (6 / (2 * fan)) ** 0.5
         assert weight.abs().max() <= limit
         # Of n uniform draws the largest is above 0.99 a but for a probability of 0.99^n, and n is above 16,000.

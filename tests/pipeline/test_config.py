@@ -69,7 +69,8 @@ def test_the_papers_experiments_carry_the_papers_schedule(experiment):
     # The paper's step 1e-4 has h/2 before the gradient and sqrt(h) before the noise; here they are h and sqrt(2h).
     assert (sampler.name, 2 * sampler.step_size, sampler.num_steps) == ("ula", 1e-4, 1000)
     assert (sampler.beta, sampler.decay, sampler.decay_every) == (100.0, 0.1, 200)
-    assert (config.evaluation.extractor, train.precision) == ("inception-v3-compat", "float32")
+    assert config.evaluation.extractor == "inception-v3-compat"
+    assert (train.precision, sampler.precision) == ("float32", "float32")
 
 
 @pytest.mark.parametrize("networks", ["sngan_convnet", "sngan_resnet"])
@@ -174,6 +175,7 @@ BAD = [
     ("train.beta2", -0.1),
     ("train.objective", "wgan"),
     ("train.precision", "float16"),
+    ("sampler.precision", "float16"),
     ("train.ema_decay", 1.0),
     ("train.learning_rate_decay.factor", 1.5),
     ("train.learning_rate_decay.patience", 0),

@@ -1,0 +1,190 @@
+"""The model as a chain needs it: fixed weights, folded together as far as algebra goes, in the fastest precision.
+
+A chain evaluates the two networks thousands of times without changing them, and wants no gradient but that of the
+latents. So once, before it starts: normalised weights are computed, batch normalisation goes into the layer before it,
+a convolution and the doubling before it or the averaging after it become one strided convolution with 16 taps where
+there were 36, and what is left is laid out channels last. In float32 that is the same function to rounding.
+
+In bfloat16 the networks' values have eight bits, and a potential from them two to three digits. That is enough for a
+drift, whose rounding is far below the noise that a Langevin step adds, and not enough for an accept step, which
+compares two potentials of which each is in the hundreds, nor for a log-partition, of which it is the exponent:
+Metropolis kernels, estimates and likelihoods stay in float32. Sums of potentials are float32 in either case.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_weights
+
+from gebm.model import GEBM, BoundedEnergy
+from gebm.networks.sngan import DownBlock
+
+__all__ = ["folded"]
+
+# A kernel of 3 taps on a grid doubled by repetition is one of 4 taps on the grid itself, of a transposed convolution:
+# an even place of the fine grid sees its own place by taps 1 and 2 and the one before by tap 0, an odd one likewise.
+_DOUBLED = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+# The mean of two neighbouring places of such a kernel: one of 4 taps at every second place.
+_AVERAGED = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [0.0, 1.0, 1.0], [0.0, 0.0, 1.0]]) / 2
+
+
+@torch.no_grad()
+def folded(model: GEBM, precision: torch.dtype = torch.float32) -> GEBM:
+    """Return the model as a chain needs it.
+
+    A copy, that no later training moves. It is for sampling: its networks are in evaluation mode, their parameters are
+    outside the graph and no longer those of the layers they came from.
+
+    Args:
+        model: The model, on its device.
+        precision: Of the networks of images: float32, float64, or bfloat16 for kernels without an accept step. Those
+            of vectors keep their own.
+
+    Returns:
+        The model to sample.
+
+    Raises:
+        ValueError: If the precision is another.
+
+    Example:
+        >>> from gebm import StandardNormal, networks
+        >>> base, energy = networks.make("sngan_resnet", resolution=32, channels=3, latent_dim=8, width=8)
+        >>> model = GEBM(base, energy, StandardNormal(8)).eval()
+        >>> z = torch.randn(2, 8)
+        >>> torch.allclose(folded(model).potential(z), model.potential(z), atol=1e-4)
+        True
+    """
+    if precision not in (torch.float32, torch.float64, torch.bfloat16):
+        raise ValueError(f"no sampling in {precision}: choose torch.float32, torch.float64 or torch.bfloat16")
+    fixed = copy.deepcopy(model).eval().requires_grad_(False)
+    base, network = fixed.base, fixed.energy.network
+    if not _is_of_images(base):
+        return fixed
+    base, network = _InPrecision(_fold(base), precision), _InPrecision(_fold(network), precision)
+    result = GEBM(base, BoundedEnergy(network, fixed.energy.floor), fixed.prior).eval().requires_grad_(False)
+    result.log_partition = fixed.log_partition
+    return result
+
+
+class _InPrecision(nn.Module):
+    """A network of images in one precision, channels last."""
+
+    def __init__(self, network: nn.Module, precision: torch.dtype) -> None:
+        super().__init__()
+        self.network = network.to(memory_format=torch.channels_last)
+        # What could not be folded, batch normalisation, mixes the two at no cost.
+        layers = [layer for layer in network.modules() if not isinstance(layer, nn.BatchNorm2d)]
+        parameters = [parameter for layer in layers for parameter in layer.parameters(recurse=False)]
+        for parameter in parameters:
+            parameter.data = parameter.data.to(precision)
+        # A network without weights is a formula: it gets what it was written for.
+        self.precision = precision if parameters else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map inputs (N, ...) to outputs (N, ...)."""
+        x = x if self.precision is None else x.to(self.precision)
+        return self.network(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x)
+
+
+def _is_of_images(base: nn.Module) -> bool:
+    return any(isinstance(layer, nn.Conv2d) for layer in base.modules())
+
+
+def _fold(module: nn.Module) -> nn.Module:
+    """Return the module with what can be folded in it folded, its parameters its own."""
+    if parametrize.is_parametrized(module, "weight"):
+        return _plain(module)
+    if isinstance(module, DownBlock):
+        return _folded_down(module)
+    if not isinstance(module, nn.Sequential):
+        for name, child in list(module.named_children()):
+            setattr(module, name, _fold(child))
+        return module
+    layers: list[nn.Module] = []
+    for layer in map(_fold, module):
+        before = layers[-1] if layers else None
+        if isinstance(layer, nn.BatchNorm2d) and isinstance(before, nn.Conv2d | nn.ConvTranspose2d):
+            transposed = isinstance(before, nn.ConvTranspose2d)
+            layers[-1] = fuse_conv_bn_eval(before, layer, transpose=transposed)
+        elif isinstance(layer, nn.BatchNorm2d) and len(layers) > 1 and isinstance(before, nn.Unflatten):
+            layers[-2] = _normalised(layers[-2], before, layer)
+        elif isinstance(before, nn.Upsample) and _is_plain_3x3(layer):
+            layers[-1] = _doubling(layer)
+        else:
+            layers.append(layer)
+    return nn.Sequential(*layers)
+
+
+def _plain(layer: nn.Module) -> nn.Module:
+    """Return a layer with the weight that a normalised one has now."""
+    # Not by removing the normalisation: torch would take it from the class, which the copy shares with the original.
+    bias = layer.bias is not None
+    if isinstance(layer, nn.Linear):
+        plain = nn.Linear(layer.in_features, layer.out_features, bias)
+    elif isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.padding_mode == "zeros":
+        shape = layer.kernel_size, layer.stride, layer.padding, layer.dilation
+        plain = nn.Conv2d(layer.in_channels, layer.out_channels, *shape, bias=bias)
+    else:
+        return layer
+    return _with(plain, layer.weight, layer.bias)
+
+
+def _normalised(linear: nn.Module, grid: nn.Unflatten, norm: nn.BatchNorm2d) -> nn.Linear:
+    """Return a linear map with the batch normalisation of the grid that its outputs are laid out on."""
+    places = linear.out_features // norm.num_features
+    repeated = [x.repeat_interleave(places) for x in (norm.running_mean, norm.running_var, norm.weight, norm.bias)]
+    mean, variance, weight, bias = repeated
+    return _with(linear, *fuse_linear_bn_weights(linear.weight, linear.bias, mean, variance, norm.eps, weight, bias))
+
+
+def _is_plain_3x3(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Conv2d) and (layer.kernel_size, layer.stride, layer.padding) == ((3, 3), (1, 1), (1, 1))
+
+
+def _doubling(conv: nn.Conv2d) -> nn.ConvTranspose2d:
+    """Return a 3x3 convolution together with the doubling of the grid before it, by repetition."""
+    weight = _taps(_DOUBLED, conv.weight).transpose(0, 1)
+    layer = nn.ConvTranspose2d(conv.in_channels, conv.out_channels, 4, stride=2, padding=1, bias=conv.bias is not None)
+    return _with(layer, weight, conv.bias)
+
+
+def _averaging(conv: nn.Conv2d) -> nn.Conv2d:
+    """Return a 3x3 convolution together with the averaging over pairs of rows and columns after it."""
+    layer = nn.Conv2d(conv.in_channels, conv.out_channels, 4, stride=2, padding=1, bias=conv.bias is not None)
+    return _with(layer, _taps(_AVERAGED, conv.weight), conv.bias)
+
+
+def _taps(one_way: Tensor, weight: Tensor) -> Tensor:
+    one_way = one_way.to(weight)
+    return one_way @ weight @ one_way.T
+
+
+def _with(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
+    layer.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.clone(), requires_grad=False)
+    return layer.eval()
+
+
+class _FoldedDown(nn.Module):
+    """A :class:`DownBlock` whose residual ends on the coarse grid."""
+
+    def __init__(self, residual: nn.Module, shortcut: nn.Module) -> None:
+        super().__init__()
+        self.residual, self.shortcut = residual, shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, channels, H, W) to (N, width, H / 2, W / 2)."""
+        return self.residual(x) + self.shortcut(nn.functional.avg_pool2d(x, 2))
+
+
+def _folded_down(block: DownBlock) -> nn.Module:
+    block.residual, block.shortcut = _fold(block.residual), _fold(block.shortcut)
+    if not block.halve:
+        return block
+    *layers, last = block.residual
+    return _FoldedDown(nn.Sequential(*layers, _averaging(last)), block.shortcut)
