@@ -21,6 +21,13 @@ ON_TOP = {
     "evaluation.every": "250",
     "evaluation.num_samples": "50000",
 }
+# With the rates of the others, persistent contrastive divergence diverges on Parkinsons.
+PERSISTENT = {
+    "train.energy_lr": "3e-4",
+    "train.latent_batch_size": "256",
+    "train.negatives.step_size": "5e-3",
+    "train.negatives.num_steps": "5",
+}
 ON_TOP_STEPS = 2000  # energy steps on a base that stands still
 
 HEAD = """# Density estimation on UCI
@@ -44,9 +51,14 @@ gain is that over the very flow below it, paired by seed.
 
 Test means hang on a few outlying rows, and so on the split: compare within a column, and with the single Gaussian.
 
+Within a column all methods have the same rates, batches and steps, those of the experiment's file, but persistent
+contrastive divergence, which diverges with them on Parkinsons: its energy has a rate of 3e-4 and its chains smaller
+steps, tried on one other split.
+
 How the settings were found: bounded (tanh) conditioners and the moving average were chosen after looking at the test
 figures of these very splits, against other activations and no average, so all rows may be a little too good. Which
-network goes on top was chosen on two seeds of white wine and Parkinsons.
+network goes on top was chosen on two seeds of white wine and Parkinsons. That Parkinsons wants more latents a step and
+no moving average was found on a split that is not among these five, by its validation and test rows.
 """
 
 
@@ -63,7 +75,8 @@ def measure(name: str, folder: Path) -> dict[str, list[dict]]:
     for label, networks in (("a single Gaussian", "gaussian"), ("MAF, maximum likelihood", "maf")):
         trials = grid(networks, "ml", f"model.networks={networks}")
         found[label] = [trial["best_metrics"] for trial in trials]
-    trials = grid("realnvp", "ml,kale_fenchel,kale_dv,pcd_data")
+    trials = grid("realnvp", "ml,kale_fenchel,kale_dv")
+    trials += grid("pcd", "pcd_data", *(f"{key}={value}" for key, value in PERSISTENT.items()))
     for label, objective in (
         ("Real NVP, maximum likelihood", "ml"),
         ("KALE-F", "kale_fenchel"),
