@@ -44,6 +44,9 @@ def effective_weights(*modules: nn.Module) -> Iterator[None]:
         yield
 
 
+_held: set[int] = set()  # the modules that are held fixed now, by identity
+
+
 @contextmanager
 def frozen(*modules: nn.Module) -> Iterator[None]:
     """Hold modules fixed: evaluation mode, parameters outside the graph, normalised weights computed once.
@@ -62,16 +65,25 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
         >>> network.training, network.weight.requires_grad
         (True, True)
     """
+    # A potential holds its networks at each step of a chain that holds them already: looking them through again would
+    # cost a small network as much as the step.
+    modules = tuple(module for module in modules if id(module) not in _held)
+    if not modules:
+        yield
+        return
     modes = [(layer, layer.training) for module in modules for layer in module.modules()]
     trained = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
     for layer, _ in modes:
         layer.training = False
     for parameter in trained:
         parameter.requires_grad_(False)
+    held = {id(layer) for layer, _ in modes}
+    _held.update(held)
     try:
         with effective_weights(*modules):
             yield
     finally:
+        _held.difference_update(held)
         for layer, training in modes:
             layer.training = training
         for parameter in trained:

@@ -191,3 +191,21 @@ def test_log_prob_without_density_says_so():
 def test_empty_requests_say_so(n, batch_size):
     with pytest.raises(ValueError, match="at least 1"):
         digits_model().sample_base(n, batch_size=batch_size)
+
+
+def test_what_is_held_fixed_stays_so_until_the_outermost_block_ends():
+    outer = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    inner, other = outer[0], nn.Linear(1, 1)
+    with frozen(outer):
+        with frozen(inner, other):
+            assert not inner.training and not other.training
+            assert not any(parameter.requires_grad for parameter in [*outer.parameters(), *other.parameters()])
+        assert not inner.training and not inner.weight.requires_grad
+        assert other.training and other.weight.requires_grad
+        with pytest.raises(RuntimeError, match="left"), frozen(outer):
+            raise RuntimeError("left")
+        assert not outer.training and not inner.weight.requires_grad
+    assert outer.training and all(parameter.requires_grad for parameter in outer.parameters())
+    with frozen(inner):
+        assert outer[1].training and not inner.training
+    assert inner.training and inner.weight.requires_grad
