@@ -40,8 +40,13 @@ def main(config: schema.Config, named: dict[str, Any]) -> int:
     work = task.open(0, 1, device)
     sampler, count = settings.sampler, settings.evaluation.num_samples
     with Progress() as progress:
-        bar = progress.add_task(f"{sampler.name}, {count} chains", total=count * sampler.num_steps)
-        found = work.evaluate(model, advance=lambda steps: progress.advance(bar, steps))
+        bar = progress.add_task(f"{count} samples", total=None)  # a likelihood runs no chains
+
+        def advance(steps: int) -> None:
+            chains = f"{sampler.name}, {count} chains"
+            progress.update(bar, description=chains, total=count * sampler.num_steps, advance=steps)
+
+        found = work.evaluate(model, advance=advance)
     output = config.output or str(Path("results", f"evaluation-{time.strftime('%Y%m%d-%H%M%S')}").absolute())
     told = {
         "checkpoint": config.checkpoint,
@@ -64,7 +69,7 @@ def main(config: schema.Config, named: dict[str, Any]) -> int:
             along.add_row(f"{step}" if step else "0 (base)", f"{value:.3f}")
         console.print(along)
     for name, value in found.scores.items():
-        console.print(f"{name:<30} {value:.4g}", highlight=False)
+        console.print(f"{name:<40} {value:.4g}", highlight=False)
     console.print(f"results  {output}", highlight=False)
     return 0
 
