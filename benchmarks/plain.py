@@ -3,6 +3,7 @@
 Algorithms 1 and 2 of Arbel, Zhou and Gretton (ICLR 2021) on the same networks and with the same modes as
 :mod:`gebm.training`, and nothing done for speed:
 
+- a ResNet doubles the grid and then convolves, or convolves and then averages;
 - every forward of the energy normalises its weights anew, three times in an energy step;
 - data and base samples go through the energy in two forwards;
 - a base step evaluates the whole KALE, data included, whose gradient with respect to the base is zero, and the energy's
@@ -17,12 +18,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim import Adam
 
-__all__ = ["PlainTrainer", "bounded", "ula"]
+from gebm.networks.layers import DoublingConv2d, HalvingConv2d
+
+__all__ = ["PlainTrainer", "bounded", "literal", "ula"]
+
+
+def literal(network: nn.Module) -> nn.Module:
+    """Return the network with each convolution beside a doubling or halving of the grid computed after or before it."""
+    for layer in network.modules():
+        if isinstance(layer, HalvingConv2d):
+            layer.forward = partial(_halve_after, layer)
+        elif isinstance(layer, DoublingConv2d):
+            layer.forward = partial(_double_before, layer)
+    return network
+
+
+def _halve_after(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    return F.avg_pool2d(F.conv2d(x, layer.weight, layer.bias, padding=1), 2)
+
+
+def _double_before(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    return F.conv2d(F.interpolate(x, scale_factor=2), layer.weight, layer.bias, padding=1)
+
 
 Draw = Callable[[int, torch.Generator], Tensor]
 
@@ -92,8 +116,8 @@ class PlainTrainer:
         penalty: float = 1.0,
         draw_latents: Draw | None = None,
     ) -> None:
-        self.base = base.to(memory_format=torch.contiguous_format)
-        self.energy = energy.to(memory_format=torch.contiguous_format)
+        self.base = literal(base).to(memory_format=torch.contiguous_format)
+        self.energy = literal(energy).to(memory_format=torch.contiguous_format)
         self.log_partition = nn.Parameter(torch.zeros((), device=next(base.parameters()).device))
         self.energy_steps = energy_steps
         self.penalty = penalty

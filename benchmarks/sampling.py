@@ -77,6 +77,7 @@ def _model(arguments: argparse.Namespace, name: str, device: torch.device) -> tu
 def _speed(arguments: argparse.Namespace, name: str, device: torch.device) -> list[dict[str, Any]]:
     """Time plain and gebm, each on networks of its own."""
     reference, z0 = _model(arguments, name, device)
+    plain.literal(reference)
     model, _ = _model(arguments, name, device)
     works: dict[str, Callable[[], object]] = {_REFERENCE: lambda: plain_chain(arguments, reference, z0)}
     works |= {way: partial(gebm_chain, arguments, prepare(model), z0) for way, prepare in WAYS.items()}
@@ -141,7 +142,7 @@ def _one_chain(arguments: argparse.Namespace, name: str, device: torch.device, s
     arguments.steps = steps
     model, z0 = _model(arguments, name, device)
     if sampler == _REFERENCE:
-        plain_chain(arguments, model, z0)
+        plain_chain(arguments, plain.literal(model), z0)
     else:
         gebm_chain(arguments, WAYS[sampler](model), z0)
 

@@ -2,8 +2,7 @@
 
 A chain evaluates the two networks thousands of times without changing them, and wants no gradient but that of the
 latents. So once, before it starts: normalised weights are computed, batch normalisation goes into the layer before it,
-a convolution and the doubling before it or the averaging after it become one strided convolution with 16 taps where
-there were 36, and what is left is laid out channels last. In float32 that is the same function to rounding.
+and what is left is laid out channels last. In float32 that is the same function to rounding.
 
 In bfloat16 the networks' values have eight bits, and a potential from them two to three digits. That is enough for a
 drift, whose rounding is far below the noise that a Langevin step adds, and not enough for an accept step, which
@@ -21,15 +20,9 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_weights
 
 from gebm.model import GEBM, BoundedEnergy
-from gebm.networks.sngan import DownBlock
+from gebm.networks.layers import DoublingConv2d, HalvingConv2d
 
 __all__ = ["folded"]
-
-# A kernel of 3 taps on a grid doubled by repetition is one of 4 taps on the grid itself, of a transposed convolution:
-# an even place of the fine grid sees its own place by taps 1 and 2 and the one before by tap 0, an odd one likewise.
-_DOUBLED = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
-# The mean of two neighbouring places of such a kernel: one of 4 taps at every second place.
-_AVERAGED = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [0.0, 1.0, 1.0], [0.0, 0.0, 1.0]]) / 2
 
 
 @torch.no_grad()
@@ -96,11 +89,9 @@ def _is_of_images(base: nn.Module) -> bool:
 
 def _fold(module: nn.Module) -> nn.Module:
     """Return the module with what can be folded in it folded, its parameters its own."""
-    if parametrize.is_parametrized(module, "weight"):
+    if parametrize.is_parametrized(module, "weight") or isinstance(module, HalvingConv2d | DoublingConv2d):
         return _plain(module)
-    if isinstance(module, DownBlock):
-        return _folded_down(module)
-    if not isinstance(module, nn.Sequential):
+    if type(module).forward is not nn.Sequential.forward:
         for name, child in list(module.named_children()):
             setattr(module, name, _fold(child))
         return module
@@ -110,22 +101,29 @@ def _fold(module: nn.Module) -> nn.Module:
         if isinstance(layer, nn.BatchNorm2d) and isinstance(before, nn.Conv2d | nn.ConvTranspose2d):
             transposed = isinstance(before, nn.ConvTranspose2d)
             layers[-1] = fuse_conv_bn_eval(before, layer, transpose=transposed)
-        elif isinstance(layer, nn.BatchNorm2d) and len(layers) > 1 and isinstance(before, nn.Unflatten):
+        elif isinstance(layer, nn.BatchNorm2d) and [type(one) for one in layers[-2:]] == [nn.Linear, nn.Unflatten]:
             layers[-2] = _normalised(layers[-2], before, layer)
-        elif isinstance(before, nn.Upsample) and _is_plain_3x3(layer):
-            layers[-1] = _doubling(layer)
         else:
             layers.append(layer)
     return nn.Sequential(*layers)
 
 
 def _plain(layer: nn.Module) -> nn.Module:
-    """Return a layer with the weight that a normalised one has now."""
-    # Not by removing the normalisation: torch would take it from the class, which the copy shares with the original.
+    """Return a layer with the weight that a normalised one has now, or that one of two layers in one is computed with.
+
+    Not by removing the normalisation: torch would take it from the class, which the copy shares with the original.
+    """
+    kind = parametrize.type_before_parametrizations(layer)
     bias = layer.bias is not None
-    if isinstance(layer, nn.Linear):
+    if kind is HalvingConv2d:
+        plain = nn.Conv2d(layer.in_channels, layer.out_channels, 4, stride=2, padding=1, bias=bias)
+        return _with(plain, layer.strided(), layer.bias)
+    if kind is DoublingConv2d:
+        plain = nn.ConvTranspose2d(layer.in_channels, layer.out_channels, 4, stride=2, padding=1, bias=bias)
+        return _with(plain, layer.strided(), layer.bias)
+    if kind is nn.Linear:
         plain = nn.Linear(layer.in_features, layer.out_features, bias)
-    elif isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.padding_mode == "zeros":
+    elif kind is nn.Conv2d and layer.groups == 1 and layer.padding_mode == "zeros":
         shape = layer.kernel_size, layer.stride, layer.padding, layer.dilation
         plain = nn.Conv2d(layer.in_channels, layer.out_channels, *shape, bias=bias)
     else:
@@ -141,50 +139,8 @@ def _normalised(linear: nn.Module, grid: nn.Unflatten, norm: nn.BatchNorm2d) -> 
     return _with(linear, *fuse_linear_bn_weights(linear.weight, linear.bias, mean, variance, norm.eps, weight, bias))
 
 
-def _is_plain_3x3(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Conv2d) and (layer.kernel_size, layer.stride, layer.padding) == ((3, 3), (1, 1), (1, 1))
-
-
-def _doubling(conv: nn.Conv2d) -> nn.ConvTranspose2d:
-    """Return a 3x3 convolution together with the doubling of the grid before it, by repetition."""
-    weight = _taps(_DOUBLED, conv.weight).transpose(0, 1)
-    layer = nn.ConvTranspose2d(conv.in_channels, conv.out_channels, 4, stride=2, padding=1, bias=conv.bias is not None)
-    return _with(layer, weight, conv.bias)
-
-
-def _averaging(conv: nn.Conv2d) -> nn.Conv2d:
-    """Return a 3x3 convolution together with the averaging over pairs of rows and columns after it."""
-    layer = nn.Conv2d(conv.in_channels, conv.out_channels, 4, stride=2, padding=1, bias=conv.bias is not None)
-    return _with(layer, _taps(_AVERAGED, conv.weight), conv.bias)
-
-
-def _taps(one_way: Tensor, weight: Tensor) -> Tensor:
-    one_way = one_way.to(weight)
-    return one_way @ weight @ one_way.T
-
-
 def _with(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
     layer.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
     if bias is not None:
         layer.bias = nn.Parameter(bias.clone(), requires_grad=False)
     return layer.eval()
-
-
-class _FoldedDown(nn.Module):
-    """A :class:`DownBlock` whose residual ends on the coarse grid."""
-
-    def __init__(self, residual: nn.Module, shortcut: nn.Module) -> None:
-        super().__init__()
-        self.residual, self.shortcut = residual, shortcut
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, channels, H, W) to (N, width, H / 2, W / 2)."""
-        return self.residual(x) + self.shortcut(nn.functional.avg_pool2d(x, 2))
-
-
-def _folded_down(block: DownBlock) -> nn.Module:
-    block.residual, block.shortcut = _fold(block.residual), _fold(block.shortcut)
-    if not block.halve:
-        return block
-    *layers, last = block.residual
-    return _FoldedDown(nn.Sequential(*layers, _averaging(last)), block.shortcut)

@@ -4,8 +4,72 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-__all__ = ["Pixels", "num_doublings"]
+__all__ = ["DoublingConv2d", "HalvingConv2d", "Pixels", "num_doublings"]
+
+
+class HalvingConv2d(nn.Conv2d):
+    """A 3x3 convolution and the mean over 2x2 places after it, as one convolution of 4x4 at every second place.
+
+    The mean of four outputs is the output of a kernel that is the mean of four shifts of the 3x3 one: 16 products a
+    place of the coarse grid instead of 36. The parameters are those of the 3x3 convolution.
+
+    Args:
+        in_channels: Channels in.
+        out_channels: Channels out.
+
+    Example:
+        >>> layer, x = HalvingConv2d(2, 3), torch.randn(1, 2, 8, 8)
+        >>> literal = F.avg_pool2d(F.conv2d(x, layer.weight, layer.bias, padding=1), 2)
+        >>> torch.allclose(layer(x), literal, atol=1e-5)
+        True
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1)
+
+    def strided(self) -> Tensor:
+        """The kernel (out, in, 4, 4) of the one convolution, whose stride is 2."""
+        return _four_shifts(self.weight) / 4
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in, H, W) to (N, out, H / 2, W / 2)."""
+        return F.conv2d(x, self.strided(), self.bias, stride=2, padding=1)
+
+
+class DoublingConv2d(nn.Conv2d):
+    """The doubling of the grid by repetition and a 3x3 convolution after it, as one transposed convolution of 4x4.
+
+    Of the 36 products that a place of the coarse grid takes part in, those with the same value are added up before:
+    16 are left. The parameters are those of the 3x3 convolution.
+
+    Args:
+        in_channels: Channels in.
+        out_channels: Channels out.
+
+    Example:
+        >>> layer, x = DoublingConv2d(2, 3), torch.randn(1, 2, 4, 4)
+        >>> literal = F.conv2d(F.interpolate(x, scale_factor=2), layer.weight, layer.bias, padding=1)
+        >>> torch.allclose(layer(x), literal, atol=1e-5)
+        True
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1)
+
+    def strided(self) -> Tensor:
+        """The kernel (in, out, 4, 4) of the one transposed convolution, whose stride is 2."""
+        return _four_shifts(self.weight.flip(2, 3)).transpose(0, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in, H, W) to (N, out, 2 H, 2 W)."""
+        return F.conv_transpose2d(x, self.strided(), self.bias, stride=2, padding=1)
+
+
+def _four_shifts(weight: Tensor) -> Tensor:
+    """Return the sum (..., 4, 4) of a kernel (..., 3, 3) at the four corners of a larger one."""
+    return sum(F.pad(weight, (left, 1 - left, top, 1 - top)) for left in (0, 1) for top in (0, 1))
 
 
 class Pixels(nn.Module):

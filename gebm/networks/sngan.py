@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from gebm.networks.layers import Pixels, num_doublings
+from gebm.networks.layers import DoublingConv2d, HalvingConv2d, Pixels, num_doublings
 
 __all__ = [
     "ConvNetBase",
@@ -109,8 +109,7 @@ class UpBlock(nn.Module):
         self.residual = nn.Sequential(
             nn.BatchNorm2d(width),
             nn.ReLU(),
-            nn.Upsample(scale_factor=2),
-            _xavier(nn.Conv2d(width, width, 3, padding=1)),
+            _xavier(DoublingConv2d(width, width)),
             nn.BatchNorm2d(width),
             nn.ReLU(),
             _xavier(nn.Conv2d(width, width, 3, padding=1)),
@@ -145,7 +144,7 @@ class DownBlock(nn.Module):
             *[] if first else [nn.ReLU()],
             spectral_norm(_xavier(nn.Conv2d(channels, width, 3, padding=1))),
             nn.ReLU(),
-            spectral_norm(_xavier(nn.Conv2d(width, width, 3, padding=1))),
+            spectral_norm(_xavier(HalvingConv2d(width, width) if halve else nn.Conv2d(width, width, 3, padding=1))),
         )
         self.shortcut = (
             spectral_norm(_xavier(nn.Conv2d(channels, width, 1), math.sqrt(2)))
@@ -159,7 +158,7 @@ class DownBlock(nn.Module):
         if not self.halve:
             return self.residual(x) + self.shortcut(x)
         # A 1x1 convolution commutes with averaging, and costs a quarter after it.
-        return F.avg_pool2d(self.residual(x), 2) + self.shortcut(F.avg_pool2d(x, 2))
+        return self.residual(x) + self.shortcut(F.avg_pool2d(x, 2))
 
 
 class ResNetBase(nn.Sequential):
