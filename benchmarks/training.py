@@ -73,6 +73,7 @@ def plain_side(arguments: argparse.Namespace, name: str, device: torch.device, s
 def gebm_side(arguments: argparse.Namespace, name: str, device: torch.device, precision: torch.dtype) -> Side:
     """Return gebm's trainer in a precision."""
     model = GEBM(*options.build(arguments, name, device), StandardNormal(arguments.latent_dim)).to(device)
+    model = model.to(memory_format=torch.channels_last)
     trainer = Trainer(
         model,
         objective=KALE(),

@@ -205,7 +205,8 @@ class Trainer:
     """Algorithm 1 of Arbel, Zhou and Gretton (ICLR 2021): energy steps and base steps in turn.
 
     Args:
-        gebm: The model, already on its device.
+        gebm: The model, already on its device. Data are laid out as its weights are: after
+            ``gebm.to(memory_format=torch.channels_last)`` convolutions are faster, on most hardware.
         objective: The pair of losses, from :mod:`gebm.objectives`.
         penalty: What regularises the energy, from :mod:`gebm.penalties`; the paper's gradient penalty if none.
         energy_optimizer: Owns the energy's parameters and the log-partition; may be left out if the objective trains
@@ -289,6 +290,8 @@ class Trainer:
         # Where persistent chains stand (W N, D), of all W processes in turn: each can then save the whole state.
         self.chains: Tensor | None = None
         self._precision = precision
+        last = any(_is_channels_last(parameter) for parameter in gebm.parameters())
+        self._memory_format = torch.channels_last if last else torch.contiguous_format
         self.average = None if ema_decay is None else copy.deepcopy(gebm.base).eval().requires_grad_(False)
         self._sampled = gebm if self.average is None else gebm.with_base(self.average)
         energy_loss = EnergyLoss(self._sampled, objective, self.penalty, precision)
@@ -316,13 +319,13 @@ class Trainer:
         missing = torch.full((), float("nan"), device=device)
         terms, base_loss, x_data = EnergyTerms(missing, missing, missing, missing), missing, None
         for _ in range(energy_steps):
-            x_data = next(batches).to(device, non_blocking=True)
+            x_data = self._moved(next(batches))
             terms = self._step_energy(x_data, generator)
             num_nonfinite += ~terms.loss.detach().isfinite()
         if self.train_base:
             learns_from_data = self.objective.base_learns_from == "data"
             if x_data is None and (learns_from_data or self.latent_batch_size is None):
-                x_data = next(batches).to(device, non_blocking=True)
+                x_data = self._moved(next(batches))
             if learns_from_data:
                 inputs = x_data
             else:
@@ -400,7 +403,7 @@ class Trainer:
             for key, tensor in tensors.items():
                 if key.startswith(f"{part}."):
                     _, index, name = key.split(".")
-                    entries.setdefault(int(index), {})[name] = tensor.clone()
+                    entries.setdefault(int(index), {})[name] = self._laid_out(tensor.clone())
             groups = optimizer.state_dict()["param_groups"]
             for group, learning_rate in zip(groups, values[f"{part}.learning_rates"], strict=True):
                 group["lr"] = learning_rate
@@ -410,6 +413,13 @@ class Trainer:
         self.chains = tensors["chains"].to(self.gebm.log_partition.device, copy=True) if ours else None
         self.base_step = values["base_step"]
         self.energy_step = values.get("energy_step", 0)  # states written before penalties could be lazy have none
+
+    def _moved(self, batch: Tensor) -> Tensor:
+        return self._laid_out(batch.to(self.gebm.log_partition.device, non_blocking=True))
+
+    def _laid_out(self, tensor: Tensor) -> Tensor:
+        """Return a tensor as the model's weights lie in memory, if it is of four dimensions like images are."""
+        return tensor.contiguous(memory_format=self._memory_format) if tensor.dim() == 4 else tensor
 
     def _step_energy(self, x_data: Tensor, generator: torch.Generator) -> EnergyTerms:
         num_negatives = self.latent_batch_size or len(x_data)
@@ -522,6 +532,10 @@ def _autocast(
             return network(x)
 
     return forward
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    return tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
 
 
 def _check_owner(optimizer: Optimizer | None, parameters: list[nn.Parameter], name: str) -> None:

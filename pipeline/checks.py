@@ -136,6 +136,7 @@ def _names(config: Config) -> None:
         ("train.negatives.sampler", config.train.negatives.sampler, _CHAINS),
         ("train.penalty_kind", config.train.penalty_kind, penalties.NAMES),
         ("train.precision", config.train.precision, PRECISIONS),
+        ("train.memory_format", config.train.memory_format, ("auto", "channels_last", "contiguous")),
         ("sampler.name", config.sampler.name, samplers.NAMES),
         ("sampler.precision", config.sampler.precision, PRECISIONS),
         ("evaluation.log_partition", config.evaluation.log_partition, LOG_PARTITIONS),

@@ -134,6 +134,7 @@ class Train:
     log_partition_samples: int = 1024  # base samples that initialise the log-partition; 0 starts it at zero
     ema_decay: float | None = None  # exponential moving average of the base's weights, a step
     precision: str = "auto"  # float32, bfloat16; auto takes bfloat16 on a GPU that has it
+    memory_format: str = "auto"  # of weights and images: channels_last, contiguous; auto is the first, for images
     report_every: int = 50  # base steps between two progress reports
     learning_rate_decay: LearningRateDecay = field(default_factory=LearningRateDecay)
 

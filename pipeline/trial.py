@@ -146,6 +146,8 @@ def loop(settings: dict[str, Any]) -> None:
         work=tasks.make(config).open(rank, world_size, device),
     )
     model = build_model(config).to(device)
+    if config.train.memory_format == "channels_last" or (config.train.memory_format, config.task) == ("auto", "images"):
+        model = model.to(memory_format=torch.channels_last)
     checkpoints = Checkpoints(run.url)
     start = checkpoints.last or config.checkpoint
     if not start and config.train.log_partition_samples:

@@ -175,6 +175,7 @@ BAD = [
     ("train.beta2", -0.1),
     ("train.objective", "wgan"),
     ("train.precision", "float16"),
+    ("train.memory_format", "nhwc"),
     ("sampler.precision", "float16"),
     ("train.ema_decay", 1.0),
     ("train.learning_rate_decay.factor", 1.5),
