@@ -4,10 +4,10 @@ A chain evaluates the two networks thousands of times without changing them, and
 latents. So once, before it starts: normalised weights are computed, batch normalisation goes into the layer before it,
 and what is left is laid out channels last. In float32 that is the same function to rounding.
 
-In bfloat16 the networks' values have eight bits, and a potential from them two to three digits. That is enough for a
-drift, whose rounding is far below the noise that a Langevin step adds, and not enough for an accept step, which
-compares two potentials of which each is in the hundreds, nor for a log-partition, of which it is the exponent:
-Metropolis kernels, estimates and likelihoods stay in float32. Sums of potentials are float32 in either case.
+In bfloat16 the networks' values have eight bits, and a potential from them two to three digits, though its sums are
+taken in float32. A Langevin step stands that: the rounding of its drift is far below the noise that it adds. An accept
+step does not, which compares two potentials of which each is in the hundreds; nor a log-partition, of which a potential
+is the exponent; nor a descent without noise. Those stay in float32.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import copy
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, skip_init
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_weights
 
 from gebm.model import GEBM, BoundedEnergy
@@ -69,18 +69,23 @@ class _InPrecision(nn.Module):
     def __init__(self, network: nn.Module, precision: torch.dtype) -> None:
         super().__init__()
         self.network = network.to(memory_format=torch.channels_last)
-        # What could not be folded, batch normalisation, mixes the two at no cost.
-        layers = [layer for layer in network.modules() if not isinstance(layer, nn.BatchNorm2d)]
+        layers = [layer for layer in network.modules() if not isinstance(layer, nn.modules.batchnorm._BatchNorm)]
         parameters = [parameter for layer in layers for parameter in layer.parameters(recurse=False)]
-        for parameter in parameters:
-            parameter.data = parameter.data.to(precision)
-        # A network without weights is a formula: it gets what it was written for.
-        self.precision = precision if parameters else None
+        # A network without weights is a formula, and one whose weights are still computed computes them in full: they
+        # get what they were written for.
+        computed = any(parametrize.is_parametrized(layer) for layer in network.modules())
+        self.precision = precision if parameters and not computed else None
+        if self.precision == torch.bfloat16:  # batch normalisation that could not be folded mixes the two, at no cost
+            for parameter in parameters:
+                parameter.data = parameter.data.to(precision)
+        elif self.precision is not None:
+            self.network.to(precision)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map inputs (N, ...) to outputs (N, ...)."""
+        """Map inputs (N, ...) to outputs (N, ...), float32 or wider."""
         x = x if self.precision is None else x.to(self.precision)
-        return self.network(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x)
+        y = self.network(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x)
+        return y.to(torch.promote_types(y.dtype, torch.float32))
 
 
 def _is_of_images(base: nn.Module) -> bool:
@@ -89,7 +94,7 @@ def _is_of_images(base: nn.Module) -> bool:
 
 def _fold(module: nn.Module) -> nn.Module:
     """Return the module with what can be folded in it folded, its parameters its own."""
-    if parametrize.is_parametrized(module, "weight") or isinstance(module, HalvingConv2d | DoublingConv2d):
+    if parametrize.is_parametrized(module, "weight") or type(module) in (HalvingConv2d, DoublingConv2d):
         return _plain(module)
     if type(module).forward is not nn.Sequential.forward:
         for name, child in list(module.named_children()):
@@ -98,10 +103,10 @@ def _fold(module: nn.Module) -> nn.Module:
     layers: list[nn.Module] = []
     for layer in map(_fold, module):
         before = layers[-1] if layers else None
-        if isinstance(layer, nn.BatchNorm2d) and isinstance(before, nn.Conv2d | nn.ConvTranspose2d):
-            transposed = isinstance(before, nn.ConvTranspose2d)
-            layers[-1] = fuse_conv_bn_eval(before, layer, transpose=transposed)
-        elif isinstance(layer, nn.BatchNorm2d) and [type(one) for one in layers[-2:]] == [nn.Linear, nn.Unflatten]:
+        norm = type(layer) is nn.BatchNorm2d and layer.affine and layer.track_running_stats
+        if norm and type(before) in (nn.Conv2d, nn.ConvTranspose2d):
+            layers[-1] = fuse_conv_bn_eval(before, layer, transpose=type(before) is nn.ConvTranspose2d)
+        elif norm and [type(one) for one in layers[-2:]] == [nn.Linear, nn.Unflatten]:
             layers[-2] = _normalised(layers[-2], before, layer)
         else:
             layers.append(layer)
@@ -116,16 +121,16 @@ def _plain(layer: nn.Module) -> nn.Module:
     kind = parametrize.type_before_parametrizations(layer)
     bias = layer.bias is not None
     if kind is HalvingConv2d:
-        plain = nn.Conv2d(layer.in_channels, layer.out_channels, 4, stride=2, padding=1, bias=bias)
+        plain = skip_init(nn.Conv2d, layer.in_channels, layer.out_channels, 4, stride=2, padding=1, bias=bias)
         return _with(plain, layer.strided(), layer.bias)
     if kind is DoublingConv2d:
-        plain = nn.ConvTranspose2d(layer.in_channels, layer.out_channels, 4, stride=2, padding=1, bias=bias)
+        plain = skip_init(nn.ConvTranspose2d, layer.in_channels, layer.out_channels, 4, stride=2, padding=1, bias=bias)
         return _with(plain, layer.strided(), layer.bias)
     if kind is nn.Linear:
-        plain = nn.Linear(layer.in_features, layer.out_features, bias)
+        plain = skip_init(nn.Linear, layer.in_features, layer.out_features, bias)
     elif kind is nn.Conv2d and layer.groups == 1 and layer.padding_mode == "zeros":
         shape = layer.kernel_size, layer.stride, layer.padding, layer.dilation
-        plain = nn.Conv2d(layer.in_channels, layer.out_channels, *shape, bias=bias)
+        plain = skip_init(nn.Conv2d, layer.in_channels, layer.out_channels, *shape, bias=bias)
     else:
         return layer
     return _with(plain, layer.weight, layer.bias)

@@ -53,6 +53,7 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
 
     What is computed inside can still be differentiated with respect to its *inputs*; this is what a sampler and a base
     step need, and the parameters then cost neither memory nor time. On leaving, modes and flags are as they were.
+    In between they are not to be changed: what is held already is not looked at again.
 
     Args:
         *modules: What to hold fixed.
@@ -77,7 +78,7 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
         layer.training = False
     for parameter in trained:
         parameter.requires_grad_(False)
-    held = {id(layer) for layer, _ in modes}
+    held = {id(layer) for layer, _ in modes} - _held
     _held.update(held)
     try:
         with effective_weights(*modules):
@@ -342,9 +343,9 @@ class GEBM(nn.Module):
         (Arbel, Zhou and Gretton, ICLR 2021, section 4). Both networks are in evaluation mode and their parameters
         outside the graph: the gradient with respect to ``z`` is the only one there is.
 
-        Computed in float32 even inside an autocast region. Langevin steps are as small as 1e-4, acceptance compares
-        two potentials close to each other, and ``beta`` multiplies an energy's rounding error by up to a hundred; the
-        eight bits of bfloat16 hold none of that.
+        Computed in float32 even inside an autocast region. Acceptance compares two potentials close to each other, and
+        ``beta`` multiplies an energy's rounding error by up to a hundred; the eight bits of bfloat16 hold none of that.
+        For chains without an accept step, :func:`gebm.folded` makes a model whose networks run in bfloat16.
 
         Args:
             z: Latents (N, D).

@@ -409,7 +409,10 @@ class Trainer:
                 group["lr"] = learning_rate
             optimizer.load_state_dict({"state": entries, "param_groups": groups})
         # Latents are no data: chains of negatives of another kind start afresh.
-        ours = values.get("chains") == type(self.negatives).__name__
+        kind = type(self.negatives).__name__
+        ours = (
+            "chains" in tensors and values.get("chains", kind) == kind and getattr(self.negatives, "persistent", False)
+        )
         self.chains = tensors["chains"].to(self.gebm.log_partition.device, copy=True) if ours else None
         self.base_step = values["base_step"]
         self.energy_step = values.get("energy_step", 0)  # states written before penalties could be lazy have none

@@ -18,11 +18,11 @@ from gebm.relative_mmd import PlateauDecay
 from gebm.samplers import StepDecay
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.precision import PRECISIONS, UNADJUSTED
+from pipeline.precision import PRECISIONS, ROUGH
 
 __all__ = ["FEWEST_SAMPLES", "validate"]
 
-SEEDS = 2**31  # what torch, NumPy and Optuna all take, with room for what is added to it
+_SEEDS = 2**31  # what torch, NumPy and Optuna all take, with room for what is added to it
 # With fewer samples a metric is not defined: a covariance; two subsets of two; one sample a split; a third neighbour.
 FEWEST_SAMPLES = {"fid": 2, "kid": 4, "is": 10, "prc": 4}
 # The scores that each of evaluation.metrics gives, by which a sweep of images can rank its trials.
@@ -35,7 +35,7 @@ _NETWORKS = {
 }
 _CHAINS = ("ula", "mala", "hmc", "rwm")  # what moves negatives: kernels that need no prior and no friction
 _EXACT = ("mala", "hmc", "rwm")  # what leaves a law at a temperature alone, as annealed importance sampling needs
-LOG_PARTITIONS = ("auto", "monte_carlo", "trained", "annealed")
+_LOG_PARTITIONS = ("auto", "monte_carlo", "trained", "annealed")
 _ENCODINGS = {"images": ("blocks", "images"), "density": ("rows",), "points": ("rows",)}
 _POSITIVE = (  # where they are set at all
     "data.resolution",
@@ -115,10 +115,10 @@ def _numbers(config: Config) -> None:
     for key, value in (("train.beta1", config.train.beta1), ("train.beta2", config.train.beta2)):
         if not 0 <= value < 1:
             raise UserError(f"{key}={value}: it has to be at least 0 and below 1")
-    if config.data.split_seed is not None and not 0 <= config.data.split_seed < SEEDS:
-        raise UserError(f"data.split_seed={config.data.split_seed}: it has to be at least 0 and below {SEEDS}")
-    if not 0 <= config.seed < SEEDS:
-        raise UserError(f"seed={config.seed}: it has to be at least 0 and below {SEEDS}")
+    if config.data.split_seed is not None and not 0 <= config.data.split_seed < _SEEDS:
+        raise UserError(f"data.split_seed={config.data.split_seed}: it has to be at least 0 and below {_SEEDS}")
+    if not 0 <= config.seed < _SEEDS:
+        raise UserError(f"seed={config.seed}: it has to be at least 0 and below {_SEEDS}")
     if not math.isfinite(config.model.energy_offset):
         raise UserError(f"model.energy_offset={config.model.energy_offset}: it has to be finite")
     if config.model.energy_floor is not None and not config.model.energy_floor < math.inf:
@@ -139,7 +139,7 @@ def _names(config: Config) -> None:
         ("train.memory_format", config.train.memory_format, ("auto", "channels_last", "contiguous")),
         ("sampler.name", config.sampler.name, samplers.NAMES),
         ("sampler.precision", config.sampler.precision, PRECISIONS),
-        ("evaluation.log_partition", config.evaluation.log_partition, LOG_PARTITIONS),
+        ("evaluation.log_partition", config.evaluation.log_partition, _LOG_PARTITIONS),
         ("data.encoding", config.data.encoding, _ENCODINGS[config.task]),
         ("sweep.search", config.sweep.search, ("random", "grid", "optuna")),
         ("sweep.scheduler", config.sweep.scheduler, ("asha", "pbt", "none")),
@@ -173,6 +173,11 @@ def _objective(config: Config) -> None:
             f"train.objective={config.train.objective}: it needs a base with a density, and model.networks="
             f"{config.model.networks} has none; use one of {', '.join(networks.flows.FLOWS)}"
         )
+    if config.evaluation.log_partition not in ("auto", "monte_carlo") and config.task != "density":
+        raise UserError(
+            f"evaluation.log_partition={config.evaluation.log_partition}: task={config.task} has no likelihood to "
+            f"compute with it; leave it out"
+        )
     if config.evaluation.log_partition == "trained" and not objective.trains_log_partition:
         raise UserError(
             f"evaluation.log_partition=trained: train.objective={config.train.objective} trains no log-partition; use "
@@ -190,10 +195,10 @@ def _objective(config: Config) -> None:
 
 
 def _sampler(config: Config) -> None:
-    if config.sampler.precision == "bfloat16" and config.sampler.name not in UNADJUSTED:
+    if config.sampler.precision == "bfloat16" and (config.sampler.name not in ROUGH or config.task != "images"):
         raise UserError(
-            f"sampler.precision=bfloat16: the accept step of sampler.name={config.sampler.name} needs float32; only "
-            f"{', '.join(UNADJUSTED)} do without"
+            f"sampler.precision=bfloat16: sampler.name={config.sampler.name} for task={config.task} needs float32; "
+            f"only {', '.join(ROUGH)} for images do without"
         )
 
 

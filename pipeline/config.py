@@ -133,7 +133,7 @@ class Train:
     penalty_every: int = 1  # energy steps; above one the penalty is lazy, and as much heavier when it comes
     log_partition_samples: int = 1024  # base samples that initialise the log-partition; 0 starts it at zero
     ema_decay: float | None = None  # exponential moving average of the base's weights, a step
-    precision: str = "auto"  # float32, bfloat16; auto takes bfloat16 on a GPU that has it
+    precision: str = "auto"  # float32, bfloat16; auto takes bfloat16 for images on a GPU that has it
     memory_format: str = "auto"  # of weights and images: channels_last, contiguous; auto is the first, for images
     report_every: int = 50  # base steps between two progress reports
     learning_rate_decay: LearningRateDecay = field(default_factory=LearningRateDecay)
@@ -151,8 +151,7 @@ class Sampler:
     decay: float = 1.0  # factor on the step size ...
     decay_every: int = 200  # ... every so many steps
     num_samples: int = 64  # images that `python -m pipeline.sample` draws
-    # Of the networks: float32, bfloat16; auto takes bfloat16 for images where the hardware has it, and there is no
-    # accept step that would compare two energies.
+    # Of the networks: float32, bfloat16; auto takes bfloat16 for images where the hardware has it, with ula and kla.
     precision: str = "auto"
 
 

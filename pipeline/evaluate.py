@@ -13,7 +13,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from pipeline import config as schema
-from pipeline import tasks
+from pipeline import precision, tasks
 from pipeline.command import verb
 from pipeline.display import make_console
 from pipeline.experiment import ready_store
@@ -40,7 +40,7 @@ def main(config: schema.Config, named: dict[str, Any]) -> int:
     work = task.open(0, 1, device)
     sampler, count = settings.sampler, settings.evaluation.num_samples
     with Progress() as progress:
-        bar = progress.add_task(f"{count} samples", total=None)  # a likelihood runs no chains
+        bar = progress.add_task(f"{count} samples", total=None)  # a likelihood has no bar of chains
 
         def advance(steps: int) -> None:
             chains = f"{sampler.name}, {count} chains"
@@ -53,7 +53,7 @@ def main(config: schema.Config, named: dict[str, Any]) -> int:
         "measure": task.measure(work.label),
         **({"extractor": work.label} if work.label else {}),
         "num_samples": count,
-        "sampler": asdict(sampler),
+        "sampler": asdict(sampler) | {"precision": str(precision.of_sampling(settings, device)).removeprefix("torch.")},
         "scores": found.scores,
         "chain": found.chain,
     }

@@ -182,7 +182,7 @@ def evaluate(
                 if first and step % thinning == 0:
                     seen.append(z[:_DIAGNOSED_CHAINS])
             if step in parts:
-                with torch.no_grad():
+                with torch.no_grad(), frozen(model.base):
                     shown = judge.show(model.base(z))
                 parts[step].append(judge.features(shown))
                 kept = found.frames.get(step, shown[:0].cpu())

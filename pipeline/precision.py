@@ -6,10 +6,11 @@ import torch
 
 from pipeline.config import Config
 
-__all__ = ["PRECISIONS", "UNADJUSTED", "of_sampling", "of_training"]
+__all__ = ["PRECISIONS", "ROUGH", "of_sampling", "of_training"]
 
 PRECISIONS = ("auto", "float32", "bfloat16")
-UNADJUSTED = ("ula", "kla", "ddls", "descent")  # samplers without an accept step, which needs float32
+# Samplers whose noise hides the rounding of bfloat16; an accept step compares energies, and a descent has no noise.
+ROUGH = ("ula", "kla", "ddls")
 
 
 def of_training(config: Config, device: torch.device) -> torch.dtype:
@@ -30,7 +31,7 @@ def of_sampling(config: Config, device: torch.device) -> torch.dtype:
         config: ``sampler`` and ``task``.
         device: where they run.
     """
-    worth = config.task == "images" and config.sampler.name in UNADJUSTED
+    worth = config.task == "images" and config.sampler.name in ROUGH
     return _resolved(config.sampler.precision, device, worth)
 
 

@@ -146,21 +146,22 @@ class Records:
     def over_seeds(self) -> list[OverSeeds]:
         """Means over the seeds, the best first; empty if the trials have no seeds to average over.
 
-        By the trials' best checkpoints, which the sweep's metric chooses. Trials that failed are not in it, so look at
-        their number.
+        By the best checkpoints of the trials that finished, which the sweep's metric chooses; look at their number.
         """
-        groups: dict[str, list[TrialRecord]] = {}
+        groups: dict[str, dict[int, TrialRecord]] = {}
         for record in self.trials:
-            if "seed" in record.params and self.metric in record.best_metrics:
+            if "seed" in record.params and self.metric in record.best_metrics and record.status == "finished":
                 shared = {key: value for key, value in record.params.items() if key != "seed"}
-                groups.setdefault(json.dumps(shared, sort_keys=True), []).append(record)
+                # A seed that a search drew twice is one seed.
+                groups.setdefault(json.dumps(shared, sort_keys=True), {})[record.params["seed"]] = record
         if all(len(group) == 1 for group in groups.values()):
             return []
         found = []
         for shared, group in groups.items():
             means, errors = {}, {}
             for name in dict.fromkeys([*self.shown, self.metric]):
-                values = [record.best_metrics[name] for record in group if name in record.best_metrics]
+                values = [record.best_metrics.get(name, math.nan) for record in group.values()]
+                values = [value for value in values if math.isfinite(value)]
                 if values:
                     means[name] = statistics.fmean(values)
                 if len(values) > 1:

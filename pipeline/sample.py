@@ -42,7 +42,8 @@ def main(config: schema.Config, named: dict[str, Any]) -> int:
     generator = torch.Generator(device).manual_seed(settings.seed)
     latents = model.prior.sample(count, generator)
     noise = int(samplers.noise.draw_key(generator, device))
-    walked = folded(model, precision.of_sampling(settings, device))
+    of_networks = precision.of_sampling(settings, device)
+    walked = folded(model, of_networks)
     before, after = [], []
     with Progress() as progress:
         bar = progress.add_task(f"{sampler.name}, {sampler.num_steps} steps", total=count * sampler.num_steps)
@@ -61,7 +62,8 @@ def main(config: schema.Config, named: dict[str, Any]) -> int:
     array = io.BytesIO()
     np.save(array, samples.numpy(), allow_pickle=False)
     shown = settings.evaluation.grid
-    told = {"checkpoint": config.checkpoint, "seed": settings.seed, "sampler": asdict(sampler)}
+    used = asdict(sampler) | {"precision": str(of_networks).removeprefix("torch.")}
+    told = {"checkpoint": config.checkpoint, "seed": settings.seed, "sampler": used}
     pictures = task.pictures(base[:shown], samples[:shown])
     files = {"samples.npy": array.getvalue(), "settings.json": json.dumps(told, indent=1).encode(), **pictures}
     for name, content in files.items():

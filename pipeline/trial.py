@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import ray.train
@@ -170,9 +170,11 @@ def loop(settings: dict[str, Any]) -> None:
     while trainer.base_step < config.train.base_steps:
         try:
             infos.append(trainer.step(batches, _generator(run, "step", trainer.base_step)))
-        except ValueError:  # chains that can start nowhere: the losses before say why
+        except ValueError as error:  # chains of negatives that can start nowhere: the losses before may say why
             _require_finite(infos, trainer.base_step)
-            raise
+            raise NonFiniteLoss(
+                f"base step {trainer.base_step + 1} cannot be taken: {error}; lower train.energy_lr or train.base_lr"
+            ) from None
         done = trainer.base_step
         evaluating = done % config.evaluation.every == 0 or done >= config.train.base_steps
         reporting = evaluating or done % config.train.report_every == 0
@@ -223,9 +225,11 @@ def _restore(checkpoint: Checkpoint, model: GEBM, trainer: Trainer, plateau: Pla
             group["lr"] *= now / then
     learns = trainer.objective.trains_log_partition
     if learns and not objectives.make(before.objective).trains_log_partition and config.train.log_partition_samples:
-        # It stands where it was before any training. The same draws on all ranks, whose copies have to stay one.
-        generator = _generator(replace(run, rank=0), "log-partition", trainer.base_step)
+        # It stands where it was before any training. All ranks take the first one's, for their copies have to stay one.
+        generator = _generator(run, "log-partition", trainer.base_step)
         initialise_log_partition(trainer.sampling_model(), config.train.log_partition_samples, generator)
+        if run.world_size > 1:
+            torch.distributed.broadcast(model.log_partition.data, src=0)
     return Position(**checkpoint.state["position"])
 
 

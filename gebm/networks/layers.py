@@ -41,8 +41,8 @@ class HalvingConv2d(nn.Conv2d):
 class DoublingConv2d(nn.Conv2d):
     """The doubling of the grid by repetition and a 3x3 convolution after it, as one transposed convolution of 4x4.
 
-    Of the 36 products that a place of the coarse grid takes part in, those with the same value are added up before:
-    16 are left. The parameters are those of the 3x3 convolution.
+    A place of the coarse grid takes part in 36 products; the weights of those that go to one sum are added up before,
+    and 16 are left. The parameters are those of the 3x3 convolution.
 
     Args:
         in_channels: Channels in.

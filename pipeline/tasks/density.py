@@ -21,6 +21,7 @@ from pipeline.tasks.tables import TableTask, TableWork
 
 __all__ = ["Density"]
 
+_DIVERGED = "the negative log-likelihood is not finite, the model diverged: lower train.energy_lr or train.base_lr"
 _SHOWN = 2_000  # draws of the model in a picture
 
 
@@ -60,6 +61,8 @@ class DensityWork(TableWork):
             energy_base = _by_parts(model.energy, draws, size) if trained else draws.new_zeros(count)
             estimate = PartitionEstimate.of(-energy_base)
             found.scores |= _named("log_partition_monte_carlo", "log_partition", estimate)
+            if not bool((energy_base > -math.inf).all()):  # not a number, or minus infinity
+                raise UserError(_DIVERGED)
             log_partition = self._log_partition(model, estimate, found) if trained else 0.0
             energies = {"base": energy_base}
             for name, rows in (
@@ -74,11 +77,8 @@ class DensityWork(TableWork):
                 ending = f"_{name}" if name else ""
                 found.scores[f"nll_base{ending}"] = float(-log_base.mean())
                 found.scores[f"nll_gebm{ending}"] = float((energy.double() - log_base).mean() + log_partition)
-        # An energy of minus infinity or none at all among the draws leaves nothing to resample by.
-        if not math.isfinite(found.scores["nll_gebm"]) or not bool((energy_base > -math.inf).all()):
-            raise UserError(
-                "the negative log-likelihood is not finite, the model diverged: lower train.energy_lr or train.base_lr"
-            )
+        if not math.isfinite(found.scores["nll_gebm"]):
+            raise UserError(_DIVERGED)
         if self._rank == 0:
             # The weights are at hand: resampling by them gives draws of the model at no further cost.
             weights = (-energy_base.double()).softmax(0)

@@ -70,7 +70,10 @@ class PointJudge:
         return {"points": shown}
 
     def score(self, features: dict[str, Tensor], *, end: bool) -> dict[str, float]:
-        """Mean 1-Wasserstein distance over fixed directions; at an end, the mean distance to the support as well."""
+        """Mean 1-Wasserstein distance over fixed directions.
+
+        At an end of the chain also that to the validation points, and the mean distance to the support.
+        """
         points = features["points"]
         scores = {"distance": self._distance(points, self._data)}
         if end:

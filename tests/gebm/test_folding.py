@@ -106,6 +106,51 @@ def test_networks_of_vectors_are_copied_as_they_are(name):
         assert fixed.energy.network.base is fixed.base and fixed.base is not model.base
 
 
+class Centred(torch.nn.Conv2d):
+    """A convolution that is not what its class's parent is."""
+
+    def forward(self, x):
+        return torch.nn.functional.conv2d(x, self.weight - self.weight.mean(), self.bias, padding=1)
+
+
+def test_layers_that_are_something_else_are_left_alone():
+    torch.manual_seed(0)
+    norm = torch.nn.utils.parametrizations.spectral_norm
+    base = torch.nn.Sequential(
+        torch.nn.Linear(6, 4 * 16),
+        torch.nn.Unflatten(1, (4, 4, 4)),
+        torch.nn.BatchNorm2d(4, affine=False),
+        Centred(4, 4, 3, padding=1),
+        torch.nn.BatchNorm2d(4),
+        torch.nn.Conv2d(4, 3, 3, padding=1),
+    )
+    energy = torch.nn.Sequential(
+        norm(torch.nn.Conv2d(3, 6, 3, groups=3, padding=1)),
+        torch.nn.BatchNorm2d(6),
+        torch.nn.Flatten(),
+        norm(torch.nn.Linear(96, 1)),
+    )
+    model = GEBM(base, energy, StandardNormal(6))
+    for _ in range(3):
+        energy.train()(base.train()(torch.randn(16, 6)))
+    model = model.eval()
+    z = torch.randn(4, 6)
+    state = torch.random.get_rng_state()
+    fixed = folded(model)
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert torch.allclose(fixed.potential(z), model.potential(z), rtol=1e-4, atol=1e-4)
+    assert folded(model, torch.bfloat16).potential(z).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["dcgan", "sngan_resnet"])
+def test_a_model_can_be_folded_to_another_precision(name):
+    model = seasoned(name, 32, 3)
+    z = torch.randn(4, 6)
+    wide, narrow = folded(model.float(), torch.float64), folded(model.double(), torch.float32)
+    assert wide.potential(z.double()).dtype == torch.float64
+    assert torch.allclose(narrow.potential(z).double(), wide.potential(z.double()), rtol=1e-3, atol=1e-3)
+
+
 def test_another_precision_is_refused():
     model = seasoned("dcgan", 8, 1)
     with pytest.raises(ValueError, match=r"no sampling in torch\.float16: choose torch\.float32"):

@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gebm import penalties
 from pipeline import config as schema
+from pipeline import precision
 from pipeline.checks import validate
 from pipeline.errors import UserError
 from pipeline.search import parse_space
@@ -240,6 +241,31 @@ def test_keys_that_contradict_each_other_are_refused(small, overrides, named):
     with pytest.raises(UserError, match=named) as refusal:
         validate(schema.apply(small(), overrides))
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        ({"sampler.precision": "bfloat16", "sampler.name": "mala"}, "sampler.name=mala for task=images needs float32"),
+        ({"sampler.precision": "bfloat16", "sampler.name": "descent"}, "only ula, kla, ddls"),
+        ({"evaluation.log_partition": "annealed", "sampler.name": "mala"}, "task=images has no likelihood"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(small, overrides, told):
+    with pytest.raises(UserError) as refusal:
+        validate(schema.apply(small(), overrides))
+    assert told in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["ula", "kla", "mala", "hmc", "dot", "descent"])
+def test_no_kernel_that_needs_float32_gets_less_by_default(small, name):
+    found = precision.of_sampling(schema.apply(small(), {"sampler.name": name}), torch.device("cpu"))
+    assert found in ((torch.float32, torch.bfloat16) if name in ("ula", "kla") else (torch.float32,))
+    for asked in ("float32", "bfloat16"):
+        config = schema.apply(small(), {"sampler.name": name, "sampler.precision": asked, "train.precision": asked})
+        assert precision.of_sampling(config, torch.device("cpu")) == getattr(torch, asked)
+        assert precision.of_training(config, torch.device("cpu")) == getattr(torch, asked)
+    assert precision.of_training(small(), torch.device("cpu")) == torch.float32
 
 
 def test_what_can_run_is_not_refused(small):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 
@@ -157,6 +158,17 @@ def test_evaluating_changes_nothing_of_the_model(found, judge):
     evaluate(model, config, judge)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_model_in_training_is_evaluated_as_it_will_be_sampled(found, judge):
+    config, model, evaluation, _ = found
+    training = copy.deepcopy(model).train()
+    before = {name: tensor.clone() for name, tensor in training.state_dict().items()}
+    again = evaluate(training, config, judge)
+    for name in ("fid_base", "fid_gebm"):
+        assert again.scores[name] == evaluation.scores[name]
+    assert all(torch.equal(before[name], tensor) for name, tensor in training.state_dict().items())
+    assert all(module.training for module in training.modules())
 
 
 def test_batches_that_do_not_divide_the_samples(found, small, judge):

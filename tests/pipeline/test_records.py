@@ -58,6 +58,7 @@ def test_means_over_seeds_are_those_of_the_trials_that_share_the_rest(groups, mo
         for index, scores in enumerate(groups):
             record = records.add(f"{seed}-{index}", {"train.objective": f"objective {index}", "seed": seed})
             if seed < len(scores):
+                record.status = "finished"
                 records.evaluated(record, {"base_step": 1, "fid_base": 2.0, "fid_gebm": scores[seed]}, "memory://c")
     found = records.over_seeds()
     if max(map(len, groups)) == 1:
@@ -79,6 +80,24 @@ def test_means_over_seeds_are_those_of_the_trials_that_share_the_rest(groups, mo
     records.write()
     written = json.loads(fsspec.open("memory://records/sweep/summary.json").open().read())["over_seeds"]
     assert [group["mean"] for group in written] == [group.mean for group in found]
+
+
+def test_means_are_of_trials_that_finished_one_a_seed_and_of_numbers():
+    records = sweep([], "min")
+    for name, seed, status, base, gebm in (
+        ("000", 0, "finished", math.inf, 1.0),
+        ("001", 1, "finished", 2.0, 3.0),
+        ("002", 1, "finished", 2.0, 3.0),
+        ("003", 2, "pruned", 9.0, 9.0),
+        ("004", 3, "failed", math.nan, 9.0),
+    ):
+        record = records.add(name, {"seed": seed})
+        record.status = status
+        records.evaluated(record, {"base_step": 1, "fid_base": base, "fid_gebm": gebm}, "memory://c")
+    [group] = records.over_seeds()
+    assert (group.trials, group.mean) == (2, {"fid_base": 2.0, "fid_gebm": 2.0})
+    assert group.standard_error == {"fid_gebm": 1.0}
+    records.write()
 
 
 def test_trials_without_seeds_have_no_means_over_them():

@@ -127,6 +127,29 @@ def test_the_energys_log_partition_is_estimated_where_it_is_not_known(density):
     assert 1 < scores["log_partition_effective_samples"] <= 4_000
 
 
+def test_annealing_agrees_with_monte_carlo_on_an_energy_that_is_not_known(density):
+    config = apply(
+        density,
+        {
+            "model.energy": "mlp",
+            "sampler.name": "mala",
+            "sampler.step_size": 0.3,
+            "evaluation.log_partition": "annealed",
+            "evaluation.temperatures": 8,
+        },
+    )
+    model = build_model(config)
+    torch.nn.init.normal_(model.energy.network[-1].weight, generator=torch.Generator().manual_seed(0))
+    scores = tasks.make(config).open(0, 1, torch.device("cpu")).evaluate(model).scores
+    error = math.hypot(scores["log_partition_standard_error"], scores["log_partition_annealed_standard_error"])
+    assert abs(scores["log_partition_annealed"] - scores["log_partition_monte_carlo"]) < 5 * error
+    assert scores["log_partition_annealed_effective_samples"] > scores["log_partition_effective_samples"]
+    with torch.no_grad():
+        model.energy.network[0].bias.fill_(math.nan)
+    with pytest.raises(UserError, match="diverged"):
+        tasks.make(config).open(0, 1, torch.device("cpu")).evaluate(model)
+
+
 def test_the_likelihood_is_computed_with_the_log_partition_that_is_asked_for(density):
     config = apply(density, {"model.energy_offset": 1.5, "sampler.name": "mala", "sampler.step_size": 0.3})
     model = build_model(config)
