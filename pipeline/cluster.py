@@ -18,7 +18,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.files import is_local
 
-__all__ = ["DRIVER_CPUS", "Capacity", "books", "connected", "demand", "forget", "trials_that_fit"]
+__all__ = ["DRIVER_CPUS", "Capacity", "books", "connected", "demand", "forget", "know_the_cluster", "trials_that_fit"]
 
 # What Tune reserves for a trial's own process, which only waits for its workers. It is not nothing: two trials of two
 # workers do not fit four CPUs, and a sweep that ignores this waits for ever.
@@ -123,7 +123,9 @@ def connected(config: Config) -> Iterator[Capacity]:
         else:
             # One logical CPU more than the machine has carries the trials' own processes, which only wait.
             # The dashboard's API is what the clean-up of a dead trial's resources asks.
-            ray.init(address="local", num_cpus=(os.cpu_count() or 1) + 1, include_dashboard=True, **settings)
+            hook = {"worker_process_setup_hook": f"{__name__}.{know_the_cluster.__name__}"}
+            cpus = (os.cpu_count() or 1) + 1
+            ray.init(address="local", num_cpus=cpus, include_dashboard=True, runtime_env=hook, **settings)
     except (OSError, RuntimeError, ValueError) as error:
         where = address or "this machine"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -147,6 +149,15 @@ def connected(config: Config) -> Iterator[Capacity]:
         yield capacity
     finally:
         ray.shutdown()
+
+
+def know_the_cluster() -> None:
+    """Tell a worker's process which cluster it is of, when it starts.
+
+    Where two sweeps run on one machine there are two clusters. What cleans up after a trial that was stopped looks for
+    *the* cluster, and would find two and free nothing: its CPUs would be taken for ever.
+    """
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
 
 
 def books(output: str, name: str = "sweep") -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
@@ -11,6 +13,7 @@ import ray
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.cluster_utils import Cluster
+from ray.util.state import list_actors
 
 from pipeline.cluster import DRIVER_CPUS, connected, trials_that_fit
 from pipeline.errors import UserError
@@ -117,3 +120,24 @@ def test_a_cluster_of_three_nodes_is_counted_and_left_running(small, monkeypatch
             pass
     finally:
         cluster.shutdown()
+
+
+OTHER = "import ray; ray.init(address='local', num_cpus=1, log_to_driver=False); print('up', flush=True); input()"
+
+
+def test_of_two_clusters_on_one_machine_each_cleans_up_in_its_own(small):
+    """What frees the CPUs of a stopped trial asks for actors, from a worker, without saying of which cluster."""
+
+    @ray.remote
+    def seen() -> int:
+        return len(list_actors())
+
+    command = [sys.executable, "-c", OTHER]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        try:
+            while "up" not in other.stdout.readline():
+                assert other.poll() is None
+            with connected(small(scale={"num_workers": 1, "use_gpu": False})):
+                assert ray.get(seen.remote(), timeout=120) == 0
+        finally:
+            other.communicate("\n", timeout=60)
