@@ -12,7 +12,8 @@ Where to look:
   losses as baselines.
 - :mod:`gebm.negatives`: what the energy is held against in an energy step: base samples, or the ends of chains.
 - :mod:`gebm.penalties`: what keeps the energy smooth.
-- :mod:`gebm.training`: one energy step, one base step, and the alternation between them.
+- :mod:`gebm.losses`, :mod:`gebm.optimizers`, :mod:`gebm.training`: the loss of an energy step and of a base step, Adam,
+  and the alternation between the two.
 - :mod:`gebm.networks`: base and energy side by side, a file per family: images, vectors, and flows, which have a
   density.
 - :mod:`gebm.samplers`: Markov chains on the latent space, all driven by one function.
@@ -76,9 +77,10 @@ from gebm.objectives import (
     Objective,
     Wasserstein,
 )
+from gebm.optimizers import Schedule, adam
 from gebm.partition import PartitionEstimate, annealing_schedule, log_partition_annealed, log_partition_monte_carlo
 from gebm.penalties import L2, R1, R2, GradientPenalty, Lazy, NoPenalty, Penalty
-from gebm.training import Alternation, StepInfo, Trainer, adam, initialise_log_partition
+from gebm.training import Alternation, StepInfo, Trainer, initialise_log_partition
 
 __all__ = [
     "GEBM",
@@ -103,6 +105,7 @@ __all__ = [
     "PartitionEstimate",
     "Penalty",
     "RelativeEnergy",
+    "Schedule",
     "StandardNormal",
     "StepInfo",
     "Trainer",

@@ -22,7 +22,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_weights
 from gebm.model import GEBM, BoundedEnergy
 from gebm.networks.layers import DoublingConv2d, HalvingConv2d
 
-__all__ = ["folded"]
+__all__ = ["folded", "folded_base"]
 
 
 @torch.no_grad()
@@ -54,19 +54,41 @@ def folded(model: GEBM, precision: torch.dtype = torch.float32) -> GEBM:
     if precision not in (torch.float32, torch.float64, torch.bfloat16):
         raise ValueError(f"no sampling in {precision}: choose torch.float32, torch.float64 or torch.bfloat16")
     fixed = copy.deepcopy(model).eval().requires_grad_(False)
-    base, network = fixed.base, fixed.energy.network
-    if not _is_of_images(base):
+    if not _is_of_images(fixed.base):
         return fixed
-    base, network = _InPrecision(_fold(base), precision), _InPrecision(_fold(network), precision)
+    base, network = _InPrecision(_fold(fixed.base), precision), _InPrecision(_fold(fixed.energy.network), precision)
     result = GEBM(base, BoundedEnergy(network, fixed.energy.floor), fixed.prior).eval().requires_grad_(False)
     result.log_partition = fixed.log_partition
     return result
 
 
+@torch.no_grad()
+def folded_base(base: nn.Module, precision: torch.dtype | None = None) -> nn.Module:
+    """Return a base as the draws of energy steps need it, between two steps of its own.
+
+    Args:
+        base: Maps latents (N, D) to samples (N, ...), on its device.
+        precision: Of a network of images; that of its weights if none. Pixels have float32 at least.
+
+    Returns:
+        A copy in evaluation mode, folded; the base itself if it is not of images, for there is nothing to fold.
+
+    Example:
+        >>> from gebm import networks
+        >>> base, _ = networks.make("sngan_resnet", resolution=32, channels=3, latent_dim=8, width=8)
+        >>> z = torch.randn(2, 8)
+        >>> torch.allclose(folded_base(base)(z), base.eval()(z), atol=1e-5)
+        True
+    """
+    if not _is_of_images(base):
+        return base
+    return _InPrecision(_fold(copy.deepcopy(base).eval().requires_grad_(False)), precision)
+
+
 class _InPrecision(nn.Module):
     """A network of images in one precision, channels last."""
 
-    def __init__(self, network: nn.Module, precision: torch.dtype) -> None:
+    def __init__(self, network: nn.Module, precision: torch.dtype | None) -> None:
         super().__init__()
         self.network = network.to(memory_format=torch.channels_last)
         layers = [layer for layer in network.modules() if not isinstance(layer, nn.modules.batchnorm._BatchNorm)]

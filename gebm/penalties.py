@@ -3,7 +3,7 @@
 A penalty is drawn and then computed: ``draw`` makes its random numbers, or says that none is due at this step, and the
 call returns the scalar that is added to the energy's loss. Each is a function of the energy alone and none knows of
 the objective, so that any goes with any. L2 of the weights is here and, without any cost, the energy optimiser's:
-``gebm.training.adam(weight_decay=...)`` adds the gradient of half of it.
+``gebm.optimizers.adam(weight_decay=...)`` adds the gradient of half of it.
 
 - drawn to zero between data and base (:class:`GradientPenalty`), as Arbel, Zhou and Gretton (ICLR 2021) have it;
 - drawn to one there (``GradientPenalty(10.0, target=1.0)``), which makes the Wasserstein baseline WGAN-GP;
@@ -194,7 +194,7 @@ class R2(_Weighted):
 class L2(_Weighted):
     """Sum of the squared weights of the energy, ``weight * ||psi||^2``.
 
-    Single numbers are left out, as ``gebm.training.adam`` leaves them out. A spectrally normalised layer divides its
+    Single numbers are left out, as ``gebm.optimizers.adam`` leaves them out. A spectrally normalised layer divides its
     weight's size away again: there this sets how fast the weight turns, not how large the energy is.
 
     Args:

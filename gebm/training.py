@@ -14,30 +14,25 @@ whichever base it meets: to the average in an energy step, and in a base step to
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, distributed, nn
-from torch.optim import Adam, Optimizer
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from gebm.model import GEBM, BoundedEnergy, effective_weights, frozen
+from gebm.folding import folded_base
+from gebm.losses import BaseLoss, EnergyLoss, EnergyTerms
+from gebm.model import GEBM
 from gebm.negatives import Negatives
 from gebm.objectives import Objective
+from gebm.optimizers import Schedule
 from gebm.partition import log_partition_monte_carlo
 from gebm.penalties import GradientPenalty, Penalty
+from gebm.processes import average_buffers, joined, process, same_everywhere
 
-__all__ = [
-    "Alternation",
-    "BaseLoss",
-    "EnergyLoss",
-    "EnergyTerms",
-    "StepInfo",
-    "Trainer",
-    "adam",
-    "initialise_log_partition",
-]
+__all__ = ["Alternation", "StepInfo", "Trainer", "initialise_log_partition"]
 
 
 @dataclass(frozen=True)
@@ -81,100 +76,6 @@ class Alternation:
         return self.warmup_energy_steps if warm else self.energy_steps
 
 
-class EnergyTerms(NamedTuple):
-    """What an energy step computes: the loss to differentiate, and its parts, detached."""
-
-    loss: Tensor
-    penalty: Tensor
-    energy_data: Tensor
-    energy_base: Tensor
-
-
-class EnergyLoss(nn.Module):
-    """The complete loss of an energy step, in one forward.
-
-    Being one module with one forward and one backward, it can be wrapped for data parallelism as it is.
-
-    Args:
-        gebm: The model; its energy, and the log-partition where the objective trains it, become this module's
-            parameters. Its base does not.
-        objective: The pair of losses.
-        penalty: What regularises the energy, from :mod:`gebm.penalties`.
-        precision: float32, or bfloat16 for autocast inside the networks; the loss itself is in float32.
-    """
-
-    def __init__(
-        self, gebm: GEBM, objective: Objective, penalty: Penalty, precision: torch.dtype = torch.float32
-    ) -> None:
-        super().__init__()
-        self.energy = gebm.energy
-        # A parameter that gets no gradient would keep data parallelism waiting: register it only where it gets one.
-        self.register_parameter("log_partition", gebm.log_partition if objective.trains_log_partition else None)
-        self.objective = objective
-        self.penalty = penalty
-        self.precision = precision
-
-    def forward(self, x_data: Tensor, x_base: Tensor, position: Tensor | None) -> EnergyTerms:
-        """Return the loss and its parts.
-
-        Args:
-            x_data: Data (N, ...).
-            x_base: Base samples, or negatives from elsewhere (M, ...), without a graph.
-            position: What the penalty drew (min(N, M),); none if no penalty is due.
-
-        Returns:
-            The terms.
-        """
-        with effective_weights(self.energy):
-            energies = _autocast(self.energy, x_data.device, self.precision)
-            energy_data, energy_base = energies(torch.cat([x_data, x_base])).split([len(x_data), len(x_base)])
-            penalty = (
-                energy_data.new_zeros(())
-                if position is None
-                else self.penalty(energies, x_data, x_base, position, list(self.energy.parameters()))
-            )
-        loss = self.objective.energy_loss(energy_data, energy_base, self.log_partition) + penalty
-        return EnergyTerms(loss, penalty.detach(), energy_data.detach().mean(), energy_base.detach().mean())
-
-
-class BaseLoss(nn.Module):
-    """The complete loss of a base step, in one forward.
-
-    Of latents, or, where the objective has the base learn from them, of data.
-
-    Args:
-        gebm: The model; its base becomes this module's, its energy does not.
-        objective: The pair of losses.
-        precision: float32, or bfloat16 for autocast inside the networks; the loss itself is in float32.
-    """
-
-    def __init__(self, gebm: GEBM, objective: Objective, precision: torch.dtype = torch.float32) -> None:
-        super().__init__()
-        self.base = gebm.base
-        # In a tuple, the energy is no submodule: data parallelism must not wait for gradients that never come.
-        self._energy: tuple[BoundedEnergy] = (gebm.energy,)
-        self.objective = objective
-        self.precision = precision
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Return the loss.
-
-        Args:
-            inputs: Latents (M, D), or data (N, ...) if that is what the base learns from.
-
-        Returns:
-            A scalar.
-        """
-        if self.objective.base_learns_from == "data":
-            return self.objective.base_loss(_autocast(self.base.log_prob, inputs.device, self.precision)(inputs))
-        (energy,) = self._energy
-        # Outside of what is frozen: an energy relative to the base holds this very base fixed while it evaluates log b.
-        x_base = _autocast(self.base, inputs.device, self.precision)(inputs)
-        with frozen(energy):
-            energy_base = _autocast(energy, inputs.device, self.precision)(x_base)
-        return self.objective.base_loss(energy_base)
-
-
 class StepInfo(NamedTuple):
     """What happened in one base step and the energy steps before it: 0-dim tensors without a graph, this process's own.
 
@@ -213,6 +114,7 @@ class Trainer:
             no energy.
         base_optimizer: Owns the base's parameters; may be left out if the base is not trained.
         alternation: How many energy steps per base step.
+        schedule: How both learning rates fall; they stay what they are, if none.
         ema_decay: Decay per base step of the moving average of the base, in (0, 1); no average if none. See the top
             of this module for which base the energy is then trained against.
         latent_batch_size: How many base samples a step draws; as many as the data batch has, if none.
@@ -228,7 +130,7 @@ class Trainer:
 
     Example:
         >>> import itertools
-        >>> from gebm import KALE, StandardNormal, networks
+        >>> from gebm import KALE, StandardNormal, adam, networks
         >>> base, energy = networks.make("mlp", resolution=0, channels=2, latent_dim=2, width=8)
         >>> model = GEBM(base, energy, StandardNormal(2))
         >>> trainer = Trainer(
@@ -251,6 +153,7 @@ class Trainer:
         energy_optimizer: Optimizer | None = None,
         base_optimizer: Optimizer | None = None,
         alternation: Alternation | None = None,
+        schedule: Schedule | None = None,
         ema_decay: float | None = None,
         latent_batch_size: int | None = None,
         precision: torch.dtype = torch.float32,
@@ -281,6 +184,7 @@ class Trainer:
         self.energy_optimizer = energy_optimizer
         self.base_optimizer = base_optimizer
         self.alternation = Alternation() if alternation is None else alternation
+        self.schedule = Schedule() if schedule is None else schedule
         self.ema_decay = ema_decay
         self.latent_batch_size = latent_batch_size
         self.train_base = train_base
@@ -297,10 +201,13 @@ class Trainer:
         energy_loss = EnergyLoss(self._sampled, objective, self.penalty, precision)
         base_loss = BaseLoss(gebm, objective, precision)
         # Data parallelism refuses what has nothing to learn, but gives every process the first one's weights otherwise.
-        self._energy_loss = parallel(energy_loss) if objective.trains_energy else _same_everywhere(energy_loss)
-        self._base_loss = parallel(base_loss) if train_base else _same_everywhere(base_loss)
+        self._energy_loss = parallel(energy_loss) if objective.trains_energy else same_everywhere(energy_loss)
+        self._base_loss = parallel(base_loss) if train_base else same_everywhere(base_loss)
         if self.average is not None:
             self.average.load_state_dict(gebm.base.state_dict())
+        for optimizer in self._optimizers().values():
+            for group in optimizer.param_groups:
+                group["peak_lr"] = group["lr"]  # what the schedule starts from
 
     def step(self, batches: Iterator[Tensor], generator: torch.Generator) -> StepInfo:
         """Take the energy steps that are due, then one base step.
@@ -313,14 +220,17 @@ class Trainer:
         Returns:
             What happened, without waiting for the device.
         """
+        self._schedule_learning_rates()
         device = self.gebm.log_partition.device
         energy_steps = self.alternation.energy_steps_at(self.base_step) if self.objective.trains_energy else 0
         num_nonfinite = torch.zeros((), dtype=torch.int64, device=device)
         missing = torch.full((), float("nan"), device=device)
         terms, base_loss, x_data = EnergyTerms(missing, missing, missing, missing), missing, None
+        # The base stands still until its own step: it is folded once, and draws the faster for it.
+        source = self._source() if energy_steps else self._sampled
         for _ in range(energy_steps):
             x_data = self._moved(next(batches))
-            terms = self._step_energy(x_data, generator)
+            terms = self._step_energy(x_data, source, generator)
             num_nonfinite += ~terms.loss.detach().isfinite()
         if self.train_base:
             learns_from_data = self.objective.base_learns_from == "data"
@@ -352,15 +262,18 @@ class Trainer:
         """
         return self._sampled
 
-    def decay_learning_rates(self, factor: float) -> None:
-        """Multiply both learning rates.
+    def scale_learning_rates(self, energy: float, base: float) -> None:
+        """Multiply the learning rates, those that the schedule goes on from too.
 
         Args:
-            factor: The paper's is 0.8.
+            energy: Factor of the energy's; the paper's, when a model stops improving, is 0.8.
+            base: Factor of the base's.
         """
-        for optimizer in self._optimizers().values():
+        factors = {"energy_optimizer": energy, "base_optimizer": base}
+        for part, optimizer in self._optimizers().items():
             for group in optimizer.param_groups:
-                group["lr"] *= factor
+                group["peak_lr"] *= factors[part]
+        self._schedule_learning_rates()
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """Return what a resumed run needs besides ``gebm.state_dict()`` and the generator's state.
@@ -372,7 +285,7 @@ class Trainer:
         values: dict[str, Any] = {"base_step": self.base_step, "energy_step": self.energy_step}
         for part, optimizer in self._optimizers().items():
             state = optimizer.state_dict()
-            values[f"{part}.learning_rates"] = [group["lr"] for group in state["param_groups"]]
+            values[f"{part}.learning_rates"] = [group["peak_lr"] for group in state["param_groups"]]
             for index, entries in state["state"].items():
                 for name, entry in entries.items():
                     tensors[f"{part}.{index}.{name}"] = entry
@@ -406,7 +319,7 @@ class Trainer:
                     entries.setdefault(int(index), {})[name] = self._laid_out(tensor.clone())
             groups = optimizer.state_dict()["param_groups"]
             for group, learning_rate in zip(groups, values[f"{part}.learning_rates"], strict=True):
-                group["lr"] = learning_rate
+                group["peak_lr"] = learning_rate
             optimizer.load_state_dict({"state": entries, "param_groups": groups})
         # Latents are no data: chains of negatives of another kind start afresh.
         kind = type(self.negatives).__name__
@@ -416,6 +329,13 @@ class Trainer:
         self.chains = tensors["chains"].to(self.gebm.log_partition.device, copy=True) if ours else None
         self.base_step = values["base_step"]
         self.energy_step = values.get("energy_step", 0)  # states written before penalties could be lazy have none
+        self._schedule_learning_rates()
+
+    def _schedule_learning_rates(self) -> None:
+        """Set the learning rates to what the schedule has for the next base step."""
+        for optimizer in self._optimizers().values():
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * self.schedule(self.base_step)
 
     def _moved(self, batch: Tensor) -> Tensor:
         return self._laid_out(batch.to(self.gebm.log_partition.device, non_blocking=True))
@@ -424,9 +344,9 @@ class Trainer:
         """Return a tensor as the model's weights lie in memory, if it is of four dimensions like images are."""
         return tensor.contiguous(memory_format=self._memory_format) if tensor.dim() == 4 else tensor
 
-    def _step_energy(self, x_data: Tensor, generator: torch.Generator) -> EnergyTerms:
+    def _step_energy(self, x_data: Tensor, source: GEBM, generator: torch.Generator) -> EnergyTerms:
         num_negatives = self.latent_batch_size or len(x_data)
-        x_base = self._draw_negatives(num_negatives, x_data, generator)
+        x_base = self._draw_negatives(source, num_negatives, x_data, generator)
         position = self.penalty.draw(min(len(x_data), num_negatives), generator, self.energy_step)
         self._sampled.energy.train()
         terms = self._energy_loss(x_data, x_base, None if position is None else position.to(x_data.device))
@@ -436,8 +356,14 @@ class Trainer:
         self.energy_step += 1
         return terms
 
-    def _draw_negatives(self, n: int, x_data: Tensor, generator: torch.Generator) -> Tensor:
-        rank, world_size = _process()
+    def _source(self) -> GEBM:
+        """Return the model whose base the energy steps draw from, in a form that draws fast."""
+        half = self._precision == torch.bfloat16
+        base = folded_base(self._sampled.base, torch.bfloat16 if half else None)
+        return self._sampled if base is self._sampled.base else self._sampled.with_base(base)
+
+    def _draw_negatives(self, source: GEBM, n: int, x_data: Tensor, generator: torch.Generator) -> Tensor:
+        rank, world_size = process()
         positions = None if self.chains is None else self.chains[rank * n : (rank + 1) * n]
         if positions is not None and len(positions) == 0:  # fewer processes wrote this state than there are now
             positions = None
@@ -446,12 +372,12 @@ class Trainer:
             torch.no_grad(),
             torch.autocast(x_data.device.type, dtype=torch.bfloat16, enabled=self._precision == torch.bfloat16),
         ):
-            draw = self.negatives.draw(self._sampled, n, generator, x_data, positions)
+            draw = self.negatives.draw(source, n, generator, x_data, positions)
         if draw.positions is not None:
-            joined = _joined(draw.positions)
+            moved = joined(draw.positions)
             # A smaller batch moves some of the chains; the others wait where they are.
-            waiting = joined[:0] if self.chains is None else self.chains[world_size * n :]
-            self.chains = torch.cat([joined, waiting])
+            waiting = moved[:0] if self.chains is None else self.chains[world_size * n :]
+            self.chains = torch.cat([moved, waiting])
         return draw.x
 
     def _step_base(self, inputs: Tensor) -> Tensor:
@@ -460,7 +386,7 @@ class Trainer:
         self.base_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.base_optimizer.step()
-        _average_buffers(self.gebm.base)
+        average_buffers(self.gebm.base)
         if self.average is not None:
             # The window grows from ten steps on: the random initial weights must not stay in it.
             _blend(self.average, self.gebm.base, min(self.ema_decay, (1 + self.base_step) / (10 + self.base_step)))
@@ -469,36 +395,6 @@ class Trainer:
     def _optimizers(self) -> dict[str, Optimizer]:
         parts = {"energy_optimizer": self.energy_optimizer, "base_optimizer": self.base_optimizer}
         return {part: optimizer for part, optimizer in parts.items() if optimizer is not None}
-
-
-def adam(
-    parameters: Iterable[nn.Parameter],
-    lr: float,
-    betas: tuple[float, float] = (0.5, 0.999),
-    weight_decay: float = 0.0,
-) -> Adam:
-    """Return Adam with the paper's betas.
-
-    Args:
-        parameters: What it owns.
-        lr: Learning rate.
-        betas: Decay rates of the two moments.
-        weight_decay: L2 of the weights; a 0-dim parameter, the log-partition, is left out, for it has no reason to be
-            near zero.
-
-    Returns:
-        The optimiser.
-
-    Example:
-        >>> adam(nn.Linear(2, 1).parameters(), lr=1e-4).defaults["betas"]
-        (0.5, 0.999)
-    """
-    parameters = list(parameters)
-    groups = [
-        {"params": [p for p in parameters if p.dim() > 0], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() == 0], "weight_decay": 0.0},
-    ]
-    return Adam([group for group in groups if group["params"]], lr=lr, betas=betas)
 
 
 @torch.no_grad()
@@ -522,21 +418,6 @@ def initialise_log_partition(gebm: GEBM, num_samples: int, generator: torch.Gene
     gebm.log_partition.copy_(estimate)
 
 
-def _autocast(
-    network: Callable[[Tensor], Tensor], device: torch.device, precision: torch.dtype
-) -> Callable[[Tensor], Tensor]:
-    """Return the network so that it runs in the given precision.
-
-    Only its forward: the penalty differentiates in between, and backward passes run outside autocast by torch's rules.
-    """
-
-    def forward(x: Tensor) -> Tensor:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
-            return network(x)
-
-    return forward
-
-
 def _is_channels_last(tensor: Tensor) -> bool:
     return tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
 
@@ -558,48 +439,3 @@ def _blend(average: nn.Module, module: nn.Module, decay: float) -> None:
             averaged.lerp_(current, 1 - decay)
         else:
             averaged.copy_(current)
-
-
-def _process() -> tuple[int, int]:
-    """Return this process's rank and the number of processes."""
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
-
-
-def _joined(rows: Tensor) -> Tensor:
-    """Return the rows of all processes, in the order of their ranks."""
-    _, world_size = _process()
-    if world_size == 1:
-        return rows
-    parts = [torch.empty_like(rows) for _ in range(world_size)]
-    distributed.all_gather(parts, rows.contiguous())
-    return torch.cat(parts)
-
-
-@torch.no_grad()
-def _same_everywhere(module: nn.Module) -> nn.Module:
-    """Give every process the first one's weights and buffers."""
-    _, world_size = _process()
-    if world_size > 1:
-        for tensor in module.state_dict().values():  # these share the modules' storage
-            distributed.broadcast(tensor, src=0)
-    return module
-
-
-@torch.no_grad()
-def _average_buffers(module: nn.Module) -> None:
-    """Average running statistics over processes.
-
-    Each process has updated them from its own part of the batch, and the energy steps that follow run the base with
-    them: without this, every process would train the energy against a base of its own.
-    """
-    buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
-    _, world_size = _process()
-    if buffers and world_size > 1:
-        joined = torch.cat([buffer.flatten() for buffer in buffers])
-        distributed.all_reduce(joined)
-        for buffer, mean in zip(
-            buffers, (joined / world_size).split([buffer.numel() for buffer in buffers]), strict=True
-        ):
-            buffer.copy_(mean.view_as(buffer))

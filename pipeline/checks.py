@@ -14,6 +14,7 @@ from operator import attrgetter
 import torch
 
 from gebm import StandardNormal, networks, objectives, penalties, samplers
+from gebm.optimizers import Schedule
 from gebm.relative_mmd import PlateauDecay
 from gebm.samplers import StepDecay
 from pipeline.config import Config
@@ -246,6 +247,7 @@ def _parts(config: Config) -> None:
             prior=StandardNormal(config.model.latent_dim),
         ),
     )
+    _build("train.schedule", lambda: Schedule(config.train.schedule, max(config.train.base_steps, 1)))
     decay = config.train.learning_rate_decay
     _build(
         "train.learning_rate_decay",

@@ -120,6 +120,7 @@ class Train:
     latent_batch_size: int | None = None  # latents a step, over all workers; by default the batch size
     energy_lr: float = 1e-4
     base_lr: float = 1e-4
+    schedule: str = "constant"  # of both learning rates; linear or cosine, down to zero at the last base step
     beta1: float = 0.5
     beta2: float = 0.999
     weight_decay: float = 0.0  # L2 of the energy's weights

@@ -18,8 +18,9 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from gebm import GEBM, BoundedEnergy, StandardNormal, networks, objectives, penalties, samplers
+from gebm.optimizers import Schedule, adam
 from gebm.relative_mmd import PlateauDecay
-from gebm.training import Alternation, StepInfo, Trainer, adam, initialise_log_partition
+from gebm.training import Alternation, StepInfo, Trainer, initialise_log_partition
 from pipeline import config as schema
 from pipeline import precision, tasks
 from pipeline.checkpoints import Checkpoint, Checkpoints, load_state, read
@@ -182,7 +183,7 @@ def loop(settings: dict[str, Any]) -> None:
             _require_finite(infos, done)
         # A base that stands still does not stop improving.
         if config.train.train_base and plateau.due(done) and _plateaued(plateau, trainer, run):
-            trainer.decay_learning_rates(plateau.factor)
+            trainer.scale_learning_rates(plateau.factor, plateau.factor)
         if not reporting:
             continue
         report = _progress(infos, trainer, run, time.monotonic() - clock)
@@ -216,13 +217,9 @@ def _restore(checkpoint: Checkpoint, model: GEBM, trainer: Trainer, plateau: Pla
     trainer.load_state_dict(checkpoint.training["trainer"])
     plateau.load_state_dict(checkpoint.training["plateau"])
     before = trained_config(checkpoint).train
-    for optimizer, then, now in (
-        (trainer.energy_optimizer, before.energy_lr, config.train.energy_lr),
-        (trainer.base_optimizer, before.base_lr, config.train.base_lr),
-    ):
-        # Population-based training goes on from another trial's weights at rates of its own; decays so far are kept.
-        for group in optimizer.param_groups:
-            group["lr"] *= now / then
+    # Population-based training goes on from another trial's weights at rates of its own; decays so far are kept.
+    now = config.train
+    trainer.scale_learning_rates(now.energy_lr / before.energy_lr, now.base_lr / before.base_lr)
     learns = trainer.objective.trains_log_partition
     if learns and not objectives.make(before.objective).trains_log_partition and config.train.log_partition_samples:
         # It stands where it was before any training. All ranks take the first one's, for their copies have to stay one.
@@ -267,6 +264,7 @@ def _trainer(model: GEBM, run: _Run) -> Trainer:
             warmup_base_steps=train.warmup_base_steps,
             warmup_every=train.warmup_every,
         ),
+        schedule=Schedule(train.schedule, max(train.base_steps, 1)),
         ema_decay=train.ema_decay,
         train_base=train.train_base,
         latent_batch_size=(train.latent_batch_size or train.batch_size) // run.world_size,

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from gebm import GEBM, StandardNormal, folded, networks, samplers
+from gebm.folding import folded_base
 
 FAMILIES = [
     ("dcgan", 8, 1),
@@ -50,6 +51,28 @@ def test_a_folded_model_is_the_model(name, resolution, channels):
         assert other.abs().max() > 0
         # In float64, so that what is left is rounding alone: no unit of a ReLU is that near to zero.
         assert torch.allclose(one, other, rtol=1e-8, atol=1e-9 * float(one.abs().max()))
+
+
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+@pytest.mark.parametrize(("name", "resolution", "channels"), FAMILIES)
+def test_a_folded_base_is_the_base_in_evaluation_mode(name, resolution, channels, precision):
+    base = seasoned(name, resolution, channels).base
+    if precision is not None:
+        base = base.float()
+    z = torch.randn(5, 6, generator=torch.Generator().manual_seed(1), dtype=next(base.parameters()).dtype)
+    with torch.no_grad():
+        expected = base(z)
+        found = folded_base(base.train(), precision)(z)
+        trained = base(z)
+    assert base.training and found.dtype == expected.dtype
+    # A dozen layers at most, of 2^-9 relative each; a tangent's slope is at most one.
+    allowed = 1e-9 if precision is None else 12 * 2**-9 * float(expected.atanh().abs().max().clamp(1, 8))
+    assert (found - expected).abs().max() <= allowed < (trained - expected).abs().max()
+
+
+def test_a_flow_is_not_folded():
+    base, _ = networks.make("realnvp", resolution=0, channels=2, latent_dim=2)
+    assert folded_base(base) is base
 
 
 @pytest.mark.parametrize(("name", "resolution", "channels"), FAMILIES)

@@ -119,10 +119,11 @@ def test_more_chains_than_before_are_started_and_fewer_leave_the_others_waiting(
     torch.testing.assert_close(draw.x.mean(1), torch.tensor([7.0, 7.0, 7.0, 1.0, 1.0]), rtol=0, atol=0.02)
 
     trainer = trainer_of(model, DataChain(samplers.MALA(1e-6), num_steps=1, persistent=True))
+    trainer.alternation, trainer.train_base = Alternation(1, warmup_energy_steps=1), False
     generator = torch.Generator().manual_seed(0)
-    trainer._step_energy(torch.full((6, 2), 3.0), generator)
+    trainer.step(iter([torch.full((6, 2), 3.0)]), generator)
     before = trainer.chains.clone()
-    trainer._step_energy(torch.full((4, 2), 9.0), generator)
+    trainer.step(iter([torch.full((4, 2), 9.0)]), generator)
     assert trainer.chains.shape == (6, 2)
     assert torch.equal(trainer.chains[4:], before[4:]) and not torch.equal(trainer.chains[:4], before[:4])
 
@@ -176,7 +177,7 @@ def test_contrastive_divergence_learns_a_gaussian(name):
     for step in range(60):
         trainer.step(batches, generator)
         if step == 40:
-            trainer.decay_learning_rates(0.1)
+            trainer.scale_learning_rates(0.1, 0.1)
     energy = model.energy.network
     # Batches of 256 leave a noise of some hundredths; a quarter of where it started from zero is far outside of it.
     assert abs(energy.a.item() - (1 / variance - 1)) < 0.15

@@ -21,6 +21,7 @@ from gebm import (
     KALE,
     Alternation,
     GradientPenalty,
+    Schedule,
     StandardNormal,
     Trainer,
     adam,
@@ -28,10 +29,11 @@ from gebm import (
     networks,
     objectives,
 )
+from gebm.losses import BaseLoss, EnergyLoss
 from gebm.penalties import Lazy
-from gebm.training import BaseLoss, EnergyLoss
 
 SHORT = Alternation(energy_steps=2, warmup_energy_steps=3, warmup_base_steps=1, warmup_every=4)
+ONE = Alternation(energy_steps=1, warmup_energy_steps=1)
 
 
 def images(start: int = 0, batch_size: int = 8) -> Iterator[Tensor]:
@@ -100,7 +102,8 @@ def test_energy_step_moves_the_energy_alone_with_one_power_iteration():
             _ = layer.weight
     expected = dict(twin.named_buffers())
 
-    trainer._step_energy(next(images()), torch.Generator().manual_seed(0))
+    trainer.alternation, trainer.train_base = ONE, False
+    trainer.step(images(), torch.Generator().manual_seed(0))
     assert changed(model.base, base) == set()
     assert all(parameter.grad is None for parameter in model.base.parameters())
     assert {name for name, _ in model.energy.named_parameters()} <= changed(model.energy, energy)
@@ -114,11 +117,19 @@ def test_energy_step_sees_the_base_in_evaluation_mode():
     for _ in range(2):
         trainer.step(images(), torch.Generator().manual_seed(0))
     seen = []
-    trainer._energy_loss.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
+    trainer._energy_loss.register_forward_pre_hook(lambda module, inputs: seen.append(inputs))
+    seen.clear()
     model.base.train()
-    trainer._step_energy(next(images()), torch.Generator().manual_seed(5))
-    assert torch.equal(seen[0], model.sample_base(8, torch.Generator().manual_seed(5)))
-    assert not seen[0].requires_grad
+    trainer.alternation, trainer.train_base = ONE, False
+    trainer.step(images(), torch.Generator().manual_seed(5))
+    (x_data, x_base, _) = seen[0]
+    assert not x_base.requires_grad
+    # Folded for the draws, so equal but for rounding; batch statistics would be far off.
+    expected = model.sample_base(len(x_data), torch.Generator().manual_seed(5))
+    torch.testing.assert_close(x_base, expected, rtol=1e-4, atol=1e-5)
+    model.base.train()
+    batch = model.base(model.prior.sample(len(x_data), torch.Generator().manual_seed(5)))
+    assert (batch - expected).abs().max() > 1e-2
 
 
 def test_base_step_moves_the_base_alone():
@@ -224,7 +235,7 @@ def test_maximum_likelihood_finds_the_mean_and_covariance():
     for step in range(400):
         info = trainer.step(itertools.repeat(x), generator)
         if step in (200, 300):
-            trainer.decay_learning_rates(0.1)
+            trainer.scale_learning_rates(0.1, 0.1)
     covariance = model.base.factor @ model.base.factor.T
     torch.testing.assert_close(model.base.mean.detach(), x.mean(0), rtol=0, atol=1e-3)
     torch.testing.assert_close(covariance.detach(), torch.cov(x.T, correction=0), rtol=0, atol=2e-3)
@@ -248,7 +259,7 @@ def test_fenchel_finds_the_known_log_partition(objective, ema_decay):
     for step in range(250):
         info = trainer.step(batches, generator)
         if step in (150, 200):
-            trainer.decay_learning_rates(0.3)
+            trainer.scale_learning_rates(0.3, 0.3)
     assert info.num_nonfinite == 0
     assert abs(info.log_partition - -1.3) < 0.1
     # And the model is the data's law: it is as likely as the truth, up to 0.1 nats of estimation error.
@@ -281,7 +292,7 @@ def test_a_base_that_is_not_trained_stands_still():
     assert all(parameter.grad is None for parameter in model.base.parameters())
     assert [info.energy_steps for info in infos] == [3, 2] and trainer.base_step == 2
     assert all(info.base_loss.isnan() and info.energy_loss.isfinite() and info.num_nonfinite == 0 for info in infos)
-    trainer.decay_learning_rates(0.5)
+    trainer.scale_learning_rates(0.5, 0.5)
     assert optimizer.param_groups[0]["lr"] == 5e-4
     assert trainer.state_dict()["values"]["energy_step"] == 5
 
@@ -327,14 +338,47 @@ def test_average_is_what_the_energy_is_trained_against_and_what_is_sampled():
     assert sampled.energy is model.energy and sampled.log_partition is model.log_partition
     seen = []
     trainer._energy_loss.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
-    trainer._step_energy(next(batches), torch.Generator().manual_seed(5))
-    assert torch.equal(seen[0], sampled.sample_base(8, torch.Generator().manual_seed(5)))
-    assert not torch.equal(seen[0], model.sample_base(8, torch.Generator().manual_seed(5)))
+    trainer.alternation, trainer.train_base = ONE, False
+    trainer.step(batches, torch.Generator().manual_seed(5))
+    average = sampled.sample_base(8, torch.Generator().manual_seed(5))
+    torch.testing.assert_close(seen[0], average, rtol=1e-4, atol=1e-5)  # folded for the draws
+    assert (average - model.eval().sample_base(8, torch.Generator().manual_seed(5))).abs().max() > 1e-3
 
 
 def test_without_average_the_model_itself_is_sampled():
     model = digits_model()
     assert trainer_of(model).sampling_model() is model
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_learning_rates_follow_the_schedule_and_decay_beside_it(schedule):
+    model, steps = digits_model(), 6
+    energy_optimizer = adam([*model.energy.parameters(), model.log_partition], lr=1e-3)
+    base_optimizer = adam(model.base.parameters(), lr=3e-3)
+    trainer = Trainer(
+        model,
+        objective=KALE(),
+        energy_optimizer=energy_optimizer,
+        base_optimizer=base_optimizer,
+        alternation=SHORT,
+        schedule=Schedule(schedule, steps),
+    )
+    batches, taken = images(), []
+    for step in range(steps):
+        if step == 3:
+            trainer.scale_learning_rates(0.5, 0.1)
+        trainer.step(batches, torch.Generator().manual_seed(step))
+        taken.append([optimizer.param_groups[-1]["lr"] for optimizer in (energy_optimizer, base_optimizer)])
+    shape = [
+        1 - step / steps if schedule == "linear" else math.cos(math.pi * step / steps / 2) ** 2 for step in range(6)
+    ]
+    decays = [(1, 1)] * 3 + [(0.5, 0.1)] * 3
+    expected = [[1e-3 * f * a, 3e-3 * f * b] for f, (a, b) in zip(shape, decays, strict=True)]
+    assert taken == [pytest.approx(rates, rel=1e-12) for rates in expected]
+    before = snapshot(model)
+    trainer.train_base = False
+    trainer.step(batches, torch.Generator().manual_seed(9))  # beyond the last step nothing is learned
+    assert changed(model, before) <= {name for name, _ in model.named_buffers()}
 
 
 @pytest.mark.parametrize("ema_decay", [None, 0.9])
@@ -347,16 +391,15 @@ def test_resumed_run_is_bit_for_bit_the_uninterrupted_one(stop, objective, ema_d
 
     def build(seed):
         model = flow_model(seed, explicit) if explicit else digits_model(seed)
-        penalty = Lazy(GradientPenalty(0.1), every=4)
-        objective_pair = objectives.make(objective)
-        return model, trainer_of(model, objective=objective_pair, penalty=penalty, ema_decay=ema_decay)
+        settings = {"penalty": Lazy(GradientPenalty(0.1), every=4), "schedule": Schedule("cosine", 8)}
+        return model, trainer_of(model, objective=objectives.make(objective), ema_decay=ema_decay, **settings)
 
     def train(trainer, num_steps, first_batch, generator):
         batches, infos = vectors(first_batch) if explicit else images(first_batch), []
         for _ in range(num_steps):
             infos.append(trainer.step(batches, generator))
             if trainer.base_step == 2:
-                trainer.decay_learning_rates(0.8)
+                trainer.scale_learning_rates(0.8, 0.8)
         return infos
 
     model, trainer = build(seed=0)
