@@ -17,6 +17,7 @@ ON_TOP = {
     "train.objective": "kale_fenchel",
     "train.train_base": "false",
     "train.energy_lr": "5e-4",
+    "train.schedule": "constant",
     "train.latent_batch_size": "512",
     "evaluation.every": "250",
     "evaluation.num_samples": "50000",
