@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-__all__ = ["spread", "summary"]
+__all__ = ["evaluation", "spread", "summary"]
 
 
 def summary(folder: Path, verb: str, *words: str) -> dict[str, Any]:
@@ -28,6 +28,22 @@ def summary(folder: Path, verb: str, *words: str) -> dict[str, Any]:
         _command(verb, *words, f"output={folder}")
     elif any(trial["status"] in ("pending", "running") for trial in json.loads(written.read_text())["trials"]):
         _command(verb, f"resume={folder}")
+    return json.loads(written.read_text())
+
+
+def evaluation(folder: Path, *words: str) -> dict[str, Any]:
+    """What an evaluation found, which is run if it is not there.
+
+    Args:
+        folder: of the evaluation.
+        words: of its command line.
+
+    Returns:
+        The contents of its ``evaluation.json``.
+    """
+    written = folder / "evaluation.json"
+    if not written.exists():
+        _command("evaluate", *words, f"output={folder}")
     return json.loads(written.read_text())
 
 

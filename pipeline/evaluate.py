@@ -16,6 +16,7 @@ from pipeline import config as schema
 from pipeline import precision, tasks
 from pipeline.command import verb
 from pipeline.display import make_console
+from pipeline.evaluation import make_kernel
 from pipeline.experiment import ready_store
 from pipeline.files import write_file
 from pipeline.trial import load_model, write_pictures
@@ -54,6 +55,7 @@ def main(config: schema.Config, named: dict[str, Any]) -> int:
         **({"extractor": work.label} if work.label else {}),
         "num_samples": count,
         "sampler": asdict(sampler) | {"precision": str(precision.of_sampling(settings, device)).removeprefix("torch.")},
+        "gradients_per_step": make_kernel(sampler, model).gradients_per_step,
         "scores": found.scores,
         "chain": found.chain,
     }

@@ -168,7 +168,7 @@ def evaluate(
     latents = model.prior.sample(share * world_size, generator)[first : first + share]
     # Not the latents' seed: noise is a function of it and of the chain's number, and so the first would be the latents.
     noise = int(samplers.noise.draw_key(generator, latents.device))
-    began, divergences = time.monotonic(), 0
+    walking, divergences = _Watch(latents.device), 0
     stops = chain_steps(config.sampler.num_steps, settings.chain_points)
     thinning = max(1, config.sampler.num_steps // _DIAGNOSED_POINTS)
     found = Evaluation()
@@ -182,19 +182,23 @@ def evaluate(
                 if first and step % thinning == 0:
                     seen.append(z[:_DIAGNOSED_CHAINS])
             if step in parts:
+                walking.stop()
                 with torch.no_grad(), frozen(model.base):
                     shown = judge.show(model.base(z))
                 parts[step].append(judge.features(shown))
                 kept = found.frames.get(step, shown[:0].cpu())
                 if len(kept) < settings.grid:
                     found.frames[step] = torch.cat([kept, shown.cpu()])[: settings.grid]
+                walking.start()
 
         z0 = latents[start : start + settings.batch_size]
+        walking.start()
         chain = run_chains(walked, config.sampler, z0, seed=noise, first_chain=first + start, observe=observe)
         divergences += int(chain.divergences.sum())
+        walking.stop()
         if start == 0:
-            seconds = time.monotonic() - began
-            found.scores.update(_diagnose(positions, chain, make_kernel(config.sampler, model), seconds))
+            found.scores.update(_diagnose(positions, chain, make_kernel(config.sampler, model), walking.seconds))
+    found.scores["chain_steps_per_second"] = share * config.sampler.num_steps / max(walking.seconds, 1e-9)
     found.scores["divergences"] = float(_gather(torch.tensor([divergences]), world_size).sum())
     for step in stops:
         joined = {
@@ -212,6 +216,25 @@ def evaluate(
     found.scores["log_partition_monte_carlo"] = float(estimate)
     found.scores["log_partition_standard_error"] = float(error)
     return found
+
+
+class _Watch:
+    """Seconds between starts and stops: what chains take, without what looks at them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.seconds, self._began, self._device = 0.0, None, device
+
+    def start(self) -> None:
+        """Go on."""
+        self._began = time.monotonic()
+
+    def stop(self) -> None:
+        """Stand still; a watch that stands still does so on."""
+        if self._began is not None:
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+            self.seconds += time.monotonic() - self._began
+        self._began = None
 
 
 def _diagnose(
