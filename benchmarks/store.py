@@ -6,11 +6,13 @@ batches:
 - *blocks*: ``pipeline.stores.Reader`` on arrays of many images;
 - *images*: the same reader on a store of one PNG file an image;
 - *one at a time*: webdataset's own pipeline on that store, decoding image by image and stacking them, as one reads such
-  a store at first.
+  a store at first;
+- *blocks, held*: ``pipeline.stores.HeldReader`` on the arrays, which reads the store onto the device and indexes there.
 
 Each repetition opens its store anew, so nothing is cached in the process, and checks of SHA-256 are part of the
-reader's time; the files themselves lie in the operating system's cache. Reading is on the CPU whatever the device: with
-a GPU there, the reader's batches are pinned.
+reader's time; the files themselves lie in the operating system's cache. A run pays that for its first epoch alone, so
+*later epochs* are timed too, of a reader that has its shards in its cache and of a store that is held already. Each
+batch ends on the device, as in training: with a GPU, the reader's batches are pinned and copied there.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,7 @@ import torch
 import webdataset
 
 from benchmarks import machine, options
-from pipeline.stores import Reader, open_store, write_store
+from pipeline.stores import HeldReader, Reader, open_store, write_store
 
 __all__ = ["RandomImages", "main"]
 
@@ -68,25 +70,34 @@ class RandomImages:
         """Nothing is held open."""
 
 
-def read_with_reader(folder: Path, batch: int) -> Callable[[], object]:
-    """Return what reads one epoch of a store by the pipeline's reader."""
-
-    def read() -> None:
-        reader = Reader(open_store(str(folder)), batch_size=batch)
-        for _ in itertools.islice(reader, reader.batches_per_epoch):
-            pass
-
-    return read
+def first_epoch(make: Callable[[], Reader | HeldReader], device: torch.device) -> Callable[[], object]:
+    """Return what makes a reader and takes one epoch of its batches to a device."""
+    return lambda: next(_epochs(make(), device))
 
 
-def read_one_at_a_time(folder: Path, batch: int) -> Callable[[], object]:
+def later_epochs(reader: Reader | HeldReader, device: torch.device) -> Callable[[], object]:
+    """Return what takes the next epoch of a reader's batches to a device, after a first one."""
+    epochs = _epochs(reader, device)
+    next(epochs)
+    return lambda: next(epochs)
+
+
+def _epochs(reader: Reader | HeldReader, device: torch.device) -> Iterator[None]:
+    batches = iter(reader)
+    while True:
+        for batch in itertools.islice(batches, reader.batches_per_epoch):
+            batch.images.to(device, non_blocking=True)
+        yield
+
+
+def read_one_at_a_time(folder: Path, batch: int, device: torch.device) -> Callable[[], object]:
     """Return what reads a store of PNG files once by webdataset, image by image."""
     shards = sorted(str(path) for path in folder.glob("*.tar"))
 
     def read() -> None:
         images = iter(webdataset.WebDataset(shards, shardshuffle=False).decode("rgb8").to_tuple("png"))
         while several := [image for (image,) in itertools.islice(images, batch)]:
-            torch.from_numpy(np.stack(several).transpose(0, 3, 1, 2).copy())
+            torch.from_numpy(np.stack(several).transpose(0, 3, 1, 2).copy()).to(device)
 
     return read
 
@@ -109,12 +120,22 @@ def main() -> None:
             source = RandomImages(arguments.images, arguments.resolution, arguments.seed)
             size = {"resolution": arguments.resolution, "channels": 3}
             write_store(source, str(place), encoding=encoding, num_processes=1, **size)
+
+        def read(encoding: str) -> Reader:
+            return Reader(open_store(str(places[encoding])), batch_size=arguments.batch)
+
+        def hold() -> HeldReader:
+            return HeldReader(open_store(str(places["blocks"])), device, batch_size=arguments.batch)
+
         works = {
-            "images, one at a time": read_one_at_a_time(places["images"], arguments.batch),
-            "images": read_with_reader(places["images"], arguments.batch),
-            "blocks": read_with_reader(places["blocks"], arguments.batch),
+            "images, one at a time": read_one_at_a_time(places["images"], arguments.batch, device),
+            "images": first_epoch(lambda: read("images"), device),
+            "blocks": first_epoch(lambda: read("blocks"), device),
+            "blocks, held": first_epoch(hold, device),
+            "blocks, later epochs": later_epochs(read("blocks"), device),
+            "blocks, held, later epochs": later_epochs(hold(), device),
         }
-        seconds = machine.interleaved(works, torch.device("cpu"), arguments.repeat)
+        seconds = machine.interleaved(works, device, arguments.repeat)
     rows = [
         {
             "store": name,

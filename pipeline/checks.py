@@ -98,7 +98,7 @@ def validate(config: Config) -> None:
     Raises:
         UserError: one line that names the key and what it may be.
     """
-    for check in (_numbers, _names, _scores, _objective, _sampler, _sweep, _scale, _parts):
+    for check in (_numbers, _names, _data, _scores, _objective, _sampler, _sweep, _scale, _parts):
         check(config)
 
 
@@ -148,6 +148,16 @@ def _names(config: Config) -> None:
     ):
         if value not in known:
             raise UserError(f"{key}={value}: it has to be one of {', '.join(known)}")
+
+
+def _data(config: Config) -> None:
+    if config.data.hold and config.data.reader_workers:
+        raise UserError(
+            f"data.reader_workers={config.data.reader_workers}: with data.hold=true nothing is read while training; "
+            f"leave one of the two out"
+        )
+    if config.data.hold is False and config.task != "images":
+        raise UserError(f"data.hold=false: task={config.task} is about rows, which are always held; leave it out")
 
 
 def _scores(config: Config) -> None:

@@ -71,7 +71,12 @@ class Data:
     max_correlation: float | None = None  # of two columns that correlate more strongly, one is dropped
     samples_per_shard: int = 8192
     writers: int | None = None  # processes that write a store; by default one a core
-    reader_workers: int = 0  # loader processes a training worker; 0 reads in the worker itself
+    # Whether each training worker keeps the store of images on its device, decoded; batches are the same. By default
+    # where it takes at most a quarter of a GPU's free memory, or on the CPU no more than a reader would come to keep.
+    hold: bool | None = None
+    # Loader processes a training worker, for a store that is not held; 0 reads in the worker itself. By default one for
+    # a GPU, so that batches are read ahead, and none on the CPU, where it would take a core from training.
+    reader_workers: int | None = None
     source: Source = field(default_factory=Source)
 
 

@@ -1,20 +1,24 @@
 """The store of images or rows: tar shards in webdataset's format and a manifest, behind any fsspec URL.
 
-`sources` reads what was published, `write_store` makes a store of it, `Reader` gives batches for training,
-`load_images` gives images for metrics, `load_rows` the rows of a table and `split_rows` its parts.
+`sources` reads what was published, `write_store` makes a store of it, `Reader` gives batches for training and
+`HeldReader` the same ones from a device's memory, `load_images` gives images for metrics, `load_rows` the rows of a
+table and `split_rows` its parts.
 """
 
 from __future__ import annotations
 
+from pipeline.stores.batches import Batch
+from pipeline.stores.held import HeldReader, worth_holding
 from pipeline.stores.location import MissingStore, Store, locate, open_store
 from pipeline.stores.manifest import Manifest, Shard
 from pipeline.stores.order import Position
-from pipeline.stores.reader import Batch, Reader, iter_images, load_images, load_rows
+from pipeline.stores.reader import Reader, iter_images, load_images, load_rows
 from pipeline.stores.splits import Splits, split_rows
 from pipeline.stores.writer import Report, write_store
 
 __all__ = [
     "Batch",
+    "HeldReader",
     "Manifest",
     "MissingStore",
     "Position",
@@ -29,5 +33,6 @@ __all__ = [
     "locate",
     "open_store",
     "split_rows",
+    "worth_holding",
     "write_store",
 ]

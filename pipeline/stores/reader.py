@@ -1,8 +1,7 @@
-"""Batches for training, the same for any number of ranks and loader workers, from any position on.
+"""Batches for training, read from the shards, a window of them in memory at a time.
 
-The order of an epoch is fixed by (seed, epoch, manifest), see `pipeline.stores.order`. Global batch g is the g-th slice
-of it and rank r takes the r-th part of that slice; the remainder of the epoch, less than a batch, is dropped. So every
-rank gets the same number of batches, and a reader built at a position gives what an uninterrupted one would have given.
+Which samples a batch holds is fixed by `pipeline.stores.batches`, so batches are the same for any number of loader
+workers, and a reader built at a position gives what an uninterrupted one would have given.
 """
 
 from __future__ import annotations
@@ -13,32 +12,17 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from pipeline.errors import UserError
+from pipeline.stores.batches import WINDOW_BYTES, Batch, BatchOrder
 from pipeline.stores.contents import Contents, read_shard
 from pipeline.stores.location import Store, seen_by_one_process
-from pipeline.stores.order import EpochOrder, Position
+from pipeline.stores.order import Position
 
-__all__ = ["CACHE_BYTES", "WINDOW_BYTES", "Batch", "Reader", "iter_images", "load_images", "load_rows"]
+__all__ = ["CACHE_BYTES", "Reader", "iter_images", "load_images", "load_rows"]
 
-WINDOW_BYTES = 128 * 2**20
 CACHE_BYTES = 512 * 2**20
-
-
-class Batch(NamedTuple):
-    """One rank's part of a global batch.
-
-    Args:
-        images: uint8 (n, C, H, W), with n the global batch size divided by the number of ranks. Of a store of rows,
-            float32 (n, D).
-        labels: int64 (n,), or None where the store has no labels.
-        position: The position after this batch. A reader built there gives the next batch.
-    """
-
-    images: torch.Tensor
-    labels: torch.Tensor | None
-    position: Position
 
 
 class Reader:
@@ -89,27 +73,15 @@ class Reader:
         window: int = WINDOW_BYTES,
         cache: int = CACHE_BYTES,
     ) -> None:
-        position = position or Position()
-        num_samples = store.manifest.num_samples
-        if batch_size < 1 or world_size < 1 or batch_size % world_size:
-            raise UserError(
-                f"the global batch size {batch_size} is no multiple of the number of ranks {world_size}: choose one"
-            )
-        if not 0 <= rank < world_size:
-            raise UserError(f"rank {rank} is not one of {world_size} ranks: count them from 0")
-        if num_samples < batch_size:
-            raise UserError(
-                f"the store {store.url} has {num_samples} {store.manifest.unit}, fewer than a batch of {batch_size}: "
-                "choose a smaller batch size"
-            )
-        if min(seed, num_workers, position.epoch, position.step) < 0:
-            raise UserError("a seed, a number of workers and a position are 0 or more: choose another")
+        self._order = BatchOrder(store, batch_size, rank, world_size, seed, position or Position(), shuffle, window)
+        if num_workers < 0:
+            raise UserError("a number of workers is 0 or more: choose another")
         if num_workers and seen_by_one_process(store.fs):
             raise UserError(f"loader workers cannot see the store {store.url}: read it with 0 workers")
         self.store = store
-        self.batches_per_epoch = num_samples // batch_size
-        self.position = position
-        self._batches = _Batches(store, batch_size, rank, world_size, seed, shuffle, window, cache)
+        self.batches_per_epoch = self._order.batches_per_epoch
+        self.position = self._order.start
+        self._batches = _Batches(store, self._order, cache)
         self._num_workers = num_workers
 
     def __iter__(self) -> Iterator[Batch]:
@@ -122,7 +94,7 @@ class Reader:
         loader = DataLoader(
             self._batches,
             batch_size=None,
-            sampler=_Positions(self.position, self.batches_per_epoch),
+            sampler=self._order.positions(),
             num_workers=self._num_workers,
             collate_fn=_as_it_is,
             pin_memory=torch.cuda.is_available(),
@@ -150,63 +122,27 @@ class _Failure(NamedTuple):
     message: str
 
 
-class _Positions(Sampler[Position]):
-    """All positions from one on, for ever."""
-
-    def __init__(self, start: Position, batches_per_epoch: int) -> None:
-        self._start = start
-        self._batches_per_epoch = batches_per_epoch
-
-    def __iter__(self) -> Iterator[Position]:
-        number = self._start.epoch * self._batches_per_epoch + self._start.step
-        while True:
-            yield Position(*divmod(number, self._batches_per_epoch))
-            number += 1
-
-
 class _Batches(Dataset[Batch | _Failure]):
     """The batch at each position, for one rank."""
 
-    def __init__(
-        self,
-        store: Store,
-        batch_size: int,
-        rank: int,
-        world_size: int,
-        seed: int,
-        shuffle: bool,
-        window: int,
-        cache: int,
-    ) -> None:
+    def __init__(self, store: Store, order: BatchOrder, cache: int) -> None:
         self._shards = _Shards(store, cache)
         self._manifest = store.manifest
-        self._batch_size = batch_size
-        self._part = batch_size // world_size
-        self._offset = rank * self._part
-        self._seed = seed
-        self._shuffle = shuffle
-        self._window = window
-        self._order: tuple[int, EpochOrder] | None = None
+        self._order = order
 
     def __getitem__(self, position: Position) -> Batch | _Failure:
         try:
             images, labels = self._read(position)
         except UserError as error:
             return _Failure(str(error))
-        last = position.step + 1 == self._manifest.num_samples // self._batch_size
-        after = Position(position.epoch + 1, 0) if last else Position(position.epoch, position.step + 1)
+        after = self._order.after(position)
         return Batch(torch.from_numpy(images), None if labels is None else torch.from_numpy(labels), after)
 
     def _read(self, position: Position) -> tuple[np.ndarray, np.ndarray | None]:
-        if self._order is None or self._order[0] != position.epoch:
-            order = EpochOrder(self._manifest, self._seed, position.epoch, self._window, self._shuffle)
-            self._order = position.epoch, order
-        start = position.step * self._batch_size + self._offset
-        stop = start + self._part
-        shards, indices = self._order[1].samples(start, stop)
+        shards, indices = self._order.samples(position)
         images = np.empty((len(shards), *self._manifest.sample_shape), self._manifest.dtype)
         labels = np.empty(len(shards), np.int64) if self._manifest.labels is not None else None
-        self._shards.keep = set(self._order[1].shards(start, stop))
+        self._shards.keep = set(self._order.shards(position))
         for shard in np.unique(shards):
             places = np.flatnonzero(shards == shard)
             contents = self._shards[int(shard)]
@@ -272,7 +208,9 @@ def iter_images(store: Store, batch_size: int) -> Iterator[tuple[torch.Tensor, t
             yield torch.from_numpy(contents.take(indices)), labels
 
 
-def load_images(store: Store, limit: int | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
+def load_images(
+    store: Store, limit: int | None = None, device: torch.device | str = "cpu"
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The first images of a store, in store order. The writer has mixed them, so the first are a sample of all.
 
     Rows come as well, but in the order of their publisher: the first are no sample of all.
@@ -280,17 +218,26 @@ def load_images(store: Store, limit: int | None = None) -> tuple[torch.Tensor, t
     Args:
         store: The store.
         limit: Largest number of images, or None for all.
+        device: Where to put them. One shard at a time is in the memory of the processor on its way there.
 
     Returns:
         Images, uint8 (N, C, H, W), or rows, float32 (N, D), and labels, int64 (N,), or None where the store has none.
 
     Raises:
-        UserError: If a shard is damaged.
+        UserError: If a shard is damaged, or the device has no memory for so many.
     """
     manifest = store.manifest
     wanted = manifest.num_samples if limit is None else min(limit, manifest.num_samples)
-    images = torch.from_numpy(np.empty((wanted, *manifest.sample_shape), manifest.dtype))
-    labels = None if manifest.labels is None else torch.empty(wanted, dtype=torch.int64)
+    dtype = torch.float32 if manifest.encoding == "rows" else torch.uint8
+    # Before anything is read: a store that is too large is refused at once.
+    try:
+        images = torch.empty((wanted, *manifest.sample_shape), dtype=dtype, device=device)
+        labels = None if manifest.labels is None else torch.empty(wanted, dtype=torch.int64, device=device)
+    except RuntimeError as error:
+        raise UserError(
+            f"{wanted} {manifest.unit} of the store {store.url} take {wanted * manifest.sample_bytes / 2**30:.1f} GiB, "
+            f"more memory than {device} has free: take fewer, or train with data.hold=false, which reads as it goes"
+        ) from error
     done = 0
     for batch, batch_labels in iter_images(store, 1024):
         if done == wanted:

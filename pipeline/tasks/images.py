@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from pipeline import figures, metrics
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.evaluation import Evaluation, evaluate
-from pipeline.stores import Position, Reader, Store, open_store
+from pipeline.stores import Batch, HeldReader, Position, Reader, Store, open_store, worth_holding
 
 __all__ = ["ImageJudge", "Images"]
 
@@ -125,17 +125,25 @@ class ImagesWork:
         self.reference = statistics.features
 
     def batches(self, position: Position) -> _Batches:
-        """Images in [-1, 1] from a position on."""
-        reader = Reader(
-            self._store,
-            batch_size=self._config.train.batch_size,
-            rank=self._rank,
-            world_size=self._world_size,
-            seed=self._config.seed,
-            position=position,
-            num_workers=self._config.data.reader_workers,
-        )
-        return _Batches(reader, position, self._device)
+        """Images in [-1, 1] from a position on, of a store that is held on the device or else read as it goes.
+
+        A small store is held although `data.reader_workers` asks for processes: there is nothing left for them to read,
+        each would come to keep a copy of its own, and handing a batch over takes longer than indexing it.
+        """
+        data, device = self._config.data, self._device
+        order = {
+            "batch_size": self._config.train.batch_size,
+            "rank": self._rank,
+            "world_size": self._world_size,
+            "seed": self._config.seed,
+            "position": position,
+        }
+        if worth_holding(self._store, device) if data.hold is None else data.hold:
+            reader = HeldReader(self._store, device, **order)
+        else:
+            ahead = int(device.type == "cuda") if data.reader_workers is None else data.reader_workers
+            reader = Reader(self._store, num_workers=ahead, **order)
+        return _Batches(reader, position, device)
 
     def features(self, samples: Tensor) -> Tensor:
         """Embeddings of images in [-1, 1]."""
@@ -161,7 +169,7 @@ class ImagesWork:
 class _Batches(Iterator[Tensor]):
     """The reader's batches as the networks take them, and the position after the last one that was used."""
 
-    def __init__(self, reader: Reader, position: Position, device: torch.device) -> None:
+    def __init__(self, reader: Iterable[Batch], position: Position, device: torch.device) -> None:
         self._batches, self._device = iter(reader), device
         self.position = position
 

@@ -106,6 +106,7 @@ def test_apply_replaces_keys_and_nothing_else(small):
         ("nothing", 1),
         ("train.energy_lr.more", 1),
         ("train.energy_lr", "fast"),
+        ("data.hold", "auto"),
         ("train.batch_size", 1.5),
         ("train", 3),
         ("sampler.name", None),
@@ -232,6 +233,7 @@ def test_each_refusal_is_one_line_that_names_its_key(small, key, value):
         ({"train.learning_rate_decay.num_samples": 1}, "train.learning_rate_decay"),
         ({"model.energy_offset": 1.0}, "model: energy=None, offset=1.0"),
         ({"data.split_seed": -1}, "data.split_seed"),
+        ({"data.hold": True, "data.reader_workers": 2}, "data.reader_workers=2: with data.hold=true"),
         ({"train.objective": "ml"}, "train.objective=ml: it needs a base with a density"),
         ({"train.objective": "pcd_data"}, "train.objective=pcd_data: it needs a base with a density"),
         ({"task": "density"}, "model.networks=dcgan: it has to be one of gaussian, realnvp"),
@@ -268,11 +270,21 @@ def test_no_kernel_that_needs_float32_gets_less_by_default(small, name):
     assert precision.of_training(small(), torch.device("cpu")) == torch.float32
 
 
+def test_rows_are_always_held():
+    for experiment in ("redwine", "toy"):
+        validate(composed(f"conf={experiment}", "data.hold=true"))
+        with pytest.raises(UserError, match=r"^data\.hold=false: .* leave it out$"):
+            validate(composed(f"conf={experiment}", "data.hold=false"))
+
+
 def test_what_can_run_is_not_refused(small):
     for overrides in (
         {"train.base_steps": 0},
         {"train.penalty": 0.0, "train.log_partition_samples": 0, "train.warmup_base_steps": 0},
         {"sampler.beta": 0.0, "sampler.friction": 0.0},
+        {"data.hold": True, "data.reader_workers": 0},
+        {"data.hold": False, "data.reader_workers": 2},
+        {"data.reader_workers": 2},
         {"train.objective": "wasserstein", "model.energy_floor": float("-inf")},
         {"train.batch_size": 126, "scale.num_workers": 3, "train.latent_batch_size": 252},
         {"sweep.metric": "precision_gebm", "sweep.mode": "max", "evaluation.metrics": ["prc"]},

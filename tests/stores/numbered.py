@@ -10,9 +10,13 @@ import tarfile
 import fsspec
 import numpy as np
 import torch
+from hypothesis import strategies as st
 
 from pipeline.stores import Store, open_store, write_store
 from pipeline.stores.sources import BrokenImage
+
+IMAGE_BYTES = 4
+STORE_KEYS = ("size", "broken", "samples_per_shard", "encoding", "labelled")  # of a reading: what the store is like
 
 
 class Numbered:
@@ -62,6 +66,28 @@ def numbered_store(
         num_processes=1,
     )
     return open_store(url)
+
+
+@st.composite
+def readings(draw: st.DrawFn) -> dict:
+    """A store of numbered images, by STORE_KEYS, and a way of reading it."""
+    size = draw(st.integers(6, 40))
+    broken = draw(st.frozensets(st.integers(0, size - 1), max_size=4))
+    part = draw(st.integers(1, 4))
+    world_size = draw(st.integers(1, 4).filter(lambda world: world * part <= size - len(broken)))
+    return {
+        "size": size,
+        "broken": broken,
+        "samples_per_shard": draw(st.integers(1, 11)),
+        "encoding": draw(st.sampled_from(["blocks", "images"])),
+        "labelled": draw(st.booleans()),
+        "batch_size": world_size * part,
+        "world_size": world_size,
+        "seed": draw(st.integers(0, 2**40)),
+        "window": draw(st.integers(0, 60)) * IMAGE_BYTES,
+        "cache": draw(st.sampled_from([0, 40, 10**6])),
+        "shuffle": draw(st.booleans()),
+    }
 
 
 def members(data: bytes) -> dict[str, bytes]:

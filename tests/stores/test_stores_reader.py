@@ -8,33 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numbered import forge, forget, members, numbered_store, numbers
+from numbered import IMAGE_BYTES, STORE_KEYS, forge, forget, members, numbered_store, numbers, readings
 
 from pipeline.errors import UserError
 from pipeline.stores import Position, Reader, iter_images, load_images, open_store
-
-IMAGE_BYTES = 4
-
-
-@st.composite
-def readings(draw: st.DrawFn) -> dict:
-    size = draw(st.integers(6, 40))
-    broken = draw(st.frozensets(st.integers(0, size - 1), max_size=4))
-    part = draw(st.integers(1, 4))
-    world_size = draw(st.integers(1, 4).filter(lambda world: world * part <= size - len(broken)))
-    return {
-        "size": size,
-        "broken": broken,
-        "samples_per_shard": draw(st.integers(1, 11)),
-        "encoding": draw(st.sampled_from(["blocks", "images"])),
-        "labelled": draw(st.booleans()),
-        "batch_size": world_size * part,
-        "world_size": world_size,
-        "seed": draw(st.integers(0, 2**40)),
-        "window": draw(st.integers(0, 60)) * IMAGE_BYTES,
-        "cache": draw(st.sampled_from([0, 40, 10**6])),
-        "shuffle": draw(st.booleans()),
-    }
 
 
 @settings(max_examples=60, deadline=None)
@@ -42,8 +19,7 @@ def readings(draw: st.DrawFn) -> dict:
 def test_every_rank_gets_its_slice_of_the_same_order_from_any_position(reading: dict) -> None:
     url = "memory://reader/law"
     forget(url)
-    keys = ("size", "broken", "samples_per_shard", "encoding", "labelled")
-    store = numbered_store(url, **{key: reading.pop(key) for key in keys})
+    store = numbered_store(url, **{key: reading.pop(key) for key in STORE_KEYS})
     world_size, batch_size = reading.pop("world_size"), reading["batch_size"]
 
     def take(count: int, **kwargs: object) -> list:

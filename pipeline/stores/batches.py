@@ -1,0 +1,134 @@
+"""Which samples each batch of each rank holds, whatever reads them.
+
+The order of an epoch is fixed by (seed, epoch, manifest), see `pipeline.stores.order`. Global batch g is the g-th slice
+of it and rank r takes the r-th part of that slice; the remainder of the epoch, less than a batch, is dropped. So every
+rank gets the same number of batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from pipeline.errors import UserError
+from pipeline.stores.location import Store
+from pipeline.stores.order import EpochOrder, Position
+
+__all__ = ["WINDOW_BYTES", "Batch", "BatchOrder"]
+
+WINDOW_BYTES = 128 * 2**20
+
+
+class Batch(NamedTuple):
+    """One rank's part of a global batch.
+
+    Args:
+        images: uint8 (n, C, H, W), with n the global batch size divided by the number of ranks. Of a store of rows,
+            float32 (n, D).
+        labels: int64 (n,), or None where the store has no labels.
+        position: The position after this batch. A reader built there gives the next batch.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor | None
+    position: Position
+
+
+class BatchOrder:
+    """The samples of the batch at each position, for one rank.
+
+    Args:
+        store: The store. Only its manifest is looked at.
+        batch_size: Size of the global batch, over all ranks. Must be a multiple of `world_size`.
+        rank: This rank, from 0.
+        world_size: Number of ranks.
+        seed: Seed of the order.
+        start: Where to begin.
+        shuffle: False for the plain order of the store.
+        window: Largest size of a window of shards, in bytes of decoded samples.
+
+    Raises:
+        UserError: If the batch size is no multiple of the number of ranks, the store is smaller than a batch, or a
+            number is out of its range.
+
+    Example:
+        >>> from pipeline.stores import open_store, sources, write_store
+        >>> report = write_store(sources.make("digits"), "memory://docs/batches", resolution=8, channels=1)
+        >>> order = BatchOrder(open_store("memory://docs/batches"), 898, 0, 2, 0, Position(), True, WINDOW_BYTES)
+        >>> shards, indices = order.samples(Position(epoch=0, step=1))
+        >>> len(shards), len(indices), order.after(Position(epoch=0, step=1))
+        (449, 449, Position(epoch=1, step=0))
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        start: Position,
+        shuffle: bool,
+        window: int,
+    ) -> None:
+        num_samples = store.manifest.num_samples
+        if batch_size < 1 or world_size < 1 or batch_size % world_size:
+            raise UserError(
+                f"the global batch size {batch_size} is no multiple of the number of ranks {world_size}: choose one"
+            )
+        if not 0 <= rank < world_size:
+            raise UserError(f"rank {rank} is not one of {world_size} ranks: count them from 0")
+        if num_samples < batch_size:
+            raise UserError(
+                f"the store {store.url} has {num_samples} {store.manifest.unit}, fewer than a batch of {batch_size}: "
+                "choose a smaller batch size"
+            )
+        if min(seed, start.epoch, start.step) < 0:
+            raise UserError("a seed and a position are 0 or more: choose another")
+        self.batches_per_epoch = num_samples // batch_size
+        self.start = start
+        self._manifest = store.manifest
+        self._batch_size = batch_size
+        self._part = batch_size // world_size
+        self._offset = rank * self._part
+        self._seed = seed
+        self._shuffle = shuffle
+        self._window = window
+        self._epoch: tuple[int, EpochOrder] | None = None
+
+    def positions(self) -> Iterator[Position]:
+        """All positions from the start on, for ever."""
+        number = self.start.epoch * self.batches_per_epoch + self.start.step
+        while True:
+            yield Position(*divmod(number, self.batches_per_epoch))
+            number += 1
+
+    def after(self, position: Position) -> Position:
+        """The position after the batch at this one."""
+        last = position.step + 1 == self.batches_per_epoch
+        return Position(position.epoch + 1, 0) if last else Position(position.epoch, position.step + 1)
+
+    def samples(self, position: Position) -> tuple[np.ndarray, np.ndarray]:
+        """The samples of this rank's part of the batch at a position, in their order.
+
+        Returns:
+            For each sample the index of its shard in the manifest, int64 (n,), and its index in that shard, int64 (n,).
+        """
+        return self._order(position).samples(*self._places(position))
+
+    def shards(self, position: Position) -> list[int]:
+        """The shards of the windows that hold them, as indices in the manifest."""
+        return self._order(position).shards(*self._places(position))
+
+    def _order(self, position: Position) -> EpochOrder:
+        if self._epoch is None or self._epoch[0] != position.epoch:
+            order = EpochOrder(self._manifest, self._seed, position.epoch, self._window, self._shuffle)
+            self._epoch = position.epoch, order
+        return self._epoch[1]
+
+    def _places(self, position: Position) -> tuple[int, int]:
+        start = position.step * self._batch_size + self._offset
+        return start, start + self._part
