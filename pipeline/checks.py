@@ -80,6 +80,7 @@ _POSITIVE = (  # where they are set at all
 _NOT_NEGATIVE = (
     "train.base_steps",
     "train.warmup_base_steps",
+    "tracking.patience",
     "train.log_partition_samples",
     "train.penalty",
     "train.weight_decay",

@@ -203,6 +203,7 @@ class Tracking:
 
     uri: str | None = None  # any MLflow server; by default a SQLite file beside the results
     experiment: str | None = None  # by default the name of the experiment file
+    patience: float = 60.0  # seconds that a finished sweep waits for a tracker that does not answer
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import logging
 import time
@@ -34,6 +35,9 @@ from pipeline.trial import build_model, trained_config
 from pipeline.tuning import TRIAL, tuned
 
 __all__ = ["Interrupted", "exit_status", "ready_store", "resumed", "run"]
+
+
+_HURRIED = 5.0  # seconds that Ctrl-C waits for the tracker
 
 
 class Interrupted(Exception):
@@ -139,7 +143,13 @@ def run(config: schema.Config, named: dict[str, Any], *, verb: str, console: Con
         facts={},
         trials=earlier,
     )
-    tracker = Tracker(uri, config.tracking.experiment or config.name, artifacts=artifacts)
+    tracker = Tracker(
+        uri,
+        config.tracking.experiment or config.name,
+        artifacts=artifacts,
+        journal=_journal(output),
+        say=lambda line: console.print(line, highlight=False),
+    )
     with cluster.connected(config) as capacity:
         fitting = min(capacity.concurrent_trials, config.sweep.max_concurrent or capacity.concurrent_trials)
         label = _prepare(config, capacity, console)
@@ -160,7 +170,7 @@ def run(config: schema.Config, named: dict[str, Any], *, verb: str, console: Con
             "mlflow_run_id": tracker.run_id,
         }
         write_file(f"{output}/config.yaml", yaml.safe_dump(schema.to_dict(config), sort_keys=False).encode())
-        tracker.log_files(str(tracker.run_id), [f"{output}/config.yaml"])
+        tracker.log_files(None, [f"{output}/config.yaml"])
         _advise(config, capacity, console)
         records.write()
         searcher, count = search.make_searcher(config, space, earlier)
@@ -192,7 +202,7 @@ def run(config: schema.Config, named: dict[str, Any], *, verb: str, console: Con
                     **cluster.books(output),
                 )
         interrupted = any(record.status not in ENDED for record in records.trials)
-        _finish(config, records, tracker, verb, interrupted=interrupted)
+        _finish(config, records, tracker, verb, console, interrupted=interrupted)
     if interrupted:
         raise Interrupted(f"stopped; go on with: python -m pipeline.{verb} resume={output}")
     _report(config, records, console)
@@ -225,7 +235,6 @@ class _Watch(tune.Callback):
         self._config, self._records, self._tracker, self._display = config, records, tracker, display
         self._score = schema.headline(config)[0].removesuffix("_base")
         self._started: dict[str, float] = {}
-        self._untracked: set[str] = set()
 
     def _record(self, trial: Any) -> TrialRecord:
         name = str(trial)
@@ -237,30 +246,13 @@ class _Watch(tune.Callback):
             self._display.say(f"trial {name} goes on from the weights of a better one, with {found}")
         return record
 
-    @contextlib.contextmanager
-    def _tracking(self, record: TrialRecord) -> Iterator[None]:
-        """What the tracker does not take is lost to the tracker alone: trials go on and ``summary.json`` has it all."""
-        try:
-            yield
-            self._untracked.discard(record.name)
-        except Exception as error:  # every tracker and file system has exceptions of its own
-            if record.name not in self._untracked:
-                reason = " ".join(str(error).split())[:200] or type(error).__name__
-                self._display.say(f"trial {record.name}: its newest results are not in MLflow: {reason}")
-            self._untracked.add(record.name)
-
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         record = self._record(trial)
         self._started[record.name] = time.monotonic()
         if record.status != "running":
             record.status, record.error = "running", None
-            with self._tracking(record):
-                record.mlflow_run_id = self._tracker.start_trial(
-                    f"trial {record.name}",
-                    schema.to_dict(schema.apply(self._config, record.params)),
-                    {"trial": record.name, "experiment": self._config.name},
-                    record.mlflow_run_id,
-                )
+            settings = schema.to_dict(schema.apply(self._config, record.params))
+            self._tracker.start_trial(record.name, settings, {"experiment": self._config.name})
         self._records.write()
         self._display.update(record)
 
@@ -283,14 +275,12 @@ class _Watch(tune.Callback):
             self._records.evaluated(record, numbers, known.get("checkpoint"))
         else:
             record.metrics.update(numbers)
-        run_id = str(record.mlflow_run_id)
         if evaluated:
             self._records.write()
-        with self._tracking(record):
-            self._tracker.log_metrics(run_id, numbers, step=known["base_step"])
-            if evaluated:
-                self._tracker.log_chain(run_id, self._score, known["chain"], known["base_step"])
-                self._tracker.log_files(run_id, known["figures"], folder=f"step-{known['base_step']:08d}")
+        self._tracker.log_metrics(record.name, numbers, step=known["base_step"])
+        if evaluated:
+            self._tracker.log_chain(record.name, self._score, known["chain"], known["base_step"])
+            self._tracker.log_files(record.name, known["figures"], folder=f"step-{known['base_step']:08d}")
         self._display.update(record, evaluated=evaluated)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -310,9 +300,8 @@ class _Watch(tune.Callback):
         record.status = status
         self._records.write()
         tags = {"status": status, **({"error": record.error} if record.error else {})}
-        with self._tracking(record):
-            self._tracker.describe(str(record.mlflow_run_id), record.error or status, tags)
-            self._tracker.end(str(record.mlflow_run_id), "FAILED" if status == "failed" else "FINISHED")
+        self._tracker.describe(record.name, record.error or status, tags)
+        self._tracker.end(record.name, "FAILED" if status == "failed" else "FINISHED")
         self._display.update(record)
 
     def _clock(self, record: TrialRecord) -> None:
@@ -340,6 +329,15 @@ def _places(config: schema.Config, *, resuming: bool) -> tuple[str, str, str | N
         return output, config.tracking.uri, None
     default.mkdir(parents=True, exist_ok=True)
     return output, f"sqlite:///{default / 'mlflow.db'}", (default / "artifacts").as_uri()
+
+
+def _journal(output: str) -> Path:
+    """What MLflow is still to be told: beside the results, or where those are not on this machine, in a folder here."""
+    files, path = filesystem(output)
+    if is_local(files):
+        return Path(path) / "tracking.jsonl"
+    name = hashlib.sha256(output.encode()).hexdigest()[:8]
+    return Path("results").absolute() / "tracking" / f"{output.rsplit('/', 1)[-1]}-{name}.jsonl"
 
 
 def _absolute(url: str) -> str:
@@ -413,21 +411,33 @@ def _note(config: schema.Config, verb: str) -> str:
     )
 
 
-def _finish(config: schema.Config, records: Records, tracker: Tracker, verb: str, *, interrupted: bool) -> None:
+def _finish(
+    config: schema.Config, records: Records, tracker: Tracker, verb: str, console: Console, *, interrupted: bool
+) -> None:
     records.write()
-    run_id, best = str(tracker.run_id), records.best()
-    tracker.log_files(run_id, [f"{records.output}/summary.json"])
+    best = records.best()
+    tracker.log_files(None, [f"{records.output}/summary.json"])
     note = _note(config, verb)
     if best is not None:
         scores = {key: best.best_metrics[key] for key in records.shown if key in best.best_metrics}
-        tracker.log_metrics(run_id, scores, step=0)
+        tracker.log_metrics(None, scores, step=0)
         found = ", ".join(f"`{key}={value}`" for key, value in best.params.items())
         note += f"\n\nBest: trial {best.name} ({found}): {scores}, {records.facts['measure']}"
-    tracker.describe(run_id, note, {"best_trial": best.name if best else "none"})
+    tracker.describe(None, note, {"best_trial": best.name if best else "none"})
     for record in records.trials:
         if record.status == "running":
-            tracker.end(str(record.mlflow_run_id), "KILLED")
-    tracker.end(run_id, "KILLED" if interrupted else "FINISHED")
+            tracker.end(record.name, "KILLED")
+    tracker.end(None, "KILLED" if interrupted else "FINISHED")
+    left = tracker.close(_HURRIED if interrupted else config.tracking.patience)
+    if left:
+        console.print(
+            f"{left} results are not in MLflow yet and lie in {_journal(records.output)}; once it answers, "
+            f"`python -m pipeline.{verb} resume={records.output}` sends them",
+            highlight=False,
+        )
+    for record in records.trials:
+        record.mlflow_run_id = tracker.run_of(record.name) or record.mlflow_run_id
+    records.write()
     cluster.forget(records.output)
 
 

@@ -8,7 +8,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,17 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from pipeline.errors import UserError
+from pipeline.outbox import Outbox, Refused
 
 __all__ = ["Tracker", "flatten"]
 
 _MAX_PARAMS = 100  # MLflow's limit for one batch
 _MAX_METRICS = 1000
+# MLflow itself asks again for minutes: whoever mistyped an address should not wait for that, and the outbox asks again.
+_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+# What will not be taken another time either. Whoever is not let in may be so after the credentials are renewed.
+_HOPELESS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS")
+_TRIAL = "trial"  # the tag that names a trial
 
 # Where the UI files a metric: it groups names by what stands before the slash.
 _GROUPS = {
@@ -79,19 +85,34 @@ def metric_name(name: str, extractor: str | None) -> str:
 class Tracker:
     """A sweep in MLflow.
 
+    The server is asked for at the start, so that a mistyped address is found at once. From then on nobody waits for it:
+    what it is told goes through an :class:`pipeline.outbox.Outbox`, and reaches it whenever it answers.
+
     Args:
         uri: the server, or a database URL.
         experiment: its name there; made if it is new.
         artifacts: where a new experiment keeps its artifacts; by default where the server says.
+        journal: the outbox's file, on a disk of this machine.
+        say: told in a line when the server stops answering, and when it is back.
 
     Raises:
-        UserError: the tracker cannot be reached.
+        UserError: the tracker cannot be reached, or the journal is damaged.
     """
 
-    def __init__(self, uri: str, experiment: str, *, artifacts: str | None) -> None:
+    def __init__(
+        self,
+        uri: str,
+        experiment: str,
+        *,
+        artifacts: str | None,
+        journal: Path,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
         self.uri, self.extractor = uri, None
+        self._journal, self._say = journal, say
         logging.getLogger("mlflow").setLevel(logging.WARNING)  # a new database tells of each of its tables
-        with _impatient(), _one_line(uri):
+        os.environ.update(_PATIENCE)
+        with _one_line(uri):
             self._client = MlflowClient(tracking_uri=uri)
             known = self._client.get_experiment_by_name(experiment)
             self.experiment_id = (
@@ -100,11 +121,12 @@ class Tracker:
                 else self._client.create_experiment(experiment, artifact_location=artifacts)
             )
         self.run_id: str | None = None
+        self._trials: dict[str, str] = {}  # the run of each trial, as far as the server has it
 
     def start_sweep(
         self, name: str, params: dict[str, Any], note: str, *, extractor: str | None, run_id: str | None = None
     ) -> str:
-        """Open the parent run, or go on with an earlier one.
+        """Open the parent run, or go on with an earlier one and what was not sent to it.
 
         Args:
             name: of the run.
@@ -118,75 +140,148 @@ class Tracker:
         """
         self.extractor = extractor
         with _one_line(self.uri):
-            self.run_id = run_id or self._create(name, {MLFLOW_RUN_NOTE: note})
+            tags = {MLFLOW_RUN_NOTE: note}
+            self.run_id = run_id or self._client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id
             if run_id:
                 self._client.update_run(run_id, status="RUNNING")
             else:
-                self._log_params(self.run_id, params)
+                self._send_params(self.run_id, flatten(params))
+        self._outbox = Outbox(self._journal, self._deliver, self._say)
         return self.run_id
 
-    def start_trial(self, name: str, params: dict[str, Any], tags: dict[str, str], run_id: str | None = None) -> str:
-        """Open a child run, or go on with an earlier one."""
-        if run_id:
-            self._client.update_run(run_id, status="RUNNING")
-            return run_id
-        run_id = self._create(name, {MLFLOW_PARENT_RUN_ID: str(self.run_id), **tags})
-        self._log_params(run_id, params)
-        return run_id
+    def start_trial(self, trial: str, params: dict[str, Any], tags: dict[str, str]) -> None:
+        """Open a child run, or go on with the one that this trial has.
 
-    def _create(self, name: str, tags: dict[str, str]) -> str:
-        return self._client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id
+        Args:
+            trial: its name, which is unique in the sweep.
+            params: nested or flat.
+            tags: what a search in the UI may ask for.
+        """
+        flat = {key: str(value) for key, value in flatten(params).items()}
+        self._put("start", trial, params=flat, tags=tags, time=_now())
 
-    def _log_params(self, run_id: str, params: dict[str, Any]) -> None:
-        entries = [Param(key, str(value)) for key, value in flatten(params).items()]
+    def log_metrics(self, trial: str | None, metrics: dict[str, Any], step: int) -> None:
+        """Log numbers under their group, with the base step as the step; of the sweep itself if there is no trial."""
+        numbers = {
+            metric_name(name, self.extractor): value
+            for name, value in metrics.items()
+            if isinstance(value, int | float) and name not in _SKIPPED
+        }
+        self._log(trial, numbers, step)
+
+    def log_chain(self, trial: str, score: str, chain: dict[int, float], base_step: int) -> None:
+        """Log a score along the chain, one metric a place on it, so that each has its curve over training."""
+        carried = f"/{self.extractor}" if self.extractor else ""
+        self._log(trial, {f"{score}_chain/{int(step):05d}{carried}": value for step, value in chain.items()}, base_step)
+
+    def _log(self, trial: str | None, metrics: dict[str, float], step: int) -> None:
+        finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+        if finite:
+            self._put("metrics", trial, metrics=finite, step=step, time=_now())
+
+    def log_files(self, trial: str | None, urls: list[str], folder: str | None = None) -> None:
+        """Log files that lie behind fsspec URLs as artifacts; they are read when they are sent."""
+        for url in urls:
+            self._put("file", trial, url=url, folder=folder)
+
+    def describe(self, trial: str | None, note: str, tags: dict[str, str]) -> None:
+        """Set a run's description and tags."""
+        self._put("tags", trial, tags={MLFLOW_RUN_NOTE: note, **tags})
+
+    def end(self, trial: str | None, status: str) -> None:
+        """Close a run: FINISHED, FAILED or KILLED."""
+        self._put("end", trial, status=status, time=_now())
+
+    def run_of(self, trial: str) -> str | None:
+        """The run of a trial, as soon as the server has it."""
+        return self._trials.get(trial)
+
+    def close(self, patience: float) -> int:
+        """Wait for what is still to be sent.
+
+        Args:
+            patience: seconds to wait at most.
+
+        Returns:
+            How many entries are left, in the journal.
+        """
+        return self._outbox.close(patience)
+
+    def _put(self, kind: str, trial: str | None, **entry: Any) -> None:
+        self._outbox.put({"kind": kind, "trial": trial, **entry})
+
+    def _deliver(self, entry: dict[str, Any]) -> None:
+        """Send one entry; a second time changes nothing.
+
+        A run is looked for before it is made, MLflow keeps a metric once that has the same step, time and value, and
+        the others overwrite.
+        """
+        try:
+            self._deliver_to(entry)
+        except MlflowException as error:
+            if error.error_code in _HOPELESS:
+                raise Refused(" ".join(str(error).split())[:200]) from error
+            raise
+        except FileNotFoundError as error:
+            raise Refused(f"there is no file {entry.get('url')} any more") from error
+
+    def _deliver_to(self, entry: dict[str, Any]) -> None:
+        kind, trial = entry["kind"], entry["trial"]
+        if kind == "start":
+            self._start(trial, entry)
+            return
+        run_id = str(self.run_id) if trial is None else self._found(trial)
+        if kind == "metrics":
+            found = [Metric(name, value, entry["time"], entry["step"]) for name, value in entry["metrics"].items()]
+            for start in range(0, len(found), _MAX_METRICS):
+                self._client.log_batch(run_id, metrics=found[start : start + _MAX_METRICS])
+        elif kind == "file":
+            self._send_file(run_id, entry["url"], entry["folder"])
+        elif kind == "tags":
+            self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in entry["tags"].items()])
+        elif kind == "end":
+            self._client.set_terminated(run_id, status=entry["status"], end_time=entry["time"])
+
+    def _start(self, trial: str, entry: dict[str, Any]) -> None:
+        run_id = self._found(trial, missing=None)
+        if run_id is None:
+            tags = {**entry["tags"], MLFLOW_PARENT_RUN_ID: str(self.run_id), _TRIAL: trial}
+            created = self._client.create_run(
+                self.experiment_id, start_time=entry["time"], tags=tags, run_name=f"trial {trial}"
+            )
+            run_id = self._trials[trial] = created.info.run_id
+        self._client.update_run(run_id, status="RUNNING")
+        if not self._client.get_run(run_id).data.params:  # a sweep that goes on may have others, which MLflow refuses
+            self._send_params(run_id, entry["params"])
+
+    def _found(self, trial: str, missing: str | None = "") -> str | None:
+        """The run of a trial, asked for at the server once."""
+        if trial not in self._trials:
+            query = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{self.run_id}' and tags.`{_TRIAL}` = '{trial}'"
+            runs = self._client.search_runs([self.experiment_id], query, max_results=1)
+            if not runs:
+                if missing is None:
+                    return None
+                raise Refused(f"trial {trial} has no run, perhaps because it was deleted")
+            self._trials[trial] = runs[0].info.run_id
+        return self._trials[trial]
+
+    def _send_params(self, run_id: str, params: dict[str, Any]) -> None:
+        entries = [Param(key, str(value)) for key, value in params.items()]
         for start in range(0, len(entries), _MAX_PARAMS):
             self._client.log_batch(run_id, params=entries[start : start + _MAX_PARAMS])
 
-    def log_metrics(self, run_id: str, metrics: dict[str, Any], step: int) -> None:
-        """Log numbers under their group, with the base step as the step."""
-        self._log(
-            run_id,
-            {
-                metric_name(name, self.extractor): value
-                for name, value in metrics.items()
-                if isinstance(value, int | float) and name not in _SKIPPED
-            },
-            step,
-        )
+    def _send_file(self, run_id: str, url: str, folder: str | None) -> None:
+        files, path = fsspec.url_to_fs(url)
+        with tempfile.TemporaryDirectory() as here:
+            local = Path(here) / path.rsplit("/", 1)[-1]
+            local.write_bytes(files.cat_file(path))
+            self._client.log_artifact(run_id, str(local), folder)
 
-    def log_chain(self, run_id: str, score: str, chain: dict[int, float], base_step: int) -> None:
-        """Log a score along the chain, one metric a place on it, so that each has its curve over training."""
-        carried = f"/{self.extractor}" if self.extractor else ""
-        names = {f"{score}_chain/{int(step):05d}{carried}": value for step, value in chain.items()}
-        self._log(run_id, names, base_step)
 
-    def _log(self, run_id: str, metrics: dict[str, float], step: int) -> None:
-        now = int(time.time() * 1000)
-        entries = [Metric(name, float(value), now, step) for name, value in metrics.items() if math.isfinite(value)]
-        for start in range(0, len(entries), _MAX_METRICS):
-            self._client.log_batch(run_id, metrics=entries[start : start + _MAX_METRICS])
-
-    def log_files(self, run_id: str, urls: list[str], folder: str | None = None) -> None:
-        """Log files that lie behind fsspec URLs as artifacts."""
-        for url in urls:
-            files, path = fsspec.url_to_fs(url)
-            with tempfile.TemporaryDirectory() as here:
-                local = Path(here) / path.rsplit("/", 1)[-1]
-                local.write_bytes(files.cat_file(path))
-                self._client.log_artifact(run_id, str(local), folder)
-
-    def log_text(self, run_id: str, text: str, name: str) -> None:
-        """Log a text as an artifact."""
-        self._client.log_text(run_id, text, name)
-
-    def describe(self, run_id: str, note: str, tags: dict[str, str]) -> None:
-        """Set a run's description and tags."""
-        entries = [RunTag(key, value) for key, value in {MLFLOW_RUN_NOTE: note, **tags}.items()]
-        self._client.log_batch(run_id, tags=entries)
-
-    def end(self, run_id: str, status: str) -> None:
-        """Close a run: FINISHED, FAILED or KILLED."""
-        self._client.set_terminated(run_id, status=status)
+def _now() -> int:
+    """The time as MLflow has it, in milliseconds; taken when a thing happens and not when it is sent."""
+    return int(time.time() * 1000)
 
 
 @contextlib.contextmanager
@@ -201,19 +296,3 @@ def _one_line(uri: str) -> Iterator[None]:
         raise UserError(
             f"no MLflow tracker at {uri} ({reason}): start one with `mlflow server`, or leave out tracking.uri"
         ) from None
-
-
-@contextlib.contextmanager
-def _impatient() -> Iterator[None]:
-    """Ask once: whoever mistyped an address should not wait through minutes of retries."""
-    patience = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
-    before = {name: os.environ.get(name) for name in patience}
-    os.environ.update(patience)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name)
-            else:
-                os.environ[name] = value

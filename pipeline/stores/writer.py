@@ -294,9 +294,10 @@ def _in_processes(job: _Job, tasks: list[_Task], num_processes: int, advance: Ca
                 "processes; the finished shards are kept"
             ) from None
         finally:
-            # Leaving the block waits for the processes. After an error or an interruption they stop at the next image.
+            # After an error or an interruption they stop at the next image. To wait here and not on leaving the block,
+            # which would find nothing to wait for: a pool that is still ending as Python ends writes a traceback.
             stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(wait=True, cancel_futures=True)
     return finished
 
 

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
+from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from mlflow import MlflowClient
 
 from pipeline.errors import UserError
+from pipeline.outbox import Outbox
 from pipeline.tracking import Tracker, flatten
 
 
@@ -22,11 +30,8 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """A server's address."""
-    folder, port = tmp_path_factory.mktemp("server"), free_port()
-    uri = f"http://127.0.0.1:{port}"
+def serve(folder: Path, port: int) -> subprocess.Popen:
+    """Start a server, and wait until it answers; it has a group of its own, which can be killed whole."""
     words = [
         "--backend-store-uri",
         f"sqlite:///{folder}/mlflow.db",
@@ -36,12 +41,24 @@ def server(tmp_path_factory):
         "1",
     ]
     command = [sys.executable, "-m", "mlflow", "server", *words, "--host", "127.0.0.1", "--port", str(port)]
-    with (folder / "log").open("w") as log, subprocess.Popen(command, cwd=folder, stdout=log, stderr=log) as process:
-        try:
-            wait_until_it_answers(f"{uri}/health", process)
-            yield uri
-        finally:
-            process.terminate()
+    with (folder / "log").open("a") as log:
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+    wait_until_it_answers(f"http://127.0.0.1:{port}/health", process)
+    return process
+
+
+def kill(process: subprocess.Popen) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A server's address."""
+    port = free_port()
+    process = serve(tmp_path_factory.mktemp("server"), port)
+    yield f"http://127.0.0.1:{port}"
+    kill(process)
 
 
 def wait_until_it_answers(url: str, process: subprocess.Popen, seconds: float = 180) -> None:
@@ -68,9 +85,9 @@ PARAMS = {"train": {"base_lr": 1e-4, "more": {f"key{index}": index for index in 
 
 def test_a_sweep_and_its_trials(place, tmp_path):
     uri, artifacts = place
-    tracker = Tracker(uri, "digits", artifacts=artifacts)
+    tracker = Tracker(uri, "digits", artifacts=artifacts, journal=tmp_path / "journal")
     parent = tracker.start_sweep("sweep", PARAMS, "**what it is**", extractor="any-1a2b")
-    child = tracker.start_trial("trial 000", {"train": {"base_lr": 3e-4}}, {"trial": "000"})
+    tracker.start_trial("000", {"train": {"base_lr": 3e-4}}, {"experiment": "digits"})
     for step, fid in ((10, 5.0), (20, 4.0)):
         values = {
             "base_step": step,
@@ -85,16 +102,17 @@ def test_a_sweep_and_its_trials(place, tmp_path):
             "acceptance_rate": 0.5,
             "extractor": "any-1a2b",
         }
-        tracker.log_metrics(child, values, step)
-        tracker.log_chain(child, "fid", {0: fid + 1, "50": math.nan, 100: fid}, step)
+        tracker.log_metrics("000", values, step)
+        tracker.log_chain("000", "fid", {0: fid + 1, "50": math.nan, 100: fid}, step)
     (tmp_path / "grid.png").write_bytes(b"picture")
-    tracker.log_files(child, [str(tmp_path / "grid.png")], folder="step-00000020")
-    tracker.log_text(parent, "text", "notes.txt")
-    tracker.describe(child, "finished", {"status": "finished"})
-    tracker.end(child, "FINISHED")
-    tracker.end(parent, "KILLED")
+    tracker.log_files("000", [str(tmp_path / "grid.png")], folder="step-00000020")
+    tracker.log_files(None, [str(tmp_path / "grid.png")])
+    tracker.describe("000", "finished", {"status": "finished"})
+    tracker.end("000", "FINISHED")
+    tracker.end(None, "KILLED")
+    assert tracker.close(patience=60) == 0
 
-    client = MlflowClient(uri)
+    client, child = MlflowClient(uri), str(tracker.run_of("000"))
     found, above = client.get_run(child), client.get_run(parent)
     assert client.get_experiment(above.info.experiment_id).name == "digits"
     assert found.data.tags["mlflow.parentRunId"] == parent and found.data.tags["trial"] == "000"
@@ -122,35 +140,139 @@ def test_a_sweep_and_its_trials(place, tmp_path):
     got = client.download_artifacts(child, "step-00000020/grid.png", str(tmp_path))
     with open(got, "rb") as file:
         assert file.read() == b"picture"
-    assert [entry.path for entry in client.list_artifacts(parent)] == ["notes.txt"]
+    assert [entry.path for entry in client.list_artifacts(parent)] == ["grid.png"]
 
 
-def test_a_resumed_sweep_goes_on_in_its_runs(place):
+def test_a_resumed_sweep_goes_on_in_its_runs(place, tmp_path):
     uri, artifacts = place
-    first = Tracker(uri, "resumed", artifacts=artifacts)
+    first = Tracker(uri, "resumed", artifacts=artifacts, journal=tmp_path / "journal")
     parent = first.start_sweep("sweep", {"seed": 0}, "note", extractor="any")
-    child = first.start_trial("trial 000", {"seed": 0}, {})
-    first.log_metrics(child, {"fid_gebm": 2.0}, 10)
-    first.end(child, "KILLED")
-    first.end(parent, "KILLED")
-    again = Tracker(uri, "resumed", artifacts=artifacts)
+    first.start_trial("000", {"seed": 0}, {})
+    first.log_metrics("000", {"fid_gebm": 2.0}, 10)
+    first.end("000", "KILLED")
+    first.end(None, "KILLED")
+    assert first.close(patience=60) == 0
+    again = Tracker(uri, "resumed", artifacts=artifacts, journal=tmp_path / "journal")
     assert again.experiment_id == first.experiment_id
     # Keys given to `resume` may differ from the run's params, which MLflow does not change.
     assert again.start_sweep("sweep", {"seed": 1}, "note", extractor="any", run_id=parent) == parent
-    assert again.start_trial("trial 000", {"seed": 1}, {}, child) == child
-    client = MlflowClient(uri)
+    again.start_trial("000", {"seed": 1}, {})
+    client, child = MlflowClient(uri), str(first.run_of("000"))
+    assert again._outbox.flush(patience=60) == 0
     assert client.get_run(child).info.status == client.get_run(parent).info.status == "RUNNING"
-    again.log_metrics(child, {"fid_gebm": 1.0}, 20)
-    again.end(child, "FINISHED")
+    again.log_metrics("000", {"fid_gebm": 1.0}, 20)
+    again.end("000", "FINISHED")
+    assert again.close(patience=60) == 0
     assert [point.step for point in client.get_metric_history(child, "fid/gebm/any")] == [10, 20]
     assert client.get_run(child).info.status == "FINISHED"
     assert client.get_run(child).data.params == {"seed": "0"}
     assert len(client.search_runs([first.experiment_id])) == 2
 
 
-def test_a_run_that_this_tracker_does_not_know_is_one_line(place):
+def sweep_of_two(tracker: Tracker, picture: Path) -> None:
+    """What a driver tells of two trials."""
+    for trial in ("000", "001"):
+        tracker.start_trial(trial, {"seed": trial}, {"experiment": "two"})
+        for step in range(1, 6):
+            tracker.log_metrics(trial, {"fid_gebm": 10.0 - step, "base_loss": float(step)}, step)
+        tracker.log_files(trial, [str(picture)], folder="step-5")
+        tracker.describe(trial, "finished", {"status": "finished"})
+        tracker.end(trial, "FINISHED")
+    tracker.log_metrics(None, {"fid_gebm": 5.0}, 0)
+    tracker.end(None, "FINISHED")
+
+
+def kept(client: MlflowClient, parent: str) -> dict[str, object]:
+    """All that the tracker holds of a sweep, times included."""
+    experiment = client.get_run(parent).info.experiment_id
+    found = {}
+    for run in client.search_runs([experiment]):
+        history = {name: client.get_metric_history(run.info.run_id, name) for name in run.data.metrics}
+        points = {name: [(p.step, p.value, p.timestamp) for p in points] for name, points in history.items()}
+        files = [entry.path for entry in client.list_artifacts(run.info.run_id, "step-5")]
+        found[run.info.run_name] = points, run.data.params, run.data.tags.get("status"), files, run.info.end_time
+    return found
+
+
+def test_a_tracker_that_goes_away_gets_all_of_it_once_when_it_is_back(tmp_path):
+    port, said = free_port(), []
+    uri, journal, picture = f"http://127.0.0.1:{port}", tmp_path / "journal", tmp_path / "grid.png"
+    picture.write_bytes(b"picture")
+    process = serve(tmp_path, port)
+    tracker = Tracker(uri, "away", artifacts=None, journal=journal, say=said.append)
+    parent = tracker.start_sweep("sweep", {"seed": 0}, "note", extractor="any")
+    kill(process)
+    sweep_of_two(tracker, picture)  # returns although nobody listens
+    assert tracker._outbox.flush(patience=3) == 20 and len(journal.read_text().splitlines()) == 20
+    assert len(said) == 1 and "does not answer" in said[0] and str(journal) in said[0]
+    process = serve(tmp_path, port)
+    assert tracker.close(patience=120) == 0
+    assert len(said) == 2 and "20 entries" in said[1]
+    client = MlflowClient(uri)
+    found = kept(client, parent)
+    assert sorted(found) == ["sweep", "trial 000", "trial 001"]
+    for name in ("trial 000", "trial 001"):
+        points, params, status, files, _ = found[name]
+        assert [(step, value) for step, value, _ in points["fid/gebm/any"]] == [(n, 10.0 - n) for n in range(1, 6)]
+        assert params == {"seed": name[-3:]} and status == "finished" and files == ["step-5/grid.png"]
+
+    # The driver dies after an entry was sent and before it is noted, wherever that is: sent again, nothing changes.
+    note = journal.with_name("journal.sent")
+    for sent in (0, 7, 19):
+        note.write_text(str(sent))
+        again = Tracker(uri, "away", artifacts=None, journal=journal)
+        again.start_sweep("sweep", {}, "note", extractor="any", run_id=parent)
+        assert again.close(patience=60) == 0
+        assert kept(client, parent) == found
+    kill(process)
+
+
+def test_entries_that_no_tracker_takes_do_not_hold_up_the_others(tmp_path):
+    said = []
+    uri, artifacts = f"sqlite:///{tmp_path / 'mlflow.db'}", (tmp_path / "artifacts").as_uri()
+    tracker = Tracker(uri, "refused", artifacts=artifacts, journal=tmp_path / "journal", say=said.append)
+    parent = tracker.start_sweep("sweep", {}, "note", extractor="any")
+    tracker.log_metrics("000", {"fid_gebm": 1.0}, 1)  # a trial that was never started
+    tracker.log_files(None, [str(tmp_path / "gone.png")])
+    tracker.log_metrics(None, {"a name: with a colon?": 1.0, "fid_gebm": 2.0}, 1)
+    tracker.log_metrics(None, {"fid_gebm": 3.0}, 2)
+    assert tracker.close(patience=60) == 0
+    assert [point.value for point in MlflowClient(uri).get_metric_history(parent, "fid/gebm/any")] == [3.0]
+    assert len(said) == 3 and all("left out" in line for line in said) and "gone.png" in said[1]
+
+
+@pytest.mark.parametrize(
+    ("journal", "sent"), [(b"{}\n\xff\n", None), (b"[1]\n", None), (b"{}\n", "2"), (b"{}\n", "many"), (b"{}\n", "-1")]
+)
+def test_a_damaged_journal_is_one_line(tmp_path, journal, sent):
+    (tmp_path / "journal").write_bytes(journal)
+    if sent is not None:
+        (tmp_path / "journal.sent").write_text(sent)
+    with pytest.raises(UserError, match="journal") as refusal:
+        Outbox(tmp_path / "journal", lambda entry: None)
+    assert "\n" not in str(refusal.value)
+
+
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cut=st.integers(0, 60), lost=st.integers(0, 3))
+def test_whatever_was_written_of_the_journal_is_sent_in_order(tmp_path, cut, lost):
+    entries = [{"number": number} for number in range(4)]
+    whole = b"".join(json.dumps(entry).encode() + b"\n" for entry in entries)
+    folder = Path(tempfile.mkdtemp(dir=tmp_path))
+    (folder / "journal").write_bytes(whole[: min(cut, len(whole))])  # the driver died while it wrote
+    there = whole[: min(cut, len(whole))].count(b"\n")
+    (folder / "journal.sent").write_text(str(min(lost, there)))
+    sent = []
+    outbox = Outbox(folder / "journal", sent.append)
+    outbox.put({"number": "new"})
+    assert outbox.close(patience=30) == 0
+    assert sent == [*entries[min(lost, there) : there], {"number": "new"}]
+    assert (folder / "journal").read_bytes().count(b"\n") == there + 1 == int((folder / "journal.sent").read_text())
+
+
+def test_a_run_that_this_tracker_does_not_know_is_one_line(place, tmp_path):
     uri, artifacts = place
-    tracker = Tracker(uri, "unknown", artifacts=artifacts)
+    tracker = Tracker(uri, "unknown", artifacts=artifacts, journal=tmp_path / "journal")
     with pytest.raises(UserError) as refusal:
         tracker.start_sweep("sweep", {}, "note", extractor="any", run_id="0123456789abcdef0123456789abcdef")
     assert uri in str(refusal.value) and "\n" not in str(refusal.value)
@@ -165,6 +287,6 @@ def test_a_tracker_that_is_not_there_is_one_line_within_seconds(tmp_path):
     ):
         begun = time.monotonic()
         with pytest.raises(UserError, match="no MLflow tracker at") as refusal:
-            Tracker(uri, "x", artifacts=None)
+            Tracker(uri, "x", artifacts=None, journal=tmp_path / "journal")
         assert uri in str(refusal.value) and "tracking.uri" in str(refusal.value) and "\n" not in str(refusal.value)
         assert time.monotonic() - begun < 60  # MLflow's own patience is minutes

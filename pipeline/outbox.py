@@ -1,0 +1,169 @@
+"""What a tracker is to be told, on disk first and then sent: nobody waits for a tracker, and nothing is lost with it.
+
+Each entry is a line of JSON in a journal beside the results. A thread sends the entries in their order and notes how
+many are out; while the receiver does not answer, it asks again, ever more rarely, and entries gather. A journal that
+was not sent to its end, because the driver or the receiver died, is gone on with by the next driver.
+
+An entry may be sent twice, if the driver dies between the sending and the note. So whoever delivers has to be such that
+a second time changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+
+__all__ = ["Outbox", "Refused"]
+
+_FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0  # seconds between two attempts
+
+
+class Refused(Exception):
+    """The receiver is there, and will never take this entry."""
+
+
+class Outbox:
+    """A journal, and the thread that sends it.
+
+    Args:
+        path: the journal, on a disk of this machine; made if it is new.
+        deliver: sends one entry, a second time without effect; raises :class:`Refused` for one that is hopeless, which
+            is then left out, and anything else for one to be tried again.
+        say: told in a line when the receiver stops answering, when it is back, and what it refused; in the thread.
+
+    Raises:
+        UserError: the journal is damaged.
+
+    Example:
+        >>> import tempfile
+        >>> sent = []
+        >>> outbox = Outbox(Path(tempfile.mkdtemp()) / "journal.jsonl", sent.append)
+        >>> outbox.put({"metric": 1.0})
+        >>> outbox.close(patience=10), sent
+        (0, [{'metric': 1.0}])
+    """
+
+    def __init__(
+        self, path: Path, deliver: Callable[[dict[str, Any]], None], say: Callable[[str], None] = lambda line: None
+    ) -> None:
+        self.path, self._deliver, self._say = path, deliver, say
+        self._note = path.with_name(f"{path.name}.sent")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        entries, self._sent = self._read()
+        self._waiting = deque(entries[self._sent :])
+        self._file = path.open("ab")
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._send, name="outbox", daemon=True)
+        self._thread.start()
+
+    def put(self, entry: dict[str, Any]) -> None:
+        """Keep an entry on disk, to be sent after those before it. It returns as soon as the disk has it.
+
+        Args:
+            entry: what JSON can hold.
+        """
+        line = json.dumps(entry).encode() + b"\n"
+        with self._changed:
+            self._file.write(line)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._waiting.append(entry)
+            self._changed.notify_all()
+
+    def flush(self, patience: float) -> int:
+        """Wait until everything is out.
+
+        Args:
+            patience: seconds to wait at most.
+
+        Returns:
+            How many entries are not.
+        """
+        end = time.monotonic() + patience
+        with self._changed:
+            self._changed.wait_for(lambda: not self._waiting, timeout=max(0.0, end - time.monotonic()))
+            return len(self._waiting)
+
+    def close(self, patience: float) -> int:
+        """Wait until everything is out, and stop; what is left lies in the journal.
+
+        Args:
+            patience: seconds to wait at most.
+
+        Returns:
+            How many entries are left.
+        """
+        left = self.flush(patience)
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join(timeout=1.0)  # one that is in the midst of asking dies with the process
+        return left
+
+    def _send(self) -> None:
+        wait, missed = _FIRST_WAIT, 0
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._closing)
+                if self._closing:
+                    return
+                entry = self._waiting[0]
+            try:
+                self._deliver(entry)
+            except Refused as error:
+                self._say(f"the tracker refused an entry, which is left out: {error}")
+            except Exception as error:  # every tracker and file system has exceptions of its own
+                if not missed:
+                    self._say(f"the tracker does not answer ({_reason(error)}): results are kept in {self.path}")
+                missed += 1
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closing, timeout=wait)
+                wait = min(2 * wait, _LONGEST_WAIT)
+                continue
+            if missed:
+                self._say(f"the tracker answers again: it gets what it missed, {len(self._waiting)} entries")
+            wait, missed = _FIRST_WAIT, 0
+            with self._changed:
+                self._sent += 1
+                _replace(self._note, str(self._sent))
+                self._waiting.popleft()
+                self._changed.notify_all()
+
+    def _read(self) -> tuple[list[dict[str, Any]], int]:
+        """The entries of the journal, and how many of them are out."""
+        try:
+            lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
+            if lines and not lines[-1].endswith(b"\n"):  # the driver died while it wrote it, and nobody counts on it
+                with self.path.open("ab") as file:
+                    file.truncate(sum(map(len, lines[:-1])))
+                lines.pop()
+            entries = [json.loads(line) for line in lines]
+            sent = int(self._note.read_text()) if self._note.exists() else 0
+        except ValueError as error:
+            raise UserError(
+                f"the journal {self.path} is damaged ({error}): what is in it is in summary.json too, so that it can "
+                f"be deleted, with {self._note.name} beside it"
+            ) from None
+        if not (all(isinstance(entry, dict) for entry in entries) and 0 <= sent <= len(entries)):
+            raise UserError(f"the journal {self.path} is not one of a tracker, or {self._note.name} is not its own")
+        return entries, sent
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a small file so that it is there before or after, and never half."""
+    beside = path.with_name(f"{path.name}.new")
+    beside.write_text(text)
+    beside.replace(path)
