@@ -72,6 +72,10 @@ SPACE = (
     "train.energy_lr:{log_uniform:[1e-4,1e-3]},train.base_lr:{log_uniform:[1e-4,1e-3]},"
     "sampler.step_size:{log_uniform:[1e-3,3e-2]}"
 )
+SAMPLER_SPACE = (
+    "sampler.name:{choice:[ula,kla]},sampler.step_size:{log_uniform:[1e-3,3e-1]},sampler.friction:{log_uniform:[0.1,10.0]},"
+    "sampler.beta:{choice:[1.0,3.0,10.0]},sampler.num_steps:{choice:[20,50,100]}"
+)
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's
 
 HEAD = """# Does a GEBM beat the GAN?
@@ -222,6 +226,7 @@ def search(folder: Path, images: Path) -> str:
         model,
         *words(SETTING, SEARCH),
         "sweep.num_trials=12",
+        f"++sweep.space={{{SAMPLER_SPACE}}}",
     )
     _draw_search(trials, images / "results-search.png")
     params = ", ".join(
