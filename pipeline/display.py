@@ -81,12 +81,15 @@ class Display:
         values = record.metrics
         steps = values.get("base_step", 0)
         rate, left = values.get("base_steps_per_second"), values.get("seconds_left")
+        images, fraction = values.get("images_per_second"), values.get("fraction_of_peak")
         running = record.status == "running"
         return [
             record.name,
             record.status,
             f"{steps}/{self.base_steps} base steps",
             f"{rate:.1f}/s" if running and rate else "",
+            f"{images:.0f} images/s" if running and images else "",
+            f"{fraction:.0%} of peak" if running and fraction else "",
             f"{duration(left)} left" if running and left is not None else "",
             *(f"{name} {values[name]:.2f}" if name in values else "" for name in self.records.shown),
         ]

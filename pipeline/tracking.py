@@ -42,6 +42,9 @@ _GROUPS = {
     "energy_base": "kale",
     "base_steps_per_second": "rate",
     "images_per_second": "rate",
+    "flops_per_second": "rate",
+    "fraction_of_peak": "rate",
+    "evaluation_seconds": "rate",
 }
 _OF_FEATURES = ("fid", "kid", "kid_std", "is", "is_std", "precision", "recall")
 _OF_SAMPLES = ("nll", "distance", "off_support")  # what needs no extractor

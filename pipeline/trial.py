@@ -28,6 +28,7 @@ from pipeline.checks import validate
 from pipeline.errors import NonFiniteLoss, UserError
 from pipeline.files import write_file
 from pipeline.stores import Position
+from pipeline.throughput import Throughput
 
 __all__ = ["build_model", "load_model", "loop", "trained_config", "write_pictures"]
 
@@ -167,10 +168,12 @@ def loop(settings: dict[str, Any]) -> None:
         report = {"base_step": trainer.base_step, **_evaluate(trainer, run, "sampled")}
         ray.train.report({**report, "checkpoint": start})
     infos: list[StepInfo] = []
+    throughput = Throughput(trainer, device, world_size)
     clock, evaluation_seconds = time.monotonic(), 0.0
     while trainer.base_step < config.train.base_steps:
         try:
-            infos.append(trainer.step(batches, _generator(run, "step", trainer.base_step)))
+            with throughput.alternation():
+                infos.append(trainer.step(batches, _generator(run, "step", trainer.base_step)))
         except ValueError as error:  # chains of negatives that can start nowhere: the losses before may say why
             _require_finite(infos, trainer.base_step)
             raise NonFiniteLoss(
@@ -186,11 +189,10 @@ def loop(settings: dict[str, Any]) -> None:
             trainer.scale_learning_rates(plateau.factor, plateau.factor)
         if not reporting:
             continue
-        report = _progress(infos, trainer, run, time.monotonic() - clock)
+        report = _progress(infos, trainer, throughput, run, time.monotonic() - clock)
         if evaluating:
-            began = time.monotonic()
             report |= _evaluate(trainer, run, f"step-{done:08d}")
-            evaluation_seconds = time.monotonic() - began
+            evaluation_seconds = report["evaluation_seconds"]
             if run.rank == 0:
                 report["checkpoint"] = checkpoints.save(
                     done,
@@ -319,11 +321,14 @@ def _require_finite(infos: list[StepInfo], base_step: int) -> None:
         )
 
 
-def _progress(infos: list[StepInfo], trainer: Trainer, run: _Run, seconds: float) -> dict[str, Any]:
+def _progress(
+    infos: list[StepInfo], trainer: Trainer, throughput: Throughput, run: _Run, seconds: float
+) -> dict[str, Any]:
     """What the steps since the last report did. Only reports wait for the device, not every step."""
+    seconds = max(seconds, 1e-9)
     losses = torch.stack([torch.stack([info.energy_loss, info.base_loss]) for info in infos]).float().cpu()
     newest = infos[-1]
-    rate = len(infos) / max(seconds, 1e-9)
+    rate = len(infos) / seconds
     # A base that learns from data takes a batch where no energy step has.
     at_least = int(trainer.train_base and trainer.objective.base_learns_from == "data")
     images = sum(max(info.energy_steps, at_least) for info in infos) * run.config.train.batch_size
@@ -336,7 +341,8 @@ def _progress(infos: list[StepInfo], trainer: Trainer, run: _Run, seconds: float
         "energy_base": newest.energy_base.item(),
         "log_partition": newest.log_partition.item(),
         "base_steps_per_second": rate,
-        "images_per_second": images / max(seconds, 1e-9),
+        "images_per_second": images / seconds,
+        **throughput.since_last(seconds),
         "seconds_left": (run.config.train.base_steps - trainer.base_step) / rate,
         "energy_lr": trainer.energy_optimizer.param_groups[0]["lr"],
         "base_lr": trainer.base_optimizer.param_groups[0]["lr"],
@@ -347,13 +353,14 @@ def _progress(infos: list[StepInfo], trainer: Trainer, run: _Run, seconds: float
 
 def _evaluate(trainer: Trainer, run: _Run, name: str) -> dict[str, Any]:
     """Evaluate, and write the pictures to the trial's folder, where the driver takes them from."""
+    began = time.monotonic()
     found = run.work.evaluate(trainer.sampling_model())
     report = {**found.scores, "chain": {str(step): value for step, value in found.chain.items()}}
     if run.work.label:
         report["extractor"] = run.work.label
     if run.rank == 0:
         report["figures"] = write_pictures(found.pictures, f"{run.url}/figures/{name}")
-    return report
+    return {**report, "evaluation_seconds": time.monotonic() - began}
 
 
 def write_pictures(pictures: dict[str, bytes], url: str) -> list[str]:

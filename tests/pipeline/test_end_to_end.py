@@ -119,7 +119,7 @@ def test_a_sweep_ranks_its_trials_and_survives_one_that_diverges(swept):
     assert "base step" in bad["error"] and ("nan" in bad["error"] or "inf" in bad["error"])
     assert "Trials, best first" in printed and document["extractor"] in printed
     assert "mlflow ui --backend-store-uri" in printed and str(output) in printed
-    assert "24/24 base steps" in printed and "/s" in printed and "left" in printed
+    assert "24/24 base steps" in printed and "images/s" in printed and "left" in printed
 
 
 def test_the_tracker_holds_what_the_sweep_found(swept):
@@ -136,7 +136,11 @@ def test_the_tracker_holds_what_the_sweep_found(swept):
     assert best.data.params["sampler.num_steps"] == "6"
     names = set(best.data.metrics)
     groups = {"kale/log_partition", "kale/log_partition_monte_carlo", "train/energy_loss", "rate/images_per_second"}
-    assert groups <= names
+    assert groups | {"rate/flops_per_second", "rate/evaluation_seconds"} <= names
+    # A time stands where an evaluation was, a rate at each report as well.
+    for name, steps in (("flops_per_second", [6, 8, 12, 16, 18, 24]), ("evaluation_seconds", [8, 16, 24])):
+        history = client.get_metric_history(best.info.run_id, f"rate/{name}")
+        assert [point.step for point in history] == steps and all(point.value > 0 for point in history)
     along = client.get_metric_history(best.info.run_id, f"fid_chain/00006/{extractor}")
     assert [point.step for point in along] == [8, 16, 24]
     artifacts = {entry.path for entry in client.list_artifacts(best.info.run_id, "step-00000024")}
