@@ -81,6 +81,7 @@ _NOT_NEGATIVE = (
     "train.base_steps",
     "train.warmup_base_steps",
     "tracking.patience",
+    "scale.max_restarts",
     "train.log_partition_samples",
     "train.penalty",
     "train.weight_decay",

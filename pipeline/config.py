@@ -187,6 +187,7 @@ class Scale:
     use_gpu: bool | None = None  # by default, whether the cluster has GPUs
     cpus_per_worker: int = 1
     timeout: float = 1800.0  # seconds that workers wait for one another before they give up
+    max_restarts: int = 3  # times that a trial's workers are started anew after they died, from its last checkpoint
 
 
 @dataclass

@@ -261,9 +261,13 @@ class _Watch(tune.Callback):
     ) -> None:
         record = self._record(trial)
         self._clock(record)
+        record.mlflow_run_id = self._tracker.run_of(record.name) or record.mlflow_run_id
         known = {key: value for key, value in result.items() if key in result.get("reported", ())}
         if "error" in known:
             record.error = known["error"]
+            return
+        if "restart" in known:
+            self._display.say(f"trial {record.name} goes on from its last checkpoint: {known['restart']}")
             return
         evaluated = self._config.sweep.metric in known
         if evaluated and record.evaluations[-1:] == [self._records.evaluation(known)]:

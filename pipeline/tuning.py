@@ -57,7 +57,21 @@ def tuned(params: dict[str, Any], settings: dict[str, Any]) -> None:
             tune.report({"error": str(error), "reported": ["error"]})
             raise
     reports: Queue = Queue(actor_options={"num_cpus": 0})
-    worker = settings["worker"]
+    for restarts_left in reversed(range(config.scale.max_restarts + 1)):
+        error = _train(config, url, name, settings["worker"], reports)
+        if error is None:
+            return
+        cause, lasting = _cause(error)
+        if lasting or not restarts_left:
+            tune.report({"error": cause, "reported": ["error"]})
+            raise error
+        tune.report({"restart": cause, "reported": ["restart"]})
+
+
+def _train(
+    config: schema.Config, url: str, name: str, worker: dict[str, float], reports: Queue
+) -> ray.train.TrainingFailedError | None:
+    """Train to the end, or to what the workers die of; they go on from the trial's last checkpoint by themselves."""
     trainer = TorchTrainer(
         _work,
         train_loop_config={"config": schema.to_dict(config), "url": url},
@@ -71,29 +85,36 @@ def tuned(params: dict[str, Any], settings: dict[str, Any]) -> None:
         training = pool.submit(trainer.fit)
         while not training.done() or not reports.empty():
             with contextlib.suppress(Empty):
-                report = reports.get(timeout=2.0)
-                with tempfile.TemporaryDirectory() as folder:
-                    checkpoint = None
-                    if report.get("checkpoint"):
-                        Path(folder, _POINTER).write_text(json.dumps({"url": report["checkpoint"]}))
-                        checkpoint = tune.Checkpoint.from_directory(folder)
-                    tune.report({**report, "reported": list(report)}, checkpoint=checkpoint)
+                _pass_on(reports.get(timeout=2.0))
         try:
             training.result()
         except ray.train.TrainingFailedError as error:
-            tune.report({"error": _cause(error), "reported": ["error"]})
-            raise
+            return error
+    return None
 
 
-def _cause(error: ray.train.TrainingFailedError) -> str:
-    """What the training died of, in one line: what has a name first, for the other workers only lost a peer."""
+def _pass_on(report: dict[str, Any]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = None
+        if report.get("checkpoint"):
+            Path(folder, _POINTER).write_text(json.dumps({"url": report["checkpoint"]}))
+            checkpoint = tune.Checkpoint.from_directory(folder)
+        tune.report({**report, "reported": list(report)}, checkpoint=checkpoint)
+
+
+def _cause(error: ray.train.TrainingFailedError) -> tuple[str, bool]:
+    """What the training died of, in one line, and whether it would again.
+
+    What has a name comes first, for the other workers only lost a peer. A process that was killed, a machine that went
+    away or a network that broke need not happen a second time; what the user has to mend would.
+    """
     failures = getattr(error, "worker_failures", None) or {0: error}
     causes = {rank: getattr(failure, "cause", None) or failure for rank, failure in sorted(failures.items())}
     named = [str(cause).strip() for cause in causes.values() if isinstance(cause, UserError | NonFiniteLoss)]
     if named:
-        return named[0]
+        return named[0], True
     rank, cause = next(iter(causes.items()))
-    return f"worker {rank}: {type(cause).__name__}: {(str(cause).strip().splitlines() or [''])[-1]}"
+    return f"worker {rank}: {type(cause).__name__}: {(str(cause).strip().splitlines() or [''])[-1]}", False
 
 
 class _Forward(UserCallback):

@@ -93,6 +93,22 @@ def family(pid: int) -> list[int]:
     return found
 
 
+def command(pid: int) -> str:
+    """What a process calls itself."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    except OSError:  # it has ended
+        return ""
+
+
+def same_weights(one: Path, other: Path) -> None:
+    """Two runs end with the same model and optimisers, bit for bit."""
+    for name in ("model.safetensors", "training.safetensors"):
+        mine, theirs = (load_file(folder / "trials/000/checkpoints/step-00000024" / name) for folder in (one, other))
+        assert mine.keys() == theirs.keys()
+        assert all(bool((mine[key] == theirs[key]).all()) for key in mine)
+
+
 @pytest.fixture(scope="module")
 def swept(home):
     """A sweep with one trial that cannot but diverge."""
@@ -202,15 +218,24 @@ def test_killed_and_resumed_is_bit_for_bit_what_no_interruption_gives(home):
     process.wait()
     assert summary(killed)["trials"][0]["status"] == "running"
     run(home, "train", f"resume={killed}")
-    for name in ("model.safetensors", "training.safetensors"):
-        mine, theirs = (
-            load_file(folder / "trials/000/checkpoints/step-00000024" / name) for folder in (killed, undisturbed)
-        )
-        assert mine.keys() == theirs.keys()
-        assert all(bool((mine[key] == theirs[key]).all()) for key in mine)
+    same_weights(killed, undisturbed)
     first, second = summary(killed)["trials"][0], summary(undisturbed)["trials"][0]
     assert first["status"] == second["status"] == "finished"
     assert first["metrics"]["fid_gebm"] == second["metrics"]["fid_gebm"]
+
+
+def test_a_worker_that_is_killed_is_started_anew_and_nothing_changes(home):
+    """At a moment between two checkpoints, on one of two workers."""
+    output = home / "worker-killed"
+    process = start(home, "train", *SMALL, f"output={output}", "scale.num_workers=2")
+    wait_for(output, lambda document: document["trials"][0]["evaluations"], process)
+    workers = [pid for pid in family(process.pid) if "RayTrainWorker" in command(pid)]
+    assert len(workers) == 2
+    os.kill(workers[1], signal.SIGKILL)
+    printed, _ = process.communicate(timeout=400)
+    assert process.returncode == 0 and "goes on from its last checkpoint" in printed, printed
+    same_weights(output, home / "undisturbed")
+    assert [entry["base_step"] for entry in summary(output)["trials"][0]["evaluations"]] == [8, 16, 24]
 
 
 def test_interrupted_by_ctrl_c_it_says_how_to_go_on_and_does_not_run_the_finished_again(home):
