@@ -62,6 +62,8 @@ def main(config: schema.Config, named: dict[str, Any]) -> int:
     write_file(f"{output}/evaluation.json", json.dumps(told, indent=1).encode())
     write_pictures(found.pictures, output)
     console = make_console()
+    for note in found.notes:
+        console.print(note, highlight=False)
     console.print(f"{task.measure(work.label)}, {count} samples", highlight=False)
     if found.chain:
         along = Table(title="along the chain", title_justify="left")

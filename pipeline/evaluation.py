@@ -6,10 +6,11 @@ whatever else the judge measures, compare the same latents before and after samp
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
@@ -22,6 +23,7 @@ from gebm.partition import log_partition_monte_carlo
 from pipeline import config as schema
 from pipeline import precision
 from pipeline.errors import UserError
+from pipeline.fitting import split_to_fit
 
 __all__ = ["Evaluation", "Judge", "chain_steps", "evaluate", "make_kernel", "run_chains"]
 
@@ -38,12 +40,14 @@ class Evaluation:
         chain: step of the chain -> the judge's first score there, such as the FID.
         frames: step of the chain -> the same few samples there, as they are shown: images (G, C, H, W) uint8.
         pictures: file name -> its bytes; who draws fills them in.
+        notes: what the user should know of it, a line each, such as a batch size that did not fit.
     """
 
     scores: dict[str, float] = field(default_factory=dict)
     chain: dict[int, float] = field(default_factory=dict)
     frames: dict[int, torch.Tensor] = field(default_factory=dict)
     pictures: dict[str, bytes] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 class Judge(Protocol):
@@ -151,32 +155,101 @@ def evaluate(
         judge: what samples are measured by.
         rank: this worker.
         world_size: workers, each of which runs its share of the chains.
-        advance: called with the chain-steps done since the last call.
+        advance: called with the chain-steps done since the last call; less than none if they have to be done again.
 
     Returns:
-        What was found. Scores and chain are the same on every rank, frames are of its own chains.
+        What was found. Scores and chain are the same on every rank, frames are of its own chains. Chains that do not
+        fit the device's memory are split until they do, as if ``evaluation.batch_size`` had been that small, and a note
+        says so.
 
     Raises:
-        UserError: the chain diverged.
+        UserError: the chain diverged, or not even one fits.
     """
-    settings = config.evaluation
-    share = -(-settings.num_samples // world_size)  # equal shares, so that a gather has one shape
-    seed = (config.seed + 1) * 1_000_003
     walked = folded(model, precision.of_sampling(config, model.log_partition.device))
-    generator = torch.Generator(model.log_partition.device).manual_seed(seed)
-    first = rank * share
-    latents = model.prior.sample(share * world_size, generator)[first : first + share]
+    share = _share(config, world_size)
+    found = Evaluation()
+    # What workers gather they gather afterwards: each may have to split its chains in another way.
+    walk = split_to_fit(
+        functools.partial(_walk, model, walked, config, judge, rank, world_size),
+        share,
+        config.evaluation.batch_size,
+        advance=advance,
+        say=found.notes.append,
+    )
+    found.frames = walk.frames
+    found.scores.update(walk.diagnostics)
+    found.scores["divergences"] = float(_gather(torch.tensor([walk.divergences]), world_size).sum())
+    stops = sorted(walk.features)
+    for step in stops:
+        joined = {
+            layer: _gather(rows, world_size)[: config.evaluation.num_samples]
+            for layer, rows in walk.features[step].items()
+        }
+        end = {stops[0]: "base", stops[-1]: "gebm"}.get(step)
+        scores = judge.score(joined, end=end is not None)
+        found.chain[step] = scores[judge.primary]
+        if end:
+            found.scores.update({f"{name}_{end}": value for name, value in scores.items()})
+    found.scores["log_partition_monte_carlo"], found.scores["log_partition_standard_error"] = walk.log_partition
+    return found
+
+
+class _Walk(NamedTuple):
+    """What one worker's chains leave behind.
+
+    Attributes:
+        features: step of the chain -> the judge's features of all samples there.
+        frames: step of the chain -> the first samples there, as they are shown.
+        diagnostics: of the first batch.
+        divergences: chain-steps that diverged.
+        log_partition: by Monte Carlo, in nats, and its standard error.
+    """
+
+    features: dict[int, dict[str, Tensor]]
+    frames: dict[int, Tensor]
+    diagnostics: dict[str, float]
+    divergences: int
+    log_partition: tuple[float, float]
+
+
+def _walk(
+    model: GEBM,
+    walked: GEBM,
+    config: schema.Config,
+    judge: Judge,
+    rank: int,
+    world_size: int,
+    batch_size: int,
+    advance: Callable[[int], None],
+) -> _Walk:
+    """Run this worker's chains, so many at once: a function of what it is given, that waits for no other worker.
+
+    Args:
+        model: the GEBM.
+        walked: as its chains have it.
+        config: sampler and evaluation settings.
+        judge: what samples are measured by.
+        rank: this worker.
+        world_size: workers.
+        batch_size: chains at once.
+        advance: called with the chain-steps done since the last call.
+    """
+    settings, share = config.evaluation, _share(config, world_size)
+    generator = torch.Generator(model.log_partition.device).manual_seed((config.seed + 1) * 1_000_003)
+    first_of_share = rank * share
+    latents = model.prior.sample(share * world_size, generator)[first_of_share : first_of_share + share]
     # Not the latents' seed: noise is a function of it and of the chain's number, and so the first would be the latents.
     noise = int(samplers.noise.draw_key(generator, latents.device))
     walking, divergences = _Watch(latents.device), 0
-    stops = chain_steps(config.sampler.num_steps, settings.chain_points)
     thinning = max(1, config.sampler.num_steps // _DIAGNOSED_POINTS)
-    found = Evaluation()
-    parts: dict[int, list[dict[str, torch.Tensor]]] = {stop: [] for stop in stops}
-    for start in range(0, share, settings.batch_size):
-        positions: list[torch.Tensor] = []
+    stops = chain_steps(config.sampler.num_steps, settings.chain_points)
+    parts: dict[int, list[dict[str, Tensor]]] = {stop: [] for stop in stops}
+    frames: dict[int, Tensor] = {}
+    diagnosed: dict[str, float] = {}
+    for start in range(0, share, batch_size):
+        positions: list[Tensor] = []
 
-        def observe(step: int, z: torch.Tensor, *, first: bool = start == 0, seen: list = positions) -> None:
+        def observe(step: int, z: Tensor, *, first: bool = start == 0, seen: list = positions) -> None:
             if step:
                 advance(len(z))
                 if first and step % thinning == 0:
@@ -186,36 +259,31 @@ def evaluate(
                 with torch.no_grad(), frozen(model.base):
                     shown = judge.show(model.base(z))
                 parts[step].append(judge.features(shown))
-                kept = found.frames.get(step, shown[:0].cpu())
+                kept = frames.get(step, shown[:0].cpu())
                 if len(kept) < settings.grid:
-                    found.frames[step] = torch.cat([kept, shown.cpu()])[: settings.grid]
+                    frames[step] = torch.cat([kept, shown.cpu()])[: settings.grid]
                 walking.start()
 
-        z0 = latents[start : start + settings.batch_size]
+        z0 = latents[start : start + batch_size]
         walking.start()
-        chain = run_chains(walked, config.sampler, z0, seed=noise, first_chain=first + start, observe=observe)
+        chain = run_chains(walked, config.sampler, z0, seed=noise, first_chain=first_of_share + start, observe=observe)
         divergences += int(chain.divergences.sum())
         walking.stop()
         if start == 0:
-            found.scores.update(_diagnose(positions, chain, make_kernel(config.sampler, model), walking.seconds))
-    found.scores["chain_steps_per_second"] = share * config.sampler.num_steps / max(walking.seconds, 1e-9)
-    found.scores["divergences"] = float(_gather(torch.tensor([divergences]), world_size).sum())
-    for step in stops:
-        joined = {
-            layer: _gather(torch.cat([part[layer] for part in parts[step]]), world_size)[: settings.num_samples]
-            for layer in parts[step][0]
-        }
-        end = {stops[0]: "base", stops[-1]: "gebm"}.get(step)
-        scores = judge.score(joined, end=end is not None)
-        found.chain[step] = scores[judge.primary]
-        if end:
-            found.scores.update({f"{name}_{end}": value for name, value in scores.items()})
+            diagnosed = _diagnose(positions, chain, make_kernel(config.sampler, model), walking.seconds)
+    diagnosed["chain_steps_per_second"] = share * config.sampler.num_steps / max(walking.seconds, 1e-9)
     estimate, error = log_partition_monte_carlo(
-        model, num_samples=min(max(share, 2), 4096), generator=generator, batch_size=settings.batch_size
+        model, num_samples=min(max(share, 2), 4096), generator=generator, batch_size=batch_size
     )
-    found.scores["log_partition_monte_carlo"] = float(estimate)
-    found.scores["log_partition_standard_error"] = float(error)
-    return found
+    features = {
+        step: {layer: torch.cat([p[layer] for p in found]) for layer in found[0]} for step, found in parts.items()
+    }
+    return _Walk(features, frames, diagnosed, divergences, (float(estimate), float(error)))
+
+
+def _share(config: schema.Config, world_size: int) -> int:
+    """Chains of each worker: equal shares, so that a gather has one shape."""
+    return -(-config.evaluation.num_samples // world_size)
 
 
 class _Watch:

@@ -235,6 +235,7 @@ class _Watch(tune.Callback):
         self._config, self._records, self._tracker, self._display = config, records, tracker, display
         self._score = schema.headline(config)[0].removesuffix("_base")
         self._started: dict[str, float] = {}
+        self._noted: set[str] = set()
 
     def _record(self, trial: Any) -> TrialRecord:
         name = str(trial)
@@ -279,6 +280,9 @@ class _Watch(tune.Callback):
             self._records.evaluated(record, numbers, known.get("checkpoint"))
         else:
             record.metrics.update(numbers)
+        for note in set(known.get("notes", ())) - self._noted:
+            self._display.say(f"trial {record.name}: {note}")
+            self._noted.add(note)  # it comes with each evaluation of each trial
         if evaluated:
             self._records.write()
         self._tracker.log_metrics(record.name, numbers, step=known["base_step"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.progress import Progress
+from torch import Tensor
 
 from gebm import samplers
 from gebm.folding import folded
@@ -20,6 +22,7 @@ from pipeline import precision, tasks
 from pipeline.command import verb
 from pipeline.evaluation import run_chains
 from pipeline.files import write_file
+from pipeline.fitting import split_to_fit
 from pipeline.trial import load_model
 
 __all__ = ["main"]
@@ -44,20 +47,33 @@ def main(config: schema.Config, named: dict[str, Any]) -> int:
     noise = int(samplers.noise.draw_key(generator, device))
     of_networks = precision.of_sampling(settings, device)
     walked = folded(model, of_networks)
-    before, after = [], []
-    with Progress() as progress:
-        bar = progress.add_task(f"{sampler.name}, {sampler.num_steps} steps", total=count * sampler.num_steps)
 
-        def advance(step: int, z: torch.Tensor) -> None:
-            progress.advance(bar, len(z) if step else 0)
-
-        for z0 in latents.split(settings.evaluation.batch_size):
-            first = sum(map(len, before))
-            chain = run_chains(walked, sampler, z0, seed=noise, first_chain=first, observe=advance)
+    def work(size: int, advance: Callable[[int], None]) -> tuple[Tensor, Tensor]:
+        before, after = [], []
+        for z0 in latents.split(size):
+            chain = run_chains(
+                walked,
+                sampler,
+                z0,
+                seed=noise,
+                first_chain=sum(map(len, before)),
+                observe=lambda step, z: advance(len(z) if step else 0),
+            )
             with torch.no_grad():
                 before.append(model.base(z0).cpu())
                 after.append(model.base(chain.z).cpu())
-    base, samples = (task.show(torch.cat(parts)) for parts in (before, after))
+        return torch.cat(before), torch.cat(after)
+
+    with Progress() as progress:
+        bar = progress.add_task(f"{sampler.name}, {sampler.num_steps} steps", total=count * sampler.num_steps)
+        parts = split_to_fit(
+            work,
+            count,
+            settings.evaluation.batch_size,
+            advance=lambda steps: progress.advance(bar, steps),
+            say=print,
+        )
+    base, samples = map(task.show, parts)
     output = config.output or str(Path("results", f"samples-{time.strftime('%Y%m%d-%H%M%S')}").absolute())
     array = io.BytesIO()
     np.save(array, samples.numpy(), allow_pickle=False)

@@ -356,6 +356,8 @@ def _evaluate(trainer: Trainer, run: _Run, name: str) -> dict[str, Any]:
     began = time.monotonic()
     found = run.work.evaluate(trainer.sampling_model())
     report = {**found.scores, "chain": {str(step): value for step, value in found.chain.items()}}
+    if found.notes:
+        report["notes"] = found.notes
     if run.work.label:
         report["extractor"] = run.work.label
     if run.rank == 0:
