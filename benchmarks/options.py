@@ -17,16 +17,18 @@ class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpF
     """The module's own text as it is written, and every default."""
 
 
-def parser(doc: str | None, repeat: int) -> argparse.ArgumentParser:
+def parser(doc: str | None, repeat: int, warm_up: bool = True) -> argparse.ArgumentParser:
     """Return a parser with the flags of every benchmark.
 
     Args:
         doc: The benchmark's docstring, which becomes the help's text.
         repeat: How many repetitions there are unless the user says otherwise.
+        warm_up: Whether a round comes before them that does not count.
     """
     made = argparse.ArgumentParser(description=doc, formatter_class=_Help)
     made.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a GPU if there is")
-    made.add_argument("--repeat", type=positive, default=repeat, help="rounds that count, after one that warms up")
+    rounds = "rounds that count, after one that warms up" if warm_up else "rounds"
+    made.add_argument("--repeat", type=positive, default=repeat, help=rounds)
     made.add_argument("--seed", type=int, default=0, help="of weights, images and noise")
     made.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of the JSON file")
     return made

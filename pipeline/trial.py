@@ -30,7 +30,16 @@ from pipeline.files import write_file
 from pipeline.stores import Position
 from pipeline.throughput import Throughput
 
-__all__ = ["build_model", "load_model", "loop", "trained_config", "write_pictures"]
+__all__ = [
+    "build_model",
+    "load_model",
+    "loop",
+    "make_trainer",
+    "model_to_train",
+    "random_numbers",
+    "trained_config",
+    "write_pictures",
+]
 
 _AVERAGE = "average."  # how the trainer names the tensors of the moving average
 _OURS = ("checkpoint", "output", "resume")  # keys of the command, not of the model it is about
@@ -65,6 +74,79 @@ def build_model(config: schema.Config) -> GEBM:
         offset=config.model.energy_offset,
     )
     return GEBM(base, energy, StandardNormal(config.model.latent_dim), energy_floor=config.model.energy_floor)
+
+
+def model_to_train(config: schema.Config, device: torch.device) -> GEBM:
+    """A fresh model on its device, laid out in memory as it is trained.
+
+    Args:
+        config: as :func:`build_model` takes it, with ``train.memory_format`` and ``task``.
+        device: where to put it.
+    """
+    model = build_model(config).to(device)
+    if config.train.memory_format == "channels_last" or (config.train.memory_format, config.task) == ("auto", "images"):
+        model = model.to(memory_format=torch.channels_last)
+    return model
+
+
+def make_trainer(model: GEBM, config: schema.Config, device: torch.device, world_size: int = 1) -> Trainer:
+    """What trains a model as the config says.
+
+    Args:
+        model: from :func:`model_to_train`.
+        config: ``train`` and ``task``.
+        device: where the model is.
+        world_size: workers, over which batches and gradients are shared.
+    """
+    train = config.train
+    betas = (train.beta1, train.beta2)
+    energy = [*model.energy.parameters(), model.log_partition]
+
+    def parallel(module: torch.nn.Module) -> torch.nn.Module:
+        return DistributedDataParallel(module) if world_size > 1 else module
+
+    return Trainer(
+        model,
+        objective=objectives.make(
+            train.objective,
+            kernel=samplers.make(train.negatives.sampler, step_size=train.negatives.step_size),
+            num_steps=train.negatives.num_steps,
+        ),
+        penalty=penalties.make(train.penalty_kind, train.penalty, every=train.penalty_every),
+        energy_optimizer=adam(energy, train.energy_lr, betas=betas, weight_decay=train.weight_decay),
+        base_optimizer=adam(model.base.parameters(), train.base_lr, betas=betas),
+        alternation=Alternation(
+            energy_steps=train.energy_steps,
+            warmup_energy_steps=train.warmup_energy_steps,
+            warmup_base_steps=train.warmup_base_steps,
+            warmup_every=train.warmup_every,
+        ),
+        schedule=Schedule(train.schedule, max(train.base_steps, 1)),
+        ema_decay=train.ema_decay,
+        train_base=train.train_base,
+        latent_batch_size=(train.latent_batch_size or train.batch_size) // world_size,
+        precision=precision.of_training(config, device),
+        parallel=parallel,
+    )
+
+
+def random_numbers(
+    config: schema.Config, rank: int, purpose: str, base_step: int, device: torch.device
+) -> torch.Generator:
+    """The random numbers of one step on one rank, a function of seed, rank and step and of nothing that came before.
+
+    So a resumed run draws what an undisturbed one would have drawn, and a checkpoint needs no generator's state.
+
+    Args:
+        config: ``seed``.
+        rank: of the worker.
+        purpose: ``step`` or ``log-partition``.
+        base_step: base steps done before.
+        device: where they are drawn.
+    """
+    text = f"{config.seed}/{rank}/{purpose}/{base_step}"
+    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+    return torch.Generator(device).manual_seed(seed)
 
 
 def load_model(
@@ -147,15 +229,15 @@ def loop(settings: dict[str, Any]) -> None:
         device=device,
         work=tasks.make(config).open(rank, world_size, device),
     )
-    model = build_model(config).to(device)
-    if config.train.memory_format == "channels_last" or (config.train.memory_format, config.task) == ("auto", "images"):
-        model = model.to(memory_format=torch.channels_last)
+    model = model_to_train(config, device)
     checkpoints = Checkpoints(run.url)
     start = checkpoints.last or config.checkpoint
     if not start and config.train.log_partition_samples:
-        initialise_log_partition(model, config.train.log_partition_samples, _generator(run, "log-partition", 0))
+        initialise_log_partition(
+            model, config.train.log_partition_samples, random_numbers(config, rank, "log-partition", 0, device)
+        )
     # From here on all workers have the weights and the log-partition of the first.
-    trainer, plateau = _trainer(model, run), _plateau(run)
+    trainer, plateau = make_trainer(model, config, device, world_size), _plateau(run)
     position = Position(epoch=0, step=0)
     if start:
         checkpoint = read(start)
@@ -173,7 +255,7 @@ def loop(settings: dict[str, Any]) -> None:
     while trainer.base_step < config.train.base_steps:
         try:
             with throughput.alternation():
-                infos.append(trainer.step(batches, _generator(run, "step", trainer.base_step)))
+                infos.append(trainer.step(batches, random_numbers(config, rank, "step", trainer.base_step, device)))
         except ValueError as error:  # chains of negatives that can start nowhere: the losses before may say why
             _require_finite(infos, trainer.base_step)
             raise NonFiniteLoss(
@@ -225,54 +307,11 @@ def _restore(checkpoint: Checkpoint, model: GEBM, trainer: Trainer, plateau: Pla
     learns = trainer.objective.trains_log_partition
     if learns and not objectives.make(before.objective).trains_log_partition and config.train.log_partition_samples:
         # It stands where it was before any training. All ranks take the first one's, for their copies have to stay one.
-        generator = _generator(run, "log-partition", trainer.base_step)
+        generator = random_numbers(config, run.rank, "log-partition", trainer.base_step, run.device)
         initialise_log_partition(trainer.sampling_model(), config.train.log_partition_samples, generator)
         if run.world_size > 1:
             torch.distributed.broadcast(model.log_partition.data, src=0)
     return Position(**checkpoint.state["position"])
-
-
-def _generator(run: _Run, purpose: str, base_step: int) -> torch.Generator:
-    """The random numbers of one step on one rank, a function of seed, rank and step and of nothing that came before.
-
-    So a resumed run draws what an undisturbed one would have drawn, and a checkpoint needs no generator's state.
-    """
-    text = f"{run.config.seed}/{run.rank}/{purpose}/{base_step}"
-    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
-    return torch.Generator(run.device).manual_seed(seed)
-
-
-def _trainer(model: GEBM, run: _Run) -> Trainer:
-    train = run.config.train
-    betas = (train.beta1, train.beta2)
-    energy = [*model.energy.parameters(), model.log_partition]
-
-    def parallel(module: torch.nn.Module) -> torch.nn.Module:
-        return DistributedDataParallel(module) if run.world_size > 1 else module
-
-    return Trainer(
-        model,
-        objective=objectives.make(
-            train.objective,
-            kernel=samplers.make(train.negatives.sampler, step_size=train.negatives.step_size),
-            num_steps=train.negatives.num_steps,
-        ),
-        penalty=penalties.make(train.penalty_kind, train.penalty, every=train.penalty_every),
-        energy_optimizer=adam(energy, train.energy_lr, betas=betas, weight_decay=train.weight_decay),
-        base_optimizer=adam(model.base.parameters(), train.base_lr, betas=betas),
-        alternation=Alternation(
-            energy_steps=train.energy_steps,
-            warmup_energy_steps=train.warmup_energy_steps,
-            warmup_base_steps=train.warmup_base_steps,
-            warmup_every=train.warmup_every,
-        ),
-        schedule=Schedule(train.schedule, max(train.base_steps, 1)),
-        ema_decay=train.ema_decay,
-        train_base=train.train_base,
-        latent_batch_size=(train.latent_batch_size or train.batch_size) // run.world_size,
-        precision=precision.of_training(run.config, run.device),
-        parallel=parallel,
-    )
 
 
 def _plateau(run: _Run) -> PlateauDecay:
