@@ -18,7 +18,17 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.files import is_local
 
-__all__ = ["DRIVER_CPUS", "Capacity", "books", "connected", "demand", "forget", "know_the_cluster", "trials_that_fit"]
+__all__ = [
+    "DRIVER_CPUS",
+    "Capacity",
+    "books",
+    "connected",
+    "demand",
+    "forget",
+    "knock",
+    "know_the_cluster",
+    "trials_that_fit",
+]
 
 # What Tune reserves for a trial's own process, which only waits for its workers. It is not nothing: two trials of two
 # workers do not fit four CPUs, and a sweep that ignores this waits for ever.
@@ -90,8 +100,15 @@ def demand(config: Config) -> dict[str, float]:
     return {**worker, "GPU": 1.0} if use_gpu else worker
 
 
-def _knock(address: str) -> None:
-    """Find out in seconds whether anybody is there; Ray asks for minutes, and prints a warning each time."""
+def knock(address: str) -> None:
+    """Find out in seconds whether anybody is there; Ray asks for minutes, and prints a warning each time.
+
+    Args:
+        address: ``host:port``; anything else is left to Ray.
+
+    Raises:
+        OSError: nobody answers.
+    """
     host, _, port = address.rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
@@ -118,7 +135,7 @@ def connected(config: Config) -> Iterator[Capacity]:
     address = config.ray.address or os.environ.get("RAY_ADDRESS")  # which Ray sets for the jobs it starts
     try:
         if address:
-            _knock(address)
+            knock(address)
             ray.init(address=address, **settings)
         else:
             # One logical CPU more than the machine has carries the trials' own processes, which only wait.

@@ -21,15 +21,25 @@ from pipeline.errors import UserError
 __all__ = ["Task", "verb"]
 
 
-Task = Callable[[schema.Config, dict[str, Any]], int]
+Task = Callable[[Any, dict[str, Any]], int]
+# Which file of a group the command line names is no key.
+_GROUPS = ("conf", "sweeps", "launch")
 
 
-def verb(description: str, examples: list[str]) -> Callable[[Task], Callable[[], None]]:
+def verb(
+    description: str,
+    examples: list[str],
+    *,
+    primary: str = schema.CONFIG_NAME,
+    parse: Callable[[dict[str, Any]], Any] = schema.from_dict,
+) -> Callable[[Task], Callable[[], None]]:
     """Make a function of a config the main function of ``python -m pipeline.<verb>``.
 
     Args:
         description: one or two sentences for ``--help``.
         examples: commands for ``--help``.
+        primary: what is composed, by its name in Hydra's ConfigStore.
+        parse: makes what the task takes of the composed keys.
 
     Returns:
         A decorator. What it decorates takes the config and those keys that were named on the command line, and returns
@@ -45,9 +55,7 @@ def verb(description: str, examples: list[str]) -> Callable[[Task], Callable[[],
             if any(flag in sys.argv[1:] for flag in ("--help", "-h")):
                 print(_help(description, examples))
                 return
-            compose = hydra.main(
-                config_path=str(schema.config_root()), config_name=schema.CONFIG_NAME, version_base="1.3"
-            )
+            compose = hydra.main(config_path=str(schema.config_root()), config_name=primary, version_base="1.3")
 
             composed: list[tuple[DictConfig, dict[str, Any]]] = []
 
@@ -63,7 +71,7 @@ def verb(description: str, examples: list[str]) -> Callable[[Task], Callable[[],
                 # it was only asked to show the config or to complete a word.
                 for values, named in composed:
                     plain = OmegaConf.to_container(values, resolve=True)
-                    config = schema.from_dict({key: plain[key] for key in plain if key not in schema.HYDRA_KEYS})
+                    config = parse({key: plain[key] for key in plain if key not in schema.HYDRA_KEYS})
                     sys.exit(task(config, named))
             except UserError as error:
                 _refuse(str(error))
@@ -82,7 +90,7 @@ def _named(values: DictConfig) -> dict[str, Any]:
     """The keys that the command line names, with their values; which experiment and search it names is no key."""
     parsed = OverridesParser.create().parse_overrides(HydraConfig.get().overrides.task)
     keys = [override.key_or_group.lstrip("+~") for override in parsed]
-    named = {key: OmegaConf.select(values, key) for key in keys if key not in ("conf", "sweeps")}
+    named = {key: OmegaConf.select(values, key) for key in keys if key not in _GROUPS}
     return {key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in named.items()}
 
 
@@ -102,6 +110,9 @@ def _one_line(error: BaseException) -> str:
         return f"{text}. Experiments: {', '.join(schema.experiments())}"
     if "sweeps/" in text:
         return f"{text}. Searches: {', '.join(schema.searches())}"
+    if "Available options" in str(error):
+        names = str(error).partition("Available options")[2].partition("\n")[2].partition("Config search path")[0]
+        return f"{text}. Options: {', '.join(names.split())}"
     if "override" in text and ("parsing" in text or "Config group" in text):
         return f"{text}. Write key=value, and conf=... and sweeps=... as names that --help lists"
     if "is not in struct" in text or "Could not override" in text:

@@ -27,6 +27,7 @@ __all__ = [
     "LearningRateDecay",
     "Model",
     "Negatives",
+    "Primary",
     "RayCluster",
     "Sampler",
     "Scale",
@@ -248,7 +249,7 @@ class Config:
 
 
 @dataclass
-class _Primary(Config):
+class Primary(Config):
     """The composed config: the schema, then the experiment, then the search, which may override any key."""
 
     defaults: list[Any] = field(
@@ -264,7 +265,7 @@ class _Primary(Config):
     hydra: Any = field(default_factory=lambda: {"run": {"dir": "."}, "output_subdir": None})
 
 
-ConfigStore.instance().store(name=CONFIG_NAME, node=_Primary)
+ConfigStore.instance().store(name=CONFIG_NAME, node=Primary)
 
 
 def config_root() -> Path:

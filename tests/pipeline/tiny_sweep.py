@@ -1,0 +1,15 @@
+"""A sweep of seconds: the same code as a sweep of days. The toy needs no extractor, which others have to train first."""
+
+from __future__ import annotations
+
+TINY = [
+    "conf=toy",
+    "train.base_steps=4",
+    "train.warmup_energy_steps=1",
+    "train.report_every=4",
+    "train.batch_size=32",
+    "evaluation.every=4",
+    "evaluation.num_samples=100",
+    "sampler.num_steps=2",
+    "sweep.num_trials=2",
+]
