@@ -77,10 +77,9 @@ def _begun(output: str) -> bool:
 
 
 def main() -> int:
-    """Run what the file says, and stop as at Ctrl-C when the scheduler asks for it."""
-    # A shell's background processes have Ctrl-C taken away from them, and a scheduler asks with another signal.
+    """Run what the file says; its exit status is that of ``pipeline.sweep``."""
+    # A shell takes Ctrl-C away from what it runs in the background, and it is what a batch script asks to stop with.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         return run(yaml.safe_load(Path(sys.argv[1]).read_text()))
     except UserError as error:

@@ -38,7 +38,7 @@ class RayJobs:
     shared: bool = False  # output and data.store are paths of a file system that all nodes of the cluster see
     nodes: int = 1  # the sweep begins once so many nodes are up, the head among them
     join_timeout: float = 600.0  # seconds that it waits for them
-    env: dict[str, str] = field(default_factory=dict)  # variables for the job's processes; no credentials
+    env: dict[str, str] = field(default_factory=dict)  # variables of the job (+launch.env.NAME=value); no credentials
 
 
 @dataclass
@@ -58,7 +58,7 @@ class KubeRay:
     head_memory: str = "8Gi"
     node_selector: dict[str, str] = field(default_factory=dict)  # of the worker pods
     tolerations: list[Any] = field(default_factory=list)  # of the worker pods, as Kubernetes writes them
-    env: dict[str, str] = field(default_factory=dict)  # variables of the pods; no credentials
+    env: dict[str, str] = field(default_factory=dict)  # variables of the pods (+launch.env.NAME=value); no credentials
     secret: str | None = None  # a Secret of the namespace ...
     secret_env: list[str] = field(default_factory=list)  # ... and which of its keys become variables of that name
     volume_claim: str | None = None  # a PersistentVolumeClaim that all pods may write at once ...
@@ -179,7 +179,7 @@ put it into a Secret and name it by launch.secret and launch.secret_env
                 raise UserError(f"launch.{key}={word!r}: {settings.kind} takes no such value, but {_LIKE[pattern]}")
     for name, value in getattr(settings, "env", {}).items():
         if not re.fullmatch(_VARIABLE, name) or value is None:
-            raise UserError(f"launch.env: {name!r} cannot be a variable; write launch.env={{NAME:value}}")
+            raise UserError(f"launch.env: {name!r} cannot be a variable; write +launch.env.NAME=value")
         if sounds_secret(name):
             raise UserError(
                 f"launch.env names {name}: what is written there can be read by others. {_ADVICE[settings.kind]}"

@@ -95,7 +95,7 @@ def script(parcel: Parcel, settings: Slurm, folder: Path) -> str:
         options="\n".join(f"#SBATCH {option}" for option in options),
         folder=shlex.quote(str(folder)),
         python=shlex.quote(settings.python or sys.executable),
-        setup="\n".join(f"  {line}" for line in ["true", *settings.setup]),
+        setup="\n".join(f"  {line}" for line in ["set +u", *settings.setup, "set -u"]),
         gpus=settings.gpus_per_node,
         job=JOB,
     )
@@ -111,6 +111,7 @@ folder={folder}
 export GEBM_PYTHON={python} GEBM_GPUS={gpus} GEBM_ADDRESS="$folder/address-$SLURM_JOB_ID"
 export PYTHONPATH="$folder/code" PYTHONUNBUFFERED=1
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$folder/token-$SLURM_JOB_ID"
+export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 RAY_DASHBOARD_STARTUP_TIMEOUT_S=300
 
 setup() {{
 {setup}
@@ -127,11 +128,14 @@ ray_node() {{
     export RAY_ADDRESS="$(cat "$GEBM_ADDRESS")"
     where=(--address="$RAY_ADDRESS")
   fi
-  "$GEBM_PYTHON" -m ray.scripts.scripts start --block "${{where[@]}}" --temp-dir="$temporary" \\
-    --num-cpus="$SLURM_CPUS_ON_NODE" --num-gpus="$GEBM_GPUS" --min-worker-port=0 --max-worker-port=0 \\
-    --dashboard-agent-listen-port=0 >/dev/null &
+  (
+    trap '' USR1 # meant for this shell, and sent to all that it has started
+    exec "$GEBM_PYTHON" -m ray.scripts.scripts start --block "${{where[@]}}" --temp-dir="$temporary" \\
+      --num-cpus="$SLURM_CPUS_ON_NODE" --num-gpus="$GEBM_GPUS" --min-worker-port=0 --max-worker-port=0 \\
+      --dashboard-agent-listen-port=0 >/dev/null
+  ) &
   ray=$!
-  trap 'kill "$ray" 2>/dev/null; wait "$ray"; rm -rf "$temporary"' EXIT
+  trap 'set +e; kill "$ray" 2>/dev/null; wait "$ray"; rm -rf "$temporary"' EXIT
   trap 'exit 143' TERM INT USR1
   if [ "$1" = head ]; then
     until [ -s "$temporary/ray_current_cluster" ]; do kill -0 "$ray"; sleep 0.5; done
@@ -143,6 +147,7 @@ export -f setup ray_node
 
 head='' workers='' driver=''
 take_down() {{
+  set +e
   trap '' TERM INT
   kill $driver $head 2>/dev/null
   kill -USR1 $workers 2>/dev/null # of srun, which hands this signal on, and at others kills
@@ -151,7 +156,7 @@ take_down() {{
 }}
 trap take_down EXIT
 # Slurm warns before the time is up: the sweep stops as at Ctrl-C, and can go on.
-trap 'trap "" TERM INT; [ -n "$driver" ] || exit 143; kill "$driver"; wait "$driver"; exit $?' TERM INT
+trap 'trap "" TERM INT; [ -n "$driver" ] || exit 143; kill -INT "$driver"; wait "$driver"; exit $?' TERM INT
 
 rm -f "$RAY_AUTH_TOKEN_PATH" "$GEBM_ADDRESS"
 setup
@@ -168,5 +173,5 @@ until [ -s "$GEBM_ADDRESS" ]; do kill -0 "$head"; sleep 0.5; done
 export RAY_ADDRESS="$(cat "$GEBM_ADDRESS")"
 "$GEBM_PYTHON" -m pipeline.launch.job "$folder/{job}" &
 driver=$!
-wait "$driver"
+wait -n "$driver" "$head" # whichever ends first: without a head there is nothing to wait for
 """

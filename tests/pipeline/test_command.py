@@ -184,7 +184,7 @@ def test_an_unreachable_tracker_is_refused_within_seconds(refused, verb):
     assert time.monotonic() - begun < 60  # MLflow's own patience is minutes
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", (*VERBS, "submit"))
 def test_help_lists_experiments_searches_and_examples(call, verb):
     status, printed, errors = call(verb, "--help")
     assert status == 0 and errors == ""

@@ -55,7 +55,7 @@ AWAY = ("output=s3://bucket/sweep", "data.store=s3://bucket/store")
         ([*KUBERAY, "output=s3://bucket/sweep"], ["data.store=", "s3://bucket", "launch.volume_claim"]),
         ([*KUBERAY, *AWAY, "launch.namespace=Not_A_Name"], ["launch.namespace"]),
         ([*KUBERAY, *AWAY, "launch.secret=s3"], ["launch.secret_env"]),
-        ([*KUBERAY, *AWAY, "launch.env={AWS_SECRET_ACCESS_KEY:x}"], ["AWS_SECRET_ACCESS_KEY", "launch.secret_env"]),
+        ([*KUBERAY, *AWAY, "+launch.env.AWS_SECRET_ACCESS_KEY=x"], ["AWS_SECRET_ACCESS_KEY", "launch.secret_env"]),
         ([*KUBERAY, *AWAY, "launch.max_nodes=0"], ["launch.max_nodes=0", "launch.nodes=1"]),
         (["launch=ray"], ["output=results", "s3://bucket", "launch.shared=true"]),
         (["launch=ray", "output=memory://x", "launch.shared=true"], ["output=memory://x"]),

@@ -22,7 +22,7 @@ from tiny_sweep import TINY
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 DAEMONS = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
-PROGRAMS = {name: shutil.which(name, path=DAEMONS) for name in ("munged", "slurmctld", "slurmd", "sbatch", "scontrol")}
+PROGRAMS = {name: shutil.which(name, path=DAEMONS) for name in ("munged", "slurmctld", "slurmd", "sbatch", "scancel")}
 MISSING = [name for name, path in PROGRAMS.items() if path is None]
 
 pytestmark = pytest.mark.skipif(
@@ -116,6 +116,11 @@ def slurm(tmp_path_factory):
             )
             yield environment
         finally:
+            # A daemon that ends leaves its jobs running.
+            subprocess.run([PROGRAMS["scancel"], "--full", "--partition=tests"], env=environment, check=False)
+            jobs = ["squeue", "--noheader"]
+            with contextlib.suppress(AssertionError):
+                wait(lambda: not subprocess.run(jobs, env=environment, capture_output=True).stdout, 90, str)
             for daemon in reversed(daemons):
                 daemon.terminate()
                 daemon.wait(timeout=60)

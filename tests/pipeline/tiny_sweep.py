@@ -1,4 +1,4 @@
-"""A sweep of seconds: the same code as a sweep of days. The toy needs no extractor, which others have to train first."""
+"""A sweep of seconds: the same code as a sweep of days. The toy needs no extractor to be trained first."""
 
 from __future__ import annotations
 
