@@ -182,7 +182,7 @@ put it into a Secret and name it by launch.secret and launch.secret_env
             raise UserError(f"launch.env: {name!r} cannot be a variable; write +launch.env.NAME=value")
         if sounds_secret(name):
             raise UserError(
-                f"launch.env names {name}: what is written there can be read by others. {_ADVICE[settings.kind]}"
+                f"launch.env names {name}, and others can read what is written there: {_ADVICE[settings.kind]}"
             )
     if isinstance(settings, KubeRay):
         _check_kuberay(settings)

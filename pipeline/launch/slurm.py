@@ -135,7 +135,7 @@ ray_node() {{
       --dashboard-agent-listen-port=0 >/dev/null
   ) &
   ray=$!
-  trap 'set +e; kill "$ray" 2>/dev/null; wait "$ray"; rm -rf "$temporary"' EXIT
+  trap 'set +e; trap "" TERM INT USR1; kill "$ray" 2>/dev/null; wait "$ray"; rm -rf "$temporary"' EXIT
   trap 'exit 143' TERM INT USR1
   if [ "$1" = head ]; then
     until [ -s "$temporary/ray_current_cluster" ]; do kill -0 "$ray"; sleep 0.5; done

@@ -109,7 +109,7 @@ SETTINGS = st.builds(
 
 
 @given(settings_=SETTINGS)
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 def test_a_rayjob_is_what_the_published_schema_says(settings_):
     check(settings_)
     config = schema.from_dict(
@@ -243,6 +243,7 @@ def head(tmp_path, monkeypatch):
         *[f"--temp-dir={folder}", "--disable-usage-stats"],
     ]
     environment = {**os.environ, "GEBM_STORES": str(tmp_path / "stores"), "PATH": _path()}
+    environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"  # nobody is served here who would have to be sent away
     with subprocess.Popen(start, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as ray:
         try:
             found = None
@@ -296,7 +297,7 @@ def test_a_job_of_a_ray_cluster_outlives_whoever_follows_it(head, tmp_path):
     log = followed.stdout + followed.stderr
     assert "Trials, best first" in log and "a-token-of-the-tests-own" not in log, log
     summary = json.loads((tmp_path / "swept" / "summary.json").read_text())
-    assert [trial["status"] for trial in summary["trials"]] == ["finished"] * 2
+    assert [trial["status"] for trial in summary["trials"]] == ["finished"]
     # The same output once more: the job finds nothing left to do, and its end is this command's end.
     again = submitted(tmp_path, *words)
     printed, _ = again.communicate(timeout=200)

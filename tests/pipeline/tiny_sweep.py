@@ -11,5 +11,5 @@ TINY = [
     "evaluation.every=4",
     "evaluation.num_samples=100",
     "sampler.num_steps=2",
-    "sweep.num_trials=2",
+    "sweep.num_trials=1",
 ]
