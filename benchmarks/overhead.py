@@ -129,7 +129,7 @@ def _run_bare(values: dict[str, Any], device: torch.device) -> Bare:
     read = tasks.make(config).open(0, 1, device).batches(Position(epoch=0, step=0))
     batches = iter(list(itertools.islice(read, train.base_steps * train.energy_steps)))
     model = model_to_train(config, device)
-    initialise_log_partition(model, train.log_partition_samples, random_numbers(config, 0, "log-partition", 0, device))
+    initialise_log_partition(model, train.log_partition_samples, random_numbers(config, "log-partition", 0, device))
     trainer = make_trainer(model, config, device)
     reports = _reports(config)
     infos, began = [], 0.0
@@ -137,7 +137,7 @@ def _run_bare(values: dict[str, Any], device: torch.device) -> Bare:
         if step == reports[0]:
             machine.synchronise(device)
             began = time.perf_counter()
-        infos.append(trainer.step(batches, random_numbers(config, 0, "step", step, device)))
+        infos.append(trainer.step(batches, random_numbers(config, "step", step, device)))
     machine.synchronise(device)
     seconds = time.perf_counter() - began
     # As a report takes the mean, in the same order of sums.

@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize, skip_init
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_weights
 
 from gebm.model import GEBM, BoundedEnergy
-from gebm.networks.layers import DoublingConv2d, HalvingConv2d
+from gebm.networks.layers import BatchNorm2d, DoublingConv2d, HalvingConv2d
 
 __all__ = ["folded", "folded_base"]
 
@@ -125,7 +125,7 @@ def _fold(module: nn.Module) -> nn.Module:
     layers: list[nn.Module] = []
     for layer in map(_fold, module):
         before = layers[-1] if layers else None
-        norm = type(layer) is nn.BatchNorm2d and layer.affine and layer.track_running_stats
+        norm = type(layer) is BatchNorm2d and layer.affine and layer.track_running_stats
         if norm and type(before) in (nn.Conv2d, nn.ConvTranspose2d):
             layers[-1] = fuse_conv_bn_eval(before, layer, transpose=type(before) is nn.ConvTranspose2d)
         elif norm and [type(one) for one in layers[-2:]] == [nn.Linear, nn.Unflatten]:
@@ -158,7 +158,7 @@ def _plain(layer: nn.Module) -> nn.Module:
     return _with(plain, layer.weight, layer.bias)
 
 
-def _normalised(linear: nn.Module, grid: nn.Unflatten, norm: nn.BatchNorm2d) -> nn.Linear:
+def _normalised(linear: nn.Module, grid: nn.Unflatten, norm: BatchNorm2d) -> nn.Linear:
     """Return a linear map with the batch normalisation of the grid that its outputs are laid out on."""
     places = linear.out_features // norm.num_features
     repeated = [x.repeat_interleave(places) for x in (norm.running_mean, norm.running_var, norm.weight, norm.bias)]

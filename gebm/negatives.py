@@ -4,7 +4,8 @@
 - :class:`LatentChain`: a Markov chain on latent space, towards the model; contrastive divergence for any base.
 - :class:`DataChain`: a Markov chain on the data themselves; contrastive divergence for a base with a density.
 
-Each is a frozen dataclass of settings. What a persistent chain remembers, the positions of its walkers, goes in and out
+Several processes draw as one would: each keeps its own rows of what it draws for all. Each is a frozen dataclass of
+settings. What a persistent chain remembers, the positions of its walkers, goes in and out
 of ``draw``; :class:`gebm.training.Trainer` keeps them and puts them into its ``state_dict``.
 """
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from gebm import samplers
 from gebm.model import GEBM, frozen
+from gebm.processes import process, share
 
 __all__ = ["BaseDraws", "DataChain", "Draw", "LatentChain", "Negatives"]
 
@@ -90,7 +92,7 @@ class BaseDraws:
         Returns:
             The samples.
         """
-        return Draw(gebm.sample_base(n, generator), None)
+        return Draw(_base_draws(gebm, n, generator), None)
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class _Chain:
         if self.restart == 0:
             return starts_ND
         device = starts_ND.device if generator is None else generator.device
-        uniform = torch.rand(n, generator=generator, device=device).to(starts_ND.device)
+        uniform = share(n, lambda total: torch.rand(total, generator=generator, device=device)).to(starts_ND.device)
         return torch.where((uniform < self.restart)[:, None], fresh(n), starts_ND)
 
 
@@ -175,9 +177,19 @@ class LatentChain(_Chain):
         """
         # Held here as well as in the potential, so that normalised weights are computed once and not at every step.
         with torch.no_grad(), frozen(gebm.base, gebm.energy):
-            z0_ND = self._starts(n, positions, lambda count: gebm.prior.sample(count, generator), generator)
+
+            def fresh(count: int) -> Tensor:
+                return share(count, lambda total: gebm.prior.sample(total, generator))
+
+            z0_ND = self._starts(n, positions, fresh, generator)
             z_ND = samplers.run(
-                self.kernel, gebm.potential, z0_ND, self.num_steps, generator=generator, prior=gebm.prior
+                self.kernel,
+                gebm.potential,
+                z0_ND,
+                self.num_steps,
+                generator=generator,
+                prior=gebm.prior,
+                first_chain=process()[0] * n,
             ).z
             return Draw(gebm.base(z_ND), z_ND if self.persistent else None)
 
@@ -242,15 +254,27 @@ class DataChain(_Chain):
 
         def fresh(count: int) -> Tensor:
             if self.start == "base":
-                return gebm.sample_base(count, generator)
+                return _base_draws(gebm, count, generator)
             return x_data[torch.arange(count, device=x_data.device) % len(x_data)]
 
         with torch.no_grad(), frozen(gebm.base, gebm.energy):
             x0_ND = self._starts(n, positions, fresh, generator)
             x_ND = samplers.run(
-                self.kernel, gebm.data_potential, x0_ND, self.num_steps, generator=generator, prior=_BaseAsPrior(gebm)
+                self.kernel,
+                gebm.data_potential,
+                x0_ND,
+                self.num_steps,
+                generator=generator,
+                prior=_BaseAsPrior(gebm),
+                first_chain=process()[0] * n,
             ).z
             return Draw(x_ND, x_ND if self.persistent else None)
+
+
+def _base_draws(gebm: GEBM, n: int, generator: torch.Generator | None) -> Tensor:
+    """Return this process's ``n`` of the draws (n, ...) that all processes make from the base together."""
+    with frozen(gebm.base):
+        return gebm.base(share(n, lambda total: gebm.prior.sample(total, generator)))
 
 
 @dataclass(frozen=True)

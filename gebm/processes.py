@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, distributed, nn
 
-__all__ = ["average_buffers", "joined", "process", "same_everywhere"]
+__all__ = ["joined", "process", "same_everywhere", "share"]
 
 
 def process() -> tuple[int, int]:
@@ -13,6 +15,24 @@ def process() -> tuple[int, int]:
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1
+
+
+def share(n: int, draw: Callable[[int], Tensor]) -> Tensor:
+    """Draw for all processes and keep this one's rows, so that what is drawn does not depend on how many there are.
+
+    Args:
+        n: Rows that this process takes; the others take as many.
+        draw: Makes so many rows, the same on every process.
+
+    Returns:
+        Rows (n, ...).
+
+    Example:
+        >>> share(3, torch.arange)
+        tensor([0, 1, 2])
+    """
+    rank, world_size = process()
+    return draw(world_size * n)[rank * n : (rank + 1) * n]
 
 
 def joined(rows: Tensor) -> Tensor:
@@ -33,21 +53,3 @@ def same_everywhere(module: nn.Module) -> nn.Module:
         for tensor in module.state_dict().values():  # these share the modules' storage
             distributed.broadcast(tensor, src=0)
     return module
-
-
-@torch.no_grad()
-def average_buffers(module: nn.Module) -> None:
-    """Average running statistics over processes.
-
-    Each process has updated them from its own part of the batch, and the energy steps that follow run the base with
-    them: without this, every process would train the energy against a base of its own.
-    """
-    buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
-    _, world_size = process()
-    if buffers and world_size > 1:
-        joined = torch.cat([buffer.flatten() for buffer in buffers])
-        distributed.all_reduce(joined)
-        for buffer, mean in zip(
-            buffers, (joined / world_size).split([buffer.numel() for buffer in buffers]), strict=True
-        ):
-            buffer.copy_(mean.view_as(buffer))

@@ -30,7 +30,7 @@ from gebm.objectives import Objective
 from gebm.optimizers import Schedule
 from gebm.partition import log_partition_monte_carlo
 from gebm.penalties import GradientPenalty, Penalty
-from gebm.processes import average_buffers, joined, process, same_everywhere
+from gebm.processes import joined, process, same_everywhere, share
 
 __all__ = ["Alternation", "StepInfo", "Trainer", "initialise_log_partition"]
 
@@ -215,7 +215,9 @@ class Trainer:
         Args:
             batches: Yields data (N, ...), images in [-1, 1]; one batch is taken per energy step. A base that learns
                 from data learns from the last of them; without energy steps, one batch is taken for the base step.
-            generator: Source of every random number; best on the model's device.
+            generator: Source of every random number; best on the model's device. Of several processes, each has one
+                in the same state, draws for all of them and keeps its own rows: what is learnt does not depend on how
+                many there are.
 
         Returns:
             What happened, without waiting for the device.
@@ -239,7 +241,8 @@ class Trainer:
             if learns_from_data:
                 inputs = x_data
             else:
-                inputs = self.gebm.prior.sample(self.latent_batch_size or len(x_data), generator)
+                n = self.latent_batch_size or len(x_data)
+                inputs = share(n, lambda total: self.gebm.prior.sample(total, generator))
             base_loss = self._step_base(inputs)
             num_nonfinite += ~base_loss.isfinite()
         self.base_step += 1
@@ -347,7 +350,10 @@ class Trainer:
     def _step_energy(self, x_data: Tensor, source: GEBM, generator: torch.Generator) -> EnergyTerms:
         num_negatives = self.latent_batch_size or len(x_data)
         x_base = self._draw_negatives(source, num_negatives, x_data, generator)
-        position = self.penalty.draw(min(len(x_data), num_negatives), generator, self.energy_step)
+        rank, world_size = process()
+        n = min(len(x_data), num_negatives)
+        position = self.penalty.draw(world_size * n, generator, self.energy_step)
+        position = None if position is None else position[rank * n : (rank + 1) * n]
         self._sampled.energy.train()
         terms = self._energy_loss(x_data, x_base, None if position is None else position.to(x_data.device))
         self.energy_optimizer.zero_grad(set_to_none=True)
@@ -386,7 +392,6 @@ class Trainer:
         self.base_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.base_optimizer.step()
-        average_buffers(self.gebm.base)
         if self.average is not None:
             # The window grows from ten steps on: the random initial weights must not stay in it.
             _blend(self.average, self.gebm.base, min(self.ema_decay, (1 + self.base_step) / (10 + self.base_step)))

@@ -130,21 +130,20 @@ def make_trainer(model: GEBM, config: schema.Config, device: torch.device, world
     )
 
 
-def random_numbers(
-    config: schema.Config, rank: int, purpose: str, base_step: int, device: torch.device
-) -> torch.Generator:
-    """The random numbers of one step on one rank, a function of seed, rank and step and of nothing that came before.
+def random_numbers(config: schema.Config, purpose: str, base_step: int, device: torch.device) -> torch.Generator:
+    """The random numbers of one step, a function of seed and step and of nothing that came before.
 
-    So a resumed run draws what an undisturbed one would have drawn, and a checkpoint needs no generator's state.
+    So a resumed run draws what an undisturbed one would have drawn, and a checkpoint needs no generator's state. All
+    workers have the same, and each takes its own rows of what is drawn for all.
 
     Args:
         config: ``seed``.
-        rank: of the worker.
         purpose: ``step`` or ``log-partition``.
         base_step: base steps done before.
         device: where they are drawn.
     """
-    text = f"{config.seed}/{rank}/{purpose}/{base_step}"
+    # The nought keeps what seeds have given since there were numbers for each worker.
+    text = f"{config.seed}/0/{purpose}/{base_step}"
     seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
     return torch.Generator(device).manual_seed(seed)
 
@@ -234,7 +233,7 @@ def loop(settings: dict[str, Any]) -> None:
     start = checkpoints.last or config.checkpoint
     if not start and config.train.log_partition_samples:
         initialise_log_partition(
-            model, config.train.log_partition_samples, random_numbers(config, rank, "log-partition", 0, device)
+            model, config.train.log_partition_samples, random_numbers(config, "log-partition", 0, device)
         )
     # From here on all workers have the weights and the log-partition of the first.
     trainer, plateau = make_trainer(model, config, device, world_size), _plateau(run)
@@ -255,7 +254,7 @@ def loop(settings: dict[str, Any]) -> None:
     while trainer.base_step < config.train.base_steps:
         try:
             with throughput.alternation():
-                infos.append(trainer.step(batches, random_numbers(config, rank, "step", trainer.base_step, device)))
+                infos.append(trainer.step(batches, random_numbers(config, "step", trainer.base_step, device)))
         except ValueError as error:  # chains of negatives that can start nowhere: the losses before may say why
             _require_finite(infos, trainer.base_step)
             raise NonFiniteLoss(
@@ -307,7 +306,7 @@ def _restore(checkpoint: Checkpoint, model: GEBM, trainer: Trainer, plateau: Pla
     learns = trainer.objective.trains_log_partition
     if learns and not objectives.make(before.objective).trains_log_partition and config.train.log_partition_samples:
         # It stands where it was before any training. All ranks take the first one's, for their copies have to stay one.
-        generator = random_numbers(config, run.rank, "log-partition", trainer.base_step, run.device)
+        generator = random_numbers(config, "log-partition", trainer.base_step, run.device)
         initialise_log_partition(trainer.sampling_model(), config.train.log_partition_samples, generator)
         if run.world_size > 1:
             torch.distributed.broadcast(model.log_partition.data, src=0)

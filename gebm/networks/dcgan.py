@@ -12,7 +12,7 @@ from itertools import pairwise
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from gebm.networks.layers import Pixels, num_doublings
+from gebm.networks.layers import BatchNorm2d, Pixels, num_doublings
 
 __all__ = ["DCGANBase", "DCGANEnergy", "make"]
 
@@ -41,11 +41,11 @@ class DCGANBase(nn.Sequential):
         layers: list[nn.Module] = [
             nn.Linear(latent_dim, widths[0] * 16),
             nn.Unflatten(1, (widths[0], 4, 4)),
-            nn.BatchNorm2d(widths[0]),
+            BatchNorm2d(widths[0]),
             nn.ReLU(),
         ]
         for wide, narrow in pairwise(widths):
-            layers += [nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1), nn.BatchNorm2d(narrow), nn.ReLU()]
+            layers += [nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1), BatchNorm2d(narrow), nn.ReLU()]
         super().__init__(*layers, nn.Conv2d(width, channels, 3, padding=1), Pixels())
         for layer in self:
             _initialise(layer)

@@ -4,9 +4,45 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.nn import functional as distributed_functional
 from torch.nn import functional as F
 
-__all__ = ["DoublingConv2d", "HalvingConv2d", "Pixels", "num_doublings"]
+from gebm.processes import process
+
+__all__ = ["BatchNorm2d", "DoublingConv2d", "HalvingConv2d", "Pixels", "num_doublings"]
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation over the batches of all processes together (Ioffe and Szegedy, ICML 2015).
+
+    With each process's own mean and variance, a batch of 128 on 64 processes would be normalised two images at a time,
+    and what a base learns would depend on how many processes train it. In evaluation mode, and in a single process, it
+    is torch's own; torch's ``SyncBatchNorm`` runs on a GPU only.
+
+    Example:
+        >>> layer = BatchNorm2d(2)
+        >>> layer(torch.randn(3, 2, 4, 4)).shape
+        torch.Size([3, 2, 4, 4])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise images (N, C, H, W); processes have as many each."""
+        _, world_size = process()
+        if not self.training or world_size == 1:
+            return super().forward(x)
+        variances, means = torch.var_mean(x.to(self.weight.dtype), (0, 2, 3), correction=0)
+        # Differentiated through the gather: each process's mean moves the outputs of all.
+        moments = torch.stack(distributed_functional.all_gather(torch.stack([means, variances])))
+        mean = moments[:, 0].mean(0)
+        variance = (moments[:, 1] + (moments[:, 0] - mean).square()).mean(0)
+        with torch.no_grad():
+            count = world_size * x.numel() / self.num_features
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), self.momentum)
+            self.num_batches_tracked += 1
+        scale = self.weight * (variance + self.eps).rsqrt()
+        shift = self.bias - mean * scale
+        return torch.addcmul(shift[:, None, None], x.to(scale.dtype), scale[:, None, None]).to(x.dtype)
 
 
 class HalvingConv2d(nn.Conv2d):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from gebm.networks.layers import DoublingConv2d, HalvingConv2d, Pixels, num_doublings
+from gebm.networks.layers import BatchNorm2d, DoublingConv2d, HalvingConv2d, Pixels, num_doublings
 
 __all__ = [
     "ConvNetBase",
@@ -51,12 +51,12 @@ class ConvNetBase(nn.Sequential):
         layers: list[nn.Module] = [
             _normal(nn.Linear(latent_dim, widths[0] * 16)),
             nn.Unflatten(1, (widths[0], 4, 4)),
-            nn.BatchNorm2d(widths[0]),
+            BatchNorm2d(widths[0]),
             nn.ReLU(),
         ]
         for wide, narrow in pairwise(widths):
             upsampling = _normal(nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1))
-            layers += [upsampling, nn.BatchNorm2d(narrow), nn.ReLU()]
+            layers += [upsampling, BatchNorm2d(narrow), nn.ReLU()]
         super().__init__(*layers, _normal(nn.Conv2d(width, channels, 3, padding=1)), Pixels())
 
 
@@ -107,10 +107,10 @@ class UpBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.residual = nn.Sequential(
-            nn.BatchNorm2d(width),
+            BatchNorm2d(width),
             nn.ReLU(),
             _xavier(DoublingConv2d(width, width)),
-            nn.BatchNorm2d(width),
+            BatchNorm2d(width),
             nn.ReLU(),
             _xavier(nn.Conv2d(width, width, 3, padding=1)),
         )
@@ -185,7 +185,7 @@ class ResNetBase(nn.Sequential):
             _xavier(nn.Linear(latent_dim, width * 16)),
             nn.Unflatten(1, (width, 4, 4)),
             *[UpBlock(width) for _ in range(stages)],
-            nn.BatchNorm2d(width),
+            BatchNorm2d(width),
             nn.ReLU(),
             _xavier(nn.Conv2d(width, channels, 3, padding=1)),
             Pixels(),
