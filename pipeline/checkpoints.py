@@ -10,11 +10,13 @@ A checkpoint is a folder behind any fsspec URL::
 Its files are written first and its name gets into ``index.json`` last, so a checkpoint that was cut off is never
 found. A folder that the index names is never written to: a trial that comes by a base step again, as in
 population-based training, keeps it as ``step-00001000-2``. Tensors are safetensors and the rest is JSON: reading a
-stranger's file runs no code of his.
+stranger's file runs no code of his. Between evaluations checkpoints have no score, and are called
+``interim-00000600``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -37,7 +39,9 @@ __all__ = ["Checkpoint", "Checkpoints", "load_state", "read"]
 FORMAT = 1
 _FILES = ("model.safetensors", "training.safetensors", "state.json")
 _TENSOR = "__tensor__"
-_NAME = re.compile(r"step-\d{8,}(-\d+)?")  # a name that led elsewhere could have another folder read, or deleted
+_NAME = re.compile(
+    r"(step|interim)-\d{8,}(-\d+)?"
+)  # a name that led elsewhere could have another folder read, or deleted
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ class Checkpoints:
         model: dict[str, torch.Tensor],
         training: dict[str, Any],
         state: dict[str, Any],
-        score: float,
+        score: float | None,
     ) -> str:
         """Write a checkpoint and forget those that are neither the last nor the best.
 
@@ -115,13 +119,16 @@ class Checkpoints:
             model: the GEBM's ``state_dict``.
             training: nested dicts and lists of tensors, numbers, strings and None.
             state: anything JSON can hold.
-            score: the lower the better, for example ``fid_gebm``; not finite where there is none.
+            score: the lower the better, for example ``fid_gebm``; none of a checkpoint between two evaluations, and
+                not finite where an evaluation has none.
 
         Returns:
             The checkpoint's URL.
         """
         tensors: dict[str, torch.Tensor] = {}
         outline = _flatten(training, "", tensors)
+        interim = score is None
+        score = math.nan if score is None else score
         known = score if math.isfinite(score) else None
         contents = {
             "model.safetensors": save_tensors(_contiguous(model)),
@@ -137,7 +144,7 @@ class Checkpoints:
             "training": outline,
         }
         contents["state.json"] = json.dumps(document, indent=1).encode()
-        return self._keep(base_step, contents, score)
+        return self._keep(f"{'interim' if interim else 'step'}-{base_step:08d}", contents, score)
 
     def adopt(self, url: str) -> str:
         """Make another trial's checkpoint the last one here, as population-based training does.
@@ -160,10 +167,11 @@ class Checkpoints:
                 raise UserError(f"no checkpoint at {url} to go on from") from None
             return self.adopt(str(newest))
         state = json.loads(contents["state.json"])
-        return self._keep(state["base_step"], contents, math.nan if state["score"] is None else state["score"])
+        name = f"step-{state['base_step']:08d}"
+        return self._keep(name, contents, math.nan if state["score"] is None else state["score"])
 
-    def _keep(self, base_step: int, contents: dict[str, bytes], score: float) -> str:
-        names = (f"step-{base_step:08d}{suffix}" for suffix in ("", "-2", "-3"))  # the index names two at most
+    def _keep(self, name: str, contents: dict[str, bytes], score: float) -> str:
+        names = (f"{name}{suffix}" for suffix in ("", "-2", "-3"))  # the index names two at most
         name = next(name for name in names if name not in (self._index.get("last"), self._index.get("best")))
         for file, content in contents.items():
             write_file(f"{self.url}/{name}/{file}", content)
@@ -174,7 +182,9 @@ class Checkpoints:
         superseded = {self._index.get("last"), self._index.get("best")} - {index["last"], index.get("best"), None}
         self._index = index
         for old in superseded:
-            self._files.rm(f"{self._path}/{old}", recursive=True)
+            # The new one is there; what cannot be removed only takes room.
+            with contextlib.suppress(Exception):
+                self._files.rm(f"{self._path}/{old}", recursive=True)
         return f"{self.url}/{name}"
 
 

@@ -66,7 +66,9 @@ _POSITIVE = (  # where they are set at all
     "evaluation.chain_points",
     "evaluation.grid",
     "evaluation.temperatures",
+    "checkpoints.every",
     "scale.num_workers",
+    "scale.min_workers",
     "scale.cpus_per_worker",
     "scale.timeout",
     "sweep.num_trials",
@@ -82,6 +84,7 @@ _NOT_NEGATIVE = (
     "train.warmup_base_steps",
     "tracking.patience",
     "scale.max_restarts",
+    "train.nonfinite_restarts",
     "train.log_partition_samples",
     "train.penalty",
     "train.weight_decay",
@@ -144,6 +147,7 @@ def _names(config: Config) -> None:
         ("sampler.precision", config.sampler.precision, PRECISIONS),
         ("evaluation.log_partition", config.evaluation.log_partition, _LOG_PARTITIONS),
         ("data.encoding", config.data.encoding, _ENCODINGS[config.task]),
+        ("checkpoints.on_failure", config.checkpoints.on_failure, ("stop", "continue")),
         ("sweep.search", config.sweep.search, ("random", "grid", "optuna")),
         ("sweep.scheduler", config.sweep.scheduler, ("asha", "pbt", "none")),
         ("sweep.mode", config.sweep.mode, ("min", "max")),
@@ -228,11 +232,16 @@ def _scale(config: Config) -> None:
             f"ray.address={config.ray.address}: a sweep is driven from within the cluster; start this command on one "
             f"of its machines with ray.address=auto, for example with `ray job submit`"
         )
+    fewest, most = config.scale.min_workers or config.scale.num_workers, config.scale.num_workers
+    if fewest > most:
+        raise UserError(f"scale.min_workers={fewest}: it cannot be more than scale.num_workers={most}")
+    possible = range(fewest, most + 1)
+    asked = f"scale.num_workers={most}" if fewest == most else f"{fewest} to {most} workers (scale.min_workers)"
     for key, size in (("batch_size", config.train.batch_size), ("latent_batch_size", config.train.latent_batch_size)):
-        if size is not None and size % config.scale.num_workers:
+        if size is not None and any(size % number for number in possible):
             raise UserError(
-                f"train.{key}={size} cannot be shared out evenly among scale.num_workers={config.scale.num_workers}: "
-                f"make it a multiple of {config.scale.num_workers}"
+                f"train.{key}={size} cannot be shared out evenly among {asked}: make it a multiple of "
+                f"{math.lcm(*possible)}"
             )
 
 

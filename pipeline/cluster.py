@@ -44,6 +44,7 @@ class Capacity:
     nodes: list[dict[str, float]]
     worker: dict[str, float]
     num_workers: int
+    min_workers: int | None = None  # that a trial makes do with
     ours: bool = False  # started for this sweep, so nobody else is on it
 
     @property
@@ -54,8 +55,9 @@ class Capacity:
 
     @property
     def concurrent_trials(self) -> int:
-        """Trials that fit at the same time."""
-        return trials_that_fit(self.nodes, self.worker, self.num_workers)
+        """Trials that fit at the same time; one that is elastic has all the room where there is none for more."""
+        alone = self.min_workers and trials_that_fit(self.nodes, self.worker, self.min_workers)
+        return trials_that_fit(self.nodes, self.worker, self.num_workers) or min(alone or 0, 1)
 
 
 def trials_that_fit(nodes: list[dict[str, float]], worker: dict[str, float], num_workers: int) -> int:
@@ -154,12 +156,14 @@ def connected(config: Config) -> Iterator[Capacity]:
         if not address:
             # The extra CPU is for the drivers alone, so workers are counted against the cores there are.
             nodes = [{**node, "CPU": float(os.cpu_count() or 1) + 0.5} for node in nodes]
-        capacity = Capacity(nodes, demand(config), config.scale.num_workers, ours=not address)
+        capacity = Capacity(nodes, demand(config), config.scale.num_workers, config.scale.min_workers, ours=not address)
         if capacity.concurrent_trials == 0:
             has = {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
             asks = ", ".join(f"{amount:g} {name}" for name, amount in capacity.worker.items())
+            least = capacity.min_workers
+            scale = f"scale.min_workers={least}" if least else f"scale.num_workers={capacity.num_workers}"
             raise UserError(
-                f"a trial never fits: scale.num_workers={capacity.num_workers} workers of {asks} each, and the cluster "
+                f"a trial never fits: {scale} workers of {asks} each, and the cluster "
                 f"has {int(has['CPU'])} CPU and {int(has['GPU'])} GPU on {len(nodes)} node(s); lower "
                 f"scale.num_workers or scale.cpus_per_worker, or add nodes"
             )

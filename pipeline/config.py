@@ -21,6 +21,7 @@ from pipeline.errors import UserError
 __all__ = [
     "CONFIG_NAME",
     "HYDRA_KEYS",
+    "Checkpointing",
     "Config",
     "Data",
     "Evaluation",
@@ -143,6 +144,8 @@ class Train:
     precision: str = "auto"  # float32, bfloat16; auto takes bfloat16 for images on a GPU that has it
     memory_format: str = "auto"  # of weights and images: channels_last, contiguous; auto is the first, for images
     report_every: int = 50  # base steps between two progress reports
+    # Times that a trial whose loss is no longer finite goes on from its last checkpoint, at half its learning rates.
+    nonfinite_restarts: int = 0
     learning_rate_decay: LearningRateDecay = field(default_factory=LearningRateDecay)
 
 
@@ -181,14 +184,25 @@ class Evaluation:
 
 
 @dataclass
+class Checkpointing:
+    """What a trial that was interrupted goes on from."""
+
+    every: int | None = None  # base steps between two checkpoints; there is one at each evaluation in any case
+    on_failure: str = "stop"  # when one cannot be written: stop, or continue without it
+
+
+@dataclass
 class Scale:
     """What a trial runs on."""
 
     num_workers: int = 1
+    # Elastic: a trial runs on as many workers as there is room for, from this number to num_workers, and what it learns
+    # is the same; by default always on num_workers.
+    min_workers: int | None = None
     use_gpu: bool | None = None  # by default, whether the cluster has GPUs
     cpus_per_worker: int = 1
-    timeout: float = 1800.0  # seconds that workers wait for one another before they give up
-    max_restarts: int = 3  # times that a trial's workers are started anew after they died, from its last checkpoint
+    timeout: float = 1800.0  # seconds without a sign of life after which a worker counts as hung
+    max_restarts: int = 3  # times that a trial whose workers died or hung goes on from its last checkpoint
 
 
 @dataclass
@@ -236,6 +250,7 @@ class Config:
     train: Train = field(default_factory=Train)
     sampler: Sampler = field(default_factory=Sampler)
     evaluation: Evaluation = field(default_factory=Evaluation)
+    checkpoints: Checkpointing = field(default_factory=Checkpointing)
     scale: Scale = field(default_factory=Scale)
     ray: RayCluster = field(default_factory=RayCluster)
     tracking: Tracking = field(default_factory=Tracking)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["NonFiniteLoss", "UserError"]
+__all__ = ["NonFiniteLoss", "Preempted", "UserError"]
 
 
 class UserError(Exception):
@@ -19,3 +19,7 @@ class UserError(Exception):
 
 class NonFiniteLoss(ArithmeticError):
     """A loss went to NaN or infinity; the message has the base step and the value."""
+
+
+class Preempted(Exception):
+    """A machine of the trial's is about to be taken away; where the trial stands is in a checkpoint."""

@@ -20,7 +20,7 @@ import yaml
 from ray import tune
 from rich.console import Console
 
-from pipeline import cluster, search, tasks
+from pipeline import cluster, lease, search, tasks
 from pipeline import config as schema
 from pipeline.checkpoints import load_state, read
 from pipeline.checks import validate
@@ -143,66 +143,68 @@ def run(config: schema.Config, named: dict[str, Any], *, verb: str, console: Con
         facts={},
         trials=earlier,
     )
-    tracker = Tracker(
-        uri,
-        config.tracking.experiment or config.name,
-        artifacts=artifacts,
-        journal=_journal(output),
-        say=lambda line: console.print(line, highlight=False),
-    )
-    with cluster.connected(config) as capacity:
-        fitting = min(capacity.concurrent_trials, config.sweep.max_concurrent or capacity.concurrent_trials)
-        label = _prepare(config, capacity, console)
-        name = output.rstrip("/").rsplit("/", 1)[-1]
-        tracker.start_sweep(
-            name,
-            schema.to_dict(config),
-            _note(config, verb),
-            extractor=label,
-            run_id=facts.get("mlflow_run_id"),
+    with lease.held(output):
+        tracker = Tracker(
+            uri,
+            config.tracking.experiment or config.name,
+            artifacts=artifacts,
+            journal=_journal(output),
+            say=lambda line: console.print(line, highlight=False),
         )
-        records.facts = {
-            "experiment": config.name,
-            "measure": tasks.make(config).measure(label),
-            **({"extractor": label} if label else {}),
-            "store": store.url,
-            "tracking_uri": uri,
-            "mlflow_run_id": tracker.run_id,
-        }
-        write_file(f"{output}/config.yaml", yaml.safe_dump(schema.to_dict(config), sort_keys=False).encode())
-        tracker.log_files(None, [f"{output}/config.yaml"])
-        _advise(config, capacity, console)
-        records.write()
-        searcher, count = search.make_searcher(config, space, earlier)
-        workers = ", ".join(f"{amount:g} {resource}" for resource, amount in capacity.worker.items())
-        with Display(records, config.train.base_steps, console) as display:
-            display.say(
-                f"{config.name}: {count} trial(s) to run, {fitting} at a time, "
-                f"each on {capacity.num_workers} worker(s) of {workers}; MLflow is at {uri}"
+        with cluster.connected(config) as capacity:
+            fitting = min(capacity.concurrent_trials, config.sweep.max_concurrent or capacity.concurrent_trials)
+            label = _prepare(config, capacity, console)
+            name = output.rstrip("/").rsplit("/", 1)[-1]
+            tracker.start_sweep(
+                name,
+                schema.to_dict(config),
+                _note(config, verb),
+                extractor=label,
+                run_id=facts.get("mlflow_run_id"),
             )
-            cluster.forget(output)
-            if config.sweep.scheduler == "pbt":
-                trials = {"config": search.population(space, earlier)}
-            else:
-                trials = {"search_alg": searcher, "num_samples": count}
-            with _quiet():
-                tune.run(
-                    tune.with_resources(
-                        tune.with_parameters(tuned, settings=_settings(config, capacity)),
-                        {"CPU": cluster.DRIVER_CPUS},
-                    ),
-                    scheduler=search.make_scheduler(config, space, earlier),
-                    **trials,
-                    max_concurrent_trials=fitting,
-                    callbacks=[_Watch(config, records, tracker, display)],
-                    raise_on_failed_trial=False,
-                    trial_name_creator=lambda trial: trial.config[TRIAL],
-                    trial_dirname_creator=lambda trial: f"{trial.config[TRIAL]}-{trial.trial_id}",
-                    verbose=0,
-                    **cluster.books(output),
+            records.facts = {
+                "experiment": config.name,
+                "measure": tasks.make(config).measure(label),
+                **({"extractor": label} if label else {}),
+                "store": store.url,
+                "tracking_uri": uri,
+                "mlflow_run_id": tracker.run_id,
+            }
+            write_file(f"{output}/config.yaml", yaml.safe_dump(schema.to_dict(config), sort_keys=False).encode())
+            tracker.log_files(None, [f"{output}/config.yaml"])
+            _advise(config, capacity, console)
+            records.write()
+            searcher, count = search.make_searcher(config, space, earlier)
+            workers = ", ".join(f"{amount:g} {resource}" for resource, amount in capacity.worker.items())
+            with Display(records, config.train.base_steps, console) as display:
+                display.say(
+                    f"{config.name}: {count} trial(s) to run, {fitting} at a time, "
+                    f"each on {capacity.num_workers} worker(s) of {workers}; MLflow is at {uri}"
                 )
-        interrupted = any(record.status not in ENDED for record in records.trials)
-        _finish(config, records, tracker, verb, console, interrupted=interrupted)
+                cluster.forget(output)
+                if config.sweep.scheduler == "pbt":
+                    trials = {"config": search.population(space, earlier)}
+                else:
+                    trials = {"search_alg": searcher, "num_samples": count}
+                with _quiet():
+                    tune.run(
+                        tune.with_resources(
+                            tune.with_parameters(tuned, settings=_settings(config, capacity)),
+                            {"CPU": cluster.DRIVER_CPUS},
+                        ),
+                        scheduler=search.make_scheduler(config, space, earlier),
+                        **trials,
+                        max_concurrent_trials=fitting,
+                        callbacks=[_Watch(config, records, tracker, display)],
+                        raise_on_failed_trial=False,
+                        max_failures=config.scale.max_restarts,  # of the trials' own processes, with their machines
+                        trial_name_creator=lambda trial: trial.config[TRIAL],
+                        trial_dirname_creator=lambda trial: f"{trial.config[TRIAL]}-{trial.trial_id}",
+                        verbose=0,
+                        **cluster.books(output),
+                    )
+            interrupted = any(record.status not in ENDED for record in records.trials)
+            _finish(config, records, tracker, verb, console, interrupted=interrupted)
     if interrupted:
         raise Interrupted(f"stopped; go on with: python -m pipeline.{verb} resume={output}")
     _report(config, records, console)
@@ -254,7 +256,7 @@ class _Watch(tune.Callback):
             record.status, record.error = "running", None
             settings = schema.to_dict(schema.apply(self._config, record.params))
             self._tracker.start_trial(record.name, settings, {"experiment": self._config.name})
-        self._records.write()
+        self._write()
         self._display.update(record)
 
     def on_trial_result(
@@ -284,15 +286,22 @@ class _Watch(tune.Callback):
             self._display.say(f"trial {record.name}: {note}")
             self._noted.add(note)  # it comes with each evaluation of each trial
         if evaluated:
-            self._records.write()
+            self._write()
         self._tracker.log_metrics(record.name, numbers, step=known["base_step"])
         if evaluated:
             self._tracker.log_chain(record.name, self._score, known["chain"], known["base_step"])
             self._tracker.log_files(record.name, known["figures"], folder=f"step-{known['base_step']:08d}")
         self._display.update(record, evaluated=evaluated)
 
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        record = self._record(trial)
+        self._display.say(f"trial {record.name} goes on from its last checkpoint: its machine went away")
+
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         record = self._record(trial)
+        if record.error:
+            self.on_trial_error(iteration, trials, trial)
+            return
         planned = record.params.get("train.base_steps", self._config.train.base_steps)
         done = record.metrics.get("base_step", 0) >= planned
         self._end(record, "finished" if done else "pruned")
@@ -306,11 +315,22 @@ class _Watch(tune.Callback):
     def _end(self, record: TrialRecord, status: str) -> None:
         self._clock(record)
         record.status = status
-        self._records.write()
+        self._write()
         tags = {"status": status, **({"error": record.error} if record.error else {})}
         self._tracker.describe(record.name, record.error or status, tags)
         self._tracker.end(record.name, "FAILED" if status == "failed" else "FINISHED")
         self._display.update(record)
+
+    def _write(self) -> None:
+        """Keep the summary; that it could not be kept this once must not end the trials, whose own files are apart."""
+        try:
+            self._records.write()
+        except Exception as error:  # each file system has exceptions of its own
+            reason = " ".join(str(error).split()) or type(error).__name__
+            line = f"{self._records.output}/summary.json cannot be written ({reason}); the trials go on"
+            if line not in self._noted:
+                self._display.say(line)
+                self._noted.add(line)
 
     def _clock(self, record: TrialRecord) -> None:
         now = time.monotonic()

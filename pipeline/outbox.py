@@ -10,6 +10,7 @@ a second time changes nothing.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -58,8 +59,10 @@ class Outbox:
         self._note = path.with_name(f"{path.name}.sent")
         path.parent.mkdir(parents=True, exist_ok=True)
         entries, self._sent = self._read()
-        self._waiting = deque(entries[self._sent :])
-        self._file = path.open("ab")
+        # Each with whether the journal has it.
+        self._waiting = deque((entry, True) for entry in entries[self._sent :])
+        self._full = False
+        self._file = path.open("ab", buffering=0)
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._send, name="outbox", daemon=True)
@@ -73,10 +76,19 @@ class Outbox:
         """
         line = json.dumps(entry).encode() + b"\n"
         with self._changed:
-            self._file.write(line)
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._waiting.append(entry)
+            whole = os.fstat(self._file.fileno()).st_size
+            try:
+                self._file.write(line)
+                os.fsync(self._file.fileno())
+                self._waiting.append((entry, True))
+            except OSError as error:
+                # Half a line would spoil the journal. What it has no room for is sent from memory.
+                with contextlib.suppress(OSError):
+                    self._file.truncate(whole)
+                self._waiting.append((entry, False))
+                if not self._full:
+                    self._say(f"{self.path} cannot be written ({_reason(error)}): the tracker is told from memory")
+                self._full = True
             self._changed.notify_all()
 
     def flush(self, patience: float) -> int:
@@ -116,7 +128,7 @@ class Outbox:
                 self._changed.wait_for(lambda: self._waiting or self._closing)
                 if self._closing:
                     return
-                entry = self._waiting[0]
+                entry, kept = self._waiting[0]
             try:
                 self._deliver(entry)
             except Refused as error:
@@ -133,8 +145,9 @@ class Outbox:
                 self._say(f"the tracker answers again: it gets what it missed, {len(self._waiting)} entries")
             wait, missed = _FIRST_WAIT, 0
             with self._changed:
-                self._sent += 1
-                _replace(self._note, str(self._sent))
+                self._sent += kept
+                with contextlib.suppress(OSError):  # sent a second time, it changes nothing
+                    _replace(self._note, str(self._sent))
                 self._waiting.popleft()
                 self._changed.notify_all()
 

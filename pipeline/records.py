@@ -115,11 +115,13 @@ class Records:
         Args:
             record: the trial.
             metrics: with ``base_step`` and the sweep's metric among them.
-            checkpoint: the URL of the model that was evaluated.
+            checkpoint: the URL of the model that was evaluated; none if it could not be written.
         """
         record.metrics.update(metrics)
-        record.checkpoint = checkpoint
+        record.checkpoint = checkpoint or record.checkpoint
         record.evaluations.append(self.evaluation(metrics))
+        if checkpoint is None:  # it could not be written, and a model that is not there is nobody's best
+            return
         # Who takes over another's weights goes back, and writes over what it had: that folder's score is the new one.
         rewritten = checkpoint is not None and checkpoint == record.best_checkpoint
         if rewritten or self.better(metrics[self.metric], record.best_metrics.get(self.metric)):

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import ray.train
 import ray.train.torch
@@ -25,10 +26,11 @@ from pipeline import config as schema
 from pipeline import precision, tasks
 from pipeline.checkpoints import Checkpoint, Checkpoints, load_state, read
 from pipeline.checks import validate
-from pipeline.errors import NonFiniteLoss, UserError
+from pipeline.errors import NonFiniteLoss, Preempted, UserError
 from pipeline.files import write_file
 from pipeline.stores import Position
 from pipeline.throughput import Throughput
+from pipeline.watchdog import Watchdog
 
 __all__ = [
     "build_model",
@@ -40,6 +42,8 @@ __all__ = [
     "trained_config",
     "write_pictures",
 ]
+
+_T = TypeVar("_T")
 
 _AVERAGE = "average."  # how the trainer names the tensors of the moving average
 _OURS = ("checkpoint", "output", "resume")  # keys of the command, not of the model it is about
@@ -55,6 +59,7 @@ class _Run:
     world_size: int
     device: torch.device
     work: tasks.Work
+    watchdog: Watchdog
 
 
 def build_model(config: schema.Config) -> GEBM:
@@ -207,11 +212,13 @@ def loop(settings: dict[str, Any]) -> None:
     """Train on this worker, from the last checkpoint if there is one.
 
     Args:
-        settings: ``config`` as a nested dict, and ``url``, the trial's folder.
+        settings: ``config`` as a nested dict; ``url``, the trial's folder; and ``rates``, a factor of both learning
+            rates, for a trial that diverged at those of its config.
 
     Raises:
         NonFiniteLoss: a loss is NaN or infinite.
-        UserError: the store is damaged, or the checkpoint is of another architecture.
+        Preempted: a machine is about to be taken away; the present step is in a checkpoint.
+        UserError: the store is damaged, the checkpoint is of another architecture, or none can be written.
     """
     config = schema.from_dict(settings["config"])
     if config.data.split_seed is None:
@@ -227,6 +234,7 @@ def loop(settings: dict[str, Any]) -> None:
         world_size=world_size,
         device=device,
         work=tasks.make(config).open(rank, world_size, device),
+        watchdog=Watchdog(config.scale.timeout),
     )
     model = model_to_train(config, device)
     checkpoints = Checkpoints(run.url)
@@ -237,63 +245,138 @@ def loop(settings: dict[str, Any]) -> None:
         )
     # From here on all workers have the weights and the log-partition of the first.
     trainer, plateau = make_trainer(model, config, device, world_size), _plateau(run)
-    position = Position(epoch=0, step=0)
+    rates, position, evaluating = settings["rates"], Position(epoch=0, step=0), False
     if start:
         checkpoint = read(start)
-        position = _restore(checkpoint, model, trainer, plateau, run)
+        if start == checkpoints.last:
+            rates = min(rates, checkpoint.state.get("rates", 1.0))
+        position = _restore(checkpoint, model, trainer, plateau, run, rates)
+    else:
+        trainer.scale_learning_rates(rates, rates)
     batches = run.work.batches(position)
     if start and start == checkpoints.last:
-        # The driver may have died between this checkpoint and its report, or it is another trial's that was taken over.
-        ray.train.report({**checkpoint.state["report"], "checkpoint": start})
+        # It may have died while it was evaluated.
+        evaluating = (
+            _evaluation_due(config, trainer.base_step) and config.sweep.metric not in checkpoint.state["report"]
+        )
+        # Or between this checkpoint and its report; or it is another trial's that was taken over.
+        if not evaluating:
+            ray.train.report({**checkpoint.state["report"], "checkpoint": start})
     elif trainer.base_step >= config.train.base_steps:
         report = {"base_step": trainer.base_step, **_evaluate(trainer, run, "sampled")}
         ray.train.report({**report, "checkpoint": start})
     infos: list[StepInfo] = []
     throughput = Throughput(trainer, device, world_size)
     clock, evaluation_seconds = time.monotonic(), 0.0
-    while trainer.base_step < config.train.base_steps:
-        try:
-            with throughput.alternation():
-                infos.append(trainer.step(batches, random_numbers(config, "step", trainer.base_step, device)))
-        except ValueError as error:  # chains of negatives that can start nowhere: the losses before may say why
-            _require_finite(infos, trainer.base_step)
-            raise NonFiniteLoss(
-                f"base step {trainer.base_step + 1} cannot be taken: {error}; lower train.energy_lr or train.base_lr"
-            ) from None
+    report = checkpoint.state["report"] if evaluating else {}
+    while evaluating or trainer.base_step < config.train.base_steps:
+        if not evaluating:
+            try:
+                with throughput.alternation():
+                    infos.append(trainer.step(batches, random_numbers(config, "step", trainer.base_step, device)))
+            except ValueError as error:  # chains of negatives that can start nowhere: the losses before may say why
+                _require_finite(infos, trainer.base_step)
+                step = trainer.base_step + 1
+                raise NonFiniteLoss(
+                    f"base step {step} cannot be taken: {error}; lower train.energy_lr or train.base_lr"
+                ) from None
+            run.watchdog.alive()
+            done = trainer.base_step
+            evaluating = _evaluation_due(config, done)
+            preempted = done % _notice_every(config) == 0 and ray.train.get_preemption_info() is not None
+            saving = evaluating or preempted or bool(config.checkpoints.every and done % config.checkpoints.every == 0)
+            reporting = saving or done % config.train.report_every == 0
+            if reporting or plateau.due(done):
+                _require_finite(infos, done)
+            # A base that stands still does not stop improving.
+            if config.train.train_base and plateau.due(done) and _plateaued(plateau, trainer, run):
+                trainer.scale_learning_rates(plateau.factor, plateau.factor)
+            if not reporting:
+                continue
+            report = _progress(infos, trainer, throughput, run, time.monotonic() - clock)
+            if saving:
+                # Before an evaluation, too: it may take longer than a machine is still there.
+                saved = _save(checkpoints, trainer, plateau, batches, report, rates, run, score=None)
+                report |= {} if evaluating and not preempted else saved
+            if preempted:
+                ray.train.report(report)
+                raise Preempted(f"a machine is about to be taken away; base step {done} is in a checkpoint")
         done = trainer.base_step
-        evaluating = done % config.evaluation.every == 0 or done >= config.train.base_steps
-        reporting = evaluating or done % config.train.report_every == 0
-        if reporting or plateau.due(done):
-            _require_finite(infos, done)
-        # A base that stands still does not stop improving.
-        if config.train.train_base and plateau.due(done) and _plateaued(plateau, trainer, run):
-            trainer.scale_learning_rates(plateau.factor, plateau.factor)
-        if not reporting:
-            continue
-        report = _progress(infos, trainer, throughput, run, time.monotonic() - clock)
         if evaluating:
             report |= _evaluate(trainer, run, f"step-{done:08d}")
             evaluation_seconds = report["evaluation_seconds"]
-            if run.rank == 0:
-                report["checkpoint"] = checkpoints.save(
-                    done,
-                    model=model.state_dict(),
-                    training={"trainer": trainer.state_dict(), "plateau": plateau.state_dict()},
-                    state={
-                        "position": asdict(batches.position),
-                        "random": {"seed": config.seed, "base_step": done},
-                        "report": report,
-                        "config": schema.to_dict(config),
-                    },
-                    score=report[config.sweep.metric] * (1 if config.sweep.mode == "min" else -1),
-                )
+            score = report[config.sweep.metric] * (1 if config.sweep.mode == "min" else -1)
+            report |= _save(checkpoints, trainer, plateau, batches, report, rates, run, score=score)
         report["seconds_left"] += evaluation_seconds * _evaluations_left(config, done)
         ray.train.report(report)
         infos.clear()
-        clock = time.monotonic()
+        evaluating, clock = False, time.monotonic()
+    run.watchdog.stop()
 
 
-def _restore(checkpoint: Checkpoint, model: GEBM, trainer: Trainer, plateau: PlateauDecay, run: _Run) -> Position:
+def _evaluation_due(config: schema.Config, base_step: int) -> bool:
+    return base_step % config.evaluation.every == 0 or base_step >= config.train.base_steps
+
+
+def _notice_every(config: schema.Config) -> int:
+    """Base steps between two questions whether a machine is about to be taken away, for which all workers meet."""
+    return max(1, config.train.report_every // 10)
+
+
+def _save(
+    checkpoints: Checkpoints,
+    trainer: Trainer,
+    plateau: PlateauDecay,
+    batches: tasks.Batches,
+    report: dict[str, Any],
+    rates: float,
+    run: _Run,
+    *,
+    score: float | None,
+) -> dict[str, Any]:
+    """Keep where the trial stands, on the first worker, and give what its report has to say of it.
+
+    Raises:
+        UserError: it cannot be written, and ``checkpoints.on_failure`` is ``stop``.
+    """
+    if run.rank != 0:
+        return {}
+    config, done = run.config, trainer.base_step
+
+    def save() -> str:
+        return checkpoints.save(
+            done,
+            model=trainer.gebm.state_dict(),
+            training={"trainer": trainer.state_dict(), "plateau": plateau.state_dict()},
+            state={
+                "position": asdict(batches.position),
+                "random": {"seed": config.seed, "base_step": done},
+                "rates": rates,
+                "report": report,
+                "config": schema.to_dict(config),
+            },
+            score=score,
+        )
+
+    url, notes = _written(run, f"the checkpoint of base step {done} at {checkpoints.url}", save)
+    return {"checkpoint": url} if url else {"notes": [*report.get("notes", ()), *notes]}
+
+
+def _written(run: _Run, what: str, write: Callable[[], _T]) -> tuple[_T | None, list[str]]:
+    """Write to where results lie; if that fails, go on without it or not, as the config says."""
+    try:
+        return write(), []
+    except Exception as error:  # each file system has exceptions of its own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        line = f"{what} cannot be written ({reason})"
+        if run.config.checkpoints.on_failure == "stop":
+            raise UserError(f"{line}; make room there, and go on with resume={run.config.output}") from error
+        return None, [line]
+
+
+def _restore(
+    checkpoint: Checkpoint, model: GEBM, trainer: Trainer, plateau: PlateauDecay, run: _Run, rates: float
+) -> Position:
     """Put everything where it stood, and say where in the data that was."""
     config = run.config
     load_state(model, checkpoint)
@@ -302,7 +385,8 @@ def _restore(checkpoint: Checkpoint, model: GEBM, trainer: Trainer, plateau: Pla
     before = trained_config(checkpoint).train
     # Population-based training goes on from another trial's weights at rates of its own; decays so far are kept.
     now = config.train
-    trainer.scale_learning_rates(now.energy_lr / before.energy_lr, now.base_lr / before.base_lr)
+    factor = rates / checkpoint.state.get("rates", 1.0)
+    trainer.scale_learning_rates(factor * now.energy_lr / before.energy_lr, factor * now.base_lr / before.base_lr)
     learns = trainer.objective.trains_log_partition
     if learns and not objectives.make(before.objective).trains_log_partition and config.train.log_partition_samples:
         # It stands where it was before any training. All ranks take the first one's, for their copies have to stay one.
@@ -392,14 +476,17 @@ def _progress(
 def _evaluate(trainer: Trainer, run: _Run, name: str) -> dict[str, Any]:
     """Evaluate, and write the pictures to the trial's folder, where the driver takes them from."""
     began = time.monotonic()
-    found = run.work.evaluate(trainer.sampling_model())
+    found = run.work.evaluate(trainer.sampling_model(), advance=lambda steps: run.watchdog.alive())
     report = {**found.scores, "chain": {str(step): value for step, value in found.chain.items()}}
-    if found.notes:
-        report["notes"] = found.notes
     if run.work.label:
         report["extractor"] = run.work.label
+    notes = found.notes
     if run.rank == 0:
-        report["figures"] = write_pictures(found.pictures, f"{run.url}/figures/{name}")
+        url = f"{run.url}/figures/{name}"
+        figures, failed = _written(run, f"figures at {url}", lambda: write_pictures(found.pictures, url))
+        report["figures"], notes = figures or [], notes + failed
+    if notes:
+        report["notes"] = notes
     return {**report, "evaluation_seconds": time.monotonic() - began}
 
 

@@ -23,7 +23,7 @@ from ray.util.queue import Empty, Queue
 from pipeline import config as schema
 from pipeline.checkpoints import Checkpoints
 from pipeline.cluster import books
-from pipeline.errors import NonFiniteLoss, UserError
+from pipeline.errors import NonFiniteLoss, Preempted, UserError
 
 __all__ = ["TRIAL", "tuned"]
 
@@ -46,8 +46,12 @@ def tuned(params: dict[str, Any], settings: dict[str, Any]) -> None:
     name = tune.get_context().get_trial_name()
     # A worker waits with its next report until this one is fetched, by default every two seconds.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+    # A machine that is taken away leaves half a minute, of which by default five seconds would go by unnoticed.
+    os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
     params = {key: value for key, value in params.items() if key != TRIAL}
     config = schema.apply(schema.from_dict(settings["config"]), params)
+    # One that does not even answer is hung as a whole, and cannot end itself as the watchdog has it do.
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(config.scale.timeout)
     url = f"{config.output}/trials/{name}"
     donor = _named_by(tune.get_checkpoint())
     if donor and not donor.startswith(f"{url}/"):
@@ -55,28 +59,38 @@ def tuned(params: dict[str, Any], settings: dict[str, Any]) -> None:
             Checkpoints(url).adopt(donor)
         except UserError as error:
             tune.report({"error": str(error), "reported": ["error"]})
-            raise
+            return
     reports: Queue = Queue(actor_options={"num_cpus": 0})
-    for restarts_left in reversed(range(config.scale.max_restarts + 1)):
-        error = _train(config, url, name, settings["worker"], reports)
+    restarts_left, halvings_left, rates = config.scale.max_restarts, config.train.nonfinite_restarts, 1.0
+    while True:
+        error = _train(config, url, name, rates, settings["worker"], reports)
         if error is None:
             return
-        cause, lasting = _cause(error)
-        if lasting or not restarts_left:
+        kind, cause = _cause(error)
+        if kind is NonFiniteLoss and halvings_left:
+            halvings_left, rates = halvings_left - 1, rates / 2
+            cause = f"{cause}; with half the learning rates"
+        elif kind is Exception and restarts_left:
+            restarts_left -= 1
+        elif kind is not Preempted:
+            # Said and not raised: what is raised, as when this process dies with its machine, Tune tries again.
             tune.report({"error": cause, "reported": ["error"]})
-            raise error
+            return
         tune.report({"restart": cause, "reported": ["restart"]})
 
 
 def _train(
-    config: schema.Config, url: str, name: str, worker: dict[str, float], reports: Queue
+    config: schema.Config, url: str, name: str, rates: float, worker: dict[str, float], reports: Queue
 ) -> ray.train.TrainingFailedError | None:
     """Train to the end, or to what the workers die of; they go on from the trial's last checkpoint by themselves."""
+    fewest, most = config.scale.min_workers or config.scale.num_workers, config.scale.num_workers
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"config": schema.to_dict(config), "url": url},
+        train_loop_config={"config": schema.to_dict(config), "url": url, "rates": rates},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=config.scale.num_workers, use_gpu="GPU" in worker, resources_per_worker=worker
+            num_workers=most if fewest == most else (fewest, most),
+            use_gpu="GPU" in worker,
+            resources_per_worker=worker,
         ),
         torch_config=TorchConfig(timeout_s=int(config.scale.timeout)),
         run_config=ray.train.RunConfig(**books(str(config.output), f"trial-{name}"), callbacks=[_Forward(reports)]),
@@ -102,19 +116,23 @@ def _pass_on(report: dict[str, Any]) -> None:
         tune.report({**report, "reported": list(report)}, checkpoint=checkpoint)
 
 
-def _cause(error: ray.train.TrainingFailedError) -> tuple[str, bool]:
-    """What the training died of, in one line, and whether it would again.
+def _cause(error: ray.train.TrainingFailedError) -> tuple[type[Exception], str]:
+    """What the training died of: its kind, and one line.
 
-    What has a name comes first, for the other workers only lost a peer. A process that was killed, a machine that went
-    away or a network that broke need not happen a second time; what the user has to mend would.
+    What has a name comes first, for the other workers only lost a peer. Anything else is an ``Exception``, a process
+    that was killed, a machine that went away, a network that broke: that need not happen a second time.
     """
     failures = getattr(error, "worker_failures", None) or {0: error}
     causes = {rank: getattr(failure, "cause", None) or failure for rank, failure in sorted(failures.items())}
-    named = [str(cause).strip() for cause in causes.values() if isinstance(cause, UserError | NonFiniteLoss)]
-    if named:
-        return named[0], True
+    for kind in (UserError, NonFiniteLoss, Preempted):
+        for cause in causes.values():
+            if isinstance(cause, kind):
+                return kind, str(cause).strip()
     rank, cause = next(iter(causes.items()))
-    return f"worker {rank}: {type(cause).__name__}: {(str(cause).strip().splitlines() or [''])[-1]}", False
+    lines = [line for line in str(cause).splitlines() if line.strip()] or [""]
+    if "out of memory" in str(cause):
+        lines = ["it was killed for want of memory; a smaller batch, or fewer trials side by side, need less"]
+    return Exception, f"worker {rank}: {type(cause).__name__}: {lines[-1].strip()}"
 
 
 class _Forward(UserCallback):

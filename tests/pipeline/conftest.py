@@ -23,6 +23,12 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A working directory, far from the checkout, whose store and extractor are made once."""
+    return tmp_path_factory.mktemp("home")
+
+
 @pytest.fixture(scope="session")
 def digits(stores: Path) -> Store:
     return open_store(str(stores / "digits-8"))

@@ -2,111 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import boto3
 import numpy as np
 import pytest
+from commands import SMALL, run, start, summary, wait_for
 from mlflow import MlflowClient
 from moto.server import ThreadedMotoServer
 from PIL import Image
-from safetensors.torch import load_file
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-
-# A trial of seconds: the same code as a trial of days.
-SMALL = [
-    "train.base_steps=24",
-    "train.warmup_energy_steps=4",
-    "train.report_every=6",
-    "train.batch_size=64",
-    "evaluation.every=8",
-    "evaluation.num_samples=200",
-    "evaluation.batch_size=100",
-    "evaluation.chain_points=2",
-    "evaluation.grid=16",
-    "sampler.num_steps=6",
-]
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """A working directory, far from the checkout, whose store and extractor are made once."""
-    return tmp_path_factory.mktemp("home")
-
-
-def environment(home: Path) -> dict[str, str]:
-    return {**os.environ, "GEBM_STORES": str(home / "stores"), "PYTHONPATH": str(REPOSITORY)}
-
-
-def start(home: Path, verb: str, *words: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", f"pipeline.{verb}", *words],
-        cwd=home,
-        env=environment(home),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def run(home: Path, verb: str, *words: str, status: int = 0) -> str:
-    process = start(home, verb, *words)
-    printed, _ = process.communicate(timeout=400)
-    assert process.returncode == status, printed
-    assert "Traceback" not in printed, printed
-    return printed
-
-
-def summary(folder: Path) -> dict:
-    return json.loads((folder / "summary.json").read_text())
-
-
-def wait_for(folder: Path, reached, process: subprocess.Popen, seconds: float = 240) -> None:
-    """Wait until the summary is as wanted; the process must not end before."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        assert process.poll() is None, process.communicate()[0]
-        if (folder / "summary.json").exists() and reached(summary(folder)):
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"not reached within {seconds} s: {summary(folder)}")
-
-
-def family(pid: int) -> list[int]:
-    """A process and all that it has started, it and theirs."""
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-    found = [pid]
-    for member in found:
-        found += [child for child, parent in parents.items() if parent == member]
-    return found
-
-
-def command(pid: int) -> str:
-    """What a process calls itself."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
-    except OSError:  # it has ended
-        return ""
-
-
-def same_weights(one: Path, other: Path) -> None:
-    """Two runs end with the same model and optimisers, bit for bit."""
-    for name in ("model.safetensors", "training.safetensors"):
-        mine, theirs = (load_file(folder / "trials/000/checkpoints/step-00000024" / name) for folder in (one, other))
-        assert mine.keys() == theirs.keys()
-        assert all(bool((mine[key] == theirs[key]).all()) for key in mine)
 
 
 @pytest.fixture(scope="module")
@@ -204,38 +110,6 @@ def test_a_checkpoint_is_sampled_and_evaluated_with_settings_of_the_users_own(sw
     assert {"fid_base", "fid_gebm", "kid_gebm", "is_gebm", "precision_gebm", "acceptance_rate"} <= set(scores["scores"])
     assert scores["extractor"] in printed
     assert list(scores["chain"]) == ["0", "3", "6"]
-
-
-def test_killed_and_resumed_is_bit_for_bit_what_no_interruption_gives(home):
-    """On two workers, so that what they hold in common is resumed as well."""
-    undisturbed, killed = home / "undisturbed", home / "killed"
-    run(home, "train", *SMALL, f"output={undisturbed}", "scale.num_workers=2")
-    process = start(home, "train", *SMALL, f"output={killed}", "scale.num_workers=2")
-    wait_for(killed, lambda document: document["trials"][0]["evaluations"], process)
-    for pid in family(process.pid):  # its Ray with it, as when a machine goes down
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    process.wait()
-    assert summary(killed)["trials"][0]["status"] == "running"
-    run(home, "train", f"resume={killed}")
-    same_weights(killed, undisturbed)
-    first, second = summary(killed)["trials"][0], summary(undisturbed)["trials"][0]
-    assert first["status"] == second["status"] == "finished"
-    assert first["metrics"]["fid_gebm"] == second["metrics"]["fid_gebm"]
-
-
-def test_a_worker_that_is_killed_is_started_anew_and_nothing_changes(home):
-    """At a moment between two checkpoints, on one of two workers."""
-    output = home / "worker-killed"
-    process = start(home, "train", *SMALL, f"output={output}", "scale.num_workers=2")
-    wait_for(output, lambda document: document["trials"][0]["evaluations"], process)
-    workers = [pid for pid in family(process.pid) if "RayTrainWorker" in command(pid)]
-    assert len(workers) == 2
-    os.kill(workers[1], signal.SIGKILL)
-    printed, _ = process.communicate(timeout=400)
-    assert process.returncode == 0 and "goes on from its last checkpoint" in printed, printed
-    same_weights(output, home / "undisturbed")
-    assert [entry["base_step"] for entry in summary(output)["trials"][0]["evaluations"]] == [8, 16, 24]
 
 
 def test_interrupted_by_ctrl_c_it_says_how_to_go_on_and_does_not_run_the_finished_again(home):

@@ -1,0 +1,107 @@
+"""Whole commands, as a user types them, and the processes that they are made of."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+__all__ = ["SMALL", "command", "family", "run", "same_weights", "start", "summary", "wait_for", "weights"]
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+# A trial of seconds: the same code as a trial of days.
+SMALL = [
+    "train.base_steps=24",
+    "train.warmup_energy_steps=4",
+    "train.report_every=6",
+    "train.batch_size=64",
+    "evaluation.every=8",
+    "evaluation.num_samples=200",
+    "evaluation.batch_size=100",
+    "evaluation.chain_points=2",
+    "evaluation.grid=16",
+    "sampler.num_steps=6",
+]
+
+
+def environment(home: Path) -> dict[str, str]:
+    return {**os.environ, "GEBM_STORES": str(home / "stores"), "PYTHONPATH": str(REPOSITORY)}
+
+
+def start(home: Path, verb: str, *words: str, **variables: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", f"pipeline.{verb}", *words],
+        cwd=home,
+        env={**environment(home), **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run(home: Path, verb: str, *words: str, status: int = 0, **variables: str) -> str:
+    process = start(home, verb, *words, **variables)
+    printed, _ = process.communicate(timeout=400)
+    assert process.returncode == status, printed
+    assert "Traceback" not in printed, printed
+    return printed
+
+
+def summary(folder: Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def wait_for(folder: Path, reached, process: subprocess.Popen, seconds: float = 240) -> None:
+    """Wait until the summary is as wanted; the process must not end before."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        assert process.poll() is None, process.communicate()[0]
+        if (folder / "summary.json").exists() and reached(summary(folder)):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"not reached within {seconds} s: {summary(folder)}")
+
+
+def family(pid: int) -> list[int]:
+    """A process and all that it has started, it and theirs."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    found = [pid]
+    for member in found:
+        found += [child for child, parent in parents.items() if parent == member]
+    return found
+
+
+def command(pid: int) -> str:
+    """What a process calls itself."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    except OSError:  # it has ended
+        return ""
+
+
+def weights(folder: Path, base_step: int = 24) -> dict[str, Tensor]:
+    """The model and the optimisers that a run has ended with."""
+    checkpoint = folder / f"trials/000/checkpoints/step-{base_step:08d}"
+    return {
+        f"{name}/{key}": tensor
+        for name in ("model", "training")
+        for key, tensor in load_file(checkpoint / f"{name}.safetensors").items()
+    }
+
+
+def same_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Whether two runs have ended with the same, bit for bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)

@@ -1,0 +1,155 @@
+"""Machines, disks and processes that fail: nothing that was learnt is lost, and nothing changes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from commands import SMALL, command, family, run, same_weights, start, summary, wait_for, weights
+from ray.cluster_utils import Cluster
+
+
+def kill(pids: list[int], number: int = signal.SIGKILL) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def evaluated(times: int):
+    """Whether the first trial was evaluated so often."""
+    return lambda document: len(document["trials"][0]["evaluations"]) >= times
+
+
+def workers(pid: int) -> list[int]:
+    """The training workers among all that a process has started."""
+    return [member for member in family(pid) if "RayTrainWorker" in command(member)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(home):
+    """A run on two workers, so that what they hold in common is resumed as well."""
+    run(home, "train", *SMALL, f"output={home / 'undisturbed'}", "scale.num_workers=2")
+    return home / "undisturbed"
+
+
+def test_killed_and_resumed_is_bit_for_bit_what_no_interruption_gives(home, undisturbed):
+    killed = home / "killed"
+    process = start(home, "train", *SMALL, f"output={killed}", "scale.num_workers=2")
+    wait_for(killed, evaluated(1), process)
+    everything = family(process.pid)  # its Ray with it, as when a machine goes down
+    kill(everything, signal.SIGSTOP)
+    assert "another sweep writes" in run(home, "train", f"resume={killed}", status=2)
+    kill(everything)
+    process.wait()
+    assert summary(killed)["trials"][0]["status"] == "running"
+    fewer = home / "fewer"
+    shutil.copytree(killed, fewer)
+    run(home, "train", f"resume={killed}")
+    assert same_weights(weights(killed), weights(undisturbed))
+    first, second = summary(killed)["trials"][0], summary(undisturbed)["trials"][0]
+    assert first["status"] == second["status"] == "finished"
+    assert first["metrics"]["fid_gebm"] == second["metrics"]["fid_gebm"]
+
+    # On one worker the batches are the same altogether, and what is learnt but for rounding.
+    run(home, "train", f"resume={fewer}", "scale.num_workers=1")
+    close_weights(weights(fewer), weights(undisturbed))
+
+
+def close_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    """Two runs have ended with the same but for rounding."""
+    assert one.keys() == other.keys()
+    for key in one:
+        torch.testing.assert_close(
+            one[key], other[key], rtol=1e-3, atol=1e-4, msg=lambda text, key=key: f"{key}: {text}"
+        )
+
+
+def test_workers_that_are_killed_or_hang_are_started_anew_and_nothing_changes(home, undisturbed):
+    """One of two is killed between two checkpoints; later one of the new ones stops without dying."""
+    output = home / "workers"
+    process = start(home, "train", *SMALL, f"output={output}", "scale.num_workers=2", "scale.timeout=15")
+    wait_for(output, evaluated(1), process)
+    first = workers(process.pid)
+    assert len(first) == 2
+    kill(first[1:])
+    wait_for(output, evaluated(2), process)
+    second = workers(process.pid)
+    assert len(second) == 2 and not set(first) & set(second)
+    kill(second[1:], signal.SIGSTOP)
+    printed, _ = process.communicate(timeout=400)
+    assert process.returncode == 0 and printed.count("goes on from its last checkpoint") == 2, printed
+    assert same_weights(weights(output), weights(undisturbed))
+    assert [entry["base_step"] for entry in summary(output)["trials"][0]["evaluations"]] == [8, 16, 24]
+
+
+@pytest.fixture
+def machines(tmp_path):
+    """The address of a cluster, and what starts one more machine in it: a process that ends as a machine does."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    started: list[subprocess.Popen] = []
+
+    def alive() -> int:
+        return sum(node["Alive"] for node in cluster.global_state.node_table())
+
+    def one_more() -> subprocess.Popen:
+        before = alive()
+        words = ["start", "--block", f"--address={cluster.address}", "--num-cpus=1", "--num-gpus=0"]
+        ports = ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
+        log = (tmp_path / f"machine-{len(started)}").open("w")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ray.scripts.scripts", *words, *ports],
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        started.append(process)
+        end = time.monotonic() + 60
+        while time.monotonic() < end and not alive() > before:
+            time.sleep(0.2)
+        return process
+
+    yield cluster.address, one_more
+    for process in started:
+        kill(family(process.pid))
+    cluster.shutdown()
+
+
+LONG = [*SMALL, "train.base_steps=160", "evaluation.every=40", "scale.num_workers=2"]
+
+
+def test_a_trial_survives_its_machines(home, machines):
+    """One is taken away with notice and one without, and last of all the driver's; each at a moment of chance."""
+    address, one_more = machines
+    chance = random.Random(0)
+    undisturbed, output = home / "long", home / "machines"
+    run(home, "train", *LONG, f"output={undisturbed}")
+    nodes = [one_more(), one_more()]
+    process = start(home, "train", *LONG, f"output={output}", RAY_ADDRESS=address, PYTHONUNBUFFERED="1")
+    wait_for(output, evaluated(1), process)
+    nodes.append(one_more())
+    time.sleep(chance.uniform(0, 3))
+    taken = next(node for node in nodes if workers(node.pid))
+    kill([taken.pid], signal.SIGTERM)  # Ray gives the workers half a minute
+    wait_for(output, evaluated(2), process)
+    checkpoints = {path.name for path in (output / "trials/000/checkpoints").iterdir()}
+    nodes.remove(taken)
+    nodes.append(one_more())
+    time.sleep(chance.uniform(0, 3))
+    kill(family(next(node for node in nodes if workers(node.pid)).pid))
+    wait_for(output, evaluated(3), process)
+    time.sleep(chance.uniform(0, 3))
+    kill([process.pid])
+    printed, _ = process.communicate()
+    print(printed, checkpoints)
+    assert "a machine is about to be taken away" in printed
+    one_more()
+    run(home, "train", f"resume={output}", RAY_ADDRESS=address)
+    assert same_weights(weights(output, 160), weights(undisturbed, 160))
