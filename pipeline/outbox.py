@@ -78,7 +78,8 @@ class Outbox:
         with self._changed:
             whole = os.fstat(self._file.fileno()).st_size
             try:
-                self._file.write(line)
+                if self._file.write(line) < len(line):
+                    raise OSError("no room for a whole line")
                 os.fsync(self._file.fileno())
                 self._waiting.append((entry, True))
             except OSError as error:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pickle
+import resource
 from pathlib import Path
 
 import boto3
@@ -367,3 +368,33 @@ def test_no_checkpoint_is_one_line(url):
     with pytest.raises(UserError) as refusal:
         read(url)
     assert url in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_a_disk_that_is_full_leaves_the_checkpoint_before(tmp_path):
+    kept = Checkpoints(str(tmp_path))
+    first = save(kept, 10, 3.0)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))  # a file cannot grow further, whoever writes it
+    try:
+        with pytest.raises(OSError):
+            kept.save(20, model={"w": torch.zeros(100_000)}, training={}, state={}, score=1.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert Checkpoints(str(tmp_path)).last == Checkpoints(str(tmp_path)).best == first
+    assert read(first).state["base_step"] == 10
+    # Once there is room, the trial goes on as if nothing had been.
+    second = kept.save(20, model={"w": torch.zeros(100_000)}, training={}, state={}, score=1.0)
+    assert Checkpoints(str(tmp_path)).best == second and len(read(second).model["w"]) == 100_000
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_checkpoint_between_evaluations_is_the_last_and_never_the_best(folder):
+    kept = Checkpoints(folder)
+    best = save(kept, 10, 3.0)
+    between = kept.save(15, model={"w": torch.ones(2)}, training={}, state={}, score=None)
+    assert between.endswith("/interim-00000015")
+    assert Checkpoints(folder).last == between and Checkpoints(folder).best == best
+    worse = save(kept, 20, 4.0)
+    assert Checkpoints(folder).last == worse and Checkpoints(folder).best == best
+    with pytest.raises(UserError):
+        read(between)  # it is superseded, and gone

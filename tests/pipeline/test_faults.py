@@ -122,6 +122,17 @@ def machines(tmp_path):
     cluster.shutdown()
 
 
+def one_that_works(machines: list[subprocess.Popen]) -> subprocess.Popen:
+    """A machine on which there is a training worker, once there is one."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        for machine in machines:
+            if workers(machine.pid):
+                return machine
+        time.sleep(0.1)
+    raise AssertionError("no worker has started within a minute")
+
+
 LONG = [*SMALL, "train.base_steps=160", "evaluation.every=40", "scale.num_workers=2"]
 
 
@@ -136,20 +147,18 @@ def test_a_trial_survives_its_machines(home, machines):
     wait_for(output, evaluated(1), process)
     nodes.append(one_more())
     time.sleep(chance.uniform(0, 3))
-    taken = next(node for node in nodes if workers(node.pid))
+    taken = one_that_works(nodes)
     kill([taken.pid], signal.SIGTERM)  # Ray gives the workers half a minute
-    wait_for(output, evaluated(2), process)
-    checkpoints = {path.name for path in (output / "trials/000/checkpoints").iterdir()}
     nodes.remove(taken)
+    wait_for(output, evaluated(2), process)
     nodes.append(one_more())
     time.sleep(chance.uniform(0, 3))
-    kill(family(next(node for node in nodes if workers(node.pid)).pid))
+    kill(family(one_that_works(nodes).pid))
     wait_for(output, evaluated(3), process)
     time.sleep(chance.uniform(0, 3))
     kill([process.pid])
     printed, _ = process.communicate()
-    print(printed, checkpoints)
-    assert "a machine is about to be taken away" in printed
+    assert "a machine is about to be taken away" in printed and printed.count("goes on from its last") >= 2, printed
     one_more()
     run(home, "train", f"resume={output}", RAY_ADDRESS=address)
     assert same_weights(weights(output, 160), weights(undisturbed, 160))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -290,3 +291,23 @@ def test_a_tracker_that_is_not_there_is_one_line_within_seconds(tmp_path):
             Tracker(uri, "x", artifacts=None, journal=tmp_path / "journal")
         assert uri in str(refusal.value) and "tracking.uri" in str(refusal.value) and "\n" not in str(refusal.value)
         assert time.monotonic() - begun < 60  # MLflow's own patience is minutes
+
+
+def test_what_the_journal_has_no_room_for_is_sent_all_the_same(tmp_path):
+    sent, said, path = [], [], tmp_path / "journal"
+    outbox = Outbox(path, sent.append, said.append)
+    outbox.put({"number": 0})
+    whole = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 3, limits[1]))  # room for a part of a line
+    try:
+        outbox.put({"number": 1})
+        outbox.put({"number": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == whole and len(said) == 1 and "told from memory" in said[0]
+    outbox.put({"number": 3})
+    assert outbox.close(patience=20) == 0
+    assert sent == [{"number": number} for number in range(4)]
+    again = Outbox(path, sent.append)
+    assert again.close(patience=20) == 0 and len(sent) == 4  # the journal knows what of it is out
