@@ -24,7 +24,7 @@ sweep: install  ## sweep the default experiment; ARGS="conf=cifar10 ..." for ano
 	$(BIN)/python -m pipeline.sweep $(ARGS)
 
 test: lint  ## lint, the layers' contract, and every test
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: install
 	$(BIN)/ruff check .
