@@ -91,6 +91,7 @@ _NOT_NEGATIVE = (
     "sampler.beta",
     "sampler.friction",
     "data.reader_workers",
+    "data.max_bad_shards",
 )
 
 

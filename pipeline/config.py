@@ -73,6 +73,8 @@ class Data:
     max_correlation: float | None = None  # of two columns that correlate more strongly, one is dropped
     samples_per_shard: int = 8192
     writers: int | None = None  # processes that write a store; by default one a core
+    # Shards that may turn out damaged or gone while a model is trained; samples of others take their places.
+    max_bad_shards: int = 0
     # Whether each training worker keeps the store of images on its device, decoded; batches are the same. By default
     # where it takes at most a quarter of a GPU's free memory, or on the CPU no more than a reader would come to keep.
     hold: bool | None = None

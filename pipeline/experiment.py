@@ -56,7 +56,7 @@ def ready_store(config: schema.Config) -> Store:
     """
     data = config.data
     try:
-        store = open_store(data.store)
+        store = open_store(data.store, data.max_bad_shards)
     except MissingStore as error:
         if data.source.kind not in sources.EMBEDDED:
             raise UserError(
@@ -428,7 +428,7 @@ def _prepare(config: schema.Config, capacity: cluster.Capacity, console: Console
 
 def _prepare_task(values: dict[str, Any], device: str) -> str | None:
     config = schema.from_dict(values)
-    return tasks.make(config).prepare(open_store(config.data.store), torch.device(device))
+    return tasks.make(config).prepare(open_store(config.data.store, config.data.max_bad_shards), torch.device(device))
 
 
 def _note(config: schema.Config, verb: str) -> str:

@@ -30,11 +30,13 @@ class Batch(NamedTuple):
             float32 (n, D).
         labels: int64 (n,), or None where the store has no labels.
         position: The position after this batch. A reader built there gives the next batch.
+        notes: A line on each shard that was skipped so far.
     """
 
     images: torch.Tensor
     labels: torch.Tensor | None
     position: Position
+    notes: tuple[str, ...] = ()
 
 
 class BatchOrder:

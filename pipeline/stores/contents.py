@@ -63,10 +63,14 @@ def read_shard(store: Store, shard: Shard) -> Contents:
             of this encoding holds.
     """
     where = f"{shard.name} of the store {store.url}"
-    with reachable(where):
-        data = store.fs.cat_file(store.shard_path(shard))
+    path = store.shard_path(shard)
     try:
-        if hashlib.sha256(data).hexdigest() != shard.sha256:
+        for _ in range(2):  # what the way here has damaged is whole the second time
+            with reachable(where):
+                data = store.fs.cat_file(path)
+            if hashlib.sha256(data).hexdigest() == shard.sha256:
+                break
+        else:
             raise _Invalid("differs from the SHA-256 of its manifest")
         samples = list(_samples(data, store.manifest))
         contents = _KINDS[store.manifest.encoding](where, samples, store.manifest)

@@ -17,6 +17,7 @@ from pipeline.stores.batches import WINDOW_BYTES, Batch, BatchOrder
 from pipeline.stores.location import Store
 from pipeline.stores.order import Position
 from pipeline.stores.reader import CACHE_BYTES, load_images
+from pipeline.stores.tolerance import Shards
 
 __all__ = ["HeldReader", "worth_holding"]
 
@@ -38,6 +39,7 @@ class HeldReader:
         position: Where to begin.
         shuffle: False for the plain order of the store.
         window: Largest size of a window of shards, in bytes. Nothing is bounded by it here, but it fixes the order.
+        max_bad_shards: How many shards may turn out bad; see `pipeline.stores.tolerance`.
 
     Raises:
         UserError: If the batch size is no multiple of the number of ranks, the store is smaller than a batch, or a
@@ -66,12 +68,14 @@ class HeldReader:
         position: Position | None = None,
         shuffle: bool = True,
         window: int = WINDOW_BYTES,
+        max_bad_shards: int = 0,
     ) -> None:
         self._order = BatchOrder(store, batch_size, rank, world_size, seed, position or Position(), shuffle, window)
         self.store = store
         self.batches_per_epoch = self._order.batches_per_epoch
         self.position = self._order.start
         self._device = device
+        self._shards = Shards(store, max_bad_shards)
         counts = [shard.num_samples for shard in store.manifest.shards]
         self._first_samples = np.concatenate([[0], np.cumsum(counts)])
 
@@ -86,11 +90,11 @@ class HeldReader:
                 chosen = chosen.pin_memory().to(images.device, non_blocking=True)
             # Not `images[chosen]`, which on the CPU goes number by number where this copies image by image.
             batch_labels = None if labels is None else labels.index_select(0, chosen)
-            yield Batch(images.index_select(0, chosen), batch_labels, self._order.after(position))
+            yield Batch(images.index_select(0, chosen), batch_labels, self._order.after(position), self._shards.notes)
 
     @functools.cached_property
     def _held(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        return load_images(self.store, device=self._device)
+        return load_images(self.store, device=self._device, shards=self._shards)
 
 
 def worth_holding(store: Store, device: torch.device) -> bool:

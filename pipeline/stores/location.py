@@ -70,18 +70,19 @@ def locate(name_or_url: str) -> str:
     return place.rstrip("/") if "://" in place else os.path.abspath(os.path.expanduser(place))
 
 
-def open_store(name_or_url: str) -> Store:
+def open_store(name_or_url: str, max_bad_shards: int = 0) -> Store:
     """Opens a store and checks, without reading them, that its shards are there whole.
 
     Args:
         name_or_url: A store's name, path or URL; see `locate`.
+        max_bad_shards: How many shards may be missing or of another size.
 
     Returns:
-        The store. Every shard of its manifest exists and has the manifest's size in bytes.
+        The store. Every other shard of its manifest exists and has the manifest's size in bytes.
 
     Raises:
         MissingStore: If there is no finished store.
-        UserError: If the manifest is invalid, or a shard is missing or of another size.
+        UserError: If the manifest is invalid, or more shards are missing or of another size than may be.
 
     Example:
         >>> from pipeline.stores import sources, write_store
@@ -100,23 +101,25 @@ def open_store(name_or_url: str) -> Store:
             raise MissingStore(f"no finished store at {url}") from None
     store = Store(url, fs, path, Manifest.from_json(text, url))
     with reachable(url):
-        _check_sizes(store)
+        _check_sizes(store, max_bad_shards)
     return store
 
 
-def _check_sizes(store: Store) -> None:
+def _check_sizes(store: Store, max_bad: int) -> None:
     paths = [store.shard_path(shard) for shard in store.manifest.shards]
     try:
         sizes = store.fs.sizes(paths)
-    except FileNotFoundError:
-        missing = next((s.name for s in store.manifest.shards if not store.fs.exists(store.shard_path(s))), "a shard")
-        raise UserError(f"{missing} is missing from the store {store.url}: make the store again") from None
+    except FileNotFoundError:  # one by one, for the others are asked for together
+        sizes = [store.fs.size(path) if store.fs.exists(path) else None for path in paths]
+    bad = []
     for shard, size in zip(store.manifest.shards, sizes, strict=True):
-        if size != shard.bytes:
-            raise UserError(
-                f"{shard.name} of the store {store.url} has {size} bytes, its manifest says {shard.bytes}: "
-                "make the store again"
-            )
+        if size is None:
+            bad.append(f"{shard.name} is missing from the store {store.url}")
+        elif size != shard.bytes:
+            bad.append(f"{shard.name} of the store {store.url} has {size} bytes, its manifest says {shard.bytes}")
+    if len(bad) > max_bad:
+        more = f" ({len(bad)} shards are bad, and data.max_bad_shards={max_bad} may be)" if max_bad else ""
+        raise UserError(f"{bad[0]}{more}: make the store again")
 
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:

@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.errors import UserError
 from pipeline.stores.batches import WINDOW_BYTES, Batch, BatchOrder
-from pipeline.stores.contents import Contents, read_shard
+from pipeline.stores.contents import Contents
 from pipeline.stores.location import Store, seen_by_one_process
 from pipeline.stores.order import Position
+from pipeline.stores.tolerance import Shards
 
 __all__ = ["CACHE_BYTES", "Reader", "iter_images", "load_images", "load_rows"]
 
@@ -43,6 +44,7 @@ class Reader:
         window: Largest size of a window of shards, in bytes of decoded samples. They are mixed inside a window, so a
             larger one mixes better and needs more memory. It is part of what fixes the order.
         cache: Largest size of the shards kept in memory by each process, in bytes. A smaller store is read once.
+        max_bad_shards: How many shards may turn out bad, in each process that reads; see `pipeline.stores.tolerance`.
 
     Raises:
         UserError: If the batch size is no multiple of the number of ranks, the store is smaller than a batch, or a
@@ -72,6 +74,7 @@ class Reader:
         shuffle: bool = True,
         window: int = WINDOW_BYTES,
         cache: int = CACHE_BYTES,
+        max_bad_shards: int = 0,
     ) -> None:
         self._order = BatchOrder(store, batch_size, rank, world_size, seed, position or Position(), shuffle, window)
         if num_workers < 0:
@@ -81,7 +84,7 @@ class Reader:
         self.store = store
         self.batches_per_epoch = self._order.batches_per_epoch
         self.position = self._order.start
-        self._batches = _Batches(store, self._order, cache)
+        self._batches = _Batches(store, self._order, cache, max_bad_shards)
         self._num_workers = num_workers
 
     def __iter__(self) -> Iterator[Batch]:
@@ -125,8 +128,8 @@ class _Failure(NamedTuple):
 class _Batches(Dataset[Batch | _Failure]):
     """The batch at each position, for one rank."""
 
-    def __init__(self, store: Store, order: BatchOrder, cache: int) -> None:
-        self._shards = _Shards(store, cache)
+    def __init__(self, store: Store, order: BatchOrder, cache: int, max_bad: int) -> None:
+        self._shards = _Shards(Shards(store, max_bad), cache)
         self._manifest = store.manifest
         self._order = order
 
@@ -136,7 +139,8 @@ class _Batches(Dataset[Batch | _Failure]):
         except UserError as error:
             return _Failure(str(error))
         after = self._order.after(position)
-        return Batch(torch.from_numpy(images), None if labels is None else torch.from_numpy(labels), after)
+        labels = None if labels is None else torch.from_numpy(labels)
+        return Batch(torch.from_numpy(images), labels, after, self._shards.notes)
 
     def _read(self, position: Position) -> tuple[np.ndarray, np.ndarray | None]:
         shards, indices = self._order.samples(position)
@@ -155,15 +159,15 @@ class _Batches(Dataset[Batch | _Failure]):
 class _Shards:
     """The shards last used, as many as fit in a number of bytes; those in `keep` always."""
 
-    def __init__(self, store: Store, limit: int) -> None:
-        self._store = store
+    def __init__(self, shards: Shards, limit: int) -> None:
+        self._shards = shards
         self._limit = limit
         self._contents: OrderedDict[int, Contents] = OrderedDict()
         self.keep: set[int] = set()
 
     def __getitem__(self, shard: int) -> Contents:
         if shard not in self._contents:
-            self._contents[shard] = read_shard(self._store, self._store.manifest.shards[shard])
+            self._contents[shard] = self._shards.read(shard)
             excess = sum(contents.nbytes for contents in self._contents.values()) - self._limit
             for old in [old for old in self._contents if old not in self.keep]:
                 if excess <= 0:
@@ -171,6 +175,10 @@ class _Shards:
                 excess -= self._contents.pop(old).nbytes
         self._contents.move_to_end(shard)
         return self._contents[shard]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self._shards.notes
 
     def __getstate__(self) -> dict[str, object]:
         # A loader worker fills its own.
@@ -181,12 +189,15 @@ def _as_it_is(batch: Batch | _Failure) -> Batch | _Failure:
     return batch
 
 
-def iter_images(store: Store, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+def iter_images(
+    store: Store, batch_size: int, shards: Shards | None = None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
     """All images or rows of a store once, in store order, one shard in memory at a time.
 
     Args:
         store: The store.
         batch_size: Number of images or rows at a time. The last of each shard are fewer.
+        shards: Reads the shards; by default one that takes no bad one.
 
     Yields:
         Images, uint8 (n, C, H, W), or rows, float32 (n, D), and labels, int64 (n,), or None where the store has none.
@@ -200,8 +211,9 @@ def iter_images(store: Store, batch_size: int) -> Iterator[tuple[torch.Tensor, t
         >>> sum(len(images) for images, _ in iter_images(open_store("memory://docs/iter"), 256))
         1797
     """
-    for shard in store.manifest.shards:
-        contents = read_shard(store, shard)
+    shards = Shards(store) if shards is None else shards
+    for place, shard in enumerate(store.manifest.shards):
+        contents = shards.read(place)
         for start in range(0, shard.num_samples, batch_size):
             indices = np.arange(start, min(start + batch_size, shard.num_samples))
             labels = None if contents.labels is None else torch.from_numpy(contents.labels[indices])
@@ -209,7 +221,7 @@ def iter_images(store: Store, batch_size: int) -> Iterator[tuple[torch.Tensor, t
 
 
 def load_images(
-    store: Store, limit: int | None = None, device: torch.device | str = "cpu"
+    store: Store, limit: int | None = None, device: torch.device | str = "cpu", shards: Shards | None = None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The first images of a store, in store order. The writer has mixed them, so the first are a sample of all.
 
@@ -219,6 +231,7 @@ def load_images(
         store: The store.
         limit: Largest number of images, or None for all.
         device: Where to put them. One shard at a time is in the memory of the processor on its way there.
+        shards: Reads the shards; by default one that takes no bad one.
 
     Returns:
         Images, uint8 (N, C, H, W), or rows, float32 (N, D), and labels, int64 (N,), or None where the store has none.
@@ -239,7 +252,7 @@ def load_images(
             f"more memory than {device} has free: take fewer, or train with data.hold=false, which reads as it goes"
         ) from error
     done = 0
-    for batch, batch_labels in iter_images(store, 1024):
+    for batch, batch_labels in iter_images(store, 1024, shards):
         if done == wanted:
             break
         size = min(len(batch), wanted - done)

@@ -58,7 +58,7 @@ class Images:
 
     def open(self, rank: int, world_size: int, device: torch.device) -> ImagesWork:
         """The store's reader, the extractor and the reference statistics, on one worker."""
-        store = open_store(self._config.data.store)
+        store = open_store(self._config.data.store, self._config.data.max_bad_shards)
         return ImagesWork(self._config, store, self._extractor(store, device), rank, world_size, device)
 
     def show(self, samples: Tensor) -> Tensor:
@@ -137,6 +137,7 @@ class ImagesWork:
             "world_size": self._world_size,
             "seed": self._config.seed,
             "position": position,
+            "max_bad_shards": data.max_bad_shards,
         }
         if worth_holding(self._store, device) if data.hold is None else data.hold:
             reader = HeldReader(self._store, device, **order)
@@ -172,8 +173,9 @@ class _Batches(Iterator[Tensor]):
     def __init__(self, reader: Iterable[Batch], position: Position, device: torch.device) -> None:
         self._batches, self._device = iter(reader), device
         self.position = position
+        self.notes: tuple[str, ...] = ()
 
     def __next__(self) -> Tensor:
         batch = next(self._batches)
-        self.position = batch.position
+        self.position, self.notes = batch.position, batch.notes
         return batch.images.to(self._device, non_blocking=True).float().div_(127.5).sub_(1.0)

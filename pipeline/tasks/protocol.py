@@ -21,6 +21,9 @@ class Batches(Protocol):
     position: Position
     """The position after the last batch that was taken."""
 
+    notes: tuple[str, ...]
+    """A line on each shard that was skipped so far."""
+
     def __next__(self) -> Tensor:
         """This worker's part of the next global batch, float32 (n, ...), on its device."""
         ...

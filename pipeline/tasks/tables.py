@@ -63,6 +63,7 @@ class RowBatches(Iterator[Tensor]):
         seed: int = 0,
         position: Position | None = None,
     ) -> None:
+        self.notes = ()
         start, per_epoch = position or Position(), len(rows) // batch_size
         # A position of a smaller batch may lie beyond the end of an epoch of this one.
         self.position = Position(*divmod(start.epoch * per_epoch + start.step, per_epoch))

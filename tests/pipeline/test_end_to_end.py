@@ -21,6 +21,7 @@ def swept(home):
     output = home / "swept"
     space = "{train.energy_lr:{log_uniform:[1e-4,1e-3]},train.base_lr:{choice:[3e-4,1e30]}}"
     words = [*SMALL, f"output={output}", f"++sweep.space={space}", "sweeps=grid", "sweep.points=1"]
+    words += ["train.nonfinite_restarts=1"]
     return output, run(home, "sweep", *words)
 
 
@@ -39,6 +40,7 @@ def test_a_sweep_ranks_its_trials_and_survives_one_that_diverges(swept):
     assert [entry["base_step"] for entry in good["evaluations"]] == [8, 16, 24]
     [bad] = [trial for trial in document["trials"] if trial["status"] == "failed"]
     assert "base step" in bad["error"] and ("nan" in bad["error"] or "inf" in bad["error"])
+    assert printed.count("with half the learning rates") == 1
     assert "Trials, best first" in printed and document["extractor"] in printed
     assert "mlflow ui --backend-store-uri" in printed and str(output) in printed
     assert "24/24 base steps" in printed and "images/s" in printed and "left" in printed

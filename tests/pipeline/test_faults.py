@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -90,33 +91,38 @@ def test_workers_that_are_killed_or_hang_are_started_anew_and_nothing_changes(ho
     assert [entry["base_step"] for entry in summary(output)["trials"][0]["evaluations"]] == [8, 16, 24]
 
 
+def test_what_cannot_be_kept_ends_a_trial_or_does_not(home):
+    """Where checkpoints would go there is a file: for one trial a reason to stop, and for the other none."""
+    output = home / "unwritable"
+    for name in ("000", "001"):
+        (output / "trials" / name).mkdir(parents=True)
+        (output / "trials" / name / "checkpoints").write_text("in the way")
+    space = "++sweep.space={checkpoints.on_failure:{choice:[stop,continue]}}"
+    printed = run(home, "sweep", *SMALL, f"output={output}", "sweeps=grid", space)
+    stopped, went_on = summary(output)["trials"]
+    assert stopped["status"] == "failed" and f"{output}/trials/000/checkpoints" in stopped["error"]
+    assert "base step 8" in stopped["error"] and f"resume={output}" in stopped["error"]
+    assert went_on["status"] == "finished" and went_on["checkpoint"] is None and went_on["best_checkpoint"] is None
+    assert [entry["base_step"] for entry in went_on["evaluations"]] == [8, 16, 24]
+    assert f"{output}/trials/001/checkpoints cannot be written" in " ".join(printed.split())
+
+
 @pytest.fixture
 def machines(tmp_path):
-    """The address of a cluster, and what starts one more machine in it: a process that ends as a machine does."""
+    """A cluster's address, and four machines in it besides the head: processes that end as machines do."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    started: list[subprocess.Popen] = []
-
-    def alive() -> int:
-        return sum(node["Alive"] for node in cluster.global_state.node_table())
-
-    def one_more() -> subprocess.Popen:
-        before = alive()
-        words = ["start", "--block", f"--address={cluster.address}", "--num-cpus=1", "--num-gpus=0"]
-        ports = ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
-        log = (tmp_path / f"machine-{len(started)}").open("w")
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ray.scripts.scripts", *words, *ports],
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-        started.append(process)
+    words = ["start", "--block", f"--address={cluster.address}", "--num-cpus=1", "--num-gpus=0"]
+    ports = ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
+    started = []
+    for number in range(4):  # one after the other: two that start at once on one machine take the same port
+        log = (tmp_path / f"machine-{number}").open("w")
+        line = [sys.executable, "-m", "ray.scripts.scripts", *words, *ports]
+        started.append(subprocess.Popen(line, stdout=log, stderr=log, start_new_session=True))
         end = time.monotonic() + 60
-        while time.monotonic() < end and not alive() > before:
+        while sum(node["Alive"] for node in cluster.global_state.node_table()) < 2 + number:
+            assert time.monotonic() < end, Path(log.name).read_text()
             time.sleep(0.2)
-        return process
-
-    yield cluster.address, one_more
+    yield cluster.address, started
     for process in started:
         kill(family(process.pid))
     cluster.shutdown()
@@ -133,32 +139,28 @@ def one_that_works(machines: list[subprocess.Popen]) -> subprocess.Popen:
     raise AssertionError("no worker has started within a minute")
 
 
-LONG = [*SMALL, "train.base_steps=160", "evaluation.every=40", "scale.num_workers=2"]
+LONG = [*SMALL, "train.base_steps=240", "evaluation.every=60", "scale.num_workers=2"]
 
 
 def test_a_trial_survives_its_machines(home, machines):
     """One is taken away with notice and one without, and last of all the driver's; each at a moment of chance."""
-    address, one_more = machines
+    address, nodes = machines
     chance = random.Random(0)
     undisturbed, output = home / "long", home / "machines"
     run(home, "train", *LONG, f"output={undisturbed}")
-    nodes = [one_more(), one_more()]
-    process = start(home, "train", *LONG, f"output={output}", RAY_ADDRESS=address, PYTHONUNBUFFERED="1")
+    process = start(home, "train", *LONG, f"output={output}", RAY_ADDRESS=address)
     wait_for(output, evaluated(1), process)
-    nodes.append(one_more())
-    time.sleep(chance.uniform(0, 3))
+    time.sleep(chance.uniform(0, 2))
     taken = one_that_works(nodes)
     kill([taken.pid], signal.SIGTERM)  # Ray gives the workers half a minute
     nodes.remove(taken)
     wait_for(output, evaluated(2), process)
-    nodes.append(one_more())
-    time.sleep(chance.uniform(0, 3))
+    time.sleep(chance.uniform(0, 2))
     kill(family(one_that_works(nodes).pid))
     wait_for(output, evaluated(3), process)
-    time.sleep(chance.uniform(0, 3))
+    time.sleep(chance.uniform(0, 2))
     kill([process.pid])
     printed, _ = process.communicate()
     assert "a machine is about to be taken away" in printed and printed.count("goes on from its last") >= 2, printed
-    one_more()
     run(home, "train", f"resume={output}", RAY_ADDRESS=address)
-    assert same_weights(weights(output, 160), weights(undisturbed, 160))
+    assert same_weights(weights(output, 240), weights(undisturbed, 240))
