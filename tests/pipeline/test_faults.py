@@ -91,20 +91,23 @@ def test_workers_that_are_killed_or_hang_are_started_anew_and_nothing_changes(ho
     assert [entry["base_step"] for entry in summary(output)["trials"][0]["evaluations"]] == [8, 16, 24]
 
 
-def test_what_cannot_be_kept_ends_a_trial_or_does_not(home):
-    """Where checkpoints would go there is a file: for one trial a reason to stop, and for the other none."""
-    output = home / "unwritable"
-    for name in ("000", "001"):
-        (output / "trials" / name).mkdir(parents=True)
-        (output / "trials" / name / "checkpoints").write_text("in the way")
-    space = "++sweep.space={checkpoints.on_failure:{choice:[stop,continue]}}"
-    printed = run(home, "sweep", *SMALL, f"output={output}", "sweeps=grid", space)
-    stopped, went_on = summary(output)["trials"]
-    assert stopped["status"] == "failed" and f"{output}/trials/000/checkpoints" in stopped["error"]
-    assert "base step 8" in stopped["error"] and f"resume={output}" in stopped["error"]
-    assert went_on["status"] == "finished" and went_on["checkpoint"] is None and went_on["best_checkpoint"] is None
-    assert [entry["base_step"] for entry in went_on["evaluations"]] == [8, 16, 24]
-    assert f"{output}/trials/001/checkpoints cannot be written" in " ".join(printed.split())
+@pytest.mark.parametrize("on_failure", ["stop", "continue"])
+def test_a_checkpoint_that_cannot_be_written_ends_a_trial_or_does_not(home, on_failure):
+    """Where checkpoints would go there is a file."""
+    output = home / on_failure
+    place = output / "trials/000/checkpoints"
+    place.parent.mkdir(parents=True)
+    place.write_text("in the way")
+    words = [*SMALL, f"output={output}", f"checkpoints.on_failure={on_failure}"]
+    printed = run(home, "train", *words, status=1)  # there is no model in the end
+    [trial] = summary(output)["trials"]
+    if on_failure == "stop":
+        assert trial["status"] == "failed" and not trial["evaluations"]
+        assert f"base step 8 at {place} cannot be written" in trial["error"] and f"resume={output}" in trial["error"]
+    else:
+        assert trial["status"] == "finished" and trial["checkpoint"] is None and trial["best_checkpoint"] is None
+        assert [entry["base_step"] for entry in trial["evaluations"]] == [8, 16, 24]
+        assert f"{place} cannot be written" in " ".join(printed.split())
 
 
 @pytest.fixture
