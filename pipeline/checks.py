@@ -168,9 +168,9 @@ def _data(config: Config) -> None:
 
 
 def _scores(config: Config) -> None:
-    unknown = set(config.evaluation.metrics) - {"fid", "kid", "is", "prc"}
+    unknown = [name for name in config.evaluation.metrics if name not in ("fid", "kid", "is", "prc")]
     if unknown:
-        raise UserError(f"evaluation.metrics={sorted(unknown)}: they have to be among fid, kid, is, prc")
+        raise UserError(f"evaluation.metrics={unknown}: they have to be among fid, kid, is, prc")
     fewest = max(FEWEST_SAMPLES[name] for name in ("fid", *config.evaluation.metrics))
     if config.evaluation.num_samples < fewest:
         raise UserError(
@@ -324,3 +324,6 @@ def _build(key: str, make: Callable[[], object]) -> None:
             make()
     except ValueError as error:
         raise UserError(f"{key}: {error}") from None
+    except (RuntimeError, OverflowError, TypeError, MemoryError) as error:  # sizes that no memory has
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{key}: these sizes are impossible ({reason[:200]})") from None

@@ -334,17 +334,38 @@ def from_dict(values: dict[str, Any] | DictConfig) -> Config:
         ...
         pipeline.errors.UserError: no such key: train.base_stepz
     """
-    if not isinstance(values, dict | DictConfig):
+    if isinstance(values, DictConfig):
+        values = OmegaConf.to_container(values, resolve=False)
+    if not isinstance(values, dict):
         raise UserError(f"a config is a mapping of keys, such as train and model, and this is {values!r}")
     try:
+        _refuse_interpolations(values)
         merged = OmegaConf.merge(OmegaConf.structured(Config), values)
         return OmegaConf.to_object(merged)
+    except RecursionError:
+        raise UserError("a config is a mapping of keys, and this one is nested without end") from None
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
         if "not in" in str(error) and key:
             raise UserError(f"no such key: {key}") from None
-        reason = str(error).strip().splitlines()[0]
+        reason = " ".join(str(error).strip().splitlines()[:1]) or type(error).__name__
         raise UserError(f"{key}: {reason}" if key and key not in reason else reason) from None
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:  # OmegaConf's, of keys that are no words
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"a config is a mapping of keys, such as train and model: {reason}") from None
+
+
+def _refuse_interpolations(values: Any, key: str = "") -> None:
+    """Refuse what OmegaConf would replace: Hydra has done so already, and a stranger's file could name our secrets."""
+    if isinstance(values, str) and "${" in values:
+        raise UserError(f"{key}: a value cannot have ${{ in it; write what it stands for")
+    if isinstance(values, dict):
+        for name, value in values.items():
+            _refuse_interpolations(str(name), f"{key}.{name}".lstrip("."))
+            _refuse_interpolations(value, f"{key}.{name}".lstrip("."))
+    if isinstance(values, list | tuple):
+        for value in values:
+            _refuse_interpolations(value, key)
 
 
 def apply(config: Config, overrides: dict[str, Any]) -> Config:

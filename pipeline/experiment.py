@@ -89,8 +89,12 @@ def resumed(folder: str) -> tuple[schema.Config, list[TrialRecord], dict[str, An
     summary, trials = read_summary(folder)
     files, path = fsspec.url_to_fs(folder)
     try:
-        config = schema.from_dict(yaml.safe_load(files.cat_file(f"{path}/config.yaml")))
-    except (FileNotFoundError, yaml.YAMLError) as error:
+        text = files.cat_file(f"{path}/config.yaml")
+        # We write no aliases, and nested in one another a few of them fill any memory.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise UserError(f"{folder}/config.yaml is damaged: it has aliases")
+        config = schema.from_dict(yaml.safe_load(text))
+    except (FileNotFoundError, yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
         raise UserError(f"{folder}/config.yaml cannot be read ({type(error).__name__})") from None
     config.output = folder
     for trial in trials:

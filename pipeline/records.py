@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -198,6 +199,22 @@ def _finite(value: Any) -> Any:
     return [_finite(item) for item in value] if isinstance(value, list) else value
 
 
+def _plausible(trial: TrialRecord) -> bool:
+    """Whether a sweep can have written it. Its name becomes a folder's, which must not lead elsewhere."""
+    dicts = (trial.params, trial.metrics, trial.best_metrics)
+    texts = (trial.checkpoint, trial.best_checkpoint, trial.mlflow_run_id, trial.error)
+    return (
+        isinstance(trial.name, str)
+        and re.fullmatch(r"[0-9]{3,}", trial.name) is not None
+        and trial.status in ("pending", "running", *ENDED)
+        and all(isinstance(one, dict) and all(isinstance(key, str) for key in one) for one in dicts)
+        and all(text is None or isinstance(text, str) for text in texts)
+        and isinstance(trial.seconds, int | float)
+        and isinstance(trial.evaluations, list)
+        and all(isinstance(one, dict) and isinstance(one.get("base_step"), int) for one in trial.evaluations)
+    )
+
+
 def read_summary(output: str) -> tuple[dict[str, Any], list[TrialRecord]]:
     """The summary of a sweep's folder, and its trials.
 
@@ -211,8 +228,11 @@ def read_summary(output: str) -> tuple[dict[str, Any], list[TrialRecord]]:
     try:
         document = json.loads(files.cat_file(f"{path}/summary.json"))
         trials = [TrialRecord(**trial) for trial in document["trials"]]
+        if not all(map(_plausible, trials)):
+            raise ValueError("a trial of it is none of a sweep's")
     except FileNotFoundError:
         raise UserError(f"no sweep to resume at {output}: give the folder that holds its summary.json") from None
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise UserError(f"{output}/summary.json is damaged ({type(error).__name__}: {error})") from None
+        reason = " ".join(str(error).split())
+        raise UserError(f"{output}/summary.json is damaged ({type(error).__name__}: {reason})") from None
     return document, trials

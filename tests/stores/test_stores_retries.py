@@ -1,0 +1,105 @@
+"""A storage that fails now and then: what is asked a second time comes out right, and what never comes is one line."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+
+import boto3
+import fsspec
+import pytest
+import torch
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import make_server
+
+from pipeline.checkpoints import Checkpoints, read
+from pipeline.errors import UserError
+from pipeline.stores import Reader, open_store, sources, write_store
+
+
+class Flaky:
+    """An S3 server of which the first requests of each kind for each object fail."""
+
+    def __init__(self) -> None:
+        self._app = DomainDispatcherApplication(create_backend_app)
+        self.server = make_server("127.0.0.1", 0, self, threaded=True)
+        self.fail("503", 0)
+
+    def fail(self, way: str, failures: int) -> None:
+        """From now on: with which answer, or none, and how often."""
+        self.way, self.failures, self.injected = way, failures, 0
+        self.seen: Counter[tuple[str, str]] = Counter()
+
+    def __call__(self, environ, start_response):
+        asked = environ["REQUEST_METHOD"], environ["PATH_INFO"]
+        self.seen[asked] += 1
+        if self.seen[asked] > self.failures:
+            return self._app(environ, start_response)
+        self.injected += 1
+        if self.way == "reset":
+            connection = environ["werkzeug.socket"]
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
+            return []
+        start_response(self.way, [("Content-Type", "application/xml"), ("Connection", "close")])
+        return [b"<Error><Code>SlowDown</Code><Message>ask again later</Message></Error>"]
+
+
+@pytest.fixture
+def storage(monkeypatch):
+    """A bucket whose server can be told to fail."""
+    flaky = Flaky()
+    thread = threading.Thread(target=flaky.server.serve_forever, daemon=True)
+    thread.start()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{flaky.server.server_port}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    boto3.client("s3").create_bucket(Bucket="bucket")
+    fsspec.filesystem("s3").clear_instance_cache()
+    yield flaky
+    fsspec.filesystem("s3").clear_instance_cache()
+    flaky.server.shutdown()
+    thread.join()
+
+
+@pytest.mark.parametrize("way", ["503 Slow Down", "reset"])
+def test_what_fails_at_first_comes_out_right(storage, way, tmp_path):
+    place = f"s3://bucket/{way[:3]}"
+    settings = {"resolution": 8, "channels": 1, "samples_per_shard": 900, "num_processes": 1}
+    local = write_store(sources.make("digits"), str(tmp_path / "local"), **settings)
+    storage.fail(way, 1)
+    remote = write_store(sources.make("digits"), f"{place}/digits", **settings)
+    assert remote.manifest == local.manifest and storage.injected
+    storage.fail(way, 1)
+    here, there = (
+        itertools.islice(Reader(open_store(url), batch_size=256), 9)
+        for url in (str(tmp_path / "local"), f"{place}/digits")
+    )
+    assert all(torch.equal(one.images, other.images) for one, other in zip(here, there, strict=True))
+    assert storage.injected
+    storage.fail(way, 1)
+    url = Checkpoints(f"{place}/trial").save(10, model={"w": torch.arange(9.0)}, training={}, state={}, score=1.0)
+    assert storage.injected
+    storage.fail(way, 1)
+    assert torch.equal(read(url).model["w"], torch.arange(9.0)) and storage.injected
+
+
+def test_what_never_comes_is_one_line_before_long(storage):
+    settings = {"resolution": 8, "channels": 1, "samples_per_shard": 900, "num_processes": 1}
+    store = write_store(sources.make("digits"), "s3://bucket/digits", **settings)
+    assert store
+    storage.fail("503 Slow Down", 10**6)
+    began = time.monotonic()
+    with pytest.raises(UserError, match="s3://bucket/digits") as refusal:
+        open_store("s3://bucket/digits")
+    assert "\n" not in str(refusal.value)
+    assert time.monotonic() - began < 120  # and not for ever; how long is botocore's to say
