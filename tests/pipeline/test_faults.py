@@ -58,8 +58,8 @@ def test_killed_and_resumed_is_bit_for_bit_what_no_interruption_gives(home, undi
     assert first["status"] == second["status"] == "finished"
     assert first["metrics"]["fid_gebm"] == second["metrics"]["fid_gebm"]
 
-    # On one worker the batches are the same altogether, and so is what is learnt, but for rounding. Weights whose gradient
-    # is nothing but rounding differ, since Adam makes a whole step of it; the model does not.
+    # On one worker the batches are the same altogether, and so is what is learnt, but for rounding. Weights whose
+    # gradient is nothing but rounding differ, since Adam makes a whole step of it; the model does not.
     run(home, "train", f"resume={fewer}", "scale.num_workers=1")
     third = summary(fewer)["trials"][0]
     assert [entry["base_step"] for entry in third["evaluations"]] == [8, 16, 24]
