@@ -322,7 +322,9 @@ def clouds(samples: Mapping[str, Tensor]) -> Figure:
             panel.set_box_aspect(None, zoom=0.75)  # or the labels of its axes are cut off
         panel.scatter(*points[inside, :dim].T.numpy(), s=4, alpha=0.6, linewidths=0, color=colour)
         outside = len(points) - int(inside.sum())
-        panel.set_title(f"{name} ({outside} of {len(points)} outside)" if outside else name, y=0.97 if dim == 3 else None)
+        panel.set_title(
+            f"{name} ({outside} of {len(points)} outside)" if outside else name, y=0.97 if dim == 3 else None
+        )
     return figure
 
 
