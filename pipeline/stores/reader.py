@@ -6,8 +6,10 @@ workers, and a reader built at a position gives what an uninterrupted one would 
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Iterator
+from multiprocessing import util
 from typing import NamedTuple
 
 import numpy as np
@@ -93,7 +95,7 @@ class Reader:
         if self._num_workers:
             # Not fork: this process may hold threads and a CUDA context, and neither survives one. Not a fork server:
             # it keeps the environment of its start, and so old credentials.
-            workers = {"multiprocessing_context": "spawn", "prefetch_factor": 4}
+            workers = {"multiprocessing_context": "spawn", "prefetch_factor": 4, "worker_init_fn": _end_at_once}
         loader = DataLoader(
             self._batches,
             batch_size=None,
@@ -117,6 +119,15 @@ class Reader:
                 f"a loader worker of the store {self.store.url} was killed, most likely for want of memory: "
                 "use fewer workers or a smaller batch"
             ) from error
+
+
+def _end_at_once(_worker: int) -> None:
+    """Makes a loader worker that is done end without taking its libraries down.
+
+    That has been seen to go wrong: C++ aborts a process whose threads outlive their owner, and the training process
+    is then told that a worker was killed.
+    """
+    util.Finalize(None, os._exit, (0,), exitpriority=-100)  # after multiprocessing's own, which empty the queues
 
 
 class _Failure(NamedTuple):

@@ -262,8 +262,9 @@ def bucket() -> Iterator[str]:
         patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         fsspec.filesystem("s3").clear_instance_cache()
-        fsspec.filesystem("s3").mkdir("bucket")
-        yield "s3://bucket"
+        # A name of its own: what a server keeps, it keeps for the process, and other tests have buckets too.
+        fsspec.filesystem("s3").mkdir("written")
+        yield "s3://written"
         fsspec.filesystem("s3").clear_instance_cache()
     server.stop()
 
@@ -308,8 +309,8 @@ def test_a_source_on_s3(bucket: str, tmp_path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         for index in range(6):
             archive.writestr(f"{index}.png", png(Image.fromarray(np.full((2, 2), index, np.uint8))))
-            fsspec.filesystem("s3").pipe_file(f"bucket/folder/{index}.png", png(Image.new("L", (2, 2), index)))
-    fsspec.filesystem("s3").put_file(str(path), "bucket/a.zip")
+            fsspec.filesystem("s3").pipe_file(f"written/folder/{index}.png", png(Image.new("L", (2, 2), index)))
+    fsspec.filesystem("s3").put_file(str(path), "written/a.zip")
     for url in (f"{bucket}/a.zip", f"{bucket}/folder"):
         store = str(tmp_path / url.rpartition("/")[2]) + "-store"
         source = sources.make("images", url)
