@@ -27,6 +27,7 @@ __all__ = [
     "forget",
     "knock",
     "know_the_cluster",
+    "set_tune_up",
     "trials_that_fit",
 ]
 
@@ -129,9 +130,7 @@ def connected(config: Config) -> Iterator[Capacity]:
     Raises:
         UserError: the cluster cannot be reached, or a trial can never fit it.
     """
-    # Tune asks for the metric in every report; ours come between evaluations too, without one.
-    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new output ignores verbose=0
+    set_tune_up()
     # We print our own progress; Ray keeps what its processes print in its log files.
     settings = {"log_to_driver": False, "logging_level": logging.ERROR}
     address = config.ray.address or os.environ.get("RAY_ADDRESS")  # which Ray sets for the jobs it starts
@@ -170,6 +169,16 @@ def connected(config: Config) -> Iterator[Capacity]:
         yield capacity
     finally:
         ray.shutdown()
+
+
+def set_tune_up() -> None:
+    """Set what Tune takes from the environment, before it runs."""
+    # It asks for the metric in every report; ours come between evaluations too, without one.
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new output ignores verbose=0
+    # Tables, JSON lines and TensorBoard files of each trial: nobody reads them here, and they cost most of the driver's
+    # time. Whoever wants them sets this to 0.
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 
 
 def know_the_cluster() -> None:

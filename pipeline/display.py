@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from rich.console import Console
@@ -15,6 +16,7 @@ from pipeline.records import Records, TrialRecord
 __all__ = ["Display", "duration", "make_console", "results_table", "seeds_table"]
 
 _SECONDS_BETWEEN_LINES = 10.0
+_ROWS_KEPT = 8  # of the terminal, for what stands above the table and for how many trials are not in it
 _STYLES = {"finished": "green", "running": "bold", "failed": "red", "pruned": "dim", "pending": "dim"}
 
 
@@ -96,12 +98,17 @@ class Display:
 
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False, show_header=False)
-        for record in self.records.trials:
-            if record.status != "pending":
-                table.add_row(*self._cells(record), style=_STYLES[record.status])
-        waiting = sum(record.status == "pending" for record in self.records.trials)
-        if waiting:
-            table.add_row("", f"{waiting} waiting", style="dim")
+        shown = [record for record in self.records.trials if record.status != "pending"]
+        room = max(1, self.console.height - _ROWS_KEPT)
+        if len(shown) > room:  # to draw a thousand would take the driver's time twice a second, and nobody would see it
+            shown = [record for record in shown if record.status == "running"][:room]
+        for record in shown:
+            table.add_row(*self._cells(record), style=_STYLES[record.status])
+        counted = Counter(record.status for record in self.records.trials)
+        counted.subtract(record.status for record in shown)
+        for status, count in counted.items():
+            if count:
+                table.add_row("", f"{count} {'waiting' if status == 'pending' else status}", style="dim")
         return table
 
 

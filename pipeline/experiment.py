@@ -34,10 +34,11 @@ from pipeline.tracking import Tracker
 from pipeline.trial import build_model, trained_config
 from pipeline.tuning import TRIAL, tuned
 
-__all__ = ["Interrupted", "exit_status", "ready_store", "resumed", "run"]
+__all__ = ["Interrupted", "Watch", "exit_status", "ready_store", "resumed", "run"]
 
 
 _HURRIED = 5.0  # seconds that Ctrl-C waits for the tracker
+_WRITING = 0.1  # share of the driver's time that may go into writing the summary, which grows with the trials
 
 
 class Interrupted(Exception):
@@ -199,7 +200,7 @@ def run(config: schema.Config, named: dict[str, Any], *, verb: str, console: Con
                         scheduler=search.make_scheduler(config, space, earlier),
                         **trials,
                         max_concurrent_trials=fitting,
-                        callbacks=[_Watch(config, records, tracker, display)],
+                        callbacks=[Watch(config, records, tracker, display)],
                         raise_on_failed_trial=False,
                         max_failures=config.scale.max_restarts,  # of the trials' own processes, with their machines
                         trial_name_creator=lambda trial: trial.config[TRIAL],
@@ -234,14 +235,22 @@ def exit_status(config: schema.Config, named: dict[str, Any], *, verb: str) -> i
     return 0 if records.best() else 1
 
 
-class _Watch(tune.Callback):
-    """Takes what the trials report to the records, the terminal and the tracker. The driver alone does this."""
+class Watch(tune.Callback):
+    """Takes what the trials report to the records, the terminal and the tracker. The driver alone does this.
+
+    Args:
+        config: the experiment.
+        records: the sweep's trials.
+        tracker: MLflow.
+        display: the terminal.
+    """
 
     def __init__(self, config: schema.Config, records: Records, tracker: Tracker, display: Display) -> None:
         self._config, self._records, self._tracker, self._display = config, records, tracker, display
         self._score = schema.headline(config)[0].removesuffix("_base")
         self._started: dict[str, float] = {}
         self._noted: set[str] = set()
+        self._changed, self._due = False, 0.0  # the summary: whether it is to be written, and when it may be
 
     def _record(self, trial: Any) -> TrialRecord:
         name = str(trial)
@@ -254,18 +263,20 @@ class _Watch(tune.Callback):
         return record
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial begins, or goes on."""
         record = self._record(trial)
         self._started[record.name] = time.monotonic()
         if record.status != "running":
             record.status, record.error = "running", None
             settings = schema.to_dict(schema.apply(self._config, record.params))
             self._tracker.start_trial(record.name, settings, {"experiment": self._config.name})
-        self._write()
+        self._changed = True
         self._display.update(record)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
+        """A trial has reported."""
         record = self._record(trial)
         self._clock(record)
         record.mlflow_run_id = self._tracker.run_of(record.name) or record.mlflow_run_id
@@ -289,8 +300,7 @@ class _Watch(tune.Callback):
         for note in set(known.get("notes", ())) - self._noted:
             self._display.say(f"trial {record.name}: {note}")
             self._noted.add(note)  # it comes with each evaluation of each trial
-        if evaluated:
-            self._write()
+        self._changed |= evaluated
         self._tracker.log_metrics(record.name, numbers, step=known["base_step"])
         if evaluated:
             self._tracker.log_chain(record.name, self._score, known["chain"], known["base_step"])
@@ -298,10 +308,12 @@ class _Watch(tune.Callback):
         self._display.update(record, evaluated=evaluated)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial's own process has died, and is started anew."""
         record = self._record(trial)
         self._display.say(f"trial {record.name} goes on from its last checkpoint: its machine went away")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial has come to its end, or was pruned."""
         record = self._record(trial)
         if record.error:
             self.on_trial_error(iteration, trials, trial)
@@ -311,15 +323,24 @@ class _Watch(tune.Callback):
         self._end(record, "finished" if done else "pruned")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial's own process has died too often."""
         record = self._record(trial)
         record.error = record.error or "the trial's process died; Ray's logs are under /tmp/ray/session_latest/logs"
         self._end(record, "failed")
         self._display.say(f"trial {record.name} failed: {record.error}")
 
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Tune's loop has been round once, as it does many times a second."""
+        if self._changed and time.monotonic() >= self._due:
+            began, self._changed = time.monotonic(), False
+            self._write()
+            now = time.monotonic()
+            self._due = now + (now - began) / _WRITING
+
     def _end(self, record: TrialRecord, status: str) -> None:
         self._clock(record)
         record.status = status
-        self._write()
+        self._changed = True
         tags = {"status": status, **({"error": record.error} if record.error else {})}
         self._tracker.describe(record.name, record.error or status, tags)
         self._tracker.end(record.name, "FAILED" if status == "failed" else "FINISHED")

@@ -1,8 +1,9 @@
 """What a tracker is to be told, on disk first and then sent: nobody waits for a tracker, and nothing is lost with it.
 
-Each entry is a line of JSON in a journal beside the results. A thread sends the entries in their order and notes how
-many are out; while the receiver does not answer, it asks again, ever more rarely, and entries gather. A journal that
-was not sent to its end, because the driver or the receiver died, is gone on with by the next driver.
+Each entry is a line of JSON in a journal beside the results. A thread sends the entries in their order, all that wait
+at a time, and notes how many are out; while the receiver does not answer, it asks again, ever more rarely, and entries
+gather. A journal that was not sent to its end, because the driver or the receiver died, is gone on with by the next
+driver.
 
 An entry may be sent twice, if the driver dies between the sending and the note. So whoever delivers has to be such that
 a second time changes nothing.
@@ -11,6 +12,7 @@ a second time changes nothing.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import threading
@@ -25,6 +27,7 @@ from pipeline.errors import UserError
 __all__ = ["Outbox", "Refused"]
 
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0  # seconds between two attempts
+_AT_ONCE = 5000  # entries that are delivered together, at most
 
 
 class Refused(Exception):
@@ -36,8 +39,8 @@ class Outbox:
 
     Args:
         path: the journal, on a disk of this machine; made if it is new.
-        deliver: sends one entry, a second time without effect; raises :class:`Refused` for one that is hopeless, which
-            is then left out, and anything else for one to be tried again.
+        deliver: sends entries, those that wait, in their order, a second time without effect; raises :class:`Refused`
+            where one is hopeless: it is looked for, by halves, and left out. What raises anything else is tried again.
         say: told in a line when the receiver stops answering, when it is back, and what it refused; in the thread.
 
     Raises:
@@ -46,14 +49,17 @@ class Outbox:
     Example:
         >>> import tempfile
         >>> sent = []
-        >>> outbox = Outbox(Path(tempfile.mkdtemp()) / "journal.jsonl", sent.append)
+        >>> outbox = Outbox(Path(tempfile.mkdtemp()) / "journal.jsonl", sent.extend)
         >>> outbox.put({"metric": 1.0})
         >>> outbox.close(patience=10), sent
         (0, [{'metric': 1.0}])
     """
 
     def __init__(
-        self, path: Path, deliver: Callable[[dict[str, Any]], None], say: Callable[[str], None] = lambda line: None
+        self,
+        path: Path,
+        deliver: Callable[[list[dict[str, Any]]], None],
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.path, self._deliver, self._say = path, deliver, say
         self._note = path.with_name(f"{path.name}.sent")
@@ -123,16 +129,19 @@ class Outbox:
         return left
 
     def _send(self) -> None:
-        wait, missed = _FIRST_WAIT, 0
+        wait, missed, most = _FIRST_WAIT, 0, _AT_ONCE
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._closing)
                 if self._closing:
                     return
-                entry, kept = self._waiting[0]
+                batch = list(itertools.islice(self._waiting, most))
             try:
-                self._deliver(entry)
+                self._deliver([entry for entry, _ in batch])
             except Refused as error:
+                if len(batch) > 1:
+                    most = len(batch) // 2
+                    continue
                 self._say(f"the tracker refused an entry, which is left out: {error}")
             except Exception as error:  # every tracker and file system has exceptions of its own
                 if not missed:
@@ -144,12 +153,13 @@ class Outbox:
                 continue
             if missed:
                 self._say(f"the tracker answers again: it gets what it missed, {len(self._waiting)} entries")
-            wait, missed = _FIRST_WAIT, 0
+            wait, missed, most = _FIRST_WAIT, 0, min(2 * most, _AT_ONCE)
             with self._changed:
-                self._sent += kept
+                self._sent += sum(kept for _, kept in batch)
                 with contextlib.suppress(OSError):  # sent a second time, it changes nothing
                     _replace(self._note, str(self._sent))
-                self._waiting.popleft()
+                for _ in batch:
+                    self._waiting.popleft()
                 self._changed.notify_all()
 
     def _read(self) -> tuple[list[dict[str, Any]], int]:

@@ -213,14 +213,26 @@ class Tracker:
     def _put(self, kind: str, trial: str | None, **entry: Any) -> None:
         self._outbox.put({"kind": kind, "trial": trial, **entry})
 
-    def _deliver(self, entry: dict[str, Any]) -> None:
-        """Send one entry; a second time changes nothing.
+    def _deliver(self, entries: list[dict[str, Any]]) -> None:
+        """Send entries; a second time changes nothing.
 
         A run is looked for before it is made, MLflow keeps a metric once that has the same step, time and value, and
-        the others overwrite.
+        the others overwrite. A trial's metrics go together, as many as wait up to what else it has to say: a request
+        of many takes little longer than a request of one.
         """
+        metrics: dict[str | None, list[Metric]] = {}
         try:
-            self._deliver_to(entry)
+            for entry in entries:
+                if entry["kind"] == "metrics":
+                    found = [
+                        Metric(name, value, entry["time"], entry["step"]) for name, value in entry["metrics"].items()
+                    ]
+                    metrics.setdefault(entry["trial"], []).extend(found)
+                else:
+                    self._send_metrics(entry["trial"], metrics.pop(entry["trial"], []))
+                    self._deliver_to(entry)
+            for trial, found in metrics.items():
+                self._send_metrics(trial, found)
         except MlflowException as error:
             if error.error_code in _HOPELESS:
                 raise Refused(" ".join(str(error).split())[:200]) from error
@@ -234,11 +246,7 @@ class Tracker:
             self._start(trial, entry)
             return
         run_id = str(self.run_id) if trial is None else self._found(trial)
-        if kind == "metrics":
-            found = [Metric(name, value, entry["time"], entry["step"]) for name, value in entry["metrics"].items()]
-            for start in range(0, len(found), _MAX_METRICS):
-                self._client.log_batch(run_id, metrics=found[start : start + _MAX_METRICS])
-        elif kind == "file":
+        if kind == "file":
             self._send_file(run_id, entry["url"], entry["folder"])
         elif kind == "tags":
             self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in entry["tags"].items()])
@@ -253,9 +261,17 @@ class Tracker:
                 self.experiment_id, start_time=entry["time"], tags=tags, run_name=f"trial {trial}"
             )
             run_id = self._trials[trial] = created.info.run_id
+            self._send_params(run_id, entry["params"])
+            return
         self._client.update_run(run_id, status="RUNNING")
         if not self._client.get_run(run_id).data.params:  # a sweep that goes on may have others, which MLflow refuses
             self._send_params(run_id, entry["params"])
+
+    def _send_metrics(self, trial: str | None, metrics: list[Metric]) -> None:
+        if metrics:
+            run_id = str(self.run_id) if trial is None else self._found(trial)
+            for start in range(0, len(metrics), _MAX_METRICS):
+                self._client.log_batch(run_id, metrics=metrics[start : start + _MAX_METRICS])
 
     def _found(self, trial: str, missing: str | None = "") -> str | None:
         """The run of a trial, asked for at the server once."""

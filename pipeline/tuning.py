@@ -25,7 +25,7 @@ from pipeline.checkpoints import Checkpoints
 from pipeline.cluster import books
 from pipeline.errors import NonFiniteLoss, Preempted, UserError
 
-__all__ = ["TRIAL", "tuned"]
+__all__ = ["TRIAL", "pass_on", "tuned"]
 
 TRIAL = "trial"  # the key under which the search puts a trial's name among its parameters
 
@@ -99,7 +99,7 @@ def _train(
         training = pool.submit(trainer.fit)
         while not training.done() or not reports.empty():
             with contextlib.suppress(Empty):
-                _pass_on(reports.get(timeout=2.0))
+                pass_on(reports.get(timeout=2.0))
         try:
             training.result()
         except ray.train.TrainingFailedError as error:
@@ -107,7 +107,12 @@ def _train(
     return None
 
 
-def _pass_on(report: dict[str, Any]) -> None:
+def pass_on(report: dict[str, Any]) -> None:
+    """Give a report to Tune, with a file that names its checkpoint if it has one.
+
+    Args:
+        report: what a trial's first worker reported.
+    """
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = None
         if report.get("checkpoint"):

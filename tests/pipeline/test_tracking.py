@@ -250,7 +250,7 @@ def test_a_damaged_journal_is_one_line(tmp_path, journal, sent):
     if sent is not None:
         (tmp_path / "journal.sent").write_text(sent)
     with pytest.raises(UserError, match="journal") as refusal:
-        Outbox(tmp_path / "journal", lambda entry: None)
+        Outbox(tmp_path / "journal", lambda entries: None)
     assert "\n" not in str(refusal.value)
 
 
@@ -264,7 +264,7 @@ def test_whatever_was_written_of_the_journal_is_sent_in_order(tmp_path, cut, los
     there = whole[: min(cut, len(whole))].count(b"\n")
     (folder / "journal.sent").write_text(str(min(lost, there)))
     sent = []
-    outbox = Outbox(folder / "journal", sent.append)
+    outbox = Outbox(folder / "journal", sent.extend)
     outbox.put({"number": "new"})
     assert outbox.close(patience=30) == 0
     assert sent == [*entries[min(lost, there) : there], {"number": "new"}]
@@ -295,7 +295,7 @@ def test_a_tracker_that_is_not_there_is_one_line_within_seconds(tmp_path):
 
 def test_what_the_journal_has_no_room_for_is_sent_all_the_same(tmp_path):
     sent, said, path = [], [], tmp_path / "journal"
-    outbox = Outbox(path, sent.append, said.append)
+    outbox = Outbox(path, sent.extend, said.append)
     outbox.put({"number": 0})
     whole = path.read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -309,5 +309,5 @@ def test_what_the_journal_has_no_room_for_is_sent_all_the_same(tmp_path):
     outbox.put({"number": 3})
     assert outbox.close(patience=20) == 0
     assert sent == [{"number": number} for number in range(4)]
-    again = Outbox(path, sent.append)
+    again = Outbox(path, sent.extend)
     assert again.close(patience=20) == 0 and len(sent) == 4  # the journal knows what of it is out
