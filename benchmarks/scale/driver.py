@@ -40,7 +40,7 @@ from pipeline.records import Records, TrialRecord
 from pipeline.tracking import Tracker
 from pipeline.tuning import TRIAL
 
-__all__ = ["Driven", "Load", "drive", "experiment", "figures", "percentile"]
+__all__ = ["Driven", "Load", "Phase", "drive", "experiment", "figures", "percentile"]
 
 _PATIENCE = 60.0  # seconds to wait for what MLflow has not got yet
 _LEAST_MEMORY = 2.5 * 2**30  # bytes that stay free, or the measurement ends
@@ -53,7 +53,8 @@ _SHARED = (
     "starlette.datastructures",
     "starlette.concurrency",
 )
-_OPENS_IN = 2.0  # seconds from the last trial's first report to the beginning
+_OPENS_IN = 20.0  # seconds from the last trial's first report to the beginning, in which MLflow hears of them all
+_BETWEEN = 5.0  # seconds between two phases
 
 
 @dataclass(frozen=True)
@@ -62,53 +63,81 @@ class Load:
 
     Attributes:
         trials: at the same time.
-        period: seconds between two reports of a trial; 0 for as fast as the driver takes them.
-        seconds: how long.
+        periods: seconds between two reports of a trial, one phase after the other; 0 for as fast as the driver takes
+            them.
+        seconds: of each phase.
         evaluate_every: reports; every so manyth is an evaluation, with figures and a checkpoint.
         settings: of the environment.
     """
 
     trials: int
-    period: float
+    periods: tuple[float, ...]
     seconds: float
-    evaluate_every: int
+    evaluate_every: int = 20
     settings: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Phase:
+    """What was found in a phase.
+
+    Attributes:
+        start: in seconds since the epoch; reports that were sent from then on count, up to ``end``.
+        results: taken; ``evaluations`` of them.
+        to_driver: latencies in seconds, and ``kept``.
+        to_tracker: seconds from the journal to MLflow's answer, of each entry that was put in the phase and sent.
+        watch_seconds: of the processor, in the project's callback.
+        first: when the first was taken, and the seconds of the processor until then, of the process and of its main
+            thread; and ``last``.
+    """
+
+    start: float
+    end: float
+    results: int = 0
+    evaluations: int = 0
+    to_driver: list[float] = field(default_factory=list)
+    kept: list[float] = field(default_factory=list)
+    to_tracker: list[float] = field(default_factory=list)
+    watch_seconds: float = 0.0
+    first: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    last: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    @property
+    def a_second(self) -> float:
+        """Results."""
+        return self.results / (self.last[0] - self.first[0])
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Of the driver's process, a result."""
+        return (self.last[1] - self.first[1]) / self.results
+
+    @property
+    def loop_seconds(self) -> float:
+        """Of the driver's main thread, a result."""
+        return (self.last[2] - self.first[2]) / self.results
 
 
 class Driven(NamedTuple):
     """What was found.
 
     Attributes:
-        results: taken in the time.
-        evaluations: of them.
-        seconds: from the first to the last.
-        cpu_seconds: of the driver's process in that time; ``loop_seconds`` are its main thread's, ``watch_seconds``
-            those of them in the project's callback.
-        to_driver: latencies in seconds, and ``kept``.
-        to_tracker: seconds from the journal to MLflow's answer, of each entry that was sent in the time.
-        sent: entries that MLflow got in that time, and ``waiting`` those in the journal at the end of it.
+        phases: one after the other.
         start_seconds: until all trials had reported, and ``start_cpu_seconds`` of the driver in them.
-        bytes_before: resident memory of the driver before the trials, with them, and at the end.
+        bytes_before: resident memory of the driver before the trials, ``bytes_started`` with them, and at the end.
         trial_bytes: memory of the machine that a trial took, with its process.
+        waiting: entries that MLflow had not got when the last trial ended, and ``left`` a minute later.
     """
 
-    results: int
-    evaluations: int
-    seconds: float
-    cpu_seconds: float
-    loop_seconds: float
-    watch_seconds: float
-    to_driver: list[float]
-    kept: list[float]
-    to_tracker: list[float]
-    sent: int
-    waiting: int
+    phases: list[Phase]
     start_seconds: float
     start_cpu_seconds: float
     bytes_before: int
     bytes_started: int
     bytes_after: int
     trial_bytes: float
+    waiting: int
+    left: int
 
 
 def experiment(trials: int) -> schema.Config:
@@ -140,16 +169,10 @@ class _Meter(tune.Callback):
         self._watch, self._load, self._gate = watch, load, gate
         self._began, self._cpu_began = time.monotonic(), time.process_time()
         self._reported: set[str] = set()
-        self._arrived = self._clock = 0.0
-        self.start = self.end = 0.0
+        self._phase: Phase | None = None
+        self.phases: list[Phase] = []
         self.started: tuple[float, float] = (0.0, 0.0)
         self.bytes_started = self.free_started = 0
-        self.first: tuple[float, float, float] | None = None
-        self.last: tuple[float, float, float] = (0.0, 0.0, 0.0)
-        self.results = self.evaluations = 0
-        self.watch_seconds = 0.0
-        self.to_driver: list[float] = []
-        self.kept: list[float] = []
 
     def on_trial_start(self, **info: Any) -> None:
         self._watch.on_trial_start(**info)
@@ -165,8 +188,8 @@ class _Meter(tune.Callback):
             raise MemoryError("too little memory is left for so many trials")
         began = time.thread_time()
         self._watch.on_step_end(**info)
-        if self.first:
-            self.watch_seconds += time.thread_time() - began
+        if self._phase:
+            self._phase.watch_seconds += time.thread_time() - began
 
     def on_trial_result(self, trial: Any, result: dict[str, Any], **info: Any) -> None:
         arrived, sent = time.time(), result[SENT]
@@ -174,36 +197,47 @@ class _Meter(tune.Callback):
         began = time.thread_time()
         self._watch.on_trial_result(trial=trial, result=result, **info)
         now = time.time(), time.process_time(), time.thread_time()
-        if self.start and sent >= self.start:
-            self.first = self.first or now
-            self.last = now
-            self.results += 1
-            self.evaluations += "chain" in result["reported"]
-            self.watch_seconds += now[2] - began
-            self.to_driver.append(arrived - sent)
-            self.kept.append(now[0] - sent)
+        self._phase = next((phase for phase in self.phases if phase.start <= sent < phase.end), None)
+        if self._phase:
+            phase = self._phase
+            phase.first = phase.first if phase.results else now
+            phase.last = now
+            phase.results += 1
+            phase.evaluations += "chain" in result["reported"]
+            phase.watch_seconds += now[2] - began
+            phase.to_driver.append(arrived - sent)
+            phase.kept.append(now[0] - sent)
         self._reported.add(str(trial))
-        if len(self._reported) == self._load.trials and not self.start:
-            self.started = time.monotonic() - self._began, time.process_time() - self._cpu_began
-            self.bytes_started, self.free_started = _resident_bytes(), _free_bytes()
-            self.start = time.time() + _OPENS_IN
-            self.end = self.start + self._load.seconds
-            beside = self._gate.with_suffix(".part")
-            beside.write_text(json.dumps([self.start, self.end]))
-            beside.replace(self._gate)
+        if len(self._reported) == self._load.trials and not self.phases:
+            self._open()
+
+    def _open(self) -> None:
+        """All trials are there, and wait for the gate."""
+        self.started = time.monotonic() - self._began, time.process_time() - self._cpu_began
+        self.bytes_started, self.free_started = _resident_bytes(), _free_bytes()
+        start = time.time() + _OPENS_IN
+        for _ in self._load.periods:
+            self.phases.append(Phase(start, start + self._load.seconds))
+            start += self._load.seconds + _BETWEEN
+        phases = [
+            (phase.start, phase.end, period) for phase, period in zip(self.phases, self._load.periods, strict=True)
+        ]
+        beside = self._gate.with_suffix(".part")
+        beside.write_text(json.dumps(phases))
+        beside.replace(self._gate)
 
 
 class _Timed(Tracker):
     """A tracker that notes when each entry was out."""
 
     def __init__(self, *args: Any, **named: Any) -> None:
-        self.out: list[tuple[float, float | None]] = []  # when, and how long after it was put
+        self.out: list[tuple[float, float]] = []  # when it was put, where it says so, and when it was out
         super().__init__(*args, **named)
 
     def _deliver(self, entries: list[dict[str, Any]]) -> None:
         super()._deliver(entries)
         now = time.time()
-        self.out += [(now, now - entry["time"] / 1000 if "time" in entry else None) for entry in entries]
+        self.out += [(entry.get("time", 0) / 1000, now) for entry in entries]
 
 
 def _drive(load: Load, uri: str, folder: Path) -> Driven:
@@ -221,7 +255,6 @@ def _drive(load: Load, uri: str, folder: Path) -> Driven:
     gate = folder / "gate.json"
     settings = {
         "gate": str(gate),
-        "period": load.period,
         "trials": load.trials,
         "evaluate_every": load.evaluate_every,
         "figures": shown_figures,
@@ -236,6 +269,7 @@ def _drive(load: Load, uri: str, folder: Path) -> Driven:
             num_cpus=cpus,
             include_dashboard=False,
             object_store_memory=200 * 2**20,
+            _system_config={"worker_register_timeout_seconds": 20},  # who is stuck is started anew
             runtime_env=environment,
             log_to_driver=False,
             logging_level="ERROR",
@@ -259,29 +293,21 @@ def _drive(load: Load, uri: str, folder: Path) -> Driven:
             )
         after = _resident_bytes()
         ray.shutdown()
-    in_time = [delay for when, delay in tracker.out if meter.start <= when <= meter.last[0]]
-    put = sum(b'"time"' in line for line in (folder / "tracking.jsonl").read_bytes().splitlines())
-    waiting = put - sum(delay is not None for _, delay in tracker.out)
-    tracker.close(_PATIENCE)
-    first, last = meter.first or (0.0, 0.0, 0.0), meter.last
+    put = len((folder / "tracking.jsonl").read_bytes().splitlines())
+    waiting = put - len(tracker.out)
+    left = tracker.close(_PATIENCE)
+    for phase in meter.phases:
+        phase.to_tracker = [when - at for at, when in tracker.out if phase.start <= at < phase.end]
     return Driven(
-        results=meter.results,
-        evaluations=meter.evaluations,
-        seconds=last[0] - first[0],
-        cpu_seconds=last[1] - first[1],
-        loop_seconds=last[2] - first[2],
-        watch_seconds=meter.watch_seconds,
-        to_driver=meter.to_driver,
-        kept=meter.kept,
-        to_tracker=[delay for delay in in_time if delay is not None],
-        sent=len(in_time),
-        waiting=waiting,
+        phases=meter.phases,
         start_seconds=meter.started[0],
         start_cpu_seconds=meter.started[1],
         bytes_before=before,
         bytes_started=meter.bytes_started,
         bytes_after=after,
         trial_bytes=(free_before - meter.free_started) / load.trials,
+        waiting=waiting,
+        left=left,
     )
 
 

@@ -22,29 +22,30 @@ _POLLED = 0.5  # seconds between two looks for the gate
 def dummy(params: dict[str, Any], settings: dict[str, Any]) -> None:
     """What Tune runs in place of ``pipeline.tuning.tuned``.
 
-    It reports once, waits until the gate is opened, and then reports until the gate's end: every ``period`` seconds,
-    each trial at a moment of its own, or as soon as the report before is taken where that is 0.
+    It reports once, and waits until the gate is opened. Then it reports through phases, each with a start, an end and a
+    period: every so many seconds, each trial at a moment of its own, or as soon as the report before is taken where the
+    period is 0.
 
     Args:
         params: keys that the search has set, and the trial's name.
-        settings: ``gate``, a file that will hold two times; ``period``, in seconds; ``trials``; ``evaluate_every``, in
-            reports; ``figures``, URLs that each evaluation names; ``output``.
+        settings: ``gate``, a file that will hold the phases; ``trials``; ``evaluate_every``, in reports; ``figures``,
+            URLs that each evaluation names; ``output``.
     """
     name = params[TRIAL]
     checkpoint = f"{settings['output']}/trials/{name}/checkpoints/step-00000000"
     pass_on(report(0) | {SENT: time.time()})
-    gate = Path(settings["gate"])
+    gate, number = Path(settings["gate"]), 1
     while not gate.exists():
         time.sleep(_POLLED)
-    start, end = json.loads(gate.read_text())
-    due, number = start + settings["period"] * int(name) / settings["trials"], 1
-    while max(due, time.time()) < end:
-        time.sleep(max(0.0, due - time.time()))
-        # Trials that began together evaluate at different times: they do not stay together.
-        evaluated = (number + int(name)) % settings["evaluate_every"] == 0
-        found = report(number, settings["figures"], checkpoint) if evaluated else report(number)
-        pass_on(found | {SENT: time.time()})
-        due, number = due + settings["period"], number + 1
+    for start, end, period in json.loads(gate.read_text()):
+        due = start + period * int(name) / settings["trials"]
+        while max(due, time.time()) < end:
+            time.sleep(max(0.0, due - time.time()))
+            # Trials that began together evaluate at different times: they do not stay together.
+            evaluated = (number + int(name)) % settings["evaluate_every"] == 0
+            found = report(number, settings["figures"], checkpoint) if evaluated else report(number)
+            pass_on(found | {SENT: time.time()})
+            due, number = due + period, number + 1
 
 
 def report(number: int, figures: list[str] | None = None, checkpoint: str | None = None) -> dict[str, Any]:

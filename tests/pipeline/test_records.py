@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import time
 
 import fsspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
-from pipeline.display import seeds_table
+from pipeline.display import Display, seeds_table
 from pipeline.errors import UserError
+from pipeline.experiment import Watch
 from pipeline.records import Records, TrialRecord, read_summary
 
 SCORES = st.lists(st.one_of(st.none(), st.floats()), max_size=8)
@@ -190,3 +194,38 @@ def test_a_damaged_summary_is_one_line(tmp_path, text):
 def test_no_summary_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"no sweep to resume"):
         read_summary(str(tmp_path))
+
+
+@pytest.mark.parametrize("trials", [1, 10, 300])
+def test_the_live_table_fits_the_terminal_and_counts_every_trial(trials):
+    records = sweep([1.0] * trials, "min")
+    for record in records.trials:
+        record.status = ("running", "finished", "pruned", "pending", "running")[int(record.name) % 5]
+    console = Console(file=io.StringIO(), force_terminal=True, width=160, height=24, color_system=None)
+    display = Display(records, 100, console)
+    console.print(display._table())
+    lines = [line.split() for line in console.file.getvalue().splitlines()]
+    assert len(lines) < 24
+    shown = [line[:2] for line in lines if line[0].isdigit() and len(line[0]) == 3 and line[1:2] != ["waiting"]]
+    assert all(status == records.get(name).status != "pending" for name, status in shown)
+    rest = [line for line in lines if line[:2] not in shown]
+    assert len(shown) + sum(int(count) for count, _ in rest) == trials
+    if trials == 300:
+        assert len(shown) >= 12 and all(status == "running" for _, status in shown), "those that run come first"
+
+
+def test_a_summary_that_takes_long_is_written_rarely_and_at_last(tmp_path, small):
+    """A second change at once waits until the driver has done ten times as long something else; it is not forgotten."""
+    records = sweep([1.0] * 2000, "min", str(tmp_path))
+    watch = Watch(small(), records, None, Display(records, 100, Console(file=io.StringIO())))
+    written = []
+    for turn in range(3):
+        records.trials[0].seconds = float(turn)
+        watch._changed = True
+        watch.on_step_end(0, [])
+        written.append(read_summary(str(tmp_path))[1][0].seconds)
+    assert written[0] == 0.0 and watch._changed == (written[2] < 2.0)
+    end = time.monotonic() + 120
+    while watch._changed and time.monotonic() < end:
+        watch.on_step_end(0, [])
+    assert read_summary(str(tmp_path))[1] == records.trials

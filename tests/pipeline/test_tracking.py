@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from mlflow import MlflowClient
 
 from pipeline.errors import UserError
-from pipeline.outbox import Outbox
+from pipeline.outbox import Outbox, Refused
 from pipeline.tracking import Tracker, flatten
 
 
@@ -269,6 +269,24 @@ def test_whatever_was_written_of_the_journal_is_sent_in_order(tmp_path, cut, los
     assert outbox.close(patience=30) == 0
     assert sent == [*entries[min(lost, there) : there], {"number": "new"}]
     assert (folder / "journal").read_bytes().count(b"\n") == there + 1 == int((folder / "journal.sent").read_text())
+
+
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(bad=st.lists(st.booleans(), max_size=40))
+def test_of_entries_that_wait_together_those_are_found_that_nobody_takes(tmp_path, bad):
+    path = Path(tempfile.mkdtemp(dir=tmp_path)) / "journal"
+    path.write_text("".join(f'{{"number": {number}}}\n' for number in range(len(bad))))  # of a driver that died
+    sent, said = [], []
+
+    def deliver(entries):
+        if any(bad[entry["number"]] for entry in entries):
+            raise Refused("this one")
+        sent.extend(entry["number"] for entry in entries)
+
+    assert Outbox(path, deliver, said.append).close(patience=30) == 0
+    assert sent == [number for number, hopeless in enumerate(bad) if not hopeless]
+    assert len(said) == sum(bad)
+    assert path.with_name("journal.sent").exists() == bool(bad)
 
 
 def test_a_run_that_this_tracker_does_not_know_is_one_line(place, tmp_path):

@@ -1,0 +1,230 @@
+"""The page ``docs/scale.md`` and its figure, from what was measured and from the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from benchmarks.scale.model import Assumptions, Case, Loads, Measured, Settings, loads, recommend
+
+__all__ = ["GPUS", "NETWORKS", "RESOLUTIONS", "TRIALS", "document", "figure", "measured", "write"]
+
+RESOLUTIONS = (32, 128)
+NETWORKS = "sngan_resnet"
+GPUS = (1, 8, 64, 512)
+TRIALS = (1, 10, 100, 1000)
+_TOGETHER = 10  # results of a trial in the tracker's table that go together
+# Okabe and Ito's colours, which are told apart without colour vision, and a line of its own for each.
+_LINES = {
+    "network": ("#0072B2", "-"),
+    "storage, gets": ("#56B4E9", "--"),
+    "storage, puts": ("#009E73", ":"),
+    "reader": ("#D55E00", "-"),
+    "driver": ("#000000", "-"),
+    "driver's memory": ("#999999", "--"),
+    "tracker": ("#CC79A7", "-."),
+}
+
+
+def measured(results: Mapping[str, list[dict[str, Any]]], resolution: int, networks: str = NETWORKS) -> Measured:
+    """The model's coefficients, from the tables of ``python -m benchmarks.scale measure``.
+
+    Args:
+        results: the tables.
+        resolution: in pixels.
+        networks: the family.
+    """
+    image = _row(results["images"], encoding="blocks", pixels=resolution)
+    checkpoint = _row(results["checkpoints"], networks=networks, pixels=resolution)
+    opened, read = results["requests"][0], results["requests"][1]
+    fastest = [row for row in results["driver"] if row["reports"] == "at once" and row["Tune's files"] == "no"][-1]
+    memory = results["driver's memory"][-1]
+    database = results["tracker"][-1]["database"]
+    told = {row["told"]: row["seconds"] for row in results["tracker"] if row["database"] == database}
+    alone = told["a result"]
+    [among] = [seconds for name, seconds in told.items() if name.startswith(f"a result, {_TOGETHER} ")]
+    # A request of one and a request of ten: what each result adds, and what the request takes without them.
+    result_seconds = (_TOGETHER * among - alone) / (_TOGETHER - 1)
+    return Measured(
+        image_bytes=image["bytes an image"],
+        reader_images=image["images/s, one process"],
+        flops=checkpoint["GFLOP an image"] * 1e9,
+        checkpoint_bytes=checkpoint["bytes a checkpoint"],
+        checkpoint_puts=checkpoint["puts and deletes"],
+        checkpoint_gets=checkpoint["gets"],
+        gradient_bytes=checkpoint["gradients of a step, bytes"],
+        shard_gets=read["gets"] / read["shards"],
+        opening_gets=opened["gets"] / opened["shards"],
+        driver_seconds=fastest["CPU, ms a result"] / 1000,
+        driver_bytes=memory["driver alone, MB"] * 1e6,
+        driver_trial_bytes=memory["a trial, kB"] * 1e3,
+        request_seconds=alone - result_seconds,
+        result_seconds=result_seconds,
+        evaluation_seconds=told["an evaluation"] - alone,
+        start_seconds=told["a trial's start"],
+        end_seconds=told["a trial's end"],
+    )
+
+
+def write(found: dict[str, Any], page: Path) -> None:
+    """Write the page, and its figure beside it.
+
+    Args:
+        found: contents of the JSON file.
+        page: where.
+    """
+    images = page.parent / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    drawn = figure(found["results"])
+    FigureCanvasAgg(drawn).print_png(str(images / "scale.png"))
+    page.write_text(document(found))
+
+
+def document(found: dict[str, Any]) -> str:
+    """The page.
+
+    Args:
+        found: contents of the JSON file.
+    """
+    results, assumed = found["results"], Assumptions()
+    machine = found["machine"]
+    parts = {
+        "machine": f"{machine['cores']} cores of {machine['cpu']}, Python {machine['python']}",
+        "keeping": _table(results["keeping"]),
+        "driver": _table(results["driver"]),
+        "memory": _table(results["driver's memory"]),
+        "tracker": _table(results["tracker"]),
+        "images": _table(results["images"]),
+        "checkpoints": _table(results["checkpoints"]),
+        "requests": _table(results["requests"]),
+        "assumed": _table(
+            [{"assumed": field.name, "value": getattr(assumed, field.name)} for field in fields(assumed)]
+        ),
+    }
+    for resolution in RESOLUTIONS:
+        coefficients = measured(results, resolution)
+        parts[f"loads_{resolution}"] = _table(
+            _load(case, loads(case, Settings(), coefficients, assumed)) for case in _cases(resolution)
+        )
+        parts[f"config_{resolution}"] = _table(
+            _config(case, coefficients, assumed) for case in _cases(resolution) if case.gpus >= 8
+        )
+    text = (Path(__file__).parent / "page.txt").read_text()
+    for name, part in parts.items():
+        text = text.replace(f"{{{name}}}", part)
+    return text
+
+
+def figure(results: Mapping[str, list[dict[str, Any]]]) -> Figure:
+    """Shares of what each part can carry, over the number of GPUs: for one trial, and for a GPU a trial."""
+    assumed = Assumptions()
+    drawn = Figure(figsize=(10, 7.2), layout="constrained", dpi=110)
+    axes = drawn.subplots(2, 2, sharex=True, sharey=True)
+    gpus = [2**power for power in range(10)]
+    for row, resolution in zip(axes, RESOLUTIONS, strict=True):
+        coefficients = measured(results, resolution)
+        for axis, trials in zip(row, (1, 1000), strict=True):
+            found = [loads(Case(resolution, count, trials), Settings(), coefficients, assumed) for count in gpus]
+            for part, (colour, style) in _LINES.items():
+                axis.plot(gpus, [one.shares[part] for one in found], style, color=colour, label=part, linewidth=1.8)
+            axis.axhline(1.0, color="#000000", linewidth=0.8)
+            axis.text(1, 1.15, "saturated", fontsize=8)
+            axis.set_xscale("log", base=2)
+            axis.set_yscale("log")
+            axis.set_ylim(1e-6, 30)
+            axis.set_xticks(GPUS, [str(count) for count in GPUS])
+            axis.grid(True, color="#dddddd", linewidth=0.6)
+            many = "one trial on all GPUs" if trials == 1 else "1,000 trials, as many at a time as there are GPUs"
+            axis.set_title(f"{resolution} pixels, {many}", fontsize=10)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("share of what the part can carry")
+    for axis in axes[-1]:
+        axis.set_xlabel("GPUs of the cluster")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    drawn.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
+    return drawn
+
+
+def _cases(resolution: int) -> list[Case]:
+    """Sweeps of different loads: more trials than GPUs run no more of them at a time."""
+    cases = [Case(resolution, gpus, trials) for gpus in GPUS for trials in TRIALS]
+    return [case for case in cases if case.trials <= case.gpus or case.trials == max(TRIALS)]
+
+
+def _load(case: Case, found: Loads) -> dict[str, str]:
+    return {
+        "GPUs": f"{case.gpus}",
+        "trials": f"{case.trials:,}",
+        "at a time x GPUs": f"{found.concurrent} x {found.workers}",
+        "base steps/s": _short(found.steps),
+        "read, MB/s": _short(found.read_bytes / 1e6),
+        "gets/s": _short(found.gets),
+        "puts/s": _short(found.puts),
+        "checkpoints, MB/s": _short(found.checkpoint_bytes / 1e6),
+        "results/s": _short(found.results),
+        "driver": _share(found.shares["driver"]),
+        "tracker": _share(found.shares["tracker"]),
+        "in MLflow after, s": "never" if math.isinf(found.tracker_lag) else _short(found.tracker_lag),
+        "fullest part": f"{found.first}, {_share(found.shares[found.first])}",
+    }
+
+
+def _config(case: Case, coefficients: Measured, assumed: Assumptions) -> dict[str, str]:
+    settings = recommend(case, coefficients, assumed)
+    found = loads(case, settings, coefficients, assumed)
+    return {
+        "GPUs": f"{case.gpus}",
+        "trials": f"{case.trials:,}",
+        "sweep.max_concurrent": f"{found.concurrent}",
+        "scale.num_workers": f"{found.workers}",
+        "data.hold": str(settings.hold).lower(),
+        "data.samples_per_shard": f"{settings.samples_per_shard}",
+        "train.report_every": f"{settings.report_every}",
+        "evaluation.every": f"{settings.evaluate_every}",
+        "checkpoints.every": f"{settings.checkpoint_every or 'none'}",
+        "read at the start, GB": _short(found.start_bytes / 1e9),
+        "in MLflow after, s": "never" if math.isinf(found.tracker_lag) else _short(found.tracker_lag),
+        "fullest part": f"{found.first}, {_share(found.shares[found.first])}",
+    }
+
+
+def _row(rows: Iterable[dict[str, Any]], **wanted: Any) -> dict[str, Any]:
+    [row] = [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+    return row
+
+
+def _short(value: float) -> str:
+    """A number as one reads it.
+
+    Example:
+        >>> [_short(value) for value in (0.0, 0.00123, 4.56, 78.9, 12345.6)]
+        ['0', '0.0012', '4.6', '79', '12,346']
+    """
+    if value == 0:
+        return "0"
+    return f"{value:.2g}" if abs(value) < 10 else f"{value:,.0f}"
+
+
+def _share(value: float) -> str:
+    return f"{value:.0%}" if value >= 0.1 else f"{100 * value:.2g} %".replace(" ", "")
+
+
+def _table(rows: Iterable[Mapping[str, Any]]) -> str:
+    rows = list(rows)
+    head = list(rows[0])
+    lines = [head, ["---"] * len(head), *[[_cell(row[name]) for name in head] for row in rows]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{value['median']:.3g} ± {value['spread']:.2g}"
+    if isinstance(value, float):
+        return f"{value:.3g}" if value < 1e4 else f"{value:.3e}"
+    return f"{value:,}" if isinstance(value, int) and value >= 10_000 else str(value)
