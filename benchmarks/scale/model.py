@@ -5,7 +5,7 @@ first, and at a share of one. All loads are those of trials that train without a
 loss, so real sweeps ask for less: evaluations, which train nothing, are counted and take no time here.
 
     concurrent trials   C = min(trials, GPUs)
-    GPUs of a trial     W = min(GPUs // C, batch_size // least_part)
+    GPUs of a trial     W = the largest divisor of batch_size up to GPUs // C and batch_size // least_part
     images/s of a trial I = W * gpu_flops / flops_per_image
     base steps/s        S = I / (batch_size * energy_steps)
 """
@@ -197,6 +197,7 @@ def loads(case: Case, settings: Settings, measured: Measured, assumed: Assumptio
     concurrent = min(case.trials, case.gpus, settings.max_concurrent or case.trials)
     workers = min(settings.num_workers or case.gpus, case.gpus // concurrent)
     workers = max(1, min(workers, settings.batch_size // assumed.least_part))
+    workers = next(count for count in range(workers, 0, -1) if settings.batch_size % count == 0)
     images = workers * assumed.gpu_flops / measured.flops
     steps = images / (settings.batch_size * settings.energy_steps)
     all_steps = concurrent * steps
@@ -256,11 +257,11 @@ def loads(case: Case, settings: Settings, measured: Measured, assumed: Assumptio
 
 
 def recommend(case: Case, measured: Measured, assumed: Assumptions) -> Settings:
-    """What the config should be, so that no part has more than half of what it can carry.
+    """What the config should be, so that no part has more than half of what it can carry, and a reader nine tenths.
 
     - A store of at most a quarter of a GPU's memory is held there.
     - Shards are of about 32 MiB: few requests, and several in a window of 128 MiB, over which images are mixed.
-    - A trial has as many GPUs as there are for it, but no more than its reader feeds.
+    - A trial has as many GPUs as there are for it, but no more than its reader and the storage feed.
     - Reports and evaluations are as rare as driver and tracker need, and no rarer.
     - A checkpoint every ``sqrt(2 * cost * lifetime)`` seconds (Young's formula) loses least, where its cost is that of
       writing it at a tenth of a machine's network.
@@ -280,8 +281,11 @@ def recommend(case: Case, measured: Measured, assumed: Assumptions) -> Settings:
     def found(**keys: int | None) -> Loads:
         return loads(case, replace(settings, **keys), measured, assumed)
 
-    while workers > 1 and max(found(num_workers=workers).shares[part] for part in ("reader", "network")) > 0.5:
-        workers -= 1
+    def crowded(shares: dict[str, float]) -> bool:
+        return shares["reader"] > 0.9 or max(shares["network"], shares["storage, gets"]) > 0.5
+
+    while workers > 1 and crowded(found(num_workers=workers).shares):
+        workers = found(num_workers=workers - 1).workers
     settings = replace(settings, num_workers=workers)
     report = settings.report_every
     # Half of what reports may take, for evaluations, starts and ends take their part as well.

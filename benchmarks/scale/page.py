@@ -43,14 +43,12 @@ def measured(results: Mapping[str, list[dict[str, Any]]], resolution: int, netwo
     image = _row(results["images"], encoding="blocks", pixels=resolution)
     checkpoint = _row(results["checkpoints"], networks=networks, pixels=resolution)
     opened, read = results["requests"][0], results["requests"][1]
-    fastest = [row for row in results["driver"] if row["reports"] == "at once" and row["Tune's files"] == "no"][-1]
+    steady = [row for row in results["driver"] if row["reports"] != "at once" and row["Tune's files"] == "no"][-1]
     memory = results["driver's memory"][-1]
     database = results["tracker"][-1]["database"]
     told = {row["told"]: row["seconds"] for row in results["tracker"] if row["database"] == database}
     alone = told["a result"]
     [among] = [seconds for name, seconds in told.items() if name.startswith(f"a result, {_TOGETHER} ")]
-    # A request of one and a request of ten: what each result adds, and what the request takes without them.
-    result_seconds = (_TOGETHER * among - alone) / (_TOGETHER - 1)
     return Measured(
         image_bytes=image["bytes an image"],
         reader_images=image["images/s, one process"],
@@ -60,12 +58,13 @@ def measured(results: Mapping[str, list[dict[str, Any]]], resolution: int, netwo
         checkpoint_gets=checkpoint["gets"],
         gradient_bytes=checkpoint["gradients of a step, bytes"],
         shard_gets=read["gets"] / read["shards"],
-        opening_gets=opened["gets"] / opened["shards"],
-        driver_seconds=fastest["CPU, ms a result"] / 1000,
+        opening_gets=(opened["gets"] - 2) / opened["shards"],  # two are for the manifest
+        driver_seconds=steady["CPU, ms a result"] / 1000,
         driver_bytes=memory["driver alone, MB"] * 1e6,
         driver_trial_bytes=memory["a trial, kB"] * 1e3,
-        request_seconds=alone - result_seconds,
-        result_seconds=result_seconds,
+        # From above: a request of one result took longer than one of ten, so their difference says nothing.
+        request_seconds=alone,
+        result_seconds=among,
         evaluation_seconds=told["an evaluation"] - alone,
         start_seconds=told["a trial's start"],
         end_seconds=told["a trial's end"],
@@ -107,13 +106,18 @@ def document(found: dict[str, Any]) -> str:
             [{"assumed": field.name, "value": getattr(assumed, field.name)} for field in fields(assumed)]
         ),
     }
+    coefficients = {resolution: measured(results, resolution) for resolution in RESOLUTIONS}
+    parts["summary"] = _table(_full(part, coefficients, assumed) for part in _LINES if part != "driver's memory")
+    parts["trials"] = f"{max(row['trials'] for row in results['driver'])}"
+    opening = loads(Case(32, 512, 512), Settings(), coefficients[32], assumed).start_gets
+    parts["opening"] = f"{opening:,.0f}"
+    parts["opening_seconds"] = _short(opening / assumed.gets_per_second)
     for resolution in RESOLUTIONS:
-        coefficients = measured(results, resolution)
         parts[f"loads_{resolution}"] = _table(
-            _load(case, loads(case, Settings(), coefficients, assumed)) for case in _cases(resolution)
+            _load(case, loads(case, Settings(), coefficients[resolution], assumed)) for case in _cases(resolution)
         )
         parts[f"config_{resolution}"] = _table(
-            _config(case, coefficients, assumed) for case in _cases(resolution) if case.gpus >= 8
+            _config(case, coefficients[resolution], assumed) for case in _cases(resolution) if case.gpus >= 8
         )
     text = (Path(__file__).parent / "page.txt").read_text()
     for name, part in parts.items():
@@ -149,6 +153,24 @@ def figure(results: Mapping[str, list[dict[str, Any]]]) -> Figure:
     handles, labels = axes[0, 0].get_legend_handles_labels()
     drawn.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
     return drawn
+
+
+def _full(part: str, coefficients: Mapping[int, Measured], assumed: Assumptions) -> dict[str, str]:
+    """How many GPUs fill a part: each with a trial of its own, or all of one trial."""
+    row = {"part": part}
+    for resolution in RESOLUTIONS:
+        for trials, many in ((10**6, "a trial each"), (1, "one trial")):
+            shares = [
+                (
+                    gpus,
+                    loads(Case(resolution, gpus, trials), Settings(), coefficients[resolution], assumed).shares[part],
+                )
+                for gpus in (2**power for power in range(20))
+            ]
+            # Proportional from one power of two to the next, where it grows.
+            full = next((gpus / share for gpus, share in shares if share >= 1), None)
+            row[f"{resolution} pixels, {many}"] = "never" if full is None else f"{full:,.0f}"
+    return row
 
 
 def _cases(resolution: int) -> list[Case]:
