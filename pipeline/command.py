@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import hydra
@@ -15,8 +16,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pipeline import completion
 from pipeline import config as schema
 from pipeline.errors import UserError
+from pipeline.manual import manual
+from pipeline.secrets import redacted, refuse_secrets
 
 __all__ = ["Task", "verb"]
 
@@ -30,6 +34,9 @@ def verb(
     description: str,
     examples: list[str],
     *,
+    groups: tuple[str, ...] = ("conf", "sweeps"),
+    sections: Mapping[str, str] | None = None,
+    signed: tuple[str, ...] = (),
     primary: str = schema.CONFIG_NAME,
     parse: Callable[[dict[str, Any]], Any] = schema.from_dict,
 ) -> Callable[[Task], Callable[[], None]]:
@@ -38,13 +45,17 @@ def verb(
     Args:
         description: one or two sentences for ``--help``.
         examples: commands for ``--help``.
+        groups: the config groups that it is about: experiments, searches, or none where a checkpoint says.
+        sections: what else ``--help`` tells, by heading.
+        signed: keys whose URL may be signed, since it is written nowhere as it is.
         primary: what is composed, by its name in Hydra's ConfigStore.
         parse: makes what the task takes of the composed keys.
 
     Returns:
         A decorator. What it decorates takes the config and those keys that were named on the command line, and returns
         the exit status; what comes out takes no argument, and exits with status 2 after one line on standard error for
-        whatever the user can mend: an unknown key, a wrong type, a missing store.
+        whatever the user can mend: an unknown key, a wrong type, a missing store, a password in a URL. Nothing that is
+        printed of an error has a credential in it.
     """
 
     def decorate(task: Task) -> Callable[[], None]:
@@ -53,7 +64,7 @@ def verb(
             # With this set Hydra lets errors through to us; without it, it prints its own text and exits with 1.
             os.environ["HYDRA_FULL_ERROR"] = "1"
             if any(flag in sys.argv[1:] for flag in ("--help", "-h")):
-                print(_help(description, examples))
+                print(manual(description, examples, groups, sections or {}))
                 return
             compose = hydra.main(config_path=str(schema.config_root()), config_name=primary, version_base="1.3")
 
@@ -63,6 +74,9 @@ def verb(
                 composed.append((values, _named(values)))
 
             try:
+                if (asked := completion.asked_for(sys.argv[1:])) is not None:
+                    completion.answer(asked, primary)
+                    return
                 try:
                     compose(keep)()
                 except ValueError as error:  # Hydra's own, of a group that is not a name
@@ -71,8 +85,9 @@ def verb(
                 # it was only asked to show the config or to complete a word.
                 for values, named in composed:
                     plain = OmegaConf.to_container(values, resolve=True)
-                    config = parse({key: plain[key] for key in plain if key not in schema.HYDRA_KEYS})
-                    sys.exit(task(config, named))
+                    keys = {key: plain[key] for key in plain if key not in schema.HYDRA_KEYS}
+                    refuse_secrets(keys, signed)
+                    sys.exit(task(parse(keys), named))
             except UserError as error:
                 _refuse(str(error))
             except KeyboardInterrupt:
@@ -80,6 +95,9 @@ def verb(
                 sys.exit(130)
             except (HydraException, OmegaConfBaseException) as error:
                 _refuse(_one_line(error))
+            except Exception:  # a mistake of ours, or of a library that quotes what it was given
+                print(redacted(traceback.format_exc()), end="", file=sys.stderr)
+                sys.exit(1)
 
         return main
 
@@ -95,7 +113,7 @@ def _named(values: DictConfig) -> dict[str, Any]:
 
 
 def _refuse(reason: str) -> None:
-    print(f"error: {reason}", file=sys.stderr)
+    print(f"error: {redacted(reason)}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -118,27 +136,3 @@ def _one_line(error: BaseException) -> str:
     if "is not in struct" in text or "Could not override" in text:
         return f"{text}. `--cfg job` prints every key there is"
     return text
-
-
-def _help(description: str, examples: list[str]) -> str:
-    def table(rows: dict[str, str]) -> list[str]:
-        width = max(map(len, rows), default=0)
-        return [f"  {name:<{width}}  {line}" for name, line in rows.items()]
-
-    return "\n".join(
-        [
-            description,
-            "",
-            "Experiments (conf=...):",
-            *table(schema.experiments()),
-            "",
-            "Searches (sweeps=...):",
-            *table(schema.searches()),
-            "",
-            "Any key can be overridden as key=value, for example train.energy_lr=3e-4.",
-            "`--cfg job` prints the whole config; `--shell-completion install=bash` completes its keys.",
-            "",
-            "Examples:",
-            *(f"  {example}" for example in examples),
-        ]
-    )

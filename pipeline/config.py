@@ -263,6 +263,7 @@ class Config:
     checkpoint: str | None = None  # a trained model to start from
     output: str | None = None  # a folder or fsspec URL; by default results/<name>-<time>
     resume: str | None = None  # the folder of an interrupted run
+    log: str | None = None  # a file that gets a line of JSON for each event, or - for standard output, without others
 
 
 @dataclass

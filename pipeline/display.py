@@ -1,41 +1,38 @@
-"""A sweep in the terminal: one live table, or plain lines where there is no terminal to redraw."""
+"""A sweep as it is told: one live table, plain lines where there is no terminal to redraw, and a log for programs."""
 
 from __future__ import annotations
 
+import contextlib
 import math
+import sys
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from pipeline.records import Records, TrialRecord
+from pipeline.eventlog import STANDARD_OUTPUT, EventLog
+from pipeline.live import STYLES, Standing, duration
+from pipeline.records import ENDED, Records, TrialRecord
+from pipeline.secrets import redacted
 
 __all__ = ["Display", "duration", "make_console", "results_table", "seeds_table"]
 
-_SECONDS_BETWEEN_LINES = 10.0
-_ROWS_KEPT = 8  # of the terminal, for what stands above the table and for how many trials are not in it
-_STYLES = {"finished": "green", "running": "bold", "failed": "red", "pruned": "dim", "pending": "dim"}
+_SECONDS_BETWEEN_LINES = 10.0  # of one trial, where few run
+_LINES_A_SECOND = 0.5  # of all trials together, where many do
+_SECONDS_BETWEEN_SUMMARIES = 60.0
 
 
-def make_console() -> Console:
-    """A console that does not fold its tables where nobody can widen the window, as in a log file."""
-    console = Console()
-    return console if console.is_terminal else Console(width=160)
+def make_console(*, stderr: bool = False) -> Console:
+    """A console that does not fold its tables where nobody can widen the window, as in a log file.
 
-
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds.
-
-    Example:
-        >>> duration(65), duration(3725)
-        ('1:05', '1:02:05')
+    Args:
+        stderr: standard error in place of standard output.
     """
-    minutes, rest = divmod(round(max(0.0, seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=160)
 
 
 class Display:
@@ -43,41 +40,108 @@ class Display:
 
     Args:
         records: the sweep's trials.
+        name: of the experiment.
         base_steps: base steps of a whole trial.
-        console: where to print.
+        console: where to print; by default standard output, or standard error where the log has that.
+        log: a file that gets a line of JSON for each event, or ``-`` for standard output; see
+            :class:`pipeline.eventlog.EventLog`.
+
+    Raises:
+        UserError: the log cannot be opened.
     """
 
-    def __init__(self, records: Records, base_steps: int, console: Console | None = None) -> None:
-        self.records, self.base_steps = records, base_steps
-        self.console = console or make_console()
+    def __init__(
+        self, records: Records, name: str, base_steps: int, console: Console | None = None, log: str | None = None
+    ) -> None:
+        self.records = records
+        self.console = console or make_console(stderr=log == STANDARD_OUTPUT)
+        self.standing = Standing(records, name, base_steps)
+        terminal = self.console.is_terminal and not self.console.is_dumb_terminal
+        # What is drawn and the lines of JSON would run into one another.
+        self.live = terminal and not (log == STANDARD_OUTPUT and sys.stdout.isatty())
+        self._log = EventLog(log, self.say) if log else None
         self._printed: dict[str, float] = {}
-        self._live = Live(get_renderable=self._table, console=self.console, refresh_per_second=2, transient=True)
+        self._summed = time.monotonic()
+        self._status = {record.name: record.status for record in records.trials}
 
-    def __enter__(self) -> Display:
-        """Start to draw."""
-        if self.console.is_terminal:
-            self._live.start()
-        return self
+    def close(self) -> None:
+        """Write no more to the log."""
+        if self._log is not None:
+            self._log.close()
 
-    def __exit__(self, *_: object) -> None:
-        """Leave the terminal as it was."""
-        if self.console.is_terminal:
-            self._live.stop()
+    @contextlib.contextmanager
+    def sweep(self, trials: int, at_a_time: int) -> Iterator[None]:
+        """Draw while trials run, and leave the terminal as it was.
+
+        Args:
+            trials: how many are to run.
+            at_a_time: how many run side by side.
+        """
+        counts = self.standing.counts()
+        ended = sum(counts[status] for status in ENDED)
+        self.standing.trials, self.standing.at_a_time = ended + trials, at_a_time
+        self.standing.begin()
+        told = {"experiment": self.standing.name, "output": self.records.output, "metric": self.records.metric}
+        told |= {"mode": self.records.mode, "trials": ended + trials, "ended": ended}
+        self._event("sweep_started", {**told, "base_steps": self.standing.base_steps})
+        drawn = Live(self.standing, console=self.console, refresh_per_second=2, transient=True)
+        try:
+            with drawn if self.live else contextlib.nullcontext():
+                yield
+        finally:
+            if not self.live:
+                self._line(self.standing.summary())
+            counts, best = self.standing.counts(), self.records.best()
+            told = {status: counts[status] for status in ENDED}
+            told |= {"unfinished": counts["running"] + counts["waiting"], "seconds": self.standing.elapsed}
+            self._event("sweep_ended", {**told, "best": best.name if best else None})
 
     def say(self, line: str) -> None:
-        """Print a line above the table."""
-        self.console.print(line, highlight=False, markup=False)
+        """Tell a person, above the table, and note it in the log."""
+        self._line(line)
+        self._event("note", {"text": line})
 
-    def update(self, record: TrialRecord, *, evaluated: bool = False) -> None:
-        """A trial has reported."""
-        if self.console.is_terminal:
-            return
+    def update(self, record: TrialRecord, report: dict[str, Any] | None = None, *, evaluated: bool = False) -> None:
+        """A trial has started, reported or ended.
+
+        Args:
+            record: the trial.
+            report: what it has reported, if it has.
+            evaluated: whether it was evaluated.
+        """
+        before, self._status[record.name] = self._status.get(record.name), record.status
+        if record.status == "running" and before != "running":
+            self._event("trial_started", record.params, record.name)
+        if report is not None:
+            self.standing.heard(record)
+            known = {**report, "checkpoint": record.checkpoint} if evaluated else report
+            self._event("evaluated" if evaluated else "progress", known, record.name)
+        if record.status in ENDED and before != record.status:
+            told = {"status": record.status, "seconds": record.seconds, "error": record.error}
+            best = {"best": record.best_metrics, "checkpoint": record.best_checkpoint}
+            self._event("trial_ended", {**told, **best}, record.name)
+        if not self.live:
+            self._lines(record, due=evaluated or record.status != "running")
+
+    def _event(self, event: str, values: dict[str, Any], trial: str | None = None) -> None:
+        if self._log is not None:
+            self._log.write(event, values, trial)
+
+    def _line(self, line: str) -> None:
+        # Where nothing is drawn, a line tells when it was written, and is not folded: it is one line of a log.
+        stamp = "" if self.live else time.strftime("%H:%M:%S  ")
+        self.console.print(stamp + redacted(line), highlight=False, markup=False, soft_wrap=not self.live)
+
+    def _lines(self, record: TrialRecord, *, due: bool) -> None:
         now = time.monotonic()
-        quiet = now - self._printed.get(record.name, 0.0) < _SECONDS_BETWEEN_LINES
-        if quiet and not evaluated and record.status == "running":
-            return
-        self._printed[record.name] = now
-        self.say(f"trial {record.name}  " + "  ".join(cell for cell in self._cells(record)[1:] if cell))
+        running = sum(one.status == "running" for one in self.records.trials)
+        between = max(_SECONDS_BETWEEN_LINES, running / _LINES_A_SECOND)
+        if due or now - self._printed.get(record.name, -math.inf) >= between:
+            self._printed[record.name] = now
+            self._line(f"trial {record.name}  " + "  ".join(cell for cell in self._cells(record) if cell))
+        if now - self._summed >= _SECONDS_BETWEEN_SUMMARIES:
+            self._summed = now
+            self._line(self.standing.summary())
 
     def _cells(self, record: TrialRecord) -> list[str]:
         values = record.metrics
@@ -86,30 +150,14 @@ class Display:
         images, fraction = values.get("images_per_second"), values.get("fraction_of_peak")
         running = record.status == "running"
         return [
-            record.name,
             record.status,
-            f"{steps}/{self.base_steps} base steps",
+            f"{steps}/{self.standing.planned(record)} base steps",
             f"{rate:.1f}/s" if running and rate else "",
             f"{images:.0f} images/s" if running and images else "",
             f"{fraction:.0%} of peak" if running and fraction else "",
             f"{duration(left)} left" if running and left is not None else "",
             *(f"{name} {values[name]:.2f}" if name in values else "" for name in self.records.shown),
         ]
-
-    def _table(self) -> Table:
-        table = Table(box=None, pad_edge=False, show_header=False)
-        shown = [record for record in self.records.trials if record.status != "pending"]
-        room = max(1, self.console.height - _ROWS_KEPT)
-        if len(shown) > room:  # to draw a thousand would take the driver's time twice a second, and nobody would see it
-            shown = [record for record in shown if record.status == "running"][:room]
-        for record in shown:
-            table.add_row(*self._cells(record), style=_STYLES[record.status])
-        counted = Counter(record.status for record in self.records.trials)
-        counted.subtract(record.status for record in shown)
-        for status, count in counted.items():
-            if count:
-                table.add_row("", f"{count} {'waiting' if status == 'pending' else status}", style="dim")
-        return table
 
 
 def results_table(records: Records, short: Callable[[str], str] = lambda key: key.rsplit(".", 1)[-1]) -> Table:
@@ -134,7 +182,7 @@ def results_table(records: Records, short: Callable[[str], str] = lambda key: ke
             str(record.metrics.get("base_step", "-")),
             duration(record.seconds),
             *(_written(record.params.get(key)) for key in keys),
-            style=_STYLES[record.status] if record.status in ("failed", "pruned") else None,
+            style=STYLES[record.status] if record.status in ("failed", "pruned") else None,
         )
     return table
 

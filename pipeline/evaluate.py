@@ -19,6 +19,7 @@ from pipeline.display import make_console
 from pipeline.evaluation import make_kernel
 from pipeline.experiment import ready_store
 from pipeline.files import write_file
+from pipeline.manual import ENVIRONMENT, STATUS
 from pipeline.trial import load_model, write_pictures
 
 __all__ = ["main"]
@@ -31,6 +32,12 @@ __all__ = ["main"]
         "python -m pipeline.evaluate checkpoint=... sampler.num_steps=300 evaluation.chain_points=10",
         "python -m pipeline.evaluate checkpoint=... 'evaluation.metrics=[fid,kid,is,prc]' evaluation.num_samples=50000",
     ],
+    groups=(),
+    sections={
+        "Results": "output=<folder or URL>, by default results/evaluation-<time>.",
+        "Environment": ENVIRONMENT,
+        "Exit status": STATUS,
+    },
 )
 def main(config: schema.Config, named: dict[str, Any]) -> int:
     """Print the scores, and write them with their pictures."""

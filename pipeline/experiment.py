@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -24,10 +25,11 @@ from pipeline import cluster, lease, search, tasks
 from pipeline import config as schema
 from pipeline.checkpoints import load_state, read
 from pipeline.checks import validate
-from pipeline.display import Display, make_console, results_table, seeds_table
+from pipeline.display import Display, results_table, seeds_table
 from pipeline.errors import UserError
 from pipeline.files import is_local, write_file
 from pipeline.records import ENDED, Records, TrialRecord, read_summary
+from pipeline.secrets import redacted
 from pipeline.stores import MissingStore, Store, open_store, sources, write_store
 from pipeline.stores.location import filesystem
 from pipeline.tracking import Tracker
@@ -119,13 +121,14 @@ def run(config: schema.Config, named: dict[str, Any], *, verb: str, console: Con
         UserError: something the user can mend, before any worker has started.
         Interrupted: Ctrl-C.
     """
-    console = console or make_console()
     earlier: list[TrialRecord] = []
     facts: dict[str, Any] = {}
     resuming = config.resume is not None
     if config.resume:
+        log = config.log  # not that of the command that began it
         config, earlier, facts = resumed(config.resume)
         config = schema.apply(config, {key: value for key, value in named.items() if key not in ("resume", "output")})
+        config.log = log
     elif config.checkpoint:
         config = _of_checkpoint(config, named)
     validate(config)
@@ -148,13 +151,15 @@ def run(config: schema.Config, named: dict[str, Any], *, verb: str, console: Con
         facts={},
         trials=earlier,
     )
-    with lease.held(output):
+    display = Display(records, config.name, config.train.base_steps, console, config.log)
+    console = display.console
+    with contextlib.closing(display), lease.held(output):
         tracker = Tracker(
             uri,
             config.tracking.experiment or config.name,
             artifacts=artifacts,
             journal=_journal(output),
-            say=lambda line: console.print(line, highlight=False),
+            say=display.say,
         )
         with cluster.connected(config) as capacity:
             fitting = min(capacity.concurrent_trials, config.sweep.max_concurrent or capacity.concurrent_trials)
@@ -181,11 +186,11 @@ def run(config: schema.Config, named: dict[str, Any], *, verb: str, console: Con
             records.write()
             searcher, count = search.make_searcher(config, space, earlier)
             workers = ", ".join(f"{amount:g} {resource}" for resource, amount in capacity.worker.items())
-            with Display(records, config.train.base_steps, console) as display:
-                display.say(
-                    f"{config.name}: {count} trial(s) to run, {fitting} at a time, "
-                    f"each on {capacity.num_workers} worker(s) of {workers}; MLflow is at {uri}"
-                )
+            display.say(
+                f"{config.name}: {count} trial(s) to run, {fitting} at a time, "
+                f"each on {capacity.num_workers} worker(s) of {workers}; MLflow is at {uri}"
+            )
+            with display.sweep(count, fitting):
                 cluster.forget(output)
                 if config.sweep.scheduler == "pbt":
                     trials = {"config": search.population(space, earlier)}
@@ -230,7 +235,7 @@ def exit_status(config: schema.Config, named: dict[str, Any], *, verb: str) -> i
     try:
         records = run(config, named, verb=verb)
     except (Interrupted, KeyboardInterrupt) as stop:
-        print(str(stop) or "stopped before any trial had started")
+        print(str(stop) or "stopped before any trial had started", file=sys.stderr)
         return 130
     return 0 if records.best() else 1
 
@@ -282,7 +287,7 @@ class Watch(tune.Callback):
         record.mlflow_run_id = self._tracker.run_of(record.name) or record.mlflow_run_id
         known = {key: value for key, value in result.items() if key in result.get("reported", ())}
         if "error" in known:
-            record.error = known["error"]
+            record.error = redacted(known["error"])
             return
         if "restart" in known:
             self._display.say(f"trial {record.name} goes on from its last checkpoint: {known['restart']}")
@@ -305,7 +310,7 @@ class Watch(tune.Callback):
         if evaluated:
             self._tracker.log_chain(record.name, self._score, known["chain"], known["base_step"])
             self._tracker.log_files(record.name, known["figures"], folder=f"step-{known['base_step']:08d}")
-        self._display.update(record, evaluated=evaluated)
+        self._display.update(record, numbers, evaluated=evaluated)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial's own process has died, and is started anew."""
@@ -414,7 +419,7 @@ def _of_checkpoint(config: schema.Config, named: dict[str, Any]) -> schema.Confi
     space = config.sweep.space
     if space == config.spaces.get("sampler") and "sweep.space" not in named:
         space = trained.spaces.get("sampler", space)  # of the experiment it was trained in
-    command = {key: getattr(config, key) for key in ("scale", "ray", "tracking", "output", "resume")}
+    command = {key: getattr(config, key) for key in ("scale", "ray", "tracking", "output", "resume", "log")}
     # How to search is the command's, and by what to rank is the experiment's that the model was trained in.
     sweep = dataclasses.replace(config.sweep, space=space, metric=trained.sweep.metric, mode=trained.sweep.mode)
     config = dataclasses.replace(trained, **command, sweep=sweep, checkpoint=checkpoint.url)

@@ -17,7 +17,7 @@ from pipeline.errors import UserError
 from pipeline.files import write_file
 from pipeline.stores.location import filesystem
 
-__all__ = ["ENDED", "OverSeeds", "Records", "TrialRecord", "read_summary"]
+__all__ = ["ENDED", "OverSeeds", "Records", "TrialRecord", "finite", "read_summary"]
 
 ENDED = ("finished", "pruned", "failed")
 
@@ -179,8 +179,8 @@ class Records:
             "metric": self.metric,
             "mode": self.mode,
             **self.facts,
-            "best": _finite(_at_its_best(best)) if best else None,
-            "over_seeds": [_finite(asdict(group)) for group in self.over_seeds()],
+            "best": finite(_at_its_best(best)) if best else None,
+            "over_seeds": [finite(asdict(group)) for group in self.over_seeds()],
         }
         # A line a trial: json indents in Python, which is ten times slower, and there may be a thousand of them.
         trials = ",\n  ".join(_line(vars(trial)) for trial in self.trials)
@@ -193,12 +193,22 @@ def _at_its_best(record: TrialRecord) -> dict[str, Any]:
     return {**asdict(record), "checkpoint": record.best_checkpoint, "metrics": record.best_metrics}
 
 
-def _finite(value: Any) -> Any:
-    """Without the keys whose number is not finite: JSON has no such number, and other readers refuse Python's NaN."""
+def finite(value: Any) -> Any:
+    """Without the numbers that are not finite: JSON has none, and other readers refuse Python's NaN.
+
+    Args:
+        value: what JSON can hold otherwise; of a dict the key goes, in a list None takes the place.
+
+    Example:
+        >>> finite({"loss": float("nan"), "step": 3, "losses": [1.0, float("inf")]})
+        {'step': 3, 'losses': [1.0, None]}
+    """
     if isinstance(value, dict):
         kept = {key: item for key, item in value.items() if not isinstance(item, float) or math.isfinite(item)}
-        return {key: _finite(item) for key, item in kept.items()}
-    return [_finite(item) for item in value] if isinstance(value, list) else value
+        return {key: finite(item) for key, item in kept.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _line(value: dict[str, Any]) -> str:
@@ -206,7 +216,7 @@ def _line(value: dict[str, Any]) -> str:
     try:
         return json.dumps(value, allow_nan=False)
     except ValueError:
-        return json.dumps(_finite(value))
+        return json.dumps(finite(value))
 
 
 def _plausible(trial: TrialRecord) -> bool:

@@ -23,6 +23,7 @@ from pipeline.command import verb
 from pipeline.evaluation import run_chains
 from pipeline.files import write_file
 from pipeline.fitting import split_to_fit
+from pipeline.manual import ENVIRONMENT, STATUS
 from pipeline.trial import load_model
 
 __all__ = ["main"]
@@ -35,6 +36,12 @@ __all__ = ["main"]
         "python -m pipeline.sample checkpoint=... sampler.name=kla sampler.step_size=1e-3 sampler.num_samples=1000",
         "python -m pipeline.sample checkpoint=s3://bucket/run/trials/000 output=s3://bucket/samples seed=7",
     ],
+    groups=(),
+    sections={
+        "Results": "output=<folder or URL>, by default results/samples-<time>.",
+        "Environment": ENVIRONMENT,
+        "Exit status": STATUS,
+    },
 )
 def main(config: schema.Config, named: dict[str, Any]) -> int:
     """Write ``samples.npy``, pictures of them, and the settings they came from."""

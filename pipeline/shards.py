@@ -8,6 +8,8 @@ from typing import Any
 from pipeline.checks import validate
 from pipeline.command import verb
 from pipeline.config import Config
+from pipeline.manual import ENVIRONMENT, STATUS
+from pipeline.secrets import redacted
 from pipeline.stores import locate, sources, write_store
 
 __all__ = ["main"]
@@ -24,6 +26,13 @@ __all__ = ["main"]
         "      data.source.url=photographs.zip data.store=photographs-32",
         "python -m pipeline.shards conf=redwine data.source.url=winequality-red.csv",
     ],
+    groups=("conf",),
+    sections={
+        "Going on": "The same command finishes what was interrupted, to the same bytes; until then there is no store.",
+        "Environment": ENVIRONMENT,
+        "Exit status": STATUS,
+    },
+    signed=("data.source.url",),
 )
 def main(config: Config, named: dict[str, Any]) -> int:
     """Write the store; starting again after an interruption finishes it."""
@@ -51,7 +60,7 @@ def main(config: Config, named: dict[str, Any]) -> int:
     if report.broken:
         print(f"{len(report.broken)} broken images were skipped:")
         for name in report.broken:
-            print(f"  {name}")
+            print(f"  {redacted(name)}")
     print(f"store: {locate(data.store)}")
     print(f"train on it: python -m pipeline.sweep conf={config.name} data.store={data.store}")
     return 0

@@ -7,6 +7,7 @@ from typing import Any
 from pipeline.command import verb
 from pipeline.launch import kuberay, ray_jobs, slurm
 from pipeline.launch.settings import SUBMISSION, Submission
+from pipeline.manual import ENVIRONMENT, STATUS
 
 __all__ = ["main"]
 
@@ -24,6 +25,7 @@ _SEND = {"ray": ray_jobs.send, "kuberay": kuberay.send, "slurm": slurm.send}
         "python -m pipeline.submit conf=lsun launch=slurm launch.nodes=2 launch.partition=gpu  # apply=true for sbatch",
         "python -m pipeline.submit launch=slurm --cfg job --package launch    # every key of a launcher",
     ],
+    sections={"Environment": ENVIRONMENT, "Exit status": STATUS},
     primary=SUBMISSION,
     parse=Submission.from_dict,
 )

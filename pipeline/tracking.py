@@ -20,6 +20,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from pipeline.errors import UserError
 from pipeline.outbox import Outbox, Refused
+from pipeline.secrets import redacted
 
 __all__ = ["Tracker", "flatten"]
 
@@ -143,12 +144,12 @@ class Tracker:
         """
         self.extractor = extractor
         with _one_line(self.uri):
-            tags = {MLFLOW_RUN_NOTE: note}
+            tags = {MLFLOW_RUN_NOTE: redacted(note)}
             self.run_id = run_id or self._client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id
             if run_id:
                 self._client.update_run(run_id, status="RUNNING")
             else:
-                self._send_params(self.run_id, flatten(params))
+                self._send_params(self.run_id, redacted(flatten(params)))
         self._outbox = Outbox(self._journal, self._deliver, self._say)
         return self.run_id
 
@@ -211,7 +212,7 @@ class Tracker:
         return self._outbox.close(patience)
 
     def _put(self, kind: str, trial: str | None, **entry: Any) -> None:
-        self._outbox.put({"kind": kind, "trial": trial, **entry})
+        self._outbox.put(redacted({"kind": kind, "trial": trial, **entry}))
 
     def _deliver(self, entries: list[dict[str, Any]]) -> None:
         """Send entries; a second time changes nothing.

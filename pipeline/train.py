@@ -7,6 +7,7 @@ from typing import Any
 from pipeline import experiment
 from pipeline.command import verb
 from pipeline.config import Config
+from pipeline.manual import ENVIRONMENT, GOING_ON, RESULTS, STATUS
 
 __all__ = ["main"]
 
@@ -19,6 +20,8 @@ __all__ = ["main"]
         "python -m pipeline.train conf=lsun scale.num_workers=8 output=s3://bucket/runs/lsun",
         "python -m pipeline.train resume=results/<run>               # go on where it was stopped",
     ],
+    groups=("conf",),
+    sections={"Going on": GOING_ON, "Results": RESULTS, "Environment": ENVIRONMENT, "Exit status": STATUS},
 )
 def main(config: Config, named: dict[str, Any]) -> int:
     """Run the training, and exit with 130 when it is interrupted and 1 when it fails."""

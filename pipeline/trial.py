@@ -28,6 +28,7 @@ from pipeline.checkpoints import Checkpoint, Checkpoints, load_state, read
 from pipeline.checks import validate
 from pipeline.errors import NonFiniteLoss, Preempted, UserError
 from pipeline.files import write_file
+from pipeline.secrets import redacted
 from pipeline.stores import Position
 from pipeline.throughput import Throughput
 from pipeline.watchdog import Watchdog
@@ -370,7 +371,7 @@ def _written(run: _Run, what: str, write: Callable[[], _T]) -> tuple[_T | None, 
         return write(), []
     except Exception as error:  # each file system has exceptions of its own
         reason = " ".join(str(error).split()) or type(error).__name__
-        line = f"{what} cannot be written ({reason})"
+        line = redacted(f"{what} cannot be written ({reason})")
         if run.config.checkpoints.on_failure == "stop":
             raise UserError(f"{line}; make room there, and go on with resume={run.config.output}") from error
         return None, [line]

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import tempfile
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from pipeline import config as schema
 from pipeline.checkpoints import Checkpoints
 from pipeline.cluster import books
 from pipeline.errors import NonFiniteLoss, Preempted, UserError
+from pipeline.secrets import redacted
 
 __all__ = ["TRIAL", "pass_on", "tuned"]
 
@@ -161,4 +163,12 @@ def _named_by(checkpoint: tune.Checkpoint | None) -> str | None:
 def _work(settings: dict[str, Any]) -> None:
     from pipeline.trial import loop
 
-    loop(settings)
+    try:
+        loop(settings)
+    except Exception as error:
+        # Ray writes it down where it happens, with all that it came from; only here are this machine's secrets known.
+        told = traceback.format_exc()
+        if redacted(told) == told:
+            raise
+        kind = type(error) if isinstance(error, UserError | NonFiniteLoss | Preempted) else RuntimeError
+        raise kind(redacted(str(error))) from None

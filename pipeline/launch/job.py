@@ -20,6 +20,7 @@ import yaml
 from pipeline import config as schema
 from pipeline import experiment
 from pipeline.errors import UserError
+from pipeline.secrets import redacted
 from pipeline.stores.location import filesystem
 
 __all__ = ["main", "run", "wait_for_nodes"]
@@ -83,7 +84,7 @@ def main() -> int:
     try:
         return run(yaml.safe_load(Path(sys.argv[1]).read_text()))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redacted(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

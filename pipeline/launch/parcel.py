@@ -17,7 +17,7 @@ from pipeline import config as schema
 from pipeline import search
 from pipeline.checks import validate
 from pipeline.launch.places import settle
-from pipeline.launch.secrets import refuse_secrets
+from pipeline.secrets import refuse_secrets
 
 __all__ = ["JOB", "Parcel", "copy_code", "stamped"]
 

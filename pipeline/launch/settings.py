@@ -15,7 +15,7 @@ from omegaconf import MISSING, OmegaConf
 
 from pipeline import config as schema
 from pipeline.errors import UserError
-from pipeline.launch.secrets import sounds_secret
+from pipeline.secrets import sounds_secret
 
 __all__ = ["SUBMISSION", "KubeRay", "RayJobs", "Slurm", "Submission", "check"]
 

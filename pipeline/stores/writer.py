@@ -26,6 +26,7 @@ import numpy as np
 import webdataset
 
 from pipeline.errors import UserError
+from pipeline.secrets import without_query
 from pipeline.stores.location import filesystem, locate, reachable, seen_by_one_process
 from pipeline.stores.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, Shard
 from pipeline.stores.manifest import Source as SourceEntry
@@ -155,7 +156,7 @@ class _Job:
     def entry(self) -> SourceEntry:
         """What the manifest says of the source."""
         source = self.packing.source
-        return SourceEntry(source.kind, source.url, source.split)
+        return SourceEntry(source.kind, without_query(source.url), source.split)
 
     def settings(self) -> dict[str, object]:
         """All that decides the bytes of a shard."""

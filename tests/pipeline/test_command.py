@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -15,6 +18,7 @@ import torch
 
 from pipeline import config as schema
 from pipeline.checkpoints import Checkpoints
+from pipeline.command import verb
 from pipeline.trial import build_model
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -184,12 +188,138 @@ def test_an_unreachable_tracker_is_refused_within_seconds(refused, verb):
     assert time.monotonic() - begun < 60  # MLflow's own patience is minutes
 
 
-@pytest.mark.parametrize("verb", (*VERBS, "submit"))
+# What each verb's config is made of; a trained model's checkpoint says the rest.
+GROUPS = {
+    "sweep": ("conf", "sweeps"),
+    "submit": ("conf", "sweeps"),
+    "train": ("conf",),
+    "shards": ("conf",),
+    "sample": (),
+    "evaluate": (),
+}
+
+
+@pytest.mark.parametrize("verb", GROUPS)
 def test_help_lists_experiments_searches_and_examples(call, verb):
     status, printed, errors = call(verb, "--help")
     assert status == 0 and errors == ""
-    assert all(f"  {name}" in printed for name in (*schema.experiments(), *schema.searches()))
+    for group, names in (("conf", schema.experiments()), ("sweeps", schema.searches())):
+        for name, line in names.items():
+            assert bool(re.search(rf"^  {name} +{re.escape(line)}$", printed, re.MULTILINE)) == (group in GROUPS[verb])
+            assert line, f"{group}/{name}.yaml does not say in its first comment what it is"
     assert f"Examples:\n  python -m pipeline.{verb}" in printed
+    for variable in ("GEBM_STORES", "MLFLOW_TRACKING_PASSWORD", "AWS_ACCESS_KEY_ID"):
+        assert variable in printed
+    assert re.search(r"^Exit status:\n  0 ", printed, re.MULTILINE) and "  2  " in printed
+    assert max(map(len, printed.splitlines())) <= 120
+    if verb in ("sweep", "train"):
+        assert f"python -m pipeline.{verb} resume=" in printed and "summary.json" in printed
+
+
+@pytest.mark.parametrize("verb", GROUPS)
+def test_each_example_of_the_help_is_a_command_that_can_be_read(call, verb):
+    _, printed, _ = call(verb, "--help")
+    told = printed.partition("Examples:\n")[2].partition("\n\n")[0].replace("\\\n", " ")
+    examples = [shlex.split(line, comments=True) for line in told.splitlines()]
+    assert len(examples) >= {"sweep": 5, "submit": 4, "train": 4, "shards": 5}.get(verb, 3)
+    for python, flag, module, *words in examples:
+        assert (python, flag, module) == ("python", "-m", f"pipeline.{verb}")
+        words = [re.sub(r"<\w+>|\.\.\.", "x", word) for word in words]
+        status, printed, errors = call(verb, *words, *([] if "--cfg" in words else ["--cfg", "job"]))
+        assert status == 0 and printed, errors
+
+
+def test_a_mistake_of_ours_is_told_without_secrets(monkeypatch, capsys):
+    """What no test foresees ends in a traceback, which quotes what a library was given."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush-hush-hush")
+    monkeypatch.setattr(sys, "argv", ["pipeline.broken"])
+
+    @verb("Break.", ["python -m pipeline.broken"])
+    def main(config: schema.Config, named: dict) -> int:
+        raise RuntimeError("no answer from https://me:canary@example.org with hush-hush-hush")
+
+    with pytest.raises(SystemExit) as stop:
+        main()
+    errors = capsys.readouterr().err
+    assert stop.value.code == 1 and errors.startswith("Traceback")
+    assert "RuntimeError: no answer from https://***@example.org with ***" in errors
+    assert "canary" not in errors and "hush" not in errors  # nor in the line of the source that it quotes
+
+
+# What a shell completes.
+
+
+def completed(line: str) -> list[str]:
+    ran = subprocess.run(
+        [sys.executable, "-m", "pipeline.completion"],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "COMP_LINE": line},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ran.stderr == ""
+    return ran.stdout.split()
+
+
+def test_a_shell_is_told_the_experiments_the_searches_and_the_keys():
+    top = completed("python -m pipeline.sweep ")
+    assert {"conf=", "sweeps=", "train.", "data.", "output=", "resume=", "log="} <= set(top)
+    assert all(word[-1] in "=." for word in top)  # no folder beside conf/ is a group
+    assert completed(".venv/bin/python -X dev -m pipeline.sweep conf=") == [f"conf={n}" for n in schema.experiments()]
+    assert completed("python3 -m pipeline.train conf=lsun sweeps=") == [f"sweeps={n}" for n in schema.searches()]
+    assert completed("python -m pipeline.sweep train.energy_l") == ["train.energy_lr="]
+    assert completed("python -m pipeline.sweep conf=lsun data.store=") == ["data.store=lsun-32"]
+    assert completed("python -m pipeline.submit launch=") == ["launch=kuberay", "launch=ray", "launch=slurm"]
+
+
+def test_the_tabulator_completes_in_a_real_bash(tmp_path, call):
+    """A terminal, a bash without any settings, and keys as they are typed; the line is printed and not run."""
+    status, script, _ = call("sweep", "-sc", "install=bash")
+    assert status == 0 and "complete " in script
+    (tmp_path / "completion").write_text(script)
+    (tmp_path / "some-file.csv").touch()
+    leader, follower = pty.openpty()
+    places = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(REPOSITORY)}
+    shell = subprocess.Popen(
+        ["bash", "--norc", "--noprofile", "-i"],
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+        cwd=tmp_path,
+        env={**os.environ, **places, "TERM": "dumb", "PS1": "$ ", "INPUTRC": "/dev/null"},
+        start_new_session=True,
+    )
+    os.close(follower)
+
+    def typed(keys: str) -> str:
+        """What the line has become, which Ctrl-A and a word in front of it have bash print."""
+        os.write(leader, f"{keys}\x01echo '<' \x05 '>'\n".encode())
+        seen = ""
+        while not (found := re.search(r"^< (.*) >\r?$", seen, re.MULTILINE)):
+            seen += os.read(leader, 65536).decode()
+        return found[1]
+
+    try:
+        os.write(leader, b". ./completion\n")
+        assert typed("python -m pipeline.sweep conf=ls\ttrain.energy_l\t1e-4") == (
+            "python -m pipeline.sweep conf=lsun train.energy_lr=1e-4"
+        )
+        assert typed("python3 -m pipeline.submit launch=sl\tapp\ttrue") == (
+            "python3 -m pipeline.submit launch=slurm apply=true"
+        )
+        assert typed("python -m pipeline.shards data.source.url=./some\t") == (
+            "python -m pipeline.shards data.source.url=./some-file.csv"
+        )
+        assert typed("python some\t") == "python some-file.csv"  # whatever else python is asked for, as before
+    finally:
+        shell.kill()
+        shell.wait()
+        os.close(leader)
+
+
+@pytest.mark.parametrize("words", [["-sc", "install=fish"], ["--shell-completion", "query"]])
+def test_of_other_shells_it_says_which_there_is(refused, words):
+    assert "install=bash" in refused("sweep", *words)
 
 
 def test_the_config_can_be_shown(call):

@@ -24,9 +24,9 @@ from pipeline.errors import UserError
 from pipeline.launch.kuberay import manifest
 from pipeline.launch.parcel import Parcel, copy_code
 from pipeline.launch.places import nowhere
-from pipeline.launch.secrets import refuse_secrets
 from pipeline.launch.settings import KubeRay, Slurm, check
 from pipeline.launch.slurm import script
+from pipeline.secrets import refuse_secrets
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RAYJOB = Draft202012Validator(yaml.safe_load(Path(__file__).with_name("rayjob.yaml").read_text()))

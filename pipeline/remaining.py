@@ -1,0 +1,99 @@
+"""How long a sweep still takes, from how its trials have gone so far.
+
+Trials do not all run to the end: a scheduler prunes most of them. The mean of those that have ended would say too
+little while the long ones still run, and the time of a whole trial too much. This is the estimate of survival analysis
+(Kaplan and Meier, 1958): a trial that has ended early counts as such, and one that still runs counts up to where it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+__all__ = ["Course", "Remaining", "remaining"]
+
+
+class Course(NamedTuple):
+    """How far one trial has come.
+
+    Attributes:
+        fraction: of its base steps, from 0 to 1.
+        seconds: it has run.
+        ended: whether it has ended, there or at its end.
+    """
+
+    fraction: float
+    seconds: float
+    ended: bool
+
+
+class Remaining(NamedTuple):
+    """What is left of a sweep.
+
+    Attributes:
+        seconds: until its last trial ends.
+        done: the part of all its work that is done, from 0 to 1.
+    """
+
+    seconds: float
+    done: float
+
+
+def remaining(courses: Sequence[Course], waiting: int, at_a_time: int) -> Remaining | None:
+    """What is left of a sweep.
+
+    Args:
+        courses: of the trials that have started.
+        waiting: trials that have not.
+        at_a_time: trials that run side by side.
+
+    Returns:
+        The estimate; None while no trial has come anywhere.
+
+    Example:
+        >>> half_way = Course(0.5, seconds=60.0, ended=False)
+        >>> remaining([half_way, half_way], waiting=2, at_a_time=2)
+        Remaining(seconds=180.0, done=0.25)
+    """
+    work = sum(course.seconds for course in courses)
+    way = sum(course.fraction for course in courses)
+    if not (way > 0 and work > 0):
+        return None
+    cost = work / way  # seconds of a whole trial
+    rest = _rest(courses)
+    running = [cost * rest(course.fraction) for course in courses if not course.ended]
+    left = sum(running) + waiting * cost * rest(0.0)
+    seconds = max([left / max(at_a_time, 1), *running, cost * rest(0.0) if waiting else 0.0])
+    return Remaining(seconds, work / (work + left))
+
+
+def _rest(courses: Sequence[Course]) -> Callable[[float], float]:
+    """The expected way of a trial from a fraction of its steps on, as a function of that fraction."""
+    # Where trials have ended early, and which part of those that came so far went on: as if one more had done so, for
+    # else the first few that are pruned would say that all will be.
+    ends = sorted({course.fraction for course in courses if course.ended and course.fraction < 1})
+    knots, survival = [], []
+    surviving = 1.0
+    for at in ends:
+        there = sum(course.fraction >= at for course in courses)
+        ended = sum(course.ended and course.fraction == at for course in courses)
+        surviving *= 1 - ended / (there + 1)
+        knots.append(at)
+        survival.append(surviving)
+
+    def rest(fraction: float) -> float:
+        now = 1.0
+        for knot, value in zip(knots, survival, strict=True):
+            if knot <= fraction:
+                now = value
+        area, start, level = 0.0, fraction, now
+        for knot, value in zip([*knots, math.inf], [*survival, 0.0], strict=True):
+            if knot <= fraction:
+                continue
+            end = min(knot, 1.0)
+            area += level * max(0.0, end - start)
+            start, level = end, value
+        return area / now
+
+    return rest
