@@ -276,7 +276,8 @@ def _drive(load: Load, uri: str, folder: Path) -> Driven:
         )
         before, free_before = _resident_bytes(), _free_bytes()
         searcher, count = search.make_searcher(config, space, records.trials)
-        with Display(records, config.train.base_steps, Console(file=io.StringIO(), width=160)) as display:
+        display = Display(records, config.name, config.train.base_steps, Console(file=io.StringIO(), width=160))
+        with display.sweep(load.trials, load.trials):
             meter = _Meter(Watch(config, records, tracker, display), load, gate)
             tune.run(
                 tune.with_resources(tune.with_parameters(dummy, settings=settings), {"CPU": cluster.DRIVER_CPUS}),

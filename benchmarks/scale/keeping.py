@@ -39,14 +39,14 @@ def measure(folder: Path, trials: int, repeat: int) -> list[dict[str, Any]]:
     """
     records = many_trials(folder, trials)
     tall, screen = (
-        Display(records, 150_000, Console(file=io.StringIO(), force_terminal=True, width=160, height=height))
+        Display(records, "lsun", 150_000, Console(file=io.StringIO(), force_terminal=True, width=160, height=height))
         for height in (10 * trials, 50)
     )
     pairs: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
         "summary.json, a write": (lambda: _indented(records), records.write),
         "the table, a frame": (
-            lambda: tall.console.print(tall._table()),
-            lambda: screen.console.print(screen._table()),
+            lambda: tall.console.print(tall.standing),
+            lambda: screen.console.print(screen.standing),
         ),
     }
     rows = []

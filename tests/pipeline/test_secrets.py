@@ -23,7 +23,7 @@ from ray.tune.experiment import Trial
 
 from pipeline.display import Display
 from pipeline.errors import UserError
-from pipeline.experiment import _Watch
+from pipeline.experiment import Watch
 from pipeline.records import Records
 from pipeline.secrets import redacted, refuse_secrets, sounds_secret, without_query
 from pipeline.stores import open_store
@@ -236,7 +236,7 @@ def test_no_error_of_a_trial_takes_a_credential_to_a_file_a_log_or_the_tracker(s
     uri, artifacts = f"sqlite:///{tmp_path / 'mlflow.db'}", (tmp_path / "artifacts").as_uri()
     tracker = Tracker(uri, "small", artifacts=artifacts, journal=tmp_path / "out" / "journal", say=display.say)
     parent = tracker.start_sweep("sweep", {"leaked": told}, told, extractor=None)
-    watch = _Watch(config, records, tracker, display)
+    watch = Watch(config, records, tracker, display)
     with display.sweep(2, 2):
         for name in ("000", "001"):
             trial = Trial("small", config={TRIAL: name}, trial_id=name, stub=True)
