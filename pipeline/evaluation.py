@@ -25,10 +25,24 @@ from pipeline import precision
 from pipeline.errors import UserError
 from pipeline.fitting import split_to_fit
 
-__all__ = ["Evaluation", "Judge", "chain_steps", "evaluate", "make_kernel", "run_chains"]
+__all__ = ["End", "Evaluation", "Judge", "chain_steps", "evaluate", "make_kernel", "run_chains"]
 
 _DIAGNOSED_CHAINS = 64  # R-hat and ESS are taken over so many of the chains ...
 _DIAGNOSED_POINTS = 100  # ... and so many places along them
+
+
+class End(NamedTuple):
+    """All samples at an end of the chain, in the order of their chains, of all workers together.
+
+    Attributes:
+        latents: (N, D), on the CPU, of which the base makes the samples once more where one is to be seen.
+        energies: (N,), on the CPU, in nats.
+        features: what the judge found in them, each with a row a sample.
+    """
+
+    latents: Tensor
+    energies: Tensor
+    features: dict[str, Tensor]
 
 
 @dataclass
@@ -39,6 +53,7 @@ class Evaluation:
         scores: ``fid_base``, ``fid_gebm`` and what else was asked for, with the sampler's diagnostics.
         chain: step of the chain -> the judge's first score there, such as the FID.
         frames: step of the chain -> the same few samples there, as they are shown: images (G, C, H, W) uint8.
+        ends: ``base``, where the chain starts, and ``gebm``, where it ends, with all their samples.
         pictures: file name -> its bytes; who draws fills them in.
         notes: what the user should know of it, a line each, such as a batch size that did not fit.
     """
@@ -46,6 +61,7 @@ class Evaluation:
     scores: dict[str, float] = field(default_factory=dict)
     chain: dict[int, float] = field(default_factory=dict)
     frames: dict[int, torch.Tensor] = field(default_factory=dict)
+    ends: dict[str, End] = field(default_factory=dict)
     pictures: dict[str, bytes] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -190,6 +206,9 @@ def evaluate(
         found.chain[step] = scores[judge.primary]
         if end:
             found.scores.update({f"{name}_{end}": value for name, value in scores.items()})
+            latents, energies = (_gather(rows, world_size)[: config.evaluation.num_samples] for rows in walk.ends[end])
+            found.ends[end] = End(latents, energies, joined)
+    found.scores["log_partition"] = model.log_partition.item()  # the trained one, beside its estimate
     found.scores["log_partition_monte_carlo"], found.scores["log_partition_standard_error"] = walk.log_partition
     return found
 
@@ -200,6 +219,7 @@ class _Walk(NamedTuple):
     Attributes:
         features: step of the chain -> the judge's features of all samples there.
         frames: step of the chain -> the first samples there, as they are shown.
+        ends: ``base`` and ``gebm`` -> latents and energies of all samples there.
         diagnostics: of the first batch.
         divergences: chain-steps that diverged.
         log_partition: by Monte Carlo, in nats, and its standard error.
@@ -207,6 +227,7 @@ class _Walk(NamedTuple):
 
     features: dict[int, dict[str, Tensor]]
     frames: dict[int, Tensor]
+    ends: dict[str, tuple[Tensor, Tensor]]
     diagnostics: dict[str, float]
     divergences: int
     log_partition: tuple[float, float]
@@ -245,6 +266,7 @@ def _walk(
     stops = chain_steps(config.sampler.num_steps, settings.chain_points)
     parts: dict[int, list[dict[str, Tensor]]] = {stop: [] for stop in stops}
     frames: dict[int, Tensor] = {}
+    ends: dict[int, list[tuple[Tensor, Tensor]]] = {stops[0]: [], stops[-1]: []}
     diagnosed: dict[str, float] = {}
     for start in range(0, share, batch_size):
         positions: list[Tensor] = []
@@ -256,8 +278,11 @@ def _walk(
                     seen.append(z[:_DIAGNOSED_CHAINS])
             if step in parts:
                 walking.stop()
-                with torch.no_grad(), frozen(model.base):
-                    shown = judge.show(model.base(z))
+                with torch.no_grad(), frozen(model.base, model.energy):
+                    samples = model.base(z)
+                    if step in ends:
+                        ends[step].append((z.cpu(), model.energy(samples).cpu()))
+                    shown = judge.show(samples)
                 parts[step].append(judge.features(shown))
                 kept = frames.get(step, shown[:0].cpu())
                 if len(kept) < settings.grid:
@@ -278,7 +303,11 @@ def _walk(
     features = {
         step: {layer: torch.cat([p[layer] for p in found]) for layer in found[0]} for step, found in parts.items()
     }
-    return _Walk(features, frames, diagnosed, divergences, (float(estimate), float(error)))
+    at_ends = {
+        name: tuple(torch.cat(rows) for rows in zip(*ends[step], strict=True))
+        for name, step in (("base", stops[0]), ("gebm", stops[-1]))
+    }
+    return _Walk(features, frames, at_ends, diagnosed, divergences, (float(estimate), float(error)))
 
 
 def _share(config: schema.Config, world_size: int) -> int:

@@ -21,7 +21,7 @@ import yaml
 from ray import tune
 from rich.console import Console
 
-from pipeline import cluster, lease, search, tasks
+from pipeline import cluster, lease, provenance, search, tasks
 from pipeline import config as schema
 from pipeline.checkpoints import load_state, read
 from pipeline.checks import validate
@@ -172,6 +172,8 @@ def run(config: schema.Config, named: dict[str, Any], *, verb: str, console: Con
                 extractor=label,
                 run_id=facts.get("mlflow_run_id"),
             )
+            tracker.tag(None, provenance.tags(config))
+            tracker.log_data(provenance.seen(store))
             records.facts = {
                 "experiment": config.name,
                 "measure": tasks.make(config).measure(label),
@@ -273,8 +275,8 @@ class Watch(tune.Callback):
         self._started[record.name] = time.monotonic()
         if record.status != "running":
             record.status, record.error = "running", None
-            settings = schema.to_dict(schema.apply(self._config, record.params))
-            self._tracker.start_trial(record.name, settings, {"experiment": self._config.name})
+            config = schema.apply(self._config, record.params)
+            self._tracker.start_trial(record.name, schema.to_dict(config), provenance.tags(config))
         self._changed = True
         self._display.update(record)
 
@@ -306,10 +308,11 @@ class Watch(tune.Callback):
             self._display.say(f"trial {record.name}: {note}")
             self._noted.add(note)  # it comes with each evaluation of each trial
         self._changed |= evaluated
-        self._tracker.log_metrics(record.name, numbers, step=known["base_step"])
+        machine = {f"system/{name}": value for name, value in known.get("system", {}).items()}
+        self._tracker.log_metrics(record.name, numbers | machine, step=known["base_step"])
         if evaluated:
             self._tracker.log_chain(record.name, self._score, known["chain"], known["base_step"])
-            self._tracker.log_files(record.name, known["figures"], folder=f"step-{known['base_step']:08d}")
+            self._tracker.log_pictures(record.name, known["figures"], known["base_step"])
         self._display.update(record, numbers, evaluated=evaluated)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -26,6 +26,7 @@ __all__ = [
     "clouds",
     "energy_histogram",
     "grid",
+    "log_partition",
     "marginals",
     "png",
     "side_by_side",
@@ -255,6 +256,7 @@ def energy_histogram(energies: Mapping[str, Tensor]) -> Figure:
     """
     figure = _figure(6.4, 4.0)
     axes = figure.subplots()
+    energies = {name: values[values.isfinite()] for name, values in energies.items()}
     edges = _edges(list(energies.values()))
     for (name, values), colour in zip(energies.items(), _COLOURS, strict=False):
         axes.hist(
@@ -262,6 +264,46 @@ def energy_histogram(energies: Mapping[str, Tensor]) -> Figure:
         )
     axes.set_xlabel("energy E(x) in nats")
     axes.set_ylabel("density")
+    axes.legend(frameon=False)
+    return figure
+
+
+def log_partition(energies: Tensor, trained: float | None = None) -> Figure:
+    """The log-partition by Monte Carlo, ``log mean exp(-E)`` over more and more of the base's samples.
+
+    Args:
+        energies: of samples of the base (N,), in nats, N at least 2, in the order in which they were drawn.
+        trained: the model's own scalar, ``c``, in nats; None where it has learnt none.
+
+    Returns:
+        A matplotlib figure.
+
+    Example:
+        >>> png(log_partition(torch.linspace(0, 1, 100), trained=-0.5))[1:4]
+        b'PNG'
+    """
+    counts = torch.arange(1, len(energies) + 1, dtype=torch.float64)
+    lowest = energies.double().min()
+    weights = (lowest - energies.double()).exp()
+    means = weights.cumsum(0) / counts
+    spreads = (weights.square().cumsum(0) / counts - means.square()).clamp(min=0)
+    errors = (spreads / (counts - 1)).sqrt() / means  # of a logarithm, to first order
+    values = means.log() - lowest
+    start = min(9, len(energies) - 2)  # of fewer a standard error says nothing
+    counts, values, errors = (line[start:].numpy() for line in (counts, values, errors))
+    figure = _figure(6.4, 4.0)
+    axes = figure.subplots()
+    axes.fill_between(
+        counts, values - 2 * errors, values + 2 * errors, color=_COLOURS[0], alpha=0.25, linewidth=0,
+        label="plus and minus two standard errors",
+    )  # fmt: skip
+    axes.plot(counts, values, color=_COLOURS[0], label=f"Monte Carlo over the base: {values[-1]:.4g}")
+    if trained is not None:
+        axes.axhline(trained, color=_COLOURS[1], linestyle="--", label=f"trained, c: {trained:.4g}")
+    axes.set_xscale("log")
+    axes.set_xlabel("samples of the base")
+    axes.set_ylabel("log-partition log E[exp(-E(x))] in nats")
+    axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     return figure
 

@@ -16,11 +16,13 @@ import fsspec
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES, MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from pipeline.errors import UserError
+from pipeline.metric_names import SKIPPED, metric_name
 from pipeline.outbox import Outbox, Refused
 from pipeline.secrets import redacted
+from pipeline.tracking_entities import IMAGES, dataset_input, write_image
 
 __all__ = ["Tracker", "flatten"]
 
@@ -31,25 +33,7 @@ _PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOU
 # What will not be taken another time either. Whoever is not let in may be so after the credentials are renewed.
 _HOPELESS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS")
 _TRIAL = "trial"  # the tag that names a trial
-
-# Where the UI files a metric: it groups names by what stands before the slash.
-_GROUPS = {
-    "energy_loss": "train",
-    "base_loss": "train",
-    "penalty": "train",
-    "energy_lr": "train",
-    "base_lr": "train",
-    "energy_data": "kale",
-    "energy_base": "kale",
-    "base_steps_per_second": "rate",
-    "images_per_second": "rate",
-    "flops_per_second": "rate",
-    "fraction_of_peak": "rate",
-    "evaluation_seconds": "rate",
-}
-_OF_FEATURES = ("fid", "kid", "kid_std", "is", "is_std", "precision", "recall")
-_OF_SAMPLES = ("nll", "distance", "off_support")  # what needs no extractor
-_SKIPPED = ("base_step", "seconds_left")
+_STORE = "store_checksum"  # the tag that names what a run has seen
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -64,26 +48,6 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         name = f"{prefix}{key}"
         flat.update(flatten(value, f"{name}.") if isinstance(value, dict) and value else {name: value})
     return flat
-
-
-def metric_name(name: str, extractor: str | None) -> str:
-    """How the tracker calls a metric; one that depends on a feature extractor carries its name.
-
-    Example:
-        >>> metric_name("fid_gebm", "inception-v3-compat"), metric_name("energy_loss", "any")
-        ('fid/gebm/inception-v3-compat', 'train/energy_loss')
-        >>> metric_name("nll_gebm_validation", None)
-        'nll/gebm_validation'
-    """
-    score, _, model = name.rpartition("_")
-    if model in ("base", "gebm") and score in _OF_FEATURES:
-        return f"{score}/{model}/{extractor}"
-    for score in _OF_SAMPLES:
-        if name.startswith(f"{score}_"):
-            return f"{score}/{name.removeprefix(f'{score}_')}"
-    if name.startswith("log_partition"):
-        return f"kale/{name}"
-    return f"{_GROUPS.get(name, 'mcmc')}/{name}"
 
 
 class Tracker:
@@ -126,6 +90,8 @@ class Tracker:
             )
         self.run_id: str | None = None
         self._trials: dict[str, str] = {}  # the run of each trial, as far as the server has it
+        self._shown: set[str] = set()  # runs that are known to have images
+        self._data: dict[str, Any] | None = None
 
     def start_sweep(
         self, name: str, params: dict[str, Any], note: str, *, extractor: str | None, run_id: str | None = None
@@ -162,14 +128,28 @@ class Tracker:
             tags: what a search in the UI may ask for.
         """
         flat = {key: str(value) for key, value in flatten(params).items()}
-        self._put("start", trial, params=flat, tags=tags, time=_now())
+        if self._data is None:
+            self._put("start", trial, params=flat, tags=tags, time=_now())
+        else:
+            self._put("start", trial, params=flat, tags={_STORE: self._data["checksum"], **tags}, time=_now())
+            self._put("data", trial, data=self._data)
+
+    def log_data(self, data: dict[str, Any]) -> None:
+        """Say what the sweep has seen, and each of its trials that starts from now on.
+
+        Args:
+            data: from :func:`pipeline.provenance.seen`.
+        """
+        self._data = data
+        self._put("tags", None, tags={_STORE: data["checksum"]})
+        self._put("data", None, data=data)
 
     def log_metrics(self, trial: str | None, metrics: dict[str, Any], step: int) -> None:
         """Log numbers under their group, with the base step as the step; of the sweep itself if there is no trial."""
         numbers = {
             metric_name(name, self.extractor): value
             for name, value in metrics.items()
-            if isinstance(value, int | float) and name not in _SKIPPED
+            if isinstance(value, int | float) and name not in SKIPPED
         }
         self._log(trial, numbers, step)
 
@@ -188,9 +168,26 @@ class Tracker:
         for url in urls:
             self._put("file", trial, url=url, folder=folder)
 
+    def log_pictures(self, trial: str, urls: list[str], base_step: int) -> None:
+        """Log the pictures of an evaluation.
+
+        Those of one name make a slider over base steps; what the UI shows no slider of, such as an animation, is an
+        artifact in a folder of that step.
+        """
+        for url in urls:
+            name = url.rsplit("/", 1)[-1]
+            if name.endswith(".png"):
+                self._put("image", trial, url=url, key=name.removesuffix(".png"), step=base_step, time=_now())
+            else:
+                self._put("file", trial, url=url, folder=f"step-{base_step:08d}")
+
     def describe(self, trial: str | None, note: str, tags: dict[str, str]) -> None:
         """Set a run's description and tags."""
         self._put("tags", trial, tags={MLFLOW_RUN_NOTE: note, **tags})
+
+    def tag(self, trial: str | None, tags: dict[str, str]) -> None:
+        """Set tags."""
+        self._put("tags", trial, tags=tags)
 
     def end(self, trial: str | None, status: str) -> None:
         """Close a run: FINISHED, FAILED or KILLED."""
@@ -249,6 +246,10 @@ class Tracker:
         run_id = str(self.run_id) if trial is None else self._found(trial)
         if kind == "file":
             self._send_file(run_id, entry["url"], entry["folder"])
+        elif kind == "image":
+            self._send_image(run_id, entry)
+        elif kind == "data":
+            self._client.log_inputs(run_id, datasets=[dataset_input(entry["data"])])
         elif kind == "tags":
             self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in entry["tags"].items()])
         elif kind == "end":
@@ -292,11 +293,24 @@ class Tracker:
             self._client.log_batch(run_id, params=entries[start : start + _MAX_PARAMS])
 
     def _send_file(self, run_id: str, url: str, folder: str | None) -> None:
-        files, path = fsspec.url_to_fs(url)
         with tempfile.TemporaryDirectory() as here:
-            local = Path(here) / path.rsplit("/", 1)[-1]
-            local.write_bytes(files.cat_file(path))
+            local = Path(here) / url.rsplit("/", 1)[-1]
+            local.write_bytes(_content(url))
             self._client.log_artifact(run_id, str(local), folder)
+
+    def _send_image(self, run_id: str, entry: dict[str, Any]) -> None:
+        told = {key: entry[key] for key in ("key", "step", "time")}
+        with tempfile.TemporaryDirectory() as here:
+            write_image(_content(entry["url"]), Path(here), run_id=run_id, **told)
+            self._client.log_artifacts(run_id, here, IMAGES)
+        if run_id not in self._shown:  # the UI looks for images where this tag is
+            self._client.set_tag(run_id, MLFLOW_LOGGED_IMAGES, True)
+            self._shown.add(run_id)
+
+
+def _content(url: str) -> bytes:
+    files, path = fsspec.url_to_fs(url)
+    return files.cat_file(path)
 
 
 def _now() -> int:

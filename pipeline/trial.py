@@ -28,6 +28,7 @@ from pipeline.checkpoints import Checkpoint, Checkpoints, load_state, read
 from pipeline.checks import validate
 from pipeline.errors import NonFiniteLoss, Preempted, UserError
 from pipeline.files import write_file
+from pipeline.machine import Machine
 from pipeline.secrets import redacted
 from pipeline.stores import Position
 from pipeline.throughput import Throughput
@@ -61,6 +62,7 @@ class _Run:
     device: torch.device
     work: tasks.Work
     watchdog: Watchdog
+    machine: Machine
 
 
 def build_model(config: schema.Config) -> GEBM:
@@ -236,6 +238,7 @@ def loop(settings: dict[str, Any]) -> None:
         device=device,
         work=tasks.make(config).open(rank, world_size, device),
         watchdog=Watchdog(config.scale.timeout),
+        machine=Machine(device),
     )
     model = model_to_train(config, device)
     checkpoints = Checkpoints(run.url)
@@ -473,7 +476,7 @@ def _progress(
         "base_lr": trainer.base_optimizer.param_groups[0]["lr"],
     }
     # What there was no step for, such as an energy's under maximum likelihood, is not a number and no result.
-    return {name: value for name, value in found.items() if math.isfinite(value)}
+    return {name: value for name, value in found.items() if math.isfinite(value)} | {"system": run.machine.look()}
 
 
 def _evaluate(trainer: Trainer, run: _Run, name: str) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.figures import animation, chain_curve, grid, png, side_by_side
+from gebm import PartitionEstimate
+from pipeline.figures import animation, chain_curve, grid, log_partition, png, side_by_side
 
 GAP, TITLE = 2, 28
 
@@ -121,3 +122,20 @@ def test_no_label_is_cut_off() -> None:
         pixels = np.asarray(Image.open(io.BytesIO(png(figure))).convert("RGB"))
         edges = (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])
         assert all((edge == 255).all() for edge in edges)
+
+
+def test_the_curve_of_the_log_partition_ends_at_its_estimate() -> None:
+    # So low that exp(-E) would be infinite.
+    energies = 3 * torch.randn(500, generator=torch.Generator().manual_seed(0)) - 1000
+    [axes] = log_partition(energies, trained=1.5).axes
+    curve, trained = axes.get_lines()
+    for count in (10, 200, 500):
+        estimate = PartitionEstimate.of(-energies[:count])
+        at = list(curve.get_xdata()).index(count)
+        assert curve.get_ydata()[at] == pytest.approx(float(estimate.log_partition), rel=1e-9)
+    [band] = axes.collections
+    # The band's outline at the last sample is two standard errors away; ours divides by n - 1 as an estimate does.
+    corners = [y for x, y in band.get_paths()[0].vertices if x == 500]
+    assert max(corners) - min(corners) == pytest.approx(4 * float(estimate.standard_error), rel=1e-6)
+    assert set(trained.get_ydata()) == {1.5}
+    assert len(log_partition(energies[:2]).axes[0].get_lines()) == 1

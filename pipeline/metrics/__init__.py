@@ -2,6 +2,7 @@
 
 from pipeline.metrics.classifier import train_classifier
 from pipeline.metrics.extractors import Extractor, features, make_extractor, to_uint8
+from pipeline.metrics.neighbours import gallery, nearest, nearest_ratio, spacing
 from pipeline.metrics.reference import Reference, reference
 from pipeline.metrics.scores import fid_from_features, score
 
@@ -10,9 +11,13 @@ __all__ = [
     "Reference",
     "features",
     "fid_from_features",
+    "gallery",
     "make_extractor",
+    "nearest",
+    "nearest_ratio",
     "reference",
     "score",
+    "spacing",
     "to_uint8",
     "train_classifier",
 ]

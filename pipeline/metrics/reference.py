@@ -15,11 +15,11 @@ from pipeline.metrics.extractors import Extractor
 from pipeline.metrics.subsets import iter_subset
 from pipeline.stores import Store
 
-__all__ = ["Reference", "reference"]
+__all__ = ["MAX_FEATURES", "SEED", "Reference", "reference"]
 
 # KID and precision/recall compare features themselves; ten thousand are what they are usually computed with.
-_MAX_FEATURES = 10_000
-_SEED = 0
+MAX_FEATURES = 10_000
+SEED = 0  # of the subset, and of the rows whose features are kept
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def reference(
         "weights": extractor.digest,
         "data": store.manifest.digest,
         "num_samples": count,
-        "num_features": min(count, _MAX_FEATURES),
+        "num_features": min(count, MAX_FEATURES),
     }
     cached = _read(url, key)
     if cached is not None:
@@ -146,9 +146,9 @@ def _read(url: str, key: dict[str, object]) -> Reference | None:
 
 def _compute(store: Store, extractor: Extractor, count: int, progress: Callable[[int, int], None] | None) -> Reference:
     kept_rows = torch.zeros(count, dtype=torch.bool)
-    kept_rows[torch.randperm(count, generator=torch.Generator().manual_seed(_SEED))[:_MAX_FEATURES]] = True
+    kept_rows[torch.randperm(count, generator=torch.Generator().manual_seed(SEED))[:MAX_FEATURES]] = True
     moments, kept, done = _Moments(), [], 0
-    for images, _ in iter_subset(store, count, seed=_SEED, batch_size=extractor.batch_size):
+    for images, _ in iter_subset(store, count, seed=SEED, batch_size=extractor.batch_size):
         embedding = extractor(images)["embedding"]
         moments.add(embedding)
         kept.append(embedding.cpu()[kept_rows[done : done + len(images)]])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
@@ -15,6 +14,7 @@ from pipeline.checks import FEWEST_SAMPLES
 from pipeline.errors import UserError
 from pipeline.metrics.extractors import Extractor, features
 from pipeline.metrics.reference import Reference
+from pipeline.metrics.subsets import spread
 
 __all__ = ["fid_from_features", "score"]
 
@@ -103,8 +103,8 @@ def score(
         # The neighbourhoods' radii shrink with the number of points: both sides get the same number.
         count = min(len(embedding), len(reference.features))
         prc = prc_features_to_metric(
-            _spread(embedding, count),
-            _spread(reference.features, count),
+            spread(embedding, count),
+            spread(reference.features, count),
             prc_neighborhood=_NEIGHBOURS,
             prc_batch_size=1000,
             save_cpu_ram=True,
@@ -112,11 +112,6 @@ def score(
         )
         found |= {"precision": prc[KEY_METRIC_PRECISION], "recall": prc[KEY_METRIC_RECALL]}
     return found
-
-
-def _spread(rows: Tensor, count: int) -> Tensor:
-    """`count` rows, evenly spaced: either side may be sorted by class or by chain."""
-    return rows[torch.linspace(0, len(rows) - 1, count).round().long()]
 
 
 def _require(embedding: Tensor, reference: Reference, metric: str) -> None:

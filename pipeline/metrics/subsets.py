@@ -1,4 +1,4 @@
-"""A seeded, uniform subset of a store, streamed."""
+"""Some of many: a seeded, uniform subset of a store, streamed, and rows that are evenly spaced."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from pipeline.errors import UserError
 from pipeline.stores import Store, iter_images
 
-__all__ = ["iter_subset"]
+__all__ = ["iter_subset", "spread"]
 
 
 def iter_subset(
@@ -49,3 +49,13 @@ def iter_subset(
             yield images[keep], None if labels is None else labels[keep]
     if position != total:
         raise UserError(f"{store.url} does not hold the {total} samples its manifest lists: make the store again")
+
+
+def spread(rows: Tensor, count: int) -> Tensor:
+    """`count` of the rows, evenly spaced: they may be sorted by class or by chain; all, if there are no more.
+
+    Example:
+        >>> spread(torch.arange(10), 4).tolist(), spread(torch.arange(2), 4).tolist()
+        ([0, 3, 6, 9], [0, 1])
+    """
+    return rows[torch.linspace(0, len(rows) - 1, min(count, len(rows))).round().long()]

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import io
+import functools
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
 
-from gebm import GEBM
+from gebm import GEBM, objectives
 from pipeline import figures, metrics
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.evaluation import Evaluation, evaluate
 from pipeline.stores import Batch, HeldReader, Position, Reader, Store, open_store, worth_holding
+from pipeline.tasks.image_page import ImagePage, as_networks_take
 
 __all__ = ["ImageJudge", "Images"]
 
@@ -50,6 +51,7 @@ class Images:
         """Make the feature extractor and the reference statistics, and give the extractor's label."""
         extractor = self._extractor(store, device)
         metrics.reference(store, extractor)
+        metrics.gallery(store)
         return extractor.label
 
     def measure(self, label: str | None) -> str:
@@ -100,9 +102,16 @@ class ImageJudge:
         return metrics.features(shown, self._extractor)
 
     def score(self, features: dict[str, Tensor], *, end: bool) -> dict[str, float]:
-        """FID, and at an end of the chain what else was asked for."""
+        """FID, and at an end of the chain what else was asked for, and how far the samples are from training images."""
         wanted = tuple(dict.fromkeys(("fid", *self._wanted))) if end else ("fid",)
-        return metrics.score(features, self._reference, self._extractor, metrics=wanted)
+        found = metrics.score(features, self._reference, self._extractor, metrics=wanted)
+        if end:
+            found["nearest"] = metrics.nearest_ratio(features["embedding"], self._reference, self._among_data)
+        return found
+
+    @functools.cached_property
+    def _among_data(self) -> float:
+        return metrics.spacing(self._reference.features)
 
 
 class ImagesWork:
@@ -123,6 +132,8 @@ class ImagesWork:
         self._judge = ImageJudge(extractor, statistics, config.evaluation.metrics)
         self.label = extractor.label
         self.reference = statistics.features
+        self._page = ImagePage(store, statistics.features, extractor.label, device)
+        self._trained = objectives.make(config.train.objective).trains_log_partition
 
     def batches(self, position: Position) -> _Batches:
         """Images in [-1, 1] from a position on, of a store that is held on the device or else read as it goes.
@@ -151,19 +162,12 @@ class ImagesWork:
         return metrics.features(metrics.to_uint8(samples), self._extractor)["embedding"]
 
     def evaluate(self, model: GEBM, advance: Callable[[int], None] = lambda steps: None) -> Evaluation:
-        """FID of base and GEBM and along the chain; base and GEBM side by side, an animation, and a curve."""
+        """FID of base and GEBM and along the chain, and pictures of where it leads, on the first worker."""
         found = evaluate(
             model, self._config, self._judge, rank=self._rank, world_size=self._world_size, advance=advance
         )
-        steps = sorted(found.frames)
-        animated = io.BytesIO()
-        figures.animation([found.frames[step] for step in steps], steps, animated)
-        curve = figures.chain_curve(list(found.chain), list(found.chain.values()), f"FID ({self.label})")
-        found.pictures = {
-            "base_and_gebm.png": figures.png(figures.side_by_side(found.frames[steps[0]], found.frames[steps[-1]])),
-            "chain.gif": animated.getvalue(),
-            "fid_along_chain.png": figures.png(curve),
-        }
+        if self._rank == 0:
+            found.pictures = self._page.draw(model, found, self._trained)
         return found
 
 
@@ -178,4 +182,4 @@ class _Batches(Iterator[Tensor]):
     def __next__(self) -> Tensor:
         batch = next(self._batches)
         self.position, self.notes = batch.position, batch.notes
-        return batch.images.to(self._device, non_blocking=True).float().div_(127.5).sub_(1.0)
+        return as_networks_take(batch.images, self._device)

@@ -13,7 +13,8 @@ import torch
 from scipy.stats import wasserstein_distance
 from torch import Tensor
 
-from gebm import GEBM
+from gebm import GEBM, objectives
+from gebm.model import frozen
 from pipeline import figures
 from pipeline.config import Config
 from pipeline.evaluation import Evaluation, evaluate
@@ -106,11 +107,22 @@ class PointsWork(TableWork):
         found = evaluate(
             model, self._config, self._judge, rank=self._rank, world_size=self._world_size, advance=advance
         )
+        if self._rank == 0:
+            found.pictures = self._draw(model, found)
+        return found
+
+    def _draw(self, model: GEBM, found: Evaluation) -> dict[str, bytes]:
         steps = sorted(found.frames)
         clouds = {"data": self._held_out, "base": found.frames[steps[0]], "GEBM": found.frames[steps[-1]]}
         curve = figures.chain_curve(list(found.chain), list(found.chain.values()), "sliced Wasserstein distance")
-        found.pictures = {
+        with torch.no_grad(), frozen(model.energy):
+            of_data = model.energy(self._splits.test.to(self._device)).cpu()
+        energies = {"data": of_data, "base": found.ends["base"].energies, "GEBM": found.ends["gebm"].energies}
+        trained = objectives.make(self._config.train.objective).trains_log_partition
+        partition = figures.log_partition(energies["base"], model.log_partition.item() if trained else None)
+        return {
             "base_and_gebm.png": figures.png(figures.clouds(clouds)),
+            "energies.png": figures.png(figures.energy_histogram(energies)),
+            "log_partition.png": figures.png(partition),
             "distance_along_chain.png": figures.png(curve),
         }
-        return found

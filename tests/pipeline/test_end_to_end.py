@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 from commands import SMALL, run, start, summary, wait_for
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from moto.server import ThreadedMotoServer
 from PIL import Image
+
+from pipeline.stores import open_store
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +49,11 @@ def test_a_sweep_ranks_its_trials_and_survives_one_that_diverges(swept):
     assert "24/24 base steps" in printed and "images/s" in printed and "left" in printed
 
 
-def test_the_tracker_holds_what_the_sweep_found(swept):
+def artifacts(client: MlflowClient, run: Run, folder: str) -> list[Path]:
+    return [Path(entry.path) for entry in client.list_artifacts(run.info.run_id, folder)]
+
+
+def test_the_tracker_holds_what_the_sweep_found(swept, home):
     output, _ = swept
     document = summary(output)
     client = MlflowClient(document["tracking_uri"])
@@ -65,10 +72,25 @@ def test_the_tracker_holds_what_the_sweep_found(swept):
     for name, steps in (("flops_per_second", [6, 8, 12, 16, 18, 24]), ("evaluation_seconds", [8, 16, 24])):
         history = client.get_metric_history(best.info.run_id, f"rate/{name}")
         assert [point.step for point in history] == steps and all(point.value > 0 for point in history)
+    groups = {f"{name}/{model}/{extractor}" for name in ("fid", "nearest") for model in ("base", "gebm")}
+    assert groups | {"system/cpu_utilization_percentage", "system/disk_available_megabytes"} <= names
+    store = open_store(str(home / "stores" / "digits-8"))
+    for found in (parent, best):
+        tags = {"experiment": "digits", "networks": "dcgan", "sampler": "ula", "objective": "kale_fenchel"}
+        assert found.data.tags.items() >= {**tags, "store_checksum": store.manifest.digest}.items()
+        assert found.data.tags["code_version"]
+        [seen] = found.inputs.dataset_inputs
+        assert seen.dataset.digest == store.manifest.digest and json.loads(seen.dataset.source)["uri"] == store.url
+        assert json.loads(seen.dataset.profile)["num_rows"] == 1797
     along = client.get_metric_history(best.info.run_id, f"fid_chain/00006/{extractor}")
     assert [point.step for point in along] == [8, 16, 24]
-    artifacts = {entry.path for entry in client.list_artifacts(best.info.run_id, "step-00000024")}
-    assert {Path(path).name for path in artifacts} == {"base_and_gebm.png", "chain.gif", "fid_along_chain.png"}
+    steps = {f"step-{step:08d}" for step in (8, 16, 24)}
+    assert {entry.path for entry in client.list_artifacts(best.info.run_id)} == {"images", *steps}
+    assert {path.name for path in artifacts(client, best, "step-00000024")} == {"chain.gif"}
+    shown = {tuple(path.name.split("+")[:3]) for path in artifacts(client, best, "images")}
+    pictures = ["base", "gebm", "base_and_gebm", "by_energy", "neighbours", "energies", "log_partition"]
+    pictures.append("fid_along_chain")
+    assert shown == {(name, "step", str(step)) for name in pictures for step in (8, 16, 24)}
     assert {entry.path for entry in client.list_artifacts(parent.info.run_id)} >= {"config.yaml", "summary.json"}
     bad = next(trial for trial in document["trials"] if trial["status"] == "failed")
     assert client.get_run(bad["mlflow_run_id"]).info.status == "FAILED"
@@ -185,8 +207,8 @@ def test_a_density_is_estimated_and_an_energy_put_on_top_of_it(home):
     client = MlflowClient(summary(top)["tracking_uri"])
     logged = client.get_run(above["mlflow_run_id"]).data.metrics
     assert {"nll/gebm", "nll/base", "nll/gebm_validation", "kale/log_partition_monte_carlo"} <= set(logged)
-    pictures = {Path(entry.path).name for entry in client.list_artifacts(above["mlflow_run_id"], "step-00000060")}
-    assert pictures == {"marginals.png", "energies.png", "density.png"}
+    shown = [path.name.split("+") for path in artifacts(client, client.get_run(above["mlflow_run_id"]), "images")]
+    assert {name for name, _, step, *_ in shown if step == "60"} == {"marginals", "energies", "density"}
     run(home, "sample", f"checkpoint={top}/trials/000", "sampler.num_samples=30", f"output={home / 'rows'}")
     rows = np.load(home / "rows" / "samples.npy", allow_pickle=False)
     assert rows.shape == (30, 11) and rows.dtype == np.float32

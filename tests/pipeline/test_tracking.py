@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import resource
 import signal
 import socket
@@ -15,10 +16,12 @@ import time
 import urllib.request
 from pathlib import Path
 
+import mlflow.data
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlflow import MlflowClient
+from PIL import Image
 
 from pipeline.errors import UserError
 from pipeline.outbox import Outbox, Refused
@@ -81,6 +84,16 @@ def place(request, tmp_path):
     return f"sqlite:///{tmp_path / 'mlflow.db'}", (tmp_path / "artifacts").as_uri()
 
 
+DATA = {
+    "name": "digits-8",
+    "url": "s3://bucket/stores/digits-8",
+    "checksum": "0123456789abcdef",
+    "num_samples": 1797,
+    "sample_shape": [1, 8, 8],
+    "dtype": "uint8",
+    "num_shards": 2,
+    "num_bytes": 125_000,
+}
 PARAMS = {"train": {"base_lr": 1e-4, "more": {f"key{index}": index for index in range(150)}}, "seed": 0, "space": {}}
 
 
@@ -88,6 +101,7 @@ def test_a_sweep_and_its_trials(place, tmp_path):
     uri, artifacts = place
     tracker = Tracker(uri, "digits", artifacts=artifacts, journal=tmp_path / "journal")
     parent = tracker.start_sweep("sweep", PARAMS, "**what it is**", extractor="any-1a2b")
+    tracker.log_data(DATA)
     tracker.start_trial("000", {"train": {"base_lr": 3e-4}}, {"experiment": "digits"})
     for step, fid in ((10, 5.0), (20, 4.0)):
         values = {
@@ -101,6 +115,10 @@ def test_a_sweep_and_its_trials(place, tmp_path):
             "log_partition": -2.0,
             "images_per_second": 100,
             "acceptance_rate": 0.5,
+            "ess_bulk": 80.0,
+            "r_hat": 1.5,
+            "nearest_gebm": 1.25,
+            "system/cpu_utilization_percentage": 50.0,
             "extractor": "any-1a2b",
         }
         tracker.log_metrics("000", values, step)
@@ -132,6 +150,10 @@ def test_a_sweep_and_its_trials(place, tmp_path):
         "kale/log_partition": -2.0,
         "rate/images_per_second": 100.0,
         "mcmc/acceptance_rate": 0.5,
+        "mcmc/ess_bulk": 80.0,
+        "mcmc/r_hat": 1.5,
+        "nearest/gebm/any-1a2b": 1.25,
+        "system/cpu_utilization_percentage": 50.0,
         "fid_chain/00000/any-1a2b": 5.0,
         "fid_chain/00100/any-1a2b": 4.0,
     }
@@ -142,6 +164,45 @@ def test_a_sweep_and_its_trials(place, tmp_path):
     with open(got, "rb") as file:
         assert file.read() == b"picture"
     assert [entry.path for entry in client.list_artifacts(parent)] == ["grid.png"]
+    for run in (found, above):
+        assert run.data.tags["store_checksum"] == DATA["checksum"]
+        [seen] = run.inputs.dataset_inputs
+        assert (seen.dataset.name, seen.dataset.digest) == ("digits-8", DATA["checksum"])
+        assert mlflow.data.get_source(seen.dataset).uri == DATA["url"]
+        profile = json.loads(seen.dataset.profile)
+        assert profile == {"num_rows": 1797, "num_elements": 1797 * 64, "num_shards": 2, "num_bytes": 125_000}
+        assert {tag.key: tag.value for tag in seen.tags} == {"mlflow.data.context": "training"}
+
+
+def test_pictures_of_one_name_are_a_slider_over_base_steps(place, tmp_path):
+    """Under names that MLflow itself gives images, since its UI takes their step from there."""
+    uri, artifacts = place
+    tracker = Tracker(uri, "pictures", artifacts=artifacts, journal=tmp_path / "journal")
+    tracker.start_sweep("sweep", {}, "note", extractor="any")
+    tracker.start_trial("000", {}, {})
+    for step in (10, 20):
+        Image.new("RGB", (600, 300), (step, 0, 0)).save(tmp_path / "base_and_gebm.png")
+        (tmp_path / "chain.gif").write_bytes(b"moving")
+        tracker.log_pictures("000", [str(tmp_path / name) for name in ("base_and_gebm.png", "chain.gif")], step)
+        assert tracker._outbox.flush(patience=60) == 0
+    assert tracker.close(patience=60) == 0
+    client, run = MlflowClient(uri), str(tracker.run_of("000"))
+    # What MLflow writes for an image of its own, read in the same way.
+    client.log_image(run, Image.new("RGB", (600, 300)), key="base_and_gebm", step=30, synchronous=True)
+    names = [Path(entry.path).name for entry in client.list_artifacts(run, "images")]
+    form = r"base_and_gebm\+step\+(\d+)\+timestamp\+(\d{13})\+[0-9a-f-]{36}(\.png|\+compressed\.webp)"
+    parts = [re.fullmatch(form, name) for name in names]
+    assert all(parts), names
+    assert sorted((int(part[1]), part[3]) for part in parts) == [
+        (step, ending) for step in (10, 20, 30) for ending in ("+compressed.webp", ".png")
+    ]
+    assert client.get_run(run).data.tags["mlflow.loggedImages"] == "True"
+    for part in parts:
+        image = Image.open(client.download_artifacts(run, f"images/{part[0]}", str(tmp_path)))
+        assert image.size == ((600, 300) if part[3] == ".png" else (256, 128))
+        if part[3] == ".png" and part[1] != "30":
+            assert image.getpixel((0, 0)) == (int(part[1]), 0, 0)
+    assert [entry.path for entry in client.list_artifacts(run, "step-00000020")] == ["step-00000020/chain.gif"]
 
 
 def test_a_resumed_sweep_goes_on_in_its_runs(place, tmp_path):
@@ -172,11 +233,13 @@ def test_a_resumed_sweep_goes_on_in_its_runs(place, tmp_path):
 
 def sweep_of_two(tracker: Tracker, picture: Path) -> None:
     """What a driver tells of two trials."""
+    tracker.log_data(DATA)
     for trial in ("000", "001"):
         tracker.start_trial(trial, {"seed": trial}, {"experiment": "two"})
         for step in range(1, 6):
             tracker.log_metrics(trial, {"fid_gebm": 10.0 - step, "base_loss": float(step)}, step)
         tracker.log_files(trial, [str(picture)], folder="step-5")
+        tracker.log_pictures(trial, [str(picture)], 5)
         tracker.describe(trial, "finished", {"status": "finished"})
         tracker.end(trial, "FINISHED")
     tracker.log_metrics(None, {"fid_gebm": 5.0}, 0)
@@ -191,6 +254,8 @@ def kept(client: MlflowClient, parent: str) -> dict[str, object]:
         history = {name: client.get_metric_history(run.info.run_id, name) for name in run.data.metrics}
         points = {name: [(p.step, p.value, p.timestamp) for p in points] for name, points in history.items()}
         files = [entry.path for entry in client.list_artifacts(run.info.run_id, "step-5")]
+        files += [entry.path for entry in client.list_artifacts(run.info.run_id, "images")]
+        files += [seen.dataset.digest for seen in run.inputs.dataset_inputs]
         found[run.info.run_name] = points, run.data.params, run.data.tags.get("status"), files, run.info.end_time
     return found
 
@@ -198,28 +263,29 @@ def kept(client: MlflowClient, parent: str) -> dict[str, object]:
 def test_a_tracker_that_goes_away_gets_all_of_it_once_when_it_is_back(tmp_path):
     port, said = free_port(), []
     uri, journal, picture = f"http://127.0.0.1:{port}", tmp_path / "journal", tmp_path / "grid.png"
-    picture.write_bytes(b"picture")
+    Image.new("L", (8, 8)).save(picture)
     process = serve(tmp_path, port)
     tracker = Tracker(uri, "away", artifacts=None, journal=journal, say=said.append)
     parent = tracker.start_sweep("sweep", {"seed": 0}, "note", extractor="any")
     kill(process)
     sweep_of_two(tracker, picture)  # returns although nobody listens
-    assert tracker._outbox.flush(patience=3) == 20 and len(journal.read_text().splitlines()) == 20
+    assert tracker._outbox.flush(patience=3) == 26 and len(journal.read_text().splitlines()) == 26
     assert len(said) == 1 and "does not answer" in said[0] and str(journal) in said[0]
     process = serve(tmp_path, port)
     assert tracker.close(patience=120) == 0
-    assert len(said) == 2 and "20 entries" in said[1]
+    assert len(said) == 2 and "26 entries" in said[1]
     client = MlflowClient(uri)
     found = kept(client, parent)
     assert sorted(found) == ["sweep", "trial 000", "trial 001"]
     for name in ("trial 000", "trial 001"):
         points, params, status, files, _ = found[name]
         assert [(step, value) for step, value, _ in points["fid/gebm/any"]] == [(n, 10.0 - n) for n in range(1, 6)]
-        assert params == {"seed": name[-3:]} and status == "finished" and files == ["step-5/grid.png"]
+        assert params == {"seed": name[-3:]} and status == "finished"
+        assert files[0] == "step-5/grid.png" and files[-1] == DATA["checksum"] and len(files) == 4
 
     # The driver dies after an entry was sent and before it is noted, wherever that is: sent again, nothing changes.
     note = journal.with_name("journal.sent")
-    for sent in (0, 7, 19):
+    for sent in (0, 7, 25):
         note.write_text(str(sent))
         again = Tracker(uri, "away", artifacts=None, journal=journal)
         again.start_sweep("sweep", {}, "note", extractor="any", run_id=parent)

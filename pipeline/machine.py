@@ -1,0 +1,59 @@
+"""How busy a worker's machine is, under the names of MLflow's own monitor, so that its UI has a page for them.
+
+That monitor talks to the tracker from where it runs, and here the driver alone does. So it is looked at when a trial
+reports, and what is seen goes the way of all metrics.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+
+import psutil
+import torch
+
+__all__ = ["Machine"]
+
+_MEGA = 1e6
+
+
+class Machine:
+    """A worker's machine, all that runs on it included.
+
+    Args:
+        device: the worker's.
+
+    Example:
+        >>> sorted(Machine(torch.device("cpu")).look())[:2]
+        ['cpu_utilization_percentage', 'disk_available_megabytes']
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        psutil.cpu_percent()  # from here on; the first answer means nothing
+
+    def look(self) -> dict[str, float]:
+        """What is in use: of the processors since the last look, of a GPU in the last second, of the rest now.
+
+        Returns:
+            ``cpu_utilization_percentage``; ``system_memory_usage_percentage`` and ``..._megabytes``; of the disk with
+            temporary files, which is where Ray works, ``disk_usage_percentage``, ``disk_usage_megabytes`` and
+            ``disk_available_megabytes``; of the worker's GPU, if it has one, ``gpu_0_utilization_percentage``,
+            ``gpu_0_memory_usage_percentage`` and ``..._megabytes``. A megabyte is a million bytes.
+        """
+        memory, disk = psutil.virtual_memory(), psutil.disk_usage(tempfile.gettempdir())
+        found = {
+            "cpu_utilization_percentage": psutil.cpu_percent(),
+            "system_memory_usage_megabytes": memory.used / _MEGA,
+            "system_memory_usage_percentage": 100 * memory.used / memory.total,
+            "disk_usage_percentage": disk.percent,
+            "disk_usage_megabytes": disk.used / _MEGA,
+            "disk_available_megabytes": disk.free / _MEGA,
+        }
+        if self._device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(self._device)
+            found["gpu_0_memory_usage_megabytes"] = (total - free) / _MEGA
+            found["gpu_0_memory_usage_percentage"] = 100 * (total - free) / total
+            with contextlib.suppress(Exception):  # a part of a GPU has no such number, and a driver errors of its own
+                found["gpu_0_utilization_percentage"] = float(torch.cuda.utilization(self._device))
+        return found

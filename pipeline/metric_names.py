@@ -1,0 +1,52 @@
+"""How the tracker calls a metric: its UI groups names by what stands before the slash."""
+
+from __future__ import annotations
+
+__all__ = ["SKIPPED", "metric_name"]
+
+# What a trial's report has besides: of the sampler, unless it is named here.
+_GROUPS = {
+    "energy_loss": "train",
+    "base_loss": "train",
+    "penalty": "train",
+    "energy_lr": "train",
+    "base_lr": "train",
+    "bad_shards": "train",
+    "energy_data": "kale",
+    "energy_base": "kale",
+    "base_steps_per_second": "rate",
+    "images_per_second": "rate",
+    "flops_per_second": "rate",
+    "fraction_of_peak": "rate",
+    "evaluation_seconds": "rate",
+}
+_OF_FEATURES = ("fid", "kid", "kid_std", "is", "is_std", "precision", "recall", "nearest")
+_OF_SAMPLES = ("nll", "distance", "off_support")  # what needs no extractor
+
+SKIPPED = ("base_step", "seconds_left")  # numbers of a report that are no metrics
+
+
+def metric_name(name: str, extractor: str | None) -> str:
+    """How the tracker calls a metric; one that depends on a feature extractor carries its name.
+
+    Args:
+        name: as a trial reports it; one that has a group already, such as ``system/...``, keeps it.
+        extractor: the feature extractor; None where there is none.
+
+    Example:
+        >>> metric_name("fid_gebm", "inception-v3-compat"), metric_name("energy_loss", "any")
+        ('fid/gebm/inception-v3-compat', 'train/energy_loss')
+        >>> metric_name("nll_gebm_validation", None), metric_name("acceptance_rate", None)
+        ('nll/gebm_validation', 'mcmc/acceptance_rate')
+    """
+    if "/" in name:
+        return name
+    score, _, model = name.rpartition("_")
+    if model in ("base", "gebm") and score in _OF_FEATURES:
+        return f"{score}/{model}/{extractor}"
+    for score in _OF_SAMPLES:
+        if name.startswith(f"{score}_"):
+            return f"{score}/{name.removeprefix(f'{score}_')}"
+    if name.startswith("log_partition"):
+        return f"kale/{name}"
+    return f"{_GROUPS.get(name, 'mcmc')}/{name}"
