@@ -66,7 +66,7 @@ from __future__ import annotations
 
 from gebm import negatives, networks, objectives, penalties, samplers
 from gebm.folding import folded
-from gebm.model import GEBM, BoundedEnergy, RelativeEnergy, StandardNormal, frozen
+from gebm.model import GEBM, BoundedEnergy, NoEnergy, RelativeEnergy, StandardNormal, frozen
 from gebm.negatives import BaseDraws, DataChain, LatentChain, Negatives
 from gebm.objectives import (
     KALE,
@@ -99,6 +99,7 @@ __all__ = [
     "Lazy",
     "MaximumLikelihood",
     "Negatives",
+    "NoEnergy",
     "NoPenalty",
     "NonSaturating",
     "Objective",

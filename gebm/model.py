@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from gebm import samplers
 
-__all__ = ["GEBM", "BoundedEnergy", "RelativeEnergy", "StandardNormal", "effective_weights", "frozen"]
+__all__ = ["GEBM", "BoundedEnergy", "NoEnergy", "RelativeEnergy", "StandardNormal", "effective_weights", "frozen"]
 
 
 @contextmanager
@@ -256,6 +256,19 @@ class RelativeEnergy(nn.Module):
         with frozen(self.base):
             log_base_N = self.base.log_prob(x)
         return self.network(x).reshape(len(x)) + log_base_N
+
+
+class NoEnergy(nn.Module):
+    """The energy of a model that has none, nought everywhere: its samples are the base's.
+
+    Example:
+        >>> NoEnergy()(torch.ones(2, 3))
+        tensor([0., 0.])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return noughts (N,) for samples (N, ...), with a gradient that is nought too."""
+        return 0.0 * x.flatten(1).sum(1)
 
 
 class GEBM(nn.Module):

@@ -221,6 +221,7 @@ class Tracking:
 
     uri: str | None = None  # any MLflow server; by default a SQLite file beside the results
     experiment: str | None = None  # by default the name of the experiment file
+    register: bool = True  # the best trial's model goes into the registry, under the experiment's name
     patience: float = 60.0  # seconds that a finished sweep waits for a tracker that does not answer
 
 

@@ -30,6 +30,7 @@ from pipeline.errors import UserError
 from pipeline.files import is_local, write_file
 from pipeline.records import ENDED, Records, TrialRecord, read_summary
 from pipeline.secrets import redacted
+from pipeline.serving.registry import BEST, model_name
 from pipeline.stores import MissingStore, Store, open_store, sources, write_store
 from pipeline.stores.location import filesystem
 from pipeline.tracking import Tracker
@@ -179,6 +180,7 @@ def run(config: schema.Config, named: dict[str, Any], *, verb: str, console: Con
                 "measure": tasks.make(config).measure(label),
                 **({"extractor": label} if label else {}),
                 "store": store.url,
+                "store_checksum": store.manifest.digest,
                 "tracking_uri": uri,
                 "mlflow_run_id": tracker.run_id,
             }
@@ -482,6 +484,8 @@ def _finish(
     if best is not None:
         scores = {key: best.best_metrics[key] for key in records.shown if key in best.best_metrics}
         tracker.log_metrics(None, scores, step=0)
+        if config.tracking.register and not interrupted and best.best_checkpoint:
+            _register(config, records, best, tracker)
         found = ", ".join(f"`{key}={value}`" for key, value in best.params.items())
         note += f"\n\nBest: trial {best.name} ({found}): {scores}, {records.facts['measure']}"
     tracker.describe(None, note, {"best_trial": best.name if best else "none"})
@@ -502,6 +506,30 @@ def _finish(
     cluster.forget(records.output)
 
 
+def _register(config: schema.Config, records: Records, best: TrialRecord, tracker: Tracker) -> None:
+    """The best trial's model goes into MLflow's registry, under the experiment's name."""
+    scores = {key: best.best_metrics[key] for key in records.shown if key in best.best_metrics}
+    written = ", ".join(f"{key} {value:.4g}" for key, value in scores.items())
+    tracker.log_model(
+        best.name,
+        name=model_name(config.tracking.experiment or config.name),
+        checkpoint=str(best.best_checkpoint),
+        base_step=int(best.best_metrics.get("base_step", 0)),
+        description=f"{written}: {records.facts['measure']}. From `{best.best_checkpoint}`.",
+        tags={
+            **{key: f"{value:.6g}" for key, value in scores.items()},
+            **provenance.tags(schema.apply(config, best.params)),
+            "value": repr(best.best_metrics[records.metric]),
+            "metric": records.metric,
+            "mode": records.mode,
+            "extractor": str(records.facts.get("extractor", "none")),
+            "num_samples": str(config.evaluation.num_samples),
+            "store_checksum": records.facts["store_checksum"],
+            "checkpoint": str(best.best_checkpoint),
+        },
+    )
+
+
 def _report(config: schema.Config, records: Records, console: Console) -> None:
     console.print(results_table(records))
     means = seeds_table(records)
@@ -511,6 +539,10 @@ def _report(config: schema.Config, records: Records, console: Console) -> None:
     if best is not None:
         console.print(f"best model      {best.best_checkpoint}", highlight=False)
         console.print(f"sample it       python -m pipeline.sample checkpoint={best.best_checkpoint}", highlight=False)
+        if config.tracking.register:
+            name = model_name(config.tracking.experiment or config.name)
+            serve = f"mlflow models serve -m models:/{name}@{BEST} --env-manager local"
+            console.print(f"serve it        MLFLOW_TRACKING_URI={config.tracking.uri} {serve}", highlight=False)
     console.print(f"results         {records.output}", highlight=False)
     console.print(f"review in MLflow   {_review_command(str(config.tracking.uri))}", highlight=False)
 

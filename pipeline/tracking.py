@@ -22,6 +22,7 @@ from pipeline.errors import UserError
 from pipeline.metric_names import SKIPPED, metric_name
 from pipeline.outbox import Outbox, Refused
 from pipeline.secrets import redacted
+from pipeline.serving.registry import register
 from pipeline.tracking_entities import IMAGES, dataset_input, write_image
 
 __all__ = ["Tracker", "flatten"]
@@ -29,7 +30,13 @@ __all__ = ["Tracker", "flatten"]
 _MAX_PARAMS = 100  # MLflow's limit for one batch
 _MAX_METRICS = 1000
 # MLflow itself asks again for minutes: whoever mistyped an address should not wait for that, and the outbox asks again.
-_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+# Its own bars and addresses would be printed across our table.
+_MANNERS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
 # What will not be taken another time either. Whoever is not let in may be so after the credentials are renewed.
 _HOPELESS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS")
 _TRIAL = "trial"  # the tag that names a trial
@@ -79,7 +86,7 @@ class Tracker:
         self.uri, self.extractor = uri, None
         self._journal, self._say = journal, say
         logging.getLogger("mlflow").setLevel(logging.WARNING)  # a new database tells of each of its tables
-        os.environ.update(_PATIENCE)
+        os.environ.update(_MANNERS)
         with _one_line(uri):
             self._client = MlflowClient(tracking_uri=uri)
             known = self._client.get_experiment_by_name(experiment)
@@ -181,6 +188,13 @@ class Tracker:
             else:
                 self._put("file", trial, url=url, folder=f"step-{base_step:08d}")
 
+    def log_model(
+        self, trial: str, *, name: str, checkpoint: str, base_step: int, description: str, tags: dict[str, str]
+    ) -> None:
+        """Log a trial's checkpoint as a model, and register it: see :func:`pipeline.serving.registry.register`."""
+        told = {"name": name, "checkpoint": checkpoint, "base_step": base_step, "description": description}
+        self._put("model", trial, **told, tags=tags)
+
     def describe(self, trial: str | None, note: str, tags: dict[str, str]) -> None:
         """Set a run's description and tags."""
         self._put("tags", trial, tags={MLFLOW_RUN_NOTE: note, **tags})
@@ -248,6 +262,10 @@ class Tracker:
             self._send_file(run_id, entry["url"], entry["folder"])
         elif kind == "image":
             self._send_image(run_id, entry)
+        elif kind == "model":
+            line = register(self._client, self.experiment_id, str(run_id), entry)
+            if line:
+                self._say(line)
         elif kind == "data":
             self._client.log_inputs(run_id, datasets=[dataset_input(entry["data"])])
         elif kind == "tags":

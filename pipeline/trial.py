@@ -18,7 +18,7 @@ import ray.train.torch
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from gebm import GEBM, BoundedEnergy, StandardNormal, networks, objectives, penalties, samplers
+from gebm import GEBM, BoundedEnergy, NoEnergy, StandardNormal, networks, objectives, penalties, samplers
 from gebm.optimizers import Schedule, adam
 from gebm.relative_mmd import PlateauDecay
 from gebm.training import Alternation, StepInfo, Trainer, initialise_log_partition
@@ -186,15 +186,8 @@ def load_model(
     if average:
         model.base.load_state_dict(average)
     if not objectives.make(config.train.objective).trains_energy:
-        model.energy = BoundedEnergy(_NoEnergy())  # the one it came with is what it was at the start
+        model.energy = BoundedEnergy(NoEnergy())  # the one it came with is what it was at the start
     return model.to(device).eval(), config
-
-
-class _NoEnergy(torch.nn.Module):
-    """The energy of a model that has none: its samples are the base's."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return 0.0 * x.flatten(1).sum(1)
 
 
 def trained_config(checkpoint: Checkpoint) -> schema.Config:

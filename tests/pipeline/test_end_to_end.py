@@ -54,7 +54,7 @@ def artifacts(client: MlflowClient, run: Run, folder: str) -> list[Path]:
 
 
 def test_the_tracker_holds_what_the_sweep_found(swept, home):
-    output, _ = swept
+    output, printed = swept
     document = summary(output)
     client = MlflowClient(document["tracking_uri"])
     parent = client.get_run(document["mlflow_run_id"])
@@ -92,6 +92,11 @@ def test_the_tracker_holds_what_the_sweep_found(swept, home):
     pictures.append("fid_along_chain")
     assert shown == {(name, "step", str(step)) for name in pictures for step in (8, 16, 24)}
     assert {entry.path for entry in client.list_artifacts(parent.info.run_id)} >= {"config.yaml", "summary.json"}
+    # The best is a model in the registry, of the checkpoint that scored best.
+    registered = client.get_model_version_by_alias("digits", "best")
+    assert registered.run_id == best.info.run_id and registered.tags["checkpoint"] == document["best"]["checkpoint"]
+    assert float(registered.tags["value"]) == document["best"]["metrics"]["fid_gebm"]
+    assert "models:/digits@best" in printed
     bad = next(trial for trial in document["trials"] if trial["status"] == "failed")
     assert client.get_run(bad["mlflow_run_id"]).info.status == "FAILED"
     assert parent.info.status == "FINISHED"

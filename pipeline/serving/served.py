@@ -1,0 +1,133 @@
+"""A trained GEBM as MLflow loads and serves it.
+
+MLflow copies this file into the package, beside the weights and a copy of ``gebm``, and runs it when the model is
+loaded; nothing is unpickled. It needs ``gebm``, Pillow and what MLflow itself needs, and nothing of the pipeline. A
+request is a table of one row, ``num_samples``; the sampler's settings are MLflow's parameters, those of the training's
+own evaluation unless others are given.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import torch
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from gebm import GEBM, NoEnergy, StandardNormal, folded, networks, samplers
+
+MAX_SAMPLES = 10_000  # of a request, which is answered whole
+MAX_STEPS = 100_000
+BATCH_SIZE = 500  # chains at once
+
+
+class ServedGEBM(mlflow.pyfunc.PythonModel):
+    """Samples of a GEBM, and their energies, by MCMC in latent space."""
+
+    def load_context(self, context: Any) -> None:
+        """Build the model from ``settings.json`` and ``weights.safetensors``.
+
+        Args:
+            context: MLflow's, with the folder that holds both as its artifact ``gebm``.
+        """
+        folder = Path(context.artifacts["gebm"])
+        self.settings = json.loads((folder / "settings.json").read_text())
+        tensors = load_file(folder / "weights.safetensors")
+        base, energy = networks.make(**self.settings["networks"])
+        if not self.settings["has_energy"]:
+            energy = NoEnergy()
+        prior = StandardNormal(self.settings["networks"]["latent_dim"])
+        model = GEBM(base, energy, prior, energy_floor=self.settings["energy_floor"])
+        self.mean, self.whitening = tensors.pop("rows.mean", None), tensors.pop("rows.whitening", None)
+        model.load_state_dict(tensors)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        # In float32 wherever it is served: the same request has the same answer on any machine, but for rounding.
+        self.model = folded(model.to(device).eval())
+        self.device = device
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """Draw samples.
+
+        Args:
+            context: MLflow's.
+            model_input: one row with ``num_samples``, 1 to 10,000.
+            params: ``sampler``, ``step_size``, ``num_steps``, ``beta``, ``friction`` and ``seed``, as the signature
+                has them.
+
+        Returns:
+            A row a sample: ``image``, a PNG in base64, or ``row``, in the units of the data; and ``energy``, in nats,
+            the lower the more the model favours it.
+
+        Raises:
+            MlflowException: a value is out of range (HTTP 400), or every chain diverged.
+        """
+        asked = {**self.settings["sampler"], "seed": self.settings["seed"], **(params or {})}
+        count = _count(model_input)
+        if not 0 <= asked["num_steps"] <= MAX_STEPS:
+            raise _refusal(f"num_steps={asked['num_steps']}: take 0, for the base's own samples, to {MAX_STEPS}")
+        if not asked["beta"] >= 0:
+            raise _refusal(f"beta={asked['beta']}: an inverse temperature is at least 0")
+        try:
+            kernel = samplers.make(
+                asked["sampler"],
+                step_size=asked["step_size"],
+                friction=asked["friction"],
+                schedule=self._schedule(asked),
+                prior=self.model.prior,
+            )
+        except ValueError as error:
+            raise _refusal(str(error)) from None
+        generator = torch.Generator(self.device).manual_seed(int(asked["seed"]))
+        samples = self.model.sample(count, kernel, asked["num_steps"], asked["beta"], generator, batch_size=BATCH_SIZE)
+        if not bool(samples.isfinite().all()):
+            raise _refusal("the chains diverged: lower step_size or beta")
+        with torch.no_grad():
+            energies = torch.cat([self.model.energy(part) for part in samples.split(BATCH_SIZE)])
+        return pd.DataFrame({**self._shown(samples), "energy": energies.double().cpu().numpy()})
+
+    def _schedule(self, asked: dict[str, Any]) -> samplers.StepDecay | None:
+        if asked["decay"] == 1.0:
+            return None
+        return samplers.StepDecay(factor=asked["decay"], every=asked["decay_every"])
+
+    def _shown(self, samples: Tensor) -> dict[str, list[Any]]:
+        if self.settings["kind"] == "images":
+            pixels = ((samples.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+            return {"image": [_png(image) for image in pixels.cpu().numpy()]}
+        rows = samples.double().cpu()
+        if self.whitening is not None:
+            rows = torch.linalg.solve_triangular(self.whitening, rows.T, upper=False).T + self.mean
+        return {"row": rows.tolist()}
+
+
+def _count(table: pd.DataFrame) -> int:
+    if len(table) != 1:
+        raise _refusal(f"a request is one row with num_samples, and this one has {len(table)} rows")
+    count = int(table["num_samples"].iloc[0])
+    if not 1 <= count <= MAX_SAMPLES:
+        raise _refusal(f"num_samples={count}: ask for 1 to {MAX_SAMPLES} samples")
+    return count
+
+
+def _png(image: np.ndarray) -> str:
+    """An image (C, H, W), uint8, as a PNG in base64."""
+    buffer = io.BytesIO()
+    Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _refusal(line: str) -> MlflowException:
+    return MlflowException(line, error_code=INVALID_PARAMETER_VALUE)
+
+
+mlflow.models.set_model(ServedGEBM())

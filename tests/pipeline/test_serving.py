@@ -1,0 +1,246 @@
+"""A trained model as an MLflow model: packaged without a pickle, registered once, served over HTTP."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from PIL import Image
+
+from gebm import samplers
+from gebm.folding import folded
+from pipeline import config as schema
+from pipeline import metrics
+from pipeline.checkpoints import Checkpoints
+from pipeline.outbox import Refused
+from pipeline.serving.package import write_package
+from pipeline.serving.registry import BEST, MEASURE, register, takes_over
+from pipeline.stores import open_store, sources, write_store
+from pipeline.tasks.tables import split_store
+from pipeline.trial import build_model, load_model, make_trainer
+
+SAMPLER = {"name": "ula", "step_size": 1e-2, "num_steps": 5}
+
+
+def trained(config: schema.Config, folder: Path) -> str:
+    """A checkpoint as a trial leaves it, of a model that has learnt nothing yet."""
+    model = build_model(config)
+    training = {"trainer": make_trainer(model, config, torch.device("cpu")).state_dict(), "plateau": {}}
+    state = {"config": schema.to_dict(config), "report": {}, "rates": 1.0}
+    return Checkpoints(str(folder)).save(8, model=model.state_dict(), training=training, state=state, score=1.0)
+
+
+@pytest.fixture
+def checkpoint(small, stores, tmp_path, monkeypatch) -> str:
+    monkeypatch.setenv("GEBM_STORES", str(stores))
+    return trained(small(sampler=SAMPLER, seed=3), tmp_path / "trial")
+
+
+def request(count: int) -> pd.DataFrame:
+    return pd.DataFrame({"num_samples": [count]})
+
+
+def pixels(image: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(image))))
+
+
+def test_it_gives_the_samples_and_the_energies_of_the_model(checkpoint, tmp_path):
+    write_package(checkpoint, tmp_path / "package")
+    served = mlflow.pyfunc.load_model(str(tmp_path / "package"))
+    found = served.predict(request(6), params={"num_steps": 7, "seed": 11})
+    model, config = load_model(checkpoint, {})
+    kernel = samplers.make("ula", step_size=1e-2, prior=model.prior)
+    whole = folded(model)
+    samples = whole.sample(6, kernel, 7, config.sampler.beta, torch.Generator().manual_seed(11))
+    assert np.array_equal(
+        np.stack([pixels(image) for image in found["image"]]), metrics.to_uint8(samples)[:, 0].numpy()
+    )
+    with torch.no_grad():
+        assert np.allclose(found["energy"], whole.energy(samples).numpy(), atol=1e-6)
+    assert served.predict(request(6), params={"num_steps": 7, "seed": 11}).equals(found)
+    assert not served.predict(request(6), params={"num_steps": 7, "seed": 12})["image"].equals(found["image"])
+    # Without parameters it is sampled as it was evaluated: from the training's seed, by its sampler.
+    assert served.predict(request(2)).equals(served.predict(request(2), params={"num_steps": 5, "seed": 3}))
+
+
+@pytest.mark.parametrize(
+    ("count", "params", "told"),
+    [
+        (0, {}, "ask for 1 to 10000"),
+        (10_001, {}, "ask for 1 to 10000"),
+        (1, {"sampler": "nothing"}, "choose one of"),
+        (1, {"step_size": -1.0}, "step"),
+        (1, {"num_steps": -1}, "num_steps=-1"),
+        (1, {"beta": -0.5}, "beta=-0.5"),
+    ],
+)
+def test_a_bad_request_is_refused_in_a_line(checkpoint, tmp_path, count, params, told):
+    write_package(checkpoint, tmp_path / "package")
+    served = mlflow.pyfunc.load_model(str(tmp_path / "package"))
+    with pytest.raises(MlflowException, match=told) as refusal:
+        served.predict(request(count), params=params)
+    assert refusal.value.error_code == "INVALID_PARAMETER_VALUE" and "\n" not in refusal.value.message
+
+
+def test_the_package_needs_gebm_and_no_pickle(checkpoint, tmp_path):
+    """Loaded where nothing of the pipeline and no unpickling of ours can be had."""
+    package = tmp_path / "package"
+    write_package(checkpoint, package)
+    kinds = {path.suffix for path in package.rglob("*") if path.is_file()}
+    assert kinds <= {".py", ".json", ".yaml", ".txt", ".safetensors", ""}, kinds
+    program = """
+import sys
+class Wall:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("pipeline", "ray", "hydra", "webdataset", "torch_fidelity", "torchvision"):
+            raise ImportError(name + " is not here")
+sys.meta_path.insert(0, Wall())
+import pickle, mlflow, pandas as pd
+def refuse(*_, **__): raise AssertionError("unpickled")
+import cloudpickle; pickle.load = pickle.loads = cloudpickle.load = cloudpickle.loads = refuse
+found = mlflow.pyfunc.load_model(sys.argv[1]).predict(pd.DataFrame({"num_samples": [2]}))
+import gebm; assert gebm.__file__.startswith(sys.argv[1]), gebm.__file__
+print(len(found))
+"""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    words = [sys.executable, "-P", "-c", program, str(package)]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.stdout.strip() == "2", done.stderr
+
+
+def test_rows_come_in_the_units_of_the_table(tmp_path):
+    write_store(sources.make("toy"), str(tmp_path / "toy"), encoding="rows", channels=3)
+    store = open_store(str(tmp_path / "toy"))
+    values = {
+        "name": "toy",
+        "task": "points",
+        "data": {"store": store.url, "resolution": None, "channels": 3, "encoding": "rows", "source": {"kind": "toy"}},
+        "model": {"networks": "mlp", "latent_dim": 2, "width": 8},
+        "sampler": SAMPLER,
+        "sweep": {"metric": "distance_validation_gebm"},
+    }
+    config = schema.from_dict(values)
+    config.data.split_seed = 0
+    checkpoint = trained(config, tmp_path / "trial")
+    write_package(checkpoint, tmp_path / "package")
+    found = mlflow.pyfunc.load_model(str(tmp_path / "package")).predict(request(5))
+    model, _ = load_model(checkpoint, {})
+    samples = model.sample(5, samplers.make("ula", step_size=1e-2), 5, 1.0, torch.Generator().manual_seed(0))
+    assert np.allclose(np.array(found["row"].tolist()), split_store(config, store).restore(samples).numpy(), atol=1e-5)
+
+
+VALUES = st.one_of(st.floats(allow_nan=True, allow_infinity=True), st.integers(-5, 5).map(float))
+
+
+@given(st.lists(st.tuples(VALUES, st.sampled_from(["x", "y"])), max_size=12), st.sampled_from(["min", "max"]))
+def test_the_alias_only_ever_moves_to_a_better_one_measured_alike(versions, mode):
+    best = None
+    for value, extractor in versions:
+        new = {"value": repr(value), "mode": mode, "metric": "fid", "extractor": extractor}
+        if takes_over(new, best):
+            assert math.isfinite(value)
+            if best is not None:
+                assert extractor == best["extractor"]
+                assert value < float(best["value"]) if mode == "min" else value > float(best["value"])
+            best = new
+    alike = [value for value, extractor in versions if best and extractor == best["extractor"] and math.isfinite(value)]
+    if best is None:
+        assert not any(math.isfinite(value) for value, _ in versions)
+    else:
+        assert float(best["value"]) == (min if mode == "min" else max)(alike)
+
+
+def entry(checkpoint: str, value: float, **tags: str) -> dict:
+    measure = dict.fromkeys(MEASURE, "alike") | {"mode": "min", "value": repr(value), "checkpoint": checkpoint} | tags
+    return {"name": "small", "checkpoint": checkpoint, "base_step": 8, "description": "a model", "tags": measure}
+
+
+def test_it_is_registered_once_and_the_alias_stays_with_the_best(checkpoint, tmp_path):
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.create_experiment("small", artifact_location=(tmp_path / "artifacts").as_uri())
+    runs = [client.create_run(experiment).info.run_id for _ in range(4)]
+
+    def best() -> str:
+        return str(client.get_model_version_by_alias("small", BEST).version)
+
+    assert register(client, experiment, runs[0], entry(checkpoint, 5.0)) is None
+    register(client, experiment, runs[0], entry(checkpoint, 5.0))  # sent again, by a driver that died in between
+    assert len(client.search_model_versions("name = 'small'")) == 1 and best() == "1"
+    register(client, experiment, runs[1], entry(checkpoint, 6.0))
+    assert best() == "1"
+    register(client, experiment, runs[2], entry(checkpoint, 4.0))
+    assert best() == "3"
+    told = register(client, experiment, runs[3], entry(checkpoint, 1.0, extractor="another"))
+    assert best() == "3" and "measured otherwise" in told and "\n" not in told
+    with pytest.raises(Refused, match="cannot be made a model"):
+        register(client, experiment, runs[3], entry(str(tmp_path / "gone"), 1.0))
+    version = client.get_model_version_by_alias("small", BEST)
+    assert version.run_id == runs[2] and version.tags["value"] == "4.0"
+    outputs = client.get_run(runs[2]).outputs.model_outputs
+    assert [output.step for output in outputs] == [8]
+    mlflow.set_tracking_uri(client.tracking_uri)
+    try:
+        assert len(mlflow.pyfunc.load_model(f"models:/small@{BEST}").predict(request(3))) == 3
+    finally:
+        mlflow.set_tracking_uri(None)
+
+
+def test_it_is_served(checkpoint, tmp_path):
+    write_package(checkpoint, tmp_path / "package")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    words = ["models", "serve", "-m", str(tmp_path / "package"), "--env-manager", "local", "--port", str(port)]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", *words, "--workers", "1"],
+            stdout=log, stderr=log, start_new_session=True, cwd=tmp_path,
+        )  # fmt: skip
+    try:
+        end = time.monotonic() + 180
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5).close()
+                break
+            except OSError:
+                assert process.poll() is None and time.monotonic() < end, (tmp_path / "log").read_text()
+                time.sleep(0.3)
+
+        def ask(count: int, **params: object) -> dict:
+            body = {"dataframe_split": {"columns": ["num_samples"], "data": [[count]]}, "params": params}
+            asked = urllib.request.Request(
+                f"http://127.0.0.1:{port}/invocations",
+                json.dumps(body).encode(),
+                {"Content-Type": "application/json"},
+            )
+            return json.load(urllib.request.urlopen(asked, timeout=60))
+
+        found = ask(3, num_steps=4, seed=1)["predictions"]
+        assert [pixels(row["image"]).shape for row in found] == [(8, 8)] * 3
+        assert all(math.isfinite(row["energy"]) for row in found)
+        with pytest.raises(urllib.error.HTTPError) as refusal:
+            ask(0)
+        assert refusal.value.code == 400 and "ask for 1 to 10000" in json.load(refusal.value)["message"]
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
