@@ -16,6 +16,8 @@ from mlflow.types import Schema, TensorSpec
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from PIL import Image
 
+from pipeline.outbox import Refused
+
 __all__ = ["IMAGES", "dataset_input", "write_image"]
 
 IMAGES = "images"  # the folder of a run's artifacts that the UI looks for images in
@@ -40,6 +42,9 @@ def write_image(content: bytes, folder: Path, *, run_id: str, key: str, step: in
     Returns:
         The two files.
 
+    Raises:
+        Refused: it is no image.
+
     Example:
         >>> import tempfile
         >>> picture = io.BytesIO()
@@ -53,11 +58,14 @@ def write_image(content: bytes, folder: Path, *, run_id: str, key: str, step: in
     number = uuid.uuid5(uuid.NAMESPACE_URL, f"{run_id}/{key}/{step}/{time}")
     stem = f"{re.sub('[^a-zA-Z0-9_. -]', '-', key)}+step+{step}+timestamp+{time}+{number}"
     whole, small = folder / f"{stem}.png", folder / f"{stem}+compressed.webp"
+    try:
+        with Image.open(io.BytesIO(content)) as opened:
+            image = opened.convert("RGB")
+    except Exception as error:  # Pillow has many for one file
+        raise Refused(f"the picture {key} of base step {step} is no image") from error
     whole.write_bytes(content)
-    with Image.open(io.BytesIO(content)) as image:
-        image = image.convert("RGB")
-        image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-        image.save(small)
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    image.save(small)
     return [whole, small]
 
 

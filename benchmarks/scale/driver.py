@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import ray
 import yaml
+from PIL import Image
 from ray import tune
 from rich.console import Console
 
@@ -318,11 +319,14 @@ def figures(folder: Path) -> list[str]:
     Args:
         folder: where to write them.
     """
-    found = []
-    for name, size in (("base_and_gebm.png", 400_000), ("chain.gif", 1_000_000), ("fid_along_chain.png", 30_000)):
-        (folder / name).write_bytes(os.urandom(size))
-        found.append(str(folder / name))
-    return found
+    sizes = {"base": 200, "gebm": 200, "base_and_gebm": 400, "by_energy": 500, "neighbours": 200, "energies": 30}
+    sizes |= {"log_partition": 70, "fid_along_chain": 50}  # thousands of bytes
+    found = [folder / "chain.gif", *(folder / f"{name}.png" for name in sizes)]
+    found[0].write_bytes(os.urandom(1_000_000))
+    for path, size in zip(found[1:], sizes.values(), strict=True):
+        side = math.isqrt(size * 1000 // 3)  # noise cannot be made smaller
+        Image.frombytes("RGB", (side, side), os.urandom(3 * side * side)).save(path)
+    return [str(path) for path in found]
 
 
 def _resident_bytes() -> int:

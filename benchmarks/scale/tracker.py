@@ -53,7 +53,7 @@ def _told(uri: str, folder: Path, repeat: int) -> Iterator[dict[str, Any]]:
     def evaluated(n: int) -> None:
         tracker.log_metrics(f"{n:03d}", numbers, n)
         tracker.log_chain(f"{n:03d}", "fid", chain, n)
-        tracker.log_files(f"{n:03d}", shown, folder=f"step-{n:08d}")
+        tracker.log_pictures(f"{n:03d}", shown, n)
 
     def ended(n: int) -> None:
         tracker.describe(f"{n:03d}", "finished", {"status": "finished"})

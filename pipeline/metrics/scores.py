@@ -42,6 +42,7 @@ def fid_from_features(embedding: Tensor, reference: Reference) -> float:
         UserError: fewer than two samples, features that are not finite, or of another extractor.
 
     Example:
+        >>> import torch
         >>> x = torch.randn(1000, 3, generator=torch.Generator().manual_seed(0))
         >>> data = Reference("any", 1000, x.double().mean(0), x.double().T.cov(), x)
         >>> round(fid_from_features(x + 2.0, data), 4)

@@ -301,11 +301,15 @@ def test_entries_that_no_tracker_takes_do_not_hold_up_the_others(tmp_path):
     parent = tracker.start_sweep("sweep", {}, "note", extractor="any")
     tracker.log_metrics("000", {"fid_gebm": 1.0}, 1)  # a trial that was never started
     tracker.log_files(None, [str(tmp_path / "gone.png")])
+    (tmp_path / "broken.png").write_bytes(b"picture")
+    tracker.start_trial("001", {}, {})
+    tracker.log_pictures("001", [str(tmp_path / "broken.png")], 10)
     tracker.log_metrics(None, {"a name: with a colon?": 1.0, "fid_gebm": 2.0}, 1)
     tracker.log_metrics(None, {"fid_gebm": 3.0}, 2)
     assert tracker.close(patience=60) == 0
     assert [point.value for point in MlflowClient(uri).get_metric_history(parent, "fid/gebm/any")] == [3.0]
-    assert len(said) == 3 and all("left out" in line for line in said) and "gone.png" in said[1]
+    assert len(said) == 4 and all("left out" in line for line in said)
+    assert "gone.png" in said[1] and "the picture broken of base step 10 is no image" in said[2]
 
 
 @pytest.mark.parametrize(
