@@ -136,8 +136,12 @@ def neighbours(
             label,
         ],
     )
-    words = ["all samples: to the nearest training image", f"{ratio:.2f} times as far as from one such to another"]
-    return _stacked([above, _titled(below, words)], _SPACE // 2)
+    words = [
+        f"of all samples, the mean distance to the nearest is {ratio:.2f}",
+        "times that of training images among themselves",
+        "(0: copies; 1: as new as data)",
+    ]
+    return _stacked([above, below, _titled(Image.new("RGB", (1, 1), "white"), words)], _SPACE // 2)
 
 
 def _with_words(row: Image.Image, words: Sequence[str]) -> Image.Image:
