@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import json
 import logging
 import sys
 import time
@@ -29,6 +28,8 @@ from pipeline.display import Display, results_table, seeds_table
 from pipeline.errors import UserError
 from pipeline.files import is_local, write_file
 from pipeline.records import ENDED, Records, TrialRecord, read_summary
+from pipeline.review.findings import Findings, findings
+from pipeline.review.page import markdown, page, pictures
 from pipeline.secrets import redacted
 from pipeline.serving.registry import BEST, model_name
 from pipeline.stores import MissingStore, Store, open_store, sources, write_store
@@ -166,15 +167,6 @@ def run(config: schema.Config, named: dict[str, Any], *, verb: str, console: Con
             fitting = min(capacity.concurrent_trials, config.sweep.max_concurrent or capacity.concurrent_trials)
             label = _prepare(config, capacity, console)
             name = output.rstrip("/").rsplit("/", 1)[-1]
-            tracker.start_sweep(
-                name,
-                schema.to_dict(config),
-                _note(config, verb),
-                extractor=label,
-                run_id=facts.get("mlflow_run_id"),
-            )
-            tracker.tag(None, provenance.tags(config))
-            tracker.log_data(provenance.seen(store))
             records.facts = {
                 "experiment": config.name,
                 "measure": tasks.make(config).measure(label),
@@ -182,8 +174,17 @@ def run(config: schema.Config, named: dict[str, Any], *, verb: str, console: Con
                 "store": store.url,
                 "store_checksum": store.manifest.digest,
                 "tracking_uri": uri,
-                "mlflow_run_id": tracker.run_id,
             }
+            tracker.start_sweep(
+                name,
+                schema.to_dict(config),
+                markdown(_found(config, records)),
+                extractor=label,
+                run_id=facts.get("mlflow_run_id"),
+            )
+            tracker.tag(None, provenance.tags(config))
+            tracker.log_data(provenance.seen(store))
+            records.facts["mlflow_run_id"] = tracker.run_id
             write_file(f"{output}/config.yaml", yaml.safe_dump(schema.to_dict(config), sort_keys=False).encode())
             tracker.log_files(None, [f"{output}/config.yaml"])
             _advise(config, capacity, console)
@@ -221,7 +222,7 @@ def run(config: schema.Config, named: dict[str, Any], *, verb: str, console: Con
             _finish(config, records, tracker, verb, console, interrupted=interrupted)
     if interrupted:
         raise Interrupted(f"stopped; go on with: python -m pipeline.{verb} resume={output}")
-    _report(config, records, console)
+    _report(config, records, verb, console)
     return records
 
 
@@ -466,12 +467,25 @@ def _prepare_task(values: dict[str, Any], device: str) -> str | None:
     return tasks.make(config).prepare(open_store(config.data.store, config.data.max_bad_shards), torch.device(device))
 
 
-def _note(config: schema.Config, verb: str) -> str:
-    space = "\n".join(f"- `{key}`: `{json.dumps(form)}`" for key, form in config.sweep.space.items())
-    return (
-        f"**{config.name}**, {config.sweep.search} search, scheduler {config.sweep.scheduler}, ranked by "
-        f"`{config.sweep.metric}`.\n\n{space}\n\nResume: `python -m pipeline.{verb} resume={config.output}`"
-    )
+def _found(config: schema.Config, records: Records) -> Findings:
+    """The sweep as its report has it."""
+    sweep = config.sweep
+    settings = {"search": sweep.search, "scheduler": sweep.scheduler, "space": sweep.space}
+    return findings(str(config.output), records, settings | {"num_samples": config.evaluation.num_samples})
+
+
+def _write_report(config: schema.Config, records: Records, tracker: Tracker, console: Console) -> None:
+    """The report's page and its charts, among the results and in MLflow; a sweep does not fail for want of them."""
+    found, folder = _found(config, records), f"{records.output}/report"
+    try:
+        files = {"report.html": page(found).encode(), **pictures(found)}
+        for name, content in files.items():
+            write_file(f"{folder}/{name}", content)
+    except Exception as error:  # each file system has exceptions of its own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        console.print(f"the report at {folder} cannot be written ({reason})", highlight=False, markup=False)
+        return
+    tracker.log_files(None, [f"{folder}/{name}" for name in files], folder="report")
 
 
 def _finish(
@@ -480,15 +494,14 @@ def _finish(
     records.write()
     best = records.best()
     tracker.log_files(None, [f"{records.output}/summary.json"])
-    note = _note(config, verb)
     if best is not None:
         scores = {key: best.best_metrics[key] for key in records.shown if key in best.best_metrics}
         tracker.log_metrics(None, scores, step=0)
         if config.tracking.register and not interrupted and best.best_checkpoint:
             _register(config, records, best, tracker)
-        found = ", ".join(f"`{key}={value}`" for key, value in best.params.items())
-        note += f"\n\nBest: trial {best.name} ({found}): {scores}, {records.facts['measure']}"
-    tracker.describe(None, note, {"best_trial": best.name if best else "none"})
+    if verb == "sweep" and not interrupted:
+        _write_report(config, records, tracker, console)
+    tracker.describe(None, markdown(_found(config, records)), {"best_trial": best.name if best else "none"})
     for record in records.trials:
         if record.status == "running":
             tracker.end(record.name, "KILLED")
@@ -530,7 +543,7 @@ def _register(config: schema.Config, records: Records, best: TrialRecord, tracke
     )
 
 
-def _report(config: schema.Config, records: Records, console: Console) -> None:
+def _report(config: schema.Config, records: Records, verb: str, console: Console) -> None:
     console.print(results_table(records))
     means = seeds_table(records)
     if means is not None:
@@ -544,6 +557,8 @@ def _report(config: schema.Config, records: Records, console: Console) -> None:
             serve = f"mlflow models serve -m models:/{name}@{BEST} --env-manager local"
             console.print(f"serve it        MLFLOW_TRACKING_URI={config.tracking.uri} {serve}", highlight=False)
     console.print(f"results         {records.output}", highlight=False)
+    if verb == "sweep":
+        console.print(f"report          {records.output}/report/report.html", highlight=False)
     console.print(f"review in MLflow   {_review_command(str(config.tracking.uri))}", highlight=False)
 
 

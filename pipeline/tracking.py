@@ -25,7 +25,7 @@ from pipeline.secrets import redacted
 from pipeline.serving.registry import register
 from pipeline.tracking_entities import IMAGES, dataset_input, write_image
 
-__all__ = ["Tracker", "flatten"]
+__all__ = ["Tracker", "flatten", "folder_of_run"]
 
 _MAX_PARAMS = 100  # MLflow's limit for one batch
 _MAX_METRICS = 1000
@@ -329,6 +329,37 @@ class Tracker:
 def _content(url: str) -> bytes:
     files, path = fsspec.url_to_fs(url)
     return files.cat_file(path)
+
+
+def folder_of_run(run_id: str) -> str:
+    """The results' folder of a sweep, or of the sweep that a trial is of, by its run in MLflow.
+
+    Args:
+        run_id: the run; the tracker is the one that ``MLFLOW_TRACKING_URI`` names, or the default one here.
+
+    Raises:
+        UserError: the tracker does not answer, or does not know the run, or it is of something else.
+    """
+    default = Path("results").absolute() / "mlflow.db"
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{default}"
+    if uri == f"sqlite:///{default}" and not default.exists():
+        raise UserError(f"no tracker is named and there is no {default}: set MLFLOW_TRACKING_URI, or give the folder")
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    os.environ.update(_MANNERS)
+    with _one_line(uri):
+        client = MlflowClient(tracking_uri=uri)
+        try:
+            run = client.get_run(run_id)
+            parent = run.data.tags.get(MLFLOW_PARENT_RUN_ID)
+            run = client.get_run(parent) if parent else run
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            raise UserError(f"the tracker {uri} knows no run {run_id}: give the sweep's folder") from None
+    folder = run.data.params.get("output")
+    if not folder:
+        raise UserError(f"the run {run_id} is of no sweep: give the sweep's folder")
+    return folder
 
 
 def _now() -> int:

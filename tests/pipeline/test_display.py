@@ -158,9 +158,14 @@ def test_of_trials_that_have_all_ended_it_is_their_mean_with_one_whole_trial_mor
     assert remaining(courses, waiting, slots).seconds == pytest.approx(100 * mean * max(waiting / slots, 1.0))
 
 
+# In whole steps and milliseconds, as trials report them.
+FRACTIONS = st.integers(0, 10**6).map(lambda steps: steps / 10**6)
+SECONDS = st.integers(0, 10**8).map(lambda milliseconds: milliseconds / 1000)
+
+
 @MANY
 @given(
-    st.lists(st.builds(Course, st.floats(0, 1), st.floats(0, 1e5), st.booleans()), max_size=40),
+    st.lists(st.builds(Course, FRACTIONS, SECONDS, st.booleans()), max_size=40),
     st.integers(0, 100),
     st.integers(1, 8),
 )
@@ -173,7 +178,7 @@ def test_it_is_never_more_than_if_none_were_pruned(courses, waiting, slots):
     running = [whole * (1 - course.fraction) for course in courses if not course.ended]
     most = max([(sum(running) + waiting * whole) / slots, *running, whole if waiting else 0.0])
     assert 0 <= left.seconds <= most * (1 + 1e-9)
-    assert 0 < left.done <= 1 and (left.done == 1) <= (left.seconds <= 1e-9 * most or most == 0 or whole > 1e9)
+    assert 0 < left.done <= 1 and (left.done == 1) <= (left.seconds <= 1e-9 * max(most, whole))
 
 
 # On a terminal, and elsewhere.

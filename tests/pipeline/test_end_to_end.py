@@ -92,6 +92,10 @@ def test_the_tracker_holds_what_the_sweep_found(swept, home):
     pictures.append("fid_along_chain")
     assert shown == {(name, "step", str(step)) for name in pictures for step in (8, 16, 24)}
     assert {entry.path for entry in client.list_artifacts(parent.info.run_id)} >= {"config.yaml", "summary.json"}
+    report = {Path(entry.path).name for entry in client.list_artifacts(parent.info.run_id, "report")}
+    assert {"report.html", "learning_curves.png", "pruning.png"} <= report
+    note = parent.data.tags["mlflow.note.content"]
+    assert f"The best is trial {document['best']['name']}" in note and "failed: " in note and "resume=" in note
     # The best is a model in the registry, of the checkpoint that scored best.
     registered = client.get_model_version_by_alias("digits", "best")
     assert registered.run_id == best.info.run_id and registered.tags["checkpoint"] == document["best"]["checkpoint"]

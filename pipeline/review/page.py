@@ -1,0 +1,206 @@
+"""A report in Markdown, which MLflow shows as a run's description, and as one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import math
+import re
+import shlex
+from typing import Any
+
+from markdown_it import MarkdownIt
+from plotly.offline import get_plotlyjs
+
+from pipeline import figures
+from pipeline.records import TrialRecord
+from pipeline.review.charts import charts, draw, interactive
+from pipeline.review.findings import Findings
+
+__all__ = ["LIMIT", "markdown", "page", "pictures"]
+
+LIMIT = 4800  # characters of a description, of which MLflow's older servers take 5,000
+_ROWS = 20
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+table { border-collapse: collapse; display: block; overflow-x: auto; }
+td, th { border: 1px solid #ccc; padding: .25rem .6rem; text-align: right; }
+pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; }
+img { max-width: 100%; }
+"""
+
+
+def markdown(found: Findings, limit: int | None = LIMIT) -> str:
+    """The report in Markdown.
+
+    Args:
+        found: what the sweep has found.
+        limit: characters it may have; rows of the table go first. None for all of it.
+    """
+    rows = len(found.records.trials) if limit is None else _ROWS
+    while True:
+        text = "\n\n".join(part for part in _parts(found, rows, limit) if part)
+        if limit is None or len(text) <= limit or rows == 0:
+            return text if limit is None else text[:limit]
+        rows = rows // 2
+
+
+def pictures(found: Findings) -> dict[str, bytes]:
+    """The charts as PNG.
+
+    Args:
+        found: what the sweep has found.
+
+    Returns:
+        File name to contents.
+    """
+    return {f"{chart.key}.png": figures.png(draw(chart)) for chart in charts(found)}
+
+
+def page(found: Findings) -> str:
+    """The report as one HTML file: no address outside of it is asked for anything.
+
+    Args:
+        found: what the sweep has found.
+    """
+    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown(found, limit=None))
+    parts = []
+    for chart in charts(found):
+        drawn = interactive(chart).to_html(full_html=False, include_plotlyjs=False, div_id=chart.key)
+        still = base64.b64encode(figures.png(draw(chart))).decode()
+        alt = html.escape(chart.title)
+        parts.append(f'{drawn}<noscript><img alt="{alt}" src="data:image/png;base64,{still}"></noscript>')
+    title = html.escape(f"{found.experiment}: report of a sweep")
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
+        f"<script>{get_plotlyjs()}</script></head><body>{body}{''.join(parts)}</body></html>"
+    )
+
+
+def _parts(found: Findings, rows: int, limit: int | None) -> list[str]:
+    return [
+        f"# {_text(found.experiment)}: {len(found.records.trials)} trials by {_text(found.measure)}",
+        _question(found),
+        _answer(found),
+        _table(found, rows),
+        _ends(found, 3 if limit else 1000),
+        _commands(found),
+    ]
+
+
+def _question(found: Findings) -> str:
+    settings = found.settings
+    lines = ["## The question"]
+    if settings:
+        better = "lower" if found.records.mode == "min" else "higher"
+        samples = f", over {settings['num_samples']:,} samples" if found.records.facts.get("extractor") else ""
+        lines.append(
+            f"Search {_text(settings['search'])}, scheduler {_text(settings['scheduler'])}, ranked by "
+            f"{_code(found.metric)}, {better} is better{samples}."
+        )
+        lines += [f"- {_code(key)}: {_code(json.dumps(form))}" for key, form in list(settings["space"].items())[:20]]
+    return "\n".join([lines[0], "", *lines[1:]])
+
+
+def _answer(found: Findings) -> str:
+    best = found.records.best()
+    spent = f"The trials ran for {found.hours:.2g} hours altogether."
+    if best is None:
+        return f"## The answer\n\nNo trial has been evaluated so far. {spent}"
+    params = (
+        ", ".join(f"{_code(key)} = {_text(_value(value))}" for key, value in best.params.items()) or "none searched"
+    )
+    scores = ", ".join(
+        f"{_code(name)} {best.best_metrics[name]:.4g}"
+        for name in found.records.shown
+        if isinstance(best.best_metrics.get(name), int | float)
+    )
+    base, gebm = (best.best_metrics.get(name, math.nan) for name in found.records.shown[:2])
+    gain = ""
+    if all(isinstance(value, int | float) and math.isfinite(value) for value in (base, gebm)):
+        gained = (base - gebm) * (1 if found.records.mode == "min" else -1)
+        verdict = "better" if gained > 0 else "no better" if gained == 0 else "worse"
+        gain = f" With its energy it is {verdict} than its base alone, by {abs(gained):.3g}."
+    return (
+        f"## The answer\n\nThe best is trial {best.name} at base step {best.best_metrics.get('base_step', '?')}: "
+        f"{scores}.{gain} Its parameters: {params}. {spent}"
+    )
+
+
+def _table(found: Findings, rows: int) -> str:
+    shown = found.records.ranking()[:rows]
+    if not shown:
+        return ""
+    keys = list(dict.fromkeys(key for trial in found.records.trials for key in trial.params))[:8]
+    names = [name for name in found.records.shown if any(name in trial.best_metrics for trial in shown)]
+    head = ["trial", "status", *names, "base steps", "minutes", *map(_text, keys)]
+    lines = [head, ["---"] * len(head)]
+    for trial in shown:
+        scores = [_value(trial.best_metrics.get(name)) for name in names]
+        params = [_text(_value(trial.params.get(key))) for key in keys]
+        steps = _value(trial.metrics.get("base_step"))
+        lines.append([trial.name, trial.status, *scores, steps, f"{trial.seconds / 60:.1f}", *params])
+    left = len(found.records.trials) - len(shown)
+    more = f"\n\nand {left} more." if left else ""
+    return "## The trials, best first\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + more
+
+
+def _ends(found: Findings, most: int) -> str:
+    lines = []
+    pruned = [trial for trial in found.records.trials if trial.status == "pruned"]
+    if pruned:
+        steps = sorted(trial.metrics.get("base_step", 0) for trial in pruned)
+        lines.append(
+            f"- {len(pruned)} pruned, between base steps {steps[0]} and {steps[-1]}: others were better at that step. "
+            f"Their scores are those of a shorter training."
+        )
+    failed = [trial for trial in found.records.trials if trial.status == "failed"]
+    lines += [
+        f"- trial {trial.name} failed: {_text(trial.error or 'no reason is known')[:300]}" for trial in failed[:most]
+    ]
+    if len(failed) > most:
+        lines.append(f"- and {len(failed) - most} more failed.")
+    open_ones = [t.name for t in found.records.trials if t.status in ("running", "pending")]
+    if open_ones:
+        lines.append(f"- {len(open_ones)} have not ended: go on with them by `resume`.")
+    return "## What ended early\n\n" + "\n".join(lines) if lines else ""
+
+
+def _commands(found: Findings) -> str:
+    best: TrialRecord | None = found.records.best()
+    output = shlex.quote(found.output)
+    lines = [f"python -m pipeline.sweep    resume={output}    # go on, with more trials by sweep.num_trials=..."]
+    if best is not None:
+        model = shlex.quote(str(best.best_checkpoint))
+        params = " ".join(shlex.quote(f"{key}={_exact(value)}") for key, value in best.params.items())
+        lines = [
+            f"python -m pipeline.sample   checkpoint={model}",
+            f"python -m pipeline.evaluate checkpoint={model}",
+            f"python -m pipeline.sweep    sweeps=mcmc checkpoint={model}    # its sampler's settings",
+            f"python -m pipeline.train    conf={shlex.quote(found.experiment)} {params}    # the best parameters anew",
+            *lines,
+        ]
+    block = "\n".join(line.replace("`", "'") for line in lines)
+    return f"## Go on from here\n\n```sh\n{block}\n```\n\nThe whole config is `config.yaml` in the sweep's folder."
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _exact(value: Any) -> str:
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def _text(text: str) -> str:
+    """A stranger's text in Markdown: one line, and nothing in it is markup."""
+    return re.sub(r"([\\`*_{}\[\]<>|#!&~])", r"\\\1", " ".join(str(text).split()))
+
+
+def _code(text: str) -> str:
+    """A stranger's text as code in Markdown, in a table as well."""
+    return "`" + " ".join(str(text).split()).replace("`", "'").replace("|", "/") + "`"
