@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["document", "main"]
+__all__ = ["document", "main", "table"]
 
 HEAD = """# Speed, measured
 
@@ -36,7 +37,7 @@ def document(found: list[dict[str, Any]]) -> str:
             if isinstance(rows, dict):  # single numbers, such as ceilings
                 rows = [rows]
             if rows:
-                parts.append((f"### {title.capitalize()}\n\n" if title else "") + _table(rows) + "\n")
+                parts.append((f"### {title.capitalize()}\n\n" if title else "") + table(rows) + "\n")
     return "\n".join(parts)
 
 
@@ -55,7 +56,9 @@ def _facts(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
+def table(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Rows as Markdown; a timing is its median and the spread."""
+    rows = list(rows)
     head = list(rows[0])
     lines = [head, ["---"] * len(head), *[[_cell(row[name]) for name in head] for row in rows]]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -66,7 +66,8 @@ from __future__ import annotations
 
 from gebm import negatives, networks, objectives, penalties, samplers
 from gebm.folding import folded
-from gebm.model import GEBM, BoundedEnergy, NoEnergy, RelativeEnergy, StandardNormal, frozen
+from gebm.freezing import frozen
+from gebm.model import GEBM, BoundedEnergy, NoEnergy, RelativeEnergy, StandardNormal
 from gebm.negatives import BaseDraws, DataChain, LatentChain, Negatives
 from gebm.objectives import (
     KALE,

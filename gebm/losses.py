@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gebm.model import GEBM, BoundedEnergy, effective_weights, frozen
+from gebm.freezing import effective_weights, frozen
+from gebm.model import GEBM, BoundedEnergy
 from gebm.objectives import Objective
 from gebm.penalties import Penalty
 

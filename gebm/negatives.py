@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from gebm import samplers
-from gebm.model import GEBM, frozen
+from gebm.freezing import frozen
+from gebm.model import GEBM
 from gebm.processes import process, share
 
 __all__ = ["BaseDraws", "DataChain", "Draw", "LatentChain", "Negatives"]

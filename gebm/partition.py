@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from gebm import samplers
-from gebm.model import GEBM, frozen
+from gebm.freezing import frozen
+from gebm.model import GEBM
 
 __all__ = ["PartitionEstimate", "annealing_schedule", "log_partition_annealed", "log_partition_monte_carlo"]
 

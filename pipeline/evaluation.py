@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gebm import GEBM, diagnostics, samplers
 from gebm.folding import folded
-from gebm.model import frozen
+from gebm.freezing import frozen
 from gebm.partition import log_partition_monte_carlo
 from pipeline import config as schema
 from pipeline import precision

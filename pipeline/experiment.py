@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import logging
 import sys
 import time
@@ -24,25 +23,20 @@ from pipeline import cluster, lease, provenance, search, tasks
 from pipeline import config as schema
 from pipeline.checkpoints import load_state, read
 from pipeline.checks import validate
-from pipeline.display import Display, results_table, seeds_table
+from pipeline.display import Display
+from pipeline.ending import finish, found_so_far, show
 from pipeline.errors import UserError
 from pipeline.files import is_local, write_file
 from pipeline.records import ENDED, Records, TrialRecord, read_summary
-from pipeline.review.findings import Findings, findings
-from pipeline.review.page import markdown, page, pictures
-from pipeline.secrets import redacted
-from pipeline.serving.registry import BEST, model_name
+from pipeline.review.page import markdown
 from pipeline.stores import MissingStore, Store, open_store, sources, write_store
 from pipeline.stores.location import filesystem
-from pipeline.tracking import Tracker
+from pipeline.tracking import Tracker, journal_of
 from pipeline.trial import build_model, trained_config
 from pipeline.tuning import TRIAL, tuned
+from pipeline.watch import Watch
 
-__all__ = ["Interrupted", "Watch", "exit_status", "ready_store", "resumed", "run"]
-
-
-_HURRIED = 5.0  # seconds that Ctrl-C waits for the tracker
-_WRITING = 0.1  # share of the driver's time that may go into writing the summary, which grows with the trials
+__all__ = ["Interrupted", "exit_status", "ready_store", "resumed", "run"]
 
 
 class Interrupted(Exception):
@@ -135,7 +129,7 @@ def run(config: schema.Config, named: dict[str, Any], *, verb: str, console: Con
         config = _of_checkpoint(config, named)
     validate(config)
     space = search.parse_space(config)
-    if _samples_only(config.sweep.space) and config.checkpoint is None:
+    if search.searches_samplers(config) and config.checkpoint is None:
         raise UserError("a search over the sampler alone needs a trained model: give checkpoint=<a trial's folder>")
     if config.evaluation.weights:
         config.evaluation.weights = _absolute(config.evaluation.weights)  # workers run in folders of their own
@@ -160,7 +154,8 @@ def run(config: schema.Config, named: dict[str, Any], *, verb: str, console: Con
             uri,
             config.tracking.experiment or config.name,
             artifacts=artifacts,
-            journal=_journal(output),
+            journal=journal_of(output),
+            folder=output,
             say=display.say,
         )
         with cluster.connected(config) as capacity:
@@ -178,7 +173,7 @@ def run(config: schema.Config, named: dict[str, Any], *, verb: str, console: Con
             tracker.start_sweep(
                 name,
                 schema.to_dict(config),
-                markdown(_found(config, records)),
+                markdown(found_so_far(config, records)),
                 extractor=label,
                 run_id=facts.get("mlflow_run_id"),
             )
@@ -219,10 +214,10 @@ def run(config: schema.Config, named: dict[str, Any], *, verb: str, console: Con
                         **cluster.books(output),
                     )
             interrupted = any(record.status not in ENDED for record in records.trials)
-            _finish(config, records, tracker, verb, console, interrupted=interrupted)
+            finish(config, records, tracker, verb, console, interrupted=interrupted)
     if interrupted:
         raise Interrupted(f"stopped; go on with: python -m pipeline.{verb} resume={output}")
-    _report(config, records, verb, console)
+    show(config, records, verb, console)
     return records
 
 
@@ -243,135 +238,6 @@ def exit_status(config: schema.Config, named: dict[str, Any], *, verb: str) -> i
         print(str(stop) or "stopped before any trial had started", file=sys.stderr)
         return 130
     return 0 if records.best() else 1
-
-
-class Watch(tune.Callback):
-    """Takes what the trials report to the records, the terminal and the tracker. The driver alone does this.
-
-    Args:
-        config: the experiment.
-        records: the sweep's trials.
-        tracker: MLflow.
-        display: the terminal.
-    """
-
-    def __init__(self, config: schema.Config, records: Records, tracker: Tracker, display: Display) -> None:
-        self._config, self._records, self._tracker, self._display = config, records, tracker, display
-        self._score = schema.headline(config)[0].removesuffix("_base")
-        self._started: dict[str, float] = {}
-        self._noted: set[str] = set()
-        self._changed, self._due = False, 0.0  # the summary: whether it is to be written, and when it may be
-
-    def _record(self, trial: Any) -> TrialRecord:
-        name = str(trial)
-        params = {key: value for key, value in trial.config.items() if key != TRIAL}
-        record = self._records.get(name) or self._records.add(name, params)
-        if params != record.params:
-            record.params = params  # population-based training changes them
-            found = ", ".join(f"{key}={value:.3g}" for key, value in params.items() if isinstance(value, float))
-            self._display.say(f"trial {name} goes on from the weights of a better one, with {found}")
-        return record
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial begins, or goes on."""
-        record = self._record(trial)
-        self._started[record.name] = time.monotonic()
-        if record.status != "running":
-            record.status, record.error = "running", None
-            config = schema.apply(self._config, record.params)
-            self._tracker.start_trial(record.name, schema.to_dict(config), provenance.tags(config))
-        self._changed = True
-        self._display.update(record)
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        """A trial has reported."""
-        record = self._record(trial)
-        self._clock(record)
-        record.mlflow_run_id = self._tracker.run_of(record.name) or record.mlflow_run_id
-        known = {key: value for key, value in result.items() if key in result.get("reported", ())}
-        if "error" in known:
-            record.error = redacted(known["error"])
-            return
-        if "restart" in known:
-            self._display.say(f"trial {record.name} goes on from its last checkpoint: {known['restart']}")
-            return
-        evaluated = self._config.sweep.metric in known
-        if evaluated and record.evaluations[-1:] == [self._records.evaluation(known)]:
-            return  # a trial that goes on says first where it stands
-        numbers = {key: value for key, value in known.items() if isinstance(value, int | float)}
-        if evaluated:
-            if "extractor" in known:
-                numbers["extractor"] = known["extractor"]
-            self._records.evaluated(record, numbers, known.get("checkpoint"))
-        else:
-            record.metrics.update(numbers)
-        for note in set(known.get("notes", ())) - self._noted:
-            self._display.say(f"trial {record.name}: {note}")
-            self._noted.add(note)  # it comes with each evaluation of each trial
-        self._changed |= evaluated
-        machine = {f"system/{name}": value for name, value in known.get("system", {}).items()}
-        self._tracker.log_metrics(record.name, numbers | machine, step=known["base_step"])
-        if evaluated:
-            self._tracker.log_chain(record.name, self._score, known["chain"], known["base_step"])
-            self._tracker.log_pictures(record.name, known["figures"], known["base_step"])
-        self._display.update(record, numbers, evaluated=evaluated)
-
-    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial's own process has died, and is started anew."""
-        record = self._record(trial)
-        self._display.say(f"trial {record.name} goes on from its last checkpoint: its machine went away")
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial has come to its end, or was pruned."""
-        record = self._record(trial)
-        if record.error:
-            self.on_trial_error(iteration, trials, trial)
-            return
-        planned = record.params.get("train.base_steps", self._config.train.base_steps)
-        done = record.metrics.get("base_step", 0) >= planned
-        self._end(record, "finished" if done else "pruned")
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial's own process has died too often."""
-        record = self._record(trial)
-        record.error = record.error or "the trial's process died; Ray's logs are under /tmp/ray/session_latest/logs"
-        self._end(record, "failed")
-        self._display.say(f"trial {record.name} failed: {record.error}")
-
-    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Tune's loop has been round once, as it does many times a second."""
-        if self._changed and time.monotonic() >= self._due:
-            began, self._changed = time.monotonic(), False
-            self._write()
-            now = time.monotonic()
-            self._due = now + (now - began) / _WRITING
-
-    def _end(self, record: TrialRecord, status: str) -> None:
-        self._clock(record)
-        record.status = status
-        self._changed = True
-        tags = {"status": status, **({"error": record.error} if record.error else {})}
-        self._tracker.describe(record.name, record.error or status, tags)
-        self._tracker.end(record.name, "FAILED" if status == "failed" else "FINISHED")
-        self._display.update(record)
-
-    def _write(self) -> None:
-        """Keep the summary; that it could not be kept this once must not end the trials, whose own files are apart."""
-        try:
-            self._records.write()
-        except Exception as error:  # each file system has exceptions of its own
-            reason = " ".join(str(error).split()) or type(error).__name__
-            line = f"{self._records.output}/summary.json cannot be written ({reason}); the trials go on"
-            if line not in self._noted:
-                self._display.say(line)
-                self._noted.add(line)
-
-    def _clock(self, record: TrialRecord) -> None:
-        now = time.monotonic()
-        record.seconds += now - self._started.get(record.name, now)
-        self._started[record.name] = now
 
 
 def _places(config: schema.Config, *, resuming: bool) -> tuple[str, str, str | None]:
@@ -395,15 +261,6 @@ def _places(config: schema.Config, *, resuming: bool) -> tuple[str, str, str | N
     return output, f"sqlite:///{default / 'mlflow.db'}", (default / "artifacts").as_uri()
 
 
-def _journal(output: str) -> Path:
-    """What MLflow is still to be told: beside the results, or where those are not on this machine, in a folder here."""
-    files, path = filesystem(output)
-    if is_local(files):
-        return Path(path) / "tracking.jsonl"
-    name = hashlib.sha256(output.encode()).hexdigest()[:8]
-    return Path("results").absolute() / "tracking" / f"{output.rsplit('/', 1)[-1]}-{name}.jsonl"
-
-
 def _absolute(url: str) -> str:
     # Without a slash at its end: to an object store "x/" + "/y" is another place than "x" + "/y".
     return url.rstrip("/") if "://" in url else str(Path(url).expanduser().absolute())
@@ -411,10 +268,6 @@ def _absolute(url: str) -> str:
 
 def _settings(config: schema.Config, capacity: cluster.Capacity) -> dict[str, Any]:
     return {"config": schema.to_dict(config), "worker": capacity.worker}
-
-
-def _samples_only(space: dict[str, Any]) -> bool:
-    return bool(space) and all(key.startswith("sampler.") for key in space)
 
 
 def _of_checkpoint(config: schema.Config, named: dict[str, Any]) -> schema.Config:
@@ -432,7 +285,7 @@ def _of_checkpoint(config: schema.Config, named: dict[str, Any]) -> schema.Confi
     apart = ("checkpoint", "output", "resume")
     config = schema.apply(config, {key: value for key, value in named.items() if key not in apart})
     load_state(build_model(config), checkpoint)
-    if _samples_only(space):
+    if search.searches_samplers(config):
         config.train.base_steps = checkpoint.state["base_step"]  # trained already: nothing to add but the sampling
     return config
 
@@ -465,105 +318,6 @@ def _prepare(config: schema.Config, capacity: cluster.Capacity, console: Console
 def _prepare_task(values: dict[str, Any], device: str) -> str | None:
     config = schema.from_dict(values)
     return tasks.make(config).prepare(open_store(config.data.store, config.data.max_bad_shards), torch.device(device))
-
-
-def _found(config: schema.Config, records: Records) -> Findings:
-    """The sweep as its report has it."""
-    sweep = config.sweep
-    settings = {"search": sweep.search, "scheduler": sweep.scheduler, "space": sweep.space}
-    return findings(str(config.output), records, settings | {"num_samples": config.evaluation.num_samples})
-
-
-def _write_report(config: schema.Config, records: Records, tracker: Tracker, console: Console) -> None:
-    """The report's page and its charts, among the results and in MLflow; a sweep does not fail for want of them."""
-    found, folder = _found(config, records), f"{records.output}/report"
-    try:
-        files = {"report.html": page(found).encode(), **pictures(found)}
-        for name, content in files.items():
-            write_file(f"{folder}/{name}", content)
-    except Exception as error:  # each file system has exceptions of its own
-        reason = " ".join(str(error).split()) or type(error).__name__
-        console.print(f"the report at {folder} cannot be written ({reason})", highlight=False, markup=False)
-        return
-    tracker.log_files(None, [f"{folder}/{name}" for name in files], folder="report")
-
-
-def _finish(
-    config: schema.Config, records: Records, tracker: Tracker, verb: str, console: Console, *, interrupted: bool
-) -> None:
-    records.write()
-    best = records.best()
-    tracker.log_files(None, [f"{records.output}/summary.json"])
-    if best is not None:
-        scores = {key: best.best_metrics[key] for key in records.shown if key in best.best_metrics}
-        tracker.log_metrics(None, scores, step=0)
-        if config.tracking.register and not interrupted and best.best_checkpoint:
-            _register(config, records, best, tracker)
-    if verb == "sweep" and not interrupted:
-        _write_report(config, records, tracker, console)
-    tracker.describe(None, markdown(_found(config, records)), {"best_trial": best.name if best else "none"})
-    for record in records.trials:
-        if record.status == "running":
-            tracker.end(record.name, "KILLED")
-    tracker.end(None, "KILLED" if interrupted else "FINISHED")
-    left = tracker.close(_HURRIED if interrupted else config.tracking.patience)
-    if left:
-        console.print(
-            f"{left} results are not in MLflow yet and lie in {_journal(records.output)}; once it answers, "
-            f"`python -m pipeline.{verb} resume={records.output}` sends them",
-            highlight=False,
-        )
-    for record in records.trials:
-        record.mlflow_run_id = tracker.run_of(record.name) or record.mlflow_run_id
-    records.write()
-    cluster.forget(records.output)
-
-
-def _register(config: schema.Config, records: Records, best: TrialRecord, tracker: Tracker) -> None:
-    """The best trial's model goes into MLflow's registry, under the experiment's name."""
-    scores = {key: best.best_metrics[key] for key in records.shown if key in best.best_metrics}
-    written = ", ".join(f"{key} {value:.4g}" for key, value in scores.items())
-    tracker.log_model(
-        best.name,
-        name=model_name(config.tracking.experiment or config.name),
-        checkpoint=str(best.best_checkpoint),
-        base_step=int(best.best_metrics.get("base_step", 0)),
-        description=f"{written}: {records.facts['measure']}. From `{best.best_checkpoint}`.",
-        tags={
-            **{key: f"{value:.6g}" for key, value in scores.items()},
-            **provenance.tags(schema.apply(config, best.params)),
-            "value": repr(best.best_metrics[records.metric]),
-            "metric": records.metric,
-            "mode": records.mode,
-            "extractor": str(records.facts.get("extractor", "none")),
-            "num_samples": str(config.evaluation.num_samples),
-            "store_checksum": records.facts["store_checksum"],
-            "checkpoint": str(best.best_checkpoint),
-        },
-    )
-
-
-def _report(config: schema.Config, records: Records, verb: str, console: Console) -> None:
-    console.print(results_table(records))
-    means = seeds_table(records)
-    if means is not None:
-        console.print(means)
-    best = records.best()
-    if best is not None:
-        console.print(f"best model      {best.best_checkpoint}", highlight=False)
-        console.print(f"sample it       python -m pipeline.sample checkpoint={best.best_checkpoint}", highlight=False)
-        if config.tracking.register:
-            name = model_name(config.tracking.experiment or config.name)
-            serve = f"mlflow models serve -m models:/{name}@{BEST} --env-manager local"
-            console.print(f"serve it        MLFLOW_TRACKING_URI={config.tracking.uri} {serve}", highlight=False)
-    console.print(f"results         {records.output}", highlight=False)
-    if verb == "sweep":
-        console.print(f"report          {records.output}/report/report.html", highlight=False)
-    console.print(f"review in MLflow   {_review_command(str(config.tracking.uri))}", highlight=False)
-
-
-def _review_command(uri: str) -> str:
-    return f"open {uri}" if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
 
 
 @contextlib.contextmanager

@@ -182,10 +182,10 @@ class Standing:
 
     def _progress(self, width: int) -> RenderableType:
         counts, left = self.counts(), self.remaining()
-        running = counts["running"] or counts["waiting"]
-        done = left.done if left else 1 - running / max(1, sum(counts.values()))
+        # While no trial has come anywhere, what has ended is all that is done.
+        done = left.done if left else sum(counts[status] for status in ENDED) / max(1, sum(counts.values()))
         told = f"{math.floor(100 * done)}%, {duration(self.elapsed)} elapsed"
-        if running:
+        if counts["running"] or counts["waiting"]:
             told += f", about {duration(left.seconds)} left" if left else ", time left not known yet"
         if width < len(told) + _BAR[0] + _GAP:
             return _line(told)

@@ -1,4 +1,4 @@
-"""How the tracker calls a metric: its UI groups names by what stands before the slash."""
+"""How the tracker calls a metric: its UI groups names by all that stands before the last slash, so each has one."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def metric_name(name: str, extractor: str | None) -> str:
 
     Example:
         >>> metric_name("fid_gebm", "inception-v3-compat"), metric_name("energy_loss", "any")
-        ('fid/gebm/inception-v3-compat', 'train/energy_loss')
+        ('fid/gebm.inception-v3-compat', 'train/energy_loss')
         >>> metric_name("nll_gebm_validation", None), metric_name("acceptance_rate", None)
         ('nll/gebm_validation', 'mcmc/acceptance_rate')
     """
@@ -43,7 +43,7 @@ def metric_name(name: str, extractor: str | None) -> str:
         return name
     score, _, model = name.rpartition("_")
     if model in ("base", "gebm") and score in _OF_FEATURES:
-        return f"{score}/{model}/{extractor}"
+        return f"{score}/{model}.{extractor}"
     for score in _OF_SAMPLES:
         if name.startswith(f"{score}_"):
             return f"{score}/{name.removeprefix(f'{score}_')}"

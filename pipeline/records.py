@@ -251,7 +251,7 @@ def read_summary(output: str) -> tuple[dict[str, Any], list[TrialRecord]]:
         if not all(map(_plausible, trials)):
             raise ValueError("a trial of it is none of a sweep's")
     except FileNotFoundError:
-        raise UserError(f"no sweep to resume at {output}: give the folder that holds its summary.json") from None
+        raise UserError(f"no sweep at {output}: give the folder that holds its summary.json") from None
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{output}/summary.json is damaged ({type(error).__name__}: {reason})") from None

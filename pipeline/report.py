@@ -9,7 +9,7 @@ import sys
 from pipeline.errors import UserError
 from pipeline.files import write_file
 from pipeline.review.findings import read_findings
-from pipeline.review.page import page
+from pipeline.review.page import report
 from pipeline.secrets import redacted
 
 __all__ = ["main"]
@@ -44,7 +44,7 @@ def main() -> None:
             from pipeline.tracking import folder_of_run  # a second to import, and only a run's id needs it
 
             folder = folder_of_run(folder)
-        content = page(read_findings(folder)).encode()
+        content = report(read_findings(folder))["report.html"]
         place = arguments.output or f"{folder}/report.html"
         try:
             write_file(place, content)

@@ -35,6 +35,7 @@ __all__ = [
     "parse_space",
     "population",
     "random_points",
+    "searches_samplers",
 ]
 
 _RANGES = {
@@ -45,6 +46,16 @@ _RANGES = {
 # What a trial is made of. A search over how it is measured, or over what it runs on, would compare unlike things.
 _SEARCHED = ("model", "train", "sampler", "seed")
 _FORMS = "{log_uniform: [low, high]}, {uniform: [low, high]}, {int_uniform: [low, high]} or {choice: [a, b, ...]}"
+
+
+def searches_samplers(config: Config) -> bool:
+    """Whether a search is over the sampler alone, of a model that is trained already.
+
+    Args:
+        config: ``sweep.space``.
+    """
+    space = config.sweep.space
+    return bool(space) and all(key.startswith("sampler.") for key in space)
 
 
 def parse_space(config: Config) -> dict[str, Domain]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import math
 import os
@@ -12,20 +13,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES, MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from pipeline.errors import UserError
+from pipeline.files import is_local
 from pipeline.metric_names import SKIPPED, metric_name
 from pipeline.outbox import Outbox, Refused
 from pipeline.secrets import redacted
 from pipeline.serving.registry import register
+from pipeline.stores.location import filesystem
 from pipeline.tracking_entities import IMAGES, dataset_input, write_image
+from pipeline.tracking_entries import content, name_in, require_plausible
 
-__all__ = ["Tracker", "flatten", "folder_of_run"]
+__all__ = ["Tracker", "flatten", "folder_of_run", "journal_of"]
 
 _MAX_PARAMS = 100  # MLflow's limit for one batch
 _MAX_METRICS = 1000
@@ -39,6 +42,8 @@ _MANNERS = {
 }
 # What will not be taken another time either. Whoever is not let in may be so after the credentials are renewed.
 _HOPELESS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS")
+# Or the UI opens on what it has for language models.
+_OF_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 _TRIAL = "trial"  # the tag that names a trial
 _STORE = "store_checksum"  # the tag that names what a run has seen
 
@@ -68,6 +73,7 @@ class Tracker:
         experiment: its name there; made if it is new.
         artifacts: where a new experiment keeps its artifacts; by default where the server says.
         journal: the outbox's file, on a disk of this machine.
+        folder: of the sweep, behind any fsspec URL: files that are logged lie in it.
         say: told in a line when the server stops answering, and when it is back.
 
     Raises:
@@ -81,9 +87,10 @@ class Tracker:
         *,
         artifacts: str | None,
         journal: Path,
+        folder: str,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self.uri, self.extractor = uri, None
+        self.uri, self.extractor, self._folder = uri, None, folder
         self._journal, self._say = journal, say
         logging.getLogger("mlflow").setLevel(logging.WARNING)  # a new database tells of each of its tables
         os.environ.update(_MANNERS)
@@ -93,7 +100,7 @@ class Tracker:
             self.experiment_id = (
                 known.experiment_id
                 if known
-                else self._client.create_experiment(experiment, artifact_location=artifacts)
+                else self._client.create_experiment(experiment, artifact_location=artifacts, tags=_OF_TRAINING)
             )
         self.run_id: str | None = None
         self._trials: dict[str, str] = {}  # the run of each trial, as far as the server has it
@@ -162,7 +169,7 @@ class Tracker:
 
     def log_chain(self, trial: str, score: str, chain: dict[int, float], base_step: int) -> None:
         """Log a score along the chain, one metric a place on it, so that each has its curve over training."""
-        carried = f"/{self.extractor}" if self.extractor else ""
+        carried = f".{self.extractor}" if self.extractor else ""
         self._log(trial, {f"{score}_chain/{int(step):05d}{carried}": value for step, value in chain.items()}, base_step)
 
     def _log(self, trial: str | None, metrics: dict[str, float], step: int) -> None:
@@ -171,9 +178,9 @@ class Tracker:
             self._put("metrics", trial, metrics=finite, step=step, time=_now())
 
     def log_files(self, trial: str | None, urls: list[str], folder: str | None = None) -> None:
-        """Log files that lie behind fsspec URLs as artifacts; they are read when they are sent."""
+        """Log files of the sweep's folder as artifacts; they are read when they are sent."""
         for url in urls:
-            self._put("file", trial, url=url, folder=folder)
+            self._put("file", trial, file=name_in(self._folder, url), folder=folder)
 
     def log_pictures(self, trial: str, urls: list[str], base_step: int) -> None:
         """Log the pictures of an evaluation.
@@ -182,18 +189,26 @@ class Tracker:
         artifact in a folder of that step.
         """
         for url in urls:
-            name = url.rsplit("/", 1)[-1]
+            file, name = name_in(self._folder, url), url.rsplit("/", 1)[-1]
             if name.endswith(".png"):
-                self._put("image", trial, url=url, key=name.removesuffix(".png"), step=base_step, time=_now())
+                self._put("image", trial, file=file, key=name.removesuffix(".png"), step=base_step, time=_now())
             else:
-                self._put("file", trial, url=url, folder=f"step-{base_step:08d}")
+                self._put("file", trial, file=file, folder=f"step-{base_step:08d}")
 
     def log_model(
-        self, trial: str, *, name: str, checkpoint: str, base_step: int, description: str, tags: dict[str, str]
+        self,
+        trial: str,
+        *,
+        name: str,
+        checkpoint: str,
+        sampler: dict[str, Any],
+        base_step: int,
+        description: str,
+        tags: dict[str, str],
     ) -> None:
         """Log a trial's checkpoint as a model, and register it: see :func:`pipeline.serving.registry.register`."""
-        told = {"name": name, "checkpoint": checkpoint, "base_step": base_step, "description": description}
-        self._put("model", trial, **told, tags=tags)
+        told = {"name": name, "checkpoint": checkpoint, "sampler": sampler, "base_step": base_step}
+        self._put("model", trial, **told, description=description, tags=tags)
 
     def describe(self, trial: str | None, note: str, tags: dict[str, str]) -> None:
         """Set a run's description and tags."""
@@ -235,6 +250,7 @@ class Tracker:
         metrics: dict[str | None, list[Metric]] = {}
         try:
             for entry in entries:
+                require_plausible(entry)
                 if entry["kind"] == "metrics":
                     found = [
                         Metric(name, value, entry["time"], entry["step"]) for name, value in entry["metrics"].items()
@@ -250,7 +266,7 @@ class Tracker:
                 raise Refused(" ".join(str(error).split())[:200]) from error
             raise
         except FileNotFoundError as error:
-            raise Refused(f"there is no file {entry.get('url')} any more") from error
+            raise Refused(f"there is no file {entry.get('file')} any more") from error
 
     def _deliver_to(self, entry: dict[str, Any]) -> None:
         kind, trial = entry["kind"], entry["trial"]
@@ -259,7 +275,7 @@ class Tracker:
             return
         run_id = str(self.run_id) if trial is None else self._found(trial)
         if kind == "file":
-            self._send_file(run_id, entry["url"], entry["folder"])
+            self._send_file(run_id, entry["file"], entry["folder"])
         elif kind == "image":
             self._send_image(run_id, entry)
         elif kind == "model":
@@ -310,25 +326,33 @@ class Tracker:
         for start in range(0, len(entries), _MAX_PARAMS):
             self._client.log_batch(run_id, params=entries[start : start + _MAX_PARAMS])
 
-    def _send_file(self, run_id: str, url: str, folder: str | None) -> None:
+    def _send_file(self, run_id: str, name: str, folder: str | None) -> None:
         with tempfile.TemporaryDirectory() as here:
-            local = Path(here) / url.rsplit("/", 1)[-1]
-            local.write_bytes(_content(url))
+            local = Path(here) / name.rsplit("/", 1)[-1]
+            local.write_bytes(content(self._folder, name))
             self._client.log_artifact(run_id, str(local), folder)
 
     def _send_image(self, run_id: str, entry: dict[str, Any]) -> None:
         told = {key: entry[key] for key in ("key", "step", "time")}
         with tempfile.TemporaryDirectory() as here:
-            write_image(_content(entry["url"]), Path(here), run_id=run_id, **told)
+            write_image(content(self._folder, entry["file"]), Path(here), run_id=run_id, **told)
             self._client.log_artifacts(run_id, here, IMAGES)
         if run_id not in self._shown:  # the UI looks for images where this tag is
             self._client.set_tag(run_id, MLFLOW_LOGGED_IMAGES, True)
             self._shown.add(run_id)
 
 
-def _content(url: str) -> bytes:
-    files, path = fsspec.url_to_fs(url)
-    return files.cat_file(path)
+def journal_of(output: str) -> Path:
+    """What MLflow is still to be told: beside the results, or where those are not on this machine, in a folder here.
+
+    Args:
+        output: the results' folder, behind any fsspec URL.
+    """
+    files, path = filesystem(output)
+    if is_local(files):
+        return Path(path) / "tracking.jsonl"
+    name = hashlib.sha256(output.encode()).hexdigest()[:8]
+    return Path("results").absolute() / "tracking" / f"{output.rsplit('/', 1)[-1]}-{name}.jsonl"
 
 
 def folder_of_run(run_id: str) -> str:

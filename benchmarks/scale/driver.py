@@ -36,10 +36,10 @@ from benchmarks.scale.forking import forked_workers
 from pipeline import cluster, search
 from pipeline import config as schema
 from pipeline.display import Display
-from pipeline.experiment import Watch
 from pipeline.records import Records, TrialRecord
 from pipeline.tracking import Tracker
 from pipeline.tuning import TRIAL
+from pipeline.watch import Watch
 
 __all__ = ["Driven", "Load", "Phase", "drive", "experiment", "figures", "percentile"]
 
@@ -250,7 +250,7 @@ def _drive(load: Load, uri: str, folder: Path) -> Driven:
     trials = [TrialRecord(f"{i:03d}", point) for i, point in enumerate(search.first_points(config, space))]
     shown = schema.headline(config)
     records = Records(config.output, metric=config.sweep.metric, mode="min", shown=shown, facts={}, trials=trials)
-    tracker = _Timed(uri, folder.name, artifacts=None, journal=folder / "tracking.jsonl")
+    tracker = _Timed(uri, folder.name, artifacts=None, journal=folder / "tracking.jsonl", folder=str(folder))
     tracker.start_sweep(folder.name, schema.to_dict(config), "", extractor="inception-v3-compat")
     shown_figures = figures(folder)
     gate = folder / "gate.json"

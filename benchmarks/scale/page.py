@@ -11,6 +11,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from benchmarks.report import table
 from benchmarks.scale.model import Assumptions, Case, Loads, Measured, Settings, loads, recommend
 
 __all__ = ["GPUS", "NETWORKS", "RESOLUTIONS", "TRIALS", "document", "figure", "measured", "write"]
@@ -95,28 +96,26 @@ def document(found: dict[str, Any]) -> str:
     machine = found["machine"]
     parts = {
         "machine": f"{machine['cores']} cores of {machine['cpu']}, Python {machine['python']}",
-        "keeping": _table(results["keeping"]),
-        "driver": _table(results["driver"]),
-        "memory": _table(results["driver's memory"]),
-        "tracker": _table(results["tracker"]),
-        "images": _table(results["images"]),
-        "checkpoints": _table(results["checkpoints"]),
-        "requests": _table(results["requests"]),
-        "assumed": _table(
-            [{"assumed": field.name, "value": getattr(assumed, field.name)} for field in fields(assumed)]
-        ),
+        "keeping": table(results["keeping"]),
+        "driver": table(results["driver"]),
+        "memory": table(results["driver's memory"]),
+        "tracker": table(results["tracker"]),
+        "images": table(results["images"]),
+        "checkpoints": table(results["checkpoints"]),
+        "requests": table(results["requests"]),
+        "assumed": table([{"assumed": field.name, "value": getattr(assumed, field.name)} for field in fields(assumed)]),
     }
     coefficients = {resolution: measured(results, resolution) for resolution in RESOLUTIONS}
-    parts["summary"] = _table(_full(part, coefficients, assumed) for part in _LINES if part != "driver's memory")
+    parts["summary"] = table(_full(part, coefficients, assumed) for part in _LINES if part != "driver's memory")
     parts["trials"] = f"{max(row['trials'] for row in results['driver'])}"
     opening = loads(Case(32, 512, 512), Settings(), coefficients[32], assumed).start_gets
     parts["opening"] = f"{opening:,.0f}"
     parts["opening_seconds"] = _short(opening / assumed.gets_per_second)
     for resolution in RESOLUTIONS:
-        parts[f"loads_{resolution}"] = _table(
+        parts[f"loads_{resolution}"] = table(
             _load(case, loads(case, Settings(), coefficients[resolution], assumed)) for case in _cases(resolution)
         )
-        parts[f"config_{resolution}"] = _table(
+        parts[f"config_{resolution}"] = table(
             _config(case, coefficients[resolution], assumed) for case in _cases(resolution) if case.gpus >= 8
         )
     text = (Path(__file__).parent / "page.txt").read_text()
@@ -235,18 +234,3 @@ def _short(value: float) -> str:
 
 def _share(value: float) -> str:
     return f"{value:.0%}" if value >= 0.1 else f"{100 * value:.2g} %".replace(" ", "")
-
-
-def _table(rows: Iterable[Mapping[str, Any]]) -> str:
-    rows = list(rows)
-    head = list(rows[0])
-    lines = [head, ["---"] * len(head), *[[_cell(row[name]) for name in head] for row in rows]]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, dict):
-        return f"{value['median']:.3g} ± {value['spread']:.2g}"
-    if isinstance(value, float):
-        return f"{value:.3g}" if value < 1e4 else f"{value:.3e}"
-    return f"{value:,}" if isinstance(value, int) and value >= 10_000 else str(value)

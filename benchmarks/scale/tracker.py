@@ -43,7 +43,7 @@ def measure(folder: Path, repeat: int) -> list[dict[str, Any]]:
 
 
 def _told(uri: str, folder: Path, repeat: int) -> Iterator[dict[str, Any]]:
-    tracker = Tracker(uri, "scale", artifacts=None, journal=folder / "journal.jsonl")
+    tracker = Tracker(uri, "scale", artifacts=None, journal=folder / "journal.jsonl", folder=str(folder))
     tracker.start_sweep("scale", {}, "", extractor="inception-v3-compat")
     settings, shown = schema.to_dict(experiment(1)), figures(folder)
     numbers = {key: value for key, value in report(0, []).items() if isinstance(value, int | float)}

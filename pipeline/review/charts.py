@@ -56,6 +56,7 @@ class Chart:
         series: what is on it.
         log: which axes are logarithmic, of ``x`` and ``y``.
         shade: what a shade means.
+        mode: ``min`` where the lowest shade is the best, else ``max``.
     """
 
     key: str
@@ -66,6 +67,7 @@ class Chart:
     series: list[Series]
     log: str = ""
     shade: str = ""
+    mode: str = "min"
 
 
 def charts(found: Findings) -> list[Chart]:
@@ -102,9 +104,9 @@ def draw(chart: Chart) -> Figure:
         elif series.shade is not None:
             mark = _MARKS.get(series.status, _MARKS["finished"])[0]
             low, high = _range(chart)
-            points = axes.scatter(series.x, series.y, c=series.shade, cmap="viridis_r", vmin=low, vmax=high,
-                                  marker=mark, s=60, edgecolors="#333333", linewidths=0.5,
-                                  label=series.name or None)  # fmt: skip
+            shades = "viridis" if chart.mode == "max" else "viridis_r"
+            points = axes.scatter(series.x, series.y, c=series.shade, cmap=shades, vmin=low, vmax=high, marker=mark,
+                                  s=60, edgecolors="#333333", linewidths=0.5, label=series.name or None)  # fmt: skip
         else:
             mark = _MARKS.get(series.status, _MARKS["finished"])[0]
             axes.scatter(series.x, series.y, color=series.colour, marker=mark, s=36, label=series.name or None)
@@ -146,27 +148,36 @@ def interactive(chart: Chart) -> go.Figure:
         if series.shade is None:
             mark["color"] = series.colour
         else:
-            mark |= {"color": series.shade, "colorscale": "Viridis", "reversescale": True, "cmin": low, "cmax": high}
+            mark |= {
+                "color": series.shade,
+                "colorscale": "Viridis",
+                "reversescale": chart.mode == "min",
+                "cmin": low,
+                "cmax": high,
+            }
             mark |= {"showscale": index == 0, "colorbar": {"title": chart.shade}, "line": {"width": 0.5}}
         width = 3 if series.colour == _BEST else 1
         figure.add_scatter(x=series.x, y=series.y, mode="lines+markers" if chart.kind == "lines" else "markers",
                            marker=mark, line={"color": series.colour, "width": width}, **told)  # fmt: skip
     figure.update_layout(title=chart.title, template="plotly_white", height=480, barmode="overlay",
                          legend={"orientation": "h", "y": -0.2})  # fmt: skip
-    figure.update_xaxes(title=chart.x, type="log" if "x" in chart.log else None)
+    # Rates are numbers, not micros and millis.
+    figure.update_xaxes(title=chart.x, type="log" if "x" in chart.log else None, exponentformat="power")
     # Numbers of trials are names, not numbers, and the first is on top.
     vertical = {"type": "category", "autorange": "reversed"} if chart.kind == "bars" else {}
-    figure.update_yaxes(title=chart.y, **({"type": "log"} if "y" in chart.log else vertical))
+    figure.update_yaxes(title=chart.y, exponentformat="power", **({"type": "log"} if "y" in chart.log else vertical))
     return figure
 
 
 def _range(chart: Chart) -> tuple[float, float]:
-    """The ends of the shades: up to twice the median above the best, so that one bad trial does not flatten all."""
+    """The ends of the shades: from the best to thrice as far as the median, so that one bad trial flattens no other."""
     shades = sorted(value for series in chart.series for value in series.shade or [])
     if not shades:
         return 0.0, 1.0
-    low, middle = shades[0], shades[len(shades) // 2]
-    return low, min(shades[-1], low + 3 * (middle - low)) if middle > low else shades[-1]
+    low, middle, high = shades[0], shades[len(shades) // 2], shades[-1]
+    if chart.mode == "max":
+        return max(low, high - 3 * (high - middle)) if middle < high else low, high
+    return low, min(high, low + 3 * (middle - low)) if middle > low else high
 
 
 def _learning_curves(found: Findings) -> Chart | None:
@@ -198,21 +209,17 @@ def _response(found: Findings) -> Chart | None:
         for status, trials in _by_status(found)
     ]  # fmt: skip
     title = "Response surface of the learning rates"
-    return Chart("response", title, "points", f"{x} (a step)", f"{y} (a step)", series, "xy", found.measure)
+    return Chart("response", title, "points", x, y, series, "xy", shade=found.measure, mode=found.records.mode)
 
 
-def _against(found: Findings, key: str) -> Chart | None:
+def _against(found: Findings, key: str) -> Chart:
     series = [
-        Series(status, [t.params[key] for t in trials if key in t.params],
-               [found.score(t) for t in trials if key in t.params],
-               [_told(found, t) for t in trials if key in t.params], colour=_STATUS[status], status=status)
+        Series(status, [t.params[key] for t in trials], [found.score(t) for t in trials],
+               [_told(found, t) for t in trials], colour=_STATUS[status], status=status)
         for status, trials in _by_status(found)
     ]  # fmt: skip
-    series = [one for one in series if one.x]
-    values = [value for one in series for value in one.x]
-    if not values or not all(isinstance(value, int | float) for value in values):
-        return None
-    log = ("x" if _wide(values) else "") + ("y" if _wide([value for one in series for value in one.y]) else "")
+    x, y = ([value for one in series for value in getattr(one, axis)] for axis in "xy")
+    log = ("x" if _wide(x) else "") + ("y" if _wide(y) else "")
     name = "against_" + key.replace(".", "_")
     return Chart(name, f"Score against {key}", "points", key, found.measure, series, log)
 

@@ -18,7 +18,7 @@ from pipeline.records import TrialRecord
 from pipeline.review.charts import charts, draw, interactive
 from pipeline.review.findings import Findings
 
-__all__ = ["LIMIT", "markdown", "page", "pictures"]
+__all__ = ["LIMIT", "markdown", "report"]
 
 LIMIT = 4800  # characters of a description, of which MLflow's older servers take 5,000
 _ROWS = 20
@@ -47,47 +47,46 @@ def markdown(found: Findings, limit: int | None = LIMIT) -> str:
         rows = rows // 2
 
 
-def pictures(found: Findings) -> dict[str, bytes]:
-    """The charts as PNG.
+def report(found: Findings) -> dict[str, bytes]:
+    """The report's files: the page, for which no address outside of it is asked for anything, and its charts as PNG.
 
     Args:
         found: what the sweep has found.
 
     Returns:
-        File name to contents.
+        File name to contents, ``report.html`` first.
     """
-    return {f"{chart.key}.png": figures.png(draw(chart)) for chart in charts(found)}
-
-
-def page(found: Findings) -> str:
-    """The report as one HTML file: no address outside of it is asked for anything.
-
-    Args:
-        found: what the sweep has found.
-    """
+    made = charts(found)
+    stills = {f"{chart.key}.png": figures.png(draw(chart)) for chart in made}
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown(found, limit=None))
     parts = []
-    for chart in charts(found):
+    for chart, still in zip(made, stills.values(), strict=True):
         drawn = interactive(chart).to_html(full_html=False, include_plotlyjs=False, div_id=chart.key)
-        still = base64.b64encode(figures.png(draw(chart))).decode()
-        alt = html.escape(chart.title)
-        parts.append(f'{drawn}<noscript><img alt="{alt}" src="data:image/png;base64,{still}"></noscript>')
+        source = f"data:image/png;base64,{base64.b64encode(still).decode()}"
+        parts.append(f'{drawn}<noscript><img alt="{html.escape(chart.title)}" src="{source}"></noscript>')
     title = html.escape(f"{found.experiment}: report of a sweep")
-    return (
+    page = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
         f"<script>{get_plotlyjs()}</script></head><body>{body}{''.join(parts)}</body></html>"
     )
+    return {"report.html": page.encode(), **stills}
 
 
 def _parts(found: Findings, rows: int, limit: int | None) -> list[str]:
     return [
-        f"# {_text(found.experiment)}: {len(found.records.trials)} trials by {_text(found.measure)}",
+        f"# {_text(found.experiment)}: {_headline(found)}",
         _question(found),
         _answer(found),
         _table(found, rows),
         _ends(found, 3 if limit else 1000),
         _commands(found),
     ]
+
+
+def _headline(found: Findings) -> str:
+    """The answer in a line: of a description, MLflow shows little more before one asks for all of it."""
+    count, best = f"{len(found.records.trials)} trials by {_text(found.measure)}", found.records.best()
+    return count if best is None else f"{count}, the best {_value(float(best.best_metrics[found.metric]))}"
 
 
 def _question(found: Findings) -> str:

@@ -31,19 +31,22 @@ _NEEDS = ("mlflow", "torch", "zuko", "safetensors", "numpy", "pandas", "pillow")
 _SAMPLER = ("step_size", "num_steps", "beta", "friction", "decay", "decay_every")
 
 
-def write_package(checkpoint: str, folder: Path, *, run_id: str | None = None, model_id: str | None = None) -> None:
+def write_package(
+    checkpoint: str, folder: Path, *, sampler: dict[str, Any] | None = None, run_id: str | None = None
+) -> None:
     """Write a trained model as an MLflow model.
 
     Args:
         checkpoint: a checkpoint's folder, or a trial's.
         folder: where to, on a disk of this machine; it must not be there yet.
+        sampler: settings of the config's ``sampler`` that it is to be sampled with, where a search over them found
+            others than it was trained with.
         run_id: MLflow's run that the model comes from.
-        model_id: MLflow's logged model that this becomes.
 
     Raises:
         UserError: there is no such checkpoint, it is damaged, or its store of rows is gone.
     """
-    model, config = load_model(checkpoint, {})
+    model, config = load_model(checkpoint, {f"sampler.{key}": value for key, value in (sampler or {}).items()})
     images = config.task == "images"
     with tempfile.TemporaryDirectory() as scratch:
         artifacts, code = Path(scratch, "gebm-model"), Path(scratch, "code", "gebm")
@@ -83,11 +86,24 @@ def write_package(checkpoint: str, folder: Path, *, run_id: str | None = None, m
             signature=_signature(config, settings),
             input_example=(pd.DataFrame({"num_samples": [4]}), {"seed": config.seed}),
             pip_requirements=[f"{name}=={metadata.version(name).partition('+')[0]}" for name in _NEEDS],
-            mlflow_model=Model(run_id=run_id, model_id=model_id),
+            mlflow_model=Model(run_id=run_id),
             metadata={"experiment": config.name, "networks": config.model.networks},
         )
-        for cache in folder.rglob("__pycache__"):
-            shutil.rmtree(cache)
+        _leave_out_this_machine(folder)
+
+
+def _leave_out_this_machine(folder: Path) -> None:
+    """Take out what MLflow adds of the machine and the folder that it runs in."""
+    for cache in folder.rglob("__pycache__"):
+        shutil.rmtree(cache)
+    for name in ("uv.lock", "pyproject.toml", ".python-version"):  # of whatever project the driver was started in
+        (folder / name).unlink(missing_ok=True)
+    model = Model.load(str(folder / "MLmodel"))
+    flavor = model.flavors["python_function"]
+    flavor["model_code_path"] = "served.py"
+    for artifact in flavor["artifacts"].values():
+        artifact["uri"] = artifact["path"]
+    model.save(str(folder / "MLmodel"))
 
 
 def _signature(config: schema.Config, settings: dict[str, Any]) -> ModelSignature:

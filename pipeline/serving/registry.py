@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModelOutput
+from mlflow.entities import LoggedModel, LoggedModelOutput
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
@@ -73,8 +73,8 @@ def register(client: MlflowClient, experiment_id: str, run_id: str, entry: Mappi
         client: of the tracker.
         experiment_id: MLflow's experiment.
         run_id: the trial's run.
-        entry: ``name`` in the registry, ``checkpoint``, ``base_step``, ``description``, and ``tags``: ``value``,
-            ``checkpoint`` and those of :data:`MEASURE`.
+        entry: ``name`` in the registry, ``checkpoint``, ``sampler`` as :func:`write_package` takes it, ``base_step``,
+            ``description``, and ``tags``: ``value``, ``checkpoint`` and those of :data:`MEASURE`.
 
     Returns:
         A line for the user where a better version may have been left without the alias; else None.
@@ -115,26 +115,38 @@ def _known_version(client: MlflowClient, name: str, run_id: str, checkpoint: str
 
 
 def _new_version(client: MlflowClient, experiment_id: str, run_id: str, entry: Mapping[str, Any]) -> ModelVersion:
-    name, tags = entry["name"], entry["tags"]
+    model = _logged(client, experiment_id, run_id, entry["checkpoint"]) or _log(client, experiment_id, run_id, entry)
+    return client.create_model_version(
+        entry["name"],
+        source=model.artifact_location,  # of `models:/<id>` a database's registry knows only the global tracker's
+        run_id=run_id,
+        model_id=model.model_id,
+        tags=dict(entry["tags"]),
+        description=entry["description"],
+    )
+
+
+def _logged(client: MlflowClient, experiment_id: str, run_id: str, checkpoint: str) -> LoggedModel | None:
+    """The model that a driver logged which died before it was registered."""
+    found = client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'")
+    ready = [model for model in found if str(model.status) == "READY"]
+    return next((model for model in ready if model.tags.get("checkpoint") == checkpoint), None)
+
+
+def _log(client: MlflowClient, experiment_id: str, run_id: str, entry: Mapping[str, Any]) -> LoggedModel:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "model")
         # The model is made before MLflow hears of it, so that a damaged checkpoint leaves nothing half done there.
         try:
-            write_package(entry["checkpoint"], folder, run_id=run_id)
+            write_package(entry["checkpoint"], folder, sampler=entry["sampler"], run_id=run_id)
         except (UserError, OSError, ValueError) as error:
             raise Refused(f"{entry['checkpoint']} cannot be made a model ({error})") from error
-        logged = client.create_logged_model(experiment_id, name=name, source_run_id=run_id, tags=dict(tags))
-        client.log_model_artifacts(logged.model_id, str(folder))
-        client.finalize_logged_model(logged.model_id, "READY")
-    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=entry["base_step"])])
-    return client.create_model_version(
-        name,
-        source=logged.artifact_location,  # of `models:/<id>` a database's registry knows only the global tracker's
-        run_id=run_id,
-        model_id=logged.model_id,
-        tags=dict(tags),
-        description=entry["description"],
-    )
+        model = client.create_logged_model(
+            experiment_id, name=entry["name"], source_run_id=run_id, tags=dict(entry["tags"])
+        )
+        client.log_model_artifacts(model.model_id, str(folder))
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=entry["base_step"])])
+        return client.finalize_logged_model(model.model_id, "READY")
 
 
 def _best(client: MlflowClient, name: str) -> ModelVersion | None:

@@ -88,7 +88,12 @@ class ServedGEBM(mlflow.pyfunc.PythonModel):
         except ValueError as error:
             raise _refusal(str(error)) from None
         generator = torch.Generator(self.device).manual_seed(int(asked["seed"]))
-        samples = self.model.sample(count, kernel, asked["num_steps"], asked["beta"], generator, batch_size=BATCH_SIZE)
+        try:
+            samples = self.model.sample(
+                count, kernel, asked["num_steps"], asked["beta"], generator, batch_size=BATCH_SIZE
+            )
+        except ValueError as error:  # such as a kernel that cannot start where the prior is
+            raise _refusal(str(error)) from None
         if not bool(samples.isfinite().all()):
             raise _refusal("the chains diverged: lower step_size or beta")
         with torch.no_grad():

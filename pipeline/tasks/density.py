@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gebm import GEBM, PartitionEstimate, annealing_schedule, log_partition_annealed, objectives, samplers
-from gebm.model import frozen
+from gebm.freezing import frozen
 from pipeline import figures
 from pipeline.errors import UserError
 from pipeline.evaluation import Evaluation

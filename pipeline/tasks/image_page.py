@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gebm import GEBM
-from gebm.model import frozen
+from gebm.freezing import frozen
 from pipeline import figures, metrics, pictures
 from pipeline.evaluation import End, Evaluation
 from pipeline.metrics.subsets import spread

@@ -14,7 +14,7 @@ from scipy.stats import wasserstein_distance
 from torch import Tensor
 
 from gebm import GEBM, objectives
-from gebm.model import frozen
+from gebm.freezing import frozen
 from pipeline import figures
 from pipeline.config import Config
 from pipeline.evaluation import Evaluation, evaluate

@@ -89,6 +89,12 @@ def test_it_never_overflows_a_window_and_counts_add_up(found, more, width, heigh
         assert int(lines[0].split()[0]) == sum(numbers) == len(found) + more
 
 
+@pytest.mark.parametrize(("running", "waiting"), [(2, 4), (0, 6), (6, 0)])
+def test_where_nothing_is_done_it_says_so(running, waiting):
+    lines = drawn(standing([TrialRecord(f"{i:03d}", {}, "running") for i in range(running)], waiting), 100, 24)
+    assert " 0%, 0:00 elapsed" in lines[1]
+
+
 @MANY
 @given(found=trials(), height=st.integers(12, 60))
 def test_who_runs_is_shown_first_and_the_best_of_who_has_ended_next(found, height):
@@ -286,14 +292,19 @@ def test_it_is_redrawn_in_place_and_leaves_the_terminal_as_it_was(width, height)
     assert left == " ".join(said)
 
 
-def test_elsewhere_it_is_lines_with_the_time_and_few_of_them():
-    ran = subprocess.run(
-        [sys.executable, "-c", DRIVE, "", "0"],
+def driven(log: str) -> subprocess.CompletedProcess:
+    """The program, where there is no terminal."""
+    return subprocess.run(
+        [sys.executable, "-c", DRIVE, log, "0"],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
         check=True,
     )
+
+
+def test_elsewhere_it_is_lines_with_the_time_and_few_of_them():
+    ran = driven("")
     lines = ran.stdout.splitlines()
     assert ran.stderr == "" and "\x1b" not in ran.stdout
     assert all(re.match(r"\d\d:\d\d:\d\d  \S", line) for line in lines)
@@ -303,13 +314,7 @@ def test_elsewhere_it_is_lines_with_the_time_and_few_of_them():
 
 
 def test_with_the_log_on_standard_output_the_lines_go_elsewhere():
-    ran = subprocess.run(
-        [sys.executable, "-c", DRIVE, "-", "0"],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    ran = driven("-")
     events = [json.loads(line) for line in ran.stdout.splitlines()]
     assert "trial 029  finished" in ran.stderr and "trial 029  finished" not in ran.stdout
     kinds = [entry["event"] for entry in events]

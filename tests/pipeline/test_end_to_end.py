@@ -62,7 +62,7 @@ def test_the_tracker_holds_what_the_sweep_found(swept, home):
     extractor = document["extractor"]
     assert best.data.tags["mlflow.parentRunId"] == parent.info.run_id
     [good] = [trial for trial in document["trials"] if trial["status"] == "finished"]
-    assert best.data.metrics[f"fid/gebm/{extractor}"] == good["metrics"]["fid_gebm"]
+    assert best.data.metrics[f"fid/gebm.{extractor}"] == good["metrics"]["fid_gebm"]
     assert best.data.params["train.base_lr"] == "0.0003"
     assert best.data.params["sampler.num_steps"] == "6"
     names = set(best.data.metrics)
@@ -72,7 +72,7 @@ def test_the_tracker_holds_what_the_sweep_found(swept, home):
     for name, steps in (("flops_per_second", [6, 8, 12, 16, 18, 24]), ("evaluation_seconds", [8, 16, 24])):
         history = client.get_metric_history(best.info.run_id, f"rate/{name}")
         assert [point.step for point in history] == steps and all(point.value > 0 for point in history)
-    groups = {f"{name}/{model}/{extractor}" for name in ("fid", "nearest") for model in ("base", "gebm")}
+    groups = {f"{name}/{model}.{extractor}" for name in ("fid", "nearest") for model in ("base", "gebm")}
     assert groups | {"system/cpu_utilization_percentage", "system/disk_available_megabytes"} <= names
     store = open_store(str(home / "stores" / "digits-8"))
     for found in (parent, best):
@@ -82,7 +82,7 @@ def test_the_tracker_holds_what_the_sweep_found(swept, home):
         [seen] = found.inputs.dataset_inputs
         assert seen.dataset.digest == store.manifest.digest and json.loads(seen.dataset.source)["uri"] == store.url
         assert json.loads(seen.dataset.profile)["num_rows"] == 1797
-    along = client.get_metric_history(best.info.run_id, f"fid_chain/00006/{extractor}")
+    along = client.get_metric_history(best.info.run_id, f"fid_chain/00006.{extractor}")
     assert [point.step for point in along] == [8, 16, 24]
     steps = {f"step-{step:08d}" for step in (8, 16, 24)}
     assert {entry.path for entry in client.list_artifacts(best.info.run_id)} == {"images", *steps}

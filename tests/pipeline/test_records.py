@@ -16,8 +16,8 @@ from rich.console import Console
 
 from pipeline.display import Display, seeds_table
 from pipeline.errors import UserError
-from pipeline.experiment import Watch
 from pipeline.records import Records, TrialRecord, read_summary
+from pipeline.watch import Watch
 
 SCORES = st.lists(st.one_of(st.none(), st.floats()), max_size=8)
 
@@ -192,7 +192,7 @@ def test_a_damaged_summary_is_one_line(tmp_path, text):
 
 
 def test_no_summary_is_one_line(tmp_path):
-    with pytest.raises(UserError, match=r"no sweep to resume"):
+    with pytest.raises(UserError, match=r"no sweep at"):
         read_summary(str(tmp_path))
 
 

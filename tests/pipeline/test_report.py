@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.records import ENDED, Records, TrialRecord
+from pipeline.report import main as command
 from pipeline.review.charts import charts, draw, interactive
 from pipeline.review.findings import findings, importances, read_findings
-from pipeline.review.page import LIMIT, markdown, page, pictures
+from pipeline.review.page import LIMIT, markdown, report
 
 SETTINGS = {"search": "random", "scheduler": "asha", "space": {"train.base_lr": {"choice": [1]}}, "num_samples": 100}
 STRANGE = ["<script>alert(1)</script>", "a|b\n# c", "`rm -rf`", "[x](javascript:alert(1))", "x & y", "\\", "*bold*"]
@@ -127,7 +128,8 @@ def test_the_parameter_that_decides_is_found_out():
 
 
 def test_pictures_are_pictures():
-    made = pictures(findings("folder", a_sweep("folder"), SETTINGS))
+    made = report(findings("folder", a_sweep("folder"), SETTINGS))
+    assert made.pop("report.html").startswith(b"<!doctype html>")
     assert set(made) == {
         "learning_curves.png", "response.png", "against_train_energy_lr.png", "against_train_base_lr.png",
         "importances.png", "pruning.png",
@@ -152,7 +154,9 @@ def test_the_command_writes_one_page_that_needs_nothing_else(tmp_path):
     stills = re.findall(r'<img alt="[^"]+" src="data:image/png;base64,([^"]+)"', text)
     assert len(stills) == 6 and all(base64.b64decode(one)[1:4] == b"PNG" for one in stills)
     assert read_findings(str(folder)).records.best().name == records.best().name
-    assert parsed.scripts == Page(page(findings(str(folder), a_sweep(str(folder)), {}))).scripts
+    assert (
+        parsed.scripts == Page(report(findings(str(folder), a_sweep(str(folder)), {}))["report.html"].decode()).scripts
+    )
 
 
 @pytest.mark.parametrize(
@@ -165,13 +169,11 @@ def test_the_command_writes_one_page_that_needs_nothing_else(tmp_path):
     ],
 )
 def test_what_is_no_sweep_is_one_line(tmp_path, content, told, monkeypatch, capsys):
-    from pipeline import report
-
     if content is not None:
         (tmp_path / "summary.json").write_text(content)
     monkeypatch.setattr(sys, "argv", ["report", str(tmp_path)])
     with pytest.raises(SystemExit) as stopped:
-        report.main()
+        command()
     printed = capsys.readouterr().err
     assert stopped.value.code == 2 and told in printed and printed.count("\n") == 1
 

@@ -23,12 +23,12 @@ from ray.tune.experiment import Trial
 
 from pipeline.display import Display
 from pipeline.errors import UserError
-from pipeline.experiment import Watch
 from pipeline.records import Records
 from pipeline.secrets import redacted, refuse_secrets, sounds_secret, without_query
 from pipeline.stores import open_store
 from pipeline.tracking import Tracker
 from pipeline.tuning import TRIAL
+from pipeline.watch import Watch
 
 CANARY = "kanarienvogel77"
 MANY = settings(deadline=None, derandomize=True, max_examples=300)
@@ -234,7 +234,9 @@ def test_no_error_of_a_trial_takes_a_credential_to_a_file_a_log_or_the_tracker(s
     records = Records(str(config.output), metric="fid_gebm", mode="min", shown=shown, facts={})
     display = Display(records, "small", 24, log=str(tmp_path / "events.jsonl"))
     uri, artifacts = f"sqlite:///{tmp_path / 'mlflow.db'}", (tmp_path / "artifacts").as_uri()
-    tracker = Tracker(uri, "small", artifacts=artifacts, journal=tmp_path / "out" / "journal", say=display.say)
+    tracker = Tracker(
+        uri, "small", artifacts=artifacts, journal=tmp_path / "out" / "journal", folder=str(tmp_path), say=display.say
+    )
     parent = tracker.start_sweep("sweep", {"leaked": told}, told, extractor=None)
     watch = Watch(config, records, tracker, display)
     with display.sweep(2, 2):

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -34,7 +35,7 @@ from pipeline import metrics
 from pipeline.checkpoints import Checkpoints
 from pipeline.outbox import Refused
 from pipeline.serving.package import write_package
-from pipeline.serving.registry import BEST, MEASURE, register, takes_over
+from pipeline.serving.registry import BEST, MEASURE, _log, register, takes_over
 from pipeline.stores import open_store, sources, write_store
 from pipeline.tasks.tables import split_store
 from pipeline.trial import build_model, load_model, make_trainer
@@ -81,6 +82,29 @@ def test_it_gives_the_samples_and_the_energies_of_the_model(checkpoint, tmp_path
     assert not served.predict(request(6), params={"num_steps": 7, "seed": 12})["image"].equals(found["image"])
     # Without parameters it is sampled as it was evaluated: from the training's seed, by its sampler.
     assert served.predict(request(2)).equals(served.predict(request(2), params={"num_steps": 5, "seed": 3}))
+
+
+def test_what_a_search_over_samplers_found_is_what_it_is_sampled_with(checkpoint, tmp_path):
+    write_package(checkpoint, tmp_path / "package", sampler={"name": "mala", "step_size": 0.5, "num_steps": 3})
+    served = mlflow.pyfunc.load_model(str(tmp_path / "package"))
+    asked = {"sampler": "mala", "step_size": 0.5, "num_steps": 3}
+    assert served.predict(request(4)).equals(served.predict(request(4), params=asked))
+
+
+def test_nothing_in_it_is_of_the_machine_that_made_it(checkpoint, tmp_path, monkeypatch):
+    (tmp_path / "project").mkdir()
+    for name in ("uv.lock", "pyproject.toml"):
+        (tmp_path / "project" / name).write_text("# somebody's own\n")
+    monkeypatch.chdir(tmp_path / "project")
+    write_package(checkpoint, tmp_path / "package")
+    told = [path for path in (tmp_path / "package").rglob("*") if path.is_file() and path.name != "settings.json"]
+    assert not {"uv.lock", "pyproject.toml"} & {path.name for path in told}
+    here = [
+        str(Path(__file__).parents[2]).encode(),
+        str(tmp_path).encode(),
+        os.fsencode(tempfile.gettempdir() + "/tmp"),
+    ]
+    assert not [path for path in told for place in here if place in path.read_bytes()]
 
 
 @pytest.mark.parametrize(
@@ -172,7 +196,14 @@ def test_the_alias_only_ever_moves_to_a_better_one_measured_alike(versions, mode
 
 def entry(checkpoint: str, value: float, **tags: str) -> dict:
     measure = dict.fromkeys(MEASURE, "alike") | {"mode": "min", "value": repr(value), "checkpoint": checkpoint} | tags
-    return {"name": "small", "checkpoint": checkpoint, "base_step": 8, "description": "a model", "tags": measure}
+    return {
+        "name": "small",
+        "checkpoint": checkpoint,
+        "sampler": {},
+        "base_step": 8,
+        "description": "a model",
+        "tags": measure,
+    }
 
 
 def test_it_is_registered_once_and_the_alias_stays_with_the_best(checkpoint, tmp_path):
@@ -194,6 +225,11 @@ def test_it_is_registered_once_and_the_alias_stays_with_the_best(checkpoint, tmp
     assert best() == "3" and "measured otherwise" in told and "\n" not in told
     with pytest.raises(Refused, match="cannot be made a model"):
         register(client, experiment, runs[3], entry(str(tmp_path / "gone"), 1.0))
+    # A driver that died between the two leaves a logged model, which is registered and not logged anew.
+    run = client.create_run(experiment).info.run_id
+    _log(client, experiment, run, entry(checkpoint, 9.0))
+    register(client, experiment, run, entry(checkpoint, 9.0))
+    assert len(client.search_logged_models([experiment], f"source_run_id = '{run}'")) == 1
     version = client.get_model_version_by_alias("small", BEST)
     assert version.run_id == runs[2] and version.tags["value"] == "4.0"
     outputs = client.get_run(runs[2]).outputs.model_outputs

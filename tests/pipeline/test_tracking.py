@@ -26,6 +26,7 @@ from PIL import Image
 from pipeline.errors import UserError
 from pipeline.outbox import Outbox, Refused
 from pipeline.tracking import Tracker, flatten
+from pipeline.tracking_entries import content, require_plausible
 
 
 def free_port() -> int:
@@ -99,7 +100,7 @@ PARAMS = {"train": {"base_lr": 1e-4, "more": {f"key{index}": index for index in 
 
 def test_a_sweep_and_its_trials(place, tmp_path):
     uri, artifacts = place
-    tracker = Tracker(uri, "digits", artifacts=artifacts, journal=tmp_path / "journal")
+    tracker = Tracker(uri, "digits", artifacts=artifacts, journal=tmp_path / "journal", folder=str(tmp_path))
     parent = tracker.start_sweep("sweep", PARAMS, "**what it is**", extractor="any-1a2b")
     tracker.log_data(DATA)
     tracker.start_trial("000", {"train": {"base_lr": 3e-4}}, {"experiment": "digits"})
@@ -143,21 +144,21 @@ def test_a_sweep_and_its_trials(place, tmp_path):
     assert above.data.params == {key: str(value) for key, value in flatten(PARAMS).items()}
     assert len(above.data.params) == 153  # more than MLflow takes at once
     assert found.data.metrics == {
-        "fid/base/any-1a2b": 5.0,
-        "fid/gebm/any-1a2b": 4.0,
-        "kid_std/gebm/any-1a2b": 0.5,
+        "fid/base.any-1a2b": 5.0,
+        "fid/gebm.any-1a2b": 4.0,
+        "kid_std/gebm.any-1a2b": 0.5,
         "train/energy_loss": 1.5,
         "kale/log_partition": -2.0,
         "rate/images_per_second": 100.0,
         "mcmc/acceptance_rate": 0.5,
         "mcmc/ess_bulk": 80.0,
         "mcmc/r_hat": 1.5,
-        "nearest/gebm/any-1a2b": 1.25,
+        "nearest/gebm.any-1a2b": 1.25,
         "system/cpu_utilization_percentage": 50.0,
-        "fid_chain/00000/any-1a2b": 5.0,
-        "fid_chain/00100/any-1a2b": 4.0,
+        "fid_chain/00000.any-1a2b": 5.0,
+        "fid_chain/00100.any-1a2b": 4.0,
     }
-    history = client.get_metric_history(child, "fid/gebm/any-1a2b")
+    history = client.get_metric_history(child, "fid/gebm.any-1a2b")
     assert [(point.step, point.value) for point in history] == [(10, 5.0), (20, 4.0)]
     assert [entry.path for entry in client.list_artifacts(child, "step-00000020")] == ["step-00000020/grid.png"]
     got = client.download_artifacts(child, "step-00000020/grid.png", str(tmp_path))
@@ -177,7 +178,7 @@ def test_a_sweep_and_its_trials(place, tmp_path):
 def test_pictures_of_one_name_are_a_slider_over_base_steps(place, tmp_path):
     """Under names that MLflow itself gives images, since its UI takes their step from there."""
     uri, artifacts = place
-    tracker = Tracker(uri, "pictures", artifacts=artifacts, journal=tmp_path / "journal")
+    tracker = Tracker(uri, "pictures", artifacts=artifacts, journal=tmp_path / "journal", folder=str(tmp_path))
     tracker.start_sweep("sweep", {}, "note", extractor="any")
     tracker.start_trial("000", {}, {})
     for step in (10, 20):
@@ -207,14 +208,14 @@ def test_pictures_of_one_name_are_a_slider_over_base_steps(place, tmp_path):
 
 def test_a_resumed_sweep_goes_on_in_its_runs(place, tmp_path):
     uri, artifacts = place
-    first = Tracker(uri, "resumed", artifacts=artifacts, journal=tmp_path / "journal")
+    first = Tracker(uri, "resumed", artifacts=artifacts, journal=tmp_path / "journal", folder=str(tmp_path))
     parent = first.start_sweep("sweep", {"seed": 0}, "note", extractor="any")
     first.start_trial("000", {"seed": 0}, {})
     first.log_metrics("000", {"fid_gebm": 2.0}, 10)
     first.end("000", "KILLED")
     first.end(None, "KILLED")
     assert first.close(patience=60) == 0
-    again = Tracker(uri, "resumed", artifacts=artifacts, journal=tmp_path / "journal")
+    again = Tracker(uri, "resumed", artifacts=artifacts, journal=tmp_path / "journal", folder=str(tmp_path))
     assert again.experiment_id == first.experiment_id
     # Keys given to `resume` may differ from the run's params, which MLflow does not change.
     assert again.start_sweep("sweep", {"seed": 1}, "note", extractor="any", run_id=parent) == parent
@@ -225,7 +226,7 @@ def test_a_resumed_sweep_goes_on_in_its_runs(place, tmp_path):
     again.log_metrics("000", {"fid_gebm": 1.0}, 20)
     again.end("000", "FINISHED")
     assert again.close(patience=60) == 0
-    assert [point.step for point in client.get_metric_history(child, "fid/gebm/any")] == [10, 20]
+    assert [point.step for point in client.get_metric_history(child, "fid/gebm.any")] == [10, 20]
     assert client.get_run(child).info.status == "FINISHED"
     assert client.get_run(child).data.params == {"seed": "0"}
     assert len(client.search_runs([first.experiment_id])) == 2
@@ -265,7 +266,7 @@ def test_a_tracker_that_goes_away_gets_all_of_it_once_when_it_is_back(tmp_path):
     uri, journal, picture = f"http://127.0.0.1:{port}", tmp_path / "journal", tmp_path / "grid.png"
     Image.new("L", (8, 8)).save(picture)
     process = serve(tmp_path, port)
-    tracker = Tracker(uri, "away", artifacts=None, journal=journal, say=said.append)
+    tracker = Tracker(uri, "away", artifacts=None, journal=journal, folder=str(tmp_path), say=said.append)
     parent = tracker.start_sweep("sweep", {"seed": 0}, "note", extractor="any")
     kill(process)
     sweep_of_two(tracker, picture)  # returns although nobody listens
@@ -279,7 +280,7 @@ def test_a_tracker_that_goes_away_gets_all_of_it_once_when_it_is_back(tmp_path):
     assert sorted(found) == ["sweep", "trial 000", "trial 001"]
     for name in ("trial 000", "trial 001"):
         points, params, status, files, _ = found[name]
-        assert [(step, value) for step, value, _ in points["fid/gebm/any"]] == [(n, 10.0 - n) for n in range(1, 6)]
+        assert [(step, value) for step, value, _ in points["fid/gebm.any"]] == [(n, 10.0 - n) for n in range(1, 6)]
         assert params == {"seed": name[-3:]} and status == "finished"
         assert files[0] == "step-5/grid.png" and files[-1] == DATA["checksum"] and len(files) == 4
 
@@ -287,7 +288,7 @@ def test_a_tracker_that_goes_away_gets_all_of_it_once_when_it_is_back(tmp_path):
     note = journal.with_name("journal.sent")
     for sent in (0, 7, 25):
         note.write_text(str(sent))
-        again = Tracker(uri, "away", artifacts=None, journal=journal)
+        again = Tracker(uri, "away", artifacts=None, journal=journal, folder=str(tmp_path))
         again.start_sweep("sweep", {}, "note", extractor="any", run_id=parent)
         assert again.close(patience=60) == 0
         assert kept(client, parent) == found
@@ -297,7 +298,9 @@ def test_a_tracker_that_goes_away_gets_all_of_it_once_when_it_is_back(tmp_path):
 def test_entries_that_no_tracker_takes_do_not_hold_up_the_others(tmp_path):
     said = []
     uri, artifacts = f"sqlite:///{tmp_path / 'mlflow.db'}", (tmp_path / "artifacts").as_uri()
-    tracker = Tracker(uri, "refused", artifacts=artifacts, journal=tmp_path / "journal", say=said.append)
+    tracker = Tracker(
+        uri, "refused", artifacts=artifacts, journal=tmp_path / "journal", folder=str(tmp_path), say=said.append
+    )
     parent = tracker.start_sweep("sweep", {}, "note", extractor="any")
     tracker.log_metrics("000", {"fid_gebm": 1.0}, 1)  # a trial that was never started
     tracker.log_files(None, [str(tmp_path / "gone.png")])
@@ -307,7 +310,7 @@ def test_entries_that_no_tracker_takes_do_not_hold_up_the_others(tmp_path):
     tracker.log_metrics(None, {"a name: with a colon?": 1.0, "fid_gebm": 2.0}, 1)
     tracker.log_metrics(None, {"fid_gebm": 3.0}, 2)
     assert tracker.close(patience=60) == 0
-    assert [point.value for point in MlflowClient(uri).get_metric_history(parent, "fid/gebm/any")] == [3.0]
+    assert [point.value for point in MlflowClient(uri).get_metric_history(parent, "fid/gebm.any")] == [3.0]
     assert len(said) == 4 and all("left out" in line for line in said)
     assert "gone.png" in said[1] and "the picture broken of base step 10 is no image" in said[2]
 
@@ -361,7 +364,7 @@ def test_of_entries_that_wait_together_those_are_found_that_nobody_takes(tmp_pat
 
 def test_a_run_that_this_tracker_does_not_know_is_one_line(place, tmp_path):
     uri, artifacts = place
-    tracker = Tracker(uri, "unknown", artifacts=artifacts, journal=tmp_path / "journal")
+    tracker = Tracker(uri, "unknown", artifacts=artifacts, journal=tmp_path / "journal", folder=str(tmp_path))
     with pytest.raises(UserError) as refusal:
         tracker.start_sweep("sweep", {}, "note", extractor="any", run_id="0123456789abcdef0123456789abcdef")
     assert uri in str(refusal.value) and "\n" not in str(refusal.value)
@@ -376,7 +379,7 @@ def test_a_tracker_that_is_not_there_is_one_line_within_seconds(tmp_path):
     ):
         begun = time.monotonic()
         with pytest.raises(UserError, match="no MLflow tracker at") as refusal:
-            Tracker(uri, "x", artifacts=None, journal=tmp_path / "journal")
+            Tracker(uri, "x", artifacts=None, journal=tmp_path / "journal", folder=str(tmp_path))
         assert uri in str(refusal.value) and "tracking.uri" in str(refusal.value) and "\n" not in str(refusal.value)
         assert time.monotonic() - begun < 60  # MLflow's own patience is minutes
 
@@ -399,3 +402,59 @@ def test_what_the_journal_has_no_room_for_is_sent_all_the_same(tmp_path):
     assert sent == [{"number": number} for number in range(4)]
     again = Outbox(path, sent.extend)
     assert again.close(patience=20) == 0 and len(sent) == 4  # the journal knows what of it is out
+
+
+WORDS = st.one_of(st.none(), st.text(max_size=8), st.integers(), st.floats(), st.booleans(), st.just("000"))
+KEYS = st.sampled_from(["kind", "trial", "file", "folder", "time", "step", "metrics", "tags", "status", "params"])
+KINDS = st.sampled_from(["start", "metrics", "file", "image", "data", "model", "tags", "end"])
+
+
+@settings(max_examples=1000)
+@given(st.dictionaries(KEYS, st.one_of(WORDS, KINDS, st.dictionaries(st.text(max_size=3), WORDS), st.lists(WORDS))))
+def test_an_entry_is_a_sweeps_or_refused(entry):
+    try:
+        require_plausible(entry)
+    except Refused:
+        return
+    assert entry["trial"] is None if entry.get("trial") is None else entry["trial"].isdigit()
+    if entry["kind"] in ("start", "tags", "model"):
+        assert all(isinstance(value, str) for value in entry["tags"].values())
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.sampled_from(["..", ".", "a", "link", "", "secret", "~", "file:", "sweep"]), min_size=1, max_size=6))
+def test_no_name_leads_out_of_the_sweeps_folder(tmp_path, parts):
+    sweep = tmp_path / "sweep"
+    if not sweep.exists():
+        (sweep / "a").mkdir(parents=True)
+        (sweep / "a" / "secret").write_bytes(b"ours")
+        (tmp_path / "secret").write_bytes(b"not ours")
+        (sweep / "link").symlink_to(tmp_path)
+    try:
+        found = content(str(sweep), "/".join(parts))
+    except (Refused, OSError):
+        return
+    assert found == b"ours"
+
+
+def test_a_strangers_journal_sends_nothing_of_this_machine(tmp_path):
+    sweep, said = tmp_path / "sweep", []
+    sweep.mkdir()
+    (tmp_path / "secret").write_text("not ours")
+    (sweep / "grid.gif").write_bytes(b"ours")
+    ours = {"kind": "file", "trial": None, "file": "grid.gif", "folder": None}
+    foreign = [
+        {**ours, "file": "../secret"},
+        {**ours, "file": str(tmp_path / "secret")},
+        {**ours, "file": f"file://{tmp_path}/secret"},
+        {"kind": "file", "trial": None, "url": str(tmp_path / "secret"), "folder": None},
+        {"metric": 1.0},
+    ]
+    (sweep / "journal").write_text("".join(f"{json.dumps(entry)}\n" for entry in [*foreign, ours]))
+    uri, artifacts = f"sqlite:///{tmp_path / 'mlflow.db'}", (tmp_path / "artifacts").as_uri()
+    told = {"artifacts": artifacts, "journal": sweep / "journal", "folder": str(sweep), "say": said.append}
+    tracker = Tracker(uri, "strange", **told)
+    run = tracker.start_sweep("strange", {}, "", extractor=None)
+    assert tracker.close(patience=60) == 0
+    assert [entry.path for entry in MlflowClient(uri).list_artifacts(run)] == ["grid.gif"]
+    assert sum("left out" in line for line in said) == len(foreign)

@@ -1,0 +1,88 @@
+"""Networks that stand still for a while: one set of weights for many reads, and none of their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+__all__ = ["effective_weights", "frozen"]
+
+
+@contextmanager
+def effective_weights(*modules: nn.Module) -> Iterator[None]:
+    """Compute every normalised weight of the modules once, in full precision, and use it until the block ends.
+
+    Spectral normalisation recomputes a weight wherever it is read, and in training mode moves its power iteration each
+    time. One gradient step reads an energy's weights twice (samples, penalty), a chain thousands of times: all those
+    reads must see one and the same network. The weights are computed here, before any autocast region, because power
+    iteration in bfloat16 would estimate the spectral norm to two digits only.
+
+    Args:
+        *modules: Networks, with or without parametrised weights.
+
+    Example:
+        >>> layer = torch.nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3))
+        >>> with effective_weights(layer):
+        ...     layer.weight is layer.weight
+        True
+    """
+    with parametrize.cached():
+        for module in modules:
+            device = next((parameter.device.type for parameter in module.parameters()), "cpu")
+            with torch.autocast(device, enabled=False):
+                for layer in module.modules():
+                    if parametrize.is_parametrized(layer):
+                        for name in layer.parametrizations:
+                            getattr(layer, name)
+        yield
+
+
+_held: set[int] = set()  # the modules that are held fixed now, by identity
+
+
+@contextmanager
+def frozen(*modules: nn.Module) -> Iterator[None]:
+    """Hold modules fixed: evaluation mode, parameters outside the graph, normalised weights computed once.
+
+    What is computed inside can still be differentiated with respect to its *inputs*; this is what a sampler and a base
+    step need, and the parameters then cost neither memory nor time. On leaving, modes and flags are as they were.
+    In between they are not to be changed: what is held already is not looked at again.
+
+    Args:
+        *modules: What to hold fixed.
+
+    Example:
+        >>> network = nn.Linear(2, 1)
+        >>> with frozen(network):
+        ...     network.training, network.weight.requires_grad
+        (False, False)
+        >>> network.training, network.weight.requires_grad
+        (True, True)
+    """
+    # A potential holds its networks at each step of a chain that holds them already: looking them through again would
+    # cost a small network as much as the step.
+    modules = tuple(module for module in modules if id(module) not in _held)
+    if not modules:
+        yield
+        return
+    modes = [(layer, layer.training) for module in modules for layer in module.modules()]
+    trained = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
+    for layer, _ in modes:
+        layer.training = False
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    held = {id(layer) for layer, _ in modes} - _held
+    _held.update(held)
+    try:
+        with effective_weights(*modules):
+            yield
+    finally:
+        _held.difference_update(held)
+        for layer, training in modes:
+            layer.training = training
+        for parameter in trained:
+            parameter.requires_grad_(True)

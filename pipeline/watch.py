@@ -1,0 +1,149 @@
+"""What Tune tells of its trials, taken to the records, the terminal and the tracker."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ray import tune
+
+from pipeline import config as schema
+from pipeline import provenance
+from pipeline.display import Display
+from pipeline.records import Records, TrialRecord
+from pipeline.secrets import redacted
+from pipeline.tracking import Tracker
+from pipeline.tuning import TRIAL
+
+__all__ = ["Watch"]
+
+_WRITING = 0.1  # share of the driver's time that may go into writing the summary, which grows with the trials
+
+
+class Watch(tune.Callback):
+    """Takes what the trials report to the records, the terminal and the tracker. The driver alone does this.
+
+    Args:
+        config: the experiment.
+        records: the sweep's trials.
+        tracker: MLflow.
+        display: the terminal.
+    """
+
+    def __init__(self, config: schema.Config, records: Records, tracker: Tracker, display: Display) -> None:
+        self._config, self._records, self._tracker, self._display = config, records, tracker, display
+        self._score = schema.headline(config)[0].removesuffix("_base")
+        self._started: dict[str, float] = {}
+        self._noted: set[str] = set()
+        self._changed, self._due = False, 0.0  # the summary: whether it is to be written, and when it may be
+
+    def _record(self, trial: Any) -> TrialRecord:
+        name = str(trial)
+        params = {key: value for key, value in trial.config.items() if key != TRIAL}
+        record = self._records.get(name) or self._records.add(name, params)
+        if params != record.params:
+            record.params = params  # population-based training changes them
+            found = ", ".join(f"{key}={value:.3g}" for key, value in params.items() if isinstance(value, float))
+            self._display.say(f"trial {name} goes on from the weights of a better one, with {found}")
+        return record
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial begins, or goes on."""
+        record = self._record(trial)
+        self._started[record.name] = time.monotonic()
+        if record.status != "running":
+            record.status, record.error = "running", None
+            config = schema.apply(self._config, record.params)
+            self._tracker.start_trial(record.name, schema.to_dict(config), provenance.tags(config))
+        self._changed = True
+        self._display.update(record)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """A trial has reported."""
+        record = self._record(trial)
+        self._clock(record)
+        record.mlflow_run_id = self._tracker.run_of(record.name) or record.mlflow_run_id
+        known = {key: value for key, value in result.items() if key in result.get("reported", ())}
+        if "error" in known:
+            record.error = redacted(known["error"])
+            return
+        if "restart" in known:
+            self._display.say(f"trial {record.name} goes on from its last checkpoint: {known['restart']}")
+            return
+        evaluated = self._config.sweep.metric in known
+        if evaluated and record.evaluations[-1:] == [self._records.evaluation(known)]:
+            return  # a trial that goes on says first where it stands
+        numbers = {key: value for key, value in known.items() if isinstance(value, int | float)}
+        if evaluated:
+            if "extractor" in known:
+                numbers["extractor"] = known["extractor"]
+            self._records.evaluated(record, numbers, known.get("checkpoint"))
+        else:
+            record.metrics.update(numbers)
+        for note in set(known.get("notes", ())) - self._noted:
+            self._display.say(f"trial {record.name}: {note}")
+            self._noted.add(note)  # it comes with each evaluation of each trial
+        self._changed |= evaluated
+        machine = {f"system/{name}": value for name, value in known.get("system", {}).items()}
+        self._tracker.log_metrics(record.name, numbers | machine, step=known["base_step"])
+        if evaluated:
+            self._tracker.log_chain(record.name, self._score, known["chain"], known["base_step"])
+            self._tracker.log_pictures(record.name, known["figures"], known["base_step"])
+        self._display.update(record, numbers, evaluated=evaluated)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial's own process has died, and is started anew."""
+        record = self._record(trial)
+        self._display.say(f"trial {record.name} goes on from its last checkpoint: its machine went away")
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial has come to its end, or was pruned."""
+        record = self._record(trial)
+        if record.error:
+            self.on_trial_error(iteration, trials, trial)
+            return
+        planned = record.params.get("train.base_steps", self._config.train.base_steps)
+        done = record.metrics.get("base_step", 0) >= planned
+        self._end(record, "finished" if done else "pruned")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial's own process has died too often."""
+        record = self._record(trial)
+        record.error = record.error or "the trial's process died; Ray's logs are under /tmp/ray/session_latest/logs"
+        self._end(record, "failed")
+        self._display.say(f"trial {record.name} failed: {record.error}")
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Tune's loop has been round once, as it does many times a second."""
+        if self._changed and time.monotonic() >= self._due:
+            began, self._changed = time.monotonic(), False
+            self._write()
+            now = time.monotonic()
+            self._due = now + (now - began) / _WRITING
+
+    def _end(self, record: TrialRecord, status: str) -> None:
+        self._clock(record)
+        record.status = status
+        self._changed = True
+        tags = {"status": status, **({"error": record.error} if record.error else {})}
+        self._tracker.describe(record.name, record.error or status, tags)
+        self._tracker.end(record.name, "FAILED" if status == "failed" else "FINISHED")
+        self._display.update(record)
+
+    def _write(self) -> None:
+        """Keep the summary; that it could not be kept this once must not end the trials, whose own files are apart."""
+        try:
+            self._records.write()
+        except Exception as error:  # each file system has exceptions of its own
+            reason = " ".join(str(error).split()) or type(error).__name__
+            line = f"{self._records.output}/summary.json cannot be written ({reason}); the trials go on"
+            if line not in self._noted:
+                self._display.say(line)
+                self._noted.add(line)
+
+    def _clock(self, record: TrialRecord) -> None:
+        now = time.monotonic()
+        record.seconds += now - self._started.get(record.name, now)
+        self._started[record.name] = now
