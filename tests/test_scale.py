@@ -14,7 +14,7 @@ from benchmarks.scale import page
 from benchmarks.scale.model import Assumptions, Case, Settings, loads, recommend, saturation
 
 ROOT = Path(__file__).parents[1]
-FOUND = json.loads((ROOT / "benchmarks" / "results" / "scale-cpu.json").read_text())
+FOUND = json.loads((ROOT / "benchmarks" / "scale" / "scale-cpu.json").read_text())
 MEASURED = {resolution: page.measured(FOUND["results"], resolution) for resolution in page.RESOLUTIONS}
 ASSUMED = Assumptions()
 

@@ -1,6 +1,6 @@
 """``python -m benchmarks.scale``: the page ``docs/scale.md``, what a sweep asks of storage, driver and tracker.
 
-``measure`` measures the coefficients on this machine and writes them to ``benchmarks/results/scale-cpu.json``, table by
+``measure`` measures the coefficients on this machine and writes them to ``benchmarks/scale/scale-cpu.json``, table by
 table: it takes half an hour, and about 30 MB of memory for each trial. Tables that are not asked for stay what they
 were, and so do the rows of other numbers of trials. ``page`` puts them into the model (``benchmarks/scale/model.py``)
 and writes the page and its figure, which takes seconds. A PostgreSQL server is measured where Debian's ``postgresql``
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=40.0, help="of each phase of a measurement of the driver")
     parser.add_argument("--repeat", type=options.positive, default=20, help="of what is told to the tracker")
     parser.add_argument("--images", type=options.positive, default=2048, help="in each store")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of the JSON file")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/scale"), help="folder of the JSON file")
     parser.add_argument("--page", type=Path, default=Path("docs/scale.md"), help="the page to write")
     arguments = parser.parse_args()
     if arguments.what == "measure":

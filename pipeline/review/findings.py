@@ -52,6 +52,12 @@ class Findings:
         return [trial for trial in self.records.ranking() if math.isfinite(self.score(trial))]
 
     @property
+    def of_samplers(self) -> bool:
+        """Whether nothing but the sampler's settings was searched, on a model that was trained before."""
+        keys = {key for trial in self.records.trials for key in trial.params}
+        return bool(keys) and all(key.startswith("sampler.") for key in keys)
+
+    @property
     def hours(self) -> float:
         """Hours that the trials have run, one after the other."""
         return sum(trial.seconds for trial in self.records.trials) / 3600

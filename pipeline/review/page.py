@@ -18,7 +18,7 @@ from pipeline.records import TrialRecord
 from pipeline.review.charts import charts, draw, interactive
 from pipeline.review.findings import Findings
 
-__all__ = ["LIMIT", "markdown", "report"]
+__all__ = ["LIMIT", "markdown", "overrides", "report"]
 
 LIMIT = 4800  # characters of a description, of which MLflow's older servers take 5,000
 _ROWS = 20
@@ -173,16 +173,36 @@ def _commands(found: Findings) -> str:
     lines = [f"python -m pipeline.sweep    resume={output}    # go on, with more trials by sweep.num_trials=..."]
     if best is not None:
         model = shlex.quote(str(best.best_checkpoint))
-        params = " ".join(shlex.quote(f"{key}={_exact(value)}") for key, value in best.params.items())
-        lines = [
-            f"python -m pipeline.sample   checkpoint={model}",
-            f"python -m pipeline.evaluate checkpoint={model}",
-            f"python -m pipeline.sweep    sweeps=mcmc checkpoint={model}    # its sampler's settings",
-            f"python -m pipeline.train    conf={shlex.quote(found.experiment)} {params}    # the best parameters anew",
-            *lines,
-        ]
+        params = overrides(best)
+        if found.of_samplers:
+            lines = [
+                f"python -m pipeline.sample   checkpoint={model} {params}",
+                f"python -m pipeline.evaluate checkpoint={model} {params}",
+                *lines,
+            ]
+        else:
+            lines = [
+                f"python -m pipeline.sample   checkpoint={model}",
+                f"python -m pipeline.evaluate checkpoint={model}",
+                f"python -m pipeline.sweep    sweeps=mcmc checkpoint={model}    # its sampler's settings",
+                f"python -m pipeline.train    conf={shlex.quote(found.experiment)} {params}    # and other keys named",
+                *lines,
+            ]
     block = "\n".join(line.replace("`", "'") for line in lines)
     return f"## Go on from here\n\n```sh\n{block}\n```\n\nThe whole config is `config.yaml` in the sweep's folder."
+
+
+def overrides(trial: TrialRecord) -> str:
+    """A trial's parameters as words of a command.
+
+    Args:
+        trial: the trial.
+
+    Example:
+        >>> overrides(TrialRecord("000", {"train.base_lr": 1e-4, "sampler.name": "ula"}))
+        'train.base_lr=0.0001 sampler.name=ula'
+    """
+    return " ".join(shlex.quote(f"{key}={_exact(value)}") for key, value in trial.params.items())
 
 
 def _value(value: Any) -> str:

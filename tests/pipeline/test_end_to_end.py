@@ -118,11 +118,23 @@ def test_the_samplers_settings_are_searched_without_training(swept, home):
     checkpoint = summary(output)["best"]["checkpoint"]
     files = {path: path.read_bytes() for path in Path(checkpoint).iterdir()}
     folder = home / "mcmc"
-    run(home, "sweep", "sweeps=mcmc", f"checkpoint={checkpoint}", f"output={folder}", *SMALL, "sweep.num_trials=2")
+    printed = run(
+        home, "sweep", "sweeps=mcmc", f"checkpoint={checkpoint}", f"output={folder}", *SMALL, "sweep.num_trials=2"
+    )
     document = summary(folder)
     assert [trial["status"] for trial in document["trials"]] == ["finished"] * 2
     assert {trial["checkpoint"] for trial in document["trials"]} == {checkpoint}
     assert all(key.startswith("sampler.") for trial in document["trials"] for key in trial["params"])
+    # What is to be copied samples with what was found, and so does the model in the registry.
+    found = document["best"]["params"]
+    assert f"checkpoint={checkpoint} sampler.name={found['sampler.name']} " in printed
+    client = MlflowClient(document["tracking_uri"])
+    versions = client.search_model_versions(f"run_id = '{document['best']['mlflow_run_id']}'")
+    place = client.get_logged_model(versions[0].model_id).artifact_location.removeprefix("file://")
+    sampler = json.loads(Path(place, "artifacts/gebm-model/settings.json").read_text())["sampler"]
+    assert all(
+        sampler[key.removeprefix("sampler.").replace("name", "sampler")] == value for key, value in found.items()
+    )
     # The base is the same and so are its latents: only what the sampler adds may differ.
     assert len({trial["metrics"]["fid_base"] for trial in document["trials"]}) == 1
     assert {path: path.read_bytes() for path in Path(checkpoint).iterdir()} == files

@@ -119,6 +119,17 @@ def a_sweep(folder: str, error: str = "diverged") -> Records:
     return records
 
 
+def test_of_a_search_over_samplers_the_commands_have_the_best_settings():
+    records = a_sweep("folder")
+    for trial in records.trials:
+        trial.params = {"sampler.name": "kla", "sampler.step_size": float(trial.name)}
+    best = records.best()
+    text = markdown(findings("folder", records, {}))
+    words = f"checkpoint={best.best_checkpoint} sampler.name=kla sampler.step_size={float(best.name)}"
+    assert f"pipeline.sample   {words}" in text and f"pipeline.evaluate {words}" in text
+    assert "pipeline.train" not in text and "sweeps=mcmc" not in text
+
+
 def test_the_parameter_that_decides_is_found_out():
     shares = importances(findings("folder", a_sweep("folder"), {}))
     assert sum(shares.values()) == pytest.approx(1.0) and shares["train.energy_lr"] > 0.6
