@@ -122,6 +122,7 @@ ray_node() {{
   set -euo pipefail
   setup
   temporary="/tmp/gebm-$SLURM_JOB_ID-$SLURMD_NODENAME"
+  rm -rf "$temporary" # of a job that was requeued after its node died, or of another Slurm's same number
   where=(--head --port=0 --dashboard-port=0 --disable-usage-stats)
   if [ "$1" = worker ]; then
     until [ -s "$GEBM_ADDRESS" ]; do sleep 0.5; done

@@ -5,17 +5,14 @@ Everything else of a sweep, the alternation, the checkpoints, the search, the tr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from pipeline.config import Config
-from pipeline.tasks.density import Density
-from pipeline.tasks.images import Images
-from pipeline.tasks.points import Points
-from pipeline.tasks.protocol import Batches, Task, Work
 
-__all__ = ["NAMES", "Batches", "Task", "Work", "make"]
+if TYPE_CHECKING:
+    from pipeline.tasks.protocol import Batches, Task, Work
 
-NAMES: dict[str, Callable[[Config], Task]] = {"density": Density, "images": Images, "points": Points}
+__all__ = ["Batches", "Task", "Work", "make"]
 
 
 def make(config: Config) -> Task:
@@ -31,4 +28,18 @@ def make(config: Config) -> Task:
         >>> make(config).measure("inception-v3-compat")
         'FID by inception-v3-compat'
     """
-    return NAMES[config.task](config)
+    # Each is imported when it is asked for: torch-fidelity alone, which none but images want, takes seconds.
+    match config.task:
+        case "images":
+            from pipeline.tasks.images import Images
+
+            return Images(config)
+        case "density":
+            from pipeline.tasks.density import Density
+
+            return Density(config)
+        case "points":
+            from pipeline.tasks.points import Points
+
+            return Points(config)
+    raise ValueError(f"task={config.task}")

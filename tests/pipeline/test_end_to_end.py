@@ -130,7 +130,7 @@ def test_the_samplers_settings_are_searched_without_training(swept, home):
     assert f"checkpoint={checkpoint} sampler.name={found['sampler.name']} " in printed
     client = MlflowClient(document["tracking_uri"])
     versions = client.search_model_versions(f"run_id = '{document['best']['mlflow_run_id']}'")
-    place = client.get_logged_model(versions[0].model_id).artifact_location.removeprefix("file://")
+    place = versions[0].source.removeprefix("file://")
     sampler = json.loads(Path(place, "artifacts/gebm-model/settings.json").read_text())["sampler"]
     assert all(
         sampler[key.removeprefix("sampler.").replace("name", "sampler")] == value for key, value in found.items()
