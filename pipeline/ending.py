@@ -12,10 +12,11 @@ from pipeline.display import results_table, seeds_table
 from pipeline.files import write_file
 from pipeline.records import Records, TrialRecord
 from pipeline.review.findings import Findings, findings
-from pipeline.review.page import markdown, overrides, report
+from pipeline.review.page import markdown, report
 from pipeline.search import searches_samplers
 from pipeline.serving.registry import BEST, model_name
 from pipeline.tracking import Tracker, journal_of
+from pipeline.words import words
 
 __all__ = ["finish", "found_so_far", "show"]
 
@@ -130,7 +131,7 @@ def show(config: schema.Config, records: Records, verb: str, console: Console) -
     told, best, uri = {}, records.best(), str(config.tracking.uri)
     if best is not None:
         told["best model"] = str(best.best_checkpoint)
-        found = f" {overrides(best)}" if searches_samplers(config) else ""
+        found = f" {words(best.params)}" if searches_samplers(config) else ""
         told["sample it"] = f"python -m pipeline.sample checkpoint={best.best_checkpoint}{found}"
         if config.tracking.register:
             name = model_name(config.tracking.experiment or config.name)

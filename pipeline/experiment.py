@@ -35,6 +35,7 @@ from pipeline.tracking import Tracker, journal_of
 from pipeline.trial import build_model, trained_config
 from pipeline.tuning import TRIAL, tuned
 from pipeline.watch import Watch
+from pipeline.words import words
 
 __all__ = ["Interrupted", "exit_status", "ready_store", "resumed", "run"]
 
@@ -169,6 +170,7 @@ def run(config: schema.Config, named: dict[str, Any], *, verb: str, console: Con
                 "store": store.url,
                 "store_checksum": store.manifest.digest,
                 "tracking_uri": uri,
+                "named": f"{facts.get('named', '')} {words(named)}".strip(),
             }
             tracker.start_sweep(
                 name,

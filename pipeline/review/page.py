@@ -17,11 +17,13 @@ from pipeline import figures
 from pipeline.records import TrialRecord
 from pipeline.review.charts import charts, draw, interactive
 from pipeline.review.findings import Findings
+from pipeline.words import words
 
-__all__ = ["LIMIT", "markdown", "overrides", "report"]
+__all__ = ["LIMIT", "markdown", "report"]
 
 LIMIT = 4800  # characters of a description, of which MLflow's older servers take 5,000
 _ROWS = 20
+_OF_THE_SWEEP = ("sweep.", "output=", "resume=", "log=", "-")  # which a trial that is trained anew does not take over
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -173,7 +175,8 @@ def _commands(found: Findings) -> str:
     lines = [f"python -m pipeline.sweep    resume={output}    # go on, with more trials by sweep.num_trials=..."]
     if best is not None:
         model = shlex.quote(str(best.best_checkpoint))
-        params = overrides(best)
+        params = words(best.params)
+        again = " ".join(part for part in (words({"conf": found.experiment}), _named(found), params) if part)
         if found.of_samplers:
             lines = [
                 f"python -m pipeline.sample   checkpoint={model} {params}",
@@ -185,34 +188,26 @@ def _commands(found: Findings) -> str:
                 f"python -m pipeline.sample   checkpoint={model}",
                 f"python -m pipeline.evaluate checkpoint={model}",
                 f"python -m pipeline.sweep    sweeps=mcmc checkpoint={model}    # its sampler's settings",
-                f"python -m pipeline.train    conf={shlex.quote(found.experiment)} {params}    # and other keys named",
+                f"python -m pipeline.train    {again}    # train it anew",
                 *lines,
             ]
     block = "\n".join(line.replace("`", "'") for line in lines)
     return f"## Go on from here\n\n```sh\n{block}\n```\n\nThe whole config is `config.yaml` in the sweep's folder."
 
 
-def overrides(trial: TrialRecord) -> str:
-    """A trial's parameters as words of a command.
-
-    Args:
-        trial: the trial.
-
-    Example:
-        >>> overrides(TrialRecord("000", {"train.base_lr": 1e-4, "sampler.name": "ula"}))
-        'train.base_lr=0.0001 sampler.name=ula'
-    """
-    return " ".join(shlex.quote(f"{key}={_exact(value)}") for key, value in trial.params.items())
+def _named(found: Findings) -> str:
+    """The keys that the sweep's own command named, as far as they are about a trial; a stranger's words are quoted."""
+    try:
+        named = shlex.split(str(found.records.facts.get("named", "")))
+    except ValueError:  # not what was written there
+        return ""
+    return shlex.join(word for word in named if not word.startswith(_OF_THE_SWEEP))
 
 
 def _value(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _exact(value: Any) -> str:
-    return repr(value) if isinstance(value, float) else str(value)
 
 
 def _text(text: str) -> str:

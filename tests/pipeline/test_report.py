@@ -130,6 +130,18 @@ def test_of_a_search_over_samplers_the_commands_have_the_best_settings():
     assert "pipeline.train" not in text and "sweeps=mcmc" not in text
 
 
+def test_the_best_trial_is_trained_anew_by_one_command_that_names_what_the_sweeps_named():
+    records = a_sweep("folder")
+    records.facts["named"] = "train.base_steps=40 sweep.num_trials=12 output=folder 'data.store=a b' ';' '$(id)'"
+    best = records.best()
+    rates = f"train.energy_lr={best.params['train.energy_lr']!r} train.base_lr={best.params['train.base_lr']!r}"
+    [line] = [line for line in markdown(findings("folder", records, {})).splitlines() if "pipeline.train " in line]
+    named = "train.base_steps=40 'data.store=a b' ';' '$(id)'"  # a stranger's words run nothing in a shell
+    assert line == f"python -m pipeline.train    conf=digits {named} {rates}    # train it anew"
+    records.facts["named"] = "'unfinished"
+    assert f"conf=digits {rates}    #" in markdown(findings("folder", records, {}))
+
+
 def test_the_parameter_that_decides_is_found_out():
     shares = importances(findings("folder", a_sweep("folder"), {}))
     assert sum(shares.values()) == pytest.approx(1.0) and shares["train.energy_lr"] > 0.6
