@@ -171,7 +171,12 @@ def traces(number: str) -> list[str]:
 def test_a_sweep_on_two_nodes_runs_to_its_end_and_leaves_nothing_running(slurm, tmp_path):
     # Neither of the nodes' two CPUs has room for three workers: they have to find each other.
     words = ["scale.num_workers=3", "train.batch_size=48", f"output={tmp_path / 'swept'}", "launch.folder=launch"]
+    # A node that died leaves where its Ray was, and a job that is requeued has the same number.
+    stale = Path("/tmp/gebm-1-node1")
+    stale.mkdir(exist_ok=True)
+    (stale / "ray_current_cluster").write_text("127.0.0.1:1")
     number, log, printed = submitted(slurm, tmp_path, *words)
+    assert stale.name == f"gebm-{number}-node1"
     assert f"scancel --full {number}" in printed and f"squeue --job {number}" in printed
     token = tmp_path / "launch" / f"token-{number}"
     wait(lambda: token.exists() and token.stat().st_size > 0, 120, lambda: text(log))
