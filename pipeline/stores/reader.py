@@ -21,6 +21,7 @@ from pipeline.stores.batches import WINDOW_BYTES, Batch, BatchOrder
 from pipeline.stores.contents import Contents
 from pipeline.stores.location import Store, seen_by_one_process
 from pipeline.stores.order import Position
+from pipeline.stores.orphans import end_with_parent
 from pipeline.stores.tolerance import Shards
 
 __all__ = ["CACHE_BYTES", "Reader", "iter_images", "load_images", "load_rows"]
@@ -95,7 +96,7 @@ class Reader:
         if self._num_workers:
             # Not fork: this process may hold threads and a CUDA context, and neither survives one. Not a fork server:
             # it keeps the environment of its start, and so old credentials.
-            workers = {"multiprocessing_context": "spawn", "prefetch_factor": 4, "worker_init_fn": _end_at_once}
+            workers = {"multiprocessing_context": "spawn", "prefetch_factor": 4, "worker_init_fn": _begin}
         loader = DataLoader(
             self._batches,
             batch_size=None,
@@ -121,12 +122,13 @@ class Reader:
             ) from error
 
 
-def _end_at_once(_worker: int) -> None:
-    """Makes a loader worker that is done end without taking its libraries down.
+def _begin(_worker: int) -> None:
+    """Makes a loader worker end with its parent, and one that is done without taking its libraries down.
 
     That has been seen to go wrong: C++ aborts a process whose threads outlive their owner, and the training process
     is then told that a worker was killed.
     """
+    end_with_parent()
     util.Finalize(None, os._exit, (0,), exitpriority=-100)  # after multiprocessing's own, which empty the queues
 
 

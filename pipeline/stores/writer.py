@@ -30,6 +30,7 @@ from pipeline.secrets import without_query
 from pipeline.stores.location import filesystem, locate, reachable, seen_by_one_process
 from pipeline.stores.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, Shard
 from pipeline.stores.manifest import Source as SourceEntry
+from pipeline.stores.orphans import end_with_parent
 from pipeline.stores.packing import Packing, choose_packing
 from pipeline.stores.progress import Progress
 from pipeline.stores.sources.protocol import Source, Table
@@ -310,7 +311,7 @@ def _begin(job: _Job, counter: multiprocessing.sharedctypes.Synchronized, stop: 
     global _here
     # An interruption from the keyboard reaches every process; the first one decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
 
     def advance(samples: int) -> None:
         if stop.is_set():
@@ -324,12 +325,6 @@ def _begin(job: _Job, counter: multiprocessing.sharedctypes.Synchronized, stop: 
 def _write_shard_here(task: _Task) -> _Finished:
     job, advance = _here
     return _write_shard(job, task, advance)
-
-
-def _end_with_parent() -> None:
-    """Ends this process if the one that started it was killed, which would leave it waiting for work for ever."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 def _available_cores() -> int:

@@ -1,0 +1,23 @@
+"""Processes that end when the one that started them does."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+
+__all__ = ["end_with_parent"]
+
+
+def end_with_parent() -> None:
+    """End this process, started through ``multiprocessing``, as soon as the one that started it is gone.
+
+    It would wait for work for ever, and keep its memory. A process that looks whether it has another parent than at
+    its start, as torch's loader workers do, does not see one that was killed before that.
+    """
+    threading.Thread(target=_wait, name="end with parent", daemon=True).start()
+
+
+def _wait() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
