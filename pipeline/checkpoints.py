@@ -112,7 +112,7 @@ class Checkpoints:
         state: dict[str, Any],
         score: float | None,
     ) -> str:
-        """Write a checkpoint and forget those that are neither the last nor the best.
+        """Write a checkpoint and forget those that are neither the last nor the best, and what the killed left behind.
 
         Args:
             base_step: base steps done.
@@ -179,13 +179,25 @@ class Checkpoints:
         if math.isfinite(score) and score <= index.get("score", math.inf):
             index.update(best=name, score=score)
         write_file(f"{self.url}/index.json", json.dumps(index).encode())
-        superseded = {self._index.get("last"), self._index.get("best")} - {index["last"], index.get("best"), None}
+        superseded = {self._index.get("last"), self._index.get("best")} | self._left_behind(name)
         self._index = index
-        for old in superseded:
+        for old in superseded - {index["last"], index.get("best"), None}:
             # The new one is there; what cannot be removed only takes room.
             with contextlib.suppress(Exception):
                 self._files.rm(f"{self._path}/{old}", recursive=True)
         return f"{self.url}/{name}"
+
+    def _left_behind(self, name: str) -> set[str]:
+        """Folders of this base step and earlier ones, among them those of a process killed while it wrote or removed.
+
+        Later ones may be of a worker that was given up, as with a network that broke, and still writes.
+        """
+        try:
+            entries = self._files.ls(self._path, detail=False)
+        except Exception:
+            return set()
+        found = (match[0] for entry in entries if (match := _NAME.fullmatch(entry.rstrip("/").rsplit("/", 1)[-1])))
+        return {other for other in found if _step(other) <= _step(name)}
 
 
 def read(url: str) -> Checkpoint:
@@ -254,6 +266,10 @@ def load_state(module: torch.nn.Module, checkpoint: Checkpoint) -> None:
             f"{expected.get(name, 'absent')} here ({len(different)} differ); set model.* and data.* as it was trained"
         )
     module.load_state_dict(checkpoint.model)
+
+
+def _step(name: str) -> int:
+    return int(name.split("-")[1])
 
 
 def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
