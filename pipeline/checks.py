@@ -43,6 +43,8 @@ _POSITIVE = (  # where they are set at all
     "data.max_correlation",
     "data.channels",
     "data.samples_per_shard",
+    "data.cache_limit_gib",
+    "data.timeout",
     "model.latent_dim",
     "train.energy_steps",
     "train.warmup_energy_steps",
@@ -91,6 +93,7 @@ _NOT_NEGATIVE = (
     "sampler.beta",
     "sampler.friction",
     "data.reader_workers",
+    "data.read_ahead",
     "data.max_bad_shards",
 )
 
@@ -165,6 +168,9 @@ def _data(config: Config) -> None:
         )
     if config.data.hold is False and config.task != "images":
         raise UserError(f"data.hold=false: task={config.task} is about rows, which are always held; leave it out")
+    cache = config.data.cache
+    if cache is not None and not cache.startswith(("/", "~")):
+        raise UserError(f"data.cache={cache}: it has to be a folder of each machine, from / or ~ on")
 
 
 def _scores(config: Config) -> None:

@@ -73,6 +73,14 @@ class Data:
     max_correlation: float | None = None  # of two columns that correlate more strongly, one is dropped
     samples_per_shard: int = 8192
     writers: int | None = None  # processes that write a store; by default one a core
+    # A folder on each machine's own disk where shards are kept once they are read, for a store that is on no disk; all
+    # trials of a machine share it, and later sweeps find it filled. By default there is none.
+    cache: str | None = None
+    cache_limit_gib: float = 64.0  # GiB of shards in it at most; those that were not used for longest make room
+    # Shards that are fetched before they are wanted; 0 fetches each when it is. By default as many as a window of the
+    # order has (128 MiB decoded, one at least) for a store behind a network, and none for others.
+    read_ahead: int | None = None
+    timeout: float = 300.0  # seconds that one request of a store may take, such as a shard; then its storage hangs
     # Shards that may turn out damaged or gone while a model is trained; samples of others take their places.
     max_bad_shards: int = 0
     # Whether each training worker keeps the store of images on its device, decoded; batches are the same. By default

@@ -29,7 +29,7 @@ from pipeline.errors import UserError
 from pipeline.files import is_local, write_file
 from pipeline.records import ENDED, Records, TrialRecord, read_summary
 from pipeline.review.page import markdown
-from pipeline.stores import MissingStore, Store, open_store, sources, write_store
+from pipeline.stores import MissingStore, Store, sources, write_store
 from pipeline.stores.location import filesystem
 from pipeline.tracking import Tracker, journal_of
 from pipeline.trial import build_model, trained_config
@@ -56,7 +56,7 @@ def ready_store(config: schema.Config) -> Store:
     """
     data = config.data
     try:
-        store = open_store(data.store, data.max_bad_shards)
+        store = tasks.open_data(data)
     except MissingStore as error:
         if data.source.kind not in sources.EMBEDDED:
             raise UserError(
@@ -71,7 +71,7 @@ def ready_store(config: schema.Config) -> Store:
             encoding=data.encoding,
             samples_per_shard=data.samples_per_shard,
         )
-        store = open_store(data.store)
+        store = tasks.open_data(data)
     tasks.make(config).check(store)
     return store
 
@@ -319,7 +319,7 @@ def _prepare(config: schema.Config, capacity: cluster.Capacity, console: Console
 
 def _prepare_task(values: dict[str, Any], device: str) -> str | None:
     config = schema.from_dict(values)
-    return tasks.make(config).prepare(open_store(config.data.store, config.data.max_bad_shards), torch.device(device))
+    return tasks.make(config).prepare(tasks.open_data(config.data), torch.device(device))
 
 
 @contextlib.contextmanager

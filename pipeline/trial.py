@@ -292,7 +292,7 @@ def loop(settings: dict[str, Any]) -> None:
                 continue
             report = _progress(infos, trainer, throughput, run, time.monotonic() - clock)
             if batches.notes:
-                report |= {"bad_shards": len(batches.notes), "notes": list(batches.notes)}
+                report |= {"bad_shards": batches.bad_shards, "notes": list(batches.notes)}
             if saving:
                 # Before an evaluation, too: it may take longer than a machine is still there.
                 saved = _save(checkpoints, trainer, plateau, batches, report, rates, run, score=None)

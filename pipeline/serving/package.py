@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 import gebm
 from gebm.model import NoEnergy
 from pipeline import config as schema
-from pipeline.stores import open_store
+from pipeline.tasks import open_data
 from pipeline.tasks.tables import split_store
 from pipeline.trial import load_model
 
@@ -53,7 +53,7 @@ def write_package(
         artifacts.mkdir()
         tensors = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
         if not images:  # they are told in the units of the table
-            splits = split_store(config, open_store(config.data.store))
+            splits = split_store(config, open_data(config.data))
             tensors |= {"rows.mean": splits.mean.clone(), "rows.whitening": splits.whitening.contiguous().clone()}
         save_file(tensors, artifacts / "weights.safetensors")
         settings = {

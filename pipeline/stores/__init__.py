@@ -8,6 +8,7 @@ table and `split_rows` its parts.
 from __future__ import annotations
 
 from pipeline.stores.batches import Batch
+from pipeline.stores.cache import ShardCache
 from pipeline.stores.held import HeldReader, worth_holding
 from pipeline.stores.location import MissingStore, Store, locate, open_store
 from pipeline.stores.manifest import Manifest, Shard
@@ -25,6 +26,7 @@ __all__ = [
     "Reader",
     "Report",
     "Shard",
+    "ShardCache",
     "Splits",
     "Store",
     "iter_images",

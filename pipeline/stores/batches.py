@@ -30,13 +30,15 @@ class Batch(NamedTuple):
             float32 (n, D).
         labels: int64 (n,), or None where the store has no labels.
         position: The position after this batch. A reader built there gives the next batch.
-        notes: A line on each shard that was skipped so far.
+        notes: A line on each shard that was skipped so far, and on what went wrong with the store's cache.
+        bad_shards: How many were skipped.
     """
 
     images: torch.Tensor
     labels: torch.Tensor | None
     position: Position
     notes: tuple[str, ...] = ()
+    bad_shards: int = 0
 
 
 class BatchOrder:
@@ -99,7 +101,7 @@ class BatchOrder:
         self._seed = seed
         self._shuffle = shuffle
         self._window = window
-        self._epoch: tuple[int, EpochOrder] | None = None
+        self._epochs: dict[int, EpochOrder] = {}
 
     def positions(self) -> Iterator[Position]:
         """All positions from the start on, for ever."""
@@ -119,17 +121,26 @@ class BatchOrder:
         Returns:
             For each sample the index of its shard in the manifest, int64 (n,), and its index in that shard, int64 (n,).
         """
-        return self._order(position).samples(*self._places(position))
+        return self._order(position.epoch).samples(*self._places(position))
 
     def shards(self, position: Position) -> list[int]:
         """The shards of the windows that hold them, as indices in the manifest."""
-        return self._order(position).shards(*self._places(position))
+        return self._order(position.epoch).shards(*self._places(position))
 
-    def _order(self, position: Position) -> EpochOrder:
-        if self._epoch is None or self._epoch[0] != position.epoch:
-            order = EpochOrder(self._manifest, self._seed, position.epoch, self._window, self._shuffle)
-            self._epoch = position.epoch, order
-        return self._epoch[1]
+    def shards_after(self, position: Position, at_least: int = 1) -> list[int]:
+        """The shards of the windows that come then, of this epoch or else of the next: of so many shards, or one."""
+        end = self.batches_per_epoch * self._batch_size
+        rest = self._order(position.epoch).shards_after(self._places(position)[1], end, at_least)
+        missing = at_least - len(rest)
+        return rest + self._order(position.epoch + 1).shards_after(0, end, missing) if missing > 0 else rest
+
+    def _order(self, epoch: int) -> EpochOrder:
+        if epoch not in self._epochs:
+            order = EpochOrder(self._manifest, self._seed, epoch, self._window, self._shuffle)
+            # That of the next epoch is asked for at the end of this one.
+            self._epochs = {known: self._epochs[known] for known in (epoch - 1, epoch + 1) if known in self._epochs}
+            self._epochs[epoch] = order
+        return self._epochs[epoch]
 
     def _places(self, position: Position) -> tuple[int, int]:
         start = position.step * self._batch_size + self._offset

@@ -63,15 +63,17 @@ def read_shard(store: Store, shard: Shard) -> Contents:
             of this encoding holds.
     """
     where = f"{shard.name} of the store {store.url}"
-    path = store.shard_path(shard)
-    try:
+
+    def fetch() -> bytes:
         for _ in range(2):  # what the way here has damaged is whole the second time
             with reachable(where):
-                data = store.fs.cat_file(path)
+                data = store.fetch(shard)
             if hashlib.sha256(data).hexdigest() == shard.sha256:
-                break
-        else:
-            raise _Invalid("differs from the SHA-256 of its manifest")
+                return data
+        raise _Invalid("differs from the SHA-256 of its manifest")
+
+    try:
+        data = fetch() if store.cache is None else store.cache.read(shard, fetch)
         samples = list(_samples(data, store.manifest))
         contents = _KINDS[store.manifest.encoding](where, samples, store.manifest)
         if contents.num_samples != shard.num_samples:

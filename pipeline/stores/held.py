@@ -40,6 +40,7 @@ class HeldReader:
         shuffle: False for the plain order of the store.
         window: Largest size of a window of shards, in bytes. Nothing is bounded by it here, but it fixes the order.
         max_bad_shards: How many shards may turn out bad; see `pipeline.stores.tolerance`.
+        read_ahead: How many shards are fetched before they are wanted, as it is to `Reader`.
 
     Raises:
         UserError: If the batch size is no multiple of the number of ranks, the store is smaller than a batch, or a
@@ -69,13 +70,14 @@ class HeldReader:
         shuffle: bool = True,
         window: int = WINDOW_BYTES,
         max_bad_shards: int = 0,
+        read_ahead: int | None = None,
     ) -> None:
         self._order = BatchOrder(store, batch_size, rank, world_size, seed, position or Position(), shuffle, window)
         self.store = store
         self.batches_per_epoch = self._order.batches_per_epoch
         self.position = self._order.start
         self._device = device
-        self._shards = Shards(store, max_bad_shards)
+        self._shards = Shards(store, max_bad_shards, read_ahead)
         counts = [shard.num_samples for shard in store.manifest.shards]
         self._first_samples = np.concatenate([[0], np.cumsum(counts)])
 
@@ -90,7 +92,8 @@ class HeldReader:
                 chosen = chosen.pin_memory().to(images.device, non_blocking=True)
             # Not `images[chosen]`, which on the CPU goes number by number where this copies image by image.
             batch_labels = None if labels is None else labels.index_select(0, chosen)
-            yield Batch(images.index_select(0, chosen), batch_labels, self._order.after(position), self._shards.notes)
+            notes, bad = self._shards.notes, len(self._shards.bad)
+            yield Batch(images.index_select(0, chosen), batch_labels, self._order.after(position), notes, bad)
 
     @functools.cached_property
     def _held(self) -> tuple[torch.Tensor, torch.Tensor | None]:

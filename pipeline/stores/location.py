@@ -6,15 +6,22 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import fsspec
 import platformdirs
+from fsspec.exceptions import FSTimeoutError
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.errors import UserError
+from pipeline.files import is_local
+from pipeline.stores.cache import ShardCache
 from pipeline.stores.manifest import MANIFEST_NAME, Manifest, Shard
 
-__all__ = ["MissingStore", "Store", "filesystem", "locate", "open_store", "reachable", "seen_by_one_process"]
+__all__ = ["TIMEOUT", "MissingStore", "Store", "filesystem", "locate", "open_store", "reachable", "seen_by_one_process"]
+
+TIMEOUT = 300.0
+"""Seconds that one request of a store may take."""
 
 
 class MissingStore(UserError):
@@ -30,16 +37,24 @@ class Store:
         fs: The fsspec file system behind the URL.
         path: The store's directory in that file system.
         manifest: What the store holds.
+        cache: Where its shards are kept on this machine once they are read, or None.
+        timeout: Seconds that one request of it may take; see `open_store`.
     """
 
     url: str
     fs: fsspec.AbstractFileSystem
     path: str
     manifest: Manifest
+    cache: ShardCache | None = None
+    timeout: float = TIMEOUT
 
     def shard_path(self, shard: Shard) -> str:
         """Where one shard lies in the file system."""
         return f"{self.path}/{shard.name}"
+
+    def fetch(self, shard: Shard) -> bytes:
+        """A shard as the file system has it now; nothing of it is checked."""
+        return _ask(self.fs, "cat_file", self.shard_path(shard), timeout=self.timeout)
 
 
 def locate(name_or_url: str) -> str:
@@ -70,12 +85,17 @@ def locate(name_or_url: str) -> str:
     return place.rstrip("/") if "://" in place else os.path.abspath(os.path.expanduser(place))
 
 
-def open_store(name_or_url: str, max_bad_shards: int = 0) -> Store:
+def open_store(
+    name_or_url: str, max_bad_shards: int = 0, *, cache: ShardCache | None = None, timeout: float = TIMEOUT
+) -> Store:
     """Opens a store and checks, without reading them, that its shards are there whole.
 
     Args:
         name_or_url: A store's name, path or URL; see `locate`.
         max_bad_shards: How many shards may be missing or of another size.
+        cache: Where shards are kept on this machine once they are read. Of a store on this machine none are.
+        timeout: Seconds that one request may take, with all that the file system tries again by itself: that of a shard
+            brings all of it. A network storage that then has not answered counts as hung.
 
     Returns:
         The store. Every other shard of its manifest exists and has the manifest's size in bytes.
@@ -96,10 +116,10 @@ def open_store(name_or_url: str, max_bad_shards: int = 0) -> Store:
     fs.invalidate_cache(path)
     with reachable(url):
         try:
-            text = fs.cat_file(f"{path}/{MANIFEST_NAME}")
+            text = _ask(fs, "cat_file", f"{path}/{MANIFEST_NAME}", timeout=timeout)
         except (FileNotFoundError, NotADirectoryError):
             raise MissingStore(f"no finished store at {url}") from None
-    store = Store(url, fs, path, Manifest.from_json(text, url))
+    store = Store(url, fs, path, Manifest.from_json(text, url), None if is_local(fs) else cache, timeout)
     with reachable(url):
         _check_sizes(store, max_bad_shards)
     return store
@@ -108,9 +128,9 @@ def open_store(name_or_url: str, max_bad_shards: int = 0) -> Store:
 def _check_sizes(store: Store, max_bad: int) -> None:
     paths = [store.shard_path(shard) for shard in store.manifest.shards]
     try:
-        sizes = store.fs.sizes(paths)
+        sizes = _ask(store.fs, "sizes", paths, timeout=store.timeout)
     except FileNotFoundError:  # one by one, for the others are asked for together
-        sizes = [store.fs.size(path) if store.fs.exists(path) else None for path in paths]
+        sizes = [_size(store, path) for path in paths]
     bad = []
     for shard, size in zip(store.manifest.shards, sizes, strict=True):
         if size is None:
@@ -120,6 +140,24 @@ def _check_sizes(store: Store, max_bad: int) -> None:
     if len(bad) > max_bad:
         more = f" ({len(bad)} shards are bad, and data.max_bad_shards={max_bad} may be)" if max_bad else ""
         raise UserError(f"{bad[0]}{more}: make the store again")
+
+
+def _size(store: Store, path: str) -> int | None:
+    try:
+        return _ask(store.fs, "size", path, timeout=store.timeout)
+    except FileNotFoundError:
+        return None
+
+
+def _ask(fs: fsspec.AbstractFileSystem, question: str, *arguments: object, timeout: float) -> Any:
+    """What a file system answers to one of its methods; a network storage has to do so in time."""
+    method = getattr(fs, question)
+    if not fs.async_impl:  # it is asked in this thread, which nobody else can call back
+        return method(*arguments)
+    try:
+        return method(*arguments, timeout=timeout)
+    except FSTimeoutError:
+        raise TimeoutError(f"no answer within data.timeout={timeout:g} seconds") from None
 
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:

@@ -91,6 +91,29 @@ class EpochOrder:
     def shards(self, start: int, stop: int) -> list[int]:
         """The shards of the windows that hold the places `start` to `stop`, as indices in the manifest."""
         windows = self._windows_of(start, stop)
+        return self._in_windows(windows)
+
+    def shards_after(self, stop: int, end: int, at_least: int) -> list[int]:
+        """The shards of the next windows after the one that holds the place before `stop`.
+
+        Args:
+            stop: A place, or the one after the last; 0 begins with the first window.
+            end: Place after the last that counts.
+            at_least: Of so many shards, or of all windows up to `end` where those have fewer.
+
+        Returns:
+            Whole windows, as indices in the manifest.
+        """
+        last = self._windows_of(0, end)[-1]
+        first = self._windows_of(0, stop)[-1] + 1 if stop else 0
+        found: list[int] = []
+        for window in range(first, last + 1):
+            if len(found) >= at_least:
+                break
+            found += self._in_windows(range(window, window + 1))
+        return found
+
+    def _in_windows(self, windows: range) -> list[int]:
         return self._shards[self._first_shards[windows[0]] : self._first_shards[windows[-1] + 1]].tolist()
 
     def _windows_of(self, start: int, stop: int) -> range:

@@ -48,6 +48,8 @@ class Reader:
             larger one mixes better and needs more memory. It is part of what fixes the order.
         cache: Largest size of the shards kept in memory by each process, in bytes. A smaller store is read once.
         max_bad_shards: How many shards may turn out bad, in each process that reads; see `pipeline.stores.tolerance`.
+        read_ahead: How many shards each process fetches before they are wanted; by default those of a window of a
+            network storage, and none of others. It needs memory for them. See `pipeline.stores.ahead`.
 
     Raises:
         UserError: If the batch size is no multiple of the number of ranks, the store is smaller than a batch, or a
@@ -78,6 +80,7 @@ class Reader:
         window: int = WINDOW_BYTES,
         cache: int = CACHE_BYTES,
         max_bad_shards: int = 0,
+        read_ahead: int | None = None,
     ) -> None:
         self._order = BatchOrder(store, batch_size, rank, world_size, seed, position or Position(), shuffle, window)
         if num_workers < 0:
@@ -87,7 +90,7 @@ class Reader:
         self.store = store
         self.batches_per_epoch = self._order.batches_per_epoch
         self.position = self._order.start
-        self._batches = _Batches(store, self._order, cache, max_bad_shards)
+        self._batches = _Batches(self._order, Shards(store, max_bad_shards, read_ahead), cache, read_ahead)
         self._num_workers = num_workers
 
     def __iter__(self) -> Iterator[Batch]:
@@ -120,6 +123,8 @@ class Reader:
                 f"a loader worker of the store {self.store.url} was killed, most likely for want of memory: "
                 "use fewer workers or a smaller batch"
             ) from error
+        finally:
+            self._batches.close()
 
 
 def _begin(_worker: int) -> None:
@@ -141,10 +146,11 @@ class _Failure(NamedTuple):
 class _Batches(Dataset[Batch | _Failure]):
     """The batch at each position, for one rank."""
 
-    def __init__(self, store: Store, order: BatchOrder, cache: int, max_bad: int) -> None:
-        self._shards = _Shards(Shards(store, max_bad), cache)
-        self._manifest = store.manifest
+    def __init__(self, order: BatchOrder, shards: Shards, cache: int, read_ahead: int | None) -> None:
+        self._shards = _Shards(shards, cache)
+        self._manifest = shards.store.manifest
         self._order = order
+        self._ahead = 1 if read_ahead is None else read_ahead
 
     def __getitem__(self, position: Position) -> Batch | _Failure:
         try:
@@ -153,16 +159,21 @@ class _Batches(Dataset[Batch | _Failure]):
             return _Failure(str(error))
         after = self._order.after(position)
         labels = None if labels is None else torch.from_numpy(labels)
-        return Batch(torch.from_numpy(images), labels, after, self._shards.notes)
+        return Batch(torch.from_numpy(images), labels, after, self._shards.all.notes, len(self._shards.all.bad))
+
+    def close(self) -> None:
+        self._shards.all.close()
 
     def _read(self, position: Position) -> tuple[np.ndarray, np.ndarray | None]:
         shards, indices = self._order.samples(position)
         images = np.empty((len(shards), *self._manifest.sample_shape), self._manifest.dtype)
         labels = np.empty(len(shards), np.int64) if self._manifest.labels is not None else None
-        self._shards.keep = set(self._order.shards(position))
-        for shard in np.unique(shards):
+        wanted, windows = np.unique(shards).tolist(), self._order.shards(position)
+        self._shards.keep = set(windows)
+        self._shards.coming = [*wanted, *windows, *self._order.shards_after(position, self._ahead)]
+        for shard in wanted:
             places = np.flatnonzero(shards == shard)
-            contents = self._shards[int(shard)]
+            contents = self._shards[shard]
             images[places] = contents.take(indices[places])
             if labels is not None:
                 labels[places] = contents.labels[indices[places]]
@@ -170,17 +181,22 @@ class _Batches(Dataset[Batch | _Failure]):
 
 
 class _Shards:
-    """The shards last used, as many as fit in a number of bytes; those in `keep` always."""
+    """The shards last used, as many as fit in a number of bytes; those in `keep` always.
+
+    `coming` are those that will be wanted, in their order.
+    """
 
     def __init__(self, shards: Shards, limit: int) -> None:
-        self._shards = shards
+        self.all = shards
         self._limit = limit
         self._contents: OrderedDict[int, Contents] = OrderedDict()
         self.keep: set[int] = set()
+        self.coming: list[int] = []
 
     def __getitem__(self, shard: int) -> Contents:
         if shard not in self._contents:
-            self._contents[shard] = self._shards.read(shard)
+            then = [other for other in self.coming if other not in self._contents]
+            self._contents[shard] = self.all.read(shard, then)
             excess = sum(contents.nbytes for contents in self._contents.values()) - self._limit
             for old in [old for old in self._contents if old not in self.keep]:
                 if excess <= 0:
@@ -188,10 +204,6 @@ class _Shards:
                 excess -= self._contents.pop(old).nbytes
         self._contents.move_to_end(shard)
         return self._contents[shard]
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return self._shards.notes
 
     def __getstate__(self) -> dict[str, object]:
         # A loader worker fills its own.
@@ -203,14 +215,15 @@ def _as_it_is(batch: Batch | _Failure) -> Batch | _Failure:
 
 
 def iter_images(
-    store: Store, batch_size: int, shards: Shards | None = None
+    store: Store, batch_size: int, shards: Shards | None = None, limit: int | None = None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-    """All images or rows of a store once, in store order, one shard in memory at a time.
+    """All images or rows of a store once, in store order, one shard in memory at a time, and those that are read ahead.
 
     Args:
         store: The store.
         batch_size: Number of images or rows at a time. The last of each shard are fewer.
         shards: Reads the shards; by default one that takes no bad one.
+        limit: Largest number of images or rows, the first, or None for all.
 
     Yields:
         Images, uint8 (n, C, H, W), or rows, float32 (n, D), and labels, int64 (n,), or None where the store has none.
@@ -225,12 +238,20 @@ def iter_images(
         1797
     """
     shards = Shards(store) if shards is None else shards
-    for place, shard in enumerate(store.manifest.shards):
-        contents = shards.read(place)
-        for start in range(0, shard.num_samples, batch_size):
-            indices = np.arange(start, min(start + batch_size, shard.num_samples))
-            labels = None if contents.labels is None else torch.from_numpy(contents.labels[indices])
-            yield torch.from_numpy(contents.take(indices)), labels
+    left = store.manifest.num_samples if limit is None else limit
+    firsts = np.cumsum([0, *(shard.num_samples for shard in store.manifest.shards[:-1])])
+    wanted = range(int(np.searchsorted(firsts, left)))
+    try:
+        for place in wanted:
+            contents = shards.read(place, then=wanted[place + 1 :])
+            count = min(store.manifest.shards[place].num_samples, left)
+            for start in range(0, count, batch_size):
+                indices = np.arange(start, min(start + batch_size, count))
+                labels = None if contents.labels is None else torch.from_numpy(contents.labels[indices])
+                yield torch.from_numpy(contents.take(indices)), labels
+            left -= count
+    finally:
+        shards.close()
 
 
 def load_images(
@@ -265,14 +286,11 @@ def load_images(
             f"more memory than {device} has free: take fewer, or train with data.hold=false, which reads as it goes"
         ) from error
     done = 0
-    for batch, batch_labels in iter_images(store, 1024, shards):
-        if done == wanted:
-            break
-        size = min(len(batch), wanted - done)
-        images[done : done + size] = batch[:size]
+    for batch, batch_labels in iter_images(store, 1024, shards, wanted):
+        images[done : done + len(batch)] = batch
         if labels is not None:
-            labels[done : done + size] = batch_labels[:size]
-        done += size
+            labels[done : done + len(batch)] = batch_labels
+        done += len(batch)
     return images, labels
 
 

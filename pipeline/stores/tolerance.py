@@ -7,10 +7,13 @@ shapes and all that other shards give stay what they were.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from pipeline.errors import UserError
-from pipeline.stores.contents import Contents, read_shard
+from pipeline.stores.ahead import ReadAhead
+from pipeline.stores.contents import Contents
 from pipeline.stores.location import Store
 
 __all__ = ["Shards"]
@@ -25,6 +28,7 @@ class Shards:
     Args:
         store: The store.
         max_bad: How many may be bad; 0 refuses the first.
+        read_ahead: How many are fetched before they are wanted; see `pipeline.stores.ahead`.
 
     Example:
         >>> from pipeline.stores import open_store, sources, write_store
@@ -38,32 +42,37 @@ class Shards:
         ((5, 1, 8, 8), 1)
     """
 
-    def __init__(self, store: Store, max_bad: int = 0) -> None:
-        self._store = store
+    def __init__(self, store: Store, max_bad: int = 0, read_ahead: int | None = None) -> None:
+        self.store = store
+        self._ahead = ReadAhead(store, read_ahead)
         self._max_bad = max_bad
         self.bad: dict[int, str] = {}
         """Why each bad shard is bad, by its index in the manifest."""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """A line on each bad shard."""
-        return tuple(f"skipped: {reason}" for reason in self.bad.values())
+        """A line on each bad shard, and on what went wrong with the store's cache."""
+        skipped = tuple(f"skipped: {reason}" for reason in self.bad.values())
+        return skipped if self.store.cache is None else skipped + self.store.cache.notes
 
-    def read(self, shard: int) -> Contents:
+    def read(self, shard: int, then: Sequence[int] = ()) -> Contents:
         """What takes the place of a shard: itself, if it can be read.
 
         Args:
             shard: Its index in the manifest.
+            then: Those that will be wanted after it, in their order.
 
         Raises:
             UserError: If more shards are bad than may be, or none can be read.
         """
-        shards = self._store.manifest.shards
+        shards = self.store.manifest.shards
+        if self.bad:
+            then = [place for place in then if place not in self.bad]
         for place in [*range(shard, len(shards)), *range(shard)]:
             if place in self.bad:
                 continue
             try:
-                contents = read_shard(self._store, shards[place])
+                contents = self._ahead.read(place, then)
             except UserError as error:
                 if self._max_bad == 0:
                     raise
@@ -74,7 +83,11 @@ class Shards:
                     ) from None
                 continue
             return contents if place == shard else _InPlace(contents, shards[shard].num_samples)
-        raise UserError(f"no shard of the store {self._store.url} can be read: make the store again")
+        raise UserError(f"no shard of the store {self.store.url} can be read: make the store again")
+
+    def close(self) -> None:
+        """Give up what is fetched and not yet wanted."""
+        self._ahead.close()
 
 
 class _InPlace:

@@ -8,11 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.config import Config
+from pipeline.tasks.data import open_data
 
 if TYPE_CHECKING:
     from pipeline.tasks.protocol import Batches, Task, Work
 
-__all__ = ["Batches", "Task", "Work", "make"]
+__all__ = ["Batches", "Task", "Work", "make", "open_data"]
 
 
 def make(config: Config) -> Task:

@@ -13,7 +13,8 @@ from pipeline import figures, metrics
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.evaluation import Evaluation, evaluate
-from pipeline.stores import Batch, HeldReader, Position, Reader, Store, open_store, worth_holding
+from pipeline.stores import Batch, HeldReader, Position, Reader, Store, worth_holding
+from pipeline.tasks.data import open_data
 from pipeline.tasks.image_page import ImagePage, as_networks_take
 
 __all__ = ["ImageJudge", "Images"]
@@ -60,7 +61,7 @@ class Images:
 
     def open(self, rank: int, world_size: int, device: torch.device) -> ImagesWork:
         """The store's reader, the extractor and the reference statistics, on one worker."""
-        store = open_store(self._config.data.store, self._config.data.max_bad_shards)
+        store = open_data(self._config.data)
         return ImagesWork(self._config, store, self._extractor(store, device), rank, world_size, device)
 
     def show(self, samples: Tensor) -> Tensor:
@@ -149,6 +150,7 @@ class ImagesWork:
             "seed": self._config.seed,
             "position": position,
             "max_bad_shards": data.max_bad_shards,
+            "read_ahead": data.read_ahead,
         }
         if worth_holding(self._store, device) if data.hold is None else data.hold:
             reader = HeldReader(self._store, device, **order)
@@ -178,8 +180,9 @@ class _Batches(Iterator[Tensor]):
         self._batches, self._device = iter(reader), device
         self.position = position
         self.notes: tuple[str, ...] = ()
+        self.bad_shards = 0
 
     def __next__(self) -> Tensor:
         batch = next(self._batches)
-        self.position, self.notes = batch.position, batch.notes
+        self.position, self.notes, self.bad_shards = batch.position, batch.notes, batch.bad_shards
         return as_networks_take(batch.images, self._device)

@@ -22,7 +22,10 @@ class Batches(Protocol):
     """The position after the last batch that was taken."""
 
     notes: tuple[str, ...]
-    """A line on each shard that was skipped so far."""
+    """A line on each shard that was skipped so far, and on what went wrong with the store's cache."""
+
+    bad_shards: int
+    """How many shards were skipped."""
 
     def __next__(self) -> Tensor:
         """This worker's part of the next global batch, float32 (n, ...), on its device."""

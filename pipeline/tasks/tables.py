@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.stores import Position, Splits, Store, load_rows, open_store, split_rows
+from pipeline.stores import Position, Splits, Store, load_rows, split_rows
+from pipeline.tasks.data import open_data
 
 __all__ = ["RowBatches", "TableTask", "TableWork", "split_store"]
 
@@ -63,7 +64,7 @@ class RowBatches(Iterator[Tensor]):
         seed: int = 0,
         position: Position | None = None,
     ) -> None:
-        self.notes = ()
+        self.notes, self.bad_shards = (), 0
         start, per_epoch = position or Position(), len(rows) // batch_size
         # A position of a smaller batch may lie beyond the end of an epoch of this one.
         self.position = Position(*divmod(start.epoch * per_epoch + start.step, per_epoch))
@@ -117,7 +118,7 @@ class TableTask:
 
     def show(self, samples: Tensor) -> Tensor:
         """Rows (N, D) in the units of the table."""
-        return split_store(self._config, open_store(self._config.data.store)).restore(samples)
+        return split_store(self._config, open_data(self._config.data)).restore(samples)
 
 
 class TableWork:
@@ -127,7 +128,7 @@ class TableWork:
 
     def __init__(self, config: Config, rank: int, world_size: int, device: torch.device) -> None:
         self._config, self._rank, self._world_size, self._device = config, rank, world_size, device
-        self._splits = split_store(config, open_store(config.data.store))
+        self._splits = split_store(config, open_data(config.data))
         self.reference = self._splits.train[:_MAX_REFERENCE]
 
     def batches(self, position: Position) -> RowBatches:

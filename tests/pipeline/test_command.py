@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import fsspec
 import pytest
 import torch
 
@@ -99,6 +100,17 @@ def test_search_spaces_that_cannot_be(refused, space, told):
 def test_a_missing_store_names_the_command_that_makes_it(refused, verb, experiment):
     line = refused(verb, f"conf={experiment}")
     assert f"`python -m pipeline.shards conf={experiment} data.store={experiment}-32 data.source.url=" in line
+
+
+def test_a_storage_that_hangs_is_refused_in_time(refused, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel takes what comes, and nobody reads it
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        fsspec.filesystem("s3").clear_instance_cache()
+        line = refused("sweep", "conf=digits", "data.store=s3://bucket/digits", "data.timeout=0.5")
+        assert "cannot reach s3://bucket/digits: no answer within data.timeout=0.5 seconds" in line
+        fsspec.filesystem("s3").clear_instance_cache()
 
 
 def test_shards_needs_to_know_where_the_published_files_are(refused):

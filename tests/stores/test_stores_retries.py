@@ -1,4 +1,7 @@
-"""A storage that fails now and then: what is asked a second time comes out right, and what never comes is one line."""
+"""A storage that fails now and then, or hangs: what is asked a second time comes out right, what never comes is a line.
+
+And one that is asked as rarely as may be: what a cache has is not asked for again.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import struct
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 
 import boto3
 import fsspec
@@ -18,7 +22,7 @@ from werkzeug.serving import make_server
 
 from pipeline.checkpoints import Checkpoints, read
 from pipeline.errors import UserError
-from pipeline.stores import Reader, open_store, sources, write_store
+from pipeline.stores import Reader, ShardCache, open_store, sources, write_store
 
 
 class Flaky:
@@ -27,6 +31,7 @@ class Flaky:
     def __init__(self) -> None:
         self._app = DomainDispatcherApplication(create_backend_app)
         self.server = make_server("127.0.0.1", 0, self, threaded=True)
+        self.over = threading.Event()
         self.fail("503", 0)
 
     def fail(self, way: str, failures: int) -> None:
@@ -40,6 +45,9 @@ class Flaky:
         if self.seen[asked] > self.failures:
             return self._app(environ, start_response)
         self.injected += 1
+        if self.way == "hang":
+            self.over.wait(60)
+            return self._app(environ, start_response)
         if self.way == "reset":
             connection = environ["werkzeug.socket"]
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -67,6 +75,7 @@ def storage(monkeypatch):
     fsspec.filesystem("s3").clear_instance_cache()
     yield flaky
     fsspec.filesystem("s3").clear_instance_cache()
+    flaky.over.set()
     flaky.server.shutdown()
     thread.join()
 
@@ -103,3 +112,65 @@ def test_what_never_comes_is_one_line_before_long(storage):
         open_store("s3://bucket/digits")
     assert "\n" not in str(refusal.value)
     assert time.monotonic() - began < 120  # and not for ever; how long is botocore's to say
+
+
+def test_a_storage_that_takes_a_request_and_never_answers_is_one_line_in_time(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel takes what comes, and nobody reads it
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        fsspec.filesystem("s3").clear_instance_cache()
+        began = time.monotonic()
+        with pytest.raises(UserError) as refusal:
+            open_store("s3://bucket/digits", timeout=0.5)
+        assert time.monotonic() - began < 60  # s3fs by itself has seven minutes
+        assert str(refusal.value) == "cannot reach s3://bucket/digits: no answer within data.timeout=0.5 seconds"
+        fsspec.filesystem("s3").clear_instance_cache()
+
+
+@pytest.mark.parametrize("read_ahead", [0, 2])
+def test_a_storage_that_begins_to_hang_is_one_line_in_time(storage, read_ahead):
+    url = f"s3://bucket/hangs-{read_ahead}"  # what a server keeps, it keeps for the process
+    settings = {"resolution": 8, "channels": 1, "samples_per_shard": 300, "num_processes": 1}
+    write_store(sources.make("digits"), url, **settings)
+    store = open_store(url, timeout=0.5)
+    batches = iter(Reader(store, batch_size=300, shuffle=False, window=0, cache=0, read_ahead=read_ahead))
+    next(batches)
+    storage.fail("hang", 10**6)
+    with pytest.raises(
+        UserError, match=r"cannot reach shard-00000\d\.tar of the store s3://bucket/hangs-\d: no answer within"
+    ):
+        for _ in range(read_ahead + 1):  # what had come before is there
+            next(batches)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_what_a_cache_has_is_not_asked_for_again(storage, tmp_path, num_workers):
+    url = f"s3://bucket/kept-{num_workers}"
+    settings = {"resolution": 8, "channels": 1, "samples_per_shard": 300, "num_processes": 1}
+    write_store(sources.make("digits"), url, **settings)
+
+    def shards_got() -> int:
+        return sum(count for (method, path), count in storage.seen.items() if method == "GET" and ".tar" in path)
+
+    def read(cache: ShardCache | None) -> list[torch.Tensor]:
+        storage.fail("503", 0)
+        reader = Reader(open_store(url, cache=cache), batch_size=256, num_workers=num_workers, cache=0, window=0)
+        batches = iter(reader)
+        found = [batch.images for batch in itertools.islice(batches, 14)]
+        batches.close()
+        return found
+
+    expected = read(None)
+    assert shards_got() >= 6
+    cache = ShardCache(tmp_path / "cache", 2**24)
+    for times in (6, 0):
+        assert all(torch.equal(one, other) for one, other in zip(read(cache), expected, strict=True))
+        assert shards_got() == times
+    assert len(list(Path(cache.folder).glob("*.tar"))) == 6
+
+    # Another store at the same place: nothing of the one before.
+    fsspec.filesystem("s3").rm(fsspec.filesystem("s3").find(url))
+    write_store(sources.make("digits"), url, **settings | {"encoding": "images"})
+    assert all(torch.equal(one, other) for one, other in zip(read(cache), expected, strict=True))
+    assert shards_got() == 6
