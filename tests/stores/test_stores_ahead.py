@@ -169,3 +169,18 @@ def test_a_storage_that_was_away_before_anybody_waited_is_asked_again(monkeypatc
     assert ahead.read(1).num_samples == 4
     ahead.close()
     assert ended()
+
+
+def test_what_is_no_longer_wanted_makes_room(monkeypatch) -> None:
+    forget("memory://ahead/room")
+    store = numbered_store("memory://ahead/room", 80)
+    counted = Counted(store, monkeypatch)
+    ahead = ReadAhead(store, depth=1)
+    ahead.read(0, then=[1])
+    ahead.read(2, then=[3])
+    end = time.monotonic() + 30
+    while 3 not in counted.read and time.monotonic() < end:
+        time.sleep(0.001)
+    assert 3 in counted.read
+    ahead.close()
+    assert ended()
