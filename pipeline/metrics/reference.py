@@ -136,6 +136,7 @@ def _read(url: str, key: dict[str, object]) -> Reference | None:
         and sigma.shape == (len(mu), len(mu))
         and features.shape == (key["num_features"], len(mu))
         and mu.dtype == sigma.dtype == torch.float64
+        and features.dtype == torch.float32
         and all(bool(tensor.isfinite().all()) for tensor in (mu, sigma, features))
     )
     if not fits:

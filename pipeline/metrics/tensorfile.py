@@ -87,7 +87,7 @@ def read(url: str) -> TensorFile:
         tensors = safetensors.torch.load(data)
         length = int.from_bytes(data[:8], "little")
         header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_KEY])
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise TensorFileError(f"{url}: {_line(error)}") from error
     if not isinstance(header, dict):
         raise TensorFileError(f"{url}: its header is not a JSON object")
