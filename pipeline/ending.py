@@ -131,7 +131,7 @@ def show(config: schema.Config, records: Records, verb: str, console: Console) -
     told, best, uri = {}, records.best(), str(config.tracking.uri)
     if best is not None:
         told["best model"] = str(best.best_checkpoint)
-        found = f" {words(best.params)}" if searches_samplers(config) else ""
+        found = " ".join(["", *words(best.params)]) if searches_samplers(config) else ""
         told["sample it"] = f"python -m pipeline.sample checkpoint={best.best_checkpoint}{found}"
         if config.tracking.register:
             name = model_name(config.tracking.experiment or config.name)

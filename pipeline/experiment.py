@@ -170,7 +170,7 @@ def run(config: schema.Config, named: dict[str, Any], *, verb: str, console: Con
                 "store": store.url,
                 "store_checksum": store.manifest.digest,
                 "tracking_uri": uri,
-                "named": f"{facts.get('named', '')} {words(named)}".strip(),
+                "named": " ".join([str(facts.get("named", "")), *words(named)]).strip(),
             }
             tracker.start_sweep(
                 name,

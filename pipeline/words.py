@@ -16,19 +16,22 @@ _PLAIN = re.compile(r"[a-z_/.][\w/.:@%+-]*", re.ASCII | re.IGNORECASE)  # what H
 _NOT_STRINGS = re.compile(r"null|true|false|nan|inf", re.IGNORECASE)
 
 
-def words(keys: Mapping[str, Any]) -> str:
+def words(keys: Mapping[str, Any]) -> list[str]:
     """What to type so that Hydra sets these keys to these values.
 
     Args:
         keys: key to a number, a string, a truth value, None, or a list or mapping of such.
 
+    Returns:
+        A word a key, quoted for a shell where it has to be.
+
     Example:
-        >>> print(words({"train.base_lr": 1e-4, "sampler.name": "ula", "model.energy": None}))
+        >>> print(*words({"train.base_lr": 1e-4, "sampler.name": "ula", "model.energy": None}))
         train.base_lr=0.0001 sampler.name=ula model.energy=null
-        >>> print(words({"evaluation.metrics": ["fid", "kid"], "data.store": "s3://bucket/my store"}))
+        >>> print(*words({"evaluation.metrics": ["fid", "kid"], "data.store": "s3://bucket/my store"}))
         'evaluation.metrics=[fid,kid]' 'data.store="s3://bucket/my store"'
     """
-    return " ".join(shlex.quote(f"{key}={_value(value)}") for key, value in keys.items())
+    return [shlex.quote(f"{key}={_value(value)}") for key, value in keys.items()]
 
 
 def _value(value: Any) -> str:

@@ -6,7 +6,9 @@ import math
 from dataclasses import dataclass, field
 
 import plotly.graph_objects as go
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from pipeline.records import TrialRecord
 from pipeline.review.findings import Findings, importances
@@ -114,10 +116,10 @@ def draw(chart: Chart) -> Figure:
         figure.colorbar(points, ax=axes, label=chart.shade)
     if "x" in chart.log:
         axes.set_xscale("log")
+        _few_ticks(axes.xaxis, [value for series in chart.series for value in series.x])
     if "y" in chart.log:
         axes.set_yscale("log")
-    if "x" in chart.log:
-        axes.tick_params(axis="x", which="minor", labelsize=7, rotation=45)
+        _few_ticks(axes.yaxis, [value for series in chart.series for value in series.y])
     if chart.kind == "bars":
         axes.invert_yaxis()
         axes.tick_params(axis="y", labelsize=8 if count > 25 else 10)
@@ -125,9 +127,19 @@ def draw(chart: Chart) -> Figure:
     axes.set_xlabel(chart.x)
     axes.set_ylabel(chart.y)
     axes.grid(alpha=0.3)
-    if any(series.name for series in chart.series):
-        axes.legend(frameon=False, fontsize=9)
+    axes.set_axisbelow(True)
+    if any(series.name for series in chart.series):  # beside the points, of which it hides none
+        figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure
+
+
+def _few_ticks(axis: Axis, values: list[float]) -> None:
+    """A logarithmic axis with a few ticks, told as numbers, also where it is shorter than a decade."""
+    decades = math.log10(max(values) / min(values))
+    multiples = range(1, 10) if decades < 0.5 else (1, 2, 3, 5) if decades < 2 else (1,)
+    axis.set_major_locator(LogLocator(subs=multiples))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def interactive(chart: Chart) -> go.Figure:
@@ -190,8 +202,11 @@ def _learning_curves(found: Findings) -> Chart | None:
             steps, values = (list(column) for column in zip(*points, strict=True))
             first = best is not None and trial.name == best.name
             words = [f"trial {trial.name}, base step {step}: {value:.4g}" for step, value in points]
-            series.append(Series(f"best, trial {trial.name}" if first else "", steps, values, words,
-                                 colour=_BEST if first else _STATUS[trial.status]))  # fmt: skip
+            # Those of one status are told once.
+            known = any(one.name == trial.status for one in series)
+            name = f"best, trial {trial.name}" if first else "" if known else trial.status
+            colour = _BEST if first else _STATUS[trial.status]
+            series.append(Series(name, steps, values, words, colour, status=trial.status))
     if not series:
         return None
     series.sort(key=lambda one: one.colour == _BEST)  # on top of the others

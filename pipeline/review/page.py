@@ -25,8 +25,12 @@ LIMIT = 4800  # characters of a description, of which MLflow's older servers tak
 _ROWS = 20
 _OF_THE_SWEEP = ("sweep.", "output=", "resume=", "log=", "-")  # which a trial that is trained anew does not take over
 
+_BAR = {"displaylogo": False}  # which leads to a host
+_CELL = "&emsp;"  # MLflow's tables have no space between columns
+_WIDTH = 130  # of a line of a command, or MLflow's UI shows words behind the edge
+
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; display: block; overflow-x: auto; }
 td, th { border: 1px solid #ccc; padding: .25rem .6rem; text-align: right; }
 pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; }
@@ -63,7 +67,7 @@ def report(found: Findings) -> dict[str, bytes]:
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown(found, limit=None))
     parts = []
     for chart, still in zip(made, stills.values(), strict=True):
-        drawn = interactive(chart).to_html(full_html=False, include_plotlyjs=False, div_id=chart.key)
+        drawn = interactive(chart).to_html(full_html=False, include_plotlyjs=False, div_id=chart.key, config=_BAR)
         source = f"data:image/png;base64,{base64.b64encode(still).decode()}"
         parts.append(f'{drawn}<noscript><img alt="{html.escape(chart.title)}" src="{source}"></noscript>')
     title = html.escape(f"{found.experiment}: report of a sweep")
@@ -137,7 +141,7 @@ def _table(found: Findings, rows: int) -> str:
     keys = list(dict.fromkeys(key for trial in found.records.trials for key in trial.params))[:8]
     names = [name for name in found.records.shown if any(name in trial.best_metrics for trial in shown)]
     head = ["trial", "status", *names, "base steps", "minutes", *map(_text, keys)]
-    lines = [head, ["---"] * len(head)]
+    lines = [[cell + _CELL for cell in head], ["---"] * len(head)]
     for trial in shown:
         scores = [_value(trial.best_metrics.get(name)) for name in names]
         params = [_text(_value(trial.params.get(key))) for key in keys]
@@ -153,8 +157,9 @@ def _ends(found: Findings, most: int) -> str:
     pruned = [trial for trial in found.records.trials if trial.status == "pruned"]
     if pruned:
         steps = sorted(trial.metrics.get("base_step", 0) for trial in pruned)
+        when = f"between base steps {steps[0]} and {steps[-1]}" if steps[0] < steps[-1] else f"at base step {steps[0]}"
         lines.append(
-            f"- {len(pruned)} pruned, between base steps {steps[0]} and {steps[-1]}: others were better at that step. "
+            f"- {len(pruned)} pruned, {when}: others were better at that step. "
             f"Their scores are those of a shorter training."
         )
     failed = [trial for trial in found.records.trials if trial.status == "failed"]
@@ -171,43 +176,54 @@ def _ends(found: Findings, most: int) -> str:
 
 def _commands(found: Findings) -> str:
     best: TrialRecord | None = found.records.best()
-    output = shlex.quote(found.output)
-    lines = [f"python -m pipeline.sweep    resume={output}    # go on, with more trials by sweep.num_trials=..."]
+    lines = [
+        "# go on, with more trials by sweep.num_trials=...",
+        _folded(["python -m pipeline.sweep   ", f"resume={shlex.quote(found.output)}"]),
+    ]
     if best is not None:
-        model = shlex.quote(str(best.best_checkpoint))
+        model = f"checkpoint={shlex.quote(str(best.best_checkpoint))}"
         params = words(best.params)
-        again = " ".join(part for part in (words({"conf": found.experiment}), _named(found), params) if part)
-        if found.of_samplers:
-            lines = [
-                f"python -m pipeline.sample   checkpoint={model} {params}",
-                f"python -m pipeline.evaluate checkpoint={model} {params}",
-                *lines,
+        settings = params if found.of_samplers else []
+        ready = [
+            _folded(["python -m pipeline.sample  ", model, *settings]),
+            _folded(["python -m pipeline.evaluate", model, *settings]),
+        ]
+        if not found.of_samplers:
+            ready += [
+                "# search its sampler's settings",
+                _folded(["python -m pipeline.sweep   ", "sweeps=mcmc", model]),
+                "# train it anew",
+                _folded(["python -m pipeline.train   ", *words({"conf": found.experiment}), *_named(found), *params]),
             ]
-        else:
-            lines = [
-                f"python -m pipeline.sample   checkpoint={model}",
-                f"python -m pipeline.evaluate checkpoint={model}",
-                f"python -m pipeline.sweep    sweeps=mcmc checkpoint={model}    # its sampler's settings",
-                f"python -m pipeline.train    {again}    # train it anew",
-                *lines,
-            ]
+        lines = [*ready, *lines]
     block = "\n".join(line.replace("`", "'") for line in lines)
     return f"## Go on from here\n\n```sh\n{block}\n```\n\nThe whole config is `config.yaml` in the sweep's folder."
 
 
-def _named(found: Findings) -> str:
+def _named(found: Findings) -> list[str]:
     """The keys that the sweep's own command named, as far as they are about a trial; a stranger's words are quoted."""
     try:
         named = shlex.split(str(found.records.facts.get("named", "")))
     except ValueError:  # not what was written there
-        return ""
-    return shlex.join(word for word in named if not word.startswith(_OF_THE_SWEEP))
+        return []
+    return [shlex.quote(word) for word in named if not word.startswith(_OF_THE_SWEEP)]
+
+
+def _folded(words: list[str]) -> str:
+    """A command on as many lines as it needs, for a shell to read."""
+    lines = words[:1]
+    for word in words[1:]:
+        if len(lines[-1]) + 1 + len(word) <= _WIDTH or lines[-1] == words[0]:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(f"    {word}")
+    return " \\\n".join(lines)
 
 
 def _value(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:#.4g}" if isinstance(value, float) else str(value)
 
 
 def _text(text: str) -> str:

@@ -34,7 +34,7 @@ def meant(parsed):
 @settings(max_examples=500)
 @given(VALUES)
 def test_what_a_word_sets_is_what_it_was_made_of(value):
-    [word] = shlex.split(words({"a.b": value}))
+    [word] = shlex.split(" ".join(words({"a.b": value})))
     override = OverridesParser.create().parse_override(word)
     assert override.key_or_group == "a.b"
     found = meant(override.value())
