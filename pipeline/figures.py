@@ -263,7 +263,7 @@ def energy_histogram(energies: Mapping[str, Tensor]) -> Figure:
             values.clamp(edges[0], edges[-1]).numpy(), edges, density=True, histtype="step", color=colour, label=name
         )
     axes.set_xlabel("energy E(x) in nats")
-    axes.set_ylabel("density")
+    axes.set_ylabel("density per nat")
     axes.legend(frameon=False)
     return figure
 

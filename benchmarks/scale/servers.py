@@ -6,6 +6,7 @@ import contextlib
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -51,7 +52,9 @@ def mlflow_server(folder: Path, database: str | None = None, workers: int = 1) -
         yield f"http://127.0.0.1:{port}"
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, 15)
+            os.killpg(
+                process.pid, signal.SIGKILL
+            )  # nothing of it is to be kept, and it would wait for who is connected
         process.wait(timeout=60)
 
 
@@ -99,4 +102,4 @@ def postgresql(folder: Path) -> Iterator[str | None]:
     try:
         yield f"postgresql+psycopg2://postgres@127.0.0.1:{port}/postgres"
     finally:
-        run("pg_ctl", "-D", data, "-m", "fast", "-w", "stop")
+        run("pg_ctl", "-D", data, "-m", "immediate", "-w", "stop")

@@ -6,9 +6,8 @@ import math
 from dataclasses import dataclass, field
 
 import plotly.graph_objects as go
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import NullLocator
 
 from pipeline.records import TrialRecord
 from pipeline.review.findings import Findings, importances
@@ -116,10 +115,12 @@ def draw(chart: Chart) -> Figure:
         figure.colorbar(points, ax=axes, label=chart.shade)
     if "x" in chart.log:
         axes.set_xscale("log")
-        _few_ticks(axes.xaxis, [value for series in chart.series for value in series.x])
+        axes.set_xticks(*_ticks(chart, "x"))
+        axes.xaxis.set_minor_locator(NullLocator())
     if "y" in chart.log:
         axes.set_yscale("log")
-        _few_ticks(axes.yaxis, [value for series in chart.series for value in series.y])
+        axes.set_yticks(*_ticks(chart, "y"))
+        axes.yaxis.set_minor_locator(NullLocator())
     if chart.kind == "bars":
         axes.invert_yaxis()
         axes.tick_params(axis="y", labelsize=8 if count > 25 else 10)
@@ -131,15 +132,6 @@ def draw(chart: Chart) -> Figure:
     if any(series.name for series in chart.series):  # beside the points, of which it hides none
         figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure
-
-
-def _few_ticks(axis: Axis, values: list[float]) -> None:
-    """A logarithmic axis with a few ticks, told as numbers, also where it is shorter than a decade."""
-    decades = math.log10(max(values) / min(values))
-    multiples = range(1, 10) if decades < 0.5 else (1, 2, 3, 5) if decades < 2 else (1,)
-    axis.set_major_locator(LogLocator(subs=multiples))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_locator(NullLocator())
 
 
 def interactive(chart: Chart) -> go.Figure:
@@ -174,11 +166,27 @@ def interactive(chart: Chart) -> go.Figure:
     figure.update_layout(title=chart.title, template="plotly_white", height=480, barmode="overlay",
                          legend={"orientation": "h", "y": -0.2})  # fmt: skip
     # Rates are numbers, not micros and millis.
-    figure.update_xaxes(title=chart.x, type="log" if "x" in chart.log else None, exponentformat="power")
-    # Numbers of trials are names, not numbers, and the first is on top.
-    vertical = {"type": "category", "autorange": "reversed"} if chart.kind == "bars" else {}
-    figure.update_yaxes(title=chart.y, exponentformat="power", **({"type": "log"} if "y" in chart.log else vertical))
+    figure.update_xaxes(title=chart.x, exponentformat="power")
+    figure.update_yaxes(title=chart.y, exponentformat="power")
+    for letter, update in (("x", figure.update_xaxes), ("y", figure.update_yaxes)):
+        if letter in chart.log:
+            places, words = _ticks(chart, letter)
+            update(type="log", tickvals=places, ticktext=words)
+    if chart.kind == "bars":  # numbers of trials are names, not numbers, and the first is on top
+        figure.update_yaxes(type="category", autorange="reversed")
     return figure
+
+
+def _ticks(chart: Chart, letter: str) -> tuple[list[float], list[str]]:
+    """A few ticks of a logarithmic axis, told as numbers, also where it is shorter than a decade."""
+    values = [value for series in chart.series for value in getattr(series, letter)]
+    low, high = math.log10(min(values)), math.log10(max(values))
+    every = max(1, math.ceil((high - low) / 10))  # decades
+    multiples = range(1, 10) if high - low < 0.5 else (1, 2, 3, 5) if high - low < 2 else (1,)
+    powers = range(math.floor(low), math.ceil(high) + 1, every)
+    places = [multiple * 10.0**power for power in powers for multiple in multiples]
+    inside = [place for place in places if low - 0.1 <= math.log10(place) <= high + 0.1]
+    return inside, [f"{place:g}" for place in inside]
 
 
 def _range(chart: Chart) -> tuple[float, float]:

@@ -25,7 +25,7 @@ LIMIT = 4800  # characters of a description, of which MLflow's older servers tak
 _ROWS = 20
 _OF_THE_SWEEP = ("sweep.", "output=", "resume=", "log=", "-")  # which a trial that is trained anew does not take over
 
-_BAR = {"displaylogo": False}  # which leads to a host
+_BAR = {"displaylogo": False, "showSendToCloud": False}  # no button leads to somebody else's host
 _CELL = "&emsp;"  # MLflow's tables have no space between columns
 _WIDTH = 130  # of a line of a command, or MLflow's UI shows words behind the edge
 
@@ -157,9 +157,11 @@ def _ends(found: Findings, most: int) -> str:
     pruned = [trial for trial in found.records.trials if trial.status == "pruned"]
     if pruned:
         steps = sorted(trial.metrics.get("base_step", 0) for trial in pruned)
-        when = f"between base steps {steps[0]} and {steps[-1]}" if steps[0] < steps[-1] else f"at base step {steps[0]}"
+        when = (
+            f", between base steps {steps[0]} and {steps[-1]}" if steps[0] < steps[-1] else f" at base step {steps[0]}"
+        )
         lines.append(
-            f"- {len(pruned)} pruned, {when}: others were better at that step. "
+            f"- {len(pruned)} pruned{when}: others were better at that step. "
             f"Their scores are those of a shorter training."
         )
     failed = [trial for trial in found.records.trials if trial.status == "failed"]

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-__all__ = ["SMALL", "command", "family", "run", "same_weights", "start", "summary", "wait_for", "weights"]
+__all__ = [
+    "REPOSITORY", "SMALL", "command", "family", "load", "run", "same_weights", "start", "summary", "wait_for",
+    "weights",
+]  # fmt: skip
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -31,6 +36,14 @@ SMALL = [
     "evaluation.grid=16",
     "sampler.num_steps=6",
 ]
+
+
+def load(path: str) -> ModuleType:
+    """A file of the repository as a module."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, REPOSITORY / path)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where dataclasses look for it
+    spec.loader.exec_module(module)
+    return module
 
 
 def environment(home: Path) -> dict[str, str]:

@@ -4,27 +4,49 @@ from __future__ import annotations
 
 import json
 import signal
+import tempfile
 from pathlib import Path
 
 import boto3
+import nbformat
 import numpy as np
 import pytest
-from commands import SMALL, run, start, summary, wait_for
+from commands import REPOSITORY, SMALL, load, run, start, summary, wait_for
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from moto.server import ThreadedMotoServer
+from nbclient import NotebookClient
 from PIL import Image
 
+from benchmarks.scale.servers import mlflow_server, postgresql
 from pipeline.stores import open_store
+
+screenshots = load("docs/make_screenshots.py")
 
 
 @pytest.fixture(scope="module")
-def swept(home):
-    """A sweep with one trial that cannot but diverge."""
+def database():
+    """The URL of a PostgreSQL database; none where it is not installed."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)  # the account that runs it must get in
+        with postgresql(Path(folder) / "postgresql") as url:
+            yield url
+
+
+@pytest.fixture(scope="module")
+def server(home, database):
+    """MLflow as a team has it: a server on a database, which hands on artifacts itself."""
+    with mlflow_server(home / "mlflow", database) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def swept(home, server):
+    """A sweep with one trial that cannot but diverge, tracked by a server."""
     output = home / "swept"
     space = "{train.energy_lr:{log_uniform:[1e-4,1e-3]},train.base_lr:{choice:[3e-4,1e30]}}"
     words = [*SMALL, f"output={output}", f"++sweep.space={space}", "sweeps=grid", "sweep.points=1"]
-    words += ["train.nonfinite_restarts=1"]
+    words += ["train.nonfinite_restarts=1", f"tracking.uri={server}"]
     return output, run(home, "sweep", *words)
 
 
@@ -45,7 +67,7 @@ def test_a_sweep_ranks_its_trials_and_survives_one_that_diverges(swept):
     assert "base step" in bad["error"] and ("nan" in bad["error"] or "inf" in bad["error"])
     assert " ".join(printed.split()).count("with half the learning rates") == 1
     assert "Trials, best first" in printed and document["extractor"] in printed
-    assert "mlflow ui --backend-store-uri" in printed and str(output) in printed
+    assert f"open {document['tracking_uri']}" in printed and str(output) in printed
     assert "24/24 base steps" in printed and "images/s" in printed and "left" in printed
 
 
@@ -104,6 +126,63 @@ def test_the_tracker_holds_what_the_sweep_found(swept, home):
     bad = next(trial for trial in document["trials"] if trial["status"] == "failed")
     assert client.get_run(bad["mlflow_run_id"]).info.status == "FAILED"
     assert parent.info.status == "FINISHED"
+
+
+def test_the_sweep_is_reviewed_in_a_browser(swept, database, tmp_path):
+    """As somebody with a browser sees it: one visit after another, for the browser is most of what they cost."""
+    if screenshots.missing() or database is None:
+        pytest.skip(f"no {screenshots.missing() or 'PostgreSQL'} here: apt-get install chromium-driver postgresql")
+    output, _ = swept
+    document = summary(output)
+    best, runs = document["best"], [trial["mlflow_run_id"] for trial in document["trials"]]
+    parent = MlflowClient(document["tracking_uri"]).get_run(document["mlflow_run_id"]).info
+    with screenshots.browser(tmp_path / "browser") as driver:
+        review = screenshots.Review(driver, document["tracking_uri"], parent.experiment_id, parent.run_id)
+        review.settle()
+
+        note = review.description()
+        assert note.find_element("css selector", "h1").text.startswith("digits: 2 trials by FID")
+        assert f"The best is trial {best['name']} at base step" in note.text
+        rows = [row.text.split()[:2] for row in note.find_elements("css selector", "tbody tr")]
+        assert rows[0] == [best["name"], "finished"] and rows[1][1] == "failed"
+        assert {"report.html", "learning_curves.png", "pruning.png"} <= set(review.artifacts("report"))
+        titles = [figure.find_element("css selector", ".gtitle").text for figure in review.report()]
+        assert titles[0] == "Learning curves of all trials" and titles[-1].startswith("How far each trial came")
+        # For people without the tracker: the file alone draws as much, and asks no host for anything.
+        screenshots.requested(driver)
+        driver.get((output / "report" / "report.html").as_uri())
+        assert [figure.find_element("css selector", ".gtitle").text for figure in review.figures()] == titles
+        assert screenshots.requested(driver) <= {"file://", "data://", "blob://"}
+
+        # Of the two trials one rate alone differs, and one has no scores: beside what the sweep itself was given.
+        assert {"train.base_lr", "train.energy_lr"} <= review.comparison([*runs, parent.run_id])
+
+        groups = review.metrics(best["mlflow_run_id"])
+        assert {"fid", "fid_chain", "kale", "mcmc", "nearest", "rate", "train"} <= set(groups)
+        assert "cpu_utilization_percentage" in review.system(best["mlflow_run_id"])
+        shown = review.pictures(best["mlflow_run_id"], "base_and_gebm")
+        assert list(shown) == [8, 16, 24] and len(set(shown.values())) == 3
+        assert review.enlarged("base_and_gebm").get_property("naturalWidth") > 256, (
+            "it is the picture itself, not its thumbnail"
+        )
+        assert "best" in review.model("digits").text
+
+
+def test_the_notebook_runs_on_the_sweep(swept, home, monkeypatch):
+    document = summary(swept[0])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", document["tracking_uri"])
+    monkeypatch.setenv("GEBM_SWEEP", document["mlflow_run_id"])
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    path = REPOSITORY / "docs" / "review.ipynb"
+    assert path.stat().st_size < 300_000
+    book = nbformat.read(path, as_version=4)
+    NotebookClient(book, timeout=300, resources={"metadata": {"path": str(home)}}).execute()
+    outputs = [output for cell in book.cells if cell.cell_type == "code" for output in cell.outputs]
+    shown = [output["data"] for output in outputs if "data" in output]
+    assert f"The best is trial {document['best']['name']}" in shown[0]["text/markdown"]
+    # The report's charts, the chain's curve, the samples and their energies.
+    stills = list((swept[0] / "report").glob("*.png"))
+    assert sum("image/png" in data for data in shown) == len(stills) + 3
 
 
 def test_a_second_sweep_into_the_same_folder_is_refused(swept, home):
@@ -247,7 +326,7 @@ def test_points_are_compared_all_else_being_equal(home):
     assert {trial["params"]["train.objective"] for trial in trials} == {"kale_fenchel", "gan"}
     assert all(trial["status"] == "finished" for trial in trials)
     assert all({"distance_base", "distance_gebm", "off_support_gebm"} <= set(trial["metrics"]) for trial in trials)
-    assert "sliced Wasserstein distance" in printed
+    assert "sliced Wasserstein distance" in printed and "mlflow ui --backend-store-uri" in printed
 
 
 @pytest.fixture
