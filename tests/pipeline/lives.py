@@ -43,15 +43,17 @@ class Moment:
 
     Attributes:
         signal: SIGKILL, or SIGTERM for a notice.
-        operation: before so many operations on the trial's files, of the first worker; or
+        operation: before which operation on the trial's files, counted from nought, of the first worker; or
         seconds: after so much computing, which is the same moment on a machine that is busy.
         rank: of the worker that dies.
+        about: words of the operations that count, such as ``index.json``.
     """
 
     signal: signal.Signals = signal.SIGKILL
     operation: int | None = None
     seconds: float = 0.0
     rank: int = 0
+    about: str = ""
 
 
 def forks() -> multiprocessing.context.ForkServerContext:
@@ -74,14 +76,13 @@ def live(settings: dict[str, Any], journal: Path, world_size: int, end: Moment |
         ``finished``, ``killed``, or ``preempted`` and what was said then.
     """
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    operation = None if end is None else end.operation
     workers = [
-        forks().Process(target=worker, args=(settings, journal, rank, world_size, store.port, operation))
+        forks().Process(target=worker, args=(settings, journal, rank, world_size, store.port, end))
         for rank in range(world_size)
     ]
     for process in workers:
         process.start()
-    due = end is not None and operation is None
+    due = end is not None and end.operation is None
     try:
         while all(process.exitcode is None for process in workers):
             if due and computed(workers[end.rank].pid) >= end.seconds:
@@ -116,14 +117,12 @@ def computed(pid: int) -> float:
     return 0.0
 
 
-def worker(
-    settings: dict[str, Any], journal: Path, rank: int, world_size: int, port: int, operation: int | None
-) -> None:
+def worker(settings: dict[str, Any], journal: Path, rank: int, world_size: int, port: int, end: Moment | None) -> None:
     """One worker; the arguments are those of :func:`live`."""
     logging.getLogger("ray").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # bits are the same on the CPU
-    noticed = []
+    noticed, heeded = [], []
     signal.signal(signal.SIGTERM, lambda *_: noticed.append(True))
     if world_size > 1:
         ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
@@ -140,11 +139,13 @@ def worker(
         flag = torch.tensor(float(bool(noticed)))
         if world_size > 1:
             torch.distributed.broadcast(flag, src=0)
+        assert not heeded, "it goes on although it knows that it has to go"
+        heeded.extend([True] * bool(flag))
         return bool(flag) or None
 
     ray.train.report, ray.train.get_preemption_info = told, notice  # there is nobody else to tell, and to be told by
-    if operation is not None and rank == 0:
-        kill_before(operation, settings["url"])
+    if end is not None and end.operation is not None and rank == 0:
+        kill_before(end.operation, settings["url"], end.about)
     try:
         TorchTrainer(_work, train_loop_config=settings, scaling_config=ray.train.ScalingConfig(num_workers=0)).fit()
         told({"end": "finished"})
@@ -152,12 +153,13 @@ def worker(
         told({"end": f"preempted: {error}"})
 
 
-def kill_before(operation: int, folder: str) -> None:
+def kill_before(operation: int, folder: str, about: str = "") -> None:
     """Kill this process, as by ``kill -9``, when it is about to do its so many-th operation on files of a folder.
 
     Args:
         operation: counted from nought.
         folder: its path.
+        about: words of the operations that count.
     """
     left = itertools.count(operation, -1)
 
@@ -165,7 +167,7 @@ def kill_before(operation: int, folder: str) -> None:
         if event not in _OPERATIONS:
             return
         inside = str(args[0]).startswith(folder) or (event == "os.remove" and args[1] != -1)  # -1: by its whole path
-        if inside and next(left) == 0:
+        if inside and about in f"{event} {args[0]}" and next(left) == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(about_to)

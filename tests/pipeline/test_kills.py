@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from lives import Moment, computed, forks, live, read_ahead, save
 
@@ -120,11 +120,18 @@ DEATHS = st.one_of(
     st.builds(Moment, seconds=HUNDREDTHS, rank=st.integers(0, 1)),
     st.builds(Moment, signal=st.just(signal.SIGTERM), seconds=HUNDREDTHS),
 )
+# While it evaluates; with an evaluation in a checkpoint, and not yet told; and when all is done, and not yet told.
+TELLING = [
+    Moment(operation=4, about="figures/step-00000006"),
+    Moment(operation=0, about="rmdir"),
+    Moment(operation=0, about="rmtree"),
+]
 NAMES = itertools.count()
 
 
+@example(world_size=1, hold=True, deaths=TELLING)
 @given(st.sampled_from([1, 2]), st.booleans(), st.lists(DEATHS, min_size=4, max_size=6))
-@settings(derandomize=True, max_examples=8, phases=[Phase.generate])
+@settings(derandomize=True, max_examples=8, phases=[Phase.explicit, Phase.generate])
 def test_killed_at_any_moments_it_learns_what_it_learns_undisturbed(trial, undisturbed, world_size, hold, deaths):
     deaths = [dataclasses.replace(death, rank=death.rank % world_size) for death in deaths]
     found, expected = lived(trial, f"killed-{next(NAMES)}", world_size, hold, deaths), undisturbed[world_size]
