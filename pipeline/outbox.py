@@ -172,10 +172,10 @@ class Outbox:
                 lines.pop()
             entries = [json.loads(line) for line in lines]
             sent = int(self._note.read_text()) if self._note.exists() else 0
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(
-                f"the journal {self.path} is damaged ({error}): what is in it is in summary.json too, so that it can "
-                f"be deleted, with {self._note.name} beside it"
+                f"the journal {self.path} is damaged ({_reason(error)}): what is in it is in summary.json too, so that "
+                f"it can be deleted, with {self._note.name} beside it"
             ) from None
         if not (all(isinstance(entry, dict) for entry in entries) and 0 <= sent <= len(entries)):
             raise UserError(f"the journal {self.path} is not one of a tracker, or {self._note.name} is not its own")

@@ -265,7 +265,7 @@ class Tracker:
             if error.error_code in _HOPELESS:
                 raise Refused(" ".join(str(error).split())[:200]) from error
             raise
-        except FileNotFoundError as error:
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             raise Refused(f"there is no file {entry.get('file')} any more") from error
 
     def _deliver_to(self, entry: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ nowhere else.
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,7 +18,9 @@ from pipeline.stores.location import filesystem
 
 __all__ = ["content", "name_in", "require_plausible"]
 
-_TRIAL = re.compile(r"[0-9]{3,}")
+_TRIAL = re.compile(r"[0-9]{3,9}")
+_MOST = 2**53  # of a step or a time
+_LONGEST = 200  # letters of a name that becomes a file's
 _NONE = type(None)
 _KINDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "start": {"params": dict, "tags": dict, "time": int},
@@ -30,6 +33,10 @@ _KINDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     },
     "tags": {"tags": dict},
     "end": {"status": str, "time": int},
+}  # fmt: skip
+_DATA = {
+    "name": str, "url": str, "checksum": str, "num_samples": int, "sample_shape": list, "dtype": str, "num_shards": int,
+    "num_bytes": int,
 }  # fmt: skip
 
 
@@ -52,12 +59,49 @@ def require_plausible(entry: dict[str, Any]) -> None:
     kind, trial = entry.get("kind"), entry.get("trial")
     wanted = _KINDS.get(kind) if isinstance(kind, str) else None
     named = trial is None or (isinstance(trial, str) and _TRIAL.fullmatch(trial) is not None)
-    if wanted is None or not named or not all(isinstance(entry.get(key), types) for key, types in wanted.items()):
+    if wanted is None or not named or not _has(entry, {"trial": (str, _NONE), **wanted}):
         raise Refused("an entry of the journal is none of a sweep's")
     if "tags" in wanted and not all(isinstance(value, str) for value in entry["tags"].values()):
         raise Refused("an entry of the journal has a tag that is no text")
-    if "metrics" in wanted and not all(type(value) in (int, float) for value in entry["metrics"].values()):
+    if "metrics" in wanted and not all(_is_number(value) for value in entry["metrics"].values()):
         raise Refused("an entry of the journal has a metric that is no number")
+    if "data" in wanted:
+        data = entry["data"]
+        shape = data.get("sample_shape")
+        if not (_has(data, _DATA) and all(_is_count(size) for size in shape) and data["dtype"] in ("uint8", "float32")):
+            raise Refused("an entry of the journal has data that are none of a store")
+    for key in ("folder", "key"):
+        if key in wanted and entry[key] is not None and not _is_name(entry[key]):
+            raise Refused(f"an entry of the journal has a {key} that is no name")
+
+
+def _has(entry: dict[str, Any], wanted: dict[str, type | tuple[type, ...]]) -> bool:
+    return all(
+        key in entry and (_is_count(entry[key]) if types is int else isinstance(entry[key], types))
+        for key, types in wanted.items()
+    )
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value <= _MOST
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+
+
+def _is_name(text: str) -> bool:
+    """Whether a text names a place in a folder, and could be a file's name."""
+    parts = PurePosixPath(text).parts
+    return (
+        bool(parts)
+        and "://" not in text
+        and not text.startswith("/")
+        and ".." not in parts
+        and text.isprintable()
+        and all(len(part) <= _LONGEST for part in parts)
+        and len(text) <= 4 * _LONGEST
+    )
 
 
 def name_in(folder: str, url: str) -> str:
@@ -79,7 +123,7 @@ def content(folder: str, name: str) -> bytes:
 
     Raises:
         Refused: the name leads out of the folder, by its words or by a link.
-        FileNotFoundError: there is no such file.
+        OSError: there is no such file.
 
     Example:
         >>> content("memory://doctest/sweep", "../../secret")
@@ -88,7 +132,7 @@ def content(folder: str, name: str) -> bytes:
         pipeline.outbox.Refused: a file outside of the sweep's folder is not sent: ../../secret
     """
     files, root = filesystem(folder)
-    inside = "://" not in name and not name.startswith("/") and ".." not in PurePosixPath(name).parts
+    inside = _is_name(name)
     if inside and is_local(files):
         inside = Path(root, name).resolve().is_relative_to(Path(root).resolve())
     if not inside:
