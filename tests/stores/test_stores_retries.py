@@ -6,6 +6,7 @@ And one that is asked as rarely as may be: what a cache has is not asked for aga
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import socket
 import struct
 import threading
@@ -153,19 +154,20 @@ def test_what_a_cache_has_is_not_asked_for_again(storage, tmp_path, num_workers)
     def shards_got() -> int:
         return sum(count for (method, path), count in storage.seen.items() if method == "GET" and ".tar" in path)
 
-    def read(cache: ShardCache | None) -> list[torch.Tensor]:
+    def read(cache: ShardCache | None, num_workers: int = 0) -> list[torch.Tensor]:
         storage.fail("503", 0)
         reader = Reader(open_store(url, cache=cache), batch_size=256, num_workers=num_workers, cache=0, window=0)
         batches = iter(reader)
         found = [batch.images for batch in itertools.islice(batches, 14)]
         batches.close()
+        assert not multiprocessing.active_children(), "a loader worker reads ahead for nobody"
         return found
 
     expected = read(None)
     assert shards_got() >= 6
     cache = ShardCache(tmp_path / "cache", 2**24)
     for times in (6, 0):
-        assert all(torch.equal(one, other) for one, other in zip(read(cache), expected, strict=True))
+        assert all(torch.equal(one, other) for one, other in zip(read(cache, num_workers), expected, strict=True))
         assert shards_got() == times
     assert len(list(Path(cache.folder).glob("*.tar"))) == 6
 
