@@ -186,7 +186,9 @@ def _ticks(chart: Chart, letter: str) -> tuple[list[float], list[str]]:
     powers = range(math.floor(low), math.ceil(high) + 1, every)
     places = [multiple * 10.0**power for power in powers for multiple in multiples]
     inside = [place for place in places if low - 0.1 <= math.log10(place) <= high + 0.1]
-    return inside, [f"{place:g}" for place in inside]
+    if len(inside) < 2:  # so short an axis has no round number
+        inside = sorted({min(values), max(values)})
+    return inside, [f"{place:.3g}" for place in inside]
 
 
 def _range(chart: Chart) -> tuple[float, float]:

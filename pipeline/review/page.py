@@ -33,7 +33,7 @@ _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; display: block; overflow-x: auto; }
 td, th { border: 1px solid #ccc; padding: .25rem .6rem; text-align: right; }
-pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; }
+pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; font-size: .875rem; }
 img { max-width: 100%; }
 """
 

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import re
+import shlex
 import subprocess
 import sys
 
@@ -21,6 +22,7 @@ from pipeline.report import main as command
 from pipeline.review.charts import charts, draw, interactive
 from pipeline.review.findings import findings, importances, read_findings
 from pipeline.review.page import LIMIT, markdown, report
+from pipeline.words import words
 
 SETTINGS = {"search": "random", "scheduler": "asha", "space": {"train.base_lr": {"choice": [1]}}, "num_samples": 100}
 STRANGE = ["<script>alert(1)</script>", "a|b\n# c", "`rm -rf`", "[x](javascript:alert(1))", "x & y", "\\", "*bold*"]
@@ -101,7 +103,10 @@ def test_every_chart_has_the_same_points_on_the_page_and_in_the_picture(records)
         assert all(math.isfinite(value) for series in chart.series for value in series.x if isinstance(value, float))
         for axis, values in (("x", "x"), ("y", "y")):
             if axis in chart.log:
-                assert all(value > 0 for series in chart.series for value in getattr(series, values))
+                shown = [value for series in chart.series for value in getattr(series, values)]
+                ticks = moving.layout[f"{axis}axis"].tickvals
+                assert min(shown) > 0 and min(2, len(set(shown))) <= len(ticks) <= 20
+                assert all(min(shown) / 1.3 <= tick <= max(shown) * 1.3 for tick in ticks)
 
 
 def a_sweep(folder: str, error: str = "diverged") -> Records:
@@ -142,6 +147,17 @@ def test_the_best_trial_is_trained_anew_by_one_command_that_names_what_the_sweep
     assert f"conf=digits {rates}" in " ".join(markdown(findings("folder", records, {})).replace("\\\n", "").split())
 
 
+def test_a_command_of_many_words_is_folded_and_a_shell_reads_it_whole():
+    records = a_sweep("folder")
+    for trial in records.trials:
+        trial.params = {f"train.key{index}": f"a 'value' of {trial.name}" for index in range(30)}
+    block = markdown(findings("folder", records, {}), limit=None).partition("```sh\n")[2].partition("```")[0]
+    assert max(map(len, block.splitlines())) <= 140
+    found = [shlex.split(command) for command in block.replace("\\\n", " ").splitlines() if command[0] != "#"]
+    params = shlex.split(" ".join(words(records.best().params)))
+    assert ["python", "-m", "pipeline.train", "conf=digits", *params] in found
+
+
 def test_the_parameter_that_decides_is_found_out():
     shares = importances(findings("folder", a_sweep("folder"), {}))
     assert sum(shares.values()) == pytest.approx(1.0) and shares["train.energy_lr"] > 0.6
@@ -174,6 +190,7 @@ def test_the_command_writes_one_page_that_needs_nothing_else(tmp_path):
     parsed = Page(text)
     assert not parsed.asked and parsed.rows == 13 and "&lt;script&gt;alert(1)" in text
     assert f"<p>{STRANGE[0]}" not in text
+    assert text.count('"showSendToCloud": false') == 6, "no button sends a chart to a stranger's host"
     stills = re.findall(r'<img alt="[^"]+" src="data:image/png;base64,([^"]+)"', text)
     assert len(stills) == 6 and all(base64.b64decode(one)[1:4] == b"PNG" for one in stills)
     assert read_findings(str(folder)).records.best().name == records.best().name
