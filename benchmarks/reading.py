@@ -30,6 +30,7 @@ from typing import Any
 import boto3
 import fsspec
 import numpy as np
+import torch
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -85,8 +86,8 @@ def _storage(delay: float) -> Iterator[None]:
 class _Training:
     """Reads an epoch with a pause after each batch, and keeps the shares of the time in which it waited for batches."""
 
-    def __init__(self, read: Callable[[], Reader], pause: float) -> None:
-        self._read, self._pause = read, pause
+    def __init__(self, read: Callable[[], Reader], device: torch.device, pause: float) -> None:
+        self._read, self._device, self._pause = read, device, pause
         self.waited: list[float] = []
 
     def __call__(self) -> None:
@@ -95,19 +96,19 @@ class _Training:
         batches = iter(reader)
         for _ in range(reader.batches_per_epoch):
             asked = time.perf_counter()
-            next(batches)
+            next(batches).images.to(self._device, non_blocking=True)
             waited += time.perf_counter() - asked
             time.sleep(self._pause)
         self.waited.append(waited / (time.perf_counter() - began))
         batches.close()
 
 
-def _epoch(read: Callable[[], Reader]) -> Callable[[], None]:
+def _epoch(read: Callable[[], Reader], device: torch.device) -> Callable[[], None]:
     def work() -> None:
         reader = read()
         batches = iter(reader)
-        for _ in itertools.islice(batches, reader.batches_per_epoch):
-            pass
+        for batch in itertools.islice(batches, reader.batches_per_epoch):
+            batch.images.to(device, non_blocking=True)
         batches.close()
 
     return work
@@ -128,7 +129,7 @@ def _arguments() -> Any:
 def main() -> None:
     """Write the store, read it in each way, print, and write the JSON file."""
     arguments = _arguments()
-    device = options.pick_device("cpu")
+    device = options.pick_device(arguments.device)
     with tempfile.TemporaryDirectory() as scratch, _storage(arguments.delay):
         source = RandomImages(arguments.images, arguments.resolution, arguments.seed)
         local = f"{scratch}/store"
@@ -145,7 +146,7 @@ def main() -> None:
 
         full, far, near, places = kept("full"), open_store("s3://bucket/store"), open_store(local), itertools.count()
         empty = {number: kept(f"empty-{number}") for number in range(2 * (arguments.repeat + 1))}
-        _epoch(lambda: reader(full))()
+        _epoch(lambda: reader(full), device)()
         ways: dict[str, Callable[[], Reader]] = {
             "one after the other": lambda: reader(far, read_ahead=0),
             "read ahead": lambda: reader(far),
@@ -153,8 +154,10 @@ def main() -> None:
             "from a full cache": lambda: reader(full, read_ahead=0),
             "from the disk": lambda: reader(near),
         }
-        trainings = {name: _Training(read, arguments.pause) for name, read in ways.items()}
-        fastest = machine.interleaved({name: _epoch(read) for name, read in ways.items()}, device, arguments.repeat)
+        trainings = {name: _Training(read, device, arguments.pause) for name, read in ways.items()}
+        fastest = machine.interleaved(
+            {name: _epoch(read, device) for name, read in ways.items()}, device, arguments.repeat
+        )
         training = machine.interleaved(trainings, device, arguments.repeat)
     count = arguments.images // arguments.batch * arguments.batch
 
