@@ -351,10 +351,11 @@ def test_store_and_results_may_lie_on_s3(home, bucket, monkeypatch):
     url, leads_there = bucket
     for key, value in leads_there.items():
         monkeypatch.setenv(key, value)
-    words = [*SMALL, f"data.store={url}/stores/digits", "train.base_steps=8"]
+    words = [*SMALL, f"data.store={url}/stores/digits", "train.base_steps=8", f"data.cache={home / 'cache'}"]
     printed = run(home, "train", *words, f"output={url}/run/")
     assert f"python -m pipeline.sample checkpoint={url}/run/trials/000/checkpoints/step-00000008" in printed
     run(home, "sample", f"checkpoint={url}/run/trials/000", "sampler.num_samples=4", f"output={home / 'from-s3'}")
     assert np.load(home / "from-s3" / "samples.npy", allow_pickle=False).shape == (4, 1, 8, 8)
+    assert list((home / "cache").glob("*.tar"))
     # Nothing is left to do, and that is seen from the bucket alone.
     assert "Trials, best first" in run(home, "train", f"resume={url}/run")
