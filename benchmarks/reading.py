@@ -12,6 +12,7 @@ as one that is far away does; the bytes themselves come as fast as that server s
 Twice: as fast as it can be read, and with a pause after each batch in place of a training step, during which a GPU
 would be busy and the processor is not. *Waited* is the share of the time in which such a training waits for a batch.
 Each repetition has a reader of its own and keeps no shard in memory; a window holds a few shards, so there are many.
+Ratios are against the first way, in the same round.
 """
 
 from __future__ import annotations

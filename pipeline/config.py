@@ -80,7 +80,9 @@ class Data:
     # Shards that are fetched before they are wanted; 0 fetches each when it is. By default as many as a window of the
     # order has (128 MiB decoded, one at least) for a store behind a network, and none for others.
     read_ahead: int | None = None
-    timeout: float = 300.0  # seconds that one request of a store may take, such as a shard; then its storage hangs
+    # Seconds that one request of a store may take, such as a shard, with all tries; then its storage counts as hung.
+    # Keep it below scale.timeout: else the worker counts as hung first, and no line names the storage.
+    timeout: float = 300.0
     # Shards that may turn out damaged or gone while a model is trained; samples of others take their places.
     max_bad_shards: int = 0
     # Whether each training worker keeps the store of images on its device, decoded; batches are the same. By default
