@@ -19,7 +19,7 @@ from pipeline.errors import UserError
 from pipeline.files import is_local
 
 __all__ = [
-    "DRIVER_CPUS",
+    "DRIVER",
     "Capacity",
     "books",
     "connected",
@@ -31,9 +31,10 @@ __all__ = [
     "trials_that_fit",
 ]
 
-# What Tune reserves for a trial's own process, which only waits for its workers. It is not nothing: two trials of two
-# workers do not fit four CPUs, and a sweep that ignores this waits for ever.
-DRIVER_CPUS = 0.01
+# What Tune reserves for a trial's own process, which only waits for its workers. It has to be something, and is a MiB
+# and no part of a CPU: Ray scales an elastic trial by the CPUs that nodes have, not by those that are free of them, and
+# would wait for ever for a worker that a hundredth leaves no room for.
+DRIVER = {"memory": 2**20}
 
 _BOOKS = ".ray"
 
@@ -62,7 +63,7 @@ class Capacity:
 
 
 def trials_that_fit(nodes: list[dict[str, float]], worker: dict[str, float], num_workers: int) -> int:
-    """How many trials fit, each a driver's share of a CPU and ``num_workers`` workers on any nodes.
+    """How many trials fit, each ``num_workers`` workers on any nodes.
 
     Args:
         nodes: resources of each node.
@@ -71,27 +72,18 @@ def trials_that_fit(nodes: list[dict[str, float]], worker: dict[str, float], num
 
     Example:
         >>> trials_that_fit([{"CPU": 4}], {"CPU": 1}, 2)
-        1
-        >>> trials_that_fit([{"CPU": 5}], {"CPU": 1}, 2)
+        2
+        >>> trials_that_fit([{"CPU": 3}, {"CPU": 3}], {"CPU": 2}, 1)
         2
         >>> trials_that_fit([{"CPU": 8, "GPU": 2}, {"CPU": 8, "GPU": 2}], {"CPU": 1, "GPU": 1}, 4)
         1
     """
-    # Ray, too, keeps what needs no GPU off the nodes that have them.
-    free = sorted((dict(node) for node in nodes), key=lambda node: node.get("GPU", 0.0))
+    return sum(_workers_that_fit(node, worker) for node in nodes) // num_workers
 
-    def take(request: dict[str, float]) -> bool:
-        for node in free:
-            if all(node.get(name, 0.0) >= amount - 1e-9 for name, amount in request.items()):
-                for name, amount in request.items():
-                    node[name] -= amount
-                return True
-        return False
 
-    trials = 0
-    while take({"CPU": DRIVER_CPUS}) and all(take(worker) for _ in range(num_workers)):
-        trials += 1
-    return trials
+def _workers_that_fit(node: dict[str, float], worker: dict[str, float]) -> int:
+    """How many workers fit a node; none stretches over two."""
+    return int(min(node.get(name, 0.0) // amount for name, amount in worker.items()))
 
 
 def demand(config: Config) -> dict[str, float]:
@@ -139,11 +131,11 @@ def connected(config: Config) -> Iterator[Capacity]:
             knock(address)
             ray.init(address=address, **settings)
         else:
-            # One logical CPU more than the machine has carries the trials' own processes, which only wait.
             # The dashboard's API is what the clean-up of a dead trial's resources asks.
             hook = {"worker_process_setup_hook": f"{__name__}.{know_the_cluster.__name__}"}
-            cpus = (os.cpu_count() or 1) + 1
-            ray.init(address="local", num_cpus=cpus, include_dashboard=True, runtime_env=hook, **settings)
+            ray.init(
+                address="local", num_cpus=os.cpu_count() or 1, include_dashboard=True, runtime_env=hook, **settings
+            )
     except (OSError, RuntimeError, ValueError) as error:
         where = address or "this machine"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -152,9 +144,6 @@ def connected(config: Config) -> Iterator[Capacity]:
         ) from None
     try:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        if not address:
-            # The extra CPU is for the drivers alone, so workers are counted against the cores there are.
-            nodes = [{**node, "CPU": float(os.cpu_count() or 1) + 0.5} for node in nodes]
         capacity = Capacity(nodes, demand(config), config.scale.num_workers, config.scale.min_workers, ours=not address)
         if capacity.concurrent_trials == 0:
             has = {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}

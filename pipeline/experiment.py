@@ -202,7 +202,7 @@ def run(config: schema.Config, named: dict[str, Any], *, verb: str, console: Con
                     tune.run(
                         tune.with_resources(
                             tune.with_parameters(tuned, settings=_settings(config, capacity)),
-                            {"CPU": cluster.DRIVER_CPUS},
+                            cluster.DRIVER,
                         ),
                         scheduler=search.make_scheduler(config, space, earlier),
                         **trials,

@@ -263,11 +263,10 @@ def _drive(load: Load, uri: str, folder: Path) -> Driven:
     }
     with forked_workers(_SHARED) as executable:
         cluster.set_tune_up()
-        cpus = math.ceil(load.trials * cluster.DRIVER_CPUS) + 1
         environment = {"py_executable": executable, "env_vars": {"OMP_NUM_THREADS": "1"}}
         ray.init(
             address="local",
-            num_cpus=cpus,
+            num_cpus=1,
             include_dashboard=False,
             object_store_memory=200 * 2**20,
             _system_config={"worker_register_timeout_seconds": 20},  # who is stuck is started anew
@@ -281,7 +280,7 @@ def _drive(load: Load, uri: str, folder: Path) -> Driven:
         with display.sweep(load.trials, load.trials):
             meter = _Meter(Watch(config, records, tracker, display), load, gate)
             tune.run(
-                tune.with_resources(tune.with_parameters(dummy, settings=settings), {"CPU": cluster.DRIVER_CPUS}),
+                tune.with_resources(tune.with_parameters(dummy, settings=settings), cluster.DRIVER),
                 search_alg=searcher,
                 num_samples=count,
                 scheduler=search.make_scheduler(config, space, []),
