@@ -55,6 +55,7 @@ _NOTE = '[data-testid="note-editor-preview-content"]'
 _ARTIFACT = '[data-testid="artifact-tree-node"]'
 _CARD = '[data-testid="experiment-view-compare-runs-card"]'
 _SECTION = '[data-testid="experiment-view-compare-runs-section-header"]'
+_PATH = "[class*=breadcrumb-link]"
 _AXIS = ".parcoords .axis-title"
 _LINES = 300  # coloured pixels, of which a plot without a line has none
 
@@ -125,6 +126,12 @@ class Review:
         self.driver.get(f"{self.address}/health")
         for key, value in _SETTLED.items():
             self.driver.execute_script("localStorage.setItem(arguments[0], arguments[1])", key, value)
+
+    def landed(self, address: str) -> list[str]:
+        """A page of a run, for somebody who has not been here before: the words of the path that leads to it."""
+        self.driver.get(address)
+        self._until("a run", lambda: self._one('[data-testid="key-value-Run ID"]'))
+        return [link.text for link in self._all(_PATH)]
 
     def description(self) -> WebElement:
         """The sweep's own page, its description shown whole."""

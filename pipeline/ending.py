@@ -140,7 +140,12 @@ def show(config: schema.Config, records: Records, verb: str, console: Console) -
     told["results"] = records.output
     if verb == "sweep":
         told["report"] = f"{records.output}/report/report.html"
-    told["review in MLflow"] = f"open {uri}" if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+    if uri.startswith("http"):
+        place = "#/experiments/{mlflow_experiment_id}/runs/{mlflow_run_id}".format(**records.facts)
+        # Or a new browser shows MLflow's pages for language models.
+        told["review in MLflow"] = f"open {uri.rstrip('/')}/{place}?workflowType=machine_learning"
+    else:
+        told["review in MLflow"] = f"mlflow ui --backend-store-uri {uri}"
     for what, where in told.items():
         # A command that is folded cannot be copied.
         console.print(f"{what:<30}{where}", highlight=False, markup=False, soft_wrap=True)

@@ -181,7 +181,7 @@ def run(config: schema.Config, named: dict[str, Any], *, verb: str, console: Con
             )
             tracker.tag(None, provenance.tags(config))
             tracker.log_data(provenance.seen(store))
-            records.facts["mlflow_run_id"] = tracker.run_id
+            records.facts |= {"mlflow_experiment_id": tracker.experiment_id, "mlflow_run_id": tracker.run_id}
             write_file(f"{output}/config.yaml", yaml.safe_dump(schema.to_dict(config), sort_keys=False).encode())
             tracker.log_files(None, [f"{output}/config.yaml"])
             _advise(config, capacity, console)
