@@ -12,7 +12,7 @@ import fsspec
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -283,6 +283,7 @@ def test_miniboone_that_contradicts_its_first_line(tmp_path) -> None:
     at_once=st.integers(1, 5),
     delimiter=st.sampled_from([";", ",", " "]),
 )
+@example(rows=np.full((1, 1), np.finfo(np.float32).max), at_once=1, delimiter=";")
 def test_numbers_are_read_as_they_were_written(rows: np.ndarray, at_once: int, delimiter: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(numbers, "_AT_ONCE", at_once)
