@@ -22,15 +22,20 @@ from typing import Any
 import psutil
 import ray.train
 import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from ray.train.torch import TorchTrainer
 from torch.distributed import TCPStore
 
+from pipeline import config as schema
+from pipeline import tasks
 from pipeline.checkpoints import Checkpoints
 from pipeline.errors import Preempted
+from pipeline.experiment import ready_store
 from pipeline.stores import Reader, open_store
 from pipeline.tuning import _work
 
-__all__ = ["Moment", "computed", "forks", "live", "read_ahead", "save"]
+__all__ = ["Moment", "computed", "forks", "live", "read_ahead", "save", "train"]
 
 # What Python tells of before it does it; a file that is written is opened under another name, and then renamed.
 _OPERATIONS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")
@@ -59,7 +64,7 @@ class Moment:
 def forks() -> multiprocessing.context.ForkServerContext:
     """Where processes are forked from: a process with one thread, which has imported what a worker needs."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipeline.trial", "ray.train.torch", "psutil", "pytest"])
+    context.set_forkserver_preload(["pipeline.experiment", "ray.train.torch", "psutil", "pytest"])
     return context
 
 
@@ -107,6 +112,32 @@ def live(settings: dict[str, Any], journal: Path, world_size: int, end: Moment |
 
 def _exits(workers: list[multiprocessing.process.BaseProcess]) -> set[int | None]:
     return {process.exitcode for process in workers}
+
+
+def train(home: Path, words: list[str], output: Path, *lives: tuple[int, Moment | None]) -> list[dict[str, Any]]:
+    """Train as ``python -m pipeline.train`` does, by the same loop, without a cluster.
+
+    Args:
+        home: the working directory, with the stores in it.
+        words: of the command line.
+        output: the results' folder.
+        lives: of its workers, how many they are and when they end, one after the other.
+
+    Returns:
+        What was reported.
+    """
+    with initialize_config_dir(str(schema.config_root()), version_base="1.3"):
+        composed = OmegaConf.to_container(compose(schema.CONFIG_NAME, overrides=words), resolve=True)
+    config = schema.from_dict({key: value for key, value in composed.items() if key not in schema.HYDRA_KEYS})
+    config.data.store, config.output = str(home / "stores" / config.data.store), str(output)
+    tasks.make(config).prepare(ready_store(config), torch.device("cpu"))
+    output.mkdir()
+    settings = {"config": schema.to_dict(config), "url": f"{output}/trials/000", "rates": 1.0}
+    (output / "journal").touch()
+    for num_workers, end in lives:
+        how = live(settings, output / "journal", num_workers, end)
+    assert how == "finished"
+    return [json.loads(line) for line in (output / "journal").read_text().splitlines()]
 
 
 def computed(pid: int) -> float:
