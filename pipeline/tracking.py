@@ -42,7 +42,7 @@ _MANNERS = {
 }
 # What will not be taken another time either. Whoever is not let in may be so after the credentials are renewed.
 _HOPELESS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS")
-# Or the UI opens on what it has for language models.
+# What MLflow's UI calls an experiment that is about no language model.
 _OF_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 _TRIAL = "trial"  # the tag that names a trial
 _STORE = "store_checksum"  # the tag that names what a run has seen
