@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import math
@@ -247,10 +248,12 @@ def test_it_is_served(checkpoint, tmp_path):
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     words = ["models", "serve", "-m", str(tmp_path / "package"), "--env-manager", "local", "--port", str(port)]
+    # As in an environment that is activated: MLflow starts uvicorn by its name.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "mlflow", *words, "--workers", "1"],
-            stdout=log, stderr=log, start_new_session=True, cwd=tmp_path,
+            stdout=log, stderr=log, start_new_session=True, cwd=tmp_path, env={**os.environ, "PATH": path},
         )  # fmt: skip
     try:
         end = time.monotonic() + 180
@@ -278,5 +281,6 @@ def test_it_is_served(checkpoint, tmp_path):
             ask(0)
         assert refusal.value.code == 400 and "ask for 1 to 10000" in json.load(refusal.value)["message"]
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
