@@ -184,8 +184,9 @@ def _ticks(chart: Chart, letter: str) -> tuple[list[float], list[str]]:
     every = max(1, math.ceil((high - low) / 10))  # decades
     multiples = range(1, 10) if high - low < 0.5 else (1, 2, 3, 5) if high - low < 2 else (1,)
     powers = range(math.floor(low), math.ceil(high) + 1, every)
-    places = [multiple * 10.0**power for power in powers for multiple in multiples]
-    inside = [place for place in places if low - 0.1 <= math.log10(place) <= high + 0.1]
+    # Beyond the largest number this is infinity, and below the smallest nought.
+    places = [float(f"{multiple}e{power}") for power in powers for multiple in multiples]
+    inside = [place for place in places if place > 0 and low - 0.1 <= math.log10(place) <= high + 0.1]
     if len(inside) < 2:  # so short an axis has no round number
         inside = sorted({min(values), max(values)})
     return inside, [f"{place:.3g}" for place in inside]

@@ -27,7 +27,7 @@ _OF_THE_SWEEP = ("sweep.", "output=", "resume=", "log=", "-")  # which a trial t
 
 _BAR = {"displaylogo": False, "showSendToCloud": False}  # no button leads to somebody else's host
 _CELL = "&emsp;"  # MLflow's tables have no space between columns
-_WIDTH = 130  # of a line of a command, or MLflow's UI shows words behind the edge
+_WIDTH = 100  # of a line of a command, or MLflow's UI shows what stands beside it behind the edge
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -215,7 +215,7 @@ def _folded(words: list[str]) -> str:
     """A command on as many lines as it needs, for a shell to read."""
     lines = words[:1]
     for word in words[1:]:
-        if len(lines[-1]) + 1 + len(word) <= _WIDTH or lines[-1] == words[0]:
+        if len(lines[-1]) + 1 + len(word) <= _WIDTH:
             lines[-1] += f" {word}"
         else:
             lines.append(f"    {word}")
