@@ -156,8 +156,10 @@ def test_what_a_cache_has_is_not_asked_for_again(storage, tmp_path, num_workers)
 
     def read(cache: ShardCache | None, num_workers: int = 0) -> list[torch.Tensor]:
         storage.fail("503", 0)
-        reader = Reader(open_store(url, cache=cache), batch_size=256, num_workers=num_workers, cache=0, window=0)
-        batches = iter(reader)
+        ahead = None if cache else 0  # or what is on its way when this reader is done counts for the next one
+        store = open_store(url, cache=cache)
+        options = {"num_workers": num_workers, "cache": 0, "window": 0, "read_ahead": ahead}
+        batches = iter(Reader(store, batch_size=256, **options))
         found = [batch.images for batch in itertools.islice(batches, 14)]
         batches.close()
         assert not multiprocessing.active_children(), "a loader worker reads ahead for nobody"
