@@ -231,10 +231,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--width", type=options.positive, default=64, help="channels at full resolution, of a DCGAN")
     parser.add_argument("--batch", type=options.positive, default=64, help="images in a batch, of 8x8 digits")
     parser.add_argument("--energy-steps", type=options.positive, default=5, help="energy steps per base step")
-    parser.add_argument("--steps", type=options.positive, default=120, help="base steps in all")
-    parser.add_argument("--report-every", type=options.positive, default=20, help="base steps between two reports")
+    parser.add_argument("--steps", type=options.positive, default=480, help="base steps in all")
+    parser.add_argument("--report-every", type=options.positive, default=40, help="base steps between two reports")
     parser.add_argument(
-        "--evaluate-every", type=options.positive, default=60, help="base steps between evaluations and checkpoints"
+        "--evaluate-every", type=options.positive, default=240, help="base steps between evaluations and checkpoints"
     )
     parser.add_argument("--samples", type=options.positive, default=500, help="samples of an evaluation")
     parser.add_argument("--threads", type=options.positive, default=1, help="of either; 1 is a worker's default")
