@@ -52,9 +52,8 @@ def mlflow_server(folder: Path, database: str | None = None, workers: int = 1) -
         yield f"http://127.0.0.1:{port}"
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(
-                process.pid, signal.SIGKILL
-            )  # nothing of it is to be kept, and it would wait for who is connected
+            # Nothing of it is to be kept, and it would wait for who is connected.
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait(timeout=60)
 
 

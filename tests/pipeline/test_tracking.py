@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlflow import MlflowClient
 from PIL import Image
+from tiny_sweep import DATA
 
 from pipeline.errors import UserError
 from pipeline.outbox import Outbox, Refused
@@ -85,16 +86,6 @@ def place(request, tmp_path):
     return f"sqlite:///{tmp_path / 'mlflow.db'}", (tmp_path / "artifacts").as_uri()
 
 
-DATA = {
-    "name": "digits-8",
-    "url": "s3://bucket/stores/digits-8",
-    "checksum": "0123456789abcdef",
-    "num_samples": 1797,
-    "sample_shape": [1, 8, 8],
-    "dtype": "uint8",
-    "num_shards": 2,
-    "num_bytes": 125_000,
-}
 PARAMS = {"train": {"base_lr": 1e-4, "more": {f"key{index}": index for index in range(150)}}, "seed": 0, "space": {}}
 
 

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from test_strangers import JSON, changed, one_line, paths
+from tiny_sweep import DATA
 
 from pipeline.outbox import Outbox, Refused
 from pipeline.tracking import Tracker
@@ -56,16 +57,6 @@ def test_any_bytes_for_the_note_of_what_is_out(folder, note):
 
 
 TIME = 1_700_000_000_000
-DATA = {
-    "name": "digits-8",
-    "url": "s3://bucket/stores/digits-8",
-    "checksum": "0123456789abcdef",
-    "num_samples": 1797,
-    "sample_shape": [1, 8, 8],
-    "dtype": "uint8",
-    "num_shards": 2,
-    "num_bytes": 125_000,
-}
 ENTRIES = [
     {"kind": "start", "trial": "000", "params": {"a": "1"}, "tags": {"b": "c"}, "time": TIME},
     {"kind": "metrics", "trial": "000", "metrics": {"train/energy_loss": 1.5}, "step": 3, "time": TIME},

@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+# What a sweep tells the tracker of its data.
+DATA = {
+    "name": "digits-8",
+    "url": "s3://bucket/stores/digits-8",
+    "checksum": "0123456789abcdef",
+    "num_samples": 1797,
+    "sample_shape": [1, 8, 8],
+    "dtype": "uint8",
+    "num_shards": 2,
+    "num_bytes": 125_000,
+}
 TINY = [
     "conf=toy",
     "train.base_steps=4",
