@@ -36,7 +36,9 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("sweep", help="the sweep's folder, behind any fsspec URL, or the id of its run in MLflow")
-    parser.add_argument("--output", help="the file; by default report.html in the sweep's folder")
+    parser.add_argument(
+        "--output", help="the file; by default report/report.html in the sweep's folder, where the sweep puts its own"
+    )
     arguments = parser.parse_args()
     try:
         folder = arguments.sweep.rstrip("/")
@@ -45,7 +47,7 @@ def main() -> None:
 
             folder = folder_of_run(folder)
         content = report(read_findings(folder))["report.html"]
-        place = arguments.output or f"{folder}/report.html"
+        place = arguments.output or f"{folder}/report/report.html"
         try:
             write_file(place, content)
         except Exception as error:  # each file system has exceptions of its own

@@ -196,8 +196,8 @@ def test_the_command_writes_one_page_that_needs_nothing_else(tmp_path):
     records.write()
     words = [sys.executable, "-m", "pipeline.report", str(folder)]
     done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, check=True)
-    assert f"{folder}/report.html" in done.stdout
-    text = (folder / "report.html").read_text()
+    assert f"{folder}/report/report.html" in done.stdout
+    text = (folder / "report/report.html").read_text()
     parsed = Page(text)
     assert not parsed.asked and parsed.rows == 13 and "&lt;script&gt;alert(1)" in text
     assert f"<p>{STRANGE[0]}" not in text
