@@ -4,6 +4,7 @@ Algorithms 1 and 2 of Arbel, Zhou and Gretton (ICLR 2021) on the same networks a
 :mod:`gebm.training`, and nothing done for speed:
 
 - a ResNet doubles the grid and then convolves, or convolves and then averages;
+- layers are torch's own, so that the penalty's second derivative goes down the network once more than it need;
 - every forward of the energy normalises its weights anew, three times in an energy step;
 - data and base samples go through the energy in two forwards;
 - a base step evaluates the whole KALE, data included, whose gradient with respect to the base is zero, and the energy's
@@ -26,17 +27,26 @@ from torch.nn import functional as F
 from torch.optim import Adam
 
 from gebm.networks.layers import DoublingConv2d, HalvingConv2d
+from gebm.networks.twice import Conv2d, HalvingPool2d, LeakyReLU, ReLU
 
 __all__ = ["PlainTrainer", "bounded", "literal", "ula"]
 
 
 def literal(network: nn.Module) -> nn.Module:
-    """Return the network with each convolution beside a doubling or halving of the grid computed after or before it."""
+    """Return the network with each layer computed as one writes it: changed in place, its weights the same."""
     for layer in network.modules():
         if isinstance(layer, HalvingConv2d):
             layer.forward = partial(_halve_after, layer)
         elif isinstance(layer, DoublingConv2d):
             layer.forward = partial(_double_before, layer)
+        elif isinstance(layer, Conv2d):
+            layer.forward = partial(nn.Conv2d.forward, layer)
+        elif isinstance(layer, HalvingPool2d):
+            layer.forward = partial(F.avg_pool2d, kernel_size=2)
+        elif isinstance(layer, LeakyReLU):
+            layer.forward = partial(F.leaky_relu, negative_slope=layer.negative_slope)
+        elif isinstance(layer, ReLU):
+            layer.forward = F.relu
     return network
 
 

@@ -13,6 +13,7 @@ is the exponent; nor a descent without noise. Those stay in float32.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_weights
 
 from gebm.model import GEBM, BoundedEnergy
 from gebm.networks.layers import BatchNorm2d, DoublingConv2d, HalvingConv2d
+from gebm.networks.twice import Conv2d, HalvingPool2d, LeakyReLU, ReLU
 
 __all__ = ["folded", "folded_base"]
 
@@ -110,13 +112,23 @@ class _InPrecision(nn.Module):
         return y.to(torch.promote_types(y.dtype, torch.float32))
 
 
+# What an energy's layer does for its second derivative is done in Python, and a chain has only a first one.
+_SIMPLE: dict[type[nn.Module], Callable[[nn.Module], nn.Module]] = {
+    LeakyReLU: lambda layer: nn.LeakyReLU(layer.negative_slope),
+    ReLU: lambda layer: nn.ReLU(),
+    HalvingPool2d: lambda layer: nn.AvgPool2d(2),
+}
+
+
 def _is_of_images(base: nn.Module) -> bool:
     return any(isinstance(layer, nn.Conv2d) for layer in base.modules())
 
 
 def _fold(module: nn.Module) -> nn.Module:
     """Return the module with what can be folded in it folded, its parameters its own."""
-    if parametrize.is_parametrized(module, "weight") or type(module) in (HalvingConv2d, DoublingConv2d):
+    if type(module) in _SIMPLE:
+        return _SIMPLE[type(module)](module)
+    if parametrize.is_parametrized(module, "weight") or type(module) in (Conv2d, HalvingConv2d, DoublingConv2d):
         return _plain(module)
     if type(module).forward is not nn.Sequential.forward:
         for name, child in list(module.named_children()):
@@ -150,7 +162,7 @@ def _plain(layer: nn.Module) -> nn.Module:
         return _with(plain, layer.strided(), layer.bias)
     if kind is nn.Linear:
         plain = skip_init(nn.Linear, layer.in_features, layer.out_features, bias)
-    elif kind is nn.Conv2d and layer.groups == 1 and layer.padding_mode == "zeros":
+    elif kind in (nn.Conv2d, Conv2d) and layer.groups == 1 and layer.padding_mode == "zeros":
         shape = layer.kernel_size, layer.stride, layer.padding, layer.dilation
         plain = skip_init(nn.Conv2d, layer.in_channels, layer.out_channels, *shape, bias=bias)
     else:

@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 from torch import nn
 
-from gebm.networks import dcgan, flows, layers, mlp, sngan
+from gebm.networks import dcgan, flows, layers, mlp, sngan, twice
 
-__all__ = ["NAMES", "VECTORS", "dcgan", "flows", "layers", "make", "mlp", "sngan"]
+__all__ = ["NAMES", "VECTORS", "dcgan", "flows", "layers", "make", "mlp", "sngan", "twice"]
 
 NAMES: dict[str, Callable[..., tuple[nn.Module, nn.Module]]] = {
     "dcgan": dcgan.make,

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from gebm.networks.layers import BatchNorm2d, Pixels, num_doublings
+from gebm.networks.twice import Conv2d, LeakyReLU
 
 __all__ = ["DCGANBase", "DCGANEnergy", "make"]
 
@@ -71,11 +72,11 @@ class DCGANEnergy(nn.Sequential):
     def __init__(self, resolution: int, channels: int, width: int = 64) -> None:
         stages = num_doublings(resolution, smallest=8, family="dcgan")
         widths = [width * 2**stage for stage in range(stages + 1)]
-        layers: list[nn.Module] = [spectral_norm(_initialise(nn.Conv2d(channels, width, 3, padding=1)))]
+        layers: list[nn.Module] = [spectral_norm(_initialise(Conv2d(channels, width, 3, padding=1)))]
         for narrow, wide in pairwise(widths):
-            layers += [nn.LeakyReLU(0.2), spectral_norm(_initialise(nn.Conv2d(narrow, wide, 4, stride=2, padding=1)))]
+            layers += [LeakyReLU(0.2), spectral_norm(_initialise(Conv2d(narrow, wide, 4, stride=2, padding=1)))]
         linear = spectral_norm(_initialise(nn.Linear(widths[-1] * 16, 1)))
-        super().__init__(*layers, nn.LeakyReLU(0.2), nn.Flatten(), linear)
+        super().__init__(*layers, LeakyReLU(0.2), nn.Flatten(), linear)
 
 
 def make(resolution: int, channels: int, latent_dim: int, width: int = 64) -> tuple[DCGANBase, DCGANEnergy]:

@@ -7,9 +7,16 @@ from torch import Tensor, nn
 from torch.distributed.nn import functional as distributed_functional
 from torch.nn import functional as F
 
+from gebm.networks.twice import convolve
 from gebm.processes import process
 
-__all__ = ["BatchNorm2d", "DoublingConv2d", "HalvingConv2d", "Pixels", "num_doublings"]
+__all__ = [
+    "BatchNorm2d",
+    "DoublingConv2d",
+    "HalvingConv2d",
+    "Pixels",
+    "num_doublings",
+]
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -71,7 +78,7 @@ class HalvingConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in, H, W) to (N, out, H / 2, W / 2)."""
-        return F.conv2d(x, self.strided(), self.bias, stride=2, padding=1)
+        return convolve(x, self.strided(), self.bias, stride=2, padding=1)
 
 
 class DoublingConv2d(nn.Conv2d):

@@ -11,10 +11,10 @@ import math
 from itertools import pairwise
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from gebm.networks.layers import BatchNorm2d, DoublingConv2d, HalvingConv2d, Pixels, num_doublings
+from gebm.networks.twice import Conv2d, HalvingPool2d, LeakyReLU, ReLU
 
 __all__ = [
     "ConvNetBase",
@@ -81,13 +81,13 @@ class ConvNetEnergy(nn.Sequential):
 
     def __init__(self, resolution: int, channels: int, width: int = 64) -> None:
         widths = _convnet_widths(resolution, width)
-        layers: list[nn.Module] = [spectral_norm(_normal(nn.Conv2d(channels, width, 3, padding=1))), nn.LeakyReLU(0.1)]
+        layers: list[nn.Module] = [spectral_norm(_normal(Conv2d(channels, width, 3, padding=1))), LeakyReLU(0.1)]
         for narrow, wide in pairwise(widths):
             layers += [
-                spectral_norm(_normal(nn.Conv2d(narrow, wide, 4, stride=2, padding=1))),
-                nn.LeakyReLU(0.1),
-                spectral_norm(_normal(nn.Conv2d(wide, wide, 3, padding=1))),
-                nn.LeakyReLU(0.1),
+                spectral_norm(_normal(Conv2d(narrow, wide, 4, stride=2, padding=1))),
+                LeakyReLU(0.1),
+                spectral_norm(_normal(Conv2d(wide, wide, 3, padding=1))),
+                LeakyReLU(0.1),
             ]
         super().__init__(*layers, nn.Flatten(), spectral_norm(_normal(nn.Linear(widths[-1] * 16, 1))))
 
@@ -141,24 +141,22 @@ class DownBlock(nn.Module):
     def __init__(self, channels: int, width: int, halve: bool, first: bool = False) -> None:
         super().__init__()
         self.residual = nn.Sequential(
-            *[] if first else [nn.ReLU()],
-            spectral_norm(_xavier(nn.Conv2d(channels, width, 3, padding=1))),
-            nn.ReLU(),
-            spectral_norm(_xavier(HalvingConv2d(width, width) if halve else nn.Conv2d(width, width, 3, padding=1))),
+            *[] if first else [ReLU()],
+            spectral_norm(_xavier(Conv2d(channels, width, 3, padding=1))),
+            ReLU(),
+            spectral_norm(_xavier(HalvingConv2d(width, width) if halve else Conv2d(width, width, 3, padding=1))),
         )
         self.shortcut = (
-            spectral_norm(_xavier(nn.Conv2d(channels, width, 1), math.sqrt(2)))
+            spectral_norm(_xavier(Conv2d(channels, width, 1), math.sqrt(2)))
             if halve or channels != width
             else nn.Identity()
         )
-        self.halve = halve
+        self.pool = HalvingPool2d() if halve else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, channels, H, W) to (N, width, H, W), or half of H and W."""
-        if not self.halve:
-            return self.residual(x) + self.shortcut(x)
         # A 1x1 convolution commutes with averaging, and costs a quarter after it.
-        return self.residual(x) + self.shortcut(F.avg_pool2d(x, 2))
+        return self.residual(x) + self.shortcut(self.pool(x))
 
 
 class ResNetBase(nn.Sequential):
@@ -215,7 +213,7 @@ class ResNetEnergy(nn.Sequential):
             DownBlock(channels, width, halve=True, first=True),
             *[DownBlock(width, width, halve=True) for _ in range(halvings - 1)],
             *[DownBlock(width, width, halve=False) for _ in range(2)],
-            nn.ReLU(),
+            ReLU(),
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
             spectral_norm(_xavier(nn.Linear(width, 1))),

@@ -84,7 +84,7 @@ def test_resnet_is_the_published_one_at_32():
     assert base[0].weight.shape == (128 * 4 * 4, 100)
     assert sum(isinstance(layer, networks.sngan.UpBlock) for layer in base) == 3
     blocks = [layer for layer in energy if isinstance(layer, networks.sngan.DownBlock)]
-    assert [block.halve for block in blocks] == [True, True, False, False]
+    assert [isinstance(block.pool, networks.twice.HalvingPool2d) for block in blocks] == [True, True, False, False]
     assert {out for _, out, _, _ in convolutions(energy)} == {128}
     assert energy[-1].in_features == 128
 
@@ -96,7 +96,10 @@ def test_each_doubling_adds_one_stage(name):
         base, energy = networks.make(name, resolution=resolution, channels=3, latent_dim=5, width=2)
         doublings = [layer for layer in base if isinstance(layer, nn.ConvTranspose2d | networks.sngan.UpBlock)]
         halvings = [
-            layer for layer in energy if getattr(layer, "halve", False) or getattr(layer, "stride", 1) == (2, 2)
+            layer
+            for layer in energy
+            if isinstance(getattr(layer, "pool", None), networks.twice.HalvingPool2d)
+            or getattr(layer, "stride", 1) == (2, 2)
         ]
         strided[resolution] = (len(doublings), len(halvings))
     (base_32, energy_32), (base_64, energy_64), (base_128, energy_128) = strided.values()
