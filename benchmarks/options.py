@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from gebm import networks
+from gebm import keep_freed_memory, networks
 
 __all__ = ["add_networks", "build", "parser", "pick_device", "positive", "precision_name"]
 
@@ -82,7 +82,11 @@ def build(arguments: argparse.Namespace, name: str, device: torch.device) -> tup
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device of a name; ``"auto"`` is a GPU if there is one."""
+    """Return the device of a name; ``"auto"`` is a GPU if there is one.
+
+    From then on the process keeps freed memory, as ``pipeline`` has its own do: for the reference as well.
+    """
+    keep_freed_memory()
     return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
 
 

@@ -18,6 +18,7 @@ Where to look:
   density.
 - :mod:`gebm.samplers`: Markov chains on the latent space, all driven by one function.
 - :mod:`gebm.partition`: estimators of the log-partition function.
+- :mod:`gebm.memory`: freed memory that a process on the CPU keeps, for speed.
 - :mod:`gebm.diagnostics`: whether the chains have mixed. Not imported here, since it needs one package more than torch.
 
 Example:
@@ -67,6 +68,7 @@ from __future__ import annotations
 from gebm import negatives, networks, objectives, penalties, samplers
 from gebm.folding import folded
 from gebm.freezing import frozen
+from gebm.memory import keep_freed_memory, return_freed_memory
 from gebm.model import GEBM, BoundedEnergy, NoEnergy, RelativeEnergy, StandardNormal
 from gebm.negatives import BaseDraws, DataChain, LatentChain, Negatives
 from gebm.objectives import (
@@ -117,11 +119,13 @@ __all__ = [
     "folded",
     "frozen",
     "initialise_log_partition",
+    "keep_freed_memory",
     "log_partition_annealed",
     "log_partition_monte_carlo",
     "negatives",
     "networks",
     "objectives",
     "penalties",
+    "return_freed_memory",
     "samplers",
 ]

@@ -75,6 +75,24 @@ class Alternation:
         warm = base_step < self.warmup_base_steps or base_step % self.warmup_every == 0
         return self.warmup_energy_steps if warm else self.energy_steps
 
+    def energy_steps_before(self, base_step: int) -> int:
+        """Return how many energy steps a run has taken when it comes to this base step's own.
+
+        Args:
+            base_step: Base steps done before.
+
+        Returns:
+            The sum of :meth:`energy_steps_at` over them.
+
+        Example:
+            >>> Alternation().energy_steps_before(3), Alternation().energy_steps_before(501)
+            (205, 2790)
+        """
+        first = min(self.warmup_base_steps, base_step)
+        later = max(0, -(-base_step // self.warmup_every) - -(-self.warmup_base_steps // self.warmup_every))
+        warm = first + later
+        return warm * self.warmup_energy_steps + (base_step - warm) * self.energy_steps
+
 
 class StepInfo(NamedTuple):
     """What happened in one base step and the energy steps before it: 0-dim tensors without a graph, this process's own.

@@ -12,6 +12,7 @@ import torch
 from rich.progress import Progress
 from rich.table import Table
 
+from gebm.memory import keep_freed_memory
 from pipeline import config as schema
 from pipeline import precision, tasks
 from pipeline.command import verb
@@ -41,6 +42,7 @@ __all__ = ["main"]
 )
 def main(config: schema.Config, named: dict[str, Any]) -> int:
     """Print the scores, and write them with their pictures."""
+    keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, settings = load_model(config.checkpoint, named, device)
     ready_store(settings)

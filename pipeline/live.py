@@ -130,15 +130,18 @@ class Standing:
     def remaining(self) -> Remaining | None:
         """What is left of the sweep, as far as that can be told."""
         courses = [
-            Course(
-                min(1.0, record.metrics.get("base_step", 0) / self.planned(record)),
-                record.seconds,
-                record.status in ENDED,
-            )
+            Course(self._fraction(record), record.seconds, record.status in ENDED)
             for record in self.records.trials
             if record.status != "pending"
         ]
         return remaining(courses, self.counts()["waiting"], self.at_a_time)
+
+    def _fraction(self, record: TrialRecord) -> float:
+        """The part of a trial's time that is over, by its own estimate of what is left: start-up and warm-ups count."""
+        left = record.metrics.get("seconds_left")
+        if isinstance(left, int | float) and 0 <= left < math.inf and record.seconds > 0:
+            return record.seconds / (record.seconds + left)
+        return min(1.0, record.metrics.get("base_step", 0) / self.planned(record))
 
     def summary(self) -> str:
         """The sweep in a line, for where nothing is drawn."""

@@ -18,7 +18,7 @@ class Course(NamedTuple):
     """How far one trial has come.
 
     Attributes:
-        fraction: of its base steps, from 0 to 1.
+        fraction: of its time, from 0 to 1.
         seconds: it has run.
         ended: whether it has ended, there or at its end.
     """
@@ -69,7 +69,7 @@ def remaining(courses: Sequence[Course], waiting: int, at_a_time: int) -> Remain
 
 
 def _rest(courses: Sequence[Course]) -> Callable[[float], float]:
-    """The expected way of a trial from a fraction of its steps on, as a function of that fraction."""
+    """The expected way of a trial from a fraction of its time on, as a function of that fraction."""
     # Where trials have ended early, and which part of those that came so far went on: as if one more had done so, for
     # else the first few that are pruned would say that all will be.
     ends = sorted({course.fraction for course in courses if course.ended and course.fraction < 1})

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gebm import samplers
 from gebm.folding import folded
+from gebm.memory import keep_freed_memory
 from pipeline import config as schema
 from pipeline import precision, tasks
 from pipeline.command import verb
@@ -45,6 +46,7 @@ __all__ = ["main"]
 )
 def main(config: schema.Config, named: dict[str, Any]) -> int:
     """Write ``samples.npy``, pictures of them, and the settings they came from."""
+    keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, settings = load_model(config.checkpoint, named, device)
     task = tasks.make(settings)

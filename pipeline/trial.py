@@ -19,6 +19,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from gebm import GEBM, BoundedEnergy, NoEnergy, StandardNormal, networks, objectives, penalties, samplers
+from gebm.memory import keep_freed_memory, return_freed_memory
 from gebm.optimizers import Schedule, adam
 from gebm.relative_mmd import PlateauDecay
 from gebm.training import Alternation, StepInfo, Trainer, initialise_log_partition
@@ -216,6 +217,7 @@ def loop(settings: dict[str, Any]) -> None:
         Preempted: a machine is about to be taken away; the present step is in a checkpoint.
         UserError: the store is damaged, the checkpoint is of another architecture, or none can be written.
     """
+    keep_freed_memory()
     config = schema.from_dict(settings["config"])
     if config.data.split_seed is None:
         config.data.split_seed = (
@@ -450,6 +452,9 @@ def _progress(
     losses = torch.stack([torch.stack([info.energy_loss, info.base_loss]) for info in infos]).float().cpu()
     newest = infos[-1]
     rate = len(infos) / seconds
+    # A warm-up has many more energy steps than the base steps that are left, most of them.
+    done, planned = trainer.base_step, max(run.config.train.base_steps, trainer.base_step)
+    seconds_a_step = seconds / _steps(trainer, done - len(infos), done)
     # A base that learns from data takes a batch where no energy step has.
     at_least = int(trainer.train_base and trainer.objective.base_learns_from == "data")
     images = sum(max(info.energy_steps, at_least) for info in infos) * run.config.train.batch_size
@@ -464,7 +469,7 @@ def _progress(
         "base_steps_per_second": rate,
         "images_per_second": images / seconds,
         **throughput.since_last(seconds),
-        "seconds_left": (run.config.train.base_steps - trainer.base_step) / rate,
+        "seconds_left": _steps(trainer, done, planned) * seconds_a_step,
         "energy_lr": trainer.energy_optimizer.param_groups[0]["lr"],
         "base_lr": trainer.base_optimizer.param_groups[0]["lr"],
     }
@@ -472,10 +477,18 @@ def _progress(
     return {name: value for name, value in found.items() if math.isfinite(value)} | {"system": run.machine.look()}
 
 
+def _steps(trainer: Trainer, start: int, stop: int) -> int:
+    """Energy steps and base steps between two base steps."""
+    alternation = trainer.alternation
+    energy_steps = alternation.energy_steps_before(stop) - alternation.energy_steps_before(start)
+    return stop - start + (energy_steps if trainer.objective.trains_energy else 0)
+
+
 def _evaluate(trainer: Trainer, run: _Run, name: str) -> dict[str, Any]:
     """Evaluate, and write the pictures to the trial's folder, where the driver takes them from."""
     began = time.monotonic()
     found = run.work.evaluate(trainer.sampling_model(), advance=lambda steps: run.watchdog.alive())
+    return_freed_memory()  # hundreds of chains need more than a batch
     report = {**found.scores, "chain": {str(step): value for step, value in found.chain.items()}}
     if run.work.label:
         report["extractor"] = run.work.label

@@ -79,6 +79,13 @@ def test_alternation_is_the_papers(base_step):
     assert Alternation().energy_steps_at(base_step) == expected
 
 
+@settings(deadline=None, derandomize=True)
+@given(st.integers(0, 9), st.integers(0, 9), st.integers(0, 9), st.integers(1, 9), st.integers(0, 60))
+def test_energy_steps_before_a_base_step_are_the_sum_of_those_at_the_steps_before(steps, warm, first, every, base_step):
+    alternation = Alternation(steps, warm, first, every)
+    assert alternation.energy_steps_before(base_step) == sum(map(alternation.energy_steps_at, range(base_step)))
+
+
 def test_trainer_takes_the_steps_of_the_alternation():
     model = digits_model()
     trainer = trainer_of(model)

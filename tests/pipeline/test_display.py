@@ -155,6 +155,13 @@ def test_where_all_trials_are_alike_the_time_left_is_exact(slots, waves):
             assert left.done == pytest.approx((wave + fraction) / waves)
 
 
+def test_a_trials_start_up_and_warm_up_are_not_taken_for_the_pace_of_the_rest():
+    # Twenty of its forty seconds until the first step, and a warm-up since: half of its time is left and not 31/32.
+    metrics = {"base_step": 25, "seconds_left": 40.0}
+    first = [TrialRecord("000", {}, "running", metrics=metrics, seconds=40.0)]
+    assert standing(first, more=3).remaining().seconds == pytest.approx(40.0 + 3 * 80.0)
+
+
 @MANY
 @given(st.lists(st.floats(0.01, 1.0), min_size=1, max_size=50), st.integers(1, 100), st.integers(1, 8))
 def test_of_trials_that_have_all_ended_it_is_their_mean_with_one_whole_trial_more(fractions, waiting, slots):
