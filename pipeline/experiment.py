@@ -29,7 +29,7 @@ from pipeline.errors import UserError
 from pipeline.files import is_local, write_file
 from pipeline.records import ENDED, Records, TrialRecord, read_summary
 from pipeline.review.page import markdown
-from pipeline.stores import MissingStore, Store, sources, write_store
+from pipeline.stores import MissingStore, Store, sources, worth_holding, write_store
 from pipeline.stores.location import filesystem
 from pipeline.tracking import Tracker, journal_of
 from pipeline.trial import build_model, trained_config
@@ -184,7 +184,7 @@ def run(config: schema.Config, named: dict[str, Any], *, verb: str, console: Con
             records.facts |= {"mlflow_experiment_id": tracker.experiment_id, "mlflow_run_id": tracker.run_id}
             write_file(f"{output}/config.yaml", yaml.safe_dump(schema.to_dict(config), sort_keys=False).encode())
             tracker.log_files(None, [f"{output}/config.yaml"])
-            _advise(config, capacity, console)
+            _advise(config, capacity, store, console)
             records.write()
             searcher, count = search.make_searcher(config, space, earlier)
             workers = ", ".join(f"{amount:g} {resource}" for resource, amount in capacity.worker.items())
@@ -292,8 +292,21 @@ def _of_checkpoint(config: schema.Config, named: dict[str, Any]) -> schema.Confi
     return config
 
 
-def _advise(config: schema.Config, capacity: cluster.Capacity, console: Console) -> None:
-    """Say what need not be wrong, and often is."""
+def _advise(config: schema.Config, capacity: cluster.Capacity, store: Store, console: Console) -> None:
+    """Say where shards are kept, and what need not be wrong, and often is."""
+    data = config.data
+    if data.cache is not None:
+        console.print(
+            f"shards are kept in {data.cache} of each machine, up to {data.cache_limit_gib:g} GiB", highlight=False
+        )
+    elif not (
+        config.task != "images" or is_local(filesystem(store.url)[0]) or worth_holding(store, torch.device("cpu"))
+    ):
+        console.print(
+            f"note: {store.url} is read anew in each epoch and by each trial; data.cache=/a/folder/of/each/machine "
+            f"keeps its shards there",
+            highlight=False,
+        )
     if len(capacity.nodes) > 1:
         for key, url in (("output", str(config.output)), ("data.store", config.data.store)):
             if is_local(filesystem(url)[0]):

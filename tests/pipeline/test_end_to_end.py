@@ -356,6 +356,7 @@ def test_store_and_results_may_lie_on_s3(home, bucket, monkeypatch):
         monkeypatch.setenv(key, value)
     words = [*SMALL, f"data.store={url}/stores/digits", "train.base_steps=8", f"data.cache={home / 'cache'}"]
     printed = run(home, "train", *words, f"output={url}/run/")
+    assert f"shards are kept in {home / 'cache'} of each machine" in printed
     assert f"python -m pipeline.sample checkpoint={url}/run/trials/000/checkpoints/step-00000008" in printed
     run(home, "sample", f"checkpoint={url}/run/trials/000", "sampler.num_samples=4", f"output={home / 'from-s3'}")
     assert np.load(home / "from-s3" / "samples.npy", allow_pickle=False).shape == (4, 1, 8, 8)

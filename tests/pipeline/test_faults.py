@@ -88,23 +88,23 @@ def test_workers_that_are_killed_or_hang_are_started_anew_and_nothing_changes(ho
     assert [entry["base_step"] for entry in summary(output)["trials"][0]["evaluations"]] == [8, 16, 24]
 
 
-@pytest.mark.parametrize("on_failure", ["stop", "continue"])
-def test_a_checkpoint_that_cannot_be_written_ends_a_trial_or_does_not(home, on_failure):
+def test_a_checkpoint_that_cannot_be_written_ends_a_trial_or_does_not(home):
     """Where checkpoints would go there is a file."""
-    output = home / on_failure
-    place = output / "trials/000/checkpoints"
-    place.parent.mkdir(parents=True)
-    place.write_text("in the way")
-    words = [*SMALL, f"output={output}", f"checkpoints.on_failure={on_failure}"]
-    printed = run(home, "train", *words, status=1)  # there is no model in the end
-    [trial] = summary(output)["trials"]
-    if on_failure == "stop":
-        assert trial["status"] == "failed" and not trial["evaluations"]
-        assert f"base step 8 at {place} cannot be written" in trial["error"] and f"resume={output}" in trial["error"]
-    else:
-        assert trial["status"] == "finished" and trial["checkpoint"] is None and trial["best_checkpoint"] is None
-        assert [entry["base_step"] for entry in trial["evaluations"]] == [8, 16, 24]
-        assert f"{place} cannot be written" in " ".join(printed.split())
+    output = home / "unwritten"
+    places = [output / f"trials/{name}/checkpoints" for name in ("000", "001")]
+    for place in places:
+        place.parent.mkdir(parents=True)
+        place.write_text("in the way")
+    space = "++sweep.space={checkpoints.on_failure:{choice:[stop,continue]}}"
+    words = [*SMALL, "sweeps=grid", space, f"output={output}"]
+    printed = " ".join(run(home, "sweep", *words, status=1).split())  # there is no model in the end
+    stopped, went_on = summary(output)["trials"]
+    assert stopped["status"] == "failed" and not stopped["evaluations"]
+    assert f"base step 8 at {places[0]} cannot be written" in stopped["error"]
+    assert f"resume={output}" in stopped["error"]
+    assert went_on["status"] == "finished" and went_on["checkpoint"] is None and went_on["best_checkpoint"] is None
+    assert [entry["base_step"] for entry in went_on["evaluations"]] == [8, 16, 24]
+    assert f"{places[1]} cannot be written" in printed
 
 
 def own_address(number: int) -> list[str]:
