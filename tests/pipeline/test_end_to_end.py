@@ -264,11 +264,11 @@ def test_population_based_training_goes_on_from_the_better_trial(home):
     output = home / "pbt"
     # One of the two learns nothing, and so is the worse whichever of them reports first: after 30 steps by far.
     space = "++sweep.space={train.base_lr:{log_uniform:[1e-12,1e-3]}}"
-    long = ["train.base_steps=90", "evaluation.every=30", "sweep.perturbation_steps=30"]
+    long = ["train.base_steps=60", "evaluation.every=30", "sweep.perturbation_steps=30"]
     run(home, "sweep", *SMALL, *long, "sweeps=pbt", "sweep.search=grid", "sweep.points=2", space, f"output={output}")
     trials = summary(output)["trials"]
     assert [(trial["name"], trial["status"]) for trial in trials] == [("000", "finished"), ("001", "finished")]
-    assert all(trial["metrics"]["base_step"] == 90 for trial in trials)
+    assert all(trial["metrics"]["base_step"] == 60 for trial in trials)
     # It takes over the other's weights, and a rate that is perturbed or drawn anew.
     assert 1e-12 not in [trial["params"]["train.base_lr"] for trial in trials]
     # What it took over is in its own folder from then on.
