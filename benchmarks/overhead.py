@@ -46,9 +46,10 @@ from gebm import initialise_log_partition
 from pipeline import config as schema
 from pipeline import tasks
 from pipeline.experiment import ready_store
+from pipeline.model import make_trainer, model_to_train
 from pipeline.records import read_summary
 from pipeline.stores import Position
-from pipeline.trial import make_trainer, model_to_train, random_numbers
+from pipeline.trial import random_numbers
 
 __all__ = ["Bare", "Trial", "main"]
 

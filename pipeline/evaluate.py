@@ -19,9 +19,9 @@ from pipeline.command import verb
 from pipeline.display import make_console
 from pipeline.evaluation import make_kernel
 from pipeline.experiment import ready_store
-from pipeline.files import write_file
+from pipeline.files import write_file, write_files
 from pipeline.manual import ENVIRONMENT, STATUS
-from pipeline.trial import load_model, write_pictures
+from pipeline.model import load_model
 
 __all__ = ["main"]
 
@@ -69,7 +69,7 @@ def main(config: schema.Config, named: dict[str, Any]) -> int:
         "chain": found.chain,
     }
     write_file(f"{output}/evaluation.json", json.dumps(told, indent=1).encode())
-    write_pictures(found.pictures, output)
+    write_files(found.pictures, output)
     console = make_console()
     for note in found.notes:
         console.print(note, highlight=False)

@@ -27,12 +27,12 @@ from pipeline.display import Display
 from pipeline.ending import finish, found_so_far, show
 from pipeline.errors import UserError
 from pipeline.files import is_local, write_file
+from pipeline.model import build_model, trained_config
 from pipeline.records import ENDED, Records, TrialRecord, read_summary
 from pipeline.review.page import markdown
 from pipeline.stores import MissingStore, Store, sources, worth_holding, write_store
 from pipeline.stores.location import filesystem
 from pipeline.tracking import Tracker, journal_of
-from pipeline.trial import build_model, trained_config
 from pipeline.tuning import TRIAL, tuned
 from pipeline.watch import Watch
 from pipeline.words import words

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import fsspec
 
-__all__ = ["is_local", "write_file"]
+__all__ = ["is_local", "write_file", "write_files"]
 
 
 def is_local(files: fsspec.AbstractFileSystem) -> bool:
@@ -41,6 +41,25 @@ def write_file(url: str, content: bytes) -> None:
         _write_local(Path(path), content)
     else:
         files.pipe_file(path, content)
+
+
+def write_files(contents: dict[str, bytes], url: str) -> list[str]:
+    """Write files into one folder, each whole.
+
+    Args:
+        contents: file name to what is in it.
+        url: their folder, behind any fsspec URL.
+
+    Returns:
+        Their URLs.
+
+    Example:
+        >>> write_files({"a.txt": b"a", "b.txt": b"b"}, "memory://doctest/folder")
+        ['memory://doctest/folder/a.txt', 'memory://doctest/folder/b.txt']
+    """
+    for name, content in contents.items():
+        write_file(f"{url}/{name}", content)
+    return [f"{url}/{name}" for name in contents]
 
 
 def _write_local(path: Path, content: bytes) -> None:

@@ -25,7 +25,7 @@ from pipeline.evaluation import run_chains
 from pipeline.files import write_file
 from pipeline.fitting import split_to_fit
 from pipeline.manual import ENVIRONMENT, STATUS
-from pipeline.trial import load_model
+from pipeline.model import load_model
 
 __all__ = ["main"]
 

@@ -16,40 +16,26 @@ from typing import Any, TypeVar
 import ray.train
 import ray.train.torch
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
-from gebm import GEBM, BoundedEnergy, NoEnergy, StandardNormal, networks, objectives, penalties, samplers
+from gebm import GEBM, objectives
 from gebm.memory import keep_freed_memory, return_freed_memory
-from gebm.optimizers import Schedule, adam
 from gebm.relative_mmd import PlateauDecay
-from gebm.training import Alternation, StepInfo, Trainer, initialise_log_partition
+from gebm.training import StepInfo, Trainer, initialise_log_partition
 from pipeline import config as schema
-from pipeline import precision, tasks
+from pipeline import tasks
 from pipeline.checkpoints import Checkpoint, Checkpoints, load_state, read
-from pipeline.checks import validate
 from pipeline.errors import NonFiniteLoss, Preempted, UserError
-from pipeline.files import write_file
+from pipeline.files import write_files
 from pipeline.machine import Machine
+from pipeline.model import make_trainer, model_to_train, trained_config
 from pipeline.secrets import redacted
 from pipeline.stores import Position
 from pipeline.throughput import Throughput
 from pipeline.watchdog import Watchdog
 
-__all__ = [
-    "build_model",
-    "load_model",
-    "loop",
-    "make_trainer",
-    "model_to_train",
-    "random_numbers",
-    "trained_config",
-    "write_pictures",
-]
+__all__ = ["loop", "random_numbers"]
 
 _T = TypeVar("_T")
-
-_AVERAGE = "average."  # how the trainer names the tensors of the moving average
-_OURS = ("checkpoint", "output", "resume")  # keys of the command, not of the model it is about
 
 
 @dataclass(frozen=True)
@@ -64,79 +50,6 @@ class _Run:
     work: tasks.Work
     watchdog: Watchdog
     machine: Machine
-
-
-def build_model(config: schema.Config) -> GEBM:
-    """A fresh model, the same for the same seed.
-
-    Args:
-        config: ``model``, ``data.resolution``, ``data.channels`` and ``seed``.
-    """
-    torch.manual_seed(config.seed)
-    base, energy = networks.make(
-        config.model.networks,
-        resolution=config.data.resolution or 0,
-        channels=config.data.channels,
-        latent_dim=config.model.latent_dim,
-        width=config.model.width,
-        energy=config.model.energy,
-        offset=config.model.energy_offset,
-    )
-    return GEBM(base, energy, StandardNormal(config.model.latent_dim), energy_floor=config.model.energy_floor)
-
-
-def model_to_train(config: schema.Config, device: torch.device) -> GEBM:
-    """A fresh model on its device, laid out in memory as it is trained.
-
-    Args:
-        config: as :func:`build_model` takes it, with ``train.memory_format`` and ``task``.
-        device: where to put it.
-    """
-    model = build_model(config).to(device)
-    if config.train.memory_format == "channels_last" or (config.train.memory_format, config.task) == ("auto", "images"):
-        model = model.to(memory_format=torch.channels_last)
-    return model
-
-
-def make_trainer(model: GEBM, config: schema.Config, device: torch.device, world_size: int = 1) -> Trainer:
-    """What trains a model as the config says.
-
-    Args:
-        model: from :func:`model_to_train`.
-        config: ``train`` and ``task``.
-        device: where the model is.
-        world_size: workers, over which batches and gradients are shared.
-    """
-    train = config.train
-    betas = (train.beta1, train.beta2)
-    energy = [*model.energy.parameters(), model.log_partition]
-
-    def parallel(module: torch.nn.Module) -> torch.nn.Module:
-        return DistributedDataParallel(module) if world_size > 1 else module
-
-    return Trainer(
-        model,
-        objective=objectives.make(
-            train.objective,
-            kernel=samplers.make(train.negatives.sampler, step_size=train.negatives.step_size),
-            num_steps=train.negatives.num_steps,
-        ),
-        penalty=penalties.make(train.penalty_kind, train.penalty, every=train.penalty_every),
-        energy_optimizer=adam(energy, train.energy_lr, betas=betas, weight_decay=train.weight_decay),
-        base_optimizer=adam(model.base.parameters(), train.base_lr, betas=betas),
-        alternation=Alternation(
-            energy_steps=train.energy_steps,
-            warmup_energy_steps=train.warmup_energy_steps,
-            warmup_base_steps=train.warmup_base_steps,
-            warmup_every=train.warmup_every,
-        ),
-        schedule=Schedule(train.schedule, max(train.base_steps, 1)),
-        ema_decay=train.ema_decay,
-        train_base=train.train_base,
-        latent_batch_size=(train.latent_batch_size or train.batch_size) // world_size,
-        precision=precision.of_training(config, device),
-        parallel=parallel,
-    )
 
 
 def random_numbers(config: schema.Config, purpose: str, base_step: int, device: torch.device) -> torch.Generator:
@@ -155,54 +68,6 @@ def random_numbers(config: schema.Config, purpose: str, base_step: int, device: 
     text = f"{config.seed}/0/{purpose}/{base_step}"
     seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
     return torch.Generator(device).manual_seed(seed)
-
-
-def load_model(
-    url: str | None, overrides: dict[str, Any], device: torch.device | str = "cpu"
-) -> tuple[GEBM, schema.Config]:
-    """A trained model, ready to be sampled, and the config to sample it with.
-
-    Args:
-        url: a checkpoint's folder, or a trial's.
-        overrides: keys of the config it was trained with that are to be others now, such as ``sampler.step_size``.
-        device: where to put it.
-
-    Raises:
-        UserError: there is no such checkpoint, it is damaged, or a key makes it another architecture.
-    """
-    if url is None:
-        raise UserError("no checkpoint is named: give checkpoint=<the folder of a checkpoint or of a trial>")
-    checkpoint = read(url)
-    config = schema.apply(
-        trained_config(checkpoint), {key: value for key, value in overrides.items() if key not in _OURS}
-    )
-    validate(config)
-    model = build_model(config)
-    load_state(model, checkpoint)
-    average = {
-        name.removeprefix(_AVERAGE): tensor
-        for name, tensor in checkpoint.training["trainer"]["tensors"].items()
-        if name.startswith(_AVERAGE)
-    }
-    if average:
-        model.base.load_state_dict(average)
-    if not objectives.make(config.train.objective).trains_energy:
-        model.energy = BoundedEnergy(NoEnergy())  # the one it came with is what it was at the start
-    return model.to(device).eval(), config
-
-
-def trained_config(checkpoint: Checkpoint) -> schema.Config:
-    """The config that a model was trained with.
-
-    Args:
-        checkpoint: of a trial.
-
-    Raises:
-        UserError: it is not of a trial, or of another version's schema.
-    """
-    if not isinstance(checkpoint.state.get("config"), dict):
-        raise UserError(f"{checkpoint.url} does not say what it was trained with: give a trial's checkpoint")
-    return schema.from_dict(checkpoint.state["config"])
 
 
 def loop(settings: dict[str, Any]) -> None:
@@ -495,23 +360,8 @@ def _evaluate(trainer: Trainer, run: _Run, name: str) -> dict[str, Any]:
     notes = found.notes
     if run.rank == 0:
         url = f"{run.url}/figures/{name}"
-        figures, failed = _written(run, f"figures at {url}", lambda: write_pictures(found.pictures, url))
+        figures, failed = _written(run, f"figures at {url}", lambda: write_files(found.pictures, url))
         report["figures"], notes = figures or [], notes + failed
     if notes:
         report["notes"] = notes
     return {**report, "evaluation_seconds": time.monotonic() - began}
-
-
-def write_pictures(pictures: dict[str, bytes], url: str) -> list[str]:
-    """Write an evaluation's pictures.
-
-    Args:
-        pictures: file name to contents.
-        url: their folder, behind any fsspec URL.
-
-    Returns:
-        Their URLs.
-    """
-    for name, content in pictures.items():
-        write_file(f"{url}/{name}", content)
-    return [f"{url}/{name}" for name in pictures]

@@ -29,8 +29,8 @@ from werkzeug.serving import make_server
 from benchmarks import counting
 from pipeline import config as schema
 from pipeline.checkpoints import Checkpoints
+from pipeline.model import make_trainer, model_to_train
 from pipeline.stores import Reader, open_store, write_store
-from pipeline.trial import make_trainer, model_to_train
 
 __all__ = ["Photographs", "checkpoints", "images", "requests"]
 

@@ -10,13 +10,7 @@ from torch.nn import functional as F
 from gebm.networks.twice import convolve
 from gebm.processes import process
 
-__all__ = [
-    "BatchNorm2d",
-    "DoublingConv2d",
-    "HalvingConv2d",
-    "Pixels",
-    "num_doublings",
-]
+__all__ = ["BatchNorm2d", "DoublingConv2d", "HalvingConv2d", "Pixels", "num_doublings"]
 
 
 class BatchNorm2d(nn.BatchNorm2d):

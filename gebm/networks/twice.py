@@ -63,7 +63,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1, pa
     """
     operands = [x, weight, bias]
     kind = x.device.type
-    if torch.is_autocast_enabled(kind):
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         # Here and not inside: a backward pass runs outside the region, and meets the operands as they are here.
         precision = torch.get_autocast_dtype(kind)
         operands = [t.to(precision) if t is not None and t.dtype == torch.float32 else t for t in operands]

@@ -20,9 +20,9 @@ from safetensors.torch import save_file
 import gebm
 from gebm.model import NoEnergy
 from pipeline import config as schema
+from pipeline.model import load_model
 from pipeline.tasks import open_data
 from pipeline.tasks.tables import split_store
-from pipeline.trial import load_model
 
 __all__ = ["write_package"]
 

@@ -20,7 +20,7 @@ import torch
 from pipeline import config as schema
 from pipeline.checkpoints import Checkpoints
 from pipeline.command import verb
-from pipeline.trial import build_model
+from pipeline.model import build_model
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 VERBS = ("sweep", "train", "shards", "sample", "evaluate")

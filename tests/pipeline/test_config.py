@@ -13,8 +13,8 @@ from pipeline import config as schema
 from pipeline import precision
 from pipeline.checks import validate
 from pipeline.errors import UserError
+from pipeline.model import build_model
 from pipeline.search import parse_space
-from pipeline.trial import build_model
 
 PAPERS = ("cifar10", "lsun", "celeba", "imagenet32")
 TABLES = ("redwine", "whitewine", "parkinsons", "hepmass", "miniboone")

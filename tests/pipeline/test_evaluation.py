@@ -15,8 +15,8 @@ from gebm import GEBM, StandardNormal
 from pipeline import metrics
 from pipeline.errors import UserError
 from pipeline.evaluation import chain_steps, evaluate, run_chains
+from pipeline.model import build_model
 from pipeline.tasks.images import ImageJudge
-from pipeline.trial import build_model
 
 SMALL = {
     "sampler": {"name": "ula", "step_size": 1e-2, "num_steps": 8},

@@ -21,7 +21,7 @@ from pipeline.config import Config, from_dict, to_dict
 from pipeline.errors import UserError
 from pipeline.evaluation import Evaluation, evaluate
 from pipeline.fitting import split_to_fit
-from pipeline.trial import build_model
+from pipeline.model import build_model
 
 
 @dataclasses.dataclass

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from pipeline import figures, metrics, pictures
+from pipeline.model import build_model
 from pipeline.stores import open_store
 from pipeline.tasks.images import ImagesWork
-from pipeline.trial import build_model
 
 COUNT, SHOWN, CELL = 100, 16, 48 + 2
 

@@ -34,12 +34,12 @@ from gebm.folding import folded
 from pipeline import config as schema
 from pipeline import metrics
 from pipeline.checkpoints import Checkpoints
+from pipeline.model import build_model, load_model, make_trainer
 from pipeline.outbox import Refused
 from pipeline.serving.package import write_package
 from pipeline.serving.registry import BEST, MEASURE, _log, register, takes_over
 from pipeline.stores import open_store, sources, write_store
 from pipeline.tasks.tables import split_store
-from pipeline.trial import build_model, load_model, make_trainer
 
 SAMPLER = {"name": "ula", "step_size": 1e-2, "num_steps": 5}
 

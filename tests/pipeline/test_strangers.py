@@ -18,8 +18,8 @@ from pipeline.checkpoints import Checkpoints, read
 from pipeline.checks import validate
 from pipeline.errors import UserError
 from pipeline.experiment import resumed
+from pipeline.model import trained_config
 from pipeline.records import Records, TrialRecord
-from pipeline.trial import trained_config
 
 MANY = settings(deadline=None, derandomize=True, max_examples=600, suppress_health_check=list(HealthCheck))
 SOME = settings(MANY, max_examples=150)  # a config takes a hundredth of a second to be read

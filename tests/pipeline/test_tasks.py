@@ -16,12 +16,12 @@ from pipeline.config import Config, apply, from_dict
 from pipeline.errors import UserError
 from pipeline.evaluation import evaluate
 from pipeline.experiment import ready_store
+from pipeline.model import build_model
 from pipeline.stores import Position, load_rows, open_store, sources, write_store
 from pipeline.stores.sources import toy
 from pipeline.stores.sources.protocol import Table
 from pipeline.tasks.points import PointJudge
 from pipeline.tasks.tables import RowBatches, split_store
-from pipeline.trial import build_model
 
 DIM = 3
 
