@@ -294,14 +294,14 @@ def _of_checkpoint(config: schema.Config, named: dict[str, Any]) -> schema.Confi
 
 def _advise(config: schema.Config, capacity: cluster.Capacity, store: Store, console: Console) -> None:
     """Say where shards are kept, and what need not be wrong, and often is."""
-    data = config.data
-    if data.cache is not None:
+    data, far = config.data, not is_local(filesystem(store.url)[0])
+    # A GPU holds what it has room for, and how much that is only its worker knows.
+    held = config.task != "images" or data.hold or "GPU" in capacity.worker or worth_holding(store, torch.device("cpu"))
+    if far and data.cache is not None:
         console.print(
             f"shards are kept in {data.cache} of each machine, up to {data.cache_limit_gib:g} GiB", highlight=False
         )
-    elif not (
-        config.task != "images" or is_local(filesystem(store.url)[0]) or worth_holding(store, torch.device("cpu"))
-    ):
+    elif far and not held:
         console.print(
             f"note: {store.url} is read anew in each epoch and by each trial; data.cache=/a/folder/of/each/machine "
             f"keeps its shards there",

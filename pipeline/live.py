@@ -22,6 +22,7 @@ __all__ = ["STYLES", "Standing", "duration", "score", "short_names"]
 STYLES = {"finished": "green", "running": "", "failed": "red", "pruned": "dim", "pending": "dim"}
 _GAP = 2  # columns between two of the table's
 _PROGRESS = "progress"  # the column with the bars
+_FOREVER = 1e15  # seconds
 _BAR = (8, 20)  # columns of a trial's bar, at least and at most
 
 
@@ -139,7 +140,9 @@ class Standing:
     def _fraction(self, record: TrialRecord) -> float:
         """The part of a trial's time that is over, by its own estimate of what is left: start-up and warm-ups count."""
         left = record.metrics.get("seconds_left")
-        if isinstance(left, int | float) and 0 <= left < math.inf and record.seconds > 0:
+        if record.status == "finished":
+            return 1.0
+        if isinstance(left, int | float) and 0 <= left < _FOREVER and record.seconds > 0:
             return record.seconds / (record.seconds + left)
         return min(1.0, record.metrics.get("base_step", 0) / self.planned(record))
 

@@ -23,7 +23,7 @@ _GROUPS = {
 _OF_FEATURES = ("fid", "kid", "kid_std", "is", "is_std", "precision", "recall", "nearest")
 _OF_SAMPLES = ("nll", "distance", "off_support")  # what needs no extractor
 
-SKIPPED = ("base_step", "seconds_left")  # numbers of a report that are no metrics
+SKIPPED = ("base_step", "seconds_left", "seconds_an_evaluation")  # numbers of a report that are no metrics
 
 
 def metric_name(name: str, extractor: str | None) -> str:

@@ -18,7 +18,7 @@ import ray.train.torch
 import torch
 
 from gebm import GEBM, objectives
-from gebm.memory import keep_freed_memory, return_freed_memory
+from gebm.memory import return_freed_memory
 from gebm.relative_mmd import PlateauDecay
 from gebm.training import StepInfo, Trainer, initialise_log_partition
 from pipeline import config as schema
@@ -82,7 +82,6 @@ def loop(settings: dict[str, Any]) -> None:
         Preempted: a machine is about to be taken away; the present step is in a checkpoint.
         UserError: the store is damaged, the checkpoint is of another architecture, or none can be written.
     """
-    keep_freed_memory()
     config = schema.from_dict(settings["config"])
     if config.data.split_seed is None:
         config.data.split_seed = (
@@ -131,8 +130,8 @@ def loop(settings: dict[str, Any]) -> None:
         ray.train.report({**report, "checkpoint": start})
     infos: list[StepInfo] = []
     throughput = Throughput(trainer, device, world_size)
-    clock, evaluation_seconds = time.monotonic(), 0.0
-    report = checkpoint.state["report"] if evaluating else {}
+    report = checkpoint.state["report"] if start and start == checkpoints.last else {}
+    clock, evaluation_seconds = time.monotonic(), report.get("seconds_an_evaluation", 0.0)
     while evaluating or trainer.base_step < config.train.base_steps:
         if not evaluating:
             try:
@@ -157,7 +156,7 @@ def loop(settings: dict[str, Any]) -> None:
                 trainer.scale_learning_rates(plateau.factor, plateau.factor)
             if not reporting:
                 continue
-            report = _progress(infos, trainer, throughput, run, time.monotonic() - clock)
+            report = _progress(infos, trainer, throughput, run, time.monotonic() - clock, evaluation_seconds)
             if batches.notes:
                 report |= {"bad_shards": batches.bad_shards, "notes": list(batches.notes)}
             if saving:
@@ -170,10 +169,11 @@ def loop(settings: dict[str, Any]) -> None:
         done = trainer.base_step
         if evaluating:
             report |= _evaluate(trainer, run, f"step-{done:08d}")
-            evaluation_seconds = report["evaluation_seconds"]
+            more = report["evaluation_seconds"] - evaluation_seconds
+            evaluation_seconds = report["seconds_an_evaluation"] = report["evaluation_seconds"]
+            report["seconds_left"] += more * _evaluations_left(config, done)
             score = report[config.sweep.metric] * (1 if config.sweep.mode == "min" else -1)
             report |= _save(checkpoints, trainer, plateau, batches, report, rates, run, score=score)
-        report["seconds_left"] += evaluation_seconds * _evaluations_left(config, done)
         ray.train.report(report)
         infos.clear()
         evaluating, clock = False, time.monotonic()
@@ -286,12 +286,15 @@ def _plateaued(plateau: PlateauDecay, trainer: Trainer, run: _Run) -> bool:
         batch_size = run.config.evaluation.batch_size
         samples = trainer.sampling_model().sample_base(count, generator, batch_size=batch_size)
         decision.fill_(plateau.update(trainer.base_step, run.work.features(samples)))
+        return_freed_memory()
     if run.world_size > 1:
         torch.distributed.broadcast(decision, src=0)
     return bool(decision)
 
 
 def _evaluations_left(config: schema.Config, base_step: int) -> int:
+    if base_step >= config.train.base_steps:
+        return 0
     return -(-config.train.base_steps // config.evaluation.every) - base_step // config.evaluation.every
 
 
@@ -310,7 +313,12 @@ def _require_finite(infos: list[StepInfo], base_step: int) -> None:
 
 
 def _progress(
-    infos: list[StepInfo], trainer: Trainer, throughput: Throughput, run: _Run, seconds: float
+    infos: list[StepInfo],
+    trainer: Trainer,
+    throughput: Throughput,
+    run: _Run,
+    seconds: float,
+    evaluation_seconds: float,
 ) -> dict[str, Any]:
     """What the steps since the last report did. Only reports wait for the device, not every step."""
     seconds = max(seconds, 1e-9)
@@ -319,7 +327,7 @@ def _progress(
     rate = len(infos) / seconds
     # A warm-up has many more energy steps than the base steps that are left, most of them.
     done, planned = trainer.base_step, max(run.config.train.base_steps, trainer.base_step)
-    seconds_a_step = seconds / _steps(trainer, done - len(infos), done)
+    seconds_a_step = seconds / max(1, _steps(trainer, done - len(infos), done))
     # A base that learns from data takes a batch where no energy step has.
     at_least = int(trainer.train_base and trainer.objective.base_learns_from == "data")
     images = sum(max(info.energy_steps, at_least) for info in infos) * run.config.train.batch_size
@@ -334,7 +342,9 @@ def _progress(
         "base_steps_per_second": rate,
         "images_per_second": images / seconds,
         **throughput.since_last(seconds),
-        "seconds_left": _steps(trainer, done, planned) * seconds_a_step,
+        "seconds_left": _steps(trainer, done, planned) * seconds_a_step
+        + evaluation_seconds * _evaluations_left(run.config, done),
+        "seconds_an_evaluation": evaluation_seconds,
         "energy_lr": trainer.energy_optimizer.param_groups[0]["lr"],
         "base_lr": trainer.base_optimizer.param_groups[0]["lr"],
     }
@@ -343,10 +353,10 @@ def _progress(
 
 
 def _steps(trainer: Trainer, start: int, stop: int) -> int:
-    """Energy steps and base steps between two base steps."""
+    """Energy steps and base steps from one base step to another, those that are taken."""
     alternation = trainer.alternation
     energy_steps = alternation.energy_steps_before(stop) - alternation.energy_steps_before(start)
-    return stop - start + (energy_steps if trainer.objective.trains_energy else 0)
+    return (stop - start) * trainer.train_base + energy_steps * trainer.objective.trains_energy
 
 
 def _evaluate(trainer: Trainer, run: _Run, name: str) -> dict[str, Any]:

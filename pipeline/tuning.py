@@ -21,6 +21,7 @@ from ray.train import UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Empty, Queue
 
+from gebm.memory import ENVIRONMENT
 from pipeline import config as schema
 from pipeline.checkpoints import Checkpoints
 from pipeline.cluster import books
@@ -95,7 +96,11 @@ def _train(
             resources_per_worker=worker,
         ),
         torch_config=TorchConfig(timeout_s=int(config.scale.timeout)),
-        run_config=ray.train.RunConfig(**books(str(config.output), f"trial-{name}"), callbacks=[_Forward(reports)]),
+        run_config=ray.train.RunConfig(
+            **books(str(config.output), f"trial-{name}"),
+            callbacks=[_Forward(reports)],
+            worker_runtime_env={"env_vars": ENVIRONMENT},
+        ),
     )
     with ThreadPoolExecutor(1) as pool:
         training = pool.submit(trainer.fit)

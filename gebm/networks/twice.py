@@ -66,7 +66,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1, pa
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         # Here and not inside: a backward pass runs outside the region, and meets the operands as they are here.
         precision = torch.get_autocast_dtype(kind)
-        operands = [t.to(precision) if t is not None and t.dtype == torch.float32 else t for t in operands]
+        operands = [t if t is None or t.dtype == torch.float64 else t.to(precision) for t in operands]
     # Of a leaf of the graph torch does not say whether its gradient is wanted; of a view it does.
     operands = [t if t is None else t.view_as(t) for t in operands]
     return _Convolved.apply(*operands, (stride, stride), (padding, padding))
@@ -217,7 +217,7 @@ class ReLU(nn.ReLU):
 
 
 class _Rectified(torch.autograd.Function):
-    """``max(x, slope x)``; its derivative is a constant of each half line, and so not differentiated."""
+    """``x`` above zero and ``slope x`` below: its derivative is a constant of each, and so not differentiated."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, slope: float) -> Tensor:
@@ -240,6 +240,8 @@ class _Slope(torch.autograd.Function):
         ctx.save_for_backward(y)
         ctx.slope = slope
         ctx.set_materialize_grads(False)
+        if slope == 0:  # whatever comes from above, nothing comes from a unit that is off
+            return torch.ops.aten.threshold_backward(gradient, y, 0)
         return torch.ops.aten.leaky_relu_backward(gradient, y, slope, True)
 
     @staticmethod
@@ -256,7 +258,13 @@ class HalvingPool2d(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, H, W) to (N, C, H / 2, W / 2)."""
+        """Map (N, C, H, W) to (N, C, H / 2, W / 2).
+
+        Raises:
+            ValueError: If a side is odd.
+        """
+        if x.shape[-1] % 2 or x.shape[-2] % 2:
+            raise ValueError(f"a grid of {x.shape[-2]} x {x.shape[-1]} places has no half: both have to be even")
         return _Halved.apply(x)
 
 

@@ -52,6 +52,14 @@ def test_a_rectifier_with_a_negative_slope_is_refused():
         twice.LeakyReLU(-0.1)
 
 
+def test_a_unit_that_is_off_passes_nothing_on_and_an_odd_grid_is_refused():
+    x = torch.tensor([-1.0, 2.0], requires_grad=True)
+    (gradient,) = torch.autograd.grad(twice.ReLU()(x).sum() * float("inf"), x)
+    assert gradient.tolist() == [0.0, float("inf")]
+    with pytest.raises(ValueError, match="a grid of 5 x 4 places has no half"):
+        twice.HalvingPool2d()(torch.zeros(1, 1, 5, 4))
+
+
 SHAPES = st.tuples(
     st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.integers(0, 2)
 )

@@ -20,7 +20,7 @@ def digits():
     return open_store(url)
 
 
-def said(store, *, nodes: int = 1, output: str = "memory://advice/out", **data: object) -> str:
+def said(store, *, nodes: int = 1, output: str = "memory://advice/out", worker: str = "CPU", **data: object) -> str:
     console = Console(file=io.StringIO(), width=10_000)
     config = schema.from_dict(
         {
@@ -30,7 +30,7 @@ def said(store, *, nodes: int = 1, output: str = "memory://advice/out", **data: 
             "model": {"networks": "dcgan"},
         }
     )
-    experiment._advise(config, SimpleNamespace(nodes=range(nodes)), store, console)
+    experiment._advise(config, SimpleNamespace(nodes=range(nodes), worker={worker: 1.0}), store, console)
     return console.file.getvalue()
 
 
@@ -43,6 +43,13 @@ def test_of_a_large_one_it_is_said_that_it_could_be_kept(digits, monkeypatch):
     assert f"note: {digits.url} is read anew in each epoch and by each trial; data.cache=/" in said(digits)
     told = said(digits, cache="/scratch/gebm", cache_limit_gib=7.0)
     assert told == "shards are kept in /scratch/gebm of each machine, up to 7 GiB\n"
+
+
+def test_of_one_that_is_held_or_lies_here_nothing_is_said(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.stores.held.CACHE_BYTES", 0)
+    assert said(digits, hold=True) == said(digits, worker="GPU") == ""
+    write_store(sources.make("digits"), str(tmp_path / "digits"), resolution=8, channels=1)
+    assert said(open_store(str(tmp_path / "digits")), cache="/scratch/gebm") == ""
 
 
 def test_a_local_path_is_named_where_there_are_several_machines(digits):

@@ -160,6 +160,9 @@ def test_a_trials_start_up_and_warm_up_are_not_taken_for_the_pace_of_the_rest():
     metrics = {"base_step": 25, "seconds_left": 40.0}
     first = [TrialRecord("000", {}, "running", metrics=metrics, seconds=40.0)]
     assert standing(first, more=3).remaining().seconds == pytest.approx(40.0 + 3 * 80.0)
+    # Of one that has ended well nothing is left, whatever it said last.
+    last = [TrialRecord("000", {}, "finished", metrics={"base_step": 100, "seconds_left": 20.0}, seconds=100.0)]
+    assert standing(last, more=3).remaining().seconds == pytest.approx(300.0)
 
 
 @MANY

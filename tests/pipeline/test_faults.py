@@ -48,7 +48,13 @@ def test_on_fewer_workers_it_learns_the_same_but_for_rounding(home, undisturbed)
     """Weights whose gradient is nothing but rounding differ, since Adam makes a whole step of it; no score does."""
     *_, expected, _ = map(json.loads, (undisturbed / "journal").read_text().splitlines())
     died = Moment(operation=0, about="interim-00000016")
-    *_, found, _ = train(home, SMALL, home / "fewer", (2, died), (1, None))
+    *reports, _ = train(home, SMALL, home / "fewer", (2, died), (1, None))
+    found = reports[-1]
+    # Of the time that is left, evaluations are a part as soon as there was one, in a later life too.
+    later = [report for report in reports if report["base_step"] > 8]
+    assert all(report["seconds_an_evaluation"] > 0 for report in later) and found["seconds_left"] == 0
+    left = [report["seconds_left"] / report["seconds_an_evaluation"] for report in later if report["base_step"] < 16]
+    assert left and min(left) >= 2
     assert found["base_step"] == expected["base_step"] == 24
     for name, tolerance in (("fid_base", 1e-3), ("fid_gebm", 1e-3), ("log_partition", 1e-2)):
         assert found[name] == pytest.approx(expected[name], rel=tolerance), name
