@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?")
 
 
