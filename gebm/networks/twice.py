@@ -69,18 +69,14 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1, pa
         operands = [t if t is None or t.dtype == torch.float64 else t.to(precision) for t in operands]
     # Of a leaf of the graph torch does not say whether its gradient is wanted; of a view it does.
     operands = [t if t is None else t.view_as(t) for t in operands]
-    return _Convolved.apply(*operands, (stride, stride), (padding, padding))
-
-
-# A convolution is bilinear, y = C(x, w), and has two transposes, the gradients x' = D(y', w) and w' = W(x, y'). These
-# are bilinear too, and the derivatives of each of the three are the other two.
+    return _Convolved.apply(*operands, stride, padding)
 
 
 class _Convolved(torch.autograd.Function):
-    """``C(x, w)``, and a bias."""
+    """A convolution ``y`` of images ``x`` with a kernel ``w``, and a bias."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple, padding: tuple) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, weight)
         ctx.geometry = stride, padding
@@ -94,63 +90,44 @@ class _Convolved(torch.autograd.Function):
         wanted = (*_wanted(ctx), False)[:3]  # there may be no bias
         if not torch.is_grad_enabled():
             return *_transposes(gradient, x, weight, ctx.geometry, wanted), None, None
+        slots = x, weight, gradient
         return (
-            _ToInput.apply(gradient, weight, x, *ctx.geometry) if wanted[0] else None,
-            _ToWeight.apply(x, gradient, weight, *ctx.geometry) if wanted[1] else None,
+            _Derivative.apply(_X, *slots, ctx.geometry) if wanted[_X] else None,
+            _Derivative.apply(_WEIGHT, *slots, ctx.geometry) if wanted[_WEIGHT] else None,
             gradient.sum((0, 2, 3)) if wanted[2] else None,
             None,
             None,
         )
 
 
-class _ToInput(torch.autograd.Function):
-    """``D(y', w)``: the gradient with respect to images, of which only the shape is looked at."""
+_X, _WEIGHT, _Y = range(3)
+
+
+class _Derivative(torch.autograd.Function):
+    """The derivative of ``T(x, w, y) = <convolution of x with w, y>`` with respect to one of the three.
+
+    ``T`` is linear in each, so this is a function of the other two; of the third only the shape is looked at. Its own
+    derivatives with respect to those two are again derivatives of ``T``, with its gradient in the third's place.
+    """
 
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor, weight: Tensor, like: Tensor, stride: tuple, padding: tuple) -> Tensor:
+    def forward(ctx: Any, slot: int, x: Tensor, weight: Tensor, y: Tensor, geometry: tuple[int, int]) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(gradient, weight)
-        ctx.geometry = stride, padding
-        return _transposes(gradient, like, weight, ctx.geometry, (True, False, False))[0]
+        ctx.save_for_backward(x, weight, y)
+        ctx.slot, ctx.geometry = slot, geometry
+        if slot == _Y:
+            return F.conv2d(x, weight, None, *geometry)
+        return _transposes(y, x, weight, geometry, (slot == _X, slot == _WEIGHT, False))[slot]
 
     @staticmethod
-    def backward(ctx: Any, x: Tensor | None) -> tuple[Tensor | None, ...]:
-        if x is None:
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
+        if gradient is None:
             return None, None, None, None, None
-        gradient, weight = ctx.saved_tensors
-        of_gradient, of_weight, *_ = _wanted(ctx)
-        return (
-            _Convolved.apply(x, weight, None, *ctx.geometry) if of_gradient else None,
-            _ToWeight.apply(x, gradient, weight, *ctx.geometry) if of_weight else None,
-            None,
-            None,
-            None,
-        )
-
-
-class _ToWeight(torch.autograd.Function):
-    """``W(x, y')``: the gradient with respect to a kernel, of which only the shape is looked at."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, gradient: Tensor, like: Tensor, stride: tuple, padding: tuple) -> Tensor:
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, gradient)
-        ctx.geometry = stride, padding
-        return _transposes(gradient, x, like, ctx.geometry, (False, True, False))[1]
-
-    @staticmethod
-    def backward(ctx: Any, weight: Tensor | None) -> tuple[Tensor | None, ...]:
-        if weight is None:
-            return None, None, None, None, None
-        x, gradient = ctx.saved_tensors
-        of_x, of_gradient, *_ = _wanted(ctx)
-        return (
-            _ToInput.apply(gradient, weight, x, *ctx.geometry) if of_x else None,
-            _Convolved.apply(x, weight, None, *ctx.geometry) if of_gradient else None,
-            None,
-            None,
-            None,
-        )
+        slots = list(ctx.saved_tensors)
+        slots[ctx.slot] = gradient
+        wanted = [slot != ctx.slot and is_wanted for slot, is_wanted in enumerate(_wanted(ctx))]
+        gradients = [_Derivative.apply(slot, *slots, ctx.geometry) if wanted[slot] else None for slot in range(3)]
+        return None, *gradients, None
 
 
 def _wanted(ctx: Any) -> tuple[bool, ...]:
@@ -168,10 +145,10 @@ def _is_leaf(node: Any) -> bool:
 
 
 def _transposes(
-    gradient: Tensor, x: Tensor, weight: Tensor, geometry: tuple[tuple, tuple], wanted: tuple[bool, bool, bool]
+    gradient: Tensor, x: Tensor, weight: Tensor, geometry: tuple[int, int], wanted: tuple[bool, bool, bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients with respect to images, kernel and bias, those that are wanted."""
-    stride, padding = geometry
+    stride, padding = ((number, number) for number in geometry)
     return torch.ops.aten.convolution_backward(
         gradient, x, weight, [len(weight)], stride, padding, (1, 1), False, (0, 0), 1, wanted
     )
