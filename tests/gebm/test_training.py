@@ -1,71 +1,22 @@
-"""Training: which part moves in which step, in which mode, and that a resumed run is the run itself."""
+"""Training: which part moves in which step and in which mode, and what is refused."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import math
-from collections.abc import Iterator
 
 import pytest
-import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, distributed, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 from torch.nn.utils import parametrize
+from trained import SHORT, changed, digits_model, flow_model, images, snapshot, trainer_of, vectors
 
-from gebm import (
-    GEBM,
-    KALE,
-    Alternation,
-    GradientPenalty,
-    Schedule,
-    StandardNormal,
-    Trainer,
-    adam,
-    initialise_log_partition,
-    networks,
-    objectives,
-)
-from gebm.losses import BaseLoss, EnergyLoss
-from gebm.penalties import Lazy
+from gebm import KALE, Alternation, GradientPenalty, Schedule, Trainer, adam, objectives
+from gebm.losses import EnergyLoss
 
-SHORT = Alternation(energy_steps=2, warmup_energy_steps=3, warmup_base_steps=1, warmup_every=4)
 ONE = Alternation(energy_steps=1, warmup_energy_steps=1)
-
-
-def images(start: int = 0, batch_size: int = 8) -> Iterator[Tensor]:
-    """Batches by their number: the same from any start."""
-    for number in itertools.count(start):
-        generator = torch.Generator().manual_seed(number)
-        yield torch.rand(batch_size, 1, 8, 8, generator=generator) * 2 - 1
-
-
-def digits_model(seed: int = 0) -> GEBM:
-    torch.manual_seed(seed)
-    base, energy = networks.make("dcgan", resolution=8, channels=1, latent_dim=4, width=8)
-    return GEBM(base, energy, StandardNormal(4))
-
-
-def trainer_of(model: GEBM, lr: float = 1e-3, **overrides) -> Trainer:
-    arguments = {
-        "objective": KALE(),
-        "penalty": GradientPenalty(0.1),
-        "energy_optimizer": adam([*model.energy.parameters(), model.log_partition], lr),
-        "base_optimizer": adam(model.base.parameters(), lr),
-        "alternation": SHORT,
-    }
-    return Trainer(model, **arguments | overrides)
-
-
-def snapshot(module: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
-
-
-def changed(module: nn.Module, before: dict[str, Tensor]) -> set[str]:
-    return {name for name, tensor in module.state_dict().items() if not torch.equal(tensor, before[name])}
 
 
 def power_iterations(module: nn.Module) -> set[str]:
@@ -154,19 +105,6 @@ def test_base_step_moves_the_base_alone():
     assert {name for name, parameter in model.base.named_parameters() if parameter.grad.any()} <= moved
 
 
-def flow_model(seed: int = 0, name: str = "realnvp", **settings) -> GEBM:
-    torch.manual_seed(seed)
-    base, energy = networks.make(name, resolution=0, channels=2, latent_dim=2, width=8, **settings)
-    return GEBM(base, energy, StandardNormal(2))
-
-
-def vectors(start: int = 0, batch_size: int = 8) -> Iterator[Tensor]:
-    """Batches of a shifted and stretched Gaussian by their number: the same from any start."""
-    for number in itertools.count(start):
-        noise = torch.randn(batch_size, 2, generator=torch.Generator().manual_seed(number))
-        yield noise @ torch.tensor([[1.2, 0.3], [0.0, 0.7]]) + torch.tensor([0.5, -0.25])
-
-
 NEEDS_DENSITY = ("ml", "ml_kale", "cd_data", "pcd_data")
 IMPLICIT = [name for name in objectives.NAMES if name not in NEEDS_DENSITY]
 
@@ -230,51 +168,6 @@ def test_maximum_likelihood_takes_one_batch_for_each_base_step():
         assert trainer.step(batches, torch.Generator().manual_seed(0)).energy_steps == 0
         assert len(taken) == step + 1
     assert changed(model.energy, energy) == set()
-
-
-def test_maximum_likelihood_finds_the_mean_and_covariance():
-    # Full batches, so that the optimum is the sample's own mean and covariance: that of n draws, exactly.
-    model = flow_model(name="gaussian")
-    x = next(vectors(0, 500))
-    optimizer = adam(model.base.parameters(), 2e-2, betas=(0.9, 0.999))
-    trainer = Trainer(model, objective=objectives.make("ml"), base_optimizer=optimizer)
-    generator = torch.Generator().manual_seed(0)
-    for step in range(400):
-        info = trainer.step(itertools.repeat(x), generator)
-        if step in (200, 300):
-            trainer.scale_learning_rates(0.1, 0.1)
-    covariance = model.base.factor @ model.base.factor.T
-    torch.testing.assert_close(model.base.mean.detach(), x.mean(0), rtol=0, atol=1e-3)
-    torch.testing.assert_close(covariance.detach(), torch.cov(x.T, correction=0), rtol=0, atol=2e-3)
-    entropy = 0.5 * torch.logdet(torch.cov(x.T, correction=0)) + 1 + math.log(2 * math.pi)
-    assert info.base_loss.item() == pytest.approx(entropy.item(), abs=1e-4)
-
-
-@pytest.mark.parametrize(("objective", "ema_decay"), [("kale_fenchel", None), ("ml_kale", 0.9)])
-def test_fenchel_finds_the_known_log_partition(objective, ema_decay):
-    # exp(-D) dx has log-partition -1.3 at any time, whatever flows and base have learnt; c starts at zero.
-    model = flow_model(name="realnvp", offset=1.3)
-    trainer = trainer_of(
-        model,
-        lr=3e-3,
-        objective=objectives.make(objective),
-        penalty=GradientPenalty(0.0),
-        alternation=Alternation(energy_steps=4, warmup_energy_steps=4),
-        ema_decay=ema_decay,
-    )
-    generator, batches = torch.Generator().manual_seed(0), vectors(0, 128)
-    for step in range(250):
-        info = trainer.step(batches, generator)
-        if step in (150, 200):
-            trainer.scale_learning_rates(0.3, 0.3)
-    assert info.num_nonfinite == 0
-    assert abs(info.log_partition - -1.3) < 0.1
-    # And the model is the data's law: it is as likely as the truth, up to 0.1 nats of estimation error.
-    x = next(vectors(10_000, 4_000))
-    factor = torch.tensor([[1.2, 0.3], [0.0, 0.7]]).T
-    truth = torch.distributions.MultivariateNormal(torch.tensor([0.5, -0.25]), factor @ factor.T)
-    shortfall = (truth.log_prob(x) - trainer.sampling_model().log_prob(x, log_partition=-1.3)).mean()
-    assert abs(shortfall) < 0.1
 
 
 def test_energy_relative_to_the_base_meets_the_average_in_energy_steps_and_the_base_in_base_steps():
@@ -388,117 +281,6 @@ def test_learning_rates_follow_the_schedule_and_decay_beside_it(schedule):
     assert changed(model, before) <= {name for name, _ in model.named_buffers()}
 
 
-@pytest.mark.parametrize("ema_decay", [None, 0.9])
-@pytest.mark.parametrize(
-    "objective", ["kale_fenchel", "kale_dv", "pcd", "ml_kale over realnvp", "pcd_data over realnvp"]
-)
-@pytest.mark.parametrize("stop", [0, 1, 3])
-def test_resumed_run_is_bit_for_bit_the_uninterrupted_one(stop, objective, ema_decay):
-    objective, _, explicit = objective.partition(" over ")
-
-    def build(seed):
-        model = flow_model(seed, explicit) if explicit else digits_model(seed)
-        settings = {"penalty": Lazy(GradientPenalty(0.1), every=4), "schedule": Schedule("cosine", 8)}
-        return model, trainer_of(model, objective=objectives.make(objective), ema_decay=ema_decay, **settings)
-
-    def train(trainer, num_steps, first_batch, generator):
-        batches, infos = vectors(first_batch) if explicit else images(first_batch), []
-        for _ in range(num_steps):
-            infos.append(trainer.step(batches, generator))
-            if trainer.base_step == 2:
-                trainer.scale_learning_rates(0.8, 0.8)
-        return infos
-
-    model, trainer = build(seed=0)
-    generator = torch.Generator().manual_seed(7)
-    infos = train(trainer, stop, 0, generator)
-    taken = sum(info.energy_steps for info in infos)
-    # Through the very bytes of a checkpoint.
-    state = trainer.state_dict()
-    tensors = safetensors.torch.load(safetensors.torch.save(state["tensors"] or {"": torch.zeros(0)}))
-    values = json.loads(json.dumps(state["values"]))
-    weights = safetensors.torch.load(safetensors.torch.save(model.state_dict()))
-    random_state = generator.get_state()
-
-    infos = train(trainer, 6 - stop, taken, generator)
-    resumed, resumed_trainer = build(seed=1)
-    resumed.load_state_dict(weights)
-    resumed_trainer.load_state_dict({"tensors": tensors, "values": values})
-    resumed_generator = torch.Generator()
-    resumed_generator.set_state(random_state)
-    resumed_infos = train(resumed_trainer, 6 - stop, taken, resumed_generator)
-
-    for one, other in zip(infos, resumed_infos, strict=True):
-        assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(one, other, strict=True))
-    assert changed(resumed, model.state_dict()) == set()
-    state, resumed_state = trainer.state_dict(), resumed_trainer.state_dict()
-    assert ("chains" in state["tensors"]) == objective.startswith("pcd")
-    assert state["values"] == resumed_state["values"]
-    assert state["tensors"].keys() == resumed_state["tensors"].keys()
-    assert all(torch.equal(tensor, resumed_state["tensors"][name]) for name, tensor in state["tensors"].items())
-
-
-@pytest.mark.parametrize("stop", [1, 3])
-def test_channels_last_trains_the_same_and_resumes_bit_for_bit(stop):
-    def build(memory_format):
-        model = digits_model(0).to(memory_format=memory_format)
-        return model, trainer_of(model, ema_decay=0.9)
-
-    def train(trainer, first, last):
-        batches = images(first * 100)
-        return [trainer.step(batches, torch.Generator().manual_seed(step)) for step in range(first, last)]
-
-    _, trainer = build(torch.contiguous_format)
-    expected = train(trainer, 0, stop)
-    model, trainer = build(torch.channels_last)
-    found = train(trainer, 0, stop)
-    # Sums in another order: rounding, which Adam's first steps, of the sign of a gradient, can make larger.
-    assert expected[0].energy_loss.item() == pytest.approx(found[0].energy_loss.item(), abs=1e-5)
-    state = trainer.state_dict()
-    contiguous = {
-        name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state["tensors"].items()
-    }
-    weights = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in model.state_dict().items()}
-    infos = train(trainer, stop, 6)
-    resumed, resumed_trainer = build(torch.channels_last)
-    resumed.load_state_dict(weights)
-    resumed_trainer.load_state_dict({"tensors": contiguous, "values": state["values"]})
-    for one, other in zip(infos, train(resumed_trainer, stop, 6), strict=True):
-        assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(one, other, strict=True))
-    assert changed(resumed, model.state_dict()) == set()
-    assert any(not tensor.is_contiguous() for tensor in resumed.state_dict().values())
-
-
-def test_chains_on_latents_are_not_taken_over_as_chains_on_data():
-    latent = trainer_of(flow_model(0, "gaussian"), objective=objectives.make("pcd"))
-    latent.step(vectors(0), torch.Generator().manual_seed(0))
-    data = trainer_of(flow_model(0, "gaussian"), objective=objectives.make("pcd_data"))
-    data.load_state_dict(latent.state_dict())
-    assert latent.chains is not None and data.chains is None
-    data.step(vectors(1), torch.Generator().manual_seed(1))
-    assert data.chains is not None
-
-
-def test_saved_state_is_not_moved_by_the_run_that_loads_it():
-    model = digits_model()
-    trainer = trainer_of(model)
-    trainer.step(images(), torch.Generator().manual_seed(0))
-    saved = trainer.state_dict()
-    saved["tensors"] = {name: tensor.clone() for name, tensor in saved["tensors"].items()}
-    kept = {name: tensor.clone() for name, tensor in saved["tensors"].items()}
-    other = trainer_of(digits_model())
-    other.load_state_dict(saved)
-    other.step(images(), torch.Generator().manual_seed(0))
-    assert all(torch.equal(kept[name], tensor) for name, tensor in saved["tensors"].items())
-
-
-def test_average_cannot_be_switched_on_resume():
-    with_average, without = (trainer_of(digits_model(), ema_decay=decay) for decay in (0.9, None))
-    for one, other in ((with_average, without), (without, with_average)):
-        with pytest.raises(ValueError, match="set ema_decay as it was"):
-            one.load_state_dict(other.state_dict())
-
-
 def test_spectral_norms_are_one_after_many_steps():
     model = digits_model()
     trainer = trainer_of(model)
@@ -567,160 +349,3 @@ def test_alternation_refuses_what_is_no_number_of_steps(numbers):
         Alternation(**numbers)
     assert "\n" not in str(error.value)
     assert Alternation(energy_steps=0).energy_steps_at(3) == 0
-
-
-class Shift(nn.Module):
-    """A base that can only move: x = z + theta."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.theta = nn.Parameter(torch.zeros(dim))
-
-    def forward(self, z):
-        return z + self.theta
-
-
-class Quadratic(nn.Module):
-    """E(x) = x^T A x / 2 + b^T x, with A symmetric: between Gaussians, the best energy is one of these."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.curvature = nn.Parameter(torch.zeros(dim, dim))
-        self.slope = nn.Parameter(torch.zeros(dim))
-
-    def forward(self, x):
-        symmetric = (self.curvature + self.curvature.T) / 2
-        return ((x @ symmetric) * x).sum(1) / 2 + x @ self.slope
-
-
-def test_trained_kale_approaches_the_known_divergence():
-    # P = N(m, S), B = N(0, I): maximised on a fixed batch, the bound is at least its value at the optimal energy, which
-    # estimates KL(P || B) with a known standard error; and on the distributions themselves it stays below KL(P || B).
-    n, dim = 4_000, 2
-    mean = torch.tensor([0.6, -0.3]).double()
-    factor = torch.tensor([[0.7, 0.0], [0.3, 0.6]]).double()
-    covariance = factor @ factor.T
-    divergence = 0.5 * (covariance.trace() + mean @ mean - dim - torch.logdet(covariance))
-    generator = torch.Generator().manual_seed(0)
-    x_data = mean + torch.randn(n, dim, generator=generator, dtype=torch.float64) @ factor.T
-    x_base = torch.randn(n, dim, generator=generator, dtype=torch.float64)
-
-    model = GEBM(nn.Identity(), Quadratic(dim), StandardNormal(dim)).double()
-    loss = EnergyLoss(model, KALE("fenchel"), GradientPenalty(0.0))
-    optimizer = torch.optim.LBFGS(loss.parameters(), max_iter=200, line_search_fn="strong_wolfe")
-
-    def closure():
-        optimizer.zero_grad()
-        value = loss(x_data, x_base, torch.zeros(n)).loss
-        value.backward()
-        return value
-
-    optimizer.step(closure)
-    trained = -closure().detach()
-
-    optimum = Quadratic(dim).double()
-    precision = covariance.inverse()
-    with torch.no_grad():
-        optimum.curvature.copy_(precision - torch.eye(dim))
-        optimum.slope.copy_(-precision @ mean)
-    log_partition = 0.5 * (mean @ precision @ mean + torch.logdet(covariance))
-    ratio = (-(optimum(x_base) + log_partition)).exp()
-    error = ((optimum(x_data).var() + ratio.var()) / n).sqrt().detach()
-    assert trained >= divergence - 5 * error
-
-    # F of the trained energy in closed form: Gaussian expectations of a quadratic and of its exponential.
-    energy = model.energy.network
-    curvature, slope = ((energy.curvature + energy.curvature.T) / 2).detach(), energy.slope.detach()
-    expectation = 0.5 * ((curvature @ covariance).trace() + mean @ curvature @ mean) + slope @ mean
-    tilted = torch.eye(dim) + curvature
-    exact = 0.5 * (slope @ tilted.inverse() @ slope - torch.logdet(tilted))
-    supremum = -expectation - exact
-    c = model.log_partition.detach()
-    fenchel = -expectation - c - (exact - c).exp() + 1
-    assert fenchel <= supremum <= divergence
-    # The trained c is the log-partition of the batch, whose standard error follows from its own weights.
-    weights = (-(energy(x_base) + exact)).exp().detach()
-    assert abs(c - exact) <= 5 * weights.std() / math.sqrt(n)
-
-
-@pytest.mark.parametrize("ema_decay", [None, 0.9])
-def test_base_moves_onto_the_data(ema_decay):
-    # P = N(m, I), and the base can only shift: a step of Adam moves each entry by at most the learning rate, or a
-    # small multiple, so the steps taken here could carry it 4, four times what is needed.
-    torch.manual_seed(0)
-    target = torch.tensor([1.0, -1.0])
-    model = GEBM(Shift(2), Quadratic(2), StandardNormal(2))
-    initialise_log_partition(model, 256)
-    trainer = trainer_of(model, lr=2e-2, penalty=GradientPenalty(0.1), ema_decay=ema_decay)
-    generator = torch.Generator().manual_seed(0)
-    batches = (target + torch.randn(256, 2, generator=generator) for _ in itertools.count())
-    distances = []
-    for _ in range(200):
-        info = trainer.step(batches, generator)
-        distances.append((trainer.sampling_model().base.theta.detach() - target).norm().item())
-    assert info.num_nonfinite == 0
-    # Over the last quarter, nearer than half of the way it had to go.
-    assert max(distances[-50:]) < math.sqrt(2) / 2
-
-
-def flattened(tensors) -> Tensor:
-    return torch.cat([tensor.detach().double().flatten() for tensor in tensors])
-
-
-TOGETHER = ("dcgan", "kale_fenchel", "ml", "ml_kale", "pcd", "pcd_data", "base kept")
-
-
-def trained_together(case: str, rank: int, world_size: int) -> Tensor:
-    """What three alternations leave behind on one of so many processes.
-
-    Each begins with weights of its own; the batches of 8 are shared out among them.
-    """
-    # In double precision, so that what is left is no rounding; chains keep to float32.
-    torch.set_default_dtype(torch.float32 if case.startswith("pcd") else torch.float64)
-    if case in networks.NAMES:
-        torch.manual_seed(rank)
-        base, energy = networks.make(case, resolution=8, channels=1, latent_dim=4, width=8)
-        model, batches = GEBM(base, energy, StandardNormal(4)), images()
-        settings = {"objective": KALE("donsker_varadhan"), "ema_decay": 0.9}
-    else:
-        model, batches = flow_model(rank), vectors()
-        kept = case == "base kept"
-        objective = objectives.make("kale_fenchel" if kept else case)
-        settings = {"objective": objective, "train_base": not kept, "ema_decay": 0.9}
-    trainer = trainer_of(
-        model, parallel=DistributedDataParallel if world_size > 1 else lambda module: module, **settings
-    )
-    mine = slice(rank * 8 // world_size, (rank + 1) * 8 // world_size)
-    parts = (batch[mine] for batch in batches)
-    for step in range(3):
-        assert trainer.step(parts, torch.Generator().manual_seed(step)).num_nonfinite == 0
-    state = trainer.state_dict()["tensors"]  # optimisers, average, and the chains of all
-    return flattened([*model.state_dict().values(), *(state[name] for name in sorted(state))])
-
-
-def train_one_process(rank: int, world_size: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    rendezvous = f"file://{folder}/rendezvous-{world_size}"
-    distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world_size)
-    found = {case: trained_together(case, rank, world_size) for case in TOGETHER}
-    safetensors.torch.save_file(found, f"{folder}/{world_size}-{rank}.safetensors")
-    distributed.destroy_process_group()
-
-
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_any_number_of_processes_learns_what_one_does(world_size, tmp_path):
-    # Networks, running statistics, average, optimisers, log-partition and chains, of the same batches altogether.
-    torch.multiprocessing.spawn(train_one_process, (world_size, str(tmp_path)), nprocs=world_size)
-    found = [safetensors.torch.load_file(tmp_path / f"{world_size}-{rank}.safetensors") for rank in range(world_size)]
-    for case in TOGETHER:
-        alone = trained_together(case, 0, 1)
-        torch.set_default_dtype(torch.float32)
-        tolerance = {"rtol": 1e-3, "atol": 1e-6} if case.startswith("pcd") else {"rtol": 1e-6, "atol": 1e-8}
-        torch.testing.assert_close(found[0][case], alone, **tolerance)
-        # Bit for bit the same on all of them, or they would drift apart.
-        assert all(torch.equal(one[case], found[0][case]) for one in found)
-
-
-def test_base_loss_hides_the_energy_from_data_parallelism():
-    model = digits_model()
-    assert {id(p) for p in BaseLoss(model, KALE()).parameters()} == {id(p) for p in model.base.parameters()}
