@@ -16,8 +16,9 @@ __all__ = ["document", "main", "table"]
 HEAD = """# Speed, measured
 
 Made by `python -m benchmarks.report` from the files in `benchmarks/results`, which the benchmarks write, the newest of
-each kind of machine: {commands}. Each command's `--help` says what is measured and how. A ratio is against the plain
-reference (`benchmarks/plain.py`) in the same run, the median of the rounds' own ratios ± their interquartile range.
+each kind of machine: {commands}. Each command's `--help` says what is measured and how. A ratio is against the first
+row of its table in the same run, in training and sampling the plain reference (`benchmarks/plain.py`): the median of
+the rounds' own ratios ± their interquartile range.
 """
 
 

@@ -1,8 +1,8 @@
 """What the C library does with the memory that tensors of the processor leave behind.
 
 Unasked, glibc hands every larger block back to the system as soon as it is free and asks for it again at the next
-layer. The system clears each page of it anew, which is a sixth of a ResNet's time in training, and more in a chain. On
-a GPU torch keeps freed memory itself.
+layer. The system clears each page of it anew: an eighth of a ResNet's energy step and a fifth of its chain. On a GPU
+torch keeps freed memory itself.
 
 It is asked when a process starts, by ``ENVIRONMENT``, or by :func:`keep_freed_memory` before any other thread has
 allocated: a thread that has memory of its own, as glibc gives it one, cannot keep blocks above 64 MiB, and few below.

@@ -326,7 +326,7 @@ def _progress(
     newest = infos[-1]
     rate = len(infos) / seconds
     # A warm-up has many more energy steps than the base steps that are left, most of them.
-    done, planned = trainer.base_step, max(run.config.train.base_steps, trainer.base_step)
+    done = trainer.base_step
     seconds_a_step = seconds / max(1, _steps(trainer, done - len(infos), done))
     # A base that learns from data takes a batch where no energy step has.
     at_least = int(trainer.train_base and trainer.objective.base_learns_from == "data")
@@ -342,7 +342,7 @@ def _progress(
         "base_steps_per_second": rate,
         "images_per_second": images / seconds,
         **throughput.since_last(seconds),
-        "seconds_left": _steps(trainer, done, planned) * seconds_a_step
+        "seconds_left": _steps(trainer, done, run.config.train.base_steps) * seconds_a_step
         + evaluation_seconds * _evaluations_left(run.config, done),
         "seconds_an_evaluation": evaluation_seconds,
         "energy_lr": trainer.energy_optimizer.param_groups[0]["lr"],
