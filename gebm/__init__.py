@@ -12,8 +12,10 @@ Where to look:
   losses as baselines.
 - :mod:`gebm.negatives`: what the energy is held against in an energy step: base samples, or the ends of chains.
 - :mod:`gebm.penalties`: what keeps the energy smooth.
+- :mod:`gebm.gradient_guard`: what bounds the energy's gradients, so that no single batch knocks it out.
 - :mod:`gebm.losses`, :mod:`gebm.optimizers`, :mod:`gebm.training`: the loss of an energy step and of a base step, Adam,
   and the alternation between the two.
+- :mod:`gebm.energy_phase`: the energy trained alone at the end, until held-out data say enough; how much it knows.
 - :mod:`gebm.networks`: base and energy side by side, a file per family: images, vectors, and flows, which have a
   density.
 - :mod:`gebm.samplers`: Markov chains on the latent space, all driven by one function.
@@ -65,9 +67,11 @@ Example:
 
 from __future__ import annotations
 
-from gebm import negatives, networks, objectives, penalties, samplers
+from gebm import gradient_guard, negatives, networks, objectives, penalties, samplers
+from gebm.energy_phase import EnergyPhase, EnergyQuality, PhaseResult, energy_quality
 from gebm.folding import folded
 from gebm.freezing import frozen
+from gebm.gradient_guard import ArbelTransform, ClipGradients, GradientGuard, NoGuard
 from gebm.memory import keep_freed_memory, return_freed_memory
 from gebm.model import GEBM, BoundedEnergy, NoEnergy, RelativeEnergy, StandardNormal
 from gebm.negatives import BaseDraws, DataChain, LatentChain, Negatives
@@ -92,10 +96,15 @@ __all__ = [
     "R1",
     "R2",
     "Alternation",
+    "ArbelTransform",
     "BaseDraws",
     "BoundedEnergy",
+    "ClipGradients",
     "ContrastiveDivergence",
     "DataChain",
+    "EnergyPhase",
+    "EnergyQuality",
+    "GradientGuard",
     "GradientPenalty",
     "Hinge",
     "LatentChain",
@@ -103,11 +112,13 @@ __all__ = [
     "MaximumLikelihood",
     "Negatives",
     "NoEnergy",
+    "NoGuard",
     "NoPenalty",
     "NonSaturating",
     "Objective",
     "PartitionEstimate",
     "Penalty",
+    "PhaseResult",
     "RelativeEnergy",
     "Schedule",
     "StandardNormal",
@@ -116,8 +127,10 @@ __all__ = [
     "Wasserstein",
     "adam",
     "annealing_schedule",
+    "energy_quality",
     "folded",
     "frozen",
+    "gradient_guard",
     "initialise_log_partition",
     "keep_freed_memory",
     "log_partition_annealed",

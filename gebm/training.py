@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gebm.folding import folded_base
+from gebm.gradient_guard import GradientGuard, NoGuard
 from gebm.losses import BaseLoss, EnergyLoss, EnergyTerms
 from gebm.model import GEBM
 from gebm.negatives import Negatives
@@ -101,6 +102,7 @@ class StepInfo(NamedTuple):
 
     Attributes:
         energy_loss: Loss of the last energy step, penalty included; for KALE, minus the lower bound plus the penalty.
+        largest_energy_loss: The largest loss of these energy steps.
         base_loss: Loss of the base step.
         penalty: Penalty in the last energy step; zero if it was not due.
         energy_data: Mean energy of data in the last energy step.
@@ -111,6 +113,7 @@ class StepInfo(NamedTuple):
     """
 
     energy_loss: Tensor
+    largest_energy_loss: Tensor
     base_loss: Tensor
     penalty: Tensor
     energy_data: Tensor
@@ -141,6 +144,8 @@ class Trainer:
         train_base: Whether there are base steps. A base that is not trained stays in evaluation mode, and the
             alternation goes on without it.
         negatives: Where the energy's negatives come from, from :mod:`gebm.negatives`; the objective's own if none.
+        gradient_guard: What bounds the energy's gradients before its optimiser's step, from
+            :mod:`gebm.gradient_guard`; nothing if none.
 
     Raises:
         ValueError: If the optimisers do not own what they should, a setting is out of range, nothing is left to
@@ -178,6 +183,7 @@ class Trainer:
         parallel: Callable[[nn.Module], nn.Module] = lambda module: module,
         train_base: bool = True,
         negatives: Negatives | None = None,
+        gradient_guard: GradientGuard | None = None,
     ) -> None:
         if precision not in (torch.float32, torch.bfloat16):
             raise ValueError(f"no training in {precision}: choose torch.float32 or torch.bfloat16")
@@ -198,7 +204,6 @@ class Trainer:
             _check_owner(base_optimizer, list(gebm.base.parameters()), "the base")
         self.gebm = gebm
         self.objective = objective
-        self.penalty = GradientPenalty() if penalty is None else penalty
         self.energy_optimizer = energy_optimizer
         self.base_optimizer = base_optimizer
         self.alternation = Alternation() if alternation is None else alternation
@@ -207,6 +212,7 @@ class Trainer:
         self.latent_batch_size = latent_batch_size
         self.train_base = train_base
         self.negatives = negatives
+        self.gradient_guard = NoGuard() if gradient_guard is None else gradient_guard
         self.base_step = 0
         self.energy_step = 0
         # Where persistent chains stand (W N, D), of all W processes in turn: each can then save the whole state.
@@ -216,7 +222,9 @@ class Trainer:
         self._memory_format = torch.channels_last if last else torch.contiguous_format
         self.average = None if ema_decay is None else copy.deepcopy(gebm.base).eval().requires_grad_(False)
         self._sampled = gebm if self.average is None else gebm.with_base(self.average)
-        energy_loss = EnergyLoss(self._sampled, objective, self.penalty, precision)
+        penalty = GradientPenalty() if penalty is None else penalty
+        # The module itself, beside the one that data parallelism may wrap around it: it knows the penalty.
+        self._energy_terms = energy_loss = EnergyLoss(self._sampled, objective, penalty, precision)
         base_loss = BaseLoss(gebm, objective, precision)
         # Data parallelism refuses what has nothing to learn, but gives every process the first one's weights otherwise.
         self._energy_loss = parallel(energy_loss) if objective.trains_energy else same_everywhere(energy_loss)
@@ -241,17 +249,8 @@ class Trainer:
             What happened, without waiting for the device.
         """
         self._schedule_learning_rates()
-        device = self.gebm.log_partition.device
         energy_steps = self.alternation.energy_steps_at(self.base_step) if self.objective.trains_energy else 0
-        num_nonfinite = torch.zeros((), dtype=torch.int64, device=device)
-        missing = torch.full((), float("nan"), device=device)
-        terms, base_loss, x_data = EnergyTerms(missing, missing, missing, missing), missing, None
-        # The base stands still until its own step: it is folded once, and draws the faster for it.
-        source = self._source() if energy_steps else self._sampled
-        for _ in range(energy_steps):
-            x_data = self._moved(next(batches))
-            terms = self._step_energy(x_data, source, generator)
-            num_nonfinite += ~terms.loss.detach().isfinite()
+        info, x_data = self._take_energy_steps(batches, generator, energy_steps)
         if self.train_base:
             learns_from_data = self.objective.base_learns_from == "data"
             if x_data is None and (learns_from_data or self.latent_batch_size is None):
@@ -262,18 +261,70 @@ class Trainer:
                 n = self.latent_batch_size or len(x_data)
                 inputs = share(n, lambda total: self.gebm.prior.sample(total, generator))
             base_loss = self._step_base(inputs)
-            num_nonfinite += ~base_loss.isfinite()
+            info = info._replace(base_loss=base_loss, num_nonfinite=info.num_nonfinite + ~base_loss.isfinite())
         self.base_step += 1
-        return StepInfo(
+        return info
+
+    def train_energy(
+        self,
+        batches: Iterator[Tensor],
+        generator: torch.Generator,
+        num_steps: int,
+        *,
+        learning_rate: float | None = None,
+    ) -> StepInfo:
+        """Take energy steps alone: the base stands still, and ``base_step`` does not count them.
+
+        Args:
+            batches: As :meth:`step` takes them, one for each step.
+            generator: As :meth:`step` takes it.
+            num_steps: How many.
+            learning_rate: In these steps; if none, what the energy's is before the schedule's factor, which has come
+                to nothing at the end of some.
+
+        Returns:
+            What happened, without waiting for the device.
+
+        Raises:
+            ValueError: If the objective trains no energy.
+        """
+        if not self.objective.trains_energy:
+            raise ValueError(f"{self.objective} trains no energy: choose another objective")
+        for group in self.energy_optimizer.param_groups:
+            group["lr"] = group["peak_lr"] if learning_rate is None else learning_rate
+        try:
+            return self._take_energy_steps(batches, generator, num_steps)[0]
+        finally:
+            self._schedule_learning_rates()
+
+    def _take_energy_steps(
+        self, batches: Iterator[Tensor], generator: torch.Generator, num_steps: int
+    ) -> tuple[StepInfo, Tensor | None]:
+        """Take energy steps, and return what happened and the last batch, if there was one."""
+        device = self.gebm.log_partition.device
+        missing = torch.full((), float("nan"), device=device)
+        terms, largest, x_data = EnergyTerms(missing, missing, missing, missing), missing, None
+        num_nonfinite = torch.zeros((), dtype=torch.int64, device=device)
+        # The base stands still until its own step: it is folded once, and draws the faster for it.
+        source = self._source() if num_steps else self._sampled
+        for _ in range(num_steps):
+            x_data = self._moved(next(batches))
+            terms = self._step_energy(x_data, source, generator)
+            loss = terms.loss.detach()
+            largest = torch.fmax(largest, loss)
+            num_nonfinite += ~loss.isfinite()
+        info = StepInfo(
             energy_loss=terms.loss.detach(),
-            base_loss=base_loss,
+            largest_energy_loss=largest,
+            base_loss=missing,
             penalty=terms.penalty,
             energy_data=terms.energy_data,
             energy_base=terms.energy_base,
             log_partition=self.gebm.log_partition.detach().clone(),
             num_nonfinite=num_nonfinite,
-            energy_steps=energy_steps,
+            energy_steps=num_steps,
         )
+        return info, x_data
 
     def sampling_model(self) -> GEBM:
         """Return the model to sample: the one whose base the energy was trained against.
@@ -282,6 +333,56 @@ class Trainer:
             The model with the averaged base where there is one; parameters are shared, not copied.
         """
         return self._sampled
+
+    @property
+    def penalty(self) -> Penalty:
+        """What regularizes the energy; another may take its place between two steps."""
+        return self._energy_terms.penalty
+
+    @penalty.setter
+    def penalty(self, penalty: Penalty) -> None:
+        self._energy_terms.penalty = penalty
+
+    @property
+    def energy_learning_rate(self) -> float:
+        """The energy's learning rate before the schedule's factor."""
+        return self.energy_optimizer.param_groups[0]["peak_lr"]
+
+    def energy_second_moment(self) -> Tensor:
+        """Return the root mean square of the energy's gradients as Adam remembers it: a scalar on the device.
+
+        One that has jumped by orders of magnitude says that a single batch has knocked the energy out. Zero before the
+        first step, or where the optimiser keeps no second moment.
+        """
+        moments = [
+            entry["exp_avg_sq"] for entry in self.energy_optimizer.state.values() if entry.get("exp_avg_sq") is not None
+        ]
+        if not moments:
+            return torch.zeros((), device=self.gebm.log_partition.device)
+        return (torch.stack([moment.sum() for moment in moments]).sum() / sum(m.numel() for m in moments)).sqrt()
+
+    def energy_state(self) -> dict[str, Any]:
+        """Return a copy of all that energy steps change, to go back to it by :meth:`load_energy_state`."""
+        return {
+            "energy": {name: tensor.clone() for name, tensor in self.gebm.energy.state_dict().items()},
+            "log_partition": self.gebm.log_partition.detach().clone(),
+            "optimizer": copy.deepcopy(self.energy_optimizer.state_dict()),
+            "energy_step": self.energy_step,
+            "chains": None if self.chains is None else self.chains.clone(),
+        }
+
+    def load_energy_state(self, state: dict[str, Any]) -> None:
+        """Put the energy, ``c``, their optimiser and chains back where they were.
+
+        Args:
+            state: What :meth:`energy_state` returned.
+        """
+        self.gebm.energy.load_state_dict(state["energy"])
+        with torch.no_grad():
+            self.gebm.log_partition.copy_(state["log_partition"])
+        self.energy_optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        self.energy_step = state["energy_step"]
+        self.chains = state["chains"]
 
     def scale_learning_rates(self, energy: float, base: float) -> None:
         """Multiply the learning rates, those that the schedule goes on from too.
@@ -376,6 +477,7 @@ class Trainer:
         terms = self._energy_loss(x_data, x_base, None if position is None else position.to(x_data.device))
         self.energy_optimizer.zero_grad(set_to_none=True)
         terms.loss.backward()
+        self.gradient_guard(self.gebm.energy.parameters(), self.gebm.log_partition)
         self.energy_optimizer.step()
         self.energy_step += 1
         return terms

@@ -13,7 +13,7 @@ from operator import attrgetter
 
 import torch
 
-from gebm import StandardNormal, networks, objectives, penalties, samplers
+from gebm import StandardNormal, gradient_guard, networks, objectives, penalties, samplers
 from gebm.optimizers import Schedule
 from gebm.relative_mmd import PlateauDecay
 from gebm.samplers import StepDecay
@@ -53,6 +53,8 @@ _POSITIVE = (  # where they are set at all
     "train.energy_lr",
     "train.base_lr",
     "train.report_every",
+    "train.final_phase.energy_lr",
+    "train.final_phase.check_every",
     "train.penalty_every",
     "train.negatives.step_size",
     "train.negatives.num_steps",
@@ -88,6 +90,11 @@ _NOT_NEGATIVE = (
     "scale.max_restarts",
     "train.nonfinite_restarts",
     "train.log_partition_samples",
+    "train.final_energy_steps",
+    "train.final_phase.penalty",
+    "train.final_phase.patience",
+    "data.held_out",
+    "evaluation.seed",
     "train.penalty",
     "train.weight_decay",
     "sampler.beta",
@@ -145,6 +152,7 @@ def _names(config: Config) -> None:
         ("train.objective", config.train.objective, objectives.NAMES),
         ("train.negatives.sampler", config.train.negatives.sampler, _CHAINS),
         ("train.penalty_kind", config.train.penalty_kind, penalties.NAMES),
+        ("train.gradient_guard", config.train.gradient_guard, gradient_guard.NAMES),
         ("train.precision", config.train.precision, PRECISIONS),
         ("train.memory_format", config.train.memory_format, ("auto", "channels_last", "contiguous")),
         ("sampler.name", config.sampler.name, samplers.NAMES),
@@ -168,6 +176,10 @@ def _data(config: Config) -> None:
         )
     if config.data.hold is False and config.task != "images":
         raise UserError(f"data.hold=false: task={config.task} is about rows, which are always held; leave it out")
+    if config.data.held_out and config.task != "images":
+        raise UserError(
+            f"data.held_out={config.data.held_out}: task={config.task} has validation rows for that; leave it out"
+        )
     cache = config.data.cache
     if cache is not None and not cache.startswith(("/", "~")):
         raise UserError(f"data.cache={cache}: it has to be a folder of each machine, from / or ~ on")
@@ -214,8 +226,22 @@ def _objective(config: Config) -> None:
         )
     if config.task == "points" and not objective.trains_energy:
         raise UserError(f"train.objective={config.train.objective}: it trains no energy, and task=points samples one")
+    _final_phase(config, objective)
     if not (config.train.train_base or objective.trains_energy):
         raise UserError(f"train.train_base=false: train.objective={config.train.objective} trains nothing but the base")
+
+
+def _final_phase(config: Config, objective: objectives.Objective) -> None:
+    steps, patience = config.train.final_energy_steps, config.train.final_phase.patience
+    if steps and not objective.trains_energy:
+        raise UserError(
+            f"train.final_energy_steps={steps}: train.objective={config.train.objective} trains no energy; leave it out"
+        )
+    if steps and patience and config.task == "images" and not config.data.held_out:
+        raise UserError(
+            f"train.final_energy_steps={steps}: it stops by held-out images; set data.held_out to some hundreds, or "
+            f"train.final_phase.patience=0 to take all steps"
+        )
 
 
 def _sampler(config: Config) -> None:

@@ -25,6 +25,7 @@ __all__ = [
     "Config",
     "Data",
     "Evaluation",
+    "FinalPhase",
     "LearningRateDecay",
     "Model",
     "Negatives",
@@ -68,6 +69,9 @@ class Data:
     resolution: int | None = 32  # pixels; none where the data are rows
     channels: int = 3  # of an image; columns of a row, once those are dropped that max_correlation says
     encoding: str = "blocks"  # blocks (arrays, fast to read), images (one encoded image a sample), rows (of a table)
+    # Images at the end of the store that training never sees; the energy's last phase stops by them, and KALE on them
+    # is logged. Rows have validation rows for that.
+    held_out: int = 0
     split_seed: int | None = None  # of a table's parts; by default the seed, and a trained model keeps its own
     dequantise: bool = False  # add to each column of rows uniform noise of its own resolution
     max_correlation: float | None = None  # of two columns that correlate more strongly, one is dropped
@@ -127,6 +131,17 @@ class Negatives:
 
 
 @dataclass
+class FinalPhase:
+    """The energy trained on alone, on the base as it ended, for train.final_energy_steps at most."""
+
+    energy_lr: float | None = None  # by default the energy's own, without the schedule's factor
+    penalty: float | None = None  # weight of the penalty; by default train.penalty
+    check_every: int = 25  # energy steps between two looks at held-out data
+    patience: int = 3  # looks without a better held-out KALE that end it, with the best kept; 0 takes all steps
+    before_evaluations: bool = False  # also before each evaluation on the way, and training resumes from there
+
+
+@dataclass
 class Train:
     """The alternation of energy steps and base steps (Algorithm 1)."""
 
@@ -142,6 +157,8 @@ class Train:
     schedule: str = "constant"  # of both learning rates; linear or cosine, down to zero at the last base step
     beta1: float = 0.5
     beta2: float = 0.999
+    # Bounds what one batch can do to the energy: clip (to a norm of 1), arbel (the authors' transform), none.
+    gradient_guard: str = "clip"
     weight_decay: float = 0.0  # L2 of the energy's weights
     objective: str = (
         "kale_fenchel"  # kale_dv, gan, hinge, wasserstein; cd, pcd; of flows ml, ml_kale, cd_data, pcd_data
@@ -151,6 +168,8 @@ class Train:
     penalty: float | None = None  # weight of the penalty; by default 1, and 10 of wgan_gp
     penalty_kind: str = "gradient"  # at interpolates; wgan_gp, r1, r2, l2, none
     penalty_every: int = 1  # energy steps; above one the penalty is lazy, and as much heavier when it comes
+    final_energy_steps: int = 0  # energy steps after the last base step, on the base as it ended; see final_phase
+    final_phase: FinalPhase = field(default_factory=FinalPhase)
     log_partition_samples: int = 1024  # base samples that initialise the log-partition; 0 starts it at zero
     ema_decay: float | None = None  # exponential moving average of the base's weights, a step
     precision: str = "auto"  # float32, bfloat16; auto takes bfloat16 for images on a GPU that has it
@@ -183,6 +202,9 @@ class Evaluation:
 
     every: int = 5000  # base steps between two evaluations; the last step is always evaluated
     num_samples: int = 10_000  # images a FID
+    # Of the latents that chains start from and of their noise; by default the seed. sweeps=mcmc has another, so that a
+    # sampler is not chosen by the latents that it is scored on later.
+    seed: int | None = None
     batch_size: int = 500  # chains that run at once on a worker
     chain_points: int = 5  # places along the chain where FID is measured
     extractor: str = "inception-v3-compat"

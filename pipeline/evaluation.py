@@ -25,7 +25,7 @@ from pipeline import precision
 from pipeline.errors import UserError
 from pipeline.fitting import split_to_fit
 
-__all__ = ["End", "Evaluation", "Judge", "chain_steps", "evaluate", "make_kernel", "run_chains"]
+__all__ = ["End", "Evaluation", "Judge", "chain_steps", "evaluate", "make_kernel", "resampled", "run_chains"]
 
 _DIAGNOSED_CHAINS = 64  # R-hat and ESS are taken over so many of the chains ...
 _DIAGNOSED_POINTS = 100  # ... and so many places along them
@@ -208,9 +208,34 @@ def evaluate(
             found.scores.update({f"{name}_{end}": value for name, value in scores.items()})
             latents, energies = (_gather(rows, world_size)[: config.evaluation.num_samples] for rows in walk.ends[end])
             found.ends[end] = End(latents, energies, joined)
+            if end == "base":
+                weighted = {layer: rows[resampled(energies)] for layer, rows in joined.items()}
+                found.scores[f"{judge.primary}_weighted"] = judge.score(weighted, end=False)[judge.primary]
     found.scores["log_partition"] = model.log_partition.item()  # the trained one, beside its estimate
     found.scores["log_partition_monte_carlo"], found.scores["log_partition_standard_error"] = walk.log_partition
     return found
+
+
+def resampled(energies: Tensor) -> Tensor:
+    """Return which base samples stand for the model: drawn by their weights ``exp(-E)``, without random numbers.
+
+    Systematic resampling (Kitagawa 1996). The model at ``beta`` 1, had by importance weights instead of a chain: the
+    two should agree, and where few samples carry the weight neither is to be believed.
+
+    Args:
+        energies: Of the base samples (N,), in nats.
+
+    Returns:
+        Indices (N,), int64, in order.
+
+    Example:
+        >>> resampled(torch.tensor([0.0, 50.0, 0.0, 50.0])).tolist()
+        [0, 0, 2, 2]
+    """
+    bounds = (-energies.double()).softmax(0).cumsum(0)
+    count = len(energies)
+    places = (torch.arange(count, dtype=torch.float64, device=energies.device) + 0.5) / count
+    return torch.searchsorted(bounds, places).clamp(max=count - 1)
 
 
 class _Walk(NamedTuple):
@@ -256,7 +281,8 @@ def _walk(
         advance: called with the chain-steps done since the last call.
     """
     settings, share = config.evaluation, _share(config, world_size)
-    generator = torch.Generator(model.log_partition.device).manual_seed((config.seed + 1) * 1_000_003)
+    seed = config.seed if settings.seed is None else settings.seed
+    generator = torch.Generator(model.log_partition.device).manual_seed((seed + 1) * 1_000_003)
     first_of_share = rank * share
     latents = model.prior.sample(share * world_size, generator)[first_of_share : first_of_share + share]
     # Not the latents' seed: noise is a function of it and of the chain's number, and so the first would be the latents.

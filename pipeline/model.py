@@ -7,7 +7,17 @@ from typing import Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from gebm import GEBM, BoundedEnergy, NoEnergy, StandardNormal, networks, objectives, penalties, samplers
+from gebm import (
+    GEBM,
+    BoundedEnergy,
+    NoEnergy,
+    StandardNormal,
+    gradient_guard,
+    networks,
+    objectives,
+    penalties,
+    samplers,
+)
 from gebm.optimizers import Schedule, adam
 from gebm.training import Alternation, Trainer
 from pipeline import config as schema
@@ -92,6 +102,7 @@ def make_trainer(model: GEBM, config: schema.Config, device: torch.device, world
         latent_batch_size=(train.latent_batch_size or train.batch_size) // world_size,
         precision=precision.of_training(config, device),
         parallel=parallel,
+        gradient_guard=gradient_guard.make(train.gradient_guard),
     )
 
 

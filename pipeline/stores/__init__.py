@@ -13,7 +13,7 @@ from pipeline.stores.held import HeldReader, worth_holding
 from pipeline.stores.location import MissingStore, Store, locate, open_store
 from pipeline.stores.manifest import Manifest, Shard
 from pipeline.stores.order import Position
-from pipeline.stores.reader import Reader, iter_images, load_images, load_rows
+from pipeline.stores.reader import Reader, iter_images, load_images, load_last_images, load_rows
 from pipeline.stores.splits import Splits, split_rows
 from pipeline.stores.writer import Report, write_store
 
@@ -31,6 +31,7 @@ __all__ = [
     "Store",
     "iter_images",
     "load_images",
+    "load_last_images",
     "load_rows",
     "locate",
     "open_store",

@@ -53,6 +53,7 @@ class BatchOrder:
         start: Where to begin.
         shuffle: False for the plain order of the store.
         window: Largest size of a window of shards, in bytes of decoded samples.
+        held_out: Samples at the end of the store that are in no batch.
 
     Raises:
         UserError: If the batch size is no multiple of the number of ranks, the store is smaller than a batch, or a
@@ -77,8 +78,10 @@ class BatchOrder:
         start: Position,
         shuffle: bool,
         window: int,
+        held_out: int = 0,
     ) -> None:
-        num_samples = store.manifest.num_samples
+        manifest = store.manifest.without_last(held_out) if held_out else store.manifest
+        num_samples = manifest.num_samples
         if batch_size < 1 or world_size < 1 or batch_size % world_size:
             raise UserError(
                 f"the global batch size {batch_size} is no multiple of the number of ranks {world_size}: choose one"
@@ -87,14 +90,14 @@ class BatchOrder:
             raise UserError(f"rank {rank} is not one of {world_size} ranks: count them from 0")
         if num_samples < batch_size:
             raise UserError(
-                f"the store {store.url} has {num_samples} {store.manifest.unit}, fewer than a batch of {batch_size}: "
+                f"the store {store.url} has {num_samples} {manifest.unit}, fewer than a batch of {batch_size}: "
                 "choose a smaller batch size"
             )
         if min(seed, start.epoch, start.step) < 0:
             raise UserError("a seed and a position are 0 or more: choose another")
         self.batches_per_epoch = num_samples // batch_size
         self.start = start
-        self._manifest = store.manifest
+        self._manifest = manifest
         self._batch_size = batch_size
         self._part = batch_size // world_size
         self._offset = rank * self._part

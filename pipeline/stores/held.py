@@ -41,6 +41,7 @@ class HeldReader:
         window: Largest size of a window of shards, in bytes. Nothing is bounded by it here, but it fixes the order.
         max_bad_shards: How many shards may turn out bad; see `pipeline.stores.tolerance`.
         read_ahead: How many shards are fetched before they are wanted, as it is to `Reader`.
+        held_out: Samples at the end of the store that are in no batch.
 
     Raises:
         UserError: If the batch size is no multiple of the number of ranks, the store is smaller than a batch, or a
@@ -71,8 +72,10 @@ class HeldReader:
         window: int = WINDOW_BYTES,
         max_bad_shards: int = 0,
         read_ahead: int | None = None,
+        held_out: int = 0,
     ) -> None:
-        self._order = BatchOrder(store, batch_size, rank, world_size, seed, position or Position(), shuffle, window)
+        start = position or Position()
+        self._order = BatchOrder(store, batch_size, rank, world_size, seed, start, shuffle, window, held_out)
         self.store = store
         self.batches_per_epoch = self._order.batches_per_epoch
         self.position = self._order.start

@@ -20,7 +20,7 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -126,6 +126,37 @@ class Manifest:
     def unit(self) -> str:
         """What the samples are called in a sentence: "images" or "rows"."""
         return "rows" if self.encoding == "rows" else "images"
+
+    def without_last(self, held_out: int) -> Manifest:
+        """The same store as if it ended before its last samples, which are held out of training.
+
+        The writer has mixed the images, so the last of them are a sample of all.
+
+        Args:
+            held_out: How many samples to leave out.
+
+        Raises:
+            UserError: If nothing would be left.
+
+        Example:
+            >>> shards = tuple(Shard(f"{i}.tar", num_samples=3, bytes=1, sha256="") for i in range(2))
+            >>> manifest = Manifest(8, 1, "blocks", None, Source("digits"), num_samples=6, shards=shards)
+            >>> [shard.num_samples for shard in manifest.without_last(2).shards]
+            [3, 1]
+            >>> [shard.num_samples for shard in manifest.without_last(3).shards]
+            [3]
+        """
+        if held_out >= self.num_samples:
+            raise UserError(
+                f"data.held_out={held_out}: the store has {self.num_samples} {self.unit}; hold out fewer than that"
+            )
+        shards, left = [], self.num_samples - held_out
+        for shard in self.shards:
+            if left <= 0:
+                break
+            shards.append(replace(shard, num_samples=min(shard.num_samples, left)))
+            left -= shard.num_samples
+        return replace(self, num_samples=self.num_samples - held_out, shards=tuple(shards))
 
     def to_json(self) -> str:
         """The text of `manifest.json`."""

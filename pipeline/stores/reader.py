@@ -24,7 +24,7 @@ from pipeline.stores.order import Position
 from pipeline.stores.orphans import end_with_parent
 from pipeline.stores.tolerance import Shards
 
-__all__ = ["CACHE_BYTES", "Reader", "iter_images", "load_images", "load_rows"]
+__all__ = ["CACHE_BYTES", "Reader", "iter_images", "load_images", "load_last_images", "load_rows"]
 
 CACHE_BYTES = 512 * 2**20
 
@@ -50,6 +50,7 @@ class Reader:
         max_bad_shards: How many shards may turn out bad, in each process that reads; see `pipeline.stores.tolerance`.
         read_ahead: How many shards each process fetches before they are wanted; by default those of a window of a
             network storage, and none of others. It needs memory for them. See `pipeline.stores.ahead`.
+        held_out: Samples at the end of the store that are in no batch.
 
     Raises:
         UserError: If the batch size is no multiple of the number of ranks, the store is smaller than a batch, or a
@@ -81,8 +82,10 @@ class Reader:
         cache: int = CACHE_BYTES,
         max_bad_shards: int = 0,
         read_ahead: int | None = None,
+        held_out: int = 0,
     ) -> None:
-        self._order = BatchOrder(store, batch_size, rank, world_size, seed, position or Position(), shuffle, window)
+        start = position or Position()
+        self._order = BatchOrder(store, batch_size, rank, world_size, seed, start, shuffle, window, held_out)
         if num_workers < 0:
             raise UserError("a number of workers is 0 or more: choose another")
         if num_workers and seen_by_one_process(store.fs):
@@ -292,6 +295,40 @@ def load_images(
             labels[done : done + len(batch)] = batch_labels
         done += len(batch)
     return images, labels
+
+
+def load_last_images(store: Store, count: int, shards: Shards | None = None) -> torch.Tensor:
+    """The last images of a store, those that a reader with ``held_out=count`` leaves out.
+
+    Args:
+        store: The store.
+        count: How many.
+        shards: Reads the shards; by default one that takes no bad one.
+
+    Returns:
+        Images, uint8 (count, C, H, W), in store order.
+
+    Raises:
+        UserError: If a shard is damaged, or the store has no more images than that.
+
+    Example:
+        >>> from pipeline.stores import open_store, sources, write_store
+        >>> report = write_store(sources.make("digits"), "memory://docs/last", resolution=8, channels=1)
+        >>> store = open_store("memory://docs/last")
+        >>> torch.equal(load_last_images(store, 5), load_images(store)[0][-5:])
+        True
+    """
+    kept = store.manifest.without_last(count)
+    shards = Shards(store) if shards is None else shards
+    parts = [torch.empty((0, *store.manifest.sample_shape), dtype=torch.uint8)]
+    try:
+        for index, shard in enumerate(store.manifest.shards):
+            first = kept.shards[index].num_samples if index < len(kept.shards) else 0
+            if first < shard.num_samples:
+                parts.append(torch.from_numpy(shards.read(index).take(np.arange(first, shard.num_samples))))
+    finally:
+        shards.close()
+    return torch.cat(parts)
 
 
 def load_rows(store: Store) -> torch.Tensor:

@@ -52,8 +52,10 @@ class DensityWork(TableWork):
         ``evaluation.num_samples`` draws of the base is always there, with its standard error: the draws are needed
         anyway, and where it disagrees with another, one of the two is not to be believed.
         """
-        generator = torch.Generator(self._device).manual_seed((self._config.seed + 1) * 1_000_003)
-        size, count = self._config.evaluation.batch_size, self._config.evaluation.num_samples
+        settings = self._config.evaluation
+        seed = self._config.seed if settings.seed is None else settings.seed
+        generator = torch.Generator(self._device).manual_seed((seed + 1) * 1_000_003)
+        size, count = settings.batch_size, settings.num_samples
         trained = objectives.make(self._config.train.objective).trains_energy
         found = Evaluation()
         with frozen(model.base, model.energy):

@@ -13,7 +13,16 @@ from pipeline import figures, metrics
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.evaluation import Evaluation, evaluate
-from pipeline.stores import Batch, HeldReader, Position, Reader, Store, worth_holding
+from pipeline.stores import (
+    Batch,
+    HeldReader,
+    Position,
+    Reader,
+    Store,
+    load_images,
+    load_last_images,
+    worth_holding,
+)
 from pipeline.tasks.data import open_data
 from pipeline.tasks.image_page import ImagePage, as_networks_take
 
@@ -42,10 +51,13 @@ class Images:
                 f"the store {store.url} holds images of {found.resolution} pixels and {found.channels} channels, and "
                 f"conf={self._config.name} asks for data.resolution={data.resolution} data.channels={data.channels}"
             )
-        if found.num_samples < self._config.train.batch_size:
+        size = self._config.train.batch_size
+        if found.num_samples < size:
+            raise UserError(f"the store {store.url} has {found.num_samples} images, fewer than train.batch_size={size}")
+        if found.num_samples - data.held_out < size:
             raise UserError(
-                f"the store {store.url} has {found.num_samples} images, fewer than train.batch_size="
-                f"{self._config.train.batch_size}"
+                f"the store {store.url} has {found.num_samples} images, and data.held_out={data.held_out} leaves fewer "
+                f"than train.batch_size={size} to train on"
             )
 
     def prepare(self, store: Store, device: torch.device) -> str:
@@ -136,6 +148,17 @@ class ImagesWork:
         self._page = ImagePage(store, statistics.features, extractor.label, device)
         self._trained = objectives.make(config.train.objective).trains_log_partition
 
+    @functools.cached_property
+    def held_out(self) -> Tensor:
+        """The images at the end of the store that no batch has, in [-1, 1]."""
+        return as_networks_take(load_last_images(self._store, self._config.data.held_out), self._device)
+
+    @functools.cached_property
+    def seen(self) -> Tensor:
+        """As many images that batches have, in [-1, 1]: the first of the store."""
+        images, _ = load_images(self._store, limit=self._config.data.held_out)
+        return as_networks_take(images, self._device)
+
     def batches(self, position: Position) -> _Batches:
         """Images in [-1, 1] from a position on, of a store that is held on the device or else read as it goes.
 
@@ -151,6 +174,7 @@ class ImagesWork:
             "position": position,
             "max_bad_shards": data.max_bad_shards,
             "read_ahead": data.read_ahead,
+            "held_out": data.held_out,
         }
         if worth_holding(self._store, device) if data.hold is None else data.hold:
             reader = HeldReader(self._store, device, **order)

@@ -40,6 +40,12 @@ class Work(Protocol):
     label: str | None
     """What the scores depend on besides model and data: the feature extractor; None where there is nothing."""
 
+    held_out: Tensor
+    """Data (M, ...) that no training step sees, as the networks take them; none where none are held out."""
+
+    seen: Tensor
+    """As many data of the training set."""
+
     reference: Tensor
     """Features of the data (M, F), by which the learning rates' schedule knows whether the base still improves."""
 

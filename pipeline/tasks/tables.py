@@ -130,6 +130,8 @@ class TableWork:
         self._config, self._rank, self._world_size, self._device = config, rank, world_size, device
         self._splits = split_store(config, open_data(config.data))
         self.reference = self._splits.train[:_MAX_REFERENCE]
+        self.held_out = self._splits.validation
+        self.seen = self._splits.train[: len(self.held_out)]
 
     def batches(self, position: Position) -> RowBatches:
         """Whitened training rows from a position on."""

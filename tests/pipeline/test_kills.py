@@ -46,9 +46,14 @@ TRIAL = {
     "evaluation.grid": 4,
     "sampler.num_steps": 4,
     "checkpoints.every": 2,
+    "data.held_out": 60,
+    "train.final_energy_steps": 6,
+    "train.final_phase.check_every": 2,
+    "train.final_phase.patience": 2,
+    "train.final_phase.before_evaluations": True,
 }
 # Of a report, what depends on the clock and the machine, and means since the report before, which may be a notice's.
-LEFT_OUT = ("second", "system", "figures", "checkpoint", "energy_loss", "base_loss")
+LEFT_OUT = ("second", "system", "figures", "checkpoint", "energy_loss", "base_loss", "warnings")
 
 
 @pytest.fixture(scope="module")

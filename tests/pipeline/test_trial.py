@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gebm import Alternation
-from pipeline.trial import _evaluation_due, _evaluations_left, _steps
+from pipeline.progress import evaluation_due, evaluations_left, steps_between
 
 
 @settings(deadline=None)
@@ -16,7 +16,7 @@ from pipeline.trial import _evaluation_due, _evaluations_left, _steps
 def test_evaluations_left_are_those_that_will_be_due(every, base_steps, base_step):
     config = SimpleNamespace(train=SimpleNamespace(base_steps=base_steps), evaluation=SimpleNamespace(every=every))
     later = range(base_step + 1, base_steps + 1)
-    assert _evaluations_left(config, base_step) == sum(_evaluation_due(config, step) for step in later)
+    assert evaluations_left(config, base_step) == sum(evaluation_due(config, step) for step in later)
 
 
 @settings(deadline=None)
@@ -27,4 +27,4 @@ def test_steps_are_those_that_are_taken(energy_steps, warm, start, more, trains_
         alternation=alternation, train_base=trains_base, objective=SimpleNamespace(trains_energy=trains_energy)
     )
     taken = sum(trains_base + trains_energy * alternation.energy_steps_at(step) for step in range(start, start + more))
-    assert _steps(trainer, start, start + more) == taken
+    assert steps_between(trainer, start, start + more) == taken

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numbered import IMAGE_BYTES, STORE_KEYS, forge, forget, members, numbered_store, numbers, readings
 
 from pipeline.errors import UserError
-from pipeline.stores import Position, Reader, iter_images, load_images, open_store
+from pipeline.stores import Position, Reader, iter_images, load_images, load_last_images, open_store
 
 
 @settings(max_examples=60, deadline=None)
@@ -48,6 +48,31 @@ def test_every_rank_gets_its_slice_of_the_same_order_from_any_position(reading: 
         resumed = take(len(whole) - done, position=position)
         assert [numbers(batch.images) for batch in resumed] == ids[done:]
         assert [batch.position for batch in resumed] == [batch.position for batch in whole[done:]]
+
+
+@settings(max_examples=40, deadline=None)
+@given(readings(), st.integers(0, 12))
+def test_held_out_samples_are_in_no_batch_and_all_others_in_each_epoch(reading: dict, held_out: int) -> None:
+    url = "memory://reader/held-out"
+    forget(url)
+    store = numbered_store(url, **{key: reading.pop(key) for key in STORE_KEYS})
+    size, batch_size = store.manifest.num_samples, reading["batch_size"]
+    plain = numbers(load_images(store)[0])
+    if size - held_out < batch_size:
+        with pytest.raises(UserError, match=r"held_out|fewer than a batch"):
+            Reader(store, held_out=held_out, **{**reading, "world_size": 1})
+        return
+    reading.pop("world_size")
+    reader = Reader(store, held_out=held_out, **reading)
+    epoch = [numbers(batch.images) for batch in itertools.islice(reader, reader.batches_per_epoch)]
+    seen = list(itertools.chain(*epoch))
+    assert reader.batches_per_epoch == (size - held_out) // batch_size
+    assert len(seen) == len(set(seen)) and set(seen) <= set(plain[: size - held_out])
+    assert numbers(load_last_images(store, held_out)) == plain[size - held_out :]
+    if held_out == 0:
+        assert epoch == [
+            numbers(batch.images) for batch in itertools.islice(Reader(store, **reading), reader.batches_per_epoch)
+        ]
 
 
 def test_the_order_is_fixed_for_ever() -> None:

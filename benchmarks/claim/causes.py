@@ -1,0 +1,287 @@
+"""The page's sections on what makes or breaks an energy, each with what was measured."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from benchmarks.claim.figures import best_by_beta
+from benchmarks.claim.guard import GUARD_SAMPLES as GUARD_SAMPLES
+from benchmarks.claim.guard import GUARD_SEEDS, GUARD_STEPS
+from benchmarks.claim.outcome import BETA, conditions
+from benchmarks.claim.results import LABELS, OWN_PHASE, Results, Variant, chosen_energy
+from benchmarks.claim.settings import OBJECTIVES, SETTINGS
+from benchmarks.claim.statement import GAN
+from benchmarks.claim.stats import mean_and_error, paired_difference
+from benchmarks.claim.why import FLAT, OVERFIT
+from benchmarks.claim.wording import ABSENT, change, estimate, number, paragraph, share_of, table
+from gebm import gradient_guard
+from gebm.gradient_guard import ClipGradients
+
+__all__ = ["flat", "guard", "lag", "overfit", "phase", "temperature"]
+
+
+def guard(results: Results) -> str:
+    """Return the section on the energy that one batch knocks out."""
+    total = len(OBJECTIVES) * len(gradient_guard.NAMES) * len(GUARD_SEEDS)
+    intro = f"""
+        The Fenchel form of KALE holds `exp(-(E + c))` of single base samples: one sample can have a gradient many times
+        that of a usual batch. Adam keeps its square in the second moment, so all steps are the smaller for it until it
+        is forgotten, and the energy stops learning. A *gradient guard* bounds what one batch can do: `clip` scales the
+        energy's gradient to a norm of at most {ClipGradients().max_norm:g}, `arbel` is the transform of the authors'
+        code, `none` is Algorithm 1 as it is written. Photographs, {GUARD_STEPS} base steps;
+        {share_of(len(results.guard), total)} runs are there.
+        """
+    parts = ["### The knocked-out energy", paragraph(intro)]
+    rows = []
+    for objective in OBJECTIVES:
+        for name in gradient_guard.NAMES:
+            runs = [row for row in results.guard if (row["objective"], row["guard"]) == (objective, name)]
+            if runs:
+                rows.append([LABELS[objective], f"`{name}`", *_guard_cells(runs)])
+    if rows:
+        head = ["objective", "guard", "FID of each seed", "FID", "largest loss"]
+        head += [
+            "largest root of Adam's second moment",
+            "mean of minus the loss, penalty left out, over the second half",
+        ]
+        labels = ", ".join(sorted({f"`{row['extractor']}`" for row in results.guard}))
+        parts += [table(head, rows), f"*By extractor {labels}; {GUARD_SAMPLES:,} samples; bases alone, no chain.*"]
+        parts.append(paragraph(" ".join(_guard_findings(results))))
+    return "\n\n".join(part for part in parts if part)
+
+
+def _guard_cells(runs: list[dict[str, Any]]) -> list[str]:
+    runs = sorted(runs, key=lambda row: row["seed"])
+    return [
+        ", ".join(number(row["fid"]) for row in runs),
+        estimate(mean_and_error(row["fid"] for row in runs)),
+        number(max(row["largest_energy_loss"] for row in runs)),
+        number(max(row["largest_second_moment"] for row in runs), 4),
+        number(statistics.fmean(row["mean_lower_bound"] for row in runs), 3),
+    ]
+
+
+def _guard_findings(results: Results) -> list[str]:
+    """Return, for each objective, what a guard changes against none, paired by seed."""
+    texts = []
+    for objective in OBJECTIVES:
+        fids = {
+            name: {
+                row["seed"]: row["fid"]
+                for row in results.guard
+                if (row["objective"], row["guard"]) == (objective, name)
+            }
+            for name in gradient_guard.NAMES
+        }
+        found = [(name, paired_difference(fids["none"], fids[name])) for name in gradient_guard.NAMES if name != "none"]
+        told = [f"{change(difference)} with `{name}`" for name, difference in found if difference.count]
+        if told:
+            texts.append(f"{LABELS[objective]}: FID {' and '.join(told)}.")
+    return ["Against no guard, paired by seed:", *texts] if texts else []
+
+
+def flat(results: Results) -> str:
+    """Return the section on energies that are too flat or too steep."""
+    steps = sorted({job.base_steps for job in FLAT})
+    intro = f"""
+        The gradient penalty and spectral normalization bound how steep the energy is. A flat energy reweights nothing:
+        its KALE is near zero, and its weights are all alike (their effective sample size is all of the samples). One
+        that is too steep has losses that blow up. KALE-F on the digits with the guard `clip`,
+        {" or ".join(f"{count:,}" for count in steps)} base steps; {share_of(len(results.flat), len(FLAT))} runs are
+        there, mean ± standard error over seeds. Without the normalization, an energy begins as the same function.
+        """
+    parts = ["### Flat energies", paragraph(intro)]
+    rows = []
+    for penalty, normalized in dict.fromkeys((job.penalty, job.spectral_norm) for job in FLAT):
+        runs = [row for row in results.flat if (row["penalty"], row["spectral_norm"]) == (penalty, normalized)]
+        if runs:
+            rows.append([f"{penalty:g}", "on" if normalized else "off", str(len(runs)), *_flat_cells(runs)])
+    if rows:
+        head = ["penalty", "spectral norm", "seeds", "FID, base", "FID, reweighted", "held-out KALE", "training KALE"]
+        head += ["spread of energies", "weights' ESS", "data at the floor", "largest loss", "losses not finite"]
+        labels = ", ".join(sorted({f"`{row['extractor']}`" for row in results.flat}))
+        counts = ", ".join(sorted({f"{row['samples']:,}" for row in results.flat}))
+        parts += [table(head, rows)]
+        parts.append(f"*By extractor {labels}; {counts} samples; reweighted is `beta` = 1. KALE and spread in nats.*")
+    return "\n\n".join(parts)
+
+
+def _flat_cells(runs: list[dict[str, Any]]) -> list[str]:
+    def quality(key: str, digits: int = 3) -> str:
+        return estimate(mean_and_error(row["quality"][key] for row in runs), digits)
+
+    reweighted = [row["weighted_fid"] for row in runs if row["weighted_fid"] is not None]
+    return [
+        estimate(mean_and_error(row["fid"] for row in runs)),
+        estimate(mean_and_error(reweighted)),
+        quality("held_out_kale"),
+        quality("train_kale"),
+        quality("held_out_spread"),
+        quality("held_out_weights_ess"),
+        quality("held_out_floor_share"),
+        number(max(row["largest_energy_loss"] for row in runs)),
+        str(sum(row["nonfinite_losses"] for row in runs)),
+    ]
+
+
+def temperature(results: Results, figures: set[str]) -> str:
+    """Return the section on the temperature of the chains."""
+    intro = f"""
+        {BETA}: the chain samples the base reweighted by `exp(-beta E)`, so above one samples are drawn to where the
+        energy is low. That is another distribution than the model, and may be better by FID all the same.
+        """
+    parts = ["### Temperature", paragraph(intro)]
+    if "beta" in figures:
+        parts += ["![FID over beta](FIGURE:beta)"]
+        parts.append("The lowest FID over step sizes and lengths of the chain, at each `beta`; thin lines are seeds.")
+        parts.append(conditions(results, "tuning_samples"))
+    rows = []
+    for name in SETTINGS:
+        for objective in OBJECTIVES:
+            runs = results.of(name, objective)
+            if runs:
+                chosen = [run["energies"][chosen_energy(run)] for run in runs]
+                drops = [
+                    scores[1.0] - min(scores.values())
+                    for scores in (best_by_beta(run, chosen_energy(run)) for run in runs)
+                ]
+                rows.append(
+                    [
+                        name,
+                        LABELS[objective],
+                        ", ".join(f"{energy['chain']['beta']:g}" for energy in chosen),
+                        estimate(mean_and_error(drops)),
+                    ]
+                )
+    if rows:
+        head = ["data", "own energy of", "best `beta` of each seed", "FID lower than at `beta` 1 in the search by"]
+        parts.append(table(head, rows))
+    return "\n\n".join(parts)
+
+
+def phase(results: Results, figures: set[str]) -> str:
+    """Return the section on the last phase."""
+    intro = """
+        In the alternation the energy follows a base that moves, and ends a little behind it. In a last phase the energy
+        alone is trained, on the base as it ended, until its KALE on held-out data stops rising. Differences are paired
+        by seed, each energy at its own best sampler setting; reweighted is `beta` 1 without a chain.
+        """
+    parts = ["### The last phase", paragraph(intro)]
+    rows = []
+    for name in SETTINGS:
+        for objective in OBJECTIVES:
+            for energy in ("kale_phase", "gan_phase"):
+                if results.of(name, objective):
+                    rows.append([name, LABELS[objective], *_phase_cells(results, name, objective, energy)])
+    if rows:
+        head = ["data", "base trained by", "phase by", "steps of each seed", "held-out KALE before", "after"]
+        head += ["FID lower than as trained by", "reweighted FID lower by"]
+        parts.append(table(head, rows))
+    if "phases" in figures:
+        parts += [
+            "![KALE over the last phase](FIGURE:phases)",
+            "*A line for each seed, of the phase by KALE; `beta` plays no part.*",
+        ]
+    return "\n\n".join(parts)
+
+
+def _phase_cells(results: Results, name: str, objective: str, energy: str) -> list[str]:
+    runs = results.of(name, objective)
+    phases = [run["energies"][energy]["phase"] for run in runs]
+    before, after = (
+        mean_and_error(run["energies"][key]["quality"]["held_out_kale"] for run in runs)
+        for key in ("as_trained", energy)
+    )
+    weighted = [
+        {run["seed"]: run["energies"][key]["weighted"]["fid"] for run in runs} for key in ("as_trained", energy)
+    ]
+    gain = results.gain(name, Variant(objective, energy), Variant(objective, "as_trained"))
+    return [
+        ("KALE" if energy == "kale_phase" else "logistic") + (" (own)" if OWN_PHASE[objective] == energy else ""),
+        ", ".join(f"{phase['steps']:,}" for phase in phases),
+        estimate(before, 3),
+        estimate(after, 3),
+        estimate(gain, sign=True),
+        estimate(paired_difference(*weighted), sign=True),
+    ]
+
+
+def overfit(results: Results, figures: set[str]) -> str:
+    """Return the section on overfitting."""
+    intro = f"""
+        KALE on training data may rise for as long as one likes; on held-out data it falls from where the energy begins
+        to know single images. Here the energy is trained far beyond that, on a base that does not change, on few and
+        on many data; {share_of(len(results.overfit), len(OVERFIT))} runs are there.
+        """
+    parts = ["### Overfitting", paragraph(intro)]
+    for job in OVERFIT:
+        for row in results.overfit:
+            if row["setting"] == job.setting:
+                parts.append(paragraph(_overfit_finding(row)))
+    if "overfit" in figures:
+        parts += ["![KALE over a long phase](FIGURE:overfit)", "*One seed each; `beta` plays no part.*"]
+    return "\n\n".join(parts)
+
+
+def _overfit_finding(row: dict[str, Any]) -> str:
+    history = row["history"]
+    best, last = max(history, key=lambda look: look["held_out_kale"]), history[-1]
+    return (
+        f"**{row['setting'].capitalize()}** ({SETTINGS[row['setting']].title}; {row['held_out']:,} held out, "
+        f"{row['base_steps']:,} base steps before): held-out KALE is highest after {best['steps']:,} energy steps, "
+        f"{number(best['held_out_kale'], 3)} nats. After {last['steps']:,} it is {number(last['held_out_kale'], 3)}, "
+        f"and that of training data {number(last['train_kale'], 3)}: a gap of "
+        f"{number(last['train_kale'] - last['held_out_kale'], 3)} where it was "
+        f"{number(best['train_kale'] - best['held_out_kale'], 3)}."
+    )
+
+
+def lag(results: Results) -> str:
+    """Return the section on how far a base is behind the GAN's at the same step."""
+    intro = """
+        The base learns from the energy, and one that learns from a flat energy, or from one that is weighted by few
+        samples, is behind at the same step. Both columns of FID are by the samples of the learning curves: at the last
+        step that all runs of the data have come to, and where each ended.
+        """
+    parts = ["### Lag of the base", paragraph(intro)]
+    rows = []
+    for name in SETTINGS:
+        runs = results.of(name)
+        common = set.intersection(*({look["base_step"] for look in run["curve"]} for run in runs)) if runs else set()
+        if not common:
+            continue
+        step = max(common)
+        gans = _fids_at(results, name, GAN, step)
+        for objective in OBJECTIVES:
+            ours = results.of(name, objective)
+            if ours:
+                at = _fids_at(results, name, objective, step)
+                behind = paired_difference(at, gans)
+                rows.append(
+                    [
+                        name,
+                        LABELS[objective],
+                        f"{step:,}",
+                        estimate(mean_and_error(at.values())),
+                        ABSENT if objective == GAN else estimate(behind, sign=True),
+                        estimate(mean_and_error(run["curve"][-1]["fid"] for run in ours)),
+                        estimate(mean_and_error(run["base_steps"] for run in ours), 0),
+                        estimate(mean_and_error(run["curve"][-1]["seconds"] for run in ours), 0),
+                        share_of(sum(run["converged"] for run in ours), len(ours)),
+                    ]
+                )
+    if rows:
+        head = ["data", "trained by", "base step", "FID there", f"more than {LABELS[GAN]}", "FID at its end"]
+        parts.append(table([*head, "its base steps", "its seconds", "converged"], rows))
+        parts.append(conditions(results, "curve_samples", beta=False))
+    return "\n\n".join(parts)
+
+
+def _fids_at(results: Results, name: str, objective: str, step: int) -> dict[int, float]:
+    return {
+        run["seed"]: look["fid"]
+        for run in results.of(name, objective)
+        for look in run["curve"]
+        if look["base_step"] == step
+    }

@@ -1,0 +1,378 @@
+"""One run of the claim: a base to its plateau, its energies trained on, each sampled at its own best setting.
+
+What is measured of each run, all from one trained pair:
+
+- the base alone, and its learning curve by base steps and by seconds;
+- three energies on it: as trained (for a GAN, its discriminator: DDLS, Che et al. 2020), and after the same last phase
+  by KALE and by the logistic loss, each stopped by held-out KALE;
+- each energy by importance weights, by the chain of the model itself (``beta`` 1) and by the best chain of one search
+  that all energies get, chosen on other latents than it is scored on.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.claim.settings import SAMPLERS, SETTINGS, SamplerSetting, Setting, experiment
+from gebm import GEBM, EnergyPhase, Trainer, adam, energy_quality, initialise_log_partition, objectives, penalties
+from gebm.folding import folded
+from gebm.gradient_guard import ClipGradients
+from pipeline import config as schema
+from pipeline import metrics, tasks
+from pipeline.checkpoints import Checkpoints, load_state, read
+from pipeline.evaluation import resampled, run_chains
+from pipeline.metrics.classifier import classifier_url
+from pipeline.model import make_trainer, model_to_train
+from pipeline.stores import Position, open_store
+from pipeline.trial import random_numbers
+
+__all__ = ["Bench", "OutOfTime", "is_plateau", "run"]
+
+_TUNING_LATENTS, _FINAL_LATENTS, _CURVE_LATENTS = 11, 23, 37  # seeds: a setting is not chosen by what it is scored on
+_BATCH = 500  # chains at once
+_FLOOR = -10.0  # of Arbel, Zhou and Gretton, ICLR 2021
+_METRICS = ("fid", "kid", "prc")
+
+
+class OutOfTime(Exception):
+    """The time that was given is over; what was done is kept, and the same command resumes there."""
+
+
+class Bench:
+    """What all runs of a setting share: the store, the feature extractor and what data look like to it.
+
+    Args:
+        setting: The data set.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        config = experiment(setting, "kale_fenchel", 0)
+        self.store = open_store(config.data.store)
+        weights = None
+        if setting.extractor_of is not None:
+            lender = open_store(experiment(SETTINGS[setting.extractor_of], "gan", 0).data.store)
+            metrics.make_extractor("classifier", store=lender)
+            weights = classifier_url(lender)
+        self.weights = weights
+        self.extractor = metrics.make_extractor("classifier", store=self.store, weights=weights)
+        self.reference = metrics.reference(self.store, self.extractor)
+
+    def features(self, samples: Tensor) -> dict[str, Tensor]:
+        """Return the extractor's layers of samples in [-1, 1] (N, C, H, W), a row a sample."""
+        return metrics.features(metrics.to_uint8(samples), self.extractor)
+
+    def score(self, features: dict[str, Tensor], names: tuple[str, ...] = ("fid",)) -> dict[str, float]:
+        """Return the scores of samples by their features."""
+        scores = metrics.score(features, self.reference, self.extractor, metrics=names)
+        if "prc" in names:
+            scores["nearest"] = metrics.nearest_ratio(features["embedding"], self.reference, self.spacing)
+        return scores
+
+    @functools.cached_property
+    def spacing(self) -> float:
+        """The usual distance of one datum to the nearest other."""
+        return metrics.spacing(self.reference.features)
+
+
+def is_plateau(fids: list[float]) -> bool:
+    """Return whether a base has stopped improving, by the rule that was fixed before the runs.
+
+    The mean FID of the last three looks is no better than that of the three before, by the standard error of their
+    difference.
+
+    Args:
+        fids: FID at each look so far.
+
+    Example:
+        >>> is_plateau([9.0, 6.0, 5.0, 4.0, 3.5, 3.2]), is_plateau([9.0, 3.1, 3.3, 3.2, 3.1, 3.3, 3.2])
+        (False, True)
+    """
+    if len(fids) < 6:
+        return False
+    before, last = fids[-6:-3], fids[-3:]
+    error = math.sqrt((statistics.variance(before) + statistics.variance(last)) / 3)
+    return statistics.fmean(before) - statistics.fmean(last) < error
+
+
+class Trained(NamedTuple):
+    """A base at its plateau, with the energy it was trained against.
+
+    Attributes:
+        trainer: What trained them.
+        work: The data.
+        curve: A row for each look: base step, seconds of training so far, FID of the base.
+        converged: Whether the plateau was reached within the setting's steps.
+    """
+
+    trainer: Trainer
+    work: tasks.Work
+    curve: list[dict[str, float]]
+    converged: bool
+
+
+def run(
+    bench: Bench,
+    objective: str,
+    seed: int,
+    folder: Path,
+    *,
+    out_of_time: Callable[[], bool],
+    log: Callable[[str], None],
+) -> dict[str, Any]:
+    """Run one objective from one seed, resuming what is in the folder.
+
+    Args:
+        bench: The setting.
+        objective: A key of ``OBJECTIVES``.
+        seed: The seed.
+        folder: Where its checkpoints are kept.
+        out_of_time: Asked between two parts; ends the run there.
+        log: Takes lines about the progress.
+
+    Returns:
+        All that was measured, for JSON.
+
+    Raises:
+        OutOfTime: The time is over; the same call resumes.
+    """
+    setting = bench.setting
+    config = experiment(setting, objective, seed)
+    trained = _train_to_plateau(bench, config, folder, out_of_time, log)
+    model = trained.trainer.sampling_model()
+    result: dict[str, Any] = {
+        "setting": setting.name,
+        "objective": objective,
+        "seed": seed,
+        "extractor": bench.extractor.label,
+        "base_steps": trained.trainer.base_step,
+        "converged": trained.converged,
+        "curve": trained.curve,
+        "energies": _parts(folder, "energies"),
+    }
+    for name in ("as_trained", "kale_phase", "gan_phase"):
+        if name not in result["energies"]:
+            if out_of_time():
+                raise OutOfTime
+            energy, measured = _prepare_energy(name, trained, config)
+            measured |= _sample(bench, energy, config, log=lambda line, name=name: log(f"{name}: {line}"))
+            result["energies"][name] = measured
+            _keep(folder, "energies", result["energies"])
+    samples = _draw_base(model, setting.final_samples, _FINAL_LATENTS)
+    result["base"] = bench.score(bench.features(samples), _METRICS)
+    return result
+
+
+def _train_to_plateau(
+    bench: Bench, config: schema.Config, folder: Path, out_of_time: Callable[[], bool], log: Callable[[str], None]
+) -> Trained:
+    """Train until the rule says so, keeping a checkpoint at each look."""
+    setting, device = bench.setting, torch.device("cpu")
+    if bench.weights is not None:
+        config.evaluation.weights = bench.weights
+    work = tasks.make(config).open(0, 1, device)
+    model = model_to_train(config, device)
+    checkpoints = Checkpoints(str(folder))
+    curve: list[dict[str, float]] = []
+    position, seconds = Position(), 0.0
+    if checkpoints.last is None:
+        initialise_log_partition(
+            model, config.train.log_partition_samples, random_numbers(config, "log-partition", 0, device)
+        )
+    trainer = make_trainer(model, config, device)
+    if checkpoints.last is not None:
+        checkpoint = read(checkpoints.last)
+        load_state(model, checkpoint)
+        trainer.load_state_dict(checkpoint.training["trainer"])
+        position = Position(**checkpoint.state["position"])
+        curve, seconds = checkpoint.state["report"]["curve"], checkpoint.state["report"]["seconds"]
+    batches = work.batches(position)
+
+    def done() -> bool:
+        return trainer.base_step >= setting.most_steps or is_plateau([row["fid"] for row in curve])
+
+    while not done():
+        if out_of_time():
+            raise OutOfTime
+        began = time.process_time()
+        for _ in range(setting.evaluate_every):
+            trainer.step(batches, random_numbers(config, "step", trainer.base_step, device))
+        seconds += time.process_time() - began
+        samples = _draw_base(trainer.sampling_model(), setting.curve_samples, _CURVE_LATENTS)
+        fid = bench.score(bench.features(samples))["fid"]
+        curve.append({"base_step": trainer.base_step, "seconds": round(seconds, 1), "fid": round(fid, 4)})
+        log(f"base step {trainer.base_step}: FID {fid:.3f}, {seconds:.0f} s")
+        checkpoints.save(
+            trainer.base_step,
+            model=trainer.gebm.state_dict(),
+            training={"trainer": trainer.state_dict(), "plateau": {"tensors": {}, "values": {}}},
+            state={
+                "position": dataclasses.asdict(batches.position),
+                "random": {"seed": config.seed, "base_step": trainer.base_step},
+                "report": {"curve": curve, "seconds": seconds},
+                "config": schema.to_dict(config),
+            },
+            score=None,
+        )
+    return Trained(trainer, work, curve, is_plateau([row["fid"] for row in curve]))
+
+
+def _prepare_energy(name: str, trained: Trained, config: schema.Config) -> tuple[GEBM, dict[str, Any]]:
+    """Return the model with the energy of that name, and what it knows of data that were held out."""
+    model = copy.deepcopy(trained.trainer.sampling_model()).eval()
+    if name == "as_trained":
+        return model, {"quality": _quality(model, trained.work)}
+    phase, result = train_phase(model, trained.work, config, name.removesuffix("_phase"))
+    history = [
+        {"steps": steps, "held_out_kale": unseen.kale, "train_kale": seen.kale if seen else None}
+        for steps, unseen, seen in result.history
+    ]
+    measured = {"phase": {"steps": result.steps, "steps_taken": result.steps_taken, "history": history}}
+    return phase, {**measured, "quality": _quality(model, trained.work)}
+
+
+def train_phase(
+    model: GEBM, work: tasks.Work, config: schema.Config, loss: str, *, patience: int = 4, steps: int | None = None
+) -> tuple[GEBM, Any]:
+    """Train a model's energy alone, in place, on its base as it is.
+
+    Args:
+        model: The model.
+        work: The data.
+        config: Of the run that made it.
+        loss: ``kale`` or ``gan``.
+        patience: Looks without a better held-out KALE; 0 takes all steps.
+        steps: Energy steps at most; the setting's if none.
+
+    Returns:
+        The model, and how the phase went.
+    """
+    objective = objectives.make({"kale": "kale_fenchel", "gan": "gan"}[loss])
+    # The critic of the Wasserstein loss has no floor; in the phases all energies have the same.
+    model.energy.floor = _FLOOR
+    if objective.trains_log_partition:
+        initialise_log_partition(model, 4096, torch.Generator().manual_seed(config.seed))
+    trainer = Trainer(
+        model,
+        objective=objective,
+        penalty=penalties.make(config.train.penalty_kind, config.train.penalty),
+        energy_optimizer=adam(
+            [*model.energy.parameters(), model.log_partition],
+            config.train.energy_lr,
+            betas=(config.train.beta1, config.train.beta2),
+        ),
+        train_base=False,
+        gradient_guard=ClipGradients(),
+    )
+    phase = EnergyPhase(steps or SETTINGS[_name_of(config)].phase_steps, check_every=25, patience=patience)
+    # Data in an order that the run has not seen: epochs that it never comes to.
+    batches = work.batches(Position(epoch=1_000_000, step=0))
+    device = torch.device("cpu")
+    result = phase.run(
+        trainer,
+        batches,
+        lambda step: random_numbers(config, f"phase-{loss}", step, device),
+        held_out=work.held_out,
+        seen=work.seen,
+    )
+    return model.eval(), result
+
+
+def _name_of(config: schema.Config) -> str:
+    [name] = [name for name, s in SETTINGS.items() if s.overrides["data.store"] == config.data.store]
+    return name
+
+
+def _quality(model: GEBM, work: tasks.Work) -> dict[str, float]:
+    qualities = {}
+    for name, data in (("held_out", work.held_out), ("train", work.seen)):
+        quality = energy_quality(model, data, generator=torch.Generator().manual_seed(_FINAL_LATENTS))
+        qualities |= {f"{name}_{key}": value for key, value in quality._asdict().items()}
+    return qualities
+
+
+def _sample(bench: Bench, model: GEBM, config: schema.Config, log: Callable[[str], None]) -> dict[str, Any]:
+    """Tune the sampler on some latents, and score its best setting, and the best at ``beta`` 1, on others."""
+    setting = bench.setting
+    tried = []
+    for sampler in SAMPLERS:
+        chain = _chain(bench, model, config, sampler, setting.tuning_samples, _TUNING_LATENTS, ("fid",))
+        tried += [{**dataclasses.asdict(sampler), "num_steps": steps, **scores} for steps, scores in chain.items()]
+    best = min(tried, key=lambda row: row["fid"])
+    own = min((row for row in tried if row["beta"] == 1.0), key=lambda row: row["fid"])
+    log(f"best at beta {best['beta']:g}, step size {best['step_size']:g}, {best['num_steps']} steps: {best['fid']:.3f}")
+    found: dict[str, Any] = {"tuning": tried}
+    for name, row in (("chain", best), ("chain_at_beta_1", own)):
+        sampler = SamplerSetting(row["beta"], row["step_size"])
+        points = (row["num_steps"],)
+        scores = _chain(bench, model, config, sampler, setting.final_samples, _FINAL_LATENTS, _METRICS, points)
+        picked = {key: row[key] for key in ("beta", "step_size", "num_steps")}
+        found[name] = {**picked, **scores[row["num_steps"]]}
+    samples = _draw_base(model, setting.final_samples, _FINAL_LATENTS)
+    with torch.no_grad():
+        energies = torch.cat([model.energy(part) for part in samples.split(_BATCH)])
+    rows = resampled(energies)
+    weighted = {layer: values[rows] for layer, values in bench.features(samples).items()}
+    found["weighted"] = {"fid": bench.score(weighted)["fid"]}
+    return found
+
+
+def _chain(
+    bench: Bench,
+    model: GEBM,
+    config: schema.Config,
+    sampler: SamplerSetting,
+    count: int,
+    latents: int,
+    names: tuple[str, ...],
+    points: tuple[int, ...] | None = None,
+) -> dict[int, dict[str, float]]:
+    """Return the scores of ``count`` chains at each of the points, from the base's own latents."""
+    points = points or bench.setting.chain_points
+    settings = dataclasses.replace(
+        config.sampler, name="ula", beta=sampler.beta, step_size=sampler.step_size, num_steps=max(points), decay=1.0
+    )
+    generator = torch.Generator().manual_seed(latents)
+    z0 = model.prior.sample(count, generator)
+    features: dict[int, list[dict[str, Tensor]]] = {point: [] for point in points}
+
+    def observe(step: int, z: Tensor) -> None:
+        if step in features:
+            with torch.no_grad():
+                features[step].append(bench.features(model.base(z)))
+
+    fast = folded(model, torch.float32)
+    for start in range(0, count, _BATCH):
+        part = z0[start : start + _BATCH]
+        run_chains(fast, settings, part, seed=latents + 1, first_chain=start, observe=observe)
+    joined = {p: {layer: torch.cat([f[layer] for f in parts]) for layer in parts[0]} for p, parts in features.items()}
+    return {point: bench.score(joined[point], names) for point in points}
+
+
+@torch.no_grad()
+def _draw_base(model: GEBM, count: int, latents: int) -> Tensor:
+    return model.sample_base(count, torch.Generator().manual_seed(latents), batch_size=_BATCH)
+
+
+def _parts(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _keep(folder: Path, name: str, values: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = folder / f"{name}.json.part"
+    beside.write_text(json.dumps(values))
+    beside.replace(folder / f"{name}.json")

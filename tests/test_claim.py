@@ -1,0 +1,278 @@
+"""The page on the claim: its statistics, the rule of the plateau, and what it says of results that are half there."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.claim import page, why
+from benchmarks.claim.experiment import is_plateau
+from benchmarks.claim.results import Results, Variant, chosen_energy
+from benchmarks.claim.settings import OBJECTIVES, SEEDS
+from benchmarks.claim.statement import HEADLINES, sentence
+from benchmarks.claim.stats import mean_and_error, paired_difference
+
+numbers = st.floats(-1e3, 1e3).map(lambda value: round(value, 3))
+
+
+def chain(fid: float, beta: float = 10.0, **more: float) -> dict[str, float]:
+    scores = {"fid": fid, "kid": fid / 1000, "kid_std": 0.0, "precision": 0.6, "recall": 0.5, "nearest": 1.0}
+    return {"beta": beta, "step_size": 1e-3, "num_steps": 50, **scores, **more}
+
+
+def energy(fid: float, phase: bool) -> dict[str, Any]:
+    tuning = [
+        {"beta": beta, "step_size": 1e-3, "num_steps": 50, "fid": fid + cost}
+        for beta, cost in ((1.0, 0.5), (10.0, 0.0))
+    ]
+    quality = {f"{data}_kale": 0.3 for data in ("held_out", "train")}
+    made = {"tuning": tuning, "quality": quality, "weighted": {"fid": fid + 0.4}}
+    made |= {"chain": chain(fid), "chain_at_beta_1": chain(fid + 0.5, beta=1.0)}
+    if phase:
+        history = [{"steps": steps, "held_out_kale": 0.2, "train_kale": 0.3} for steps in (0, 25, 50)]
+        made["phase"] = {"steps": 25, "steps_taken": 50, "history": history}
+    return made
+
+
+def run(setting: str, objective: str, seed: int, base: float, best: float, converged: bool = True) -> dict[str, Any]:
+    """Return the result of a run whose base has one FID, and all of whose energies have another."""
+    base, best = base + 0.1 * seed, best + 0.1 * seed + 0.01 * seed**2
+    return {
+        "setting": setting,
+        "objective": objective,
+        "seed": seed,
+        "extractor": "classifier-of-tests",
+        "base_steps": 400,
+        "converged": converged,
+        "curve": [{"base_step": step, "seconds": step / 5, "fid": base + 400 / step} for step in (200, 400)],
+        "energies": {name: energy(best, name != "as_trained") for name in ("as_trained", "kale_phase", "gan_phase")},
+        "base": {key: value for key, value in chain(base).items() if key not in ("beta", "step_size", "num_steps")},
+    }
+
+
+def write(path: Path, values: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Callable[[Iterable[dict[str, Any]]], Path]:
+    def make(runs: Iterable[dict[str, Any]]) -> Path:
+        results = tmp_path / "results"
+        for one in runs:
+            write(results / one["setting"] / f"{one['objective']}-{one['seed']}.json", one)
+        return results
+
+    return make
+
+
+def gebm_and_gan(gebm: float, gan: float, seeds: Iterable[int] = SEEDS) -> list[dict[str, Any]]:
+    """Return runs of one setting in which GEBM and GAN have these FIDs."""
+    fids = {"kale_fenchel": (gebm + 1, gebm), "gan": (gan, gan - 0.5)}
+    return [run("digits", name, seed, *fids[name]) for name in fids for seed in seeds]
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+@given(st.lists(numbers, min_size=2, max_size=8))
+def test_the_standard_error_is_scipys(values: list[float]) -> None:
+    found = mean_and_error(values)
+    assert found.count == len(values)
+    assert found.mean == pytest.approx(sum(values) / len(values), abs=1e-9)
+    assert found.error == pytest.approx(scipy.stats.sem(values), abs=1e-9)
+
+
+@given(st.lists(st.tuples(numbers, numbers), min_size=2, max_size=8))
+def test_a_paired_interval_is_scipys(pairs: list[tuple[float, float]]) -> None:
+    first, second = ([pair[side] for pair in pairs] for side in (0, 1))
+    found = paired_difference(dict(enumerate(first)), dict(enumerate(second)))
+    if found.error > 1e-6:
+        expected = scipy.stats.ttest_rel(first, second).confidence_interval(0.95)
+        assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-6)
+    back = paired_difference(dict(enumerate(second)), dict(enumerate(first)))
+    assert (back.mean, back.low, back.high) == pytest.approx((-found.mean, -found.high, -found.low))
+
+
+@given(st.dictionaries(st.integers(0, 9), numbers), st.dictionaries(st.integers(0, 9), numbers))
+def test_only_seeds_that_both_have_are_paired(first: dict[int, float], second: dict[int, float]) -> None:
+    common = first.keys() & second.keys()
+    found = paired_difference(first, second)
+    assert found.count == len(common)
+    assert math.isfinite(found.mean) == bool(common)
+    assert math.isfinite(found.low) == (len(common) > 1)
+    assert len(common) > 1 or found.verdict == "unclear"
+
+
+def test_one_value_that_is_not_finite_makes_no_mean() -> None:
+    assert math.isnan(mean_and_error([1.0, math.inf]).mean)
+    assert paired_difference({0: 1.0, 1: math.nan}, {0: 0.0, 1: 0.0}).verdict == "unclear"
+
+
+@given(st.lists(st.floats(0, 100), max_size=5))
+def test_no_base_is_at_a_plateau_before_six_looks(fids: list[float]) -> None:
+    assert not is_plateau(fids)
+
+
+@given(st.lists(st.floats(0.1, 100), max_size=6), st.floats(1.0, 50.0))
+def test_a_base_that_stands_still_or_worsens_is_at_a_plateau(earlier: list[float], fid: float) -> None:
+    noise = [0.01, -0.01, 0.02]
+    assert is_plateau([*earlier, *[fid + part for part in noise], *[fid + part for part in noise]])
+    assert is_plateau([*earlier, *[fid + part for part in noise], *[fid + 5 + part for part in noise]])
+
+
+@given(st.lists(st.floats(0.1, 100), max_size=6), st.floats(10.0, 50.0), st.floats(0.5, 1.0))
+def test_a_base_that_falls_steadily_is_not_at_a_plateau(earlier: list[float], fid: float, fall: float) -> None:
+    assert not is_plateau([*earlier, *[fid - fall * look for look in range(6)]])
+
+
+@given(st.lists(st.floats(0.1, 100), min_size=6, max_size=6), st.lists(st.floats(0.1, 100), max_size=6))
+def test_a_plateau_is_a_matter_of_the_last_six_looks(last: list[float], earlier: list[float]) -> None:
+    assert is_plateau([*earlier, *last]) == is_plateau(last)
+
+
+def test_the_claim_is_said_to_hold_where_it_does(folder) -> None:
+    said = one_line(sentence(Results.load(folder(gebm_and_gan(3.0, 5.0)))))
+    assert (
+        "**Digits** (5 of 5 seeds): the GEBM outperforms the GAN (FID lower by 1.94 ± 0.03, interval 1.86 to 2.02)"
+        in said
+    )
+    assert (
+        "the GEBM outperforms the GAN with its discriminator (FID lower by 1.50 ± 0.00, interval 1.50 to 1.50)" in said
+    )
+    assert "a KALE energy on the GAN's base outperforms the GAN" in said
+    assert "**Photographs**: no runs yet." in said and "Missing" not in said and "converged" not in said
+
+
+def test_the_claim_is_said_not_to_hold_where_the_sign_is_reversed(folder) -> None:
+    said = one_line(sentence(Results.load(folder(gebm_and_gan(5.0, 3.0)))))
+    assert "the GEBM does not outperform the GAN (FID higher by" in said
+    assert "the GEBM outperforms the GAN" not in said
+
+
+def test_a_difference_within_its_error_is_said_not_to_be_shown(folder) -> None:
+    runs = gebm_and_gan(3.0, 3.0)
+    for one in runs:
+        if one["objective"] == "gan":
+            one["base"]["fid"] += (-1) ** one["seed"]
+    said = one_line(sentence(Results.load(folder(runs))))
+    assert "it is not shown that the GEBM outperforms the GAN (FID" in said
+
+
+def test_one_seed_tells_nothing(folder) -> None:
+    said = one_line(sentence(Results.load(folder(gebm_and_gan(3.0, 5.0, seeds=[2])))))
+    assert "on one seed, which shows nothing, the GEBM is compared with the GAN" in said
+    assert "outperforms" not in said
+
+
+def test_missing_and_unconverged_seeds_are_named(folder) -> None:
+    runs = [one for one in gebm_and_gan(3.0, 5.0) if (one["objective"], one["seed"]) not in {("gan", 1), ("gan", 4)}]
+    next(one for one in runs if one["seed"] == 2)["converged"] = False
+    said = one_line(sentence(Results.load(folder(runs))))
+    assert "(3 of 5 seeds)" in said
+    assert "Missing: logistic seeds 1, 4." in said
+    assert "Not converged: KALE-F seed 2." in said
+
+
+def test_an_energy_is_chosen_by_the_search_and_not_by_its_score() -> None:
+    one = run("digits", "gan", 0, 5.0, 4.0)
+    one["energies"]["gan_phase"]["chain"]["fid"] = 1.0
+    one["energies"]["as_trained"]["tuning"][1]["fid"] = 3.9
+    assert chosen_energy(one) == "as_trained"
+    one["energies"]["gan_phase"]["tuning"][0]["fid"] = 4.4
+    assert chosen_energy(one, "chain_at_beta_1") == "gan_phase"
+    one["energies"]["kale_phase"]["tuning"][1]["fid"] = 0.0
+    assert chosen_energy(one) == "as_trained", "a GAN's own energy is none of KALE's"
+
+
+def project(folder: Path) -> Path:
+    (folder / "README.md").write_text("before\n<!-- claim -->\nold\n<!-- /claim -->\nafter\n")
+    return folder
+
+
+def test_a_page_without_results_says_so(tmp_path: Path) -> None:
+    page.write_page(tmp_path / "nothing", project(tmp_path))
+    text = (tmp_path / page.PAGE).read_text()
+    assert "0 of 75 runs are there" in one_line(text) and "FIGURE" not in text and "![" not in text
+    assert "no runs yet" in (tmp_path / "README.md").read_text()
+
+
+def test_a_page_of_some_results_has_them_all_and_no_others(folder, tmp_path: Path) -> None:
+    runs = [run("digits", name, seed, 5.0, 4.0) for name in OBJECTIVES for seed in (0, 1)]
+    runs.append(run("horses", "hinge", 0, 50.0, 49.0, converged=False))
+    results = folder(runs)
+    for guard, fid in (("none", 32.0), ("clip", math.inf)):
+        told = {"objective": "kale_fenchel", "guard": guard, "seed": 0, "fid": fid, "largest_energy_loss": 1e9}
+        told |= {"largest_second_moment": 0.1, "mean_lower_bound": 0.2, "extractor": "classifier-of-guards"}
+        write(results / "guard" / f"{guard}.json", told)
+    job = why.FLAT[0]
+    quality = dict.fromkeys(
+        ["held_out_kale", "train_kale", "held_out_spread", "held_out_weights_ess", "held_out_floor_share"], 0.25
+    )
+    told = {**job._asdict(), "samples": 5000, "extractor": "classifier-of-tests", "fid": 5.0, "weighted_fid": None}
+    told |= {"quality": quality, "largest_energy_loss": 3.0, "largest_second_moment": 0.1, "nonfinite_losses": 2}
+    write(results / "why" / f"{job.name}.json", told)
+    history = [
+        {"steps": steps, "held_out_kale": kale, "train_kale": 0.5} for steps, kale in ((0, 0.1), (50, 0.4), (100, 0.2))
+    ]
+    told = {"setting": "digits", "seed": 0, "base_steps": 2000, "held_out": 180, "history": history}
+    write(results / "why" / "overfit-digits.json", told)
+    page.write_page(results, project(tmp_path))
+    text = (tmp_path / page.PAGE).read_text()
+    said = one_line(text)
+    assert "11 of 75 runs are there" in said and "FIGURE" not in said
+    assert "10 of 25" in said and "1 of 25" in said and "0 of 25" in said
+    assert "KALE-F seeds 2, 3, 4" in said and "| hinge seed 0 |" in said
+    assert "### Photographs" not in said and "### Horses" in said
+    assert "2 of 45 runs are there" in said and "not finite" in said and "1.0e+09" in said
+    assert "1 of 16 runs are there" in said and "1 of 2 runs are there" in said
+    assert "held-out KALE is highest after 50 energy steps, 0.400 nats" in said
+    assert (
+        "`classifier-of-tests` (digits, horses); 10,000 samples (digits, horses); `beta` = 1 is the model itself"
+        in said
+    )
+    pictures = sorted(path.stem for path in (tmp_path / page.IMAGES).iterdir())
+    assert pictures == [f"claim-{name}" for name in ("beta", "curves", "fid", "overfit", "phases", "precision")]
+    for name in pictures:
+        assert f"](images/{name}.png)" in text
+    tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
+    assert all(len({line.count("|") for line in lines}) == 1 for lines in tables), "a row has as many cells as its head"
+    readme = (tmp_path / "README.md").read_text()
+    assert sentence(Results.load(results)) in readme and "old" not in readme
+    assert readme.startswith("before\n") and readme.endswith("after\n")
+
+
+def test_a_readme_without_a_place_for_the_claim_stops_before_anything_is_written(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("no markers\n")
+    with pytest.raises(ValueError, match="one place"):
+        page.write_page(tmp_path / "nothing", tmp_path)
+    assert not (tmp_path / "docs").exists()
+
+
+def test_a_gain_is_positive_where_the_first_is_better(folder) -> None:
+    results = Results.load(folder(gebm_and_gan(3.0, 5.0)))
+    assert results.gain("digits", HEADLINES[0].first, HEADLINES[0].second).mean > 0
+    assert results.gain("digits", Variant("gan"), Variant("kale_fenchel", "own")).mean < 0
+
+
+def test_jobs_have_names_of_their_own_and_are_not_run_again(tmp_path: Path, monkeypatch) -> None:
+    jobs = [*why.FLAT, *why.OVERFIT]
+    assert len({job.name for job in jobs}) == len(jobs)
+    ran: list[str] = []
+    monkeypatch.setattr(why, "Bench", lambda setting: None)
+    monkeypatch.setattr(why, "run_flat", lambda bench, job: ran.append(job.name) or {})
+    monkeypatch.setattr(why, "run_overfit", lambda job: ran.append(job.name) or {})
+    for share in ("0/2", "1/2", "0/2"):
+        why.run_why(tmp_path, share, lambda: False, lambda line: None)
+    assert sorted(ran) == sorted(job.name for job in jobs)
+    why.run_why(tmp_path / "other", "0/1", lambda: True, lambda line: None)
+    assert not (tmp_path / "other").exists()
