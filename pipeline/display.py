@@ -17,6 +17,7 @@ from pipeline.eventlog import STANDARD_OUTPUT, EventLog
 from pipeline.live import STYLES, Standing, duration
 from pipeline.records import ENDED, Records, TrialRecord
 from pipeline.secrets import redacted
+from pipeline.temperature import BETA, sweep_betas, sweep_temperature, trial_beta
 
 __all__ = ["Display", "duration", "make_console", "results_table", "seeds_table"]
 
@@ -101,6 +102,11 @@ class Display:
         self._line(line)
         self._event("note", {"text": line})
 
+    def warn(self, record: TrialRecord, line: str) -> None:
+        """Print a warning of a trial, and note it in the log as an event of its own."""
+        self._line(f"trial {record.name}: warning: {line}", style="yellow")
+        self._event("warning", {"text": line}, record.name)
+
     def update(self, record: TrialRecord, report: dict[str, Any] | None = None, *, evaluated: bool = False) -> None:
         """A trial has started, reported or ended.
 
@@ -118,6 +124,7 @@ class Display:
             self._event("evaluated" if evaluated else "progress", known, record.name)
         if record.status in ENDED and before != record.status:
             told = {"status": record.status, "seconds": record.seconds, "error": record.error}
+            told["warnings"] = record.warnings
             best = {"best": record.best_metrics, "checkpoint": record.best_checkpoint}
             self._event("trial_ended", {**told, **best}, record.name)
         if not self.live:
@@ -127,10 +134,10 @@ class Display:
         if self._log is not None:
             self._log.write(event, values, trial)
 
-    def _line(self, line: str) -> None:
+    def _line(self, line: str, style: str | None = None) -> None:
         # Where nothing is drawn, a line tells when it was written, and is not folded: it is one line of a log.
         stamp = "" if self.live else time.strftime("%H:%M:%S  ")
-        self.console.print(stamp + redacted(line), highlight=False, markup=False, soft_wrap=not self.live)
+        self.console.print(stamp + redacted(line), highlight=False, markup=False, soft_wrap=not self.live, style=style)
 
     def _lines(self, record: TrialRecord, *, due: bool) -> None:
         now = time.monotonic()
@@ -157,6 +164,7 @@ class Display:
             f"{fraction:.0%} of peak" if running and fraction else "",
             f"{duration(left)} left" if running and left is not None else "",
             *(f"{name} {values[name]:.2f}" if name in values else "" for name in self.records.shown),
+            f"beta {values[BETA]:g}" if BETA in values else "",
         ]
 
 
@@ -169,9 +177,14 @@ def results_table(records: Records, short: Callable[[str], str] = lambda key: ke
     """
     keys = list(dict.fromkeys(key for record in records.trials for key in record.params))
     names = list(dict.fromkeys([*reversed(records.shown), records.metric]))
-    title = f"Trials, best first ({records.facts.get('measure', records.metric)})"
+    measure, temperature = str(records.facts.get("measure", records.metric)), sweep_temperature(records)
+    title = f"Trials, best first ({'; '.join(filter(None, [measure, temperature]))})"
+    # Trials of a sweep that was resumed with another beta differ in it although it is not searched.
+    differs = len(sweep_betas(records)) > 1 and "sampler.beta" not in keys
+    warned = any(record.warnings for record in records.trials)
+    extra = [*(["warnings"] if warned else []), *(["beta"] if differs else [])]
     table = Table(title=title, title_justify="left", header_style="bold")
-    for heading in ["trial", "status", *names, "base steps", "time", *map(short, keys)]:
+    for heading in ["trial", "status", *names, "base steps", "time", *extra, *map(short, keys)]:
         table.add_column(heading, justify="left" if heading in ("trial", "status") else "right", no_wrap=True)
     for record in records.ranking():
         best = record.best_metrics
@@ -181,6 +194,8 @@ def results_table(records: Records, short: Callable[[str], str] = lambda key: ke
             *(f"{best[name]:.3f}" if name in best else "-" for name in names),
             str(record.metrics.get("base_step", "-")),
             duration(record.seconds),
+            *([str(len(record.warnings) or "-")] if warned else []),
+            *([_beta(records, record)] if differs else []),
             *(_written(record.params.get(key)) for key in keys),
             style=STYLES[record.status] if record.status in ("failed", "pruned") else None,
         )
@@ -202,13 +217,19 @@ def seeds_table(records: Records, short: Callable[[str], str] = lambda key: key.
         return None
     keys = list(dict.fromkeys(key for group in groups for key in group.params))
     names = list(dict.fromkeys([*reversed(records.shown), records.metric]))
-    table = Table(title="Means over seeds, ± their standard errors", title_justify="left", header_style="bold")
+    title = "; ".join(filter(None, ["Means over seeds, ± their standard errors", sweep_temperature(records)]))
+    table = Table(title=title, title_justify="left", header_style="bold")
     for heading in [*map(short, keys), *names, "seeds"]:
         table.add_column(heading, justify="right", no_wrap=True)
     for group in groups:
         scores = [f"{group.mean.get(n, math.nan):.3f} ± {group.standard_error.get(n, math.nan):.3f}" for n in names]
         table.add_row(*(_written(group.params.get(key)) for key in keys), *scores, str(group.trials))
     return table
+
+
+def _beta(records: Records, record: TrialRecord) -> str:
+    beta = trial_beta(records, record)
+    return "-" if beta is None else f"{beta:g}"
 
 
 def _written(value: object) -> str:

@@ -10,17 +10,22 @@ from pipeline import cluster, provenance
 from pipeline import config as schema
 from pipeline.display import results_table, seeds_table
 from pipeline.files import write_file
+from pipeline.live import scores_in_words
 from pipeline.records import Records, TrialRecord
 from pipeline.review.findings import Findings, findings
+from pipeline.review.markup import escape
 from pipeline.review.page import markdown, report
 from pipeline.search import searches_samplers
 from pipeline.serving.registry import BEST, model_name
+from pipeline.temperature import BETA, sweep_temperature, trial_beta, trial_temperature
 from pipeline.tracking import Tracker, journal_of
 from pipeline.words import words
 
 __all__ = ["finish", "found_so_far", "show"]
 
 _HURRIED = 5.0  # seconds that Ctrl-C waits for the tracker
+_MOST_WARNINGS = 5  # of a registered model; all of them are in the trial's run
+_LONGEST = 300  # characters of each in its description
 
 
 def found_so_far(config: schema.Config, records: Records) -> Findings:
@@ -62,6 +67,8 @@ def finish(
         console: where to print.
         interrupted: whether trials are left to go on with.
     """
+    temperature = sweep_temperature(records)
+    records.facts |= {} if temperature is None else {"temperature": temperature}
     records.write()
     best = records.best()
     tracker.log_files(None, [f"{records.output}/summary.json"])
@@ -94,13 +101,17 @@ def _register(config: schema.Config, records: Records, best: TrialRecord, tracke
     """The best trial's model goes into MLflow's registry, under the experiment's name."""
     scores = {key: best.best_metrics[key] for key in records.shown if key in best.best_metrics}
     written = ", ".join(f"{key} {value:.4g}" for key, value in scores.items())
+    beta = trial_beta(records, best)
+    if beta is not None:
+        written += f" ({trial_temperature(records, best)})"
+    warned = "".join(f"\n\nWarning: {escape(line[:_LONGEST])}" for line in best.warnings[:_MOST_WARNINGS])
     tracker.log_model(
         best.name,
         name=model_name(config.tracking.experiment or config.name),
         checkpoint=str(best.best_checkpoint),
         sampler=dataclasses.asdict(schema.apply(config, best.params).sampler) if searches_samplers(config) else {},
         base_step=int(best.best_metrics.get("base_step", 0)),
-        description=f"{written}: {records.facts['measure']}. From `{best.best_checkpoint}`.",
+        description=f"{written}: {records.facts['measure']}. From `{best.best_checkpoint}`.{warned}",
         tags={
             **{key: f"{value:.6g}" for key, value in scores.items()},
             **provenance.tags(schema.apply(config, best.params)),
@@ -111,6 +122,8 @@ def _register(config: schema.Config, records: Records, best: TrialRecord, tracke
             "num_samples": str(config.evaluation.num_samples),
             "store_checksum": records.facts["store_checksum"],
             "checkpoint": str(best.best_checkpoint),
+            **({} if beta is None else {BETA: f"{beta:g}"}),
+            **({"warnings": "; ".join(best.warnings[:_MOST_WARNINGS])} if best.warnings else {}),
         },
     )
 
@@ -130,6 +143,14 @@ def show(config: schema.Config, records: Records, verb: str, console: Console) -
         console.print(means)
     told, best, uri = {}, records.best(), str(config.tracking.uri)
     if best is not None:
+        console.print(
+            f"{'best trial':<30}{best.name}: {scores_in_words(records, best)}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+        for line in best.warnings:
+            console.print(f"{'':<30}warning: {line}", highlight=False, markup=False, soft_wrap=True, style="yellow")
         told["best model"] = str(best.best_checkpoint)
         found = " ".join(["", *words(best.params)]) if searches_samplers(config) else ""
         told["sample it"] = f"python -m pipeline.sample checkpoint={best.best_checkpoint}{found}"

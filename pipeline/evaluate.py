@@ -22,6 +22,7 @@ from pipeline.experiment import ready_store
 from pipeline.files import write_file, write_files
 from pipeline.manual import ENVIRONMENT, STATUS
 from pipeline.model import load_model
+from pipeline.temperature import BETA, describe_temperature, sampling_beta
 
 __all__ = ["main"]
 
@@ -58,10 +59,13 @@ def main(config: schema.Config, named: dict[str, Any]) -> int:
 
         found = work.evaluate(model, advance=advance)
     output = config.output or str(Path("results", f"evaluation-{time.strftime('%Y%m%d-%H%M%S')}").absolute())
+    beta = sampling_beta(settings, params={})
+    temperature = None if beta is None else describe_temperature(beta)
     told = {
         "checkpoint": config.checkpoint,
         "measure": task.measure(work.label),
         **({"extractor": work.label} if work.label else {}),
+        **({} if temperature is None else {BETA: beta, "temperature": temperature}),
         "num_samples": count,
         "sampler": asdict(sampler) | {"precision": str(precision.of_sampling(settings, device)).removeprefix("torch.")},
         "gradients_per_step": make_kernel(sampler, model).gradients_per_step,
@@ -73,9 +77,12 @@ def main(config: schema.Config, named: dict[str, Any]) -> int:
     console = make_console()
     for note in found.notes:
         console.print(note, highlight=False)
-    console.print(f"{task.measure(work.label)}, {count} samples", highlight=False)
+    of_what = [task.measure(work.label), f"{count} samples", *([temperature] if temperature else [])]
+    console.print(", ".join(of_what), highlight=False)
     if found.chain:
-        along = Table(title="along the chain", title_justify="left")
+        # A line of its own, for a table as narrow as this one folds its title.
+        console.print(f"along the chain ({temperature}):", highlight=False)
+        along = Table()
         along.add_column("MCMC step", justify="right")
         along.add_column(schema.headline(settings)[0].removesuffix("_base"), justify="right")
         for step, value in found.chain.items():

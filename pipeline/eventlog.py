@@ -31,8 +31,9 @@ EVENTS = {
     "sweep_started": "experiment, output, metric, mode, base_steps, trials (how many in all), ended (of them, before)",
     "trial_started": "the trial's parameters",
     "progress": "what the steps since the last report did: base_step, energy_loss, images_per_second, ...",
-    "evaluated": "the same and what was measured: fid_base, fid_gebm, ..., and checkpoint",
-    "trial_ended": "status (finished, pruned, failed), seconds, error, checkpoint (the best), best (what that scored)",
+    "evaluated": "the same and what was measured: fid_base, fid_gebm, ..., beta of the GEBM's chains, and checkpoint",
+    "warning": "text: a warning on the health of a trial's training, once each",
+    "trial_ended": "status (finished, pruned, failed), seconds, error, warnings, checkpoint, best (what that scored)",
     "note": "text: what a person is told as well",
     "sweep_ended": "finished, pruned, failed, unfinished (how many trials), seconds, best (a trial's number)",
 }

@@ -32,6 +32,7 @@ from pipeline.records import ENDED, Records, TrialRecord, read_summary
 from pipeline.review.page import markdown
 from pipeline.stores import MissingStore, Store, sources, worth_holding, write_store
 from pipeline.stores.location import filesystem
+from pipeline.temperature import BETA, describe_temperature, sampling_beta
 from pipeline.tracking import Tracker, journal_of
 from pipeline.tuning import TRIAL, tuned
 from pipeline.watch import Watch
@@ -163,10 +164,12 @@ def run(config: schema.Config, named: dict[str, Any], *, verb: str, console: Con
             fitting = min(capacity.concurrent_trials, config.sweep.max_concurrent or capacity.concurrent_trials)
             label = _prepare(config, capacity, console)
             name = output.rstrip("/").rsplit("/", 1)[-1]
+            beta = sampling_beta(config)
             records.facts = {
                 "experiment": config.name,
                 "measure": tasks.make(config).measure(label),
                 **({"extractor": label} if label else {}),
+                **({} if beta is None else {BETA: beta, "temperature": describe_temperature(beta)}),
                 "store": store.url,
                 "store_checksum": store.manifest.digest,
                 "tracking_uri": uri,
@@ -179,7 +182,7 @@ def run(config: schema.Config, named: dict[str, Any], *, verb: str, console: Con
                 extractor=label,
                 run_id=facts.get("mlflow_run_id"),
             )
-            tracker.tag(None, provenance.tags(config))
+            tracker.tag(None, provenance.tags(config) | ({} if beta is None else {BETA: f"{beta:g}"}))
             tracker.log_data(provenance.seen(store))
             records.facts |= {"mlflow_experiment_id": tracker.experiment_id, "mlflow_run_id": tracker.run_id}
             write_file(f"{output}/config.yaml", yaml.safe_dump(schema.to_dict(config), sort_keys=False).encode())

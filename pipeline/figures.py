@@ -22,6 +22,7 @@ from torch import Tensor
 
 __all__ = [
     "animation",
+    "at_temperature",
     "chain_curve",
     "clouds",
     "energy_histogram",
@@ -87,13 +88,14 @@ def _titled(image: Image.Image, title: str) -> Image.Image:
     return canvas
 
 
-def side_by_side(base: Tensor, gebm: Tensor, columns: int = 8) -> Image.Image:
+def side_by_side(base: Tensor, gebm: Tensor, columns: int = 8, temperature: str | None = None) -> Image.Image:
     """Samples of the base on the left; on the right where the same latents end after the chain.
 
     Args:
         base: uint8 (N, C, H, W), `B(z)` of the prior's latents.
         gebm: uint8 (N, C, H, W), `B(z)` of the chain's last latents, in the same order.
         columns: images in a row, on either side.
+        temperature: Of the chain, in words, for the title; see :mod:`pipeline.temperature`.
 
     Returns:
         An RGB image.
@@ -109,7 +111,7 @@ def side_by_side(base: Tensor, gebm: Tensor, columns: int = 8) -> Image.Image:
     if base.shape != gebm.shape:
         raise ValueError(f"base {tuple(base.shape)} and GEBM {tuple(gebm.shape)} are not of the same latents")
     left = _titled(grid(base, columns), "base")
-    right = _titled(grid(gebm, columns), "GEBM, same latents")
+    right = _titled(grid(gebm, columns), at_temperature("GEBM, same latents", temperature))
     space = 24
     canvas = Image.new("RGB", (left.width + space + right.width, left.height), "white")
     canvas.paste(left, (0, 0))
@@ -124,6 +126,7 @@ def animation(
     *,
     columns: int = 8,
     milliseconds: int = 200,
+    temperature: str | None = None,
 ) -> None:
     """Write an animated GIF, which every browser shows, of samples along a chain; the last frame stays for two seconds.
 
@@ -133,6 +136,7 @@ def animation(
         target: a binary file, open for writing.
         columns: images in a row.
         milliseconds: time that a frame is shown.
+        temperature: Of the chain, in words, written behind each step.
 
     Raises:
         ValueError: no frames, or not one step for each.
@@ -141,9 +145,8 @@ def animation(
         raise ValueError(f"an animation takes one step for each frame, got {len(frames)} frames, {len(steps)} steps")
     # Every frame gets the canvas of the widest title.
     width = len(str(max(steps)))
-    pictures = [
-        _titled(grid(frame, columns), f"MCMC step {step:>{width}}") for frame, step in zip(frames, steps, strict=True)
-    ]
+    titles = [at_temperature(f"MCMC step {step:>{width}}", temperature) for step in steps]
+    pictures = [_titled(grid(frame, columns), title) for frame, title in zip(frames, titles, strict=True)]
     size = (max(picture.width for picture in pictures), pictures[0].height)
     canvases = []
     for picture in pictures:
@@ -152,6 +155,21 @@ def animation(
         canvases.append(canvas)
     durations = [milliseconds] * (len(canvases) - 1) + [2000]
     canvases[0].save(target, format="GIF", save_all=True, append_images=canvases[1:], duration=durations, loop=0)
+
+
+def at_temperature(title: str, temperature: str | None, separator: str = " ") -> str:
+    """Return a title with the temperature of the samples that it is about.
+
+    Args:
+        title: What is shown.
+        temperature: In words; ``None`` for the title alone.
+        separator: Between the two.
+
+    Example:
+        >>> at_temperature("GEBM", "beta 10: colder than the model"), at_temperature("GEBM", None)
+        ('GEBM (beta 10: colder than the model)', 'GEBM')
+    """
+    return title if temperature is None else f"{title}{separator}({temperature})"
 
 
 def png(figure: Figure | Image.Image) -> bytes:
@@ -175,13 +193,14 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def chain_curve(steps: Sequence[int], values: Sequence[float], measure: str) -> Figure:
+def chain_curve(steps: Sequence[int], values: Sequence[float], measure: str, temperature: str | None = None) -> Figure:
     """A score of the samples along the chain, against the base's, where the chain starts.
 
     Args:
         steps: MCMC steps, the first of which is the base.
         values: the score at each, of one number of samples; the lower the better.
         measure: what the score is, with its unit or its feature extractor, without which the numbers mean nothing.
+        temperature: Of the chain, in words, for the title.
 
     Returns:
         A matplotlib figure; :func:`png` makes bytes of it.
@@ -201,6 +220,8 @@ def chain_curve(steps: Sequence[int], values: Sequence[float], measure: str) -> 
     axes.axhline(values[0], color=_COLOURS[1], linestyle="--", label=f"base alone: {values[0]:.4g}")
     label = f"GEBM, best {values[best]:.4g} at step {steps[best]}"
     axes.plot(steps, values, color=_COLOURS[0], marker="o", markersize=4, label=label)
+    if temperature is not None:
+        axes.set_title(at_temperature("along the chain", temperature), fontsize=10)
     axes.set_xlabel("MCMC step")
     axes.set_ylabel(measure)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -341,7 +362,7 @@ def clouds(samples: Mapping[str, Tensor]) -> Figure:
     """Points of space, a panel a set, on the same axes; of more than three coordinates the first three.
 
     Args:
-        samples: name of a set -> its points (N, D), D at least 2.
+        samples: name of a set, on one line or more -> its points (N, D), D at least 2.
 
     Returns:
         A matplotlib figure.
@@ -364,9 +385,10 @@ def clouds(samples: Mapping[str, Tensor]) -> Figure:
             panel.set_box_aspect(None, zoom=0.75)  # or the labels of its axes are cut off
         panel.scatter(*points[inside, :dim].T.numpy(), s=4, alpha=0.6, linewidths=0, color=colour)
         outside = len(points) - int(inside.sum())
-        panel.set_title(
-            f"{name} ({outside} of {len(points)} outside)" if outside else name, y=0.97 if dim == 3 else None
-        )
+        first, newline, rest = name.partition("\n")
+        if outside:
+            first = f"{first} ({outside} of {len(points)} outside)"
+        panel.set_title(first + newline + rest, y=0.97 if dim == 3 else None)
     return figure
 
 

@@ -16,8 +16,9 @@ from rich.text import Text
 
 from pipeline.records import ENDED, Records, TrialRecord
 from pipeline.remaining import Course, Remaining, remaining
+from pipeline.temperature import sweep_temperature, trial_temperature
 
-__all__ = ["STYLES", "Standing", "duration", "score", "short_names"]
+__all__ = ["STYLES", "Standing", "duration", "score", "scores_in_words", "short_names"]
 
 STYLES = {"finished": "green", "running": "", "failed": "red", "pruned": "dim", "pending": "dim"}
 _GAP = 2  # columns between two of the table's
@@ -60,6 +61,32 @@ def short_names(keys: list[str]) -> dict[str, str]:
     """
     count = Counter(key.rpartition(".")[2] for key in keys)
     return {key: short if count[short := key.rpartition(".")[2]] == 1 else key for key in keys}
+
+
+def scores_in_words(records: Records, record: TrialRecord) -> str:
+    """Return a trial's best scores with what they must not be read without: their temperature, and its warnings.
+
+    Args:
+        records: The sweep.
+        record: One of its trials.
+
+    Example:
+        >>> records = Records("out", metric="fid_gebm", mode="min", shown=("fid_base", "fid_gebm"), facts={})
+        >>> trial = records.add("000", {})
+        >>> metrics = {"base_step": 8, "fid_base": 5.0, "fid_gebm": 4.5, "beta": 10.0}
+        >>> records.evaluated(trial, metrics, "out/trials/000/checkpoints/step-00000008")
+        >>> scores_in_words(records, trial)
+        'fid_base 5.000, fid_gebm 4.500 (beta 10: colder than the model)'
+        >>> new = records.add_warnings(trial, ["KALE is negative"])
+        >>> scores_in_words(records, trial)
+        'fid_base 5.000, fid_gebm 4.500 (beta 10: colder than the model; 1 warning)'
+    """
+    names = dict.fromkeys([*records.shown, records.metric])
+    scores = ", ".join(f"{name} {score(record.best_metrics[name])}" for name in names if name in record.best_metrics)
+    count = len(record.warnings)
+    warned = f"{count} warning{'s' if count > 1 else ''}" if count else None
+    notes = "; ".join(filter(None, [trial_temperature(records, record), warned]))
+    return f"{scores} ({notes})" if notes else scores
 
 
 class _Column(NamedTuple):
@@ -161,7 +188,7 @@ class Standing:
             parts.append(f"about {duration(left.seconds)} left")
         best = self.records.best()
         if best is not None:
-            parts.append(f"best is trial {best.name} with {self._scores(best)}")
+            parts.append(f"best is trial {best.name} with {scores_in_words(self.records, best)}")
         return ", ".join(parts)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -170,7 +197,7 @@ class Standing:
         best = self.records.best()
         lines: list[RenderableType] = [self._head(width), self._progress(width)]
         if best is not None and room >= 5:
-            lines.append(_line(f"best: trial {best.name}, {self._scores(best)}", "bold"))
+            lines.append(_line(f"best: trial {best.name}, {scores_in_words(self.records, best)}", "bold"))
             if best.params and room >= 6:
                 lines.append(_line(f"      {_written(best.params)}"))
         if room >= len(lines) + 5:
@@ -182,9 +209,12 @@ class Standing:
     def _head(self, width: int) -> Text:
         counts = self.counts()
         told = ", ".join(f"{number} {what}" for what, number in counts.items() if number or what == "running")
-        trials = sum(counts.values())
-        whole = f"{trials} trials of {self.name}: {told}"
-        return _line(whole if len(whole) <= width else f"{trials} trials: {told}", "bold")
+        trials, temperature = sum(counts.values()), sweep_temperature(self.records)
+        heads = [f"{trials} trials of {self.name}", f"{trials} trials"]
+        if temperature is not None:
+            heads = [*(f"{head} ({temperature})" for head in heads), *heads]
+        fitting = (head for head in heads if len(f"{head}: {told}") <= width)
+        return _line(f"{next(fitting, heads[-1])}: {told}", "bold")
 
     def _progress(self, width: int) -> RenderableType:
         counts, left = self.counts(), self.remaining()
@@ -198,10 +228,6 @@ class Standing:
         grid = Table.grid(padding=(0, _GAP, 0, 0))
         grid.add_row(ProgressBar(total=1.0, completed=done, width=width - len(told) - _GAP), Text(told))
         return grid
-
-    def _scores(self, record: TrialRecord) -> str:
-        names = dict.fromkeys([*self.records.shown, self.records.metric])
-        return ", ".join(f"{name} {score(record.best_metrics[name])}" for name in names if name in record.best_metrics)
 
     def _table(self, width: int, room: int) -> Iterator[RenderableType]:
         """The heading and the rows, in so many lines."""

@@ -12,8 +12,16 @@ _GROUPS = {
     "energy_lr": "train",
     "base_lr": "train",
     "bad_shards": "train",
+    "largest_energy_loss": "train",
     "energy_data": "kale",
     "energy_base": "kale",
+    "held_out_kale": "kale",
+    "train_kale": "kale",
+    "energy_spread": "kale",
+    "energy_second_moment": "kale",
+    "weights_ess": "kale",
+    "floor_share": "kale",
+    "final_energy_steps_taken": "kale",
     "base_steps_per_second": "rate",
     "images_per_second": "rate",
     "flops_per_second": "rate",
@@ -22,6 +30,8 @@ _GROUPS = {
 }
 _OF_FEATURES = ("fid", "kid", "kid_std", "is", "is_std", "precision", "recall", "nearest")
 _OF_SAMPLES = ("nll", "distance", "off_support")  # what needs no extractor
+# What is scored: the base, the GEBM's chains, and the base's samples weighted by exp(-E), which is the GEBM at beta 1.
+_MODELS = ("base", "gebm", "weighted")
 
 SKIPPED = ("base_step", "seconds_left", "seconds_an_evaluation")  # numbers of a report that are no metrics
 
@@ -38,11 +48,13 @@ def metric_name(name: str, extractor: str | None) -> str:
         ('fid/gebm.inception-v3-compat', 'train/energy_loss')
         >>> metric_name("nll_gebm_validation", None), metric_name("acceptance_rate", None)
         ('nll/gebm_validation', 'mcmc/acceptance_rate')
+        >>> metric_name("fid_weighted", "inception-v3-compat"), metric_name("held_out_kale", "any")
+        ('fid/weighted.inception-v3-compat', 'kale/held_out_kale')
     """
     if "/" in name:
         return name
     score, _, model = name.rpartition("_")
-    if model in ("base", "gebm") and score in _OF_FEATURES:
+    if model in _MODELS and score in _OF_FEATURES:
         return f"{score}/{model}.{extractor}"
     for score in _OF_SAMPLES:
         if name.startswith(f"{score}_"):

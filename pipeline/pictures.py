@@ -9,7 +9,7 @@ from typing import NamedTuple
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from pipeline.figures import grid
+from pipeline.figures import at_temperature, grid
 
 __all__ = ["Sorted", "by_energy", "labelled", "neighbours"]
 
@@ -66,17 +66,18 @@ def labelled(images: Tensor, labels: Sequence[str], columns: int = _COLUMNS) -> 
     return _stacked(rows, 0)
 
 
-def by_energy(base: Sorted, gebm: Sorted) -> Image.Image:
+def by_energy(base: Sorted, gebm: Sorted, temperature: str | None = None) -> Image.Image:
     """Base and GEBM side by side: some samples of each by their energy, and of all samples those at both ends.
 
     Args:
         base: samples of the base.
         gebm: where the same latents end after the chain.
+        temperature: Of the chain, in words, for the title.
 
     Returns:
         An RGB image.
     """
-    return _beside(_column("base", base), _column("GEBM, same latents", gebm))
+    return _beside(_column("base", base), _column(at_temperature("GEBM, same latents", temperature), gebm))
 
 
 def _column(name: str, samples: Sorted) -> Image.Image:
@@ -101,6 +102,7 @@ def neighbours(
     among: int,
     of: int,
     label: str,
+    temperature: str | None = None,
 ) -> Image.Image:
     """Samples, and under each the training images nearest to it: is it one of them?
 
@@ -113,6 +115,7 @@ def neighbours(
         among: how many training images were looked at.
         of: how many there are.
         label: whose features.
+        temperature: Of the samples, in words, for the title.
 
     Returns:
         An RGB image.
@@ -120,7 +123,7 @@ def neighbours(
     seen = f"all {of:,}" if among == of else f"{among:,} of the {of:,}"
     above = _titled(
         labelled(samples, [f"{energy:.2f}" for energy in energies], len(samples)),
-        ["the GEBM's samples of lowest energy,", "in nats below each"],
+        ["the GEBM's samples of lowest energy,", *([temperature] if temperature else []), "in nats below each"],
     )
     below = _titled(
         _stacked(

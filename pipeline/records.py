@@ -17,9 +17,13 @@ from pipeline.errors import UserError
 from pipeline.files import write_file
 from pipeline.stores.location import filesystem
 
-__all__ = ["ENDED", "OverSeeds", "Records", "TrialRecord", "finite", "read_summary"]
+__all__ = ["ENDED", "MAX_WARNINGS", "OverSeeds", "Records", "TrialRecord", "finite", "read_summary"]
 
 ENDED = ("finished", "pruned", "failed")
+MAX_WARNINGS = 20
+"""Warnings that are kept of a trial, the first of them."""
+
+_MAX_WARNING_LENGTH = 500
 
 
 @dataclass
@@ -37,6 +41,8 @@ class TrialRecord:
         mlflow_run_id: where the tracker has it.
         seconds: time it has run, over all its starts.
         error: why it failed.
+        warnings: Lines on the health of its training, each once, in the order in which they came; see
+            :meth:`Records.add_warnings`.
     """
 
     name: str
@@ -50,6 +56,7 @@ class TrialRecord:
     mlflow_run_id: str | None = None
     seconds: float = 0.0
     error: str | None = None
+    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -127,6 +134,34 @@ class Records:
         rewritten = checkpoint is not None and checkpoint == record.best_checkpoint
         if rewritten or self.better(metrics[self.metric], record.best_metrics.get(self.metric)):
             record.best_metrics, record.best_checkpoint = dict(metrics), checkpoint
+
+    def add_warnings(self, record: TrialRecord, lines: Any) -> list[str]:
+        r"""Keep warnings of a trial, each once and at most :data:`MAX_WARNINGS` of them.
+
+        Args:
+            record: The trial.
+            lines: ``warnings`` of a report; anything but a list of texts has none, for a report may come from an
+                untrusted checkpoint.
+
+        Returns:
+            Those that are new, as they are kept: on one line, without control characters, and cut where they are
+            overlong.
+
+        Example:
+            >>> records = Records("out", metric="fid_gebm", mode="min", shown=(), facts={})
+            >>> trial = records.add("000", {})
+            >>> records.add_warnings(trial, ["KALE is\nnegative", "KALE is negative"])
+            ['KALE is negative']
+            >>> records.add_warnings(trial, ["KALE is negative"]), trial.warnings
+            ([], ['KALE is negative'])
+        """
+        new = []
+        for line in lines if isinstance(lines, list | tuple) else ():
+            text = _one_line(line) if isinstance(line, str) else ""
+            if text and text not in record.warnings and len(record.warnings) < MAX_WARNINGS:
+                record.warnings.append(text)
+                new.append(text)
+        return new
 
     def evaluation(self, metrics: dict[str, Any]) -> dict[str, Any]:
         """An evaluation as the summary's curves have it: base step and score."""
@@ -219,6 +254,13 @@ def _line(value: dict[str, Any]) -> str:
         return json.dumps(finite(value))
 
 
+def _one_line(text: str) -> str:
+    """Return a text on one line that a terminal prints as it is, cut where it is overlong."""
+    printable = "".join(letter if letter.isprintable() else " " for letter in text)
+    line = " ".join(printable.split())
+    return line if len(line) <= _MAX_WARNING_LENGTH else line[: _MAX_WARNING_LENGTH - 3] + "..."
+
+
 def _plausible(trial: TrialRecord) -> bool:
     """Whether a sweep can have written it. Its name becomes a folder's, which must not lead elsewhere."""
     dicts = (trial.params, trial.metrics, trial.best_metrics)
@@ -232,6 +274,9 @@ def _plausible(trial: TrialRecord) -> bool:
         and isinstance(trial.seconds, int | float)
         and isinstance(trial.evaluations, list)
         and all(isinstance(one, dict) and isinstance(one.get("base_step"), int) for one in trial.evaluations)
+        and isinstance(trial.warnings, list)
+        and len(trial.warnings) <= MAX_WARNINGS
+        and all(isinstance(one, str) and one == _one_line(one) for one in trial.warnings)
     )
 
 

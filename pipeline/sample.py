@@ -26,6 +26,7 @@ from pipeline.files import write_file
 from pipeline.fitting import split_to_fit
 from pipeline.manual import ENVIRONMENT, STATUS
 from pipeline.model import load_model
+from pipeline.temperature import describe_temperature
 
 __all__ = ["main"]
 
@@ -88,13 +89,14 @@ def main(config: schema.Config, named: dict[str, Any]) -> int:
     np.save(array, samples.numpy(), allow_pickle=False)
     shown = settings.evaluation.grid
     used = asdict(sampler) | {"precision": str(of_networks).removeprefix("torch.")}
-    told = {"checkpoint": config.checkpoint, "seed": settings.seed, "sampler": used}
+    temperature = describe_temperature(sampler.beta)
+    told = {"checkpoint": config.checkpoint, "seed": settings.seed, "sampler": used, "temperature": temperature}
     pictures = task.pictures(base[:shown], samples[:shown])
     files = {"samples.npy": array.getvalue(), "settings.json": json.dumps(told, indent=1).encode(), **pictures}
     for name, content in files.items():
         write_file(f"{output}/{name}", content)
     kind = str(samples.dtype).removeprefix("torch.")
-    print(f"{len(samples)} samples {tuple(samples.shape[1:])}, {kind}: {output}/samples.npy")
+    print(f"{len(samples)} samples {tuple(samples.shape[1:])}, {kind} ({temperature}): {output}/samples.npy")
     print(f"the first {min(shown, len(samples))} drawn: {', '.join(f'{output}/{name}' for name in pictures)}")
     return 0
 

@@ -32,6 +32,7 @@ __all__ = ["Tracker", "flatten", "folder_of_run", "journal_of"]
 
 _MAX_PARAMS = 100  # MLflow's limit for one batch
 _MAX_METRICS = 1000
+_MAX_TAG = 4800  # characters of a tag or a description, of which MLflow's older servers take 5,000
 # MLflow itself asks again for minutes: whoever mistyped an address should not wait for that, and the outbox asks again.
 # Its own bars and addresses would be printed across our table.
 _MANNERS = {
@@ -211,12 +212,13 @@ class Tracker:
         self._put("model", trial, **told, description=description, tags=tags)
 
     def describe(self, trial: str | None, note: str, tags: dict[str, str]) -> None:
-        """Set a run's description and tags."""
-        self._put("tags", trial, tags={MLFLOW_RUN_NOTE: note, **tags})
+        """Set a run's description and tags; those that are longer than MLflow takes are cut."""
+        self.tag(trial, {MLFLOW_RUN_NOTE: note, **tags})
 
     def tag(self, trial: str | None, tags: dict[str, str]) -> None:
-        """Set tags."""
-        self._put("tags", trial, tags=tags)
+        """Set tags; those that are longer than MLflow takes, which would refuse all of them, are cut."""
+        # Secrets go first: of one that is cut in two, nothing is recognised.
+        self._put("tags", trial, tags={key: _shortened(redacted(value)) for key, value in tags.items()})
 
     def end(self, trial: str | None, status: str) -> None:
         """Close a run: FINISHED, FAILED or KILLED."""
@@ -384,6 +386,10 @@ def folder_of_run(run_id: str) -> str:
     if not folder:
         raise UserError(f"the run {run_id} is of no sweep: give the sweep's folder")
     return folder
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _MAX_TAG else text[: _MAX_TAG - 3] + "..."
 
 
 def _now() -> int:

@@ -10,8 +10,10 @@ from ray import tune
 from pipeline import config as schema
 from pipeline import provenance
 from pipeline.display import Display
-from pipeline.records import Records, TrialRecord
+from pipeline.records import MAX_WARNINGS, Records, TrialRecord
+from pipeline.review.markup import escape
 from pipeline.secrets import redacted
+from pipeline.temperature import BETA, sampling_beta, trial_beta, trial_temperature
 from pipeline.tracking import Tracker
 from pipeline.tuning import TRIAL
 
@@ -54,7 +56,9 @@ class Watch(tune.Callback):
         if record.status != "running":
             record.status, record.error = "running", None
             config = schema.apply(self._config, record.params)
-            self._tracker.start_trial(record.name, schema.to_dict(config), provenance.tags(config))
+            beta = sampling_beta(self._config, record.params)
+            tags = provenance.tags(config) | ({} if beta is None else {BETA: f"{beta:g}"})
+            self._tracker.start_trial(record.name, schema.to_dict(config), tags)
         self._changed = True
         self._display.update(record)
 
@@ -72,6 +76,7 @@ class Watch(tune.Callback):
         if "restart" in known:
             self._display.say(f"trial {record.name} goes on from its last checkpoint: {known['restart']}")
             return
+        self._take_warnings(record, known.get("warnings"))
         evaluated = self._config.sweep.metric in known
         if evaluated and record.evaluations[-1:] == [self._records.evaluation(known)]:
             return  # a trial that goes on says first where it stands
@@ -79,6 +84,10 @@ class Watch(tune.Callback):
         if evaluated:
             if "extractor" in known:
                 numbers["extractor"] = known["extractor"]
+            # With the scores, for a sweep may be resumed with another beta than that of its earlier evaluations.
+            beta = sampling_beta(self._config, record.params)
+            if beta is not None:
+                numbers.setdefault(BETA, beta)
             self._records.evaluated(record, numbers, known.get("checkpoint"))
         else:
             record.metrics.update(numbers)
@@ -127,10 +136,32 @@ class Watch(tune.Callback):
         self._clock(record)
         record.status = status
         self._changed = True
-        tags = {"status": status, **({"error": record.error} if record.error else {})}
-        self._tracker.describe(record.name, record.error or status, tags)
+        self._describe(record, {"status": status, **({"error": record.error} if record.error else {})})
         self._tracker.end(record.name, "FAILED" if status == "failed" else "FINISHED")
         self._display.update(record)
+
+    def _take_warnings(self, record: TrialRecord, lines: Any) -> None:
+        """Keep the warnings of a report, and pass on those that are new."""
+        new = self._records.add_warnings(record, redacted(lines))
+        for line in new:
+            self._display.warn(record, line)
+        if new:
+            self._changed = True
+            self._describe(record, {})
+            if len(record.warnings) == MAX_WARNINGS:
+                self._display.say(f"trial {record.name}: {MAX_WARNINGS} warnings; further ones are not kept")
+
+    def _describe(self, record: TrialRecord, tags: dict[str, str]) -> None:
+        """Set the description of a trial's run: how it stands, the temperature of its scores, and its warnings."""
+        temperature = trial_temperature(self._records, record)
+        parts = [record.error or record.status]
+        if temperature is not None:
+            parts.append(f"Scores of the GEBM are at {temperature}.")
+            tags = {**tags, BETA: f"{trial_beta(self._records, record):g}"}
+        if record.warnings:
+            parts.append("\n".join(["Warnings:", "", *(f"- {escape(line)}" for line in record.warnings)]))
+            tags = {**tags, "warnings": "; ".join(record.warnings)}
+        self._tracker.describe(record.name, "\n\n".join(parts), tags)
 
     def _write(self) -> None:
         """Keep the summary; that it could not be kept this once must not end the trials, whose own files are apart."""

@@ -18,6 +18,7 @@ __all__ = ["Chart", "Series", "charts", "draw", "interactive"]
 _STATUS = {"finished": "#0072B2", "pruned": "#E69F00", "failed": "#D55E00", "running": "#009E73", "pending": "#999999"}
 _MARKS = {"finished": ("o", "circle"), "pruned": ("s", "square"), "failed": ("X", "x"), "running": ("^", "triangle-up")}
 _BEST = "#000000"
+_MOST_WARNINGS = 3  # of a trial, where it is pointed at
 _MOST_KEYS = 6  # of which there is a chart of their own each
 
 
@@ -53,7 +54,7 @@ class Chart:
         title: what it shows.
         kind: ``points``, ``lines`` or ``bars``, which lie.
         x: what the horizontal axis is, with its unit.
-        y: what the vertical axis is, with its unit.
+        y: what the vertical axis is, with its unit, on one line or more.
         series: what is on it.
         log: which axes are logarithmic, of ``x`` and ``y``.
         shade: what a shade means.
@@ -159,7 +160,7 @@ def interactive(chart: Chart) -> go.Figure:
                 "cmin": low,
                 "cmax": high,
             }
-            mark |= {"showscale": index == 0, "colorbar": {"title": chart.shade}, "line": {"width": 0.5}}
+            mark |= {"showscale": index == 0, "colorbar": {"title": _html(chart.shade)}, "line": {"width": 0.5}}
         width = 3 if series.colour == _BEST else 1
         figure.add_scatter(x=series.x, y=series.y, mode="lines+markers" if chart.kind == "lines" else "markers",
                            marker=mark, line={"color": series.colour, "width": width}, **told)  # fmt: skip
@@ -167,7 +168,7 @@ def interactive(chart: Chart) -> go.Figure:
                          legend={"orientation": "h", "y": -0.2})  # fmt: skip
     # Rates are numbers, not micros and millis.
     figure.update_xaxes(title=chart.x, exponentformat="power")
-    figure.update_yaxes(title=chart.y, exponentformat="power")
+    figure.update_yaxes(title=_html(chart.y), exponentformat="power")
     for letter, update in (("x", figure.update_xaxes), ("y", figure.update_yaxes)):
         if letter in chart.log:
             places, words = _ticks(chart, letter)
@@ -175,6 +176,11 @@ def interactive(chart: Chart) -> go.Figure:
     if chart.kind == "bars":  # numbers of trials are names, not numbers, and the first is on top
         figure.update_yaxes(type="category", autorange="reversed")
     return figure
+
+
+def _html(label: str) -> str:
+    """Return a label of several lines as plotly breaks them."""
+    return label.replace("\n", "<br>")
 
 
 def _ticks(chart: Chart, letter: str) -> tuple[list[float], list[str]]:
@@ -222,7 +228,9 @@ def _learning_curves(found: Findings) -> Chart | None:
         return None
     series.sort(key=lambda one: one.colour == _BEST)  # on top of the others
     log = "y" if _wide([value for one in series for value in one.y]) else ""
-    return Chart("learning_curves", "Learning curves of all trials", "lines", "base steps", found.measure, series, log)
+    return Chart(
+        "learning_curves", "Learning curves of all trials", "lines", "base steps", _measure(found), series, log
+    )
 
 
 def _response(found: Findings) -> Chart | None:
@@ -235,7 +243,7 @@ def _response(found: Findings) -> Chart | None:
         for status, trials in _by_status(found)
     ]  # fmt: skip
     title = "Response surface of the learning rates"
-    return Chart("response", title, "points", x, y, series, "xy", shade=found.measure, mode=found.records.mode)
+    return Chart("response", title, "points", x, y, series, "xy", shade=_measure(found), mode=found.records.mode)
 
 
 def _against(found: Findings, key: str) -> Chart:
@@ -247,7 +255,7 @@ def _against(found: Findings, key: str) -> Chart:
     x, y = ([value for one in series for value in getattr(one, axis)] for axis in "xy")
     log = ("x" if _wide(x) else "") + ("y" if _wide(y) else "")
     name = "against_" + key.replace(".", "_")
-    return Chart(name, f"Score against {key}", "points", key, found.measure, series, log)
+    return Chart(name, f"Score against {key}", "points", key, _measure(found), series, log)
 
 
 def _importances(found: Findings) -> Chart | None:
@@ -283,7 +291,13 @@ def _by_status(found: Findings) -> list[tuple[str, list[TrialRecord]]]:
     return [(status, trials) for status, trials in groups if trials]
 
 
+def _measure(found: Findings) -> str:
+    """Return the label of a score's axis: its measure, and on a line of its own its temperature."""
+    return "\n".join(filter(None, [found.measure, found.temperature]))
+
+
 def _told(found: Findings, trial: TrialRecord) -> str:
     params = ", ".join(f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}"
                        for key, value in trial.params.items())  # fmt: skip
-    return f"trial {trial.name}, {trial.status}: {found.score(trial):.4g}; {params}"
+    notes = "; ".join(filter(None, [params, found.trial_temperature(trial), *trial.warnings[:_MOST_WARNINGS]]))
+    return f"trial {trial.name}, {trial.status}: {found.score(trial):.4g}; {notes}"

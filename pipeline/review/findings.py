@@ -11,6 +11,7 @@ import yaml
 from pipeline.errors import UserError
 from pipeline.records import Records, TrialRecord, read_summary
 from pipeline.stores.location import filesystem
+from pipeline.temperature import BETA, sweep_betas, sweep_temperature, trial_beta, trial_temperature
 
 __all__ = ["Findings", "findings", "importances", "read_findings"]
 
@@ -45,6 +46,29 @@ class Findings:
         """A trial's best score; NaN if it has none."""
         value = trial.best_metrics.get(self.metric, math.nan)
         return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
+
+    @property
+    def temperature(self) -> str | None:
+        """Temperature of all scores of the GEBM in words; ``None`` where they have none or it is not known."""
+        return sweep_temperature(self.records)
+
+    @property
+    def differs_in_beta(self) -> bool:
+        """Whether the GEBM was sampled at another beta in some trials than in others."""
+        return len(sweep_betas(self.records)) > 1
+
+    def trial_beta(self, trial: TrialRecord) -> float | None:
+        """Beta at which a trial's best score was sampled; ``None`` where it has none or it is not known."""
+        return trial_beta(self.records, trial)
+
+    def trial_temperature(self, trial: TrialRecord) -> str | None:
+        """Temperature of a trial's best score in words; ``None`` where it has none or it is not known."""
+        return trial_temperature(self.records, trial)
+
+    @property
+    def warned(self) -> list[TrialRecord]:
+        """Trials that have warnings, the best first."""
+        return [trial for trial in self.records.ranking() if trial.warnings]
 
     @property
     def scored(self) -> list[TrialRecord]:
@@ -102,10 +126,12 @@ def read_findings(output: str) -> Findings:
     if not isinstance(metric, str) or mode not in ("min", "max"):
         raise UserError(f"{output}/summary.json is damaged: it does not say by what trials are ranked")
     prefix = metric.removesuffix("_gebm").removesuffix("_base")
-    texts = {key: value for key, value in document.items() if isinstance(value, str)}
+    facts: dict[str, Any] = {key: value for key, value in document.items() if isinstance(value, str)}
+    settings = _settings(output)
+    facts[BETA] = document.get(BETA, settings.pop(BETA, None))
     shown = (f"{prefix}_base", f"{prefix}_gebm")
-    records = Records(output, metric=metric, mode=mode, shown=shown, facts=texts, trials=trials)
-    return findings(output, records, _settings(output))
+    records = Records(output, metric=metric, mode=mode, shown=shown, facts=facts, trials=trials)
+    return findings(output, records, settings)
 
 
 def importances(found: Findings) -> dict[str, float] | None:
@@ -145,11 +171,14 @@ def _settings(output: str) -> dict[str, Any]:
         config = yaml.safe_load(files.cat_file(f"{path}/config.yaml"))
         sweep, evaluation = config["sweep"], config["evaluation"]
         space = sweep["space"] if isinstance(sweep["space"], dict) else {}
+        # Of a summary from before it said so; a likelihood has no temperature.
+        beta = None if config.get("task") == "density" else config.get("sampler", {}).get("beta")
         return {
+            BETA: beta,
             "search": str(sweep["search"]),
             "scheduler": str(sweep["scheduler"]),
             "space": {str(key): value for key, value in space.items()},
             "num_samples": int(evaluation["num_samples"]),
         }
-    except (FileNotFoundError, yaml.YAMLError, KeyError, TypeError, ValueError):
+    except (FileNotFoundError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError):
         return {}

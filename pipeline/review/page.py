@@ -6,7 +6,6 @@ import base64
 import html
 import json
 import math
-import re
 import shlex
 from typing import Any
 
@@ -17,12 +16,17 @@ from pipeline import figures
 from pipeline.records import TrialRecord
 from pipeline.review.charts import charts, draw, interactive
 from pipeline.review.findings import Findings
+from pipeline.review.markup import code, escape
 from pipeline.words import words
 
 __all__ = ["LIMIT", "markdown", "report"]
 
 LIMIT = 4800  # characters of a description, of which MLflow's older servers take 5,000
 _ROWS = 20
+# Trials that are listed for what went wrong, and warnings of each, fewer where there is no room.
+_LISTED = (3, 2, 1, 0)
+_LONGEST = 200  # characters of a warning in a description
+_ALL = 1000
 _OF_THE_SWEEP = ("sweep.", "output=", "resume=", "log=", "-")  # which a trial that is trained anew does not take over
 
 _BAR = {"displaylogo": False, "showSendToCloud": False}  # no button leads to somebody else's host
@@ -43,14 +47,16 @@ def markdown(found: Findings, limit: int | None = LIMIT) -> str:
 
     Args:
         found: what the sweep has found.
-        limit: characters it may have; rows of the table go first. None for all of it.
+        limit: characters it may have; rows of the table go first, then warnings. None for all of it.
     """
-    rows = len(found.records.trials) if limit is None else _ROWS
-    while True:
-        text = "\n\n".join(part for part in _parts(found, rows, limit) if part)
-        if limit is None or len(text) <= limit or rows == 0:
-            return text if limit is None else text[:limit]
-        rows = rows // 2
+    if limit is None:
+        return _joined(found, len(found.records.trials), _ALL)
+    sizes = [*((rows, _LISTED[0]) for rows in (_ROWS, 10, 5, 2, 1, 0)), *((0, most) for most in _LISTED[1:])]
+    for rows, most in sizes:
+        text = _joined(found, rows, most)
+        if len(text) <= limit:
+            break
+    return text[:limit]
 
 
 def report(found: Findings) -> dict[str, bytes]:
@@ -78,21 +84,27 @@ def report(found: Findings) -> dict[str, bytes]:
     return {"report.html": page.encode(), **stills}
 
 
-def _parts(found: Findings, rows: int, limit: int | None) -> list[str]:
-    return [
-        f"# {_text(found.experiment)}: {_headline(found)}",
+def _joined(found: Findings, rows: int, most: int) -> str:
+    """Return the whole report with so many rows of the table and so many trials in each list."""
+    parts = [
+        f"# {escape(found.experiment)}: {_headline(found)}",
         _question(found),
-        _answer(found),
+        _answer(found, most),
+        _warnings(found, most),
         _table(found, rows),
-        _ends(found, 3 if limit else 1000),
+        _ends(found, most),
         _commands(found),
     ]
+    return "\n\n".join(part for part in parts if part)
 
 
 def _headline(found: Findings) -> str:
     """The answer in a line: of a description, MLflow shows little more before one asks for all of it."""
-    count, best = f"{len(found.records.trials)} trials by {_text(found.measure)}", found.records.best()
-    return count if best is None else f"{count}, the best {_value(float(best.best_metrics[found.metric]))}"
+    count, best = f"{len(found.records.trials)} trials by {escape(found.measure)}", found.records.best()
+    if best is None:
+        return count
+    notes = "; ".join(filter(None, [found.trial_temperature(best), "with warnings" if best.warnings else None]))
+    return f"{count}, the best {_value(float(best.best_metrics[found.metric]))}" + (f" ({notes})" if notes else "")
 
 
 def _question(found: Findings) -> str:
@@ -102,26 +114,31 @@ def _question(found: Findings) -> str:
         better = "lower" if found.records.mode == "min" else "higher"
         samples = f", over {settings['num_samples']:,} samples" if found.records.facts.get("extractor") else ""
         lines.append(
-            f"Search {_text(settings['search'])}, scheduler {_text(settings['scheduler'])}, ranked by "
-            f"{_code(found.metric)}, {better} is better{samples}."
+            f"Search {escape(settings['search'])}, scheduler {escape(settings['scheduler'])}, ranked by "
+            f"{code(found.metric)}, {better} is better{samples}."
         )
-        lines += [f"- {_code(key)}: {_code(json.dumps(form))}" for key, form in list(settings["space"].items())[:20]]
+        lines += [f"- {code(key)}: {code(json.dumps(form))}" for key, form in list(settings["space"].items())[:20]]
     return "\n".join([lines[0], "", *lines[1:]])
 
 
-def _answer(found: Findings) -> str:
+def _answer(found: Findings, most: int) -> str:
     best = found.records.best()
     spent = f"The trials ran for {found.hours:.2g} hours altogether."
     if best is None:
         return f"## The answer\n\nNo trial has been evaluated so far. {spent}"
     params = (
-        ", ".join(f"{_code(key)} = {_text(_value(value))}" for key, value in best.params.items()) or "none searched"
+        ", ".join(f"{code(key)} = {escape(_value(value))}" for key, value in best.params.items()) or "none searched"
     )
     scores = ", ".join(
-        f"{_code(name)} {best.best_metrics[name]:.4g}"
+        f"{code(name)} {best.best_metrics[name]:.4g}"
         for name in found.records.shown
         if isinstance(best.best_metrics.get(name), int | float)
     )
+    temperature = found.trial_temperature(best)
+    if temperature is not None:
+        scores += f" ({temperature})"
+    if best.warnings:
+        scores += f". **Do not rely on this score before its warnings are looked into**: {_listed(best, most)}"
     base, gebm = (best.best_metrics.get(name, math.nan) for name in found.records.shown[:2])
     gain = ""
     if all(isinstance(value, int | float) and math.isfinite(value) for value in (base, gebm)):
@@ -134,22 +151,52 @@ def _answer(found: Findings) -> str:
     )
 
 
+def _listed(trial: TrialRecord, most: int) -> str:
+    """Return a trial's warnings in one line, so many of them."""
+    shown = [line if most == _ALL else line[:_LONGEST] for line in trial.warnings[:most]]
+    left = len(trial.warnings) - len(shown)
+    more = [f"{left} more" if shown else f"{left} warning{'s' if left > 1 else ''}"] if left else []
+    return "; ".join([*map(escape, shown), *more])
+
+
+def _warnings(found: Findings, most: int) -> str:
+    """Return the section of trials with warnings, and what to do about them; empty where there are none."""
+    warned = found.warned
+    if not warned:
+        return ""
+    lines = [f"- trial {trial.name} ({trial.status}): {_listed(trial, most)}" for trial in warned[:most]]
+    if len(warned) > most:
+        lines.append(f"- {len(warned) - most} {'more ' if most else ''}of {len(found.records.trials)} trials")
+    advice = (
+        "A score alone does not show what is wrong with an energy. Before one of these is relied on, compare "
+        "`energy_data` with `energy_base` and look at the other metrics of the group `kale` in MLflow; then train it "
+        "again with a lower `train.energy_lr` or a larger `train.penalty`, or take the best trial without a warning."
+    )
+    return "\n".join(["## Warnings", "", *lines, "", advice])
+
+
 def _table(found: Findings, rows: int) -> str:
     shown = found.records.ranking()[:rows]
     if not shown:
         return ""
     keys = list(dict.fromkeys(key for trial in found.records.trials for key in trial.params))[:8]
     names = [name for name in found.records.shown if any(name in trial.best_metrics for trial in shown)]
-    head = ["trial", "status", *names, "base steps", "minutes", *map(_text, keys)]
+    warned, differs = bool(found.warned), found.differs_in_beta and "sampler.beta" not in keys
+    extra = [*(["warnings"] if warned else []), *(["beta"] if differs else [])]
+    head = ["trial", "status", *extra, *names, "base steps", "minutes", *map(escape, keys)]
     lines = [[cell + _CELL for cell in head], ["---"] * len(head)]
     for trial in shown:
         scores = [_value(trial.best_metrics.get(name)) for name in names]
-        params = [_text(_value(trial.params.get(key))) for key in keys]
+        params = [escape(_value(trial.params.get(key))) for key in keys]
         steps = _value(trial.metrics.get("base_step"))
-        lines.append([trial.name, trial.status, *scores, steps, f"{trial.seconds / 60:.1f}", *params])
+        marks = [str(len(trial.warnings) or "-")] if warned else []
+        marks += [_value(found.trial_beta(trial))] if differs else []
+        lines.append([trial.name, trial.status, *marks, *scores, steps, f"{trial.seconds / 60:.1f}", *params])
     left = len(found.records.trials) - len(shown)
     more = f"\n\nand {left} more." if left else ""
-    return "## The trials, best first\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + more
+    temperature = f"Scores of the GEBM: {found.temperature}.\n\n" if found.temperature else ""
+    rows_of_table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"## The trials, best first\n\n{temperature}{rows_of_table}{more}"
 
 
 def _ends(found: Findings, most: int) -> str:
@@ -166,7 +213,7 @@ def _ends(found: Findings, most: int) -> str:
         )
     failed = [trial for trial in found.records.trials if trial.status == "failed"]
     lines += [
-        f"- trial {trial.name} failed: {_text(trial.error or 'no reason is known')[:300]}" for trial in failed[:most]
+        f"- trial {trial.name} failed: {escape(trial.error or 'no reason is known')[:300]}" for trial in failed[:most]
     ]
     if len(failed) > most:
         lines.append(f"- and {len(failed) - most} more failed.")
@@ -226,13 +273,3 @@ def _value(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:#.4g}" if isinstance(value, float) else str(value)
-
-
-def _text(text: str) -> str:
-    """A stranger's text in Markdown: one line, and nothing in it is markup."""
-    return re.sub(r"([\\`*_{}\[\]<>|#!&~])", r"\\\1", " ".join(str(text).split()))
-
-
-def _code(text: str) -> str:
-    """A stranger's text as code in Markdown, in a table as well."""
-    return "`" + " ".join(str(text).split()).replace("`", "'").replace("|", "/") + "`"

@@ -22,7 +22,12 @@ __all__ = ["BEST", "MEASURE", "model_name", "register", "takes_over"]
 
 BEST = "best"  # the alias
 MEASURE = ("metric", "mode", "extractor", "num_samples", "store_checksum")
-"""Tags of a version that say how it was measured: only what was measured alike is compared."""
+"""Tags of a version that say how it was measured: only what was measured alike is compared.
+
+The sampler's settings are not among them. A version is weights together with the sampler that it is served with, so its
+beta is a part of what is compared, as its number of MCMC steps is, and not of how it is compared. It is a tag and in
+words in the description, and a line says so when the alias moves from one beta to another.
+"""
 
 
 def model_name(experiment: str) -> str:
@@ -77,7 +82,8 @@ def register(client: MlflowClient, experiment_id: str, run_id: str, entry: Mappi
             ``description``, and ``tags``: ``value``, ``checkpoint`` and those of :data:`MEASURE`.
 
     Returns:
-        A line for the user where a better version may have been left without the alias; else None.
+        A line for the user where a better version may have been left without the alias, or where the alias moved to
+        a version that is sampled at another temperature; else None.
 
     Raises:
         Refused: the checkpoint cannot be made a model.
@@ -92,6 +98,12 @@ def register(client: MlflowClient, experiment_id: str, run_id: str, entry: Mappi
     if best is None or best.version != version.version:
         if takes_over(tags, None if best is None else best.tags):
             client.set_registered_model_alias(name, BEST, version.version)
+            betas = tags.get("beta"), None if best is None else best.tags.get("beta")
+            if best is not None and None not in betas and betas[0] != betas[1]:
+                return (
+                    f"version {version.version} of the model {name} is {BEST} from now on, sampled at beta {betas[0]}; "
+                    f"version {best.version} was at beta {betas[1]}, where 1 is the model itself and larger is colder"
+                )
         elif best is not None and any(tags.get(key) != best.tags.get(key) for key in MEASURE):
             return (
                 f"version {version.version} of the model {name} was measured otherwise than version {best.version}, "

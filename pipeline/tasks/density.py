@@ -18,6 +18,7 @@ from pipeline import figures
 from pipeline.errors import UserError
 from pipeline.evaluation import Evaluation
 from pipeline.tasks.tables import TableTask, TableWork
+from pipeline.temperature import describe_temperature
 
 __all__ = ["Density"]
 
@@ -38,7 +39,8 @@ class Density(TableTask):
 
     def pictures(self, base: Tensor, gebm: Tensor) -> dict[str, bytes]:
         """The columns' marginals, of base and GEBM."""
-        return {"marginals.png": figures.png(figures.marginals({"base": base, "GEBM": gebm}))}
+        name = figures.at_temperature("GEBM", describe_temperature(self._config.sampler.beta))
+        return {"marginals.png": figures.png(figures.marginals({"base": base, name: gebm}))}
 
 
 class DensityWork(TableWork):

@@ -34,10 +34,12 @@ class ImagePage:
         reference: embeddings of the images that :func:`pipeline.metrics.gallery` gives (M, F).
         label: the extractor's.
         device: where the model is.
+        temperature: Of the chains, in words; every picture of their samples says it.
     """
 
-    def __init__(self, store: Store, reference: Tensor, label: str, device: torch.device) -> None:
+    def __init__(self, store: Store, reference: Tensor, label: str, device: torch.device, temperature: str) -> None:
         self._store, self._reference, self._label, self._device = store, reference, label, device
+        self._temperature = temperature
 
     def draw(self, model: GEBM, found: Evaluation, trained: bool) -> dict[str, bytes]:
         """Draw an evaluation.
@@ -54,17 +56,19 @@ class ImagePage:
         base, gebm = found.frames[steps[0]], found.frames[steps[-1]]
         energies = {name: end.energies for name, end in found.ends.items()}
         animated = io.BytesIO()
-        figures.animation([found.frames[step] for step in steps], steps, animated)
-        curve = figures.chain_curve(list(found.chain), list(found.chain.values()), f"FID ({self._label})")
+        told = {"temperature": self._temperature}
+        figures.animation([found.frames[step] for step in steps], steps, animated, **told)
+        curve = figures.chain_curve(list(found.chain), list(found.chain.values()), f"FID ({self._label})", **told)
         of_data = self._energies(model, spread(self._gallery, _DATA_ENERGIES))
-        histogram = figures.energy_histogram({"data": of_data, "base": energies["base"], "GEBM": energies["gebm"]})
+        gebm_name = figures.at_temperature("GEBM", self._temperature)
+        histogram = figures.energy_histogram({"data": of_data, "base": energies["base"], gebm_name: energies["gebm"]})
         partition = figures.log_partition(energies["base"], model.log_partition.item() if trained else None)
         sides = (self._sorted(model, frame, found.ends[name]) for name, frame in (("base", base), ("gebm", gebm)))
         drawn = {
             "base": figures.grid(base, columns=8),
             "gebm": figures.grid(gebm, columns=8),
-            "base_and_gebm": figures.side_by_side(base, gebm),
-            "by_energy": pictures.by_energy(*sides),
+            "base_and_gebm": figures.side_by_side(base, gebm, **told),
+            "by_energy": pictures.by_energy(*sides, **told),
             "neighbours": self._neighbours(model, found.ends["gebm"], found.scores["nearest_gebm"]),
             "energies": histogram,
             "log_partition": partition,
@@ -101,6 +105,7 @@ class ImagePage:
             among=len(self._gallery),
             of=self._store.manifest.num_samples,
             label=self._label,
+            temperature=self._temperature,
         )
 
     @functools.cached_property

@@ -25,6 +25,7 @@ from pipeline.stores import (
 )
 from pipeline.tasks.data import open_data
 from pipeline.tasks.image_page import ImagePage, as_networks_take
+from pipeline.temperature import describe_temperature
 
 __all__ = ["ImageJudge", "Images"]
 
@@ -82,9 +83,10 @@ class Images:
 
     def pictures(self, base: Tensor, gebm: Tensor) -> dict[str, bytes]:
         """A grid of the GEBM's images, and both side by side."""
+        temperature = describe_temperature(self._config.sampler.beta)
         return {
             "grid.png": figures.png(figures.grid(gebm, columns=8)),
-            "base_and_gebm.png": figures.png(figures.side_by_side(base, gebm)),
+            "base_and_gebm.png": figures.png(figures.side_by_side(base, gebm, temperature=temperature)),
         }
 
     def _extractor(self, store: Store, device: torch.device) -> metrics.Extractor:
@@ -145,7 +147,8 @@ class ImagesWork:
         self._judge = ImageJudge(extractor, statistics, config.evaluation.metrics)
         self.label = extractor.label
         self.reference = statistics.features
-        self._page = ImagePage(store, statistics.features, extractor.label, device)
+        temperature = describe_temperature(config.sampler.beta)
+        self._page = ImagePage(store, statistics.features, extractor.label, device, temperature)
         self._trained = objectives.make(config.train.objective).trains_log_partition
 
     @functools.cached_property

@@ -20,6 +20,7 @@ from pipeline.config import Config
 from pipeline.evaluation import Evaluation, evaluate
 from pipeline.stores.sources import toy
 from pipeline.tasks.tables import TableTask, TableWork
+from pipeline.temperature import describe_temperature
 
 __all__ = ["PointJudge", "Points"]
 
@@ -40,7 +41,8 @@ class Points(TableTask):
 
     def pictures(self, base: Tensor, gebm: Tensor) -> dict[str, bytes]:
         """Base and GEBM side by side."""
-        return {"base_and_gebm.png": figures.png(figures.clouds({"base": base, "GEBM": gebm}))}
+        name = figures.at_temperature("GEBM", describe_temperature(self._config.sampler.beta), separator="\n")
+        return {"base_and_gebm.png": figures.png(figures.clouds({"base": base, name: gebm}))}
 
 
 class PointJudge:
@@ -113,11 +115,15 @@ class PointsWork(TableWork):
 
     def _draw(self, model: GEBM, found: Evaluation) -> dict[str, bytes]:
         steps = sorted(found.frames)
-        clouds = {"data": self._held_out, "base": found.frames[steps[0]], "GEBM": found.frames[steps[-1]]}
-        curve = figures.chain_curve(list(found.chain), list(found.chain.values()), "sliced Wasserstein distance")
+        temperature = describe_temperature(self._config.sampler.beta)
+        name = figures.at_temperature("GEBM", temperature, separator="\n")
+        clouds = {"data": self._held_out, "base": found.frames[steps[0]], name: found.frames[steps[-1]]}
+        measure = "sliced Wasserstein distance"
+        curve = figures.chain_curve(list(found.chain), list(found.chain.values()), measure, temperature)
         with torch.no_grad(), frozen(model.energy):
             of_data = model.energy(self._splits.test.to(self._device)).cpu()
-        energies = {"data": of_data, "base": found.ends["base"].energies, "GEBM": found.ends["gebm"].energies}
+        energies = {"data": of_data, "base": found.ends["base"].energies}
+        energies[figures.at_temperature("GEBM", temperature)] = found.ends["gebm"].energies
         trained = objectives.make(self._config.train.objective).trains_log_partition
         partition = figures.log_partition(energies["base"], model.log_partition.item() if trained else None)
         return {
