@@ -6,8 +6,7 @@ import statistics
 from typing import Any
 
 from benchmarks.claim.figures import best_by_beta
-from benchmarks.claim.guard import GUARD_SAMPLES as GUARD_SAMPLES
-from benchmarks.claim.guard import GUARD_SEEDS, GUARD_STEPS
+from benchmarks.claim.guard import GUARD_SAMPLES, GUARD_SEEDS, GUARD_STEPS
 from benchmarks.claim.outcome import BETA, conditions
 from benchmarks.claim.results import LABELS, OWN_PHASE, Results, Variant, chosen_energy
 from benchmarks.claim.settings import OBJECTIVES, SETTINGS

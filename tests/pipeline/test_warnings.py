@@ -107,6 +107,7 @@ def test_each_warning_of_a_trial_is_printed_and_logged_once(driver):
 
 def test_warnings_survive_a_resume_and_are_not_printed_again(driver, small, tmp_path):
     driver.start("000")
+    driver.watch._changed = False  # whatever a start has to write is written
     driver.report("000", base_step=4, warnings=[NEGATIVE])
     driver.watch.on_step_end(0, [])  # a report without an evaluation, and yet it is written at once
     assert read_summary(driver.config.output)[1][0].warnings == [NEGATIVE]
