@@ -17,7 +17,8 @@ from pipeline.eventlog import STANDARD_OUTPUT, EventLog
 from pipeline.live import STYLES, Standing, duration
 from pipeline.records import ENDED, Records, TrialRecord
 from pipeline.secrets import redacted
-from pipeline.temperature import BETA, sweep_betas, sweep_temperature, trial_beta
+from pipeline.temperature import BETA
+from pipeline.trial_temperature import sweep_betas, sweep_temperature, trial_beta
 
 __all__ = ["Display", "duration", "make_console", "results_table", "seeds_table"]
 

@@ -17,8 +17,9 @@ from pipeline.review.markup import escape
 from pipeline.review.page import markdown, report
 from pipeline.search import searches_samplers
 from pipeline.serving.registry import BEST, model_name
-from pipeline.temperature import BETA, sweep_temperature, trial_beta, trial_temperature
+from pipeline.temperature import BETA
 from pipeline.tracking import Tracker, journal_of
+from pipeline.trial_temperature import sweep_temperature, trial_beta, trial_temperature
 from pipeline.words import words
 
 __all__ = ["finish", "found_so_far", "show"]

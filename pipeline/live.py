@@ -16,7 +16,7 @@ from rich.text import Text
 
 from pipeline.records import ENDED, Records, TrialRecord
 from pipeline.remaining import Course, Remaining, remaining
-from pipeline.temperature import sweep_temperature, trial_temperature
+from pipeline.trial_temperature import sweep_temperature, trial_temperature
 
 __all__ = ["STYLES", "Standing", "duration", "score", "scores_in_words", "short_names"]
 

@@ -11,23 +11,20 @@ import math
 from typing import Any
 
 from pipeline.config import Config
-from pipeline.records import Records, TrialRecord
 
 __all__ = [
     "BETA",
+    "SEARCHED_BETA",
     "describe_temperature",
     "describe_temperatures",
+    "plausible_beta",
     "sampling_beta",
-    "sweep_betas",
-    "sweep_temperature",
-    "trial_beta",
-    "trial_temperature",
 ]
 
 BETA = "beta"
 """Key of a trial's metrics and of the summary, and the tag in the tracker."""
 
-_SEARCHED = "sampler.beta"
+SEARCHED_BETA = "sampler.beta"
 
 
 def describe_temperature(beta: float) -> str:
@@ -83,51 +80,11 @@ def sampling_beta(config: Config, params: dict[str, Any] | None = None) -> float
     if config.task == "density":
         return None
     if params is None:
-        return None if _SEARCHED in config.sweep.space else float(config.sampler.beta)
-    return _number(params.get(_SEARCHED, config.sampler.beta))
+        return None if SEARCHED_BETA in config.sweep.space else float(config.sampler.beta)
+    return plausible_beta(params.get(SEARCHED_BETA, config.sampler.beta))
 
 
-def trial_beta(records: Records, trial: TrialRecord) -> float | None:
-    """Return the inverse temperature at which a trial's best score was sampled.
-
-    Args:
-        records: The sweep; ``facts`` has the beta of trials that do not say their own.
-        trial: One of its trials.
-
-    Returns:
-        Its beta; ``None`` where scores have none or it is not known.
-    """
-    own = _number(trial.best_metrics.get(BETA))
-    searched = _number(trial.params.get(_SEARCHED))
-    return next((beta for beta in (own, searched, _number(records.facts.get(BETA))) if beta is not None), None)
-
-
-def trial_temperature(records: Records, trial: TrialRecord) -> str | None:
-    """Describe the temperature of a trial's best score; ``None`` where it has none."""
-    beta = trial_beta(records, trial)
-    return None if beta is None else describe_temperature(beta)
-
-
-def sweep_betas(records: Records) -> list[float]:
-    """Return the different inverse temperatures of a sweep's trials, in ascending order."""
-    betas = {trial_beta(records, trial) for trial in records.trials} or {_number(records.facts.get(BETA))}
-    return sorted(beta for beta in betas if beta is not None)
-
-
-def sweep_temperature(records: Records) -> str | None:
-    """Describe the temperature of all of a sweep's scores.
-
-    Args:
-        records: The sweep.
-
-    Returns:
-        One temperature, or the range of several; ``None`` where scores have none or it is not known.
-    """
-    betas = sweep_betas(records)
-    return describe_temperatures(betas) if betas else None
-
-
-def _number(value: Any) -> float | None:
+def plausible_beta(value: Any) -> float | None:
     """Return a plausible inverse temperature; a summary may be untrusted."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
         return None

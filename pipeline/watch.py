@@ -13,8 +13,9 @@ from pipeline.display import Display
 from pipeline.records import MAX_WARNINGS, Records, TrialRecord
 from pipeline.review.markup import escape
 from pipeline.secrets import redacted
-from pipeline.temperature import BETA, sampling_beta, trial_beta, trial_temperature
+from pipeline.temperature import BETA, sampling_beta
 from pipeline.tracking import Tracker
+from pipeline.trial_temperature import trial_beta, trial_temperature
 from pipeline.tuning import TRIAL
 
 __all__ = ["Watch"]

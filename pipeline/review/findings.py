@@ -11,7 +11,8 @@ import yaml
 from pipeline.errors import UserError
 from pipeline.records import Records, TrialRecord, read_summary
 from pipeline.stores.location import filesystem
-from pipeline.temperature import BETA, sweep_betas, sweep_temperature, trial_beta, trial_temperature
+from pipeline.temperature import BETA
+from pipeline.trial_temperature import sweep_betas, sweep_temperature, trial_beta, trial_temperature
 
 __all__ = ["Findings", "findings", "importances", "read_findings"]
 

@@ -30,7 +30,8 @@ from pipeline.review.page import markdown
 from pipeline.serving.registry import BEST, register
 from pipeline.stores import open_store
 from pipeline.tasks.images import Images, ImagesWork
-from pipeline.temperature import describe_temperature, sampling_beta, sweep_temperature, trial_beta
+from pipeline.temperature import describe_temperature, sampling_beta
+from pipeline.trial_temperature import sweep_temperature, trial_beta
 
 COLDER = "beta 10: colder than the model"
 SHOWN = ("fid_base", "fid_gebm")
