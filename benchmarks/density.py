@@ -1,4 +1,4 @@
-"""``python -m benchmarks.density``: the table of ``docs/density.md``, density estimation on UCI.
+"""``python -m benchmarks.density``: the table of ``docs/results/density.md``, density estimation on UCI.
 
 Every number comes from the pipeline as its users run it: one sweep a comparison, on stores that ``pipeline.shards`` has
 made. A sweep that is there already is not run again, and one that was interrupted goes on.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks.pages import spread, summary
+from benchmarks.sweep_runs import spread, summary
 
 SETS = ("redwine", "whitewine", "parkinsons")
 SEEDS = range(5)
@@ -130,7 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the sweeps lie, or will")
     parser.add_argument("--sets", nargs="+", default=SETS, choices=SETS, help="data sets; all by default")
-    parser.add_argument("--page", type=Path, default=Path("docs/density.md"), help="the page to write")
+    parser.add_argument("--page", type=Path, default=Path("docs/results/density.md"), help="the page to write")
     arguments = parser.parse_args()
     folder = arguments.folder.absolute()
     found = {name: measure(name, folder / name) for name in arguments.sets}

@@ -41,15 +41,15 @@ import torch
 import yaml
 from mlflow import MlflowClient
 
-from benchmarks import machine, options
+from benchmarks import cli, harness
 from gebm import initialise_log_partition
 from pipeline import config as schema
 from pipeline import tasks
-from pipeline.experiment import ready_store
-from pipeline.model import make_trainer, model_to_train
-from pipeline.records import read_summary
-from pipeline.stores import Position
-from pipeline.trial import random_numbers
+from pipeline.data import Position
+from pipeline.tasks.store import ready_store
+from pipeline.tracking.summary import read_summary
+from pipeline.training.loop import random_numbers
+from pipeline.training.model import make_trainer, model_to_train
 
 __all__ = ["Bare", "Trial", "main"]
 
@@ -136,10 +136,10 @@ def _run_bare(values: dict[str, Any], device: torch.device) -> Bare:
     infos, began = [], 0.0
     for step in range(train.base_steps):
         if step == reports[0]:
-            machine.synchronise(device)
+            harness.synchronise(device)
             began = time.perf_counter()
         infos.append(trainer.step(batches, random_numbers(config, "step", step, device)))
-    machine.synchronise(device)
+    harness.synchronise(device)
     seconds = time.perf_counter() - began
     # As a report takes the mean, in the same order of sums.
     losses = torch.stack([torch.stack([info.energy_loss, info.base_loss]) for info in infos[reports[-2] :]])
@@ -193,11 +193,11 @@ def _tables(bares: list[Bare], trials: list[Trial], steps: int) -> dict[str, lis
     """
     rounds = list(zip(bares, trials, strict=True))
 
-    def share(part: Callable[[Bare, Trial], float]) -> machine.Timing:
-        return machine.Timing(tuple(part(bare, trial) / bare.seconds for bare, trial in rounds))
+    def share(part: Callable[[Bare, Trial], float]) -> harness.Timing:
+        return harness.Timing(tuple(part(bare, trial) / bare.seconds for bare, trial in rounds))
 
-    def seconds(of: Sequence[Bare] | Sequence[Trial], part: str = "seconds") -> machine.Timing:
-        return machine.Timing(tuple(getattr(one, part) for one in of))
+    def seconds(of: Sequence[Bare] | Sequence[Trial], part: str = "seconds") -> harness.Timing:
+        return harness.Timing(tuple(getattr(one, part) for one in of))
 
     bare, trial = seconds(bares), seconds(trials)
     return {
@@ -228,17 +228,17 @@ def _tables(bares: list[Bare], trials: list[Trial], steps: int) -> dict[str, lis
 
 
 def _arguments() -> argparse.Namespace:
-    parser = options.parser(__doc__, repeat=3, warm_up=False)
-    parser.add_argument("--width", type=options.positive, default=64, help="channels at full resolution, of a DCGAN")
-    parser.add_argument("--batch", type=options.positive, default=64, help="images in a batch, of 8x8 digits")
-    parser.add_argument("--energy-steps", type=options.positive, default=5, help="energy steps per base step")
-    parser.add_argument("--steps", type=options.positive, default=480, help="base steps in all")
-    parser.add_argument("--report-every", type=options.positive, default=40, help="base steps between two reports")
+    parser = cli.parser(__doc__, repeat=3, warm_up=False)
+    parser.add_argument("--width", type=cli.positive, default=64, help="channels at full resolution, of a DCGAN")
+    parser.add_argument("--batch", type=cli.positive, default=64, help="images in a batch, of 8x8 digits")
+    parser.add_argument("--energy-steps", type=cli.positive, default=5, help="energy steps per base step")
+    parser.add_argument("--steps", type=cli.positive, default=480, help="base steps in all")
+    parser.add_argument("--report-every", type=cli.positive, default=40, help="base steps between two reports")
     parser.add_argument(
-        "--evaluate-every", type=options.positive, default=240, help="base steps between evaluations and checkpoints"
+        "--evaluate-every", type=cli.positive, default=240, help="base steps between evaluations and checkpoints"
     )
-    parser.add_argument("--samples", type=options.positive, default=500, help="samples of an evaluation")
-    parser.add_argument("--threads", type=options.positive, default=1, help="of either; 1 is a worker's default")
+    parser.add_argument("--samples", type=cli.positive, default=500, help="samples of an evaluation")
+    parser.add_argument("--threads", type=cli.positive, default=1, help="of either; 1 is a worker's default")
     arguments = parser.parse_args()
     if arguments.steps <= min(arguments.report_every, arguments.evaluate_every):
         parser.error("one report, and no time between two: give more --steps, or a smaller --report-every")
@@ -248,7 +248,7 @@ def _arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure, print, and write the JSON file."""
     arguments = _arguments()
-    device = options.pick_device(arguments.device)
+    device = cli.pick_device(arguments.device)
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # of the processes that are started from here
     torch.set_num_threads(arguments.threads)
     bares: list[Bare] = []
@@ -267,8 +267,8 @@ def main() -> None:
                 work()
     tables = _tables(bares, trials, arguments.steps - _reports(config)[0])
     for rows in tables.values():
-        print(machine.table(rows), end="\n\n")
-    print(f"written: {machine.write(arguments.out, 'overhead', device, vars(arguments), tables)}")
+        print(harness.table(rows), end="\n\n")
+    print(f"written: {harness.write(arguments.out, 'overhead', device, vars(arguments), tables)}")
 
 
 if __name__ == "__main__":

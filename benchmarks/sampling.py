@@ -1,8 +1,8 @@
 """``python -m benchmarks.sampling``: how fast chains walk on latent space, plain ULA against gebm's.
 
 *Chain-steps per second*: chains times steps, by the seconds of a whole run from latents to latents. Plain is
-``benchmarks.plain.ula``; gebm is ``samplers.run`` on ``GEBM.potential`` under ``frozen``, as ``GEBM.sample`` does it,
-its restarts of diverged chains and its record of every step included. Its first position costs a gradient more. It
+``benchmarks.baseline.ula``; gebm is ``samplers.run`` on ``GEBM.potential`` under ``frozen``, as ``GEBM.sample`` does
+it, its restarts of diverged chains and its record of every step included. Its first position costs a gradient more. It
 walks the model as it was trained and the folded one (:mod:`gebm.folding`) in each precision; folding is done once
 before a chain of any length, and timed apart.
 
@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import machine, memory, options, plain
+from benchmarks import baseline, cli, harness, memory
 from gebm import GEBM, StandardNormal, folded, frozen, samplers
 
 __all__ = ["WAYS", "gebm_chain", "main", "plain_chain"]
@@ -44,7 +44,7 @@ def plain_chain(
     arguments: argparse.Namespace, model: GEBM, z0: Tensor, noise: Callable[[Tensor], Tensor] = torch.randn_like
 ) -> Tensor:
     """Run plain ULA on a model's own networks, from latents (N, D) to latents (N, D)."""
-    return plain.ula(
+    return baseline.ula(
         model.base,
         model.energy.network,
         z0,
@@ -70,26 +70,26 @@ def gebm_chain(arguments: argparse.Namespace, model: GEBM, z0: Tensor) -> Tensor
 
 def _model(arguments: argparse.Namespace, name: str, device: torch.device) -> tuple[GEBM, Tensor]:
     """Return a model and where its chains start (N, D)."""
-    model = GEBM(*options.build(arguments, name, device), StandardNormal(arguments.latent_dim)).to(device)
+    model = GEBM(*cli.build(arguments, name, device), StandardNormal(arguments.latent_dim)).to(device)
     return model, model.prior.sample(arguments.chains, torch.Generator(device).manual_seed(arguments.seed))
 
 
 def _speed(arguments: argparse.Namespace, name: str, device: torch.device) -> list[dict[str, Any]]:
     """Time plain and gebm, each on networks of its own."""
     reference, z0 = _model(arguments, name, device)
-    plain.literal(reference)
+    baseline.literal(reference)
     model, _ = _model(arguments, name, device)
     works: dict[str, Callable[[], object]] = {_REFERENCE: lambda: plain_chain(arguments, reference, z0)}
     works |= {way: partial(gebm_chain, arguments, prepare(model), z0) for way, prepare in WAYS.items()}
-    seconds = machine.interleaved(works, device, arguments.repeat)
-    before = machine.interleaved({way: partial(prepare, model) for way, prepare in WAYS.items()}, device, 1)
+    seconds = harness.interleaved(works, device, arguments.repeat)
+    before = harness.interleaved({way: partial(prepare, model) for way, prepare in WAYS.items()}, device, 1)
     return [
         {
             "networks": name,
             "sampler": sampler,
             "seconds": timing,
             "chain-steps/s": arguments.chains * arguments.steps / timing.median,
-            "ratio": machine.ratio(seconds[_REFERENCE], timing),
+            "ratio": harness.ratio(seconds[_REFERENCE], timing),
             "before the chain, s": before[sampler].median if sampler in before else 0.0,
         }
         for sampler, timing in seconds.items()
@@ -119,9 +119,9 @@ def _noise_of_run(seed: int) -> Callable[[Tensor], Tensor]:
 
     def noise(z: Tensor) -> Tensor:
         generator = generators.setdefault(z.device, torch.Generator(z.device).manual_seed(seed))
-        key = samplers.noise.draw_key(generator, z.device)
-        samplers.noise.draw_key(generator, z.device)  # the second key of a step is that of restarts
-        return samplers.noise.normal(key, torch.arange(len(z), device=z.device), z.shape[1])
+        key = samplers.philox.draw_key(generator, z.device)
+        samplers.philox.draw_key(generator, z.device)  # the second key of a step is that of restarts
+        return samplers.philox.normal(key, torch.arange(len(z), device=z.device), z.shape[1])
 
     return noise
 
@@ -142,20 +142,20 @@ def _one_chain(arguments: argparse.Namespace, name: str, device: torch.device, s
     arguments.steps = steps
     model, z0 = _model(arguments, name, device)
     if sampler == _REFERENCE:
-        plain_chain(arguments, plain.literal(model), z0)
+        plain_chain(arguments, baseline.literal(model), z0)
     else:
         gebm_chain(arguments, WAYS[sampler](model), z0)
 
 
 def _arguments() -> argparse.Namespace:
-    parser = options.parser(__doc__, repeat=5)
-    options.add_networks(parser)
-    parser.add_argument("--chains", type=options.positive, default=64, help="chains that walk side by side")
-    parser.add_argument("--steps", type=options.positive, default=20, help="steps of each")
+    parser = cli.parser(__doc__, repeat=5)
+    cli.add_networks(parser)
+    parser.add_argument("--chains", type=cli.positive, default=64, help="chains that walk side by side")
+    parser.add_argument("--steps", type=cli.positive, default=20, help="steps of each")
     parser.add_argument("--step-size", type=float, default=5e-5, help="h of z' = z - h grad U(z) + sqrt(2h) xi")
     parser.add_argument("--beta", type=float, default=100.0, help="inverse temperature; the image experiments use 100")
     parser.add_argument(
-        "--memory-steps", type=options.positive, nargs="*", default=[5, 25], help="lengths whose peaks to take"
+        "--memory-steps", type=cli.positive, nargs="*", default=[5, 25], help="lengths whose peaks to take"
     )
     return parser.parse_args()
 
@@ -163,7 +163,7 @@ def _arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure, print, and write the JSON file."""
     arguments = _arguments()
-    device = options.pick_device(arguments.device)
+    device = cli.pick_device(arguments.device)
     results: dict[str, list[dict[str, Any]]] = {"speed": [], "agreement": [], "memory": []}
     for name in arguments.networks:
         results["speed"] += _speed(arguments, name, device)
@@ -171,8 +171,8 @@ def main() -> None:
         results["memory"] += _memory(arguments, name, device) if arguments.memory_steps else []
     for rows in results.values():
         if rows:
-            print(machine.table(rows), end="\n\n")
-    print(f"written: {machine.write(arguments.out, 'sampling', device, vars(arguments), results)}")
+            print(harness.table(rows), end="\n\n")
+    print(f"written: {harness.write(arguments.out, 'sampling', device, vars(arguments), results)}")
 
 
 if __name__ == "__main__":

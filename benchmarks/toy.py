@@ -1,4 +1,4 @@
-"""``python -m benchmarks.toy``: the page ``docs/toy.md``, a GEBM against GANs and EBMs where the support is a curve.
+"""``python -m benchmarks.toy``: ``docs/results/toy.md``, a GEBM against GANs and EBMs where the support is a curve.
 
 The comparison comes from the pipeline as its users run it. That an energy is recovered is shown with the library alone,
 on the base that made the data: with a base that is trained, data fix only the two together.
@@ -15,12 +15,12 @@ import torch
 import yaml
 from torch import nn
 
-from benchmarks.pages import spread, summary
+from benchmarks.sweep_runs import spread, summary
 from gebm import GEBM, Alternation, StandardNormal, Trainer, adam, log_partition_monte_carlo, objectives
 from gebm.networks.mlp import MLPEnergy
-from gebm.penalties import GradientPenalty
+from gebm.objectives.penalties import GradientPenalty
 from pipeline.config import Config, from_dict
-from pipeline.stores.sources import toy
+from pipeline.data.sources.tables import toy
 from pipeline.tasks.points import PointJudge
 
 SEEDS = "seed:{choice:[0,1,2]}"
@@ -48,7 +48,7 @@ that size are {floor:.3f} apart. *Off the curve* is the mean distance to the nea
 For a GAN, the energy is its discriminator's, by which its samples are reweighted after training, as a GEBM's are; the
 GAN as usually used is its base.
 
-![Data, base and GEBM](images/toy.png)
+![Data, base and GEBM](../images/toy.png)
 
 *Data, and base and GEBM of the first seed after its last step.*
 
@@ -160,13 +160,14 @@ def main() -> None:
     """Run what is missing, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the sweeps lie, or will")
-    parser.add_argument("--page", type=Path, default=Path("docs/toy.md"), help="the page to write")
+    parser.add_argument("--page", type=Path, default=Path("docs/results/toy.md"), help="the page to write")
     arguments = parser.parse_args()
     rows, figures = compare(arguments.folder.absolute())
     config = from_dict(yaml.safe_load((arguments.folder / "gebm-and-gans" / "config.yaml").read_text()))
     arguments.page.write_text(document(rows, config))
-    (arguments.page.parent / "images").mkdir(exist_ok=True)
-    shutil.copy(figures / "base_and_gebm.png", arguments.page.parent / "images" / "toy.png")
+    images = arguments.page.parent.parent / "images"
+    images.mkdir(exist_ok=True)
+    shutil.copy(figures / "base_and_gebm.png", images / "toy.png")
     print(f"written: {arguments.page}")
 
 

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks import counting, machine, options, plain
+from benchmarks import baseline, cli, flops, harness
 from gebm import GEBM, KALE, Alternation, GradientPenalty, StandardNormal, Trainer, adam
 
 __all__ = ["PRECISIONS", "Side", "gebm_side", "main", "plain_side"]
@@ -52,9 +52,9 @@ class Side(NamedTuple):
 
 def plain_side(arguments: argparse.Namespace, name: str, device: torch.device, same_latents: bool = False) -> Side:
     """Return the plain trainer, with latents of ``torch.randn`` or with gebm's."""
-    base, energy = options.build(arguments, name, device)
+    base, energy = cli.build(arguments, name, device)
     prior = StandardNormal(arguments.latent_dim).to(device)
-    trainer = plain.PlainTrainer(
+    trainer = baseline.PlainTrainer(
         base,
         energy,
         arguments.latent_dim,
@@ -72,7 +72,7 @@ def plain_side(arguments: argparse.Namespace, name: str, device: torch.device, s
 
 def gebm_side(arguments: argparse.Namespace, name: str, device: torch.device, precision: torch.dtype) -> Side:
     """Return gebm's trainer in a precision."""
-    model = GEBM(*options.build(arguments, name, device), StandardNormal(arguments.latent_dim)).to(device)
+    model = GEBM(*cli.build(arguments, name, device), StandardNormal(arguments.latent_dim)).to(device)
     model = model.to(memory_format=torch.channels_last)
     trainer = Trainer(
         model,
@@ -109,16 +109,16 @@ def _batches(arguments: argparse.Namespace, device: torch.device) -> Iterator[Te
 def _sides(arguments: argparse.Namespace, name: str, device: torch.device, same_latents: bool) -> dict[str, Side]:
     sides = {_REFERENCE: plain_side(arguments, name, device, same_latents)}
     for precision in PRECISIONS:
-        sides[f"gebm {options.precision_name(precision)}"] = gebm_side(arguments, name, device, precision)
+        sides[f"gebm {cli.precision_name(precision)}"] = gebm_side(arguments, name, device, precision)
     return sides
 
 
 def _speed(arguments: argparse.Namespace, name: str, device: torch.device, sides: dict[str, Side]) -> list[dict]:
     """Time the alternation and its two kinds of step."""
 
-    def timed(part: str) -> dict[str, machine.Timing]:
+    def timed(part: str) -> dict[str, harness.Timing]:
         works = {trainer: getattr(side, part) for trainer, side in sides.items()}
-        return machine.interleaved(works, device, arguments.repeat)
+        return harness.interleaved(works, device, arguments.repeat)
 
     whole, energy, base = timed("alternate"), timed("step_energy"), timed("step_base")
     return [
@@ -126,12 +126,12 @@ def _speed(arguments: argparse.Namespace, name: str, device: torch.device, sides
             "networks": name,
             "trainer": trainer,
             "images/s": arguments.batch * arguments.energy_steps / whole[trainer].median,
-            "ratio": machine.ratio(whole[_REFERENCE], whole[trainer]),
+            "ratio": harness.ratio(whole[_REFERENCE], whole[trainer]),
             "alternation, s": whole[trainer],
             "energy step, s": energy[trainer],
-            "ratio, energy": machine.ratio(energy[_REFERENCE], energy[trainer]),
+            "ratio, energy": harness.ratio(energy[_REFERENCE], energy[trainer]),
             "base step, s": base[trainer],
-            "ratio, base": machine.ratio(base[_REFERENCE], base[trainer]),
+            "ratio, base": harness.ratio(base[_REFERENCE], base[trainer]),
         }
         for trainer in sides
     ]
@@ -156,7 +156,7 @@ def _roofline(
     """Hold what was timed against what was counted and what the machine can reach."""
     rows = []
     for row in speed:
-        seconds, counts = row["alternation, s"].median, counting.count(sides[row["trainer"]].alternate)
+        seconds, counts = row["alternation, s"].median, flops.count(sides[row["trainer"]].alternate)
         ceiling = ceilings[_arithmetic(row["trainer"].split()[1], device)]
         rows.append(
             {
@@ -180,18 +180,16 @@ def _arithmetic(precision: str, device: torch.device) -> str:
 
 def _ceilings(device: torch.device, budget: float) -> dict[str, float]:
     """Measure FLOP/s of the precisions that are used, and bytes per second of a copy."""
-    names = [_arithmetic(options.precision_name(precision), device) for precision in PRECISIONS]
-    found = {name: machine.matmul_ceiling(device, name, budget) for name in names}
-    return found | {"copy": machine.copy_ceiling(device, budget)}
+    names = [_arithmetic(cli.precision_name(precision), device) for precision in PRECISIONS]
+    found = {name: harness.matmul_ceiling(device, name, budget) for name in names}
+    return found | {"copy": harness.copy_ceiling(device, budget)}
 
 
 def _arguments() -> argparse.Namespace:
-    parser = options.parser(__doc__, repeat=5)
-    options.add_networks(parser)
-    parser.add_argument(
-        "--batch", type=options.positive, default=64, help="images in a batch, and as many base samples"
-    )
-    parser.add_argument("--energy-steps", type=options.positive, default=5, help="energy steps per base step")
+    parser = cli.parser(__doc__, repeat=5)
+    cli.add_networks(parser)
+    parser.add_argument("--batch", type=cli.positive, default=64, help="images in a batch, and as many base samples")
+    parser.add_argument("--energy-steps", type=cli.positive, default=5, help="energy steps per base step")
     parser.add_argument("--steps", type=int, default=5, help="alternations whose losses are compared; 0: none")
     parser.add_argument("--lr", type=float, default=1e-4, help="learning rate of both parts")
     parser.add_argument("--budget", type=float, default=2.0, help="seconds that each ceiling is looked for")
@@ -201,7 +199,7 @@ def _arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure, print, and write the JSON file."""
     arguments = _arguments()
-    device = options.pick_device(arguments.device)
+    device = cli.pick_device(arguments.device)
     ceilings = _ceilings(device, arguments.budget)
     results: dict[str, list[dict[str, Any]]] = {"speed": [], "roofline": [], "losses": []}
     for name in arguments.networks:
@@ -212,11 +210,11 @@ def main() -> None:
         results["losses"] += _losses(arguments, name, device)
     for rows in results.values():
         if rows:
-            print(machine.table(rows), end="\n\n")
+            print(harness.table(rows), end="\n\n")
     gigas = ", ".join(f"{name} {value / 1e9:.4g}" for name, value in ceilings.items() if name != "copy")
     print(f"ceilings: products in GFLOP/s: {gigas}; copies in GB/s: {ceilings['copy'] / 1e9:.4g}")
     results["ceilings"] = ceilings
-    print(f"written: {machine.write(arguments.out, 'training', device, vars(arguments), results)}")
+    print(f"written: {harness.write(arguments.out, 'training', device, vars(arguments), results)}")
 
 
 if __name__ == "__main__":

@@ -10,18 +10,21 @@ Where to look:
   base has one.
 - :mod:`gebm.objectives`: what is minimised: KALE in both forms, maximum likelihood, contrastive divergence, and the GAN
   losses as baselines.
-- :mod:`gebm.negatives`: what the energy is held against in an energy step: base samples, or the ends of chains.
-- :mod:`gebm.penalties`: what keeps the energy smooth.
-- :mod:`gebm.gradient_guard`: what bounds the energy's gradients, so that no single batch knocks it out.
-- :mod:`gebm.losses`, :mod:`gebm.optimizers`, :mod:`gebm.training`: the loss of an energy step and of a base step, Adam,
-  and the alternation between the two.
-- :mod:`gebm.energy_phase`: the energy trained alone at the end, until held-out data say enough; how much it knows.
+- :mod:`gebm.objectives.negatives`: what the energy is held against in an energy step: base samples, or the ends of
+  chains.
+- :mod:`gebm.objectives.penalties`: what keeps the energy smooth.
+- :mod:`gebm.training.gradient_guard`: what bounds the energy's gradients, so that no single batch knocks it out.
+- :mod:`gebm.objectives.losses`, :mod:`gebm.training.optimizers`, :mod:`gebm.training`: the loss of an energy step and
+  of a base step, Adam, and the alternation between the two.
+- :mod:`gebm.training.energy_phase`: the energy trained alone at the end, until held-out data say enough; how much it
+  knows.
 - :mod:`gebm.networks`: base and energy side by side, a file per family: images, vectors, and flows, which have a
   density.
 - :mod:`gebm.samplers`: Markov chains on the latent space, all driven by one function.
 - :mod:`gebm.partition`: estimators of the log-partition function.
-- :mod:`gebm.memory`: freed memory that a process on the CPU keeps, for speed.
-- :mod:`gebm.diagnostics`: whether the chains have mixed. Not imported here, since it needs one package more than torch.
+- :mod:`gebm.allocator`: freed memory that a process on the CPU keeps, for speed.
+- :mod:`gebm.samplers.diagnostics`: whether the chains have mixed. Not imported here, since it needs one package more
+  than torch.
 
 Example:
     >>> import itertools, torch, gebm
@@ -67,14 +70,14 @@ Example:
 
 from __future__ import annotations
 
-from gebm import gradient_guard, negatives, networks, objectives, penalties, samplers
-from gebm.energy_phase import EnergyPhase, EnergyQuality, PhaseResult, energy_quality
+from importlib import import_module
+from types import ModuleType
+
+from gebm import networks, objectives, samplers
+from gebm.allocator import keep_freed_memory, return_freed_memory
 from gebm.folding import folded
 from gebm.freezing import frozen
-from gebm.gradient_guard import ArbelTransform, ClipGradients, GradientGuard, NoGuard
-from gebm.memory import keep_freed_memory, return_freed_memory
 from gebm.model import GEBM, BoundedEnergy, NoEnergy, RelativeEnergy, StandardNormal
-from gebm.negatives import BaseDraws, DataChain, LatentChain, Negatives
 from gebm.objectives import (
     KALE,
     ContrastiveDivergence,
@@ -83,11 +86,24 @@ from gebm.objectives import (
     NonSaturating,
     Objective,
     Wasserstein,
+    negatives,
+    penalties,
 )
-from gebm.optimizers import Schedule, adam
+from gebm.objectives.negatives import BaseDraws, DataChain, LatentChain, Negatives
+from gebm.objectives.penalties import L2, R1, R2, GradientPenalty, Lazy, NoPenalty, Penalty
 from gebm.partition import PartitionEstimate, annealing_schedule, log_partition_annealed, log_partition_monte_carlo
-from gebm.penalties import L2, R1, R2, GradientPenalty, Lazy, NoPenalty, Penalty
-from gebm.training import Alternation, StepInfo, Trainer, initialise_log_partition
+from gebm.training import Alternation, StepInfo, Trainer, gradient_guard, initialise_log_partition
+from gebm.training.energy_phase import EnergyPhase, EnergyQuality, PhaseResult, energy_quality
+from gebm.training.gradient_guard import ArbelTransform, ClipGradients, GradientGuard, NoGuard
+from gebm.training.optimizers import Schedule, adam
+
+
+def __getattr__(name: str) -> ModuleType:
+    """``gebm.diagnostics``, which is imported when it is asked for."""
+    if name == "diagnostics":
+        return import_module("gebm.samplers.diagnostics")
+    raise AttributeError(f"module 'gebm' has no attribute {name!r}")
+
 
 __all__ = [
     "GEBM",

@@ -21,8 +21,8 @@ from torch.nn.utils import parametrize, skip_init
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_weights
 
 from gebm.model import GEBM, BoundedEnergy
+from gebm.networks.double_backward import Conv2d, HalvingPool2d, LeakyReLU, ReLU
 from gebm.networks.layers import BatchNorm2d, DoublingConv2d, HalvingConv2d
-from gebm.networks.twice import Conv2d, HalvingPool2d, LeakyReLU, ReLU
 
 __all__ = ["folded", "folded_base"]
 

@@ -70,7 +70,7 @@ class StandardNormal(nn.Module):
         Args:
             n: How many.
             generator: Source of every random number, on any device; torch's global one if none. One number is taken
-                from it, whatever ``n`` is (see :mod:`gebm.samplers.noise`).
+                from it, whatever ``n`` is (see :mod:`gebm.samplers.philox`).
             device: Where the result goes; where the prior is, if none.
 
         Returns:
@@ -78,7 +78,7 @@ class StandardNormal(nn.Module):
         """
         device = self.mean.device if device is None else torch.device(device)
         chain = torch.arange(n, device=device)
-        noise = samplers.noise.normal(samplers.noise.draw_key(generator, device), chain, self.dim)
+        noise = samplers.philox.normal(samplers.philox.draw_key(generator, device), chain, self.dim)
         return self.from_noise(noise.to(self.mean.dtype))
 
 
@@ -357,7 +357,7 @@ class GEBM(nn.Module):
         """
         sizes = _sizes(n, batch_size)
         z0_ND = self.prior.sample(n, generator)
-        seed = int(samplers.noise.draw_key(generator, z0_ND.device))
+        seed = int(samplers.philox.draw_key(generator, z0_ND.device))
         samples, first = [], 0
         # Frozen here as well as in the potential, so that normalised weights are computed once and not at every step.
         with frozen(self.base, self.energy):

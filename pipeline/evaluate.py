@@ -12,17 +12,18 @@ import torch
 from rich.progress import Progress
 from rich.table import Table
 
-from gebm.memory import keep_freed_memory
+from gebm.allocator import keep_freed_memory
 from pipeline import config as schema
-from pipeline import precision, tasks
-from pipeline.command import verb
-from pipeline.display import make_console
-from pipeline.evaluation import make_kernel
-from pipeline.experiment import ready_store
-from pipeline.files import write_file, write_files
-from pipeline.manual import ENVIRONMENT, STATUS
-from pipeline.model import load_model
-from pipeline.temperature import BETA, describe_temperature, sampling_beta
+from pipeline import tasks
+from pipeline.config import precision
+from pipeline.config.command import verb
+from pipeline.config.help import ENVIRONMENT, STATUS
+from pipeline.config.temperature import BETA, describe_temperature, sampling_beta
+from pipeline.evaluation.chains import make_kernel
+from pipeline.runtime.filesystem import write_file, write_files
+from pipeline.runtime.terminal import make_console
+from pipeline.tasks.store import ready_store
+from pipeline.training.model import load_model
 
 __all__ = ["main"]
 

@@ -16,17 +16,18 @@ from rich.progress import Progress
 from torch import Tensor
 
 from gebm import samplers
+from gebm.allocator import keep_freed_memory
 from gebm.folding import folded
-from gebm.memory import keep_freed_memory
 from pipeline import config as schema
-from pipeline import precision, tasks
-from pipeline.command import verb
-from pipeline.evaluation import run_chains
-from pipeline.files import write_file
-from pipeline.fitting import split_to_fit
-from pipeline.manual import ENVIRONMENT, STATUS
-from pipeline.model import load_model
-from pipeline.temperature import describe_temperature
+from pipeline import tasks
+from pipeline.config import precision
+from pipeline.config.command import verb
+from pipeline.config.help import ENVIRONMENT, STATUS
+from pipeline.config.temperature import describe_temperature
+from pipeline.evaluation.chains import run_chains
+from pipeline.evaluation.oom import split_to_fit
+from pipeline.runtime.filesystem import write_file
+from pipeline.training.model import load_model
 
 __all__ = ["main"]
 
@@ -54,7 +55,7 @@ def main(config: schema.Config, named: dict[str, Any]) -> int:
     sampler, count = settings.sampler, settings.sampler.num_samples
     generator = torch.Generator(device).manual_seed(settings.seed)
     latents = model.prior.sample(count, generator)
-    noise = int(samplers.noise.draw_key(generator, device))
+    noise = int(samplers.philox.draw_key(generator, device))
     of_networks = precision.of_sampling(settings, device)
     walked = folded(model, of_networks)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from pipeline.checks import validate
-from pipeline.command import verb
 from pipeline.config import Config
-from pipeline.manual import ENVIRONMENT, STATUS
-from pipeline.secrets import redacted
-from pipeline.stores import locate, sources, write_store
+from pipeline.config.command import verb
+from pipeline.config.help import ENVIRONMENT, STATUS
+from pipeline.config.validation import validate
+from pipeline.data import locate, sources, write_store
+from pipeline.runtime.redaction import redacted
 
 __all__ = ["main"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline import experiment
-from pipeline.command import verb
 from pipeline.config import Config
-from pipeline.manual import ENVIRONMENT, GOING_ON, RESULTS, STATUS
+from pipeline.config.command import verb
+from pipeline.config.help import ENVIRONMENT, GOING_ON, RESULTS, STATUS
+from pipeline.sweep import driver
 
 __all__ = ["main"]
 
@@ -26,7 +26,7 @@ __all__ = ["main"]
 def main(config: Config, named: dict[str, Any]) -> int:
     """Run the training, and exit with 130 when it is interrupted and 1 when it fails."""
     config.sweep.space, config.sweep.scheduler, config.sweep.num_trials = {}, "none", 1
-    return experiment.exit_status(config, named, verb="train")
+    return driver.exit_status(config, named, verb="train")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,103 @@
-"""What holds for every test."""
+"""What holds for every test, and what many share: a store, an extractor, commands called in this process."""
 
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
 
+import pytest
+import ray
 from hypothesis import settings
+
+from pipeline.config import Config, from_dict
+from pipeline.data import Store, open_store, sources, write_store
+from pipeline.evaluation.metrics import Extractor, make_extractor
 
 # An example may take as long as it takes: on a machine that is busy with other tests, time says nothing about the code.
 # CI tries the same examples each time, so that what it says is about the change; at home each run tries new ones.
 settings.register_profile("project", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("project")
+
+
+@pytest.fixture(scope="session")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stores' root with the digits in it."""
+    root = tmp_path_factory.mktemp("stores")
+    write_store(sources.make("digits"), str(root / "digits-8"), resolution=8, channels=1)
+    return root
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A working directory, far from the checkout, whose store and extractor are made once."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="session")
+def digits(stores: Path) -> Store:
+    return open_store(str(stores / "digits-8"))
+
+
+@pytest.fixture(scope="session")
+def classifier(digits: Store) -> Extractor:
+    return make_extractor("classifier", store=digits)
+
+
+@pytest.fixture
+def small() -> Callable[..., Config]:
+    """A config of small networks on the digits, with keys of the test's own."""
+
+    def make(**groups: object) -> Config:
+        values = {
+            "name": "small",
+            "data": {"store": "digits-8", "resolution": 8, "channels": 1, "source": {"kind": "digits"}},
+            "model": {"networks": "dcgan", "latent_dim": 4, "width": 8},
+        }
+        for key, value in groups.items():
+            values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
+        return from_dict(values)
+
+    return make
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, stores, tmp_path) -> Callable[..., tuple[int, str, str]]:
+    """Calls a verb with words of the command line: exit status, standard output, standard error."""
+    monkeypatch.setenv("GEBM_STORES", str(stores))
+    monkeypatch.chdir(tmp_path)
+
+    def started(*_: object, **__: object) -> None:
+        raise AssertionError("Ray has started")
+
+    monkeypatch.setattr(ray, "init", started)  # a refusal comes before; if it does not, let the test say so
+
+    def verb(name: str, *words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [f"pipeline.{name}", *words])
+        module = import_module(f"pipeline.{name}")
+        if hasattr(module, "__path__"):  # a package
+            module = import_module(f"pipeline.{name}.__main__")
+        status = 0
+        try:
+            module.main()
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return verb
+
+
+@pytest.fixture
+def refused(call) -> Callable[..., str]:
+    """Calls a verb that has to refuse with one line and status 2; gives the line."""
+
+    def verb(name: str, *words: str) -> str:
+        status, _, printed = call(name, *words)
+        assert status == 2, printed
+        assert printed.startswith("error: ") and printed.count("\n") == 1 and "Traceback" not in printed, printed
+        return printed
+
+    return verb

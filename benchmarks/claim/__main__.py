@@ -54,7 +54,7 @@ def _guard(arguments: argparse.Namespace) -> None:
     from benchmarks.claim.experiment import Bench
     from benchmarks.claim.guard import GUARD_SEEDS, run_guard
     from benchmarks.claim.settings import OBJECTIVES, SETTINGS
-    from gebm import gradient_guard
+    from gebm.training import gradient_guard
 
     bench, deadline = Bench(SETTINGS["photographs"]), _Deadline(arguments.minutes)
     # The guards that the presets choose from; the authors' own too.

@@ -14,8 +14,8 @@ from benchmarks.claim.statement import GAN
 from benchmarks.claim.stats import mean_and_error, paired_difference
 from benchmarks.claim.why import FLAT, OVERFIT
 from benchmarks.claim.wording import ABSENT, change, estimate, number, paragraph, share_of, table
-from gebm import gradient_guard
-from gebm.gradient_guard import ClipGradients
+from gebm.training import gradient_guard
+from gebm.training.gradient_guard import ClipGradients
 
 __all__ = ["flat", "guard", "lag", "overfit", "phase", "temperature"]
 

@@ -28,15 +28,17 @@ from torch import Tensor
 from benchmarks.claim.settings import SAMPLERS, SETTINGS, SamplerSetting, Setting, experiment
 from gebm import GEBM, EnergyPhase, Trainer, adam, energy_quality, initialise_log_partition, objectives, penalties
 from gebm.folding import folded
-from gebm.gradient_guard import ClipGradients
+from gebm.training.gradient_guard import ClipGradients
 from pipeline import config as schema
-from pipeline import metrics, tasks
-from pipeline.checkpoints import Checkpoints, load_state, read
-from pipeline.evaluation import resampled, run_chains
-from pipeline.metrics.classifier import classifier_url
-from pipeline.model import make_trainer, model_to_train
-from pipeline.stores import Position, open_store
-from pipeline.trial import random_numbers
+from pipeline import tasks
+from pipeline.data import Position, open_store
+from pipeline.evaluation import metrics
+from pipeline.evaluation.chains import run_chains
+from pipeline.evaluation.evaluator import resampled
+from pipeline.evaluation.metrics.classifier_store import classifier_url
+from pipeline.training.checkpoints import Checkpoints, load_state, read
+from pipeline.training.loop import random_numbers
+from pipeline.training.model import make_trainer, model_to_train
 
 __all__ = ["Bench", "OutOfTime", "is_plateau", "run"]
 

@@ -8,11 +8,12 @@ import torch
 
 from benchmarks.claim.experiment import Bench
 from benchmarks.claim.settings import OBJECTIVES, SETTINGS, experiment
-from gebm import gradient_guard, initialise_log_partition
+from gebm import initialise_log_partition
+from gebm.training import gradient_guard
 from pipeline import tasks
-from pipeline.model import make_trainer, model_to_train
-from pipeline.stores import Position
-from pipeline.trial import random_numbers
+from pipeline.data import Position
+from pipeline.training.loop import random_numbers
+from pipeline.training.model import make_trainer, model_to_train
 
 __all__ = ["GUARD_SAMPLES", "GUARD_SEEDS", "GUARD_STEPS", "run_guard"]
 
@@ -27,7 +28,7 @@ def run_guard(bench: Bench, objective: str, guard: str, seed: int) -> dict[str, 
     Args:
         bench: Of the photographs.
         objective: A key of ``OBJECTIVES``.
-        guard: A key of ``gebm.gradient_guard.NAMES``.
+        guard: A key of ``gebm.training.gradient_guard.NAMES``.
         seed: The seed.
 
     Returns:

@@ -18,7 +18,7 @@ from benchmarks.claim.wording import paragraph, share_of
 
 __all__ = ["IMAGES", "PAGE", "README", "document", "marked", "sentence", "write_page"]
 
-PAGE, IMAGES, README = Path("docs/results.md"), Path("docs/images"), Path("README.md")
+PAGE, IMAGES, README = Path("docs/results/images.md"), Path("docs/images"), Path("README.md")
 _ROOT = Path(__file__).resolve().parents[2]
 _BEGIN, _END = "<!-- claim -->", "<!-- /claim -->"
 

@@ -26,10 +26,10 @@ from benchmarks.claim.settings import SETTINGS, experiment
 from gebm import GEBM, Trainer, energy_quality, initialise_log_partition
 from pipeline import config as schema
 from pipeline import tasks
-from pipeline.evaluation import resampled
-from pipeline.model import make_trainer, model_to_train
-from pipeline.stores import Position
-from pipeline.trial import random_numbers
+from pipeline.data import Position
+from pipeline.evaluation.evaluator import resampled
+from pipeline.training.loop import random_numbers
+from pipeline.training.model import make_trainer, model_to_train
 
 __all__ = ["FLAT", "OVERFIT", "Flat", "Overfit", "remove_spectral_norm", "run_flat", "run_overfit", "run_why"]
 

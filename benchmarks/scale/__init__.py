@@ -1,1 +1,1 @@
-"""``docs/scale.md``: what a sweep asks of storage, driver and tracker, measured piece by piece and put together."""
+"""``docs/results/scale.md``: what a sweep asks of storage, driver and tracker, measured and put together."""

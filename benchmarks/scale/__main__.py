@@ -1,4 +1,4 @@
-"""``python -m benchmarks.scale``: the page ``docs/scale.md``, what a sweep asks of storage, driver and tracker.
+"""``python -m benchmarks.scale``: the page ``docs/results/scale.md``, what a sweep asks of storage, driver and tracker.
 
 ``measure`` measures the coefficients on this machine and writes them to ``benchmarks/scale/scale-cpu.json``, table by
 table: it takes half an hour, and about 30 MB of memory for each trial. Tables that are not asked for stay what they
@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 
-from benchmarks import machine, options
-from benchmarks.scale import driver, keeping, page, storage, tracker
+from benchmarks import cli, harness
+from benchmarks.scale import driver, page, storage, summary_io, tracker
 from benchmarks.scale.servers import mlflow_server
 
 __all__ = ["main"]
@@ -37,14 +37,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("measure", "page"))
     parser.add_argument("--tables", nargs="+", choices=_TABLES, default=_TABLES, help="what to measure; all by default")
-    parser.add_argument("--trials", nargs="+", type=options.positive, default=[100, 250, 500], help="side by side")
+    parser.add_argument("--trials", nargs="+", type=cli.positive, default=[100, 250, 500], help="side by side")
     parser.add_argument("--files", action="store_true", help="the driver with Tune's own files of each trial, too")
     parser.add_argument("--period", type=float, default=10.0, help="seconds between two reports of a trial")
     parser.add_argument("--seconds", type=float, default=40.0, help="of each phase of a measurement of the driver")
-    parser.add_argument("--repeat", type=options.positive, default=20, help="of what is told to the tracker")
-    parser.add_argument("--images", type=options.positive, default=2048, help="in each store")
+    parser.add_argument("--repeat", type=cli.positive, default=20, help="of what is told to the tracker")
+    parser.add_argument("--images", type=cli.positive, default=2048, help="in each store")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/scale"), help="folder of the JSON file")
-    parser.add_argument("--page", type=Path, default=Path("docs/scale.md"), help="the page to write")
+    parser.add_argument("--page", type=Path, default=Path("docs/results/scale.md"), help="the page to write")
     arguments = parser.parse_args()
     if arguments.what == "measure":
         _measure(arguments)
@@ -64,7 +64,7 @@ def _measure(arguments: argparse.Namespace) -> None:
         folder = Path(place)
         folder.chmod(0o755)  # PostgreSQL runs as another user
         works: dict[str, Callable[[], list[dict[str, Any]]]] = {
-            "keeping": lambda: keeping.measure(folder, trials=1000, repeat=5),
+            "keeping": lambda: summary_io.measure(folder, trials=1000, repeat=5),
             "images": lambda: storage.images(folder, page.RESOLUTIONS, arguments.images),
             "checkpoints": lambda: storage.checkpoints(page.RESOLUTIONS),
             "requests": lambda: storage.requests(shards=6, workers=4),
@@ -77,11 +77,11 @@ def _measure(arguments: argparse.Namespace) -> None:
             for table, rows in _drive(arguments, folder).items():
                 results[table] = _merged(results.get(table, []), rows)
     for rows in results.values():
-        print(machine.table(rows), end="\n\n")
+        print(harness.table(rows), end="\n\n")
     settings = {
         key: value for key, value in vars(arguments).items() if key in ("period", "seconds", "repeat", "images")
     }
-    print(f"written: {machine.write(arguments.out, 'scale', torch.device('cpu'), settings, results)}")
+    print(f"written: {harness.write(arguments.out, 'scale', torch.device('cpu'), settings, results)}")
 
 
 def _merged(earlier: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

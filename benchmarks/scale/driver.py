@@ -1,7 +1,7 @@
 """What a driver spends on a result, with hundreds of trials that report and do nothing else.
 
 Everything is the project's own but the trials: Ray and Tune's loop with real processes, one a trial
-(``benchmarks.scale.forking`` makes them fit), the callback that takes results to the records, the display and the
+(``benchmarks.scale.zygote`` makes them fit), the callback that takes results to the records, the display and the
 tracker, its outbox, and a real MLflow server. The trials report at a given rate, or, to find where the driver
 saturates, as soon as the driver has taken the report before.
 
@@ -31,15 +31,16 @@ from PIL import Image
 from ray import tune
 from rich.console import Console
 
-from benchmarks.scale.dummy import SENT, dummy
-from benchmarks.scale.forking import forked_workers
-from pipeline import cluster, search
+from benchmarks.scale.noop_trial import SENT, dummy
+from benchmarks.scale.zygote import forked_workers
 from pipeline import config as schema
-from pipeline.display import Display
-from pipeline.records import Records, TrialRecord
-from pipeline.tracking import Tracker
-from pipeline.tuning import TRIAL
-from pipeline.watch import Watch
+from pipeline.sweep import cluster, search
+from pipeline.sweep.callback import Watch
+from pipeline.sweep.display.console import Display
+from pipeline.sweep.space import first_points, parse_space
+from pipeline.sweep.trainable import TRIAL
+from pipeline.tracking.summary import Records, TrialRecord
+from pipeline.tracking.tracker import Tracker
 
 __all__ = ["Driven", "Load", "Phase", "drive", "experiment", "figures", "percentile"]
 
@@ -47,7 +48,7 @@ _PATIENCE = 60.0  # seconds to wait for what MLflow has not got yet
 _LEAST_MEMORY = 2.5 * 2**30  # bytes that stay free, or the measurement ends
 # What Ray's workers and Tune's trials import sooner or later, so that no process has a copy of its own.
 _SHARED = (
-    "benchmarks.scale.dummy",
+    "benchmarks.scale.noop_trial",
     "pyarrow.json",
     "pydantic.v1",
     "ray._private.arrow_serialization",
@@ -246,8 +247,8 @@ def _drive(load: Load, uri: str, folder: Path) -> Driven:
     os.environ["OMP_NUM_THREADS"] = "1"
     config = experiment(load.trials)
     config.output = str(folder)
-    space = search.parse_space(config)
-    trials = [TrialRecord(f"{i:03d}", point) for i, point in enumerate(search.first_points(config, space))]
+    space = parse_space(config)
+    trials = [TrialRecord(f"{i:03d}", point) for i, point in enumerate(first_points(config, space))]
     shown = schema.headline(config)
     records = Records(config.output, metric=config.sweep.metric, mode="min", shown=shown, facts={}, trials=trials)
     tracker = _Timed(uri, folder.name, artifacts=None, journal=folder / "tracking.jsonl", folder=str(folder))

@@ -1,4 +1,4 @@
-"""The page ``docs/scale.md`` and its figure, from what was measured and from the model."""
+"""The page ``docs/results/scale.md`` and its figure, from what was measured and from the model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.report import table
+from benchmarks.render import table
 from benchmarks.scale.model import Assumptions, Case, Loads, Measured, Settings, loads, recommend
 
 __all__ = ["GPUS", "NETWORKS", "RESOLUTIONS", "TRIALS", "document", "figure", "measured", "write"]
@@ -79,7 +79,7 @@ def write(found: dict[str, Any], page: Path) -> None:
         found: contents of the JSON file.
         page: where.
     """
-    images = page.parent / "images"
+    images = page.parent.parent / "images"
     images.mkdir(parents=True, exist_ok=True)
     drawn = figure(found["results"])
     FigureCanvasAgg(drawn).print_png(str(images / "scale.png"))
@@ -118,7 +118,7 @@ def document(found: dict[str, Any]) -> str:
         parts[f"config_{resolution}"] = table(
             _config(case, coefficients[resolution], assumed) for case in _cases(resolution) if case.gpus >= 8
         )
-    text = (Path(__file__).parent / "page.txt").read_text()
+    text = (Path(__file__).parent / "page.md.in").read_text()
     for name, part in parts.items():
         text = text.replace(f"{{{name}}}", part)
     return text

@@ -26,11 +26,11 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from werkzeug.serving import make_server
 
-from benchmarks import counting
+from benchmarks import flops
 from pipeline import config as schema
-from pipeline.checkpoints import Checkpoints
-from pipeline.model import make_trainer, model_to_train
-from pipeline.stores import Reader, open_store, write_store
+from pipeline.data import Reader, open_store, write_store
+from pipeline.training.checkpoints import Checkpoints
+from pipeline.training.model import make_trainer, model_to_train
 
 __all__ = ["Photographs", "checkpoints", "images", "requests"]
 
@@ -123,7 +123,7 @@ def _checkpoint(networks: str, resolution: int) -> dict[str, Any]:
     model = model_to_train(config, device)
     trainer = make_trainer(model, config, device)
     batches = itertools.repeat(torch.zeros(config.train.batch_size, 3, resolution, resolution))
-    counts = counting.count(lambda: trainer.step(batches, torch.Generator().manual_seed(0)))
+    counts = flops.count(lambda: trainer.step(batches, torch.Generator().manual_seed(0)))
     with _storage() as seen:
         kept = Checkpoints("s3://bucket/trial")
         for step in range(1, 4):  # the last of them supersedes the one before, as most do

@@ -15,10 +15,10 @@ from typing import Any
 import requests
 
 from benchmarks.scale.driver import experiment, figures
-from benchmarks.scale.dummy import report
+from benchmarks.scale.noop_trial import report
 from benchmarks.scale.servers import mlflow_server, postgresql
 from pipeline import config as schema
-from pipeline.tracking import Tracker
+from pipeline.tracking.tracker import Tracker
 
 __all__ = ["measure"]
 

@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 from torch import nn
 
-from gebm.networks import dcgan, flows, layers, mlp, sngan, twice
+from gebm.networks import dcgan, double_backward, flows, layers, mlp, sngan
 
-__all__ = ["NAMES", "VECTORS", "dcgan", "flows", "layers", "make", "mlp", "sngan", "twice"]
+__all__ = ["NAMES", "VECTORS", "dcgan", "double_backward", "flows", "layers", "make", "mlp", "sngan"]
 
 NAMES: dict[str, Callable[..., tuple[nn.Module, nn.Module]]] = {
     "dcgan": dcgan.make,

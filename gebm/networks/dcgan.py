@@ -12,8 +12,8 @@ from itertools import pairwise
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from gebm.networks.double_backward import Conv2d, LeakyReLU
 from gebm.networks.layers import BatchNorm2d, Pixels, num_doublings
-from gebm.networks.twice import Conv2d, LeakyReLU
 
 __all__ = ["DCGANBase", "DCGANEnergy", "make"]
 

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.distributed.nn import functional as distributed_functional
 from torch.nn import functional as F
 
-from gebm.networks.twice import convolve
-from gebm.processes import process
+from gebm.distributed import process
+from gebm.networks.double_backward import convolve
 
 __all__ = ["BatchNorm2d", "DoublingConv2d", "HalvingConv2d", "Pixels", "num_doublings"]
 

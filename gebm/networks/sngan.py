@@ -13,8 +13,8 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from gebm.networks.double_backward import Conv2d, HalvingPool2d, LeakyReLU, ReLU
 from gebm.networks.layers import BatchNorm2d, DoublingConv2d, HalvingConv2d, Pixels, num_doublings
-from gebm.networks.twice import Conv2d, HalvingPool2d, LeakyReLU, ReLU
 
 __all__ = [
     "ConvNetBase",

@@ -19,16 +19,16 @@ from __future__ import annotations
 from dataclasses import MISSING, fields
 from typing import Any
 
-from gebm.samplers import noise
+from gebm.samplers import philox
 from gebm.samplers.adaptation import WarmUp, warm_up
-from gebm.samplers.descent import GradientDescent
-from gebm.samplers.driver import Chain, finite_chains, run
+from gebm.samplers.base import Kernel, Potential, Prior, StepDecay, value_and_gradient
+from gebm.samplers.discriminator_ot import DiscriminatorOptimalTransport
+from gebm.samplers.gradient_descent import GradientDescent
 from gebm.samplers.hamiltonian import HMC
-from gebm.samplers.kernel import Kernel, Potential, Prior, StepDecay, value_and_gradient
 from gebm.samplers.langevin import MALA, KineticLangevin, UnadjustedLangevin
 from gebm.samplers.metropolis import IndependentMetropolis, RandomWalkMetropolis
-from gebm.samplers.optimal_transport import DiscriminatorOptimalTransport
-from gebm.samplers.saving import load_state_dict, state_dict
+from gebm.samplers.runner import Chain, finite_chains, run
+from gebm.samplers.serialization import load_state_dict, state_dict
 from gebm.samplers.tempering import ParallelTempering
 
 __all__ = [
@@ -40,8 +40,8 @@ __all__ = [
     "GradientDescent",
     "IndependentMetropolis",
     "Kernel",
-    "ParallelTempering",
     "KineticLangevin",
+    "ParallelTempering",
     "Potential",
     "Prior",
     "RandomWalkMetropolis",
@@ -51,7 +51,7 @@ __all__ = [
     "finite_chains",
     "load_state_dict",
     "make",
-    "noise",
+    "philox",
     "run",
     "state_dict",
     "value_and_gradient",

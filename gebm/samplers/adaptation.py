@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gebm.samplers.driver import run
-from gebm.samplers.kernel import Kernel, Potential, State, require_count
+from gebm.samplers.base import Kernel, Potential, State, require_count
+from gebm.samplers.runner import run
 
 __all__ = ["DualAveraging", "History", "Variance", "WarmUp", "variance_windows", "warm_up"]
 

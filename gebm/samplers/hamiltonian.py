@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gebm.samplers.kernel import (
+from gebm.samplers.base import (
     GradientState,
     Potential,
     as_latents,
@@ -19,7 +19,7 @@ from gebm.samplers.kernel import (
     value_and_gradient,
 )
 from gebm.samplers.metropolis import MetropolisInfo, accept, as_inverse_mass, scales
-from gebm.samplers.noise import draw_key, normal, uniform
+from gebm.samplers.philox import draw_key, normal, uniform
 
 __all__ = ["HMC"]
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gebm.samplers.kernel import (
+from gebm.samplers.base import (
     GradientState,
     Potential,
     StepDecay,
@@ -22,7 +22,7 @@ from gebm.samplers.kernel import (
     value_and_gradient,
 )
 from gebm.samplers.metropolis import MetropolisInfo, accept, as_inverse_mass, scales
-from gebm.samplers.noise import VELOCITY, draw_key, normal, uniform
+from gebm.samplers.philox import VELOCITY, draw_key, normal, uniform
 
 __all__ = ["MALA", "KineticLangevin", "KineticState", "LangevinInfo", "UnadjustedLangevin", "told"]
 

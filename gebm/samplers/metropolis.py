@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gebm.samplers.kernel import (
+from gebm.samplers.base import (
     Potential,
     Prior,
     as_latents,
@@ -21,7 +21,7 @@ from gebm.samplers.kernel import (
     require_positive,
     require_prior,
 )
-from gebm.samplers.noise import draw_key, normal, uniform
+from gebm.samplers.philox import draw_key, normal, uniform
 
 __all__ = [
     "Decision",

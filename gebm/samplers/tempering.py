@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gebm.samplers.hamiltonian import HMC
-from gebm.samplers.kernel import (
+from gebm.samplers.base import (
     GradientState,
     Potential,
     Prior,
@@ -23,9 +22,10 @@ from gebm.samplers.kernel import (
     require_prior,
     value_and_gradient,
 )
+from gebm.samplers.hamiltonian import HMC
 from gebm.samplers.langevin import MALA
 from gebm.samplers.metropolis import MetropolisState, RandomWalkMetropolis, accept
-from gebm.samplers.noise import SWAP, draw_key, uniform
+from gebm.samplers.philox import SWAP, draw_key, uniform
 
 __all__ = ["ParallelTempering", "TemperingInfo", "TemperingState"]
 

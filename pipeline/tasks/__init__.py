@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.config import Config
-from pipeline.tasks.data import open_data
+from pipeline.tasks.store import open_data
 
 if TYPE_CHECKING:
-    from pipeline.tasks.protocol import Batches, Task, Work
+    from pipeline.tasks.base import Batches, Task, Work
 
 __all__ = ["Batches", "Task", "Work", "make", "open_data"]
 

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from gebm import GEBM, PartitionEstimate, annealing_schedule, log_partition_annealed, objectives, samplers
 from gebm.freezing import frozen
-from pipeline import figures
-from pipeline.errors import UserError
-from pipeline.evaluation import Evaluation
-from pipeline.tasks.tables import TableTask, TableWork
-from pipeline.temperature import describe_temperature
+from pipeline.config.temperature import describe_temperature
+from pipeline.evaluation import plots
+from pipeline.evaluation.evaluator import Evaluation
+from pipeline.runtime.errors import UserError
+from pipeline.tasks.rows import TableTask, TableWork
 
 __all__ = ["Density"]
 
@@ -39,8 +39,8 @@ class Density(TableTask):
 
     def pictures(self, base: Tensor, gebm: Tensor) -> dict[str, bytes]:
         """The columns' marginals, of base and GEBM."""
-        name = figures.at_temperature("GEBM", describe_temperature(self._config.sampler.beta))
-        return {"marginals.png": figures.png(figures.marginals({"base": base, name: gebm}))}
+        name = plots.at_temperature("GEBM", describe_temperature(self._config.sampler.beta))
+        return {"marginals.png": plots.png(plots.marginals({"base": base, name: gebm}))}
 
 
 class DensityWork(TableWork):
@@ -117,9 +117,9 @@ class DensityWork(TableWork):
         correlation = self._splits.restore(self._splits.train).T.corrcoef().fill_diagonal_(0).abs()
         pair = divmod(int(correlation.argmax()), correlation.shape[1])
         return {
-            "marginals.png": figures.png(figures.marginals({"test rows": test, "GEBM": drawn})),
-            "energies.png": figures.png(figures.energy_histogram(energies)),
-            "density.png": figures.png(figures.two_columns({"test rows": test, "GEBM": drawn}, pair)),
+            "marginals.png": plots.png(plots.marginals({"test rows": test, "GEBM": drawn})),
+            "energies.png": plots.png(plots.energy_histogram(energies)),
+            "density.png": plots.png(plots.two_columns({"test rows": test, "GEBM": drawn}, pair)),
         }
 
 

@@ -9,23 +9,14 @@ import torch
 from torch import Tensor
 
 from gebm import GEBM, objectives
-from pipeline import figures, metrics
 from pipeline.config import Config
-from pipeline.errors import UserError
-from pipeline.evaluation import Evaluation, evaluate
-from pipeline.stores import (
-    Batch,
-    HeldReader,
-    Position,
-    Reader,
-    Store,
-    load_images,
-    load_last_images,
-    worth_holding,
-)
-from pipeline.tasks.data import open_data
-from pipeline.tasks.image_page import ImagePage, as_networks_take
-from pipeline.temperature import describe_temperature
+from pipeline.config.temperature import describe_temperature
+from pipeline.data import Batch, HeldReader, Position, Reader, Store, load_images, load_last_images, worth_holding
+from pipeline.evaluation import metrics, plots
+from pipeline.evaluation.evaluator import Evaluation, evaluate
+from pipeline.evaluation.plots.evaluation_page import ImagePage, as_networks_take
+from pipeline.runtime.errors import UserError
+from pipeline.tasks.store import open_data
 
 __all__ = ["ImageJudge", "Images"]
 
@@ -85,8 +76,8 @@ class Images:
         """A grid of the GEBM's images, and both side by side."""
         temperature = describe_temperature(self._config.sampler.beta)
         return {
-            "grid.png": figures.png(figures.grid(gebm, columns=8)),
-            "base_and_gebm.png": figures.png(figures.side_by_side(base, gebm, temperature=temperature)),
+            "grid.png": plots.png(plots.grid(gebm, columns=8)),
+            "base_and_gebm.png": plots.png(plots.side_by_side(base, gebm, temperature=temperature)),
         }
 
     def _extractor(self, store: Store, device: torch.device) -> metrics.Extractor:

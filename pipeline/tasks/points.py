@@ -15,12 +15,12 @@ from torch import Tensor
 
 from gebm import GEBM, objectives
 from gebm.freezing import frozen
-from pipeline import figures
 from pipeline.config import Config
-from pipeline.evaluation import Evaluation, evaluate
-from pipeline.stores.sources import toy
-from pipeline.tasks.tables import TableTask, TableWork
-from pipeline.temperature import describe_temperature
+from pipeline.config.temperature import describe_temperature
+from pipeline.data.sources.tables import toy
+from pipeline.evaluation import plots
+from pipeline.evaluation.evaluator import Evaluation, evaluate
+from pipeline.tasks.rows import TableTask, TableWork
 
 __all__ = ["PointJudge", "Points"]
 
@@ -41,8 +41,8 @@ class Points(TableTask):
 
     def pictures(self, base: Tensor, gebm: Tensor) -> dict[str, bytes]:
         """Base and GEBM side by side."""
-        name = figures.at_temperature("GEBM", describe_temperature(self._config.sampler.beta), separator="\n")
-        return {"base_and_gebm.png": figures.png(figures.clouds({"base": base, name: gebm}))}
+        name = plots.at_temperature("GEBM", describe_temperature(self._config.sampler.beta), separator="\n")
+        return {"base_and_gebm.png": plots.png(plots.clouds({"base": base, name: gebm}))}
 
 
 class PointJudge:
@@ -116,19 +116,19 @@ class PointsWork(TableWork):
     def _draw(self, model: GEBM, found: Evaluation) -> dict[str, bytes]:
         steps = sorted(found.frames)
         temperature = describe_temperature(self._config.sampler.beta)
-        name = figures.at_temperature("GEBM", temperature, separator="\n")
+        name = plots.at_temperature("GEBM", temperature, separator="\n")
         clouds = {"data": self._held_out, "base": found.frames[steps[0]], name: found.frames[steps[-1]]}
         measure = "sliced Wasserstein distance"
-        curve = figures.chain_curve(list(found.chain), list(found.chain.values()), measure, temperature)
+        curve = plots.chain_curve(list(found.chain), list(found.chain.values()), measure, temperature)
         with torch.no_grad(), frozen(model.energy):
             of_data = model.energy(self._splits.test.to(self._device)).cpu()
         energies = {"data": of_data, "base": found.ends["base"].energies}
-        energies[figures.at_temperature("GEBM", temperature)] = found.ends["gebm"].energies
+        energies[plots.at_temperature("GEBM", temperature)] = found.ends["gebm"].energies
         trained = objectives.make(self._config.train.objective).trains_log_partition
-        partition = figures.log_partition(energies["base"], model.log_partition.item() if trained else None)
+        partition = plots.log_partition(energies["base"], model.log_partition.item() if trained else None)
         return {
-            "base_and_gebm.png": figures.png(figures.clouds(clouds)),
-            "energies.png": figures.png(figures.energy_histogram(energies)),
-            "log_partition.png": figures.png(partition),
-            "distance_along_chain.png": figures.png(curve),
+            "base_and_gebm.png": plots.png(plots.clouds(clouds)),
+            "energies.png": plots.png(plots.energy_histogram(energies)),
+            "log_partition.png": plots.png(partition),
+            "distance_along_chain.png": plots.png(curve),
         }

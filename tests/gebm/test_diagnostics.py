@@ -187,9 +187,9 @@ def test_gebm_imports_without_the_statistics_package():
 import sys
 sys.modules["arviz_stats"] = None
 import gebm, gebm.samplers
-assert "gebm.diagnostics" not in sys.modules
+assert "gebm.samplers.diagnostics" not in sys.modules
 try:
-    import gebm.diagnostics
+    import gebm.samplers.diagnostics
 except ImportError as error:
     assert "arviz-stats" in str(error), error
 else:

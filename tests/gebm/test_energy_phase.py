@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 from torch import nn
-from trained import changed, digits_model, images, snapshot, trainer_of
 
 from gebm import GEBM, KALE, R1, EnergyPhase, NoPenalty, StandardNormal, Trainer, adam, energy_quality
+from tests.helpers.trainers import changed, digits_model, images, snapshot, trainer_of
 
 
 def generator_at(step: int) -> torch.Generator:

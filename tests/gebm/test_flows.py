@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gebm import GEBM, KALE, NonSaturating, StandardNormal, Wasserstein, networks
-from gebm.losses import BaseLoss, EnergyLoss
 from gebm.model import BoundedEnergy
 from gebm.networks.flows import FLOWS, FlowBase, FlowEnergy, GaussianFlow, RelativeEnergy
-from gebm.penalties import GradientPenalty
+from gebm.objectives.losses import BaseLoss, EnergyLoss
+from gebm.objectives.penalties import GradientPenalty
 
 NAMES = list(FLOWS)
 

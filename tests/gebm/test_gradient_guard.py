@@ -9,9 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from trained import digits_model, images, snapshot, trainer_of
 
-from gebm import GEBM, KALE, Alternation, NoPenalty, StandardNormal, Trainer, adam, gradient_guard
+from gebm import GEBM, KALE, Alternation, NoPenalty, StandardNormal, Trainer, adam
+from gebm.training import gradient_guard
+from tests.helpers.trainers import digits_model, images, snapshot, trainer_of
 
 BETA2 = 0.999
 FLOATS = st.floats(width=32)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from gebm import GEBM, Alternation, ContrastiveDivergence, StandardNormal, Trainer, adam, networks, objectives, samplers
-from gebm.negatives import BaseDraws, DataChain, LatentChain
 from gebm.networks.flows import GaussianFlow
-from gebm.penalties import NoPenalty
+from gebm.objectives.negatives import BaseDraws, DataChain, LatentChain
+from gebm.objectives.penalties import NoPenalty
 
 
 class Quadratic(nn.Module):

@@ -84,7 +84,12 @@ def test_resnet_is_the_published_one_at_32():
     assert base[0].weight.shape == (128 * 4 * 4, 100)
     assert sum(isinstance(layer, networks.sngan.UpBlock) for layer in base) == 3
     blocks = [layer for layer in energy if isinstance(layer, networks.sngan.DownBlock)]
-    assert [isinstance(block.pool, networks.twice.HalvingPool2d) for block in blocks] == [True, True, False, False]
+    assert [isinstance(block.pool, networks.double_backward.HalvingPool2d) for block in blocks] == [
+        True,
+        True,
+        False,
+        False,
+    ]
     assert {out for _, out, _, _ in convolutions(energy)} == {128}
     assert energy[-1].in_features == 128
 
@@ -98,7 +103,7 @@ def test_each_doubling_adds_one_stage(name):
         halvings = [
             layer
             for layer in energy
-            if isinstance(getattr(layer, "pool", None), networks.twice.HalvingPool2d)
+            if isinstance(getattr(layer, "pool", None), networks.double_backward.HalvingPool2d)
             or getattr(layer, "stride", 1) == (2, 2)
         ]
         strided[resolution] = (len(doublings), len(halvings))

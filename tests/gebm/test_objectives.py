@@ -23,9 +23,9 @@ from gebm import (
     objectives,
     samplers,
 )
-from gebm.losses import BaseLoss, EnergyLoss
-from gebm.negatives import DataChain, LatentChain
 from gebm.objectives import ContrastiveDivergence, MaximumLikelihood
+from gebm.objectives.losses import BaseLoss, EnergyLoss
+from gebm.objectives.negatives import DataChain, LatentChain
 
 FENCHEL, DONSKER_VARADHAN = KALE("fenchel"), KALE("donsker_varadhan")
 energies = st.lists(st.floats(-10, 20), min_size=1, max_size=30).map(lambda values: torch.tensor(values).double())

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gebm import GEBM, KALE, Alternation, StandardNormal, Trainer, Wasserstein, adam, networks, penalties
-from gebm.losses import EnergyLoss
-from gebm.penalties import L2, R1, R2, GradientPenalty, Lazy, NoPenalty
+from gebm.objectives.losses import EnergyLoss
+from gebm.objectives.penalties import L2, R1, R2, GradientPenalty, Lazy, NoPenalty
 
 POINTWISE = [GradientPenalty, R1, R2]
 

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gebm.relative_mmd import PlateauDecay, relative_mmd_test
+from gebm.training.plateau import PlateauDecay
+from gebm.training.relative_mmd import relative_mmd_test
 
 
 def normal(n: int, shift: float = 0.0, dim: int = 4, generator: torch.Generator | None = None) -> torch.Tensor:

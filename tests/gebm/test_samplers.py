@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sampled import MEAN, PRECISION, LinearPosterior, Normal, gaussian_potential, normal, rng
 from torch import Tensor, nn
 
 from gebm import samplers
+from tests.helpers.kernels import MEAN, PRECISION, LinearPosterior, Normal, gaussian_potential, normal, rng
 
 CHAINS = 20_000
 # Every bound below is this many standard errors, computed from independent chains: about 1e-6 a comparison.

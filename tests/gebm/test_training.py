@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrize
-from trained import SHORT, changed, digits_model, flow_model, images, snapshot, trainer_of, vectors
 
 from gebm import KALE, Alternation, GradientPenalty, Schedule, Trainer, adam, objectives
-from gebm.losses import EnergyLoss
+from gebm.objectives.losses import EnergyLoss
+from tests.helpers.trainers import SHORT, changed, digits_model, flow_model, images, snapshot, trainer_of, vectors
 
 ONE = Alternation(energy_steps=1, warmup_energy_steps=1)
 

@@ -7,10 +7,10 @@ import json
 import pytest
 import safetensors.torch
 import torch
-from trained import changed, digits_model, flow_model, images, trainer_of, vectors
 
 from gebm import GradientPenalty, Schedule, objectives
-from gebm.penalties import Lazy
+from gebm.objectives.penalties import Lazy
+from tests.helpers.trainers import changed, digits_model, flow_model, images, trainer_of, vectors
 
 
 @pytest.mark.parametrize("ema_decay", [None, 0.9])

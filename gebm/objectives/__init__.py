@@ -1,0 +1,29 @@
+"""What is minimised: objectives, and the negatives, penalties and losses they are made of."""
+
+from __future__ import annotations
+
+from gebm.objectives.objectives import (
+    KALE,
+    NAMES,
+    ContrastiveDivergence,
+    Hinge,
+    MaximumLikelihood,
+    NonSaturating,
+    Objective,
+    Wasserstein,
+    log_mean_exp,
+    make,
+)
+
+__all__ = [
+    "KALE",
+    "NAMES",
+    "ContrastiveDivergence",
+    "Hinge",
+    "MaximumLikelihood",
+    "NonSaturating",
+    "Objective",
+    "Wasserstein",
+    "log_mean_exp",
+    "make",
+]

@@ -1,0 +1,322 @@
+"""What every sampler shares: the kernel protocol, the potential and its gradient, and the step-size schedule."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "GradientState",
+    "Info",
+    "Kernel",
+    "Potential",
+    "Prior",
+    "State",
+    "StepDecay",
+    "as_latents",
+    "counter",
+    "evaluate",
+    "finite_rows",
+    "number_chains",
+    "require_count",
+    "require_positive",
+    "require_prior",
+    "value_and_gradient",
+]
+
+Potential = Callable[[Tensor], Tensor]
+"""A function `(N, D) -> (N,)`: minus a log-density up to a constant, such as `U(z) = -log eta(z) + beta E(B(z))`."""
+
+
+class Prior(Protocol):
+    """The latent distribution `eta`, as far as a kernel needs it: its density, and its draws as a map of noise."""
+
+    def from_noise(self, noise: Tensor) -> Tensor:
+        """Maps standard normal noise (N, D) to latents (N, D), row by row; for `N(0, I)` it is the identity."""
+        ...
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Maps latents (N, D) to their log-densities (N,)."""
+        ...
+
+
+class State(Protocol):
+    """Where a set of chains stands: a NamedTuple of tensors, so that it can be saved and read back."""
+
+    @property
+    def z(self) -> Tensor:
+        """The positions (N, D)."""
+        ...
+
+    @property
+    def potential(self) -> Tensor:
+        """The potential (N,) that was evaluated last."""
+        ...
+
+    @property
+    def chain(self) -> Tensor:
+        """The chains' numbers (N,), int64 in [0, 2^32): each chain's noise is a function of its own."""
+        ...
+
+    @property
+    def step(self) -> Tensor:
+        """The number of steps taken so far, a 0-dimensional int64 tensor on the CPU."""
+        ...
+
+
+class Info(Protocol):
+    """What one step tells of itself: a NamedTuple of tensors (N, ...), at least these two."""
+
+    @property
+    def potential(self) -> Tensor:
+        """The potential (N,) after the step; not a number where the chain diverged."""
+        ...
+
+    @property
+    def diverged(self) -> Tensor:
+        """Whether the step met a position, a potential or a gradient that is not finite (N,), bool."""
+        ...
+
+
+class Kernel(Protocol):
+    """A Markov kernel: a frozen dataclass of hyper-parameters with two functions.
+
+    All randomness comes from the generator that is passed to `step`, and the state holds everything else that the
+    next step depends on. A chain can therefore be stopped, saved and resumed bit for bit. Of the generator a step
+    takes one key (`gebm.samplers.philox`), from which each chain computes noise of its own: no chain depends on which
+    others run beside it.
+    """
+
+    @property
+    def gradients_per_step(self) -> int:
+        """How often one step evaluates the gradient of the potential."""
+        ...
+
+    def init(self, z: Tensor, potential: Potential) -> State:
+        """Builds the state of chains that start at `z` (N, D), numbered from 0."""
+        ...
+
+    def step(self, state: State, potential: Potential, generator: torch.Generator | None = None) -> tuple[State, Info]:
+        """Takes one step of all the chains."""
+        ...
+
+
+class GradientState(NamedTuple):
+    """The state of a kernel that remembers the gradient at its position.
+
+    Attributes:
+        z: Positions (N, D).
+        potential: Potential at `z` (N,).
+        gradient: Gradient of the potential at `z` (N, D).
+        chain: Numbers of the chains (N,), int64.
+        step: Number of steps taken, 0-dimensional int64 on the CPU.
+    """
+
+    z: Tensor
+    potential: Tensor
+    gradient: Tensor
+    chain: Tensor
+    step: Tensor
+
+
+@dataclass(frozen=True)
+class StepDecay:
+    """A step size that falls by a constant factor at regular intervals.
+
+    Called with the number of steps a chain has taken, it gives what to multiply the step size by. The default is the
+    schedule of the image experiments of Arbel, Zhou and Gretton, ICLR 2021: times 0.1 every 200 steps.
+
+    Args:
+        factor: What the step size is multiplied by, in (0, 1].
+        every: Number of steps between two changes.
+
+    Raises:
+        ValueError: If `factor` or `every` is out of range.
+
+    Example:
+        >>> decay = StepDecay(factor=0.5, every=200)
+        >>> decay(0), decay(199), decay(200), decay(400)
+        (1.0, 1.0, 0.5, 0.25)
+    """
+
+    factor: float = 0.1
+    every: int = 200
+
+    def __post_init__(self) -> None:
+        require_positive("factor", self.factor)
+        if self.factor > 1:
+            raise ValueError(f"factor must be at most 1 for the step size to decay, not {self.factor}")
+        require_count("every", self.every)
+
+    def __call__(self, step: int | Tensor) -> float:
+        """Gives the multiplier of the step size for a chain that has taken `step` steps."""
+        return float(self.factor ** (int(step) // self.every))
+
+
+def require_positive(name: str, value: float) -> None:
+    """Raises a one-line ValueError unless `value` is a positive, finite number.
+
+    Example:
+        >>> require_positive("step_size", -1.0)
+        Traceback (most recent call last):
+        ...
+        ValueError: step_size must be a positive, finite number, not -1.0
+    """
+    if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be a positive, finite number, not {value!r}")
+
+
+def require_count(name: str, value: int, minimum: int = 1) -> None:
+    """Raises a one-line ValueError unless `value` is an integer of at least `minimum`.
+
+    Example:
+        >>> require_count("num_leapfrog_steps", 0)
+        Traceback (most recent call last):
+        ...
+        ValueError: num_leapfrog_steps must be an integer of at least 1, not 0
+    """
+    if not (isinstance(value, int) and not isinstance(value, bool) and value >= minimum):
+        raise ValueError(f"{name} must be an integer of at least {minimum}, not {value!r}")
+
+
+def counter() -> Tensor:
+    """Gives the step counter of a chain that has not moved yet; on the CPU, so that reading it never waits for a GPU.
+
+    Example:
+        >>> counter()
+        tensor(0)
+    """
+    return torch.zeros((), dtype=torch.int64)
+
+
+def as_latents(z: Tensor) -> Tensor:
+    """Gives starting positions as chains hold them: float32, cut off from any graph.
+
+    Args:
+        z: Starting positions (N, D), of any floating-point type.
+
+    Returns:
+        The same positions (N, D) in float32.
+
+    Raises:
+        ValueError: If `z` is not a matrix.
+
+    Example:
+        >>> as_latents(torch.zeros(2, 3, dtype=torch.float64)).dtype
+        torch.float32
+    """
+    if z.ndim != 2:
+        raise ValueError(f"chains start from positions of shape (N, D), not {tuple(z.shape)}: flatten each latent")
+    return z.detach().to(torch.float32)
+
+
+def number_chains(z: Tensor) -> Tensor:
+    """Numbers chains from 0, as they are where nobody says otherwise.
+
+    Args:
+        z: Starting positions (N, D).
+
+    Returns:
+        Numbers (N,), int64, where `z` is.
+
+    Example:
+        >>> number_chains(torch.zeros(3, 2))
+        tensor([0, 1, 2])
+    """
+    return torch.arange(len(z), device=z.device)
+
+
+def finite_rows(*tensors: Tensor) -> Tensor:
+    """Tells which chains have finite entries only.
+
+    Args:
+        *tensors: Tensors (N, ...), one at least.
+
+    Returns:
+        Whether all entries of a row are finite, in all the tensors (N,), bool.
+
+    Example:
+        >>> finite_rows(torch.zeros(3), torch.tensor([[0.0, 1.0], [float("nan"), 0.0], [0.0, float("inf")]]))
+        tensor([ True, False, False])
+    """
+    finite = [tensor.isfinite() if tensor.ndim == 1 else tensor.isfinite().flatten(1).all(1) for tensor in tensors]
+    return functools.reduce(torch.logical_and, finite)
+
+
+def require_prior(prior: Prior) -> None:
+    """Raises a one-line ValueError unless `prior` has what `Prior` asks for.
+
+    Example:
+        >>> require_prior(3)
+        Traceback (most recent call last):
+        ...
+        ValueError: prior must have from_noise and log_prob; int lacks from_noise, log_prob
+    """
+    if lacking := [name for name in ("from_noise", "log_prob") if not hasattr(prior, name)]:
+        raise ValueError(f"prior must have from_noise and log_prob; {type(prior).__name__} lacks {', '.join(lacking)}")
+
+
+def evaluate(potential: Potential, z: Tensor) -> Tensor:
+    """Evaluates a potential without any gradient.
+
+    Args:
+        potential: Maps (N, D) to (N,).
+        z: Positions (N, D).
+
+    Returns:
+        The potential (N,) in float32.
+
+    Raises:
+        ValueError: If the potential is not of shape (N,).
+
+    Example:
+        >>> evaluate(lambda z: z.square().sum(1) / 2, torch.ones(3, 2))
+        tensor([1., 1., 1.])
+    """
+    with torch.no_grad():
+        return _checked(potential(z), z).to(torch.float32)
+
+
+def value_and_gradient(potential: Potential, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Evaluates a potential and its gradient in `z`, and differentiates nothing else.
+
+    The parameters of a network inside the potential are left alone: they receive no gradient, and they may be frozen.
+    It works under `torch.no_grad` and under `torch.inference_mode`.
+
+    Args:
+        potential: Maps (N, D) to (N,); each entry may depend on its own row only.
+        z: Positions (N, D).
+
+    Returns:
+        The potential (N,) and its gradient (N, D), both float32.
+
+    Raises:
+        ValueError: If the potential is not of shape (N,), or is cut off from `z`.
+
+    Example:
+        >>> value, gradient = value_and_gradient(lambda z: z.square().sum(1) / 2, torch.tensor([[1.0, 2.0]]))
+        >>> value, gradient
+        (tensor([2.5000]), tensor([[1., 2.]]))
+    """
+    # The clone makes an ordinary tensor of one that was born in inference mode, which autograd would refuse.
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = z.detach().clone().requires_grad_(True)
+        value = _checked(potential(leaf), leaf)
+        if not value.requires_grad:
+            raise ValueError("the potential does not depend on z through autograd: remove the detach or no_grad in it")
+        (gradient,) = torch.autograd.grad(value.sum(), leaf)
+    return value.detach().to(torch.float32), gradient.to(torch.float32)
+
+
+def _checked(value: Tensor, z: Tensor) -> Tensor:
+    if value.shape != z.shape[:1]:
+        raise ValueError(
+            f"a potential maps (N, D) to (N,), but this one maps {tuple(z.shape)} to {tuple(value.shape)}: squeeze it"
+        )
+    return value

@@ -1,0 +1,186 @@
+"""Discriminator optimal transport in latent space."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gebm.samplers.base import (
+    Potential,
+    Prior,
+    as_latents,
+    counter,
+    evaluate,
+    finite_rows,
+    number_chains,
+    require_positive,
+    require_prior,
+    value_and_gradient,
+)
+from gebm.samplers.philox import normal
+
+__all__ = ["DiscriminatorOptimalTransport", "TransportInfo", "TransportState", "estimate_lipschitz"]
+
+_REFERENCE_LATENTS = 256  # the steepest of so many slopes hardly changes with the draw
+
+
+class TransportInfo(NamedTuple):
+    """What one step of the descent tells.
+
+    Attributes:
+        potential: Energy (N,) after the step, without the prior's part; not a number where the descent diverged.
+        distance: How far each latent is from where it started (N,).
+        diverged: Whether position, energy or gradient is not finite (N,), bool.
+    """
+
+    potential: Tensor
+    distance: Tensor
+    diverged: Tensor
+
+
+class TransportState(NamedTuple):
+    """The state of the descent.
+
+    Attributes:
+        z: Positions (N, D).
+        potential: Energy at `z` (N,), without the prior's part.
+        gradient: Gradient of that energy at `z` (N, D).
+        start: Where the latents came from (N, D).
+        lipschitz: The constant `K`, 0-dimensional.
+        chain: Numbers of the latents (N,), int64.
+        step: Number of steps taken, 0-dimensional int64 on the CPU.
+    """
+
+    z: Tensor
+    potential: Tensor
+    gradient: Tensor
+    start: Tensor
+    lipschitz: Tensor
+    chain: Tensor
+    step: Tensor
+
+
+def estimate_lipschitz(z: Tensor, energy: Tensor) -> Tensor:
+    """Estimates a Lipschitz constant as the steepest slope of an energy between pairs of points.
+
+    The pairs are neighbouring rows, first and last included: independent draws make independent pairs. This
+    is the estimate of Tanaka, *Discriminator optimal transport*, NeurIPS 2019. It bounds the true constant from below,
+    which the method needs: with the true one no latent would move.
+
+    Args:
+        z: Points (N, D), N at least 2.
+        energy: Energy at them (N,).
+
+    Returns:
+        The estimate, 0-dimensional and positive.
+
+    Raises:
+        ValueError: If there are fewer than two points.
+
+    Example:
+        >>> z = torch.tensor([[0.0], [1.0], [3.0]])
+        >>> estimate_lipschitz(z, 2 * z.squeeze(1))
+        tensor(2.)
+    """
+    if len(z) < 2:
+        raise ValueError(
+            "a Lipschitz constant is estimated from at least two latents: give prior or lipschitz, or run more chains"
+        )
+    tiny = torch.finfo(z.dtype).tiny
+    slopes = (energy - energy.roll(1)).abs() / (z - z.roll(1, dims=0)).norm(dim=1).clamp_min(tiny)
+    return slopes.max().clamp_min(tiny)
+
+
+@dataclass(frozen=True)
+class DiscriminatorOptimalTransport:
+    """DOT in latent space: gradient descent of `E(B(z)) / K + ||z - z_prior||` from a draw `z_prior` of the prior.
+
+    Tanaka, *Discriminator optimal transport*, NeurIPS 2019. `K` is a Lipschitz constant of `z -> E(B(z))`. It moves
+    each latent downhill as long as the energy gains more than the way costs; it is no Markov chain with a stationary
+    law. At `z = z_prior`, where the norm has no gradient, its part is zero. One gradient a step, no randomness.
+
+    DOT descends the energy alone. Which potential it expects is therefore settled by `prior`:
+
+    - with `prior`, the same potential as all other kernels, `U(z) = -log eta(z) + beta E(B(z))`; the prior's part is
+      taken off again, and what is descended is `beta E(B(z))`;
+    - without, the energy itself, `z -> beta E(B(z))`.
+
+    Where `K` is estimated, `beta` cancels. With `prior` it is estimated from latents of the prior that are the same in
+    every run, so that it belongs to the model: a chain goes the same way alone as among others. Without `prior` there
+    are only the latents that the run starts at, two at least, and `K` depends on which they are.
+
+    Args:
+        step_size: Length scale of a step, in units of `z`.
+        lipschitz: The constant `K` of `beta E(B(z))`; None has `init` estimate it.
+        prior: The latent prior whose log-density the potential contains; None if it contains none.
+
+    Raises:
+        ValueError: If a setting is out of range.
+
+    Example:
+        >>> from gebm import samplers
+        >>> kernel = DiscriminatorOptimalTransport(step_size=0.1, lipschitz=0.5)
+        >>> samplers.run(kernel, lambda z: z.sum(1), torch.zeros(1, 1), 1).z  # -0.1 * 1 / 0.5
+        tensor([[-0.2000]])
+    """
+
+    step_size: float
+    lipschitz: float | None = None
+    prior: Prior | None = None
+
+    def __post_init__(self) -> None:
+        require_positive("step_size", self.step_size)
+        if self.lipschitz is not None:
+            require_positive("lipschitz", self.lipschitz)
+        if self.prior is not None:
+            require_prior(self.prior)
+
+    @property
+    def gradients_per_step(self) -> int:
+        """One."""
+        return 1
+
+    def init(self, z: Tensor, potential: Potential) -> TransportState:
+        """Builds the state of latents that start at `z` (N, D), draws of the prior."""
+        z = as_latents(z)
+        energy, gradient = value_and_gradient(self._energy(potential), z)
+        if self.lipschitz is not None:
+            lipschitz = torch.tensor(self.lipschitz, dtype=z.dtype, device=z.device)
+        elif self.prior is not None:
+            lipschitz = self._lipschitz_under_the_prior(z, potential)
+        else:
+            lipschitz = estimate_lipschitz(z, energy)
+        return TransportState(z, energy, gradient, z, lipschitz, number_chains(z), counter())
+
+    @torch.no_grad()
+    def step(
+        self, state: TransportState, potential: Potential, generator: torch.Generator | None = None
+    ) -> tuple[TransportState, TransportInfo]:
+        """Takes one step downhill; the generator is not used."""
+        way = state.z - state.start
+        length = way.norm(dim=1, keepdim=True)
+        pull = torch.where(length > 0, way / length, 0.0)
+        z = state.z - self.step_size * (state.gradient / state.lipschitz + pull)
+        energy, gradient = value_and_gradient(self._energy(potential), z)
+        diverged = ~finite_rows(z, energy, gradient)
+        info = TransportInfo(energy.masked_fill(diverged, math.nan), (z - state.start).norm(dim=1), diverged)
+        return TransportState(z, energy, gradient, state.start, state.lipschitz, state.chain, state.step + 1), info
+
+    def _lipschitz_under_the_prior(self, z: Tensor, potential: Potential) -> Tensor:
+        # No randomness of the chain's: like the nodes of a quadrature, these latents are a fixed part of the method.
+        fixed = torch.zeros((), dtype=torch.int64, device=z.device)
+        noise = normal(fixed, torch.arange(_REFERENCE_LATENTS, device=z.device), z.shape[1])
+        latents = as_latents(self.prior.from_noise(noise))
+        # As many at once as there are chains, which the device has room for.
+        energies = [evaluate(self._energy(potential), part) for part in latents.split(len(z))]
+        return estimate_lipschitz(latents, torch.cat(energies))
+
+    def _energy(self, potential: Potential) -> Potential:
+        prior = self.prior
+        if prior is None:
+            return potential
+        return lambda z: potential(z) + prior.log_prob(z)

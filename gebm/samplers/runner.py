@@ -1,0 +1,190 @@
+"""The one driver that runs every kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gebm.samplers.base import Info, Kernel, Potential, Prior, State, finite_rows, require_count, require_prior
+from gebm.samplers.philox import RESTART, draw_key, normal
+
+__all__ = ["Chain", "finite_chains", "restart", "run"]
+
+
+class Chain(NamedTuple):
+    """What a run leaves behind.
+
+    Attributes:
+        z: Last positions (N, D).
+        state: Last state; pass it back to `run` to go on.
+        infos: The kernel's infos with all their entries stacked over the steps of this run, (num_steps, N, ...); None
+            if the run had no steps.
+        divergences: In how many of this run's steps a chain met a number that is not finite (N,), int64. A Metropolis
+            kernel rejected these proposals; a chain of another kernel was lost, and restarted if `run` had a prior.
+    """
+
+    z: Tensor
+    state: State
+    infos: Info | None
+    divergences: Tensor
+
+
+@torch.no_grad()
+def run(
+    kernel: Kernel,
+    potential: Potential,
+    z0: Tensor | None,
+    num_steps: int,
+    *,
+    generator: torch.Generator | None = None,
+    every: int | None = None,
+    callback: Callable[[int, State], None] | None = None,
+    state: State | None = None,
+    prior: Prior | None = None,
+    first_chain: int = 0,
+) -> Chain:
+    """Runs N chains side by side for a number of steps.
+
+    A chain can be cut anywhere: `run` with the state of an earlier run and the same generator continues it bit for
+    bit, schedules and callbacks included, since the state knows how many steps it has taken. Of the past only the
+    infos are kept, a few numbers per chain and step; positions on the way go to the callback.
+
+    A set of chains can be cut as well: a chain's noise depends on the generator and on the chain's number only. Parts
+    of a set that are run one after the other, each with `first_chain` and with a generator in the same state, give what
+    the set gives as a whole, as far as the potential of a row does not depend on the others.
+
+    Args:
+        kernel: The sampler, such as `UnadjustedLangevin(step_size=1e-2)`.
+        potential: Maps (N, D) to (N,).
+        z0: Starting positions (N, D); not used, and may be None, where `state` is given.
+        num_steps: Number of steps, at least 0.
+        generator: Source of all randomness, on any device; torch's default one if None.
+        every: Call `callback` whenever the chain's number of steps is a multiple of this.
+        callback: Called as `callback(step, state)` with the chain's number of steps so far; also after the last step.
+        state: State to resume from.
+        prior: Where a chain restarts that has become infinite or not a number; None leaves such a chain as it is. It
+            takes a second key of the generator in each step, diverged or not, and one look at the state, for which a
+            GPU is waited for.
+        first_chain: Number of the first chain; not used where `state` is given, which knows its chains.
+
+    Returns:
+        The last positions, the last state, the infos of this run's steps and the number of divergences.
+
+    Raises:
+        ValueError: If `num_steps`, `every` or `first_chain` is out of range, there is neither `z0` nor `state`, or
+            chains start where potential or gradient is not finite: any of them, or with `prior` all.
+
+    Example:
+        >>> import torch
+        >>> from gebm import samplers
+        >>> potential = lambda z: z.square().sum(1) / 2
+        >>> chain = samplers.run(samplers.MALA(0.5), potential, torch.zeros(4, 2), 10)
+        >>> chain.z.shape, chain.infos.potential.shape, int(chain.state.step)
+        (torch.Size([4, 2]), torch.Size([10, 4]), 10)
+        >>> int(samplers.run(samplers.MALA(0.5), potential, None, 5, state=chain.state).state.step)
+        15
+
+        Chains 2 and 3 without the others:
+
+        >>> whole, part = (torch.Generator().manual_seed(0) for _ in range(2))
+        >>> whole = samplers.run(samplers.MALA(0.5), potential, torch.zeros(4, 2), 10, generator=whole)
+        >>> part = samplers.run(samplers.MALA(0.5), potential, torch.zeros(2, 2), 10, generator=part, first_chain=2)
+        >>> torch.equal(whole.z[2:], part.z)
+        True
+    """
+    require_count("num_steps", num_steps, minimum=0)
+    require_count("first_chain", first_chain, minimum=0)
+    if every is not None:
+        require_count("every", every)
+    if prior is not None:
+        require_prior(prior)
+    if state is None:
+        if z0 is None:
+            raise ValueError("a chain needs a place to start: give z0, or the state to resume from")
+        state = kernel.init(z0, potential)
+        state = state._replace(chain=state.chain + first_chain)
+        _require_finite_start(state, prior)
+
+    infos: list[Info] = []
+    divergences = torch.zeros_like(state.chain)
+    for index in range(num_steps):
+        state, info = kernel.step(state, potential, generator)
+        diverged = info.diverged
+        if prior is not None:
+            # The key is taken whether it is needed or not: what one chain suffers must not shift the others' noise.
+            key, lost = draw_key(generator, state.z.device), ~finite_chains(state)
+            diverged = diverged | lost
+            if lost.any():
+                state = restart(kernel, potential, prior, state, lost, key)
+        infos.append(info)
+        divergences += diverged
+        if callback is not None:
+            step = int(state.step)
+            if index == num_steps - 1 or (every is not None and step % every == 0):
+                callback(step, state)
+    stacked = type(infos[0])(*(torch.stack(entries) for entries in zip(*infos, strict=True))) if infos else None
+    return Chain(state.z, state, stacked, divergences)
+
+
+def finite_chains(state: State) -> Tensor:
+    """Tells which chains are finite in all that their state holds.
+
+    Args:
+        state: The state of N chains.
+
+    Returns:
+        Whether they are (N,), bool.
+
+    Example:
+        >>> from gebm import samplers
+        >>> finite_chains(samplers.MALA(0.1).init(torch.tensor([[1.0], [0.0]]), lambda z: z.sum(1).log()))
+        tensor([ True, False])
+    """
+    return finite_rows(*(entry for entry in state if entry.ndim > 0 and entry.is_floating_point()))
+
+
+def restart(kernel: Kernel, potential: Potential, prior: Prior, state: State, lost: Tensor, key: Tensor) -> State:
+    """Puts chains back to the prior, each to a draw of its own, and leaves the others alone.
+
+    Args:
+        kernel: The sampler.
+        potential: Maps (N, D) to (N,); evaluated at the new positions only.
+        prior: Where to restart.
+        state: The state of N chains.
+        lost: Which to restart (N,), bool, one at least.
+        key: What their draws are computed from.
+
+    Returns:
+        The state with those rows as `kernel.init` makes them. Numbers of chains and of steps go on.
+
+    Example:
+        >>> from gebm import samplers
+        >>> from gebm.model import StandardNormal
+        >>> kernel, potential = samplers.MALA(0.1), lambda z: z.square().sum(1) / 2
+        >>> state = kernel.init(torch.tensor([[1.0], [float("nan")]]), potential)
+        >>> state = restart(kernel, potential, StandardNormal(1), state, ~finite_chains(state), torch.tensor(0))
+        >>> float(state.z[0]), finite_chains(state)
+        (1.0, tensor([True, True]))
+    """
+    rows = lost.nonzero().squeeze(1)
+    noise = normal(key, state.chain[rows], state.z.shape[1], RESTART)
+    fresh = kernel.init(prior.from_noise(noise), potential)
+    replaced = {
+        name: old.index_copy(0, rows, getattr(fresh, name))
+        for name, old in state._asdict().items()
+        if old.ndim > 0 and name != "chain"  # what has no rows, such as the number of steps, is not one chain's
+    }
+    return state._replace(**replaced)
+
+
+def _require_finite_start(state: State, prior: Prior | None) -> None:
+    finite = finite_chains(state)
+    n, bad = len(finite), int((~finite).sum())
+    if bad and (prior is None or bad == n):
+        raise ValueError(
+            f"chains start where position, potential and gradient are finite, but {bad} of {n} do not: "
+            "check the energy there, or start elsewhere"
+        )

@@ -1,0 +1,17 @@
+"""The alternation of energy steps and base steps, its optimizers, and the decay of their learning rates."""
+
+from __future__ import annotations
+
+from gebm.training.optimizers import Schedule, adam
+from gebm.training.plateau import PlateauDecay
+from gebm.training.trainer import Alternation, StepInfo, Trainer, initialise_log_partition
+
+__all__ = [
+    "Alternation",
+    "PlateauDecay",
+    "Schedule",
+    "StepInfo",
+    "Trainer",
+    "adam",
+    "initialise_log_partition",
+]

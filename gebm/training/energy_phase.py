@@ -1,0 +1,242 @@
+"""The last phase: the energy trained alone, on a base that stands still, until it stops improving on held-out data.
+
+In the alternation of Arbel, Zhou and Gretton (ICLR 2021, algorithm 1) the energy follows a base that moves after every
+few steps, and ends a little behind it. Some more energy steps on the base as it ended bring ``L(E)``, the generalized
+log-likelihood (their section 3), closer to its supremum, which is what the samples are reweighted by. Too many of them
+fit the training data alone, and that is seen on data that were held out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gebm.freezing import frozen
+from gebm.model import GEBM
+from gebm.objectives.penalties import Penalty
+from gebm.training.trainer import Trainer
+
+__all__ = ["EnergyPhase", "EnergyQuality", "PhaseResult", "energy_quality"]
+
+
+class EnergyQuality(NamedTuple):
+    """How much an energy knows, measured on data and base samples that it was not trained on.
+
+    Attributes:
+        kale: ``-E_P[E] - log E_B[exp(-E)]``, a lower bound of ``KL(P || B)`` up to sampling error, in nats. Near zero
+            the energy is nearly flat; below zero its model is worse than the base.
+        energy_data: Mean energy of data, in nats.
+        energy_base: Mean energy of base samples, in nats. Data should lie lower.
+        spread: Standard deviation of the energies of base samples, in nats.
+        weights_ess: Effective sample size of the weights ``exp(-E)`` as a share of the base samples, in (0, 1]: one of
+            a flat energy, small where few samples carry all the weight.
+        floor_share: Share of the data's energies that lie at the energy's floor, where no gradient passes.
+    """
+
+    kale: float
+    energy_data: float
+    energy_base: float
+    spread: float
+    weights_ess: float
+    floor_share: float
+
+
+@torch.no_grad()
+def energy_quality(
+    model: GEBM,
+    data: Tensor,
+    *,
+    num_samples: int = 4096,
+    generator: torch.Generator | None = None,
+    batch_size: int = 1000,
+) -> EnergyQuality:
+    """Measure the energy on data that were held out.
+
+    Args:
+        model: The model.
+        data: Held-out data (M, ...), as the networks take them.
+        num_samples: How many base samples stand for the base.
+        generator: Source of the latents.
+        batch_size: How many samples are on the device at once.
+
+    Returns:
+        The measures, as Python numbers: this waits for the device once.
+
+    Raises:
+        ValueError: If there are no data.
+
+    Example:
+        >>> from torch import nn
+        >>> from gebm import StandardNormal
+        >>> model = GEBM(nn.Identity(), nn.Linear(2, 1), StandardNormal(2))
+        >>> _ = nn.init.zeros_(model.energy.network.weight), nn.init.zeros_(model.energy.network.bias)
+        >>> quality = energy_quality(model, torch.zeros(8, 2), num_samples=16)
+        >>> round(abs(quality.kale), 6), round(quality.weights_ess, 6)
+        (0.0, 1.0)
+    """
+    if len(data) == 0:
+        raise ValueError("no data are held out: hold some out, for example with data.held_out")
+    device = model.log_partition.device
+    with frozen(model.base, model.energy):
+        energy_data = torch.cat([model.energy(part.to(device)) for part in data.split(batch_size)]).double()
+        latents = model.prior.sample(num_samples, generator)
+        energy_base = torch.cat([model.energy(model.base(part)) for part in latents.split(batch_size)]).double()
+    log_weights = -energy_base - (-energy_base).logsumexp(0)
+    log_partition = (-energy_base).logsumexp(0) - torch.tensor(float(num_samples), device=device).double().log()
+    floor = model.energy.floor
+    measures = torch.stack(
+        [
+            -energy_data.mean() - log_partition,
+            energy_data.mean(),
+            energy_base.mean(),
+            energy_base.std(),
+            (-(2 * log_weights).logsumexp(0)).exp() / num_samples,
+            (energy_data <= floor).double().mean(),
+        ]
+    )
+    return EnergyQuality(*measures.tolist())
+
+
+class PhaseResult(NamedTuple):
+    """How a phase went.
+
+    Attributes:
+        steps: Energy steps after which the energy was best; what the energy is now.
+        steps_taken: Energy steps that were taken until it had stopped improving.
+        history: Held-out and training quality after so many steps, from zero on.
+    """
+
+    steps: int
+    steps_taken: int
+    history: list[tuple[int, EnergyQuality, EnergyQuality | None]]
+
+
+class EnergyPhase:
+    """Train the energy alone, and keep what was best on held-out data.
+
+    The phase is a function of the model it begins with, so a run that is interrupted in it begins it again from the
+    last checkpoint and comes to the same bits.
+
+    Args:
+        num_steps: Energy steps at most.
+        learning_rate: Of the energy's optimiser in this phase, constant; if none, what the trainer's is before its
+            schedule's factor.
+        penalty: What regularises the energy in this phase; the trainer's own, if none.
+        check_every: Energy steps between two looks at the held-out data.
+        patience: Looks in a row without a better one after which the phase ends; 0 takes all steps, keeps the last,
+            and needs no held-out data.
+        num_samples: Base samples at each look, from the same latents each time.
+
+    Raises:
+        ValueError: If a number is out of range.
+
+    Example:
+        >>> import itertools
+        >>> from gebm import KALE, StandardNormal, adam, networks
+        >>> _ = torch.manual_seed(0)
+        >>> base, energy = networks.make("mlp", resolution=0, channels=2, latent_dim=2, width=8)
+        >>> model = GEBM(base, energy, StandardNormal(2))
+        >>> trainer = Trainer(
+        ...     model,
+        ...     objective=KALE(),
+        ...     energy_optimizer=adam([*model.energy.parameters(), model.log_partition], lr=1e-3),
+        ...     base_optimizer=adam(model.base.parameters(), lr=1e-3),
+        ... )
+        >>> phase = EnergyPhase(num_steps=20, check_every=10)
+        >>> data = torch.randn(64, 2, generator=torch.Generator().manual_seed(0)) * 0.5
+        >>> result = phase.run(
+        ...     trainer, itertools.repeat(data), lambda step: torch.Generator().manual_seed(step), held_out=data
+        ... )
+        >>> result.steps_taken, trainer.base_step
+        (20, 0)
+    """
+
+    def __init__(
+        self,
+        num_steps: int,
+        *,
+        learning_rate: float | None = None,
+        penalty: Penalty | None = None,
+        check_every: int = 25,
+        patience: int = 3,
+        num_samples: int = 4096,
+    ) -> None:
+        if num_steps < 0 or check_every < 1 or patience < 0 or num_samples < 2:
+            raise ValueError(
+                f"a phase of {num_steps} steps, with a look every {check_every} at {num_samples} samples and a "
+                f"patience of {patience}: steps and patience are 0 or more, the period 1 or more, samples 2 or more"
+            )
+        if learning_rate is not None and not learning_rate > 0:
+            raise ValueError(f"the phase's learning rate is {learning_rate}: choose a positive one")
+        self.num_steps = num_steps
+        self.learning_rate = learning_rate
+        self.penalty = penalty
+        self.check_every = check_every
+        self.patience = patience
+        self.num_samples = num_samples
+
+    def run(
+        self,
+        trainer: Trainer,
+        batches: Iterator[Tensor],
+        generator_at: Callable[[int], torch.Generator],
+        *,
+        held_out: Tensor | None = None,
+        seen: Tensor | None = None,
+        agree: Callable[[float], float] = lambda value: value,
+        advance: Callable[[int], None] = lambda steps: None,
+    ) -> PhaseResult:
+        """Take the steps; the trainer's energy, its optimiser and ``c`` are changed in place.
+
+        Args:
+            trainer: What trains the energy.
+            batches: As :meth:`gebm.Trainer.step` takes them.
+            generator_at: The random numbers from an energy step on, as a function of its number.
+            held_out: Data (M, ...) that no step sees.
+            seen: Data of the training set (M, ...), measured likewise for comparison; none if none.
+            agree: Makes one number of several processes' own, which may differ in their last bits.
+            advance: Called with the energy steps taken since the last call.
+
+        Returns:
+            How it went.
+
+        Raises:
+            ValueError: If the objective trains no energy, or held-out data are needed and missing.
+        """
+        if self.patience and (held_out is None or len(held_out) == 0):
+            raise ValueError("no data are held out, and the phase stops by them: hold some out, or set patience to 0")
+        model = trainer.sampling_model()
+        penalty = trainer.penalty
+        first = trainer.energy_step
+        history: list[tuple[int, EnergyQuality, EnergyQuality | None]] = []
+        best, best_steps, best_kale, failures, taken = None, 0, float("-inf"), 0, 0
+        try:
+            if self.penalty is not None:
+                trainer.penalty = self.penalty
+            while True:
+                if held_out is not None and len(held_out):
+                    quality = self._look(model, held_out)
+                    history.append((taken, quality, None if seen is None else self._look(model, seen)))
+                    kale = agree(quality.kale)
+                    if self.patience and kale > best_kale:
+                        best, best_steps, best_kale, failures = trainer.energy_state(), taken, kale, 0
+                    elif self.patience:
+                        failures += 1
+                if taken >= self.num_steps or (self.patience and failures >= self.patience):
+                    break
+                count = min(self.check_every, self.num_steps - taken)
+                trainer.train_energy(batches, generator_at(first + taken), count, learning_rate=self.learning_rate)
+                taken += count
+                advance(count)
+        finally:
+            trainer.penalty = penalty
+        if best is not None and best_steps != taken:
+            trainer.load_energy_state(best)
+        return PhaseResult(best_steps if self.patience else taken, taken, history)
+
+    def _look(self, model: GEBM, data: Tensor) -> EnergyQuality:
+        generator = torch.Generator(model.log_partition.device).manual_seed(0)
+        return energy_quality(model, data, num_samples=self.num_samples, generator=generator)

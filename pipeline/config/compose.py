@@ -1,0 +1,182 @@
+"""How an experiment is composed: from files and keys to a typed config, and back to what is typed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.types import Quote, QuotedString
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pipeline.config.schema import Config
+from pipeline.runtime.errors import UserError
+
+__all__ = [
+    "apply",
+    "config_root",
+    "experiments",
+    "from_dict",
+    "headline",
+    "searches",
+    "to_dict",
+    "words",
+]
+
+# What each task follows: the score of its base and of its GEBM.
+_FOLLOWED = {"images": "fid", "density": "nll", "points": "distance"}
+
+
+def config_root() -> Path:
+    """The folder that holds ``conf/`` and ``sweeps/``: the checkout's top, or their copy inside an installed wheel.
+
+    Example:
+        >>> sorted(path.name for path in config_root().iterdir() if path.name in ("conf", "sweeps"))
+        ['conf', 'sweeps']
+    """
+    installed = Path(__file__).resolve().parents[1] / "experiments"
+    return installed if installed.is_dir() else installed.parent.parent
+
+
+def experiments() -> dict[str, str]:
+    """Names of the experiments, each with the first comment line of its file."""
+    return _first_lines(config_root() / "conf")
+
+
+def searches() -> dict[str, str]:
+    """Names of the searches, each with the first comment line of its file."""
+    return _first_lines(config_root() / "sweeps")
+
+
+def _first_lines(folder: Path) -> dict[str, str]:
+    lines = {}
+    for path in sorted(folder.glob("*.yaml")):
+        comments = [line for line in path.read_text().splitlines() if line.startswith("# ") and "@package" not in line]
+        lines[path.stem] = comments[0][2:] if comments else ""
+    return lines
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """A plain nested dict, for JSON and for workers."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: dict[str, Any] | DictConfig) -> Config:
+    """A typed config from a nested dict.
+
+    Args:
+        values: nested keys, as :func:`to_dict` gives them or as Hydra composed them.
+
+    Raises:
+        UserError: a key is unknown, missing or of the wrong type.
+
+    Example:
+        >>> from_dict({"name": "x", "data": {"store": "s"}, "train": {"base_stepz": 1}})
+        Traceback (most recent call last):
+        ...
+        pipeline.runtime.errors.UserError: no such key: train.base_stepz
+    """
+    if isinstance(values, DictConfig):
+        values = OmegaConf.to_container(values, resolve=False)
+    if not isinstance(values, dict):
+        raise UserError(f"a config is a mapping of keys, such as train and model, and this is {values!r}")
+    try:
+        _refuse_interpolations(values)
+        merged = OmegaConf.merge(OmegaConf.structured(Config), values)
+        return OmegaConf.to_object(merged)
+    except RecursionError:
+        raise UserError("a config is a mapping of keys, and this one is nested without end") from None
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None)
+        if "not in" in str(error) and key:
+            raise UserError(f"no such key: {key}") from None
+        reason = " ".join(str(error).strip().splitlines()[:1]) or type(error).__name__
+        raise UserError(f"{key}: {reason}" if key and key not in reason else reason) from None
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:  # OmegaConf's, of keys that are no words
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"a config is a mapping of keys, such as train and model: {reason}") from None
+
+
+def _refuse_interpolations(values: Any, key: str = "") -> None:
+    """Refuse what OmegaConf would replace: Hydra has done so already, and a stranger's file could name our secrets."""
+    if isinstance(values, str) and "${" in values:
+        raise UserError(f"{key}: a value cannot have ${{ in it; write what it stands for")
+    if isinstance(values, dict):
+        for name, value in values.items():
+            _refuse_interpolations(str(name), f"{key}.{name}".lstrip("."))
+            _refuse_interpolations(value, f"{key}.{name}".lstrip("."))
+    if isinstance(values, list | tuple):
+        for value in values:
+            _refuse_interpolations(value, key)
+
+
+def apply(config: Config, overrides: dict[str, Any]) -> Config:
+    """The config with dotted keys replaced, as a trial gets it from the search.
+
+    Args:
+        config: the experiment.
+        overrides: for example ``{"train.energy_lr": 3e-4}``.
+
+    Raises:
+        UserError: a key does not exist or its value has the wrong type.
+    """
+    values = OmegaConf.create(to_dict(config))
+    for key, value in overrides.items():
+        if OmegaConf.select(values, key, default=_ABSENT) is _ABSENT:
+            raise UserError(f"no such key: {key}; a search space names keys of the experiment, such as train.energy_lr")
+        if OmegaConf.is_dict(OmegaConf.select(values, key)) and not isinstance(value, dict):
+            raise UserError(f"{key}={value}: it is a group of keys; name one of them, as in train.energy_lr")
+        OmegaConf.update(values, key, value)
+    return from_dict(values)
+
+
+_ABSENT = object()
+
+
+def headline(config: Config) -> tuple[str, str]:
+    """The two scores that are followed while a sweep runs: the base's and the GEBM's.
+
+    Example:
+        >>> headline(from_dict({"name": "x", "task": "density", "data": {"store": "s", "source": {"kind": "redwine"}},
+        ...     "model": {"networks": "maf"}}))
+        ('nll_base', 'nll_gebm')
+    """
+    return f"{_FOLLOWED[config.task]}_base", f"{_FOLLOWED[config.task]}_gebm"
+
+
+_PLAIN = re.compile(r"[a-z_/.][\w/.:@%+-]*", re.ASCII | re.IGNORECASE)  # what Hydra takes for a string without quotes
+_NOT_STRINGS = re.compile(r"null|true|false|nan|inf", re.IGNORECASE)
+
+
+def words(keys: Mapping[str, Any]) -> list[str]:
+    """What to type so that Hydra sets these keys to these values.
+
+    Args:
+        keys: key to a number, a string, a truth value, None, or a list or mapping of such.
+
+    Returns:
+        A word a key, quoted for a shell where it has to be.
+
+    Example:
+        >>> print(*words({"train.base_lr": 1e-4, "sampler.name": "ula", "model.energy": None}))
+        train.base_lr=0.0001 sampler.name=ula model.energy=null
+        >>> print(*words({"evaluation.metrics": ["fid", "kid"], "data.store": "s3://bucket/my store"}))
+        'evaluation.metrics=[fid,kid]' 'data.store="s3://bucket/my store"'
+    """
+    return [shlex.quote(f"{key}={_value(value)}") for key, value in keys.items()]
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{_value(key)}:{_value(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(_value, value)) + "]"
+    if isinstance(value, str):
+        plain = _PLAIN.fullmatch(value) and not _NOT_STRINGS.fullmatch(value)
+        return value if plain else QuotedString(value, Quote.double).with_quotes()
+    return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)

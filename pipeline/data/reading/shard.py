@@ -1,0 +1,222 @@
+"""What lies inside one shard: the names of its members, and how they are read without trusting them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import tarfile
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+from webdataset.tariterators import group_by_keys, tar_file_iterator
+
+from pipeline.data import image_codec
+from pipeline.data.manifest import Manifest, Shard
+from pipeline.data.store import Store
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.filesystem import reachable
+
+__all__ = ["BLOCK_IMAGES", "BLOCK_LABELS", "IMAGE", "IMAGE_LABEL", "ROWS", "Contents", "read_shard"]
+
+IMAGE = "png"
+IMAGE_LABEL = "cls"
+BLOCK_IMAGES = "images.npy"
+BLOCK_LABELS = "labels.npy"
+ROWS = "rows.npy"
+
+_IMAGE_SUFFIXES = (IMAGE, "jpg", "jpeg", "webp")
+
+
+class Contents(Protocol):
+    """The images or rows of one shard, held in memory.
+
+    Args:
+        num_samples: Number of images or rows, N.
+        labels: int64 (N,), or None.
+        nbytes: Memory it may come to hold, in bytes.
+    """
+
+    num_samples: int
+    labels: np.ndarray | None
+    nbytes: int
+
+    def take(self, indices: np.ndarray) -> np.ndarray:
+        """Those at `indices` (n,): images, uint8 (n, C, H, W), or rows, float32 (n, D)."""
+        ...
+
+
+def read_shard(store: Store, shard: Shard) -> Contents:
+    """Reads one shard and checks it against the manifest.
+
+    Members are images, decimal numbers or arrays of plain numbers; nothing in a shard can be executed.
+
+    Args:
+        store: The store.
+        shard: One of the shards of its manifest.
+
+    Returns:
+        The shard's images or rows, in store order.
+
+    Raises:
+        UserError: If the SHA-256 or the number of samples differs from the manifest's, or a member is not what a store
+            of this encoding holds.
+    """
+    where = f"{shard.name} of the store {store.url}"
+
+    def fetch() -> bytes:
+        for _ in range(2):  # what the way here has damaged is whole the second time
+            with reachable(where):
+                data = store.fetch(shard)
+            if hashlib.sha256(data).hexdigest() == shard.sha256:
+                return data
+        raise _Invalid("differs from the SHA-256 of its manifest")
+
+    try:
+        data = fetch() if store.cache is None else store.cache.read(shard, fetch)
+        samples = list(_samples(data, store.manifest))
+        contents = _KINDS[store.manifest.encoding](where, samples, store.manifest)
+        if contents.num_samples != shard.num_samples:
+            found = f"{contents.num_samples} {store.manifest.unit}"
+            raise _Invalid(f"holds {found}, its manifest says {shard.num_samples}")
+    except _Invalid as error:
+        raise UserError(f"{where} {error}: make the store again") from None
+    return contents
+
+
+class _Invalid(Exception):
+    """The rest of a sentence that begins "<shard> of the store <url>"."""
+
+
+def _samples(data: bytes, manifest: Manifest) -> Iterator[dict[str, bytes]]:
+    labels = manifest.labels is not None
+    if manifest.encoding == "images":
+        wanted = [{suffix} | ({IMAGE_LABEL} if labels else set()) for suffix in _IMAGE_SUFFIXES]
+    elif manifest.encoding == "blocks":
+        wanted = [{BLOCK_IMAGES} | ({BLOCK_LABELS} if labels else set())]
+    else:
+        wanted = [{ROWS}]
+    known = set().union(*wanted)
+
+    def members() -> Iterator[dict[str, object]]:
+        for member in tar_file_iterator(io.BytesIO(data), skip_meta=None):
+            name = member["fname"]
+            if name.partition(".")[2] not in known or "/" in name:
+                raise _Invalid(f"has the member {name!r}, no part of a store with encoding {manifest.encoding!r}")
+            yield member | {"__url__": ""}
+
+    try:
+        for sample in group_by_keys(members()):
+            suffixes = {suffix for suffix in sample if not suffix.startswith("__")}
+            if suffixes not in wanted:
+                raise _Invalid(f"has the sample {sample['__key__']!r} with {', '.join(sorted(suffixes))} only")
+            yield sample
+    except (tarfile.TarError, ValueError, EOFError) as error:
+        raise _Invalid(f"is not a readable tar file ({_first(error)})") from None
+
+
+class _Images:
+    """Encoded images. One is decoded when it is first asked for, and then kept in place of its file."""
+
+    def __init__(self, where: str, samples: list[dict[str, bytes]], manifest: Manifest) -> None:
+        self.num_samples = len(samples)
+        self._where = where
+        self._keys = [sample["__key__"] for sample in samples]
+        self._files: list[bytes | None] = [
+            next(sample[suffix] for suffix in _IMAGE_SUFFIXES if suffix in sample) for sample in samples
+        ]
+        self.labels = None if manifest.labels is None else self._labels(samples, len(manifest.labels))
+        # Memory that is not written to is not used: a rank that takes an eighth of the images holds an eighth.
+        self._pixels = np.empty((len(samples), *manifest.sample_shape), manifest.dtype)
+        self.nbytes = self._pixels.nbytes + sum(map(len, self._files))
+
+    def _labels(self, samples: list[dict[str, bytes]], num_classes: int) -> np.ndarray:
+        labels = np.empty(len(samples), np.int64)
+        for index, sample in enumerate(samples):
+            text = sample[IMAGE_LABEL]
+            if not re.fullmatch(rb"[0-9]{1,9}", text) or int(text) >= num_classes:
+                member = f"{sample['__key__']}.{IMAGE_LABEL}"
+                raise _Invalid(f"has the member {member!r}, which is no label below {num_classes}")
+            labels[index] = int(text)
+        return labels
+
+    def take(self, indices: np.ndarray) -> np.ndarray:
+        for index in indices:
+            if self._files[index] is not None:
+                self._pixels[index] = self._decode(index)
+                self._files[index] = None
+        return self._pixels[indices]
+
+    def _decode(self, index: int) -> np.ndarray:
+        try:
+            image = image_codec.decode(self._files[index])
+        except Exception as error:  # Pillow raises what it likes for bytes that are no image.
+            raise self._broken(index, f"is not an image of a store ({_first(error)})") from None
+        if image.shape != self._pixels.shape[1:]:
+            raise self._broken(index, f"has shape {image.shape}, its manifest says {self._pixels.shape[1:]}")
+        return image
+
+    def _broken(self, index: int, what: str) -> UserError:
+        return UserError(f"{self._where} has the member {self._keys[index]!r}, which {what}: make the store again")
+
+
+class _Blocks:
+    """Arrays of decoded images."""
+
+    def __init__(self, where: str, samples: list[dict[str, bytes]], manifest: Manifest) -> None:
+        images = [_array(sample, BLOCK_IMAGES, manifest.dtype, manifest.sample_shape) for sample in samples]
+        self._pixels = np.concatenate(images) if images else np.empty((0, *manifest.sample_shape), manifest.dtype)
+        self.num_samples = len(self._pixels)
+        self.nbytes = self._pixels.nbytes
+        self.labels = None
+        if manifest.labels is not None:
+            labels = [_array(sample, BLOCK_LABELS, np.dtype(np.int64), ()) for sample in samples]
+            for sample, block, ids in zip(samples, images, labels, strict=True):
+                member = f"{sample['__key__']}.{BLOCK_LABELS}"
+                if len(ids) != len(block):
+                    raise _Invalid(f"has the member {member!r} with {len(ids)} labels for {len(block)} images")
+                if ((ids < 0) | (ids >= len(manifest.labels))).any():
+                    raise _Invalid(f"has the member {member!r} with a label that is not below {len(manifest.labels)}")
+            self.labels = np.concatenate(labels) if labels else np.empty(0, np.int64)
+
+    def take(self, indices: np.ndarray) -> np.ndarray:
+        return self._pixels[indices]
+
+
+class _Rows:
+    """Arrays of a table's rows."""
+
+    labels = None
+
+    def __init__(self, where: str, samples: list[dict[str, bytes]], manifest: Manifest) -> None:
+        rows = [_array(sample, ROWS, manifest.dtype, manifest.sample_shape) for sample in samples]
+        for sample, block in zip(samples, rows, strict=True):
+            if not np.isfinite(block).all():
+                member = f"{sample['__key__']}.{ROWS}"
+                raise _Invalid(f"has the member {member!r} with a number that is not finite")
+        self._rows = np.concatenate(rows) if rows else np.empty((0, *manifest.sample_shape), manifest.dtype)
+        self.num_samples = len(self._rows)
+        self.nbytes = self._rows.nbytes
+
+    def take(self, indices: np.ndarray) -> np.ndarray:
+        return self._rows[indices]
+
+
+_KINDS = {"images": _Images, "blocks": _Blocks, "rows": _Rows}
+
+
+def _array(sample: dict[str, bytes], suffix: str, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    member = f"{sample['__key__']}.{suffix}"
+    try:
+        array = np.load(io.BytesIO(sample[suffix]), allow_pickle=False)
+    except Exception as error:  # numpy reads the header as a literal of Python, and raises whatever comes of that
+        raise _Invalid(f"has the member {member!r}, which is no array of numbers ({_first(error)})") from None
+    if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim == 0 or array.shape[1:] != shape:
+        wanted = f"{dtype.name} (N{''.join(f', {size}' for size in shape)})"
+        raise _Invalid(f"has the member {member!r}, which is not an array {wanted}")
+    return array
+
+
+def _first(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__

@@ -1,0 +1,73 @@
+"""Published data sets, in the files their publishers made.
+
+A source of images reads one at a time, in any order, and can be sent to another process: it opens its files again
+there. A table gives all its rows at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pipeline.data.sources.archives import unpacking
+from pipeline.data.sources.base import BrokenImage, Source, Table
+from pipeline.data.sources.images.celeba import CelebA
+from pipeline.data.sources.images.cifar10 import Cifar10
+from pipeline.data.sources.images.digits import Digits
+from pipeline.data.sources.images.folder import Images
+from pipeline.data.sources.images.imagenet32 import ImageNet32
+from pipeline.data.sources.images.lsun import LSUN
+from pipeline.data.sources.tables import toy
+from pipeline.data.sources.tables.uci import hepmass, miniboone, parkinsons, redwine, whitewine
+from pipeline.runtime.errors import UserError
+
+__all__ = ["EMBEDDED", "IMAGES", "KINDS", "TABLES", "BrokenImage", "Source", "Table", "make"]
+
+IMAGES: dict[str, Callable[[str, str | None], Source]] = {
+    "celeba": CelebA,
+    "cifar10": Cifar10,
+    "digits": Digits,
+    "imagenet32": ImageNet32,
+    "images": Images,
+    "lsun": LSUN,
+}
+TABLES: dict[str, Callable[[str, str | None], Table]] = {
+    "hepmass": hepmass,
+    "miniboone": miniboone,
+    "parkinsons": parkinsons,
+    "redwine": redwine,
+    "toy": toy.table,
+    "whitewine": whitewine,
+}
+KINDS = IMAGES | TABLES
+
+EMBEDDED = {"digits": "the digits come with scikit-learn", "toy": "the toy data are made here"}
+
+
+def make(kind: str, url: str | None = None, split: str | None = None) -> Source | Table:
+    """Opens a source.
+
+    Args:
+        kind: A name of `KINDS`.
+        url: A path or any fsspec URL of the publisher's file or folder. Only "digits" and "toy" have none.
+        split: The split to take, by the publisher's name for it, or None for everything there is.
+
+    Returns:
+        The source of images, or the table.
+
+    Raises:
+        UserError: If the kind is unknown, the URL is missing, the files are damaged or not of this format, or there is
+            no room to unpack them.
+
+    Example:
+        >>> len(make("digits"))
+        1797
+    """
+    if kind not in KINDS:
+        raise UserError(f"no data source of kind {kind!r}: choose one of {', '.join(sorted(KINDS))}")
+    if kind in EMBEDDED:
+        if url:
+            raise UserError(f"{EMBEDDED[kind]}: leave the source's url empty")
+    elif not url:
+        raise UserError(f"a source of kind {kind!r} needs a url: give the path or URL of its files")
+    with unpacking(str(url)):
+        return KINDS[kind](url or None, split or None)

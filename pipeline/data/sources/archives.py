@@ -1,0 +1,337 @@
+"""Folders, zip files, tar files and files by themselves, read member by member in any order.
+
+Nothing is extracted under a name that an archive chose. What must lie on a local disk for random access is copied or
+decompressed into a temporary folder, which is deleted when the source is closed; `TMPDIR` says where.
+"""
+
+from __future__ import annotations
+
+import bz2
+import errno
+import gzip
+import io
+import lzma
+import os
+import shutil
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO, Protocol
+
+from pipeline.data.sources.base import BrokenImage
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.filesystem import filesystem, reachable
+
+__all__ = ["Archive", "File", "Folder", "Scratch", "Tar", "Zip", "open_archive", "open_files", "unpacking"]
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk, a quota, a file system's largest file
+
+
+@contextmanager
+def unpacking(url: str) -> Iterator[None]:
+    """Turns what can go wrong with an archive, or with the disk it is unpacked to, into one line that says what to do.
+
+    Args:
+        url: What is unpacked inside the block.
+
+    Raises:
+        UserError: If the disk is full, or the archive is damaged or cannot be read.
+
+    Example:
+        >>> with unpacking("cifar-10-binary.tar.gz"):
+        ...     raise EOFError("the file ended")
+        Traceback (most recent call last):
+        ...
+        pipeline.runtime.errors.UserError: cifar-10-binary.tar.gz is damaged (the file ended): fetch it again
+    """
+    try:
+        yield
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, BrokenImage) as error:
+        raise UserError(f"{url} is damaged ({_line(error)}): fetch it again") from None
+    except OSError as error:
+        if error.errno in _FULL:
+            raise _no_room(url) from None
+        if error.errno is None:  # gzip and bz2 say so of their streams; the operating system's errors have a number
+            raise UserError(f"{url} is damaged ({_line(error)}): fetch it again") from None
+        raise UserError(f"{url} cannot be unpacked ({_line(error)}): check it and TMPDIR") from None
+
+
+def _no_room(url: str) -> UserError:
+    folder = tempfile.gettempdir()
+    return UserError(f"no room in {folder} to unpack {url}: free some, or set TMPDIR to a folder with more")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+class Scratch:
+    """A temporary folder, made when it is first used. The process that made it deletes it; others know its path."""
+
+    def __init__(self) -> None:
+        self._owner: tempfile.TemporaryDirectory[str] | None = None
+        self._path: str | None = None
+
+    def file(self, name: str) -> str:
+        """The path of a file in the folder.
+
+        Args:
+            name: A name that this program chose, never one out of an archive.
+        """
+        if self._path is None:
+            self._owner = tempfile.TemporaryDirectory(prefix="gebm-source-")
+            self._path = self._owner.name
+        return os.path.join(self._path, name)
+
+    def close(self) -> None:
+        """Deletes the folder, in the process that made it."""
+        if self._owner is not None:
+            self._owner.cleanup()
+            self._owner = self._path = None
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"_owner": None, "_path": self._path}
+
+
+class Archive(Protocol):
+    """A folder, zip or tar file, or a file by itself.
+
+    Args:
+        url: Where it is.
+        names: Names of the files in it, with slashes, sorted.
+    """
+
+    url: str
+    names: list[str]
+
+    def read(self, name: str) -> bytes:
+        """The contents of one file."""
+        ...
+
+    def open(self, name: str) -> BinaryIO:
+        """One file as a stream."""
+        ...
+
+    def close(self) -> None:
+        """Closes the archive and deletes its local copy."""
+        ...
+
+
+class Folder:
+    """A folder behind any fsspec URL."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._fs, self._root = filesystem(url)
+        with reachable(url):
+            self.names = sorted(path[len(self._root) + 1 :] for path in self._fs.find(self._root))
+
+    def read(self, name: str) -> bytes:
+        """The contents of one file."""
+        with reachable(self.url):
+            return self._fs.cat_file(f"{self._root}/{name}")
+
+    def open(self, name: str) -> BinaryIO:
+        """One file as a stream."""
+        with reachable(self.url):
+            return self._fs.open(f"{self._root}/{name}", "rb")
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+class Zip:
+    """A zip file on a local disk."""
+
+    def __init__(self, url: str, path: str, scratch: Scratch) -> None:
+        self.url = url
+        self._path = path
+        self._scratch = scratch
+        self._file: zipfile.ZipFile | None = None
+        try:
+            self.names = sorted(info.filename for info in self._opened().infolist() if not info.is_dir())
+        except zipfile.BadZipFile as error:
+            raise UserError(f"{url} is a damaged zip file ({error}): fetch it again") from None
+
+    def read(self, name: str) -> bytes:
+        """The contents of one file."""
+        try:
+            return self._opened().read(name)
+        # A wrong checksum, a broken stream, a password, a method of compression that Python lacks.
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as error:
+            raise BrokenImage(name) from error
+
+    def open(self, name: str) -> BinaryIO:
+        """One file as a stream."""
+        try:
+            return self._opened().open(name)
+        except RuntimeError as error:  # a password, or a method of compression that Python lacks
+            raise UserError(f"{name} of {self.url} cannot be unpacked ({error}): fetch it again") from None
+
+    def close(self) -> None:
+        """Closes the file and deletes its local copy, if there is one."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        self._scratch.close()
+
+    def _opened(self) -> zipfile.ZipFile:
+        if self._file is None:
+            self._file = zipfile.ZipFile(self._path)
+        return self._file
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_file": None}
+
+
+class Tar:
+    """A tar file on a local disk, without compression."""
+
+    def __init__(self, url: str, path: str, scratch: Scratch) -> None:
+        self.url = url
+        self._path = path
+        self._scratch = scratch
+        self._file: BinaryIO | None = None
+        with tarfile.open(path, "r:") as tar:
+            try:
+                # Links are left out: they could name any file of this machine.
+                self._places = {info.name: (info.offset_data, info.size) for info in tar if info.isreg()}
+            except tarfile.TarError as error:
+                raise UserError(f"{url} is a damaged tar file ({error}): fetch it again") from None
+        self.names = sorted(self._places)
+
+    def read(self, name: str) -> bytes:
+        """The contents of one file."""
+        if self._file is None:
+            # Kept open for the next image.
+            self._file = open(self._path, "rb")  # noqa: SIM115
+        offset, size = self._places[name]
+        self._file.seek(offset)
+        data = self._file.read(size)
+        if len(data) != size:
+            raise BrokenImage(name)
+        return data
+
+    def open(self, name: str) -> BinaryIO:
+        """One file as a stream."""
+        return io.BytesIO(self.read(name))
+
+    def close(self) -> None:
+        """Closes the file and deletes its local copy, if there is one."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        self._scratch.close()
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_file": None}
+
+
+class File:
+    """A file by itself on a local disk, under the name that its URL ends with."""
+
+    def __init__(self, url: str, path: str, scratch: Scratch) -> None:
+        self.url = url
+        self.names = [url.rstrip("/").rpartition("/")[2]]
+        self._path = path
+        self._scratch = scratch
+
+    def read(self, name: str) -> bytes:
+        """The contents of the file."""
+        with self.open(name) as file:
+            return file.read()
+
+    def open(self, name: str) -> BinaryIO:
+        """The file as a stream."""
+        return open(self._path, "rb")
+
+    def close(self) -> None:
+        """Deletes the local copy, if there is one."""
+        self._scratch.close()
+
+
+def open_archive(url: str) -> Archive:
+    """Opens a folder, a zip file or a tar file, compressed or not.
+
+    A remote zip or tar file is copied to the local disk first.
+
+    Args:
+        url: A path or any fsspec URL.
+
+    Returns:
+        The archive.
+
+    Raises:
+        UserError: If there is nothing at the URL, or it is none of the three.
+    """
+    if _is_folder(url):
+        return Folder(url)
+    path, scratch = _local(url)
+    with unpacking(url):
+        if zipfile.is_zipfile(path):
+            return Zip(url, path, scratch)
+        path = _decompressed(path, scratch)
+        is_tar = tarfile.is_tarfile(path)
+    if not is_tar:
+        raise UserError(f"{url} is neither a folder nor a zip or tar file: check the source's url")
+    return Tar(url, path, scratch)
+
+
+def open_files(url: str) -> Archive:
+    """Opens a folder, a zip file, or else a file by itself. Anything remote but a folder is copied to the local disk.
+
+    Args:
+        url: A path or any fsspec URL.
+
+    Returns:
+        The files. Those of a tar file are not looked for: it is a file by itself.
+
+    Raises:
+        UserError: If there is nothing at the URL.
+    """
+    if _is_folder(url):
+        return Folder(url)
+    path, scratch = _local(url)
+    with unpacking(url):
+        return (Zip if zipfile.is_zipfile(path) else File)(url, path, scratch)
+
+
+def _is_folder(url: str) -> bool:
+    """Whether there is a folder at a URL; there must be something."""
+    fs, path = filesystem(url)
+    with reachable(url):
+        if fs.isdir(path):
+            return True
+        if not fs.exists(path):
+            raise UserError(f"there is no data at {url}: check the source's url")
+    return False
+
+
+def _local(url: str) -> tuple[str, Scratch]:
+    """The path of a file on the local disk, and the folder that its copy lies in if it was remote."""
+    fs, path = filesystem(url)
+    scratch = Scratch()
+    if "file" in fs.protocol:
+        return path, scratch
+    with reachable(url):
+        try:
+            copy = scratch.file("copy")
+            fs.get_file(path, copy)
+        except OSError as error:
+            raise _no_room(url) if error.errno in _FULL else error from None
+    return copy, scratch
+
+
+def _decompressed(path: str, scratch: Scratch) -> str:
+    openers = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
+    with open(path, "rb") as file:
+        opener = openers.get(file.read(2))
+    if opener is None:
+        return path
+    plain = scratch.file("plain")
+    with opener(path, "rb") as source, open(plain, "wb") as target:
+        shutil.copyfileobj(source, target, 2**20)
+    return plain

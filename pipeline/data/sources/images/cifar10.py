@@ -1,0 +1,106 @@
+"""CIFAR-10, the binary version: 60,000 RGB images of 32x32."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import PurePosixPath
+
+import numpy as np
+
+from pipeline.data.sources.archives import Archive, Scratch, open_archive
+from pipeline.data.sources.base import choose
+from pipeline.runtime.errors import UserError
+
+__all__ = ["Cifar10"]
+
+_RECORD = 1 + 3 * 32 * 32
+_FILES = {
+    "train": tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
+    "test": ("test_batch.bin",),
+}
+_NAMES = "batches.meta.txt"
+
+
+class Cifar10:
+    """`cifar-10-binary.tar.gz` (Krizhevsky 2009), or the folder it holds. The pickled Python version is refused.
+
+    Args:
+        url: The tar file or folder.
+        split: "train" or "test", or None for both.
+
+    Raises:
+        UserError: If this is not the binary version of CIFAR-10, or a file of it is missing or damaged.
+    """
+
+    kind = "cifar10"
+
+    def __init__(self, url: str, split: str | None) -> None:
+        self.url = url
+        self.split = choose(split, tuple(_FILES), self.kind)
+        archive = open_archive(url)
+        try:
+            places = {PurePosixPath(name).name: name for name in archive.names}
+            if {"data_batch_1", "test_batch"} & places.keys():
+                raise UserError(
+                    f"{url} is the pickled version of CIFAR-10, never opened here: get cifar-10-binary.tar.gz"
+                )
+            files = [name for each in ([split] if split else _FILES) for name in _FILES[each]]
+            for name in (*files, _NAMES):
+                if name not in places:
+                    raise UserError(f"{url} has no {name}: give the path of cifar-10-binary.tar.gz")
+            self.labels = tuple(archive.read(places[_NAMES]).decode(errors="replace").split())
+            if len(self.labels) != 10:
+                raise UserError(f"{_NAMES} of {url} does not name 10 classes: fetch it again")
+            self._scratch = Scratch()
+            self._path = self._scratch.file("records")
+            self._origins = _collect(archive, places, files, self._path)
+        finally:
+            archive.close()
+        self._records: np.ndarray | None = None
+        if (self._opened()[:, 0] > 9).any():
+            raise UserError(f"{url} has a label above 9, so it is not CIFAR-10: fetch it again")
+
+    def __len__(self) -> int:
+        return sum(count for _, count in self._origins)
+
+    def name(self, index: int) -> str:
+        """The batch file and the number of the record in it."""
+        for file, count in self._origins:
+            if index < count:
+                return f"{file}[{index}]"
+            index -= count
+        raise IndexError(index)
+
+    def read(self, index: int) -> tuple[np.ndarray, int]:
+        """Pixels, uint8 (32, 32, 3), and the class."""
+        record = self._opened()[index]
+        return np.ascontiguousarray(record[1:].reshape(3, 32, 32).transpose(1, 2, 0)), int(record[0])
+
+    def close(self) -> None:
+        """Deletes the decompressed records."""
+        self._records = None
+        self._scratch.close()
+
+    def _opened(self) -> np.ndarray:
+        if self._records is None:
+            # Mapped, so that any number of processes share one copy.
+            self._records = np.memmap(self._path, np.uint8, mode="r").reshape(-1, _RECORD)
+        return self._records
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_records": None}
+
+
+def _collect(archive: Archive, places: dict[str, str], files: list[str], path: str) -> list[tuple[str, int]]:
+    """Puts the records of some batch files one after the other and says how many each gave."""
+    origins = []
+    with open(path, "wb") as target:
+        for name in files:
+            start = target.tell()
+            with archive.open(places[name]) as source:
+                shutil.copyfileobj(source, target, 2**20)
+            size = target.tell() - start
+            if size == 0 or size % _RECORD:
+                raise UserError(f"{name} of {archive.url} is no whole number of records: fetch it again")
+            origins.append((name, size // _RECORD))
+    return origins

@@ -1,0 +1,147 @@
+"""Tables of numbers in text files, one row a line, read so that what is damaged is named by its line.
+
+Numbers are read by NumPy and nothing is executed.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import itertools
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+import numpy as np
+
+from pipeline.data.sources.archives import Archive
+from pipeline.runtime.errors import UserError
+
+__all__ = ["Lines", "open_lines"]
+
+_AT_ONCE = 2**15  # lines: enough that NumPy's own loop does the work, few enough to look at one by one
+_GZIP = b"\x1f\x8b"
+
+
+class Lines:
+    r"""The lines of a text file, counted.
+
+    Args:
+        file: The text.
+        where: What to call it in a message.
+
+    Example:
+        >>> lines = Lines(io.StringIO("x;y\n1;2\n3;4\n"), "points.csv")
+        >>> lines.take()
+        'x;y'
+        >>> next(lines.numbers({2}, ";"))
+        array([[1., 2.],
+               [3., 4.]])
+    """
+
+    def __init__(self, file: TextIO, where: str) -> None:
+        self.where = where
+        self._file = file
+        self._done = 0
+
+    def take(self) -> str:
+        """The next line, or an empty one at the end."""
+        self._done += 1
+        return self._file.readline().rstrip("\r\n")
+
+    def numbers(self, widths: Collection[int], delimiter: str | None, limit: int | None = None) -> Iterator[np.ndarray]:
+        """All lines that are left, or the next ones, as numbers.
+
+        Args:
+            widths: How many numbers a line may have. All have as many as the first.
+            delimiter: What stands between two numbers, or None for any white space.
+            limit: Largest number of lines, or None for all.
+
+        Yields:
+            Some rows at a time, float64 (n, width), all of them finite and within the range of float32.
+
+        Raises:
+            UserError: If a line is not numbers of such a width; the message has the number of the line. Empty lines at
+                the end are none.
+        """
+        lines = itertools.islice(self._file, limit)
+        while block := list(itertools.islice(lines, _AT_ONCE)):
+            first = self._done + 1
+            self._done += len(block)
+            if not block[-1].strip():
+                block = self._without_the_end(block)
+            if not block:
+                return
+            rows = _parsed(block, delimiter)
+            if rows is None or rows.shape[1] not in widths or not _fit_float32(rows).all():
+                raise self._damage(block, first, widths, delimiter)
+            widths = {rows.shape[1]}
+            yield rows
+
+    def damaged(self, line: int, what: str) -> UserError:
+        """The error that a line is not what it should be.
+
+        Args:
+            line: Number of the line, from 1.
+            what: The rest of a sentence that begins "line <number> of <file>".
+        """
+        return UserError(f"line {line} of {self.where} {what}: fetch it again")
+
+    def _without_the_end(self, block: list[str]) -> list[str]:
+        """The block without the empty lines that end the file, or as it is if there is more after it."""
+        if any(line.strip() for line in self._file):
+            return block
+        while block and not block[-1].strip():
+            block.pop()
+        return block
+
+    def _damage(self, block: list[str], first: int, widths: Collection[int], delimiter: str | None) -> UserError:
+        for number, line in enumerate(block, first):
+            fields = line.split(delimiter) if line.strip() else []
+            if len(fields) not in widths:
+                wanted = " or ".join(str(width) for width in sorted(widths))
+                return self.damaged(number, f"has {len(fields)} columns, not {wanted}")
+            widths = {len(fields)}
+            for column, field in enumerate(fields, 1):
+                parsed = _parsed([field], None)
+                if parsed is None or parsed.shape != (1, 1):
+                    return self.damaged(number, f"has {field.strip()[:40]!r} in column {column}, which is no number")
+                if not _fit_float32(parsed).all():
+                    return self.damaged(number, f"has {field.strip()[:40]!r} in column {column}, which is out of range")
+        return self.damaged(first, f"or one of the {len(block) - 1} after it is not numbers")
+
+
+def _parsed(lines: list[str], delimiter: str | None) -> np.ndarray | None:
+    """The numbers of some lines, one row each, or None if there is a line that is none."""
+    if not all(line.strip() for line in lines):
+        return None  # NumPy would leave it out
+    try:
+        return np.loadtxt(lines, np.float64, comments=None, delimiter=delimiter, ndmin=2)
+    except ValueError:
+        return None
+
+
+def _fit_float32(numbers: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # the largest float32 is printed as a little more than it is
+        return np.isfinite(numbers.astype(np.float32))
+
+
+@contextmanager
+def open_lines(archive: Archive, name: str) -> Iterator[Lines]:
+    """Opens a text file, gzipped or not.
+
+    Args:
+        archive: Where it lies.
+        name: Its name there.
+
+    Yields:
+        Its lines.
+    """
+    plain = name.removesuffix(".gz").rpartition("/")[2]
+    where = archive.url if archive.url.endswith(name) else f"{plain} of {archive.url}"
+    with archive.open(name) as packed:
+        zipped = packed.read(len(_GZIP)) == _GZIP
+        packed.seek(0)
+        with gzip.open(packed) if zipped else packed as file:
+            # A byte order mark is no part of the first name; bytes that are no UTF-8 are no part of a number.
+            yield Lines(io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace"), where)

@@ -1,0 +1,170 @@
+"""Where a store lies, and the check made each time one is opened."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+import platformdirs
+from fsspec.exceptions import FSTimeoutError
+from fsspec.implementations.memory import MemoryFileSystem
+
+from pipeline.data.manifest import MANIFEST_NAME, Manifest, Shard
+from pipeline.data.shard_cache import ShardCache
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.filesystem import filesystem, is_local, reachable
+
+__all__ = [
+    "TIMEOUT",
+    "MissingStore",
+    "Store",
+    "locate",
+    "open_store",
+    "seen_by_one_process",
+]
+
+TIMEOUT = 300.0
+"""Seconds that one request of a store may take."""
+
+
+class MissingStore(UserError):
+    """There is no finished store at a URL. The message names the URL only: the caller knows the command to make it."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """A finished store.
+
+    Args:
+        url: The store's URL, as the user gave it or as `locate` found it.
+        fs: The fsspec file system behind the URL.
+        path: The store's directory in that file system.
+        manifest: What the store holds.
+        cache: Where its shards are kept on this machine once they are read, or None.
+        timeout: Seconds that one request of it may take; see `open_store`.
+    """
+
+    url: str
+    fs: fsspec.AbstractFileSystem
+    path: str
+    manifest: Manifest
+    cache: ShardCache | None = None
+    timeout: float = TIMEOUT
+
+    def shard_path(self, shard: Shard) -> str:
+        """Where one shard lies in the file system."""
+        return f"{self.path}/{shard.name}"
+
+    def fetch(self, shard: Shard) -> bytes:
+        """A shard as the file system has it now; nothing of it is checked."""
+        return _ask(self.fs, "cat_file", self.shard_path(shard), timeout=self.timeout)
+
+
+def locate(name_or_url: str) -> str:
+    """The URL of a store.
+
+    A URL, an absolute path and a path that starts with "." or "~" are what they say. Any other name lies under the
+    stores' root: the environment variable `GEBM_STORES` (a path or an fsspec URL), or a folder in the user's cache.
+
+    Args:
+        name_or_url: A store's name, path or URL.
+
+    Returns:
+        A URL, or an absolute path: a trial's workers run in folders of their own.
+
+    Raises:
+        UserError: If the name is empty.
+
+    Example:
+        >>> locate("s3://bucket/lsun-64")
+        's3://bucket/lsun-64'
+    """
+    if not name_or_url.strip():
+        raise UserError("the store's name is empty: give a name, a path or an fsspec URL")
+    place = name_or_url
+    if "://" not in place and not os.path.isabs(place) and not place.startswith((".", "~")):
+        root = os.environ.get("GEBM_STORES") or os.path.join(platformdirs.user_cache_dir("gebm"), "stores")
+        place = f"{root.rstrip('/')}/{place}"
+    return place.rstrip("/") if "://" in place else os.path.abspath(os.path.expanduser(place))
+
+
+def open_store(
+    name_or_url: str, max_bad_shards: int = 0, *, cache: ShardCache | None = None, timeout: float = TIMEOUT
+) -> Store:
+    """Opens a store and checks, without reading them, that its shards are there whole.
+
+    Args:
+        name_or_url: A store's name, path or URL; see `locate`.
+        max_bad_shards: How many shards may be missing or of another size.
+        cache: Where shards are kept on this machine once they are read. Of a store on this machine none are.
+        timeout: Seconds that one request may take, with all that the file system tries again by itself: that of a shard
+            brings all of it. A network storage that then has not answered counts as hung.
+
+    Returns:
+        The store. Every other shard of its manifest exists and has the manifest's size in bytes.
+
+    Raises:
+        MissingStore: If there is no finished store.
+        UserError: If the manifest is invalid, or more shards are missing or of another size than may be.
+
+    Example:
+        >>> from pipeline.data import sources, write_store
+        >>> report = write_store(sources.make("digits"), "memory://docs/open", resolution=8, channels=1)
+        >>> open_store("memory://docs/open").manifest.num_samples
+        1797
+    """
+    url = locate(name_or_url)
+    fs, path = filesystem(url)
+    # Listings are cached by some file systems, and the store may have been finished by another process since.
+    fs.invalidate_cache(path)
+    with reachable(url):
+        try:
+            text = _ask(fs, "cat_file", f"{path}/{MANIFEST_NAME}", timeout=timeout)
+        except (FileNotFoundError, NotADirectoryError):
+            raise MissingStore(f"no finished store at {url}") from None
+    store = Store(url, fs, path, Manifest.from_json(text, url), None if is_local(fs) else cache, timeout)
+    with reachable(url):
+        _check_sizes(store, max_bad_shards)
+    return store
+
+
+def _check_sizes(store: Store, max_bad: int) -> None:
+    paths = [store.shard_path(shard) for shard in store.manifest.shards]
+    try:
+        sizes = _ask(store.fs, "sizes", paths, timeout=store.timeout)
+    except FileNotFoundError:  # one by one, for the others are asked for together
+        sizes = [_size(store, path) for path in paths]
+    bad = []
+    for shard, size in zip(store.manifest.shards, sizes, strict=True):
+        if size is None:
+            bad.append(f"{shard.name} is missing from the store {store.url}")
+        elif size != shard.bytes:
+            bad.append(f"{shard.name} of the store {store.url} has {size} bytes, its manifest says {shard.bytes}")
+    if len(bad) > max_bad:
+        more = f" ({len(bad)} shards are bad, and data.max_bad_shards={max_bad} may be)" if max_bad else ""
+        raise UserError(f"{bad[0]}{more}: make the store again")
+
+
+def _size(store: Store, path: str) -> int | None:
+    try:
+        return _ask(store.fs, "size", path, timeout=store.timeout)
+    except FileNotFoundError:
+        return None
+
+
+def _ask(fs: fsspec.AbstractFileSystem, question: str, *arguments: object, timeout: float) -> Any:
+    """What a file system answers to one of its methods; a network storage has to do so in time."""
+    method = getattr(fs, question)
+    if not fs.async_impl:  # it is asked in this thread, which nobody else can call back
+        return method(*arguments)
+    try:
+        return method(*arguments, timeout=timeout)
+    except FSTimeoutError:
+        raise TimeoutError(f"no answer within data.timeout={timeout:g} seconds") from None
+
+
+def seen_by_one_process(fs: fsspec.AbstractFileSystem) -> bool:
+    """Whether no other process can see what lies in a file system."""
+    return isinstance(fs, MemoryFileSystem)

@@ -1,0 +1,208 @@
+"""What goes into a shard: how the samples of a source become members of a tar file.
+
+The writer knows of shards, processes and interruptions; a packing knows of images or of rows.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from pipeline.data import image_codec
+from pipeline.data.manifest import ENCODINGS
+from pipeline.data.permutation import permutation
+from pipeline.data.reading.shard import BLOCK_IMAGES, BLOCK_LABELS, IMAGE, IMAGE_LABEL, ROWS
+from pipeline.data.sources.base import BrokenImage, Source, Table
+from pipeline.runtime.errors import UserError
+
+__all__ = ["ImagePacking", "Packed", "Packing", "RowPacking", "choose_packing"]
+
+_BLOCK = 1024  # images: large enough that a block costs nothing to find, small enough to look at one alone
+_MIXING_SEED = 0
+
+
+class Packed(NamedTuple):
+    """The contents of one shard.
+
+    Args:
+        members: The samples of the tar file, as webdataset writes them.
+        num_samples: Number of images or rows in them.
+        broken: Names of the images of the source that could not be read, and are left out.
+    """
+
+    members: Iterator[dict[str, str | bytes]]
+    num_samples: int
+    broken: tuple[str, ...]
+
+
+class Packing(Protocol):
+    """A source, and how a store holds it. It can be sent to another process.
+
+    Args:
+        source: Where the samples come from.
+        resolution: Height and width of the images, in pixels, or None for rows.
+        channels: Channels of the images or columns of the rows.
+        encoding: One of `pipeline.data.manifest.ENCODINGS`.
+        labels: Class names, or None.
+        unit: What the samples are called: "images" or "rows".
+        worth_processes: Whether packing a shard takes longer than starting a process.
+    """
+
+    source: Source | Table
+    resolution: int | None
+    channels: int
+    encoding: str
+    labels: tuple[str, ...] | None
+    unit: str
+    worth_processes: bool
+
+    def order(self) -> np.ndarray:
+        """The samples of the source, int64 (N,), in the order of the store."""
+        ...
+
+    def pack(self, indices: np.ndarray, first: int, advance: Callable[[int], None]) -> Packed:
+        """The contents of a shard.
+
+        Args:
+            indices: Its samples, as indices in the source, int64 (n,).
+            first: The place of the first of them in the store.
+            advance: Called with a number of samples whenever that many more are done.
+        """
+        ...
+
+
+def choose_packing(source: Source | Table, resolution: int | None, channels: int | None, encoding: str) -> Packing:
+    """The packing of a source in an encoding.
+
+    Args:
+        source: A source of images or a table.
+        resolution: Height and width of the images, in pixels. None for rows.
+        channels: 1 (grey) or 3 (RGB). For rows, their number of columns, or None for as many as there are.
+        encoding: "images" or "blocks" for images, "rows" for a table.
+
+    Returns:
+        The packing.
+
+    Raises:
+        UserError: If the source does not fit the encoding, or a number is out of its range.
+
+    Example:
+        >>> table = Table("toy", None, None, np.zeros((5, 2), np.float32))
+        >>> choose_packing(table, None, None, "rows").channels
+        2
+    """
+    if encoding not in ENCODINGS:
+        raise UserError(f"no encoding {encoding!r}: choose one of {', '.join(ENCODINGS)}")
+    if isinstance(source, Table):
+        columns = source.rows.shape[1]
+        if encoding != "rows":
+            raise UserError(f"a source of kind {source.kind!r} gives rows, not images: set data.encoding=rows")
+        if resolution is not None:
+            raise UserError(f"rows have no pixels, so there is no resolution {resolution}: set data.resolution=null")
+        if channels not in (None, columns):
+            raise UserError(
+                f"the rows of {source.kind} have {columns} columns, not {channels}: set data.channels={columns}"
+            )
+        return RowPacking(source)
+    if encoding == "rows":
+        raise UserError(f"a source of kind {source.kind!r} gives images, not rows: set data.encoding=blocks")
+    if resolution is None or resolution < 1:
+        raise UserError(f"the resolution {resolution} is not positive: give a number of pixels")
+    if channels not in (1, 3):
+        raise UserError(f"a store has 1 or 3 channels, not {channels}: choose one")
+    return ImagePacking(source, resolution, channels, encoding)
+
+
+class ImagePacking:
+    """Images, brought to one size and mixed.
+
+    Args:
+        source: Where the images come from.
+        resolution: Height and width of the images, in pixels.
+        channels: 1 (grey) or 3 (RGB).
+        encoding: "images" (a PNG file a sample) or "blocks" (arrays of many images).
+    """
+
+    unit = "images"
+    worth_processes = True
+
+    def __init__(self, source: Source, resolution: int, channels: int, encoding: str) -> None:
+        self.source = source
+        self.resolution = resolution
+        self.channels = channels
+        self.encoding = encoding
+        self.labels = source.labels
+
+    def order(self) -> np.ndarray:
+        """A fixed permutation: published files are often sorted by class, and each shard is to be a mixture of all."""
+        return permutation(len(self.source), _MIXING_SEED)
+
+    def pack(self, indices: np.ndarray, first: int, advance: Callable[[int], None]) -> Packed:
+        """The images at `indices`; broken ones are named and left out."""
+        images, labels, broken = [], [], []
+        for index in indices:
+            try:
+                image, label = self.source.read(int(index))
+            except BrokenImage:
+                broken.append(self.source.name(int(index)))
+            else:
+                try:
+                    images.append(image_codec.fit(image, self.resolution, self.channels))
+                    labels.append(label)
+                except Exception:  # Pillow raises what it likes for a broken image; the report names it.
+                    broken.append(self.source.name(int(index)))
+            advance(1)
+        members = self._encoded if self.encoding == "images" else self._blocks
+        return Packed(members(images, labels, first), len(images), tuple(broken))
+
+    def _encoded(self, images: list[np.ndarray], labels: list[int], first: int) -> Iterator[dict[str, str | bytes]]:
+        for offset, image in enumerate(images):
+            sample: dict[str, str | bytes] = {"__key__": f"{first + offset:09d}", IMAGE: image_codec.encode(image)}
+            if self.labels is not None:
+                sample[IMAGE_LABEL] = str(labels[offset]).encode()
+            yield sample
+
+    def _blocks(self, images: list[np.ndarray], labels: list[int], first: int) -> Iterator[dict[str, str | bytes]]:
+        for offset in range(0, len(images), _BLOCK):
+            block = slice(offset, offset + _BLOCK)
+            sample = {"__key__": f"{first + offset:09d}", BLOCK_IMAGES: _npy(np.stack(images[block]))}
+            if self.labels is not None:
+                sample[BLOCK_LABELS] = _npy(np.array(labels[block], np.int64))
+            yield sample
+
+
+class RowPacking:
+    """The rows of a table, one array a shard, in the order of their publisher: whoever splits them mixes them.
+
+    Args:
+        source: The table.
+    """
+
+    resolution = None
+    encoding = "rows"
+    labels = None
+    unit = "rows"
+    worth_processes = False
+
+    def __init__(self, source: Table) -> None:
+        self.source = source
+        self.channels = source.rows.shape[1]
+
+    def order(self) -> np.ndarray:
+        """As they were published."""
+        return np.arange(len(self.source))
+
+    def pack(self, indices: np.ndarray, first: int, advance: Callable[[int], None]) -> Packed:
+        """The rows at `indices`."""
+        rows = self.source.rows[indices]
+        advance(len(rows))
+        return Packed(iter([{"__key__": f"{first:09d}", ROWS: _npy(rows)}]), len(rows), ())
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()

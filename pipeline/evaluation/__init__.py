@@ -1,0 +1,1 @@
+"""What a model is measured by: chains, metrics and figures."""

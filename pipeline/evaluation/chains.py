@@ -1,0 +1,81 @@
+"""MCMC chains in latent space: their kernel, where they are looked at, and how they are run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from gebm import GEBM, samplers
+from gebm.freezing import frozen
+from pipeline import config as schema
+from pipeline.runtime.errors import UserError
+
+__all__ = [
+    "chain_steps",
+    "make_kernel",
+    "run_chains",
+]
+
+
+def make_kernel(sampler: schema.Sampler, model: GEBM) -> samplers.Kernel:
+    """The kernel that the config names, with its step-size schedule."""
+    schedule = samplers.StepDecay(factor=sampler.decay, every=sampler.decay_every) if sampler.decay != 1.0 else None
+    return samplers.make(
+        sampler.name, step_size=sampler.step_size, friction=sampler.friction, schedule=schedule, prior=model.prior
+    )
+
+
+def chain_steps(num_steps: int, points: int) -> list[int]:
+    """Where along a chain to measure: its start, its end, and evenly in between.
+
+    Example:
+        >>> chain_steps(100, 4), chain_steps(3, 5)
+        ([0, 25, 50, 75, 100], [0, 1, 2, 3])
+    """
+    return sorted({round(point * num_steps / points) for point in range(points + 1)})
+
+
+def run_chains(
+    model: GEBM,
+    sampler: schema.Sampler,
+    z0: torch.Tensor,
+    *,
+    seed: int,
+    first_chain: int = 0,
+    observe: Callable[[int, torch.Tensor], None],
+) -> samplers.Chain:
+    """Run chains side by side; one that diverges starts again from the prior, and is counted.
+
+    Args:
+        model: the GEBM, best as :func:`gebm.folding.folded` makes it.
+        sampler: the kernel and its settings.
+        z0: where they start (N, D); they share the device's memory.
+        seed: of the noise, another than the latents'. With it and its number, a chain is the same whatever runs
+            beside it.
+        first_chain: the number of the first of them.
+        observe: called with the step and the latents (N, D), before the first step and after each.
+
+    Returns:
+        The chain's end.
+
+    Raises:
+        UserError: every chain has diverged at every step, so what is left is the prior's.
+    """
+    # Held fixed out here as well as in the potential, so that normalised weights are computed once and not every step.
+    with frozen(model.base, model.energy):
+        observe(0, z0)
+        chain = samplers.run(
+            make_kernel(sampler, model),
+            lambda z: model.potential(z, beta=sampler.beta),
+            z0,
+            sampler.num_steps,
+            generator=torch.Generator(z0.device).manual_seed(seed),
+            every=1,
+            callback=lambda step, state: observe(step, state.z),
+            prior=model.prior,
+            first_chain=first_chain,
+        )
+    if bool((chain.divergences >= sampler.num_steps).all()):
+        raise UserError(f"all {len(z0)} chains diverged: lower sampler.step_size or sampler.beta")
+    return chain

@@ -1,0 +1,265 @@
+"""Feature extractors: what turns images into the vectors that all metrics compare."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import safetensors.torch
+import torch
+from torch import Tensor
+from torch_fidelity import FeatureExtractorBase
+from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
+from torch_fidelity.utils import create_feature_extractor
+
+from pipeline.data import Store
+from pipeline.evaluation.metrics.classifier_store import (
+    classifier_label,
+    classifier_url,
+    load_classifier,
+    train_classifier,
+)
+from pipeline.runtime import safetensors_io
+from pipeline.runtime.errors import UserError
+
+__all__ = ["Extractor", "features", "make_extractor", "to_uint8"]
+
+# Where the published weights are, and the first digits of their SHA-256, which a download has to match.
+_PUBLISHED = {
+    "inception-v3-compat": (
+        "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+        "6726825d",
+    ),
+    "vgg16": ("https://download.pytorch.org/models/vgg16-397923af.pth", "397923af"),
+}
+# These fetch and run code or TorchScript archives from the network; there is no safe way to load them.
+_RUNS_FOREIGN_CODE = re.compile(r"(clip|dinov2)-")
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A torch-fidelity feature extractor, with the name that metrics carry.
+
+    Attributes:
+        label: full name, such as `inception-v3-compat` or `classifier-1a2b3c4d`: figures with different labels
+            cannot be compared. Weights other than the published ones add their own digest.
+        network: torch-fidelity's module.
+        layer: the layer that distances are taken in.
+        logits_layer: the layer of the Inception score.
+        channels: channels of the images it takes.
+        digest: SHA-256 of its weights' file, hexadecimal; what is computed with other weights is never reused.
+        device: where it runs.
+        batch_size: images at a time.
+    """
+
+    label: str
+    network: FeatureExtractorBase
+    layer: str
+    logits_layer: str
+    channels: int
+    digest: str
+    device: torch.device
+    batch_size: int
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Extract one batch.
+
+        Args:
+            images: uint8 (N, C, H, W) on any device; one channel is repeated where the extractor wants three.
+
+        Returns:
+            `embedding` (N, F), the layer that distances are taken in, and `logits` (N, K), the layer whose softmax
+            the Inception score uses: float32, on the extractor's device.
+
+        Raises:
+            UserError: images of another type or shape, or features that are not finite.
+        """
+        if images.dtype != torch.uint8 or images.dim() != 4:
+            raise UserError(
+                f"metrics take uint8 images (N, C, H, W), not {images.dtype} {tuple(images.shape)}: use `to_uint8`"
+            )
+        if images.shape[1] == 1 and self.channels == 3:
+            images = images.expand(-1, 3, -1, -1)
+        if images.shape[1] != self.channels:
+            raise UserError(f"{self.label} takes {self.channels} channels, the images have {images.shape[1]}")
+        with torch.no_grad():
+            tensors = self.network(images.to(self.device))
+        layers = self.network.convert_features_tuple_to_dict(tensors)
+        found = {"embedding": layers[self.layer].float(), "logits": layers[self.logits_layer].float()}
+        if not all(bool(tensor.isfinite().all()) for tensor in found.values()):
+            raise UserError(f"{self.label} gives features that are not finite: its weights are damaged, get them again")
+        return found
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Turn a network's output into the images that are saved and measured.
+
+    Args:
+        images: (N, C, H, W) floats in [-1, 1]; what is outside is clamped.
+
+    Returns:
+        uint8 of the same shape: -1 is 0, 1 is 255, rounded to nearest.
+
+    Raises:
+        UserError: some are not finite, as after a chain that diverged.
+
+    Example:
+        >>> to_uint8(torch.tensor([[[[-1.0, 0.0, 1.0, 1.5]]]])).flatten().tolist()
+        [0, 128, 255, 255]
+    """
+    if not bool(images.isfinite().all()):
+        raise UserError("some images are not finite, the chain diverged: lower `sampler.step_size` or `sampler.beta`")
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def make_extractor(
+    name: str,
+    *,
+    store: Store | None = None,
+    weights: str | None = None,
+    device: str | torch.device = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> Extractor:
+    """Make a feature extractor by name.
+
+    Args:
+        name: `classifier`, trained on the labelled store itself and kept beside it, or on another one (`weights`);
+            `inception-v3-compat`, the standard FID (Heusel et al., 2017); `vgg16`; or one that was registered with
+            `torch_fidelity.register_feature_extractor`.
+        store: the store, for `classifier`.
+        weights: for `classifier`, the file that was kept beside a labelled store of the same resolution, at any
+            fsspec URL: a store without labels can be measured in those features. For the others, a local file,
+            `.safetensors` or PyTorch's; without it the published weights are downloaded once and held against their
+            hash. Never unpickles more than tensors.
+        device: where it runs.
+        progress: of the classifier's training, if it has to be trained: samples seen, samples in all.
+
+    Returns:
+        The extractor.
+
+    Raises:
+        UserError: unknown name, no store or no labels, weights that are missing, damaged or of another network.
+    """
+    device = torch.device(device)
+    if name == "classifier":
+        return _make_classifier(store, weights, device, progress)
+    if name not in FEATURE_EXTRACTORS_REGISTRY or _RUNS_FOREIGN_CODE.match(name):
+        known = sorted(key for key in FEATURE_EXTRACTORS_REGISTRY if not _RUNS_FOREIGN_CODE.match(key))
+        raise UserError(f"no feature extractor {name!r}: choose one of {', '.join(known)}")
+    return _make_registered(name, weights, device)
+
+
+def _make_classifier(
+    store: Store | None, weights: str | None, device: torch.device, progress: Callable[[int, int], None] | None
+) -> Extractor:
+    if store is None:
+        raise UserError("the classifier's features need a store: pass `data.store`, or another `evaluation.extractor`")
+    if weights is None and not safetensors_io.exists(classifier_url(store)):
+        train_classifier(store, device=device, progress=progress)
+    network = load_classifier(store, weights)
+    return Extractor(
+        label=classifier_label(network),
+        network=network.to(device),
+        layer="penultimate",
+        logits_layer="logits",
+        channels=store.manifest.channels,
+        digest=network.digest,
+        device=device,
+        batch_size=500,
+    )
+
+
+def _make_registered(name: str, weights: str | None, device: torch.device) -> Extractor:
+    cls = FEATURE_EXTRACTORS_REGISTRY[name]
+    layer, logits_layer = (cls.get_default_feature_layer_for_metric(metric) for metric in ("fid", "isc"))
+    if weights is None and name in _PUBLISHED:
+        weights = _download(name)
+    source, digest = (None, "") if weights is None else _checked_weights(weights)
+    try:
+        network = create_feature_extractor(
+            name,
+            list(dict.fromkeys((layer, logits_layer))),
+            cuda=False,
+            verbose=False,
+            feature_extractor_weights_path=source,
+        )
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{weights} does not hold the weights of {name} ({reason}): {_ADVICE}") from error
+    published = name not in _PUBLISHED or digest.startswith(_PUBLISHED[name][1])
+    suffix = "" if published and (name in _PUBLISHED or not digest) else f"-{digest[:8]}"
+    return Extractor(
+        label=name + suffix,
+        network=network.to(device),
+        layer=layer,
+        logits_layer=logits_layer,
+        channels=3,
+        digest=digest,
+        device=device,
+        batch_size=64,
+    )
+
+
+_ADVICE = "pass `evaluation.weights=<file>` or `evaluation.extractor=classifier`"
+
+
+def _download(name: str) -> str:
+    """The published weights in torch's cache, downloaded once, refused if their hash is not the published one."""
+    url, prefix = _PUBLISHED[name]
+    folder = os.path.join(torch.hub.get_dir(), "checkpoints")
+    path = os.path.join(folder, url.rsplit("/", 1)[1])
+    if not os.path.exists(path):
+        try:
+            os.makedirs(folder, exist_ok=True)
+            torch.hub.download_url_to_file(url, path, hash_prefix=prefix, progress=False)
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"the weights of {name} cannot be downloaded ({error}): {_ADVICE}") from error
+    return path
+
+
+def _checked_weights(path: str) -> tuple[io.BytesIO, str]:
+    """The tensors of a weights file, in a buffer of our own making, and the SHA-256 of the file.
+
+    torch-fidelity unpickles the file that it is given. So the file is read here by readers that make tensors and
+    nothing else, and torch-fidelity gets what they made: bytes that no stranger wrote.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        raise UserError(f"no weights at {path} ({error.strerror}): {_ADVICE}") from error
+    try:
+        if path.endswith(".safetensors"):
+            state = safetensors.torch.load(data)
+        else:
+            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # the restricted unpickler fails in many ways on a file that is not one
+        raise UserError(f"{path} holds more than tensors, or is damaged, and was not loaded: {_ADVICE}") from error
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return buffer, hashlib.sha256(data).hexdigest()
+
+
+def features(images: Tensor, extractor: Extractor, batch_size: int | None = None) -> dict[str, Tensor]:
+    """Extract the features of many images.
+
+    Args:
+        images: uint8 (N, C, H, W).
+        extractor: from :func:`make_extractor`.
+        batch_size: images at a time; by default the extractor's own.
+
+    Returns:
+        `embedding` (N, F) and `logits` (N, K), float32, on the CPU.
+
+    Raises:
+        UserError: no images, images of another type or shape, or features that are not finite.
+    """
+    if len(images) == 0:
+        raise UserError("no images to extract features from: ask for more samples")
+    parts = [extractor(batch) for batch in images.split(batch_size or extractor.batch_size)]
+    return {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}

@@ -1,0 +1,126 @@
+"""The training images nearest to a sample: does the model make images, or remember them?
+
+Distances are Euclidean, between the embeddings of an extractor. Those of training images are at hand, up to 10,000 of
+them, for precision and recall are computed with them; the same images themselves are kept beside them, to be looked at.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from pipeline.data import Store
+from pipeline.evaluation.metrics.reference import MAX_FEATURES, SEED, Reference
+from pipeline.evaluation.metrics.subsets import iter_subset, spread
+from pipeline.runtime import safetensors_io
+
+__all__ = ["gallery", "nearest", "nearest_ratio", "spacing"]
+
+_MEASURED = 2_000  # so many samples, and training images, tell a mean distance to a percent or two
+_AT_ONCE = 500
+
+
+def gallery(store: Store) -> Tensor:
+    """The training images of :attr:`pipeline.evaluation.metrics.Reference.features`, in the same order.
+
+    They are read from `<store>/statistics/` where they lie, else from the store, in one pass, and kept.
+
+    Args:
+        store: the store; its reference has to be of all of it.
+
+    Returns:
+        uint8 (M, C, H, W), M at most 10,000: in colour at 64 pixels 120 MB, however large the store.
+
+    Raises:
+        UserError: the store is damaged.
+    """
+    manifest = store.manifest
+    count = min(manifest.num_samples, MAX_FEATURES)
+    url = f"{store.url.rstrip('/')}/statistics/images-{count}.safetensors"
+    key = {"data": manifest.digest, "num_samples": count}
+    try:
+        file = safetensors_io.read(url)
+        images = file.tensors.get("images")
+        whole = images is not None and images.dtype == torch.uint8
+        if whole and file.header == key and images.shape == (count, *manifest.sample_shape):
+            return images
+        warnings.warn(f"{url} is damaged, or of other data: the images are read again", stacklevel=2)
+    except FileNotFoundError:
+        pass
+    except safetensors_io.TensorFileError as error:
+        warnings.warn(f"the kept images cannot be read and are taken from the store again: {error}", stacklevel=2)
+    # Of all samples, the reference keeps the features of those that this very permutation begins with.
+    images = torch.cat([batch for batch, _ in iter_subset(store, count, seed=SEED, batch_size=1000)])
+    try:
+        safetensors_io.write(url, {"images": images}, key)
+    except safetensors_io.TensorFileError as error:
+        warnings.warn(f"the images cannot be kept and will be read again: {error}", stacklevel=2)
+    return images
+
+
+def nearest(embedding: Tensor, data: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:
+    """The nearest rows of the data, for each sample.
+
+    Args:
+        embedding: features of samples (N, F).
+        data: features of the data (M, F), M at least `count`.
+        count: how many.
+
+    Returns:
+        Distances and row numbers in the data, both (N, `count`), the nearest first.
+
+    Example:
+        >>> data = torch.tensor([[0.0, 0.0], [0.0, 1.0], [5.0, 5.0]])
+        >>> nearest(torch.tensor([[5.0, 4.0]]), data, count=2)
+        (tensor([[1.0000, 5.8310]]), tensor([[2, 1]]))
+    """
+    # About their mean: far from it, the distance of two that are close is lost to rounding.
+    mean = data.mean(0)
+    data = data - mean
+    parts = [
+        torch.cdist(part - mean, data).topk(count, largest=False)  # sorted
+        for part in embedding.split(_AT_ONCE)
+    ]
+    return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
+
+
+def spacing(data: Tensor) -> float:
+    """The mean distance of the data to the nearest of the others, over an even 2,000 of them.
+
+    Args:
+        data: features of the data (M, F), M at least 2.
+
+    Example:
+        >>> spacing(torch.tensor([[0.0], [1.0], [3.0]]))
+        1.3333333333333333
+    """
+    distances, _ = nearest(spread(data, _MEASURED), data, count=2)
+    # The first is a row itself, but for rounding, or but for a second one that is the same to the last bit.
+    return float(distances[:, 1].double().mean())
+
+
+def nearest_ratio(embedding: Tensor, reference: Reference, among_data: float) -> float:
+    """How far samples are from the nearest training image, relative to training images among themselves.
+
+    One: as far as these are from one another. Well below one: the samples are copies. Above one: they are no images of
+    this kind. Where the store has more images than the reference keeps features of, a model that copies them all shows
+    in that part of its samples whose originals were kept.
+
+    Args:
+        embedding: features of samples (N, F); an even 2,000 of them are looked at.
+        reference: of the data, by the same extractor.
+        among_data: what :func:`spacing` gives of the reference's features.
+
+    Returns:
+        The ratio; infinite, or not a number, where training images are all the same.
+
+    Example:
+        >>> rows = torch.randn(1000, 3, generator=torch.Generator().manual_seed(0))
+        >>> data = Reference("any", 1000, rows.double().mean(0), rows.double().T.cov(), rows)
+        >>> round(nearest_ratio(rows[:500] + 1e-3, data, spacing(rows)), 1)
+        0.0
+    """
+    distances, _ = nearest(spread(embedding, _MEASURED), reference.features)
+    return float(distances.double().mean() / torch.tensor(among_data, dtype=torch.float64))

@@ -1,0 +1,159 @@
+"""Statistics of a store in an extractor's features, computed once and kept with the store."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.data import Store
+from pipeline.evaluation.metrics.extractors import Extractor
+from pipeline.evaluation.metrics.subsets import iter_subset
+from pipeline.runtime import safetensors_io
+from pipeline.runtime.errors import UserError
+
+__all__ = ["MAX_FEATURES", "SEED", "Reference", "reference"]
+
+# KID and precision/recall compare features themselves; ten thousand are what they are usually computed with.
+MAX_FEATURES = 10_000
+SEED = 0  # of the subset, and of the rows whose features are kept
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What samples are compared with.
+
+    Attributes:
+        label: the extractor's full name.
+        num_samples: number of images behind `mu` and `sigma`.
+        mu: (F,) float64, mean embedding.
+        sigma: (F, F) float64, covariance with divisor N - 1.
+        features: (M, F) float32, a uniform subset of the embeddings, M at most 10,000.
+    """
+
+    label: str
+    num_samples: int
+    mu: Tensor
+    sigma: Tensor
+    features: Tensor
+
+
+class _Moments:
+    """Mean and covariance of a stream, merged batch by batch (Chan, Golub and LeVeque, 1979).
+
+    Sums of squares would lose the covariance of features whose mean is large; merged central moments do not.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = self.scatter = torch.zeros(())
+
+    def add(self, batch: Tensor) -> None:
+        batch = batch.double()
+        mean = batch.mean(dim=0)
+        centred = batch - mean
+        scatter, count = centred.T @ centred, len(batch)
+        if self.count == 0:
+            self.mean, self.scatter, self.count = mean, scatter, count
+            return
+        total = self.count + count
+        delta = mean - self.mean
+        self.scatter = self.scatter + scatter + torch.outer(delta, delta) * (self.count * count / total)
+        self.mean = self.mean + delta * (count / total)
+        self.count = total
+
+    def covariance(self) -> Tensor:
+        return self.scatter / (self.count - 1)
+
+
+def reference(
+    store: Store,
+    extractor: Extractor,
+    num_samples: int | None = None,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> Reference:
+    """Statistics of a store: read from `<store>/statistics/` where they lie, else computed in one pass and kept.
+
+    The store is streamed, so memory does not grow with it. A cached file counts only if it names the same data,
+    extractor weights and number of samples; one that is damaged is computed again, with a warning.
+
+    Args:
+        store: the store.
+        extractor: from :func:`pipeline.evaluation.metrics.make_extractor`.
+        num_samples: how many samples, a seeded uniform subset; by default all.
+        progress: called with (samples done, samples in all).
+
+    Returns:
+        The statistics.
+
+    Raises:
+        UserError: fewer than two samples, or more than the store has.
+    """
+    count = store.manifest.num_samples if num_samples is None else num_samples
+    if count < 2:
+        raise UserError(f"statistics need 2 samples, {count} were asked for: raise `evaluation.num_samples`")
+    url = f"{store.url.rstrip('/')}/statistics/{extractor.label}-{count}.safetensors"
+    key = {
+        "extractor": extractor.label,
+        "weights": extractor.digest,
+        "data": store.manifest.digest,
+        "num_samples": count,
+        "num_features": min(count, MAX_FEATURES),
+    }
+    cached = _read(url, key)
+    if cached is not None:
+        return cached
+    computed = _compute(store, extractor, count, progress)
+    tensors = {"mu": computed.mu, "sigma": computed.sigma, "features": computed.features}
+    try:
+        safetensors_io.write(url, tensors, key)
+    except safetensors_io.TensorFileError as error:
+        warnings.warn(f"the statistics cannot be kept and will be computed again: {error}", stacklevel=2)
+    return computed
+
+
+def _read(url: str, key: dict[str, object]) -> Reference | None:
+    try:
+        file = safetensors_io.read(url)
+    except FileNotFoundError:
+        return None
+    except safetensors_io.TensorFileError as error:
+        warnings.warn(f"the cached statistics cannot be read and are computed again: {error}", stacklevel=3)
+        return None
+    if file.header != key:
+        warnings.warn(f"{url} has statistics of other data or weights: they are computed again", stacklevel=3)
+        return None
+    mu, sigma, features = (file.tensors.get(name) for name in ("mu", "sigma", "features"))
+    fits = (
+        mu is not None
+        and sigma is not None
+        and features is not None
+        and mu.dim() == 1
+        and sigma.shape == (len(mu), len(mu))
+        and features.shape == (key["num_features"], len(mu))
+        and mu.dtype == sigma.dtype == torch.float64
+        and features.dtype == torch.float32
+        and all(bool(tensor.isfinite().all()) for tensor in (mu, sigma, features))
+    )
+    if not fits:
+        warnings.warn(f"{url} is damaged: the statistics are computed again", stacklevel=3)
+        return None
+    return Reference(str(key["extractor"]), int(str(key["num_samples"])), mu, sigma, features)
+
+
+def _compute(store: Store, extractor: Extractor, count: int, progress: Callable[[int, int], None] | None) -> Reference:
+    kept_rows = torch.zeros(count, dtype=torch.bool)
+    kept_rows[torch.randperm(count, generator=torch.Generator().manual_seed(SEED))[:MAX_FEATURES]] = True
+    moments, kept, done = _Moments(), [], 0
+    for images, _ in iter_subset(store, count, seed=SEED, batch_size=extractor.batch_size):
+        embedding = extractor(images)["embedding"]
+        moments.add(embedding)
+        kept.append(embedding.cpu()[kept_rows[done : done + len(images)]])
+        done += len(images)
+        if progress is not None:
+            progress(done, count)
+    return Reference(extractor.label, count, moments.mean.cpu(), moments.covariance().cpu(), torch.cat(kept))

@@ -1,0 +1,61 @@
+"""Some of many: a seeded, uniform subset of a store, streamed, and rows that are evenly spaced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from pipeline.data import Store, iter_images
+from pipeline.runtime.errors import UserError
+
+__all__ = ["iter_subset", "spread"]
+
+
+def iter_subset(
+    store: Store, num_samples: int, *, seed: int, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Stream a uniform subset of a store's samples, in the store's order.
+
+    A published store is often sorted by class, so the first `num_samples` would be another distribution.
+
+    Args:
+        store: the store.
+        num_samples: how many samples, at most what the store holds.
+        seed: which subset.
+        batch_size: samples read at a time; a batch that is yielded has at most so many.
+
+    Yields:
+        Images uint8 (N, C, H, W) and labels int64 (N,), or None where the store has none.
+
+    Raises:
+        UserError: the store has fewer samples, or yields a number of them that its manifest does not promise.
+    """
+    total = store.manifest.num_samples
+    if not 0 < num_samples <= total:
+        raise UserError(f"{store.url} has {total} samples, {num_samples} were asked for: ask for 1 to {total}")
+    chosen = torch.zeros(total, dtype=torch.bool)
+    chosen[torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:num_samples]] = True
+    position = 0
+    for images, labels in iter_images(store, batch_size):
+        keep = chosen[position : position + len(images)]
+        position += len(images)
+        if position > total:
+            break
+        if keep.all():
+            yield images, labels
+        elif keep.any():
+            yield images[keep], None if labels is None else labels[keep]
+    if position != total:
+        raise UserError(f"{store.url} does not hold the {total} samples its manifest lists: make the store again")
+
+
+def spread(rows: Tensor, count: int) -> Tensor:
+    """`count` of the rows, evenly spaced: they may be sorted by class or by chain; all, if there are no more.
+
+    Example:
+        >>> spread(torch.arange(10), 4).tolist(), spread(torch.arange(2), 4).tolist()
+        ([0, 3, 6, 9], [0, 1])
+    """
+    return rows[torch.linspace(0, len(rows) - 1, min(count, len(rows))).round().long()]

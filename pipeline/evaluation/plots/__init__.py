@@ -1,0 +1,28 @@
+"""Figures: curves by matplotlib, images by Pillow."""
+
+from __future__ import annotations
+
+from pipeline.evaluation.plots.curves import (
+    at_temperature,
+    chain_curve,
+    clouds,
+    energy_histogram,
+    log_partition,
+    marginals,
+    two_columns,
+)
+from pipeline.evaluation.plots.images import animation, grid, png, side_by_side
+
+__all__ = [
+    "animation",
+    "at_temperature",
+    "chain_curve",
+    "clouds",
+    "energy_histogram",
+    "grid",
+    "log_partition",
+    "marginals",
+    "png",
+    "side_by_side",
+    "two_columns",
+]

@@ -1,0 +1,160 @@
+"""Grids of samples and animations along a chain, by Pillow, which keeps every pixel.
+
+Everything comes back as an object or as PNG bytes, so that a caller can save it behind any URL.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from typing import BinaryIO
+
+import torch
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from pipeline.evaluation.plots.curves import at_temperature
+
+__all__ = [
+    "animation",
+    "grid",
+    "png",
+    "side_by_side",
+]
+
+_MIN_CELL = 48
+_GAP = 2
+_TITLE = 28
+_FONT_SIZE = 16
+
+
+def grid(images: Tensor, columns: int, scale: int | None = None) -> Image.Image:
+    """Lay images out in rows, left to right.
+
+    Image `i` has its top left pixel at `x = (i % columns) * (W * scale + 2)`, `y = (i // columns) * (H * scale + 2)`;
+    the gaps, and the cells that are left over, are white.
+
+    Args:
+        images: uint8 (N, C, H, W), C is 1 or 3.
+        columns: images in a row.
+        scale: every pixel becomes `scale` x `scale` of them; by default as many as make a cell of 48 pixels.
+
+    Returns:
+        An RGB image.
+
+    Raises:
+        ValueError: no images, or of another type or shape.
+
+    Example:
+        >>> grid(torch.zeros(5, 1, 8, 8, dtype=torch.uint8), columns=3).size
+        (148, 98)
+    """
+    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] not in (1, 3) or len(images) == 0:
+        raise ValueError(f"a grid takes uint8 images (N, 1 or 3, H, W), not {images.dtype} {tuple(images.shape)}")
+    num, _, height, width = images.shape
+    columns = min(columns, num)
+    rows = math.ceil(num / columns)
+    scale = scale or max(1, math.ceil(_MIN_CELL / min(height, width)))
+    cells = images.cpu().expand(-1, 3, -1, -1).repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    step_y, step_x = height * scale + _GAP, width * scale + _GAP
+    canvas = torch.full((3, rows * step_y - _GAP, columns * step_x - _GAP), 255, dtype=torch.uint8)
+    for i, cell in enumerate(cells):
+        y, x = i // columns * step_y, i % columns * step_x
+        canvas[:, y : y + height * scale, x : x + width * scale] = cell
+    return Image.fromarray(canvas.permute(1, 2, 0).contiguous().numpy())
+
+
+def _titled(image: Image.Image, title: str) -> Image.Image:
+    """The image under a line of text on white; wider than the image where the text is."""
+    font = ImageFont.load_default(_FONT_SIZE)
+    width = max(image.width, math.ceil(font.getlength(title)) + 2 * _GAP)
+    canvas = Image.new("RGB", (width, image.height + _TITLE), "white")
+    canvas.paste(image, (0, _TITLE))
+    ImageDraw.Draw(canvas).text((_GAP, _TITLE // 2), title, fill="black", font=font, anchor="lm")
+    return canvas
+
+
+def side_by_side(base: Tensor, gebm: Tensor, columns: int = 8, temperature: str | None = None) -> Image.Image:
+    """Samples of the base on the left; on the right where the same latents end after the chain.
+
+    Args:
+        base: uint8 (N, C, H, W), `B(z)` of the prior's latents.
+        gebm: uint8 (N, C, H, W), `B(z)` of the chain's last latents, in the same order.
+        columns: images in a row, on either side.
+        temperature: Of the chain, in words, for the title; see :mod:`pipeline.config.temperature`.
+
+    Returns:
+        An RGB image.
+
+    Raises:
+        ValueError: the two differ in shape.
+
+    Example:
+        >>> x = torch.zeros(16, 1, 8, 8, dtype=torch.uint8)
+        >>> side_by_side(x, x).size
+        (820, 126)
+    """
+    if base.shape != gebm.shape:
+        raise ValueError(f"base {tuple(base.shape)} and GEBM {tuple(gebm.shape)} are not of the same latents")
+    left = _titled(grid(base, columns), "base")
+    right = _titled(grid(gebm, columns), at_temperature("GEBM, same latents", temperature))
+    space = 24
+    canvas = Image.new("RGB", (left.width + space + right.width, left.height), "white")
+    canvas.paste(left, (0, 0))
+    canvas.paste(right, (left.width + space, 0))
+    return canvas
+
+
+def animation(
+    frames: Sequence[Tensor],
+    steps: Sequence[int],
+    target: BinaryIO,
+    *,
+    columns: int = 8,
+    milliseconds: int = 200,
+    temperature: str | None = None,
+) -> None:
+    """Write an animated GIF, which every browser shows, of samples along a chain; the last frame stays for two seconds.
+
+    Args:
+        frames: the samples at each step, uint8 (N, C, H, W), all of one shape.
+        steps: the MCMC step of each frame, written above it.
+        target: a binary file, open for writing.
+        columns: images in a row.
+        milliseconds: time that a frame is shown.
+        temperature: Of the chain, in words, written behind each step.
+
+    Raises:
+        ValueError: no frames, or not one step for each.
+    """
+    if not frames or len(frames) != len(steps):
+        raise ValueError(f"an animation takes one step for each frame, got {len(frames)} frames, {len(steps)} steps")
+    # Every frame gets the canvas of the widest title.
+    width = len(str(max(steps)))
+    titles = [at_temperature(f"MCMC step {step:>{width}}", temperature) for step in steps]
+    pictures = [_titled(grid(frame, columns), title) for frame, title in zip(frames, titles, strict=True)]
+    size = (max(picture.width for picture in pictures), pictures[0].height)
+    canvases = []
+    for picture in pictures:
+        canvas = Image.new("RGB", size, "white")
+        canvas.paste(picture, (0, 0))
+        canvases.append(canvas)
+    durations = [milliseconds] * (len(canvases) - 1) + [2000]
+    canvases[0].save(target, format="GIF", save_all=True, append_images=canvases[1:], duration=durations, loop=0)
+
+
+def png(figure: Figure | Image.Image) -> bytes:
+    """A figure or an image as the bytes of a PNG file.
+
+    Example:
+        >>> png(grid(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), columns=1))[1:4]
+        b'PNG'
+    """
+    buffer = io.BytesIO()
+    if isinstance(figure, Image.Image):
+        figure.save(buffer, format="PNG")
+    else:
+        figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()

@@ -1,0 +1,63 @@
+"""``python -m pipeline.report``: a sweep as one HTML file, for people without the tracker."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+
+from pipeline.report.analysis import read_findings
+from pipeline.report.html import report
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.filesystem import write_file
+from pipeline.runtime.redaction import redacted
+
+__all__ = ["main"]
+
+_EXAMPLES = """\
+examples:
+  python -m pipeline.report results/lsun-20260101-120000
+  python -m pipeline.report s3://bucket/sweeps/lsun --output lsun.html
+  MLFLOW_TRACKING_URI=https://mlflow.example.org python -m pipeline.report 86a90d32c579439a9302325edbe9f356
+
+exit status:
+  0  written
+  2  refused, with one line that says what to do
+"""
+
+
+def main() -> None:
+    """Write the report, and say where it is."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.report",
+        description="Write the report of a sweep as one HTML file: what was asked, what was found, every trial, the "
+        "charts to point at, and the commands to go on with. Nothing else is needed to read it.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("sweep", help="the sweep's folder, behind any fsspec URL, or the id of its run in MLflow")
+    parser.add_argument(
+        "--output", help="the file; by default report/report.html in the sweep's folder, where the sweep puts its own"
+    )
+    arguments = parser.parse_args()
+    try:
+        folder = arguments.sweep.rstrip("/")
+        if re.fullmatch(r"[0-9a-f]{32}", folder):
+            from pipeline.tracking.tracker import folder_of_run  # a second to import, and only a run's id needs it
+
+            folder = folder_of_run(folder)
+        content = report(read_findings(folder))["report.html"]
+        place = arguments.output or f"{folder}/report/report.html"
+        try:
+            write_file(place, content)
+        except Exception as error:  # each file system has exceptions of its own
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"{place} cannot be written ({reason}): name another with --output") from None
+    except UserError as error:
+        print(f"error: {redacted(str(error))}", file=sys.stderr)
+        sys.exit(2)
+    print(f"report   {place}, {len(content) / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

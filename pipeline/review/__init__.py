@@ -1,1 +1,0 @@
-"""A sweep's report: what was found, in words, in charts, and as a page for people without the tracker."""

@@ -1,0 +1,134 @@
+"""Whole files behind any fsspec URL."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import fsspec
+
+from pipeline.runtime.errors import UserError
+
+__all__ = [
+    "filesystem",
+    "is_local",
+    "reachable",
+    "write_file",
+    "write_files",
+]
+
+
+def is_local(files: fsspec.AbstractFileSystem) -> bool:
+    """Whether it is this machine's own file system.
+
+    Example:
+        >>> is_local(fsspec.filesystem("file")), is_local(fsspec.filesystem("memory"))
+        (True, False)
+    """
+    return "file" in ([files.protocol] if isinstance(files.protocol, str) else files.protocol)
+
+
+def write_file(url: str, content: bytes) -> None:
+    """Write a file so that no reader ever sees half of it.
+
+    Args:
+        url: where, behind any fsspec URL; its folder is made.
+        content: all of it. Where several processes write at once, one of them is the last, whole.
+
+    Example:
+        >>> write_file("memory://doctest/whole.txt", b"whole")
+        >>> fsspec.open("memory://doctest/whole.txt").open().read()
+        b'whole'
+    """
+    files, path = fsspec.url_to_fs(url)
+    files.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+    # A file system shows no half-written file under a name that it gets by renaming. An object store has no renaming
+    # to speak of, but shows an object only once it is whole.
+    if is_local(files):
+        _write_local(Path(path), content)
+    else:
+        files.pipe_file(path, content)
+
+
+def write_files(contents: dict[str, bytes], url: str) -> list[str]:
+    """Write files into one folder, each whole.
+
+    Args:
+        contents: file name to what is in it.
+        url: their folder, behind any fsspec URL.
+
+    Returns:
+        Their URLs.
+
+    Example:
+        >>> write_files({"a.txt": b"a", "b.txt": b"b"}, "memory://doctest/folder")
+        ['memory://doctest/folder/a.txt', 'memory://doctest/folder/b.txt']
+    """
+    for name, content in contents.items():
+        write_file(f"{url}/{name}", content)
+    return [f"{url}/{name}" for name in contents]
+
+
+def _write_local(path: Path, content: bytes) -> None:
+    # A name of its own, since several processes may write the same file; on the disk before it gets the right one,
+    # since otherwise a power cut could leave the name and not the content.
+    beside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        with open(beside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system behind a URL, and the path in it, without a slash at the end.
+
+    Args:
+        url: A path or an fsspec URL.
+
+    Returns:
+        The file system and the path.
+
+    Raises:
+        UserError: If the protocol is unknown or its library is not installed.
+
+    Example:
+        >>> filesystem("memory://stores/digits/")[1]
+        '/stores/digits'
+    """
+    with reachable(url):
+        fs, path = fsspec.core.url_to_fs(url)
+    return fs, path.rstrip("/")
+
+
+@contextmanager
+def reachable(url: str) -> Iterator[None]:
+    """Turns whatever a file system raises into one line that names the URL.
+
+    Args:
+        url: What is read or written inside the block.
+
+    Raises:
+        UserError: In place of any other exception.
+
+    Example:
+        >>> with reachable("s3://bucket/lsun"):
+        ...     raise OSError("connection refused")
+        Traceback (most recent call last):
+        ...
+        pipeline.runtime.errors.UserError: cannot reach s3://bucket/lsun: connection refused
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    # Each file system has exceptions of its own (botocore's and google's are no OSError), so none can be listed here.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"cannot reach {url}: {reason}") from error

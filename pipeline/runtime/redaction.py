@@ -1,0 +1,196 @@
+"""What must not be told: a log, a config, a manifest, a job and a tracker can be read by others.
+
+Two things are done about it, and both here. A config that has a credential in it is refused before anything starts, for
+it is written into the results, into each checkpoint and into MLflow. And whatever is said or written of what went wrong
+is :func:`redacted` first, for libraries quote URLs, and now and then a piece of the environment, in their errors.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
+
+from pipeline.runtime.errors import UserError
+
+__all__ = ["redacted", "refuse_secrets", "sounds_secret", "without_query"]
+
+_NAMES = re.compile(r"SECRET|TOKEN(?!IZ)|PASSW|PASSPHRASE|CREDENTIAL|PRIVATE|(^|_)KEY($|_)|APIKEY", re.IGNORECASE)
+_PLACES = re.compile(r"_(FILE|PATH|DIR|HOME)$", re.IGNORECASE)  # where a secret lies is none
+_SHORTEST = 8  # characters of what counts as a secret: a shorter one is found in anything
+_HIDDEN = "***"
+
+# What stands between the scheme and the host. Of HTTP a name alone may be a token; elsewhere it is a container's, as in
+# abfs://container@account/path. Libraries of databases take passwords with a slash in them; what is a port is none.
+_LOGIN = re.compile(
+    r"\b(?P<scheme>[a-z][a-z0-9+.\-]*)://(?P<login>[^\s/?#'\"<>`]*|[^\s/?#@:'\"<>`]*:(?!\d+/)[^\s'\"<>`]*)@",
+    re.IGNORECASE,
+)
+# A parameter of a URL, by a name that Amazon, Google, Microsoft or anybody else gives to what signs it or lets one in.
+_PARAMETER = re.compile(
+    r"(?P<name>[?&;](?:[\w.\-]*[._\-])?(?:sign|signature|sig|(?:access|auth|api|id|session|security)?token|credentials?"
+    r"|secret|password|passwd|pwd|auth|authorization|(?:aws)?(?:api|secret|access)?key(?:id)?|key-pair-id|policy)=)"
+    r"[^\s&;#'\"<>`]+",
+    re.IGNORECASE,
+)
+_HEADER = re.compile(
+    r"(?P<scheme>\bBearer|\bauthorization['\"]?\s*[:=]\s*['\"]?\w+)(?P<blank>\s+)[^\s'\"<>]+", re.IGNORECASE
+)
+
+
+def sounds_secret(variable: str) -> bool:
+    """Whether the name of an environment variable says that its value is not for everybody.
+
+    Example:
+        >>> [sounds_secret(name) for name in ("AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "AWS_ENDPOINT_URL")]
+        [True, True, False]
+    """
+    return _NAMES.search(variable) is not None and _PLACES.search(variable) is None
+
+
+def redacted(value: Any) -> Any:
+    """The same without what lets one in: passwords and signatures of URLs, and secrets of this process's environment.
+
+    Args:
+        value: a text, or dicts and lists of them, of which all texts are gone through; anything else stays as it is.
+
+    Returns:
+        The value, with ``***`` in each place.
+
+    Example:
+        >>> redacted("no host at https://me:hush@mlflow.example.org/a, nor at /x.zip?X-Amz-Signature=c0ffee")
+        'no host at https://***@mlflow.example.org/a, nor at /x.zip?X-Amz-Signature=***'
+    """
+    return _without(value, _hidden())
+
+
+def _without(value: Any, hidden: dict[str, str]) -> Any:
+    if isinstance(value, str):
+        return _text_without(value, hidden)
+    if isinstance(value, dict):
+        return {_without(key, hidden): _without(item, hidden) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        items = (_without(item, hidden) for item in value)
+        return list(items) if isinstance(value, list) else tuple(items)
+    return value
+
+
+def _text_without(text: str, hidden: dict[str, str]) -> str:
+    for secret in hidden:
+        text = text.replace(secret, _HIDDEN)
+    if "://" in text:
+        text = _LOGIN.sub(_login_without, text)
+    if "=" in text:
+        text = _PARAMETER.sub(rf"\g<name>{_HIDDEN}", text)
+    return _HEADER.sub(rf"\g<scheme>\g<blank>{_HIDDEN}", text)
+
+
+def _login_without(found: re.Match[str]) -> str:
+    scheme, login = found["scheme"], found["login"]
+    user, colon, _ = login.partition(":")
+    if scheme.lower() in ("http", "https"):
+        return f"{scheme}://{_HIDDEN}@"
+    return f"{scheme}://{user}:{_HIDDEN}@" if colon else found[0]
+
+
+def without_query(url: str | None) -> str | None:
+    """A URL as it is noted for good: a signature, which ends with the hour, goes with all that belongs to it.
+
+    Args:
+        url: a path or a URL.
+
+    Example:
+        >>> without_query("https://bucket.s3.amazonaws.com/lsun.zip?X-Amz-Date=20260101T000000Z&X-Amz-Signature=c0ffee")
+        'https://bucket.s3.amazonaws.com/lsun.zip'
+        >>> without_query("https://example.org/get?file=lsun.zip")
+        'https://example.org/get?file=lsun.zip'
+    """
+    if url is None:
+        return None
+    return redacted(url.partition("?")[0] if "://" in url and _PARAMETER.search(url) else url)
+
+
+def refuse_secrets(values: dict[str, Any], but: tuple[str, ...] = ()) -> None:
+    """Refuse values that others must not read.
+
+    Args:
+        values: nested keys, as they are sent or written.
+        but: keys that may have one, since they are written nowhere as they are.
+
+    Raises:
+        UserError: a URL has a password or a signature in it, or a value has that of an environment variable whose name
+            says that it is secret. The line names the key, and never the value.
+
+    Example:
+        >>> refuse_secrets({"tracking": {"uri": "https://me:hush@mlflow.example.org"}})
+        Traceback (most recent call last):
+        ...
+        pipeline.runtime.errors.UserError: tracking.uri has a password in it, and would be written where others can \
+read it: \
+leave it out, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment
+    """
+    hidden = _hidden()
+    for key, text in _texts(values):
+        if key in but:
+            continue
+        found = next((f"the value of {name}" for secret, name in hidden.items() if secret in text), None)
+        found = found or _credential(text)
+        if found:
+            raise UserError(
+                f"{key} has {found} in it, and would be written where others can read it: leave it out, and "
+                f"{_instead(key, text)}"
+            )
+
+
+def _credential(text: str) -> str | None:
+    """What a URL has in it, in words."""
+    if "://" not in text:
+        return None
+    for found in _LOGIN.finditer(text):
+        if _login_without(found) != found[0] and found["login"] != _HIDDEN:
+            return "a password" if ":" in found["login"] else "a name or a token"
+    return "a signature or a token" if _PARAMETER.search(text) else None
+
+
+def _instead(key: str, text: str) -> str:
+    if key.endswith("tracking.uri"):
+        if text.startswith("http"):
+            return "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment"
+        return "let the database's own library find it, as in PGPASSWORD or ~/.pgpass"
+    return "have it in the environment of the machines that run it"
+
+
+def _hidden() -> dict[str, str]:
+    """The secrets of this process's environment, also as a URL writes them, each with its variable's name."""
+    found = {}
+    for name, value in os.environ.items():
+        # A file that holds the secret is none itself.
+        if sounds_secret(name) and len(value) >= _SHORTEST and not os.path.exists(value):
+            found |= {value: name, quote(value, safe=""): name, quote(value): name}
+        elif "://" in value and (password := _password(value)):
+            found |= {password: name, unquote(password): name}
+    # The longest first: one may be a part of another.
+    return dict(sorted(found.items(), key=lambda entry: -len(entry[0])))
+
+
+def _password(url: str) -> str | None:
+    """The password of a URL, such as MLFLOW_TRACKING_URI's or a proxy's, where it is long enough to be looked for."""
+    try:
+        password = urlsplit(url).password
+    except ValueError:  # no URL after all
+        return None
+    return password if password and len(password) >= _SHORTEST else None
+
+
+def _texts(values: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(values, str):
+        yield key, values
+    elif isinstance(values, dict):
+        for name, value in values.items():
+            yield key or str(name), str(name)
+            yield from _texts(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(values, list | tuple):
+        for value in values:
+            yield from _texts(value, key)

@@ -1,0 +1,84 @@
+"""What a terminal shows: consoles, and how far a long job over images or rows has come."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+__all__ = [
+    "Progress",
+    "make_console",
+]
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress:
+    """Samples done, samples per second and time left: a bar on a terminal, a line every ten seconds elsewhere.
+
+    Everything goes to standard error.
+
+    Args:
+        total: Number of samples.
+        done: Number of samples that an earlier run has done.
+        show: False to say nothing.
+        unit: What the samples are called: "images" or "rows".
+    """
+
+    def __init__(self, total: int, done: int = 0, show: bool = True, unit: str = "images") -> None:
+        self._total = total
+        self._unit = unit
+        self._done = self._before = done
+        self._start = self._last = time.monotonic()
+        self._lines = show and not sys.stderr.isatty()
+        self._bar = Bar(
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(f"{unit}  {{task.fields[rate]}}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not show or self._lines,
+        )
+        self._task = self._bar.add_task(unit, total=total, completed=done, rate="")
+
+    def advance(self, samples: int) -> None:
+        """Says that more samples are done.
+
+        Args:
+            samples: How many.
+        """
+        self._done += samples
+        now = time.monotonic()
+        rate = (self._done - self._before) / max(now - self._start, 1e-9)
+        self._bar.update(self._task, completed=self._done, rate=f"{rate:,.0f} {self._unit}/s")
+        if self._lines and samples and (self._done == self._total or now - self._last > _SECONDS_BETWEEN_LINES):
+            self._last = now
+            left = (self._total - self._done) / max(rate, 1e-9)
+            print(
+                f"{self._done:,} of {self._total:,} {self._unit}, {rate:,.0f} {self._unit}/s, {left:,.0f} s left",
+                file=sys.stderr,
+            )
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """A console that does not fold its tables where nobody can widen the window, as in a log file.
+
+    Args:
+        stderr: standard error in place of standard output.
+    """
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=160)

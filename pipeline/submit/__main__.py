@@ -1,0 +1,38 @@
+"""``python -m pipeline.submit``: run a sweep on a cluster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.config.command import verb
+from pipeline.config.help import ENVIRONMENT, STATUS
+from pipeline.config.launchers import SUBMISSION, Submission
+from pipeline.submit import kuberay, ray_jobs, slurm
+
+__all__ = ["main"]
+
+_SEND = {"ray": ray_jobs.send, "kuberay": kuberay.send, "slurm": slurm.send}
+
+
+@verb(
+    "Run a sweep on a cluster: as a job of one that is up (launch=ray), or on one of its own that KubeRay or Slurm\n"
+    "brings up. The keys are those of pipeline.sweep, checked before anything is sent; docs/clusters.md tells more.",
+    [
+        "python -m pipeline.submit conf=lsun launch=ray launch.address=http://127.0.0.1:8265 \\\n"
+        "      output=s3://bucket/sweeps/lsun data.store=s3://bucket/stores/lsun-32",
+        "python -m pipeline.submit conf=lsun launch=kuberay launch.image=registry.example.org/gebm launch.nodes=4 \\\n"
+        "      output=s3://bucket/sweeps/lsun data.store=s3://bucket/stores/lsun-32    # apply=true for kubectl apply",
+        "python -m pipeline.submit conf=lsun launch=slurm launch.nodes=2 launch.partition=gpu  # apply=true for sbatch",
+        "python -m pipeline.submit launch=slurm --cfg job --package launch    # every key of a launcher",
+    ],
+    sections={"Environment": ENVIRONMENT, "Exit status": STATUS},
+    primary=SUBMISSION,
+    parse=Submission.from_dict,
+)
+def main(submission: Submission, named: dict[str, Any]) -> int:
+    """Send the sweep; what is wrong with it is said here, and nothing is sent."""
+    return _SEND[submission.launch.kind](submission, named)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""``python -m pipeline.sweep``: a search over an experiment's hyper-parameters, on Ray Tune."""

@@ -1,0 +1,33 @@
+"""``python -m pipeline.sweep``: search an experiment's hyper-parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.config import Config
+from pipeline.config.command import verb
+from pipeline.config.help import ENVIRONMENT, GOING_ON, RESULTS, STATUS
+from pipeline.sweep import driver
+
+__all__ = ["main"]
+
+
+@verb(
+    "Search the hyper-parameters of a GEBM: each trial trains base and energy, samples both, and is scored by FID.",
+    [
+        "python -m pipeline.sweep                                    # the digits, a few minutes on a laptop",
+        "python -m pipeline.sweep conf=lsun sweeps=optuna            # LSUN bedrooms, on the GPUs of this machine",
+        "python -m pipeline.sweep conf=cifar10 ray.address=auto scale.num_workers=4 sweep.num_trials=64",
+        "python -m pipeline.sweep '++sweep.space={train.energy_lr:{log_uniform:[1e-5,1e-3]}}' log=events.jsonl",
+        "python -m pipeline.sweep sweeps=mcmc checkpoint=results/<sweep>/trials/000   # the sampler's settings alone",
+        "python -m pipeline.sweep resume=results/<sweep>             # go on where it was stopped",
+    ],
+    sections={"Going on": GOING_ON, "Results": RESULTS, "Environment": ENVIRONMENT, "Exit status": STATUS},
+)
+def main(config: Config, named: dict[str, Any]) -> int:
+    """Run the sweep, and exit with 130 when it is interrupted and 1 when no trial got anywhere."""
+    return driver.exit_status(config, named, verb="sweep")
+
+
+if __name__ == "__main__":
+    main()

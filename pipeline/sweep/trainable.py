@@ -1,0 +1,179 @@
+"""A trial as Tune sees it: a function that runs a ``TorchTrainer`` and passes its reports on.
+
+Three processes of every trial only wait for the workers, so this file imports little: what a worker needs is imported
+on the worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray import tune
+from ray.train import UserCallback
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.queue import Empty, Queue
+
+from gebm.allocator import ENVIRONMENT
+from pipeline import config as schema
+from pipeline.runtime.errors import NonFiniteLoss, Preempted, UserError
+from pipeline.runtime.redaction import redacted
+from pipeline.sweep.cluster import books
+from pipeline.training.checkpoints import Checkpoints
+
+__all__ = ["TRIAL", "pass_on", "tuned"]
+
+TRIAL = "trial"  # the key under which the search puts a trial's name among its parameters
+
+_POINTER = "checkpoint.json"
+
+
+def tuned(params: dict[str, Any], settings: dict[str, Any]) -> None:
+    """What Tune runs for a trial: a ``TorchTrainer``, whose reports it passes on.
+
+    Each report that has a checkpoint comes with a file that names it, which is what population-based training hands to
+    the trial that goes on from there. The weights themselves never pass through Tune.
+
+    Args:
+        params: keys of the experiment that the search has set, and the trial's name.
+        settings: the experiment as a nested dict, and the resources of a worker.
+    """
+    # Not what stands under TRIAL: population-based training copies that, too, from the trial whose weights it takes.
+    name = tune.get_context().get_trial_name()
+    # A worker waits with its next report until this one is fetched, by default every two seconds.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+    # A machine that is taken away leaves half a minute, of which by default five seconds would go by unnoticed.
+    os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
+    params = {key: value for key, value in params.items() if key != TRIAL}
+    config = schema.apply(schema.from_dict(settings["config"]), params)
+    # One that does not even answer is hung as a whole, and cannot end itself as the watchdog has it do.
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(config.scale.timeout)
+    url = f"{config.output}/trials/{name}"
+    donor = _named_by(tune.get_checkpoint())
+    if donor and not donor.startswith(f"{url}/"):
+        try:
+            Checkpoints(url).adopt(donor)
+        except UserError as error:
+            tune.report({"error": str(error), "reported": ["error"]})
+            return
+    reports: Queue = Queue(actor_options={"num_cpus": 0})
+    restarts_left, halvings_left, rates = config.scale.max_restarts, config.train.nonfinite_restarts, 1.0
+    while True:
+        error = _train(config, url, name, rates, settings["worker"], reports)
+        if error is None:
+            return
+        kind, cause = _cause(error)
+        if kind is NonFiniteLoss and halvings_left:
+            halvings_left, rates = halvings_left - 1, rates / 2
+            cause = f"{cause}; with half the learning rates"
+        elif kind is Exception and restarts_left:
+            restarts_left -= 1
+        elif kind is not Preempted:
+            # Said and not raised: what is raised, as when this process dies with its machine, Tune tries again.
+            tune.report({"error": cause, "reported": ["error"]})
+            return
+        tune.report({"restart": cause, "reported": ["restart"]})
+
+
+def _train(
+    config: schema.Config, url: str, name: str, rates: float, worker: dict[str, float], reports: Queue
+) -> ray.train.TrainingFailedError | None:
+    """Train to the end, or to what the workers die of; they go on from the trial's last checkpoint by themselves."""
+    fewest, most = config.scale.min_workers or config.scale.num_workers, config.scale.num_workers
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"config": schema.to_dict(config), "url": url, "rates": rates},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=most if fewest == most else (fewest, most),
+            use_gpu="GPU" in worker,
+            resources_per_worker=worker,
+        ),
+        torch_config=TorchConfig(timeout_s=int(config.scale.timeout)),
+        run_config=ray.train.RunConfig(
+            **books(str(config.output), f"trial-{name}"),
+            callbacks=[_Forward(reports)],
+            worker_runtime_env={"env_vars": ENVIRONMENT},
+        ),
+    )
+    with ThreadPoolExecutor(1) as pool:
+        training = pool.submit(trainer.fit)
+        while not training.done() or not reports.empty():
+            with contextlib.suppress(Empty):
+                pass_on(reports.get(timeout=2.0))
+        try:
+            training.result()
+        except ray.train.TrainingFailedError as error:
+            return error
+    return None
+
+
+def pass_on(report: dict[str, Any]) -> None:
+    """Give a report to Tune, with a file that names its checkpoint if it has one.
+
+    Args:
+        report: what a trial's first worker reported.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = None
+        if report.get("checkpoint"):
+            Path(folder, _POINTER).write_text(json.dumps({"url": report["checkpoint"]}))
+            checkpoint = tune.Checkpoint.from_directory(folder)
+        tune.report({**report, "reported": list(report)}, checkpoint=checkpoint)
+
+
+def _cause(error: ray.train.TrainingFailedError) -> tuple[type[Exception], str]:
+    """What the training died of: its kind, and one line.
+
+    What has a name comes first, for the other workers only lost a peer. Anything else is an ``Exception``, a process
+    that was killed, a machine that went away, a network that broke: that need not happen a second time.
+    """
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    causes = {rank: getattr(failure, "cause", None) or failure for rank, failure in sorted(failures.items())}
+    for kind in (UserError, NonFiniteLoss, Preempted):
+        for cause in causes.values():
+            if isinstance(cause, kind):
+                return kind, str(cause).strip()
+    rank, cause = next(iter(causes.items()))
+    lines = [line for line in str(cause).splitlines() if line.strip()] or [""]
+    if "out of memory" in str(cause):
+        lines = ["it was killed for want of memory; a smaller batch, or fewer trials side by side, need less"]
+    return Exception, f"worker {rank}: {type(cause).__name__}: {lines[-1].strip()}"
+
+
+class _Forward(UserCallback):
+    """Hands the first worker's reports to the trial's own process."""
+
+    def __init__(self, reports: Queue) -> None:
+        self._reports = reports
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        self._reports.put(metrics[0])
+
+
+def _named_by(checkpoint: tune.Checkpoint | None) -> str | None:
+    """The URL in the file that stands for a checkpoint in Tune."""
+    if checkpoint is None:
+        return None
+    with checkpoint.as_directory() as folder:
+        return json.loads(Path(folder, _POINTER).read_text())["url"]
+
+
+def _work(settings: dict[str, Any]) -> None:
+    from pipeline.training.loop import loop
+
+    try:
+        loop(settings)
+    except Exception as error:
+        # Ray writes it down where it happens, with all that it came from; only here are this machine's secrets known.
+        told = traceback.format_exc()
+        if redacted(told) == told:
+            raise
+        kind = type(error) if isinstance(error, UserError | NonFiniteLoss | Preempted) else RuntimeError
+        raise kind(redacted(str(error))) from None

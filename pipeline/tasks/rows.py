@@ -1,0 +1,137 @@
+"""Rows of a table, held in memory: what the tasks over vectors share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from pipeline.config import Config
+from pipeline.data import Position, Store
+from pipeline.runtime.errors import UserError
+from pipeline.tasks.store import open_data, split_store
+
+__all__ = [
+    "RowBatches",
+    "TableTask",
+    "TableWork",
+]
+
+_MAX_REFERENCE = 10_000  # rows that the base is compared with by the learning rates' schedule
+
+
+class RowBatches(Iterator[Tensor]):
+    """Batches of rows for ever, epoch after epoch, from a position on.
+
+    The order of an epoch is a function of seed and epoch. Global batch g is the g-th slice of it, and rank r takes the
+    r-th part of that slice; the remainder of the epoch, less than a batch, is dropped.
+
+    Args:
+        rows: float32 (N, D), on any device, where the batches will be.
+        batch_size: size of the global batch, a multiple of ``world_size`` and at most N.
+        rank: this rank, from 0.
+        world_size: number of ranks.
+        seed: of the order.
+        position: where to begin.
+
+    Example:
+        >>> batches = RowBatches(torch.arange(10.0)[:, None], batch_size=4)
+        >>> next(batches).shape, batches.position
+        (torch.Size([4, 1]), Position(epoch=0, step=1))
+    """
+
+    def __init__(
+        self,
+        rows: Tensor,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        position: Position | None = None,
+    ) -> None:
+        self.notes, self.bad_shards = (), 0
+        start, per_epoch = position or Position(), len(rows) // batch_size
+        # A position of a smaller batch may lie beyond the end of an epoch of this one.
+        self.position = Position(*divmod(start.epoch * per_epoch + start.step, per_epoch))
+        self._rows, self._seed = rows, seed
+        self._batch_size, self._part = batch_size, batch_size // world_size
+        self._offset = rank * self._part
+        self._order: tuple[int, Tensor] | None = None
+
+    def __next__(self) -> Tensor:
+        epoch, step = self.position.epoch, self.position.step
+        if self._order is None or self._order[0] != epoch:
+            digest = hashlib.sha256(f"{self._seed}/{epoch}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+            self._order = epoch, torch.randperm(len(self._rows), generator=generator).to(self._rows.device)
+        start = step * self._batch_size + self._offset
+        last = step + 1 == len(self._rows) // self._batch_size
+        self.position = Position(epoch + 1, 0) if last else Position(epoch, step + 1)
+        return self._rows[self._order[1][start : start + self._part]]
+
+
+class TableTask:
+    """What the tasks over rows share before any data are touched.
+
+    Args:
+        config: the experiment.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+
+    def check(self, store: Store) -> None:
+        """Refuse a store of another number of columns, or one with less than a batch to train on.
+
+        Raises:
+            UserError: one line that names the key.
+        """
+        config, train = self._config, split_store(self._config, store).train
+        if train.shape[1] != config.data.channels:
+            raise UserError(
+                f"the store {store.url} has {train.shape[1]} columns as conf={config.name} prepares them, and "
+                f"data.channels={config.data.channels}: set data.channels={train.shape[1]}"
+            )
+        if len(train) < config.train.batch_size:
+            raise UserError(
+                f"the store {store.url} has {len(train)} rows to train on, fewer than train.batch_size="
+                f"{config.train.batch_size}"
+            )
+
+    def prepare(self, store: Store, device: torch.device) -> None:
+        """Nothing: rows are split in an instant, and measured without an extractor."""
+
+    def show(self, samples: Tensor) -> Tensor:
+        """Rows (N, D) in the units of the table."""
+        return split_store(self._config, open_data(self._config.data)).restore(samples)
+
+
+class TableWork:
+    """What the tasks over rows share on a worker."""
+
+    label = None
+
+    def __init__(self, config: Config, rank: int, world_size: int, device: torch.device) -> None:
+        self._config, self._rank, self._world_size, self._device = config, rank, world_size, device
+        self._splits = split_store(config, open_data(config.data))
+        self.reference = self._splits.train[:_MAX_REFERENCE]
+        self.held_out = self._splits.validation
+        self.seen = self._splits.train[: len(self.held_out)]
+
+    def batches(self, position: Position) -> RowBatches:
+        """Whitened training rows from a position on."""
+        return RowBatches(
+            self._splits.train.to(self._device),
+            batch_size=self._config.train.batch_size,
+            rank=self._rank,
+            world_size=self._world_size,
+            seed=self._config.seed,
+            position=position,
+        )
+
+    def features(self, samples: Tensor) -> Tensor:
+        """The rows themselves."""
+        return samples.cpu()

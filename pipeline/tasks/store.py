@@ -1,0 +1,88 @@
+"""An experiment's store: opened as its config says, and written at first use where that is possible."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline import tasks
+from pipeline.config import Config, Data
+from pipeline.data import (
+    MissingStore,
+    ShardCache,
+    Splits,
+    Store,
+    load_rows,
+    open_store,
+    sources,
+    split_rows,
+    write_store,
+)
+from pipeline.runtime.errors import UserError
+
+__all__ = [
+    "open_data",
+    "ready_store",
+    "split_store",
+]
+
+
+def open_data(data: Data) -> Store:
+    """The store of an experiment; see :func:`pipeline.data.open_store`.
+
+    Args:
+        data: ``store``, ``max_bad_shards``, ``cache``, ``cache_limit_gib`` and ``timeout``.
+
+    Raises:
+        UserError: there is no finished store, it is damaged, or its storage does not answer.
+    """
+    cache = None
+    if data.cache is not None:
+        cache = ShardCache(Path(data.cache).expanduser(), limit=int(data.cache_limit_gib * 2**30))
+    return open_store(data.store, data.max_bad_shards, cache=cache, timeout=data.timeout)
+
+
+def ready_store(config: Config) -> Store:
+    """The experiment's store; data that come with a package are written at first use.
+
+    Args:
+        config: ``data``.
+
+    Raises:
+        UserError: there is no store, and the one line says which command makes it; or it is not what the experiment
+            asks for.
+    """
+    data = config.data
+    try:
+        store = open_data(data)
+    except MissingStore as error:
+        if data.source.kind not in sources.EMBEDDED:
+            raise UserError(
+                f"{error}; make it with `python -m pipeline.shards conf={config.name} data.store={data.store} "
+                f"data.source.url=<where the published files are>`"
+            ) from None
+        write_store(
+            sources.make(data.source.kind),
+            data.store,
+            resolution=data.resolution,
+            channels=None if data.encoding == "rows" else data.channels,  # a table has all of its columns
+            encoding=data.encoding,
+            samples_per_shard=data.samples_per_shard,
+        )
+        store = open_data(data)
+    tasks.make(config).check(store)
+    return store
+
+
+def split_store(config: Config, store: Store) -> Splits:
+    """The store's rows, prepared and split as the experiment says; another seed is another split.
+
+    Args:
+        config: ``data``; and ``seed`` where ``data.split_seed`` is not set, as before a model is trained.
+        store: a store of rows.
+
+    Raises:
+        UserError: the store is damaged, or holds no rows.
+    """
+    data = config.data
+    seed = config.seed if data.split_seed is None else data.split_seed
+    return split_rows(load_rows(store), seed, dequantise=data.dequantise, max_correlation=data.max_correlation)

@@ -1,0 +1,186 @@
+"""Which of an experiment's models is the best: MLflow's registry, and an alias that moves only to a better one."""
+
+from __future__ import annotations
+
+import math
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel, LoggedModelOutput
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from pipeline.runtime.errors import UserError
+from pipeline.tracking.journal import Refused
+
+__all__ = ["BEST", "MEASURE", "model_name", "register", "takes_over"]
+
+BEST = "best"  # the alias
+MEASURE = ("metric", "mode", "extractor", "num_samples", "store_checksum")
+"""Tags of a version that say how it was measured: only what was measured alike is compared.
+
+The sampler's settings are not among them. A version is weights together with the sampler that it is served with, so its
+beta is a part of what is compared, as its number of MCMC steps is, and not of how it is compared. It is a tag and in
+words in the description, and a line says so when the alias moves from one beta to another.
+"""
+
+
+def model_name(experiment: str) -> str:
+    """The name of an experiment's models in the registry, which takes no slash and no colon.
+
+    Example:
+        >>> model_name("lsun"), model_name("team/lsun:2")
+        ('lsun', 'team-lsun-2')
+    """
+    return re.sub(r"[/:]", "-", experiment)
+
+
+def takes_over(new: Mapping[str, str], old: Mapping[str, str] | None) -> bool:
+    """Whether the alias moves from one version to another.
+
+    Args:
+        new: tags of the one version: ``value``, and those of :data:`MEASURE`.
+        old: of the version that has the alias; None if there is none.
+
+    Returns:
+        True where the new one's value is a finite number, was measured as the old one's and is better, or where there
+        is no old one. What was measured otherwise says nothing, and the alias stays.
+
+    Example:
+        >>> old = {"metric": "fid_gebm", "mode": "min", "extractor": "x", "num_samples": "10000", "value": "12.5"}
+        >>> takes_over({**old, "value": "11.0"}, old), takes_over({**old, "value": "11.0", "extractor": "y"}, old)
+        (True, False)
+        >>> takes_over({**old, "value": "nan"}, None)
+        False
+    """
+    value = _value(new)
+    if math.isnan(value):
+        return False
+    if old is None:
+        return True
+    if any(new.get(key) != old.get(key) for key in MEASURE):
+        return False
+    before = _value(old)
+    return math.isnan(before) or (value > before if new.get("mode") == "max" else value < before)
+
+
+def register(
+    client: MlflowClient, experiment_id: str, run_id: str, entry: Mapping[str, Any], package: Callable[..., None]
+) -> str | None:
+    """Log a trial's checkpoint as a model, register it, and move the alias if it is the best.
+
+    A second time changes nothing: a version is known by its run and its checkpoint.
+
+    Args:
+        client: of the tracker.
+        experiment_id: MLflow's experiment.
+        run_id: the trial's run.
+        entry: ``name`` in the registry, ``checkpoint``, ``sampler`` as ``package`` takes it, ``base_step``,
+            ``description``, and ``tags``: ``value``, ``checkpoint`` and those of :data:`MEASURE`.
+        package: writes a checkpoint as an MLflow model, as :func:`pipeline.training.export.write_package` does.
+
+    Returns:
+        A line for the user where a better version may have been left without the alias, or where the alias moved to
+        a version that is sampled at another temperature; else None.
+
+    Raises:
+        Refused: the checkpoint cannot be made a model.
+        MlflowException: the tracker does not answer, or refuses.
+    """
+    name, tags = entry["name"], entry["tags"]
+    _make_known(client, name)
+    version = _known_version(client, name, run_id, entry["checkpoint"])
+    if version is None:
+        version = _new_version(client, experiment_id, run_id, entry, package)
+    best = _best(client, name)
+    if best is None or best.version != version.version:
+        if takes_over(tags, None if best is None else best.tags):
+            client.set_registered_model_alias(name, BEST, version.version)
+            betas = tags.get("beta"), None if best is None else best.tags.get("beta")
+            if best is not None and None not in betas and betas[0] != betas[1]:
+                return (
+                    f"version {version.version} of the model {name} is {BEST} from now on, sampled at beta {betas[0]}; "
+                    f"version {best.version} was at beta {betas[1]}, where 1 is the model itself and larger is colder"
+                )
+        elif best is not None and any(tags.get(key) != best.tags.get(key) for key in MEASURE):
+            return (
+                f"version {version.version} of the model {name} was measured otherwise than version {best.version}, "
+                f"which stays {BEST}: to move the alias by hand, see the model's page in MLflow"
+            )
+    return None
+
+
+def _make_known(client: MlflowClient, name: str) -> None:
+    try:
+        client.create_registered_model(name, description=f"GEBMs of the experiment {name}, the best of each sweep.")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _known_version(client: MlflowClient, name: str, run_id: str, checkpoint: str) -> ModelVersion | None:
+    # The registry searches by no tag on all its stores; by the run it does, and a run has few versions.
+    versions = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    return next((version for version in versions if version.tags.get("checkpoint") == checkpoint), None)
+
+
+def _new_version(
+    client: MlflowClient, experiment_id: str, run_id: str, entry: Mapping[str, Any], package: Callable[..., None]
+) -> ModelVersion:
+    model = _logged(client, experiment_id, run_id, entry["checkpoint"])
+    if model is None:
+        model = _log(client, experiment_id, run_id, entry, package)
+    return client.create_model_version(
+        entry["name"],
+        source=model.artifact_location,  # of `models:/<id>` a database's registry knows only the global tracker's
+        run_id=run_id,
+        model_id=model.model_id,
+        tags=dict(entry["tags"]),
+        description=entry["description"],
+    )
+
+
+def _logged(client: MlflowClient, experiment_id: str, run_id: str, checkpoint: str) -> LoggedModel | None:
+    """The model that a driver logged which died before it was registered."""
+    found = client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'")
+    ready = [model for model in found if str(model.status) == "READY"]
+    return next((model for model in ready if model.tags.get("checkpoint") == checkpoint), None)
+
+
+def _log(
+    client: MlflowClient, experiment_id: str, run_id: str, entry: Mapping[str, Any], package: Callable[..., None]
+) -> LoggedModel:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch, "model")
+        # The model is made before MLflow hears of it, so that a damaged checkpoint leaves nothing half done there.
+        try:
+            package(entry["checkpoint"], folder, sampler=entry["sampler"], run_id=run_id)
+        except (UserError, OSError, ValueError) as error:
+            raise Refused(f"{entry['checkpoint']} cannot be made a model ({error})") from error
+        model = client.create_logged_model(
+            experiment_id, name=entry["name"], source_run_id=run_id, tags=dict(entry["tags"])
+        )
+        client.log_model_artifacts(model.model_id, str(folder))
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=entry["base_step"])])
+        return client.finalize_logged_model(model.model_id, "READY")
+
+
+def _best(client: MlflowClient, name: str) -> ModelVersion | None:
+    try:
+        return client.get_model_version_by_alias(name, BEST)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # as stores differ
+            return None
+        raise
+
+
+def _value(tags: Mapping[str, str]) -> float:
+    try:
+        value = float(tags["value"])
+    except (KeyError, ValueError):
+        return math.nan
+    return value if math.isfinite(value) else math.nan

@@ -1,0 +1,144 @@
+"""A model as an experiment's config has it: fresh, with what trains it, or from a checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from gebm import GEBM, BoundedEnergy, NoEnergy, StandardNormal, networks, objectives, penalties, samplers
+from gebm.training import Alternation, Trainer, gradient_guard
+from gebm.training.optimizers import Schedule, adam
+from pipeline import config as schema
+from pipeline.config import precision
+from pipeline.config.validation import validate
+from pipeline.runtime.errors import UserError
+from pipeline.training.checkpoints import Checkpoint, load_state, read
+
+__all__ = ["build_model", "load_model", "make_trainer", "model_to_train", "trained_config"]
+
+_AVERAGE = "average."  # how the trainer names the tensors of the moving average
+_OURS = ("checkpoint", "output", "resume")  # keys of the command, not of the model it is about
+
+
+def build_model(config: schema.Config) -> GEBM:
+    """A fresh model, the same for the same seed.
+
+    Args:
+        config: ``model``, ``data.resolution``, ``data.channels`` and ``seed``.
+    """
+    torch.manual_seed(config.seed)
+    base, energy = networks.make(
+        config.model.networks,
+        resolution=config.data.resolution or 0,
+        channels=config.data.channels,
+        latent_dim=config.model.latent_dim,
+        width=config.model.width,
+        energy=config.model.energy,
+        offset=config.model.energy_offset,
+    )
+    return GEBM(base, energy, StandardNormal(config.model.latent_dim), energy_floor=config.model.energy_floor)
+
+
+def model_to_train(config: schema.Config, device: torch.device) -> GEBM:
+    """A fresh model on its device, laid out in memory as it is trained.
+
+    Args:
+        config: as :func:`build_model` takes it, with ``train.memory_format`` and ``task``.
+        device: where to put it.
+    """
+    model = build_model(config).to(device)
+    if config.train.memory_format == "channels_last" or (config.train.memory_format, config.task) == ("auto", "images"):
+        model = model.to(memory_format=torch.channels_last)
+    return model
+
+
+def make_trainer(model: GEBM, config: schema.Config, device: torch.device, world_size: int = 1) -> Trainer:
+    """What trains a model as the config says.
+
+    Args:
+        model: from :func:`model_to_train`.
+        config: ``train`` and ``task``.
+        device: where the model is.
+        world_size: workers, over which batches and gradients are shared.
+    """
+    train = config.train
+    betas = (train.beta1, train.beta2)
+    energy = [*model.energy.parameters(), model.log_partition]
+
+    def parallel(module: torch.nn.Module) -> torch.nn.Module:
+        return DistributedDataParallel(module) if world_size > 1 else module
+
+    return Trainer(
+        model,
+        objective=objectives.make(
+            train.objective,
+            kernel=samplers.make(train.negatives.sampler, step_size=train.negatives.step_size),
+            num_steps=train.negatives.num_steps,
+        ),
+        penalty=penalties.make(train.penalty_kind, train.penalty, every=train.penalty_every),
+        energy_optimizer=adam(energy, train.energy_lr, betas=betas, weight_decay=train.weight_decay),
+        base_optimizer=adam(model.base.parameters(), train.base_lr, betas=betas),
+        alternation=Alternation(
+            energy_steps=train.energy_steps,
+            warmup_energy_steps=train.warmup_energy_steps,
+            warmup_base_steps=train.warmup_base_steps,
+            warmup_every=train.warmup_every,
+        ),
+        schedule=Schedule(train.schedule, max(train.base_steps, 1)),
+        ema_decay=train.ema_decay,
+        train_base=train.train_base,
+        latent_batch_size=(train.latent_batch_size or train.batch_size) // world_size,
+        precision=precision.of_training(config, device),
+        parallel=parallel,
+        gradient_guard=gradient_guard.make(train.gradient_guard),
+    )
+
+
+def load_model(
+    url: str | None, overrides: dict[str, Any], device: torch.device | str = "cpu"
+) -> tuple[GEBM, schema.Config]:
+    """A trained model, ready to be sampled, and the config to sample it with.
+
+    Args:
+        url: a checkpoint's folder, or a trial's.
+        overrides: keys of the config it was trained with that are to be others now, such as ``sampler.step_size``.
+        device: where to put it.
+
+    Raises:
+        UserError: there is no such checkpoint, it is damaged, or a key makes it another architecture.
+    """
+    if url is None:
+        raise UserError("no checkpoint is named: give checkpoint=<the folder of a checkpoint or of a trial>")
+    checkpoint = read(url)
+    config = schema.apply(
+        trained_config(checkpoint), {key: value for key, value in overrides.items() if key not in _OURS}
+    )
+    validate(config)
+    model = build_model(config)
+    load_state(model, checkpoint)
+    average = {
+        name.removeprefix(_AVERAGE): tensor
+        for name, tensor in checkpoint.training["trainer"]["tensors"].items()
+        if name.startswith(_AVERAGE)
+    }
+    if average:
+        model.base.load_state_dict(average)
+    if not objectives.make(config.train.objective).trains_energy:
+        model.energy = BoundedEnergy(NoEnergy())  # the one it came with is what it was at the start
+    return model.to(device).eval(), config
+
+
+def trained_config(checkpoint: Checkpoint) -> schema.Config:
+    """The config that a model was trained with.
+
+    Args:
+        checkpoint: of a trial.
+
+    Raises:
+        UserError: it is not of a trial, or of another version's schema.
+    """
+    if not isinstance(checkpoint.state.get("config"), dict):
+        raise UserError(f"{checkpoint.url} does not say what it was trained with: give a trial's checkpoint")
+    return schema.from_dict(checkpoint.state["config"])

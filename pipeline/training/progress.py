@@ -1,0 +1,99 @@
+"""The numbers of a progress report: losses, rates, and the time that is left."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from gebm.training import StepInfo, Trainer
+from pipeline.config import Config
+from pipeline.runtime.errors import NonFiniteLoss
+
+__all__ = ["evaluation_due", "evaluations_left", "progress", "require_finite", "steps_between"]
+
+
+def evaluation_due(config: Config, base_step: int) -> bool:
+    """Return whether there is an evaluation after so many base steps; after the last there always is."""
+    return base_step % config.evaluation.every == 0 or base_step >= config.train.base_steps
+
+
+def evaluations_left(config: Config, base_step: int) -> int:
+    """Return how many evaluations are still to come."""
+    if base_step >= config.train.base_steps:
+        return 0
+    return -(-config.train.base_steps // config.evaluation.every) - base_step // config.evaluation.every
+
+
+def require_finite(infos: list[StepInfo], base_step: int) -> None:
+    """Refuse to continue from a loss that is NaN or infinite.
+
+    Args:
+        infos: The steps up to ``base_step``.
+        base_step: Base steps done.
+
+    Raises:
+        NonFiniteLoss: A loss is not finite; the message names the step.
+    """
+    if not infos:
+        return
+    broken = torch.stack([info.num_nonfinite for info in infos]).cpu().nonzero()
+    if len(broken):
+        row = int(broken[0])
+        raise NonFiniteLoss(
+            f"a loss is not finite at base step {base_step - len(infos) + row + 1}: "
+            f"energy loss {infos[row].energy_loss.item()}, base loss {infos[row].base_loss.item()}; "
+            f"lower train.energy_lr or train.base_lr"
+        )
+
+
+def progress(
+    infos: list[StepInfo], trainer: Trainer, config: Config, *, seconds: float, evaluation_seconds: float
+) -> dict[str, float]:
+    """Return what the steps since the last report did. Only reports wait for the device, not every step.
+
+    Args:
+        infos: The steps since the last report, one at least.
+        trainer: What took them.
+        config: The experiment.
+        seconds: How long they took.
+        evaluation_seconds: How long an evaluation takes; 0 where that is not known yet.
+
+    Returns:
+        The numbers by name, those that are finite: what there was no step for, such as an energy's under maximum
+        likelihood, is not a number and no result.
+    """
+    seconds = max(seconds, 1e-9)
+    losses = torch.stack([torch.stack([info.energy_loss, info.base_loss]) for info in infos]).float().cpu()
+    largest = torch.stack([info.largest_energy_loss for info in infos]).float().cpu().max()
+    newest, done = infos[-1], trainer.base_step
+    # A warm-up has many more energy steps than the base steps that are left, most of them.
+    seconds_a_step = seconds / max(1, steps_between(trainer, done - len(infos), done))
+    # A base that learns from data takes a batch where no energy step has.
+    at_least = int(trainer.train_base and trainer.objective.base_learns_from == "data")
+    images = sum(max(info.energy_steps, at_least) for info in infos) * config.train.batch_size
+    steps_left = steps_between(trainer, done, config.train.base_steps) + config.train.final_energy_steps
+    numbers = {
+        "base_step": done,
+        "energy_loss": losses[:, 0].mean().item(),
+        "largest_energy_loss": largest.item(),
+        "base_loss": losses[:, 1].mean().item(),
+        "penalty": newest.penalty.item(),
+        "energy_data": newest.energy_data.item(),
+        "energy_base": newest.energy_base.item(),
+        "log_partition": newest.log_partition.item(),
+        "base_steps_per_second": len(infos) / seconds,
+        "images_per_second": images / seconds,
+        "seconds_left": steps_left * seconds_a_step + evaluation_seconds * evaluations_left(config, done),
+        "seconds_an_evaluation": evaluation_seconds,
+        "energy_lr": trainer.energy_optimizer.param_groups[0]["lr"],
+        "base_lr": trainer.base_optimizer.param_groups[0]["lr"],
+    }
+    return {name: value for name, value in numbers.items() if math.isfinite(value)}
+
+
+def steps_between(trainer: Trainer, start: int, stop: int) -> int:
+    """Return how many energy steps and base steps are taken from one base step to another."""
+    alternation = trainer.alternation
+    energy_steps = alternation.energy_steps_before(stop) - alternation.energy_steps_before(start)
+    return (stop - start) * trainer.train_base + energy_steps * trainer.objective.trains_energy

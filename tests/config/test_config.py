@@ -1,0 +1,306 @@
+"""Experiments and searches compose and hold what they promise; what cannot run is refused by name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gebm import penalties
+from pipeline import config as schema
+from pipeline.config import precision
+from pipeline.config.validation import validate
+from pipeline.runtime.errors import UserError
+from pipeline.sweep.space import parse_space
+from pipeline.training.model import build_model
+
+PAPERS = ("cifar10", "lsun", "celeba", "imagenet32")
+TABLES = ("redwine", "whitewine", "parkinsons", "hepmass", "miniboone")
+
+
+def composed(*overrides: str) -> schema.Config:
+    """What Hydra makes of these words, from the real files."""
+    with initialize_config_dir(str(schema.config_root()), version_base="1.3"):
+        values = OmegaConf.to_container(
+            compose(config_name=schema.CONFIG_NAME, overrides=list(overrides)), resolve=True
+        )
+    return schema.from_dict({key: value for key, value in values.items() if key not in schema.HYDRA_KEYS})
+
+
+@pytest.mark.parametrize("search", sorted(schema.searches()))
+@pytest.mark.parametrize("experiment", sorted(schema.experiments()))
+def test_every_experiment_composes_with_every_search(experiment, search):
+    if search == "mcmc" and experiment in TABLES:  # no sampler has a part in a likelihood
+        with pytest.raises(OmegaConfBaseException, match=r"spaces\.sampler"):
+            composed(f"conf={experiment}", f"sweeps={search}")
+        return
+    config = composed(f"conf={experiment}", f"sweeps={search}")
+    validate(config)
+    assert config.name == experiment
+    purpose = {"mcmc": "sampler", "comparison": "comparison"}.get(search, "training")
+    assert list(parse_space(config)) == list(config.spaces[purpose])
+
+
+def test_every_experiment_and_search_says_what_it_is():
+    assert set(schema.experiments()) == {"digits", "toy", *PAPERS, *TABLES}
+    assert {"asha", "comparison", "grid", "mcmc", "optuna", "pbt", "random"} == set(schema.searches())
+    assert all({**schema.experiments(), **schema.searches()}.values())
+
+
+def test_a_word_of_the_command_line_overrides_experiment_and_search():
+    config = composed("conf=lsun", "sweeps=random", "sweep.num_trials=3", "train.energy_lr=1e-5")
+    assert (config.sweep.num_trials, config.train.energy_lr) == (3, 1e-5)
+
+
+@pytest.mark.parametrize("experiment", PAPERS)
+def test_the_papers_experiments_carry_the_papers_schedule(experiment):
+    config = composed(f"conf={experiment}")
+    train, sampler, decay = config.train, config.sampler, config.train.learning_rate_decay
+    assert (train.base_steps, train.batch_size, train.latent_batch_size) == (150_000, 128, None)
+    assert (train.energy_steps, train.warmup_energy_steps) == (5, 100)
+    assert (train.warmup_base_steps, train.warmup_every) == (2, 500)
+    assert (train.energy_lr, train.base_lr, train.beta1, train.beta2) == (1e-4, 1e-4, 0.5, 0.999)
+    penalty = penalties.make(train.penalty_kind, train.penalty, train.penalty_every)
+    assert (train.objective, penalty) == ("kale_fenchel", penalties.GradientPenalty(1.0))
+    assert (decay.factor, decay.every, decay.lag, decay.patience) == (0.8, 2000, 20_000, 3)
+    assert (config.model.latent_dim, build_model(config).energy.floor) == (100, -10.0)
+    assert (config.data.resolution, config.data.channels) == (32, 3)
+    # The paper's step 1e-4 has h/2 before the gradient and sqrt(h) before the noise; here they are h and sqrt(2h).
+    assert (sampler.name, 2 * sampler.step_size, sampler.num_steps) == ("ula", 1e-4, 1000)
+    assert (sampler.beta, sampler.decay, sampler.decay_every) == (100.0, 0.1, 200)
+    assert config.evaluation.extractor == "inception-v3-compat"
+    assert (train.precision, sampler.precision) == ("float32", "float32")
+
+
+@pytest.mark.parametrize("networks", ["sngan_convnet", "sngan_resnet"])
+@pytest.mark.parametrize("experiment", PAPERS)
+def test_both_sngans_build_for_the_papers_experiments(experiment, networks):
+    config = composed(f"conf={experiment}", f"model.networks={networks}")
+    validate(config)
+    with torch.device("meta"):
+        model = build_model(config)
+        images = model.base(torch.zeros(2, 100))
+        assert images.shape == (2, 3, 32, 32)
+        assert model.energy(images).shape == (2,)
+
+
+def test_a_config_survives_its_dict(small):
+    for config in (small(), small(train={"ema_decay": 0.999}, sweep={"space": {"seed": {"choice": [1, 2]}}})):
+        assert schema.from_dict(schema.to_dict(config)) == config
+
+
+def test_apply_replaces_keys_and_nothing_else(small):
+    config = small()
+    changed = schema.apply(config, {"train.energy_lr": 3e-4, "train.ema_decay": 0.9, "sampler.name": "kla"})
+    assert (changed.train.energy_lr, changed.train.ema_decay, changed.sampler.name) == (3e-4, 0.9, "kla")
+    assert schema.apply(changed, {"train.energy_lr": 1e-4, "train.ema_decay": None, "sampler.name": "ula"}) == config
+    assert config == small()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("train.base_stepz", 1),
+        ("nothing", 1),
+        ("train.energy_lr.more", 1),
+        ("train.energy_lr", "fast"),
+        ("data.hold", "auto"),
+        ("train.batch_size", 1.5),
+        ("train", 3),
+        ("sampler.name", None),
+        ("evaluation.metrics", "fid"),
+    ],
+)
+def test_apply_refuses_unknown_keys_and_wrong_types(small, key, value):
+    with pytest.raises(UserError) as refusal:
+        schema.apply(small(), {key: value})
+    assert key.split(".")[0] in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("values", ["a text", [1], None, {"name": "x", "data": 3}, {"train": {"base_stepz": 1}}])
+def test_what_is_no_config_is_refused(values):
+    with pytest.raises(UserError) as refusal:
+        schema.from_dict(values)
+    assert "\n" not in str(refusal.value)
+
+
+BAD = [
+    *((key, value) for key in ("train.energy_lr", "train.base_lr", "sampler.step_size") for value in (0.0, -1.0)),
+    *((key, float(value)) for key in ("train.base_lr", "train.penalty", "sampler.beta") for value in ("nan", "inf")),
+    *(
+        (key, value)
+        for key in (
+            "data.resolution",
+            "data.channels",
+            "data.samples_per_shard",
+            "data.writers",
+            "data.cache_limit_gib",
+            "data.timeout",
+            "model.latent_dim",
+            "train.energy_steps",
+            "train.warmup_energy_steps",
+            "train.warmup_every",
+            "train.batch_size",
+            "train.latent_batch_size",
+            "train.report_every",
+            "sampler.num_steps",
+            "sampler.num_samples",
+            "sampler.decay_every",
+            "evaluation.every",
+            "evaluation.batch_size",
+            "evaluation.chain_points",
+            "evaluation.grid",
+            "scale.num_workers",
+            "scale.min_workers",
+            "checkpoints.every",
+            "scale.cpus_per_worker",
+            "scale.timeout",
+            "sweep.num_trials",
+            "sweep.points",
+            "sweep.grace_steps",
+            "sweep.perturbation_steps",
+            "sweep.max_concurrent",
+            "train.learning_rate_decay.num_samples",
+        )
+        for value in (0, -3)
+    ),
+    ("data.reader_workers", -1),
+    ("data.max_bad_shards", -1),
+    ("data.read_ahead", -1),
+    ("data.cache", "cache"),
+    ("data.cache", "s3://bucket/cache"),
+    ("data.cache", ""),
+    ("train.nonfinite_restarts", -1),
+    ("checkpoints.on_failure", "retry"),
+    ("data.encoding", "jpeg"),
+    ("model.networks", "unet"),
+    ("model.networks", "mlp"),
+    ("model.width", 0),
+    ("model.energy_floor", float("nan")),
+    ("train.base_steps", -1),
+    ("train.warmup_base_steps", -1),
+    ("train.log_partition_samples", -1),
+    ("train.log_partition_samples", 1),
+    ("train.weight_decay", -0.1),
+    ("train.beta1", 1.0),
+    ("train.beta2", -0.1),
+    ("train.objective", "wgan"),
+    ("train.precision", "float16"),
+    ("train.memory_format", "nhwc"),
+    ("sampler.precision", "float16"),
+    ("train.ema_decay", 1.0),
+    ("train.learning_rate_decay.factor", 1.5),
+    ("train.learning_rate_decay.patience", 0),
+    ("train.learning_rate_decay.lag", 3),
+    ("sampler.name", "nuts"),
+    ("sampler.decay", 0.0),
+    ("sampler.decay", 2.0),
+    ("sampler.beta", -1.0),
+    ("sampler.friction", -1.0),
+    ("evaluation.num_samples", 1),
+    ("evaluation.metrics", ["fid", "lpips"]),
+    ("task", "video"),
+    ("model.energy", "cnn"),
+    ("train.penalty_kind", "r3"),
+    ("train.penalty_every", 0),
+    ("train.negatives.sampler", "imh"),
+    ("train.negatives.step_size", 0.0),
+    ("train.negatives.num_steps", 0),
+    ("data.max_correlation", -0.5),
+    ("sweep.search", "bayes"),
+    ("sweep.scheduler", "median"),
+    ("sweep.mode", "least"),
+    ("sweep.metric", "loss"),
+    ("sweep.metric", "kid_gebm"),
+    ("sweep.reduction_factor", 1),
+    ("seed", -1),
+    ("seed", 2**32),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), BAD, ids=[f"{key}={value}" for key, value in BAD])
+def test_each_refusal_is_one_line_that_names_its_key(small, key, value):
+    with pytest.raises(UserError) as refusal:
+        validate(schema.apply(small(), {key: value}))
+    line = str(refusal.value)
+    assert "\n" not in line
+    group, _, name = key.rpartition(".")
+    assert line.startswith((key, group or key)) and name in line
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        ({"data.resolution": 9}, "resolution"),
+        ({"model.networks": "sngan_resnet"}, "resolution"),
+        ({"sampler.name": "kla", "sampler.friction": 0.0}, "friction"),
+        ({"scale.num_workers": 3}, "train.batch_size"),
+        ({"train.latent_batch_size": 129, "scale.num_workers": 2}, "train.latent_batch_size"),
+        ({"scale.min_workers": 2}, "scale.min_workers=2: it cannot be more than scale.num_workers=1"),
+        ({"scale.min_workers": 2, "scale.num_workers": 4}, "make it a multiple of 12"),
+        ({"evaluation.metrics": ["is"], "evaluation.num_samples": 5}, "evaluation.num_samples"),
+        ({"sweep.search": "optuna", "sweep.scheduler": "pbt"}, "sweep.search=optuna"),
+        ({"ray.address": "ray://head:10001"}, "ray.address=ray://head:10001"),
+        ({"train.learning_rate_decay.num_samples": 1}, "train.learning_rate_decay"),
+        ({"model.energy_offset": 1.0}, "model: energy=None, offset=1.0"),
+        ({"data.split_seed": -1}, "data.split_seed"),
+        ({"data.hold": True, "data.reader_workers": 2}, "data.reader_workers=2: with data.hold=true"),
+        ({"train.objective": "ml"}, "train.objective=ml: it needs a base with a density"),
+        ({"train.objective": "pcd_data"}, "train.objective=pcd_data: it needs a base with a density"),
+        ({"task": "density"}, "model.networks=dcgan: it has to be one of gaussian, realnvp"),
+    ],
+)
+def test_keys_that_contradict_each_other_are_refused(small, overrides, named):
+    with pytest.raises(UserError, match=named) as refusal:
+        validate(schema.apply(small(), overrides))
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        ({"sampler.precision": "bfloat16", "sampler.name": "mala"}, "sampler.name=mala for task=images needs float32"),
+        ({"sampler.precision": "bfloat16", "sampler.name": "descent"}, "only ula, kla, ddls"),
+        ({"evaluation.log_partition": "annealed", "sampler.name": "mala"}, "task=images has no likelihood"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(small, overrides, told):
+    with pytest.raises(UserError) as refusal:
+        validate(schema.apply(small(), overrides))
+    assert told in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["ula", "kla", "mala", "hmc", "dot", "descent"])
+def test_no_kernel_that_needs_float32_gets_less_by_default(small, name):
+    found = precision.of_sampling(schema.apply(small(), {"sampler.name": name}), torch.device("cpu"))
+    assert found in ((torch.float32, torch.bfloat16) if name in ("ula", "kla") else (torch.float32,))
+    for asked in ("float32", "bfloat16"):
+        config = schema.apply(small(), {"sampler.name": name, "sampler.precision": asked, "train.precision": asked})
+        assert precision.of_sampling(config, torch.device("cpu")) == getattr(torch, asked)
+        assert precision.of_training(config, torch.device("cpu")) == getattr(torch, asked)
+    assert precision.of_training(small(), torch.device("cpu")) == torch.float32
+
+
+def test_rows_are_always_held():
+    for experiment in ("redwine", "toy"):
+        validate(composed(f"conf={experiment}", "data.hold=true"))
+        with pytest.raises(UserError, match=r"^data\.hold=false: .* leave it out$"):
+            validate(composed(f"conf={experiment}", "data.hold=false"))
+
+
+def test_what_can_run_is_not_refused(small):
+    for overrides in (
+        {"train.base_steps": 0},
+        {"train.penalty": 0.0, "train.log_partition_samples": 0, "train.warmup_base_steps": 0},
+        {"sampler.beta": 0.0, "sampler.friction": 0.0},
+        {"data.hold": True, "data.reader_workers": 0},
+        {"data.hold": False, "data.reader_workers": 2},
+        {"data.reader_workers": 2},
+        {"train.objective": "wasserstein", "model.energy_floor": float("-inf")},
+        {"train.batch_size": 126, "scale.num_workers": 3, "train.latent_batch_size": 252},
+        {"sweep.metric": "precision_gebm", "sweep.mode": "max", "evaluation.metrics": ["prc"]},
+        *({"sampler.name": name} for name in ("kla", "mala", "hmc", "rwm", "imh", "dot", "descent")),
+    ):
+        validate(schema.apply(small(), overrides))

@@ -1,0 +1,62 @@
+"""What the experiments' files promise: search spaces in which both samplers move, commands that work as printed."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import shlex
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+from PIL import Image
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "conf").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_samplers_space_has_useful_steps_of_each(path):
+    experiment = OmegaConf.load(path)
+    if experiment.get("task") == "density":
+        assert "sampler" not in experiment.spaces  # no sampler has a part in a likelihood
+        return
+    space = experiment.spaces.sampler
+    assert list(space["sampler.name"].choice) == ["ula", "kla"]
+    low, high = space["sampler.step_size"].log_uniform
+    searched = experiment.spaces.training.get("sampler.step_size", {}).get("log_uniform", [])
+    for h in (experiment.sampler.step_size, *searched):
+        # In one step overdamped dynamics go (2 h)^(1/2) far, and kinetic ones h at unit velocity.
+        assert low <= h <= high and low <= math.sqrt(2 * h) <= high
+
+
+def photographs(path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((218, 178, 3), np.uint8)).save(buffer, "JPEG")
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(3):
+            archive.writestr(f"folder/{number:06d}.jpg", buffer.getvalue())
+
+
+@pytest.mark.parametrize("name", ["img_align_celeba.zip", "photographs.zip"])
+def test_the_commands_that_the_help_prints_make_a_store(tmp_path, name):
+    """Of the file alone, as it is fetched: no list of splits beside it, no folder of a split in it."""
+    photographs(tmp_path / name)
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "GEBM_STORES": str(tmp_path / "stores")}
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "pipeline.shards", *words]
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+
+    examples = run("--help").stdout.split("Examples:")[1].replace("\\\n", " ").splitlines()
+    (example,) = (line for line in examples if name in line)
+    words = [word for word in shlex.split(example)[3:] if not word.startswith("data.store=")]
+    done = run(*words)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("3 images of 32 pixels")

@@ -1,0 +1,196 @@
+"""Machines, disks and processes that fail: nothing that was learnt is lost, and nothing changes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from ray.cluster_utils import Cluster
+
+from pipeline.training.checkpoints import Checkpoints
+from tests.helpers.chaos import Moment, train
+from tests.helpers.cli import SMALL, command, family, run, same_weights, start, summary, wait_for, weights
+
+
+def kill(pids: list[int], number: int = signal.SIGKILL) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def evaluated(times: int):
+    """Whether the first trial was evaluated so often."""
+    return lambda document: len(document["trials"][0]["evaluations"]) >= times
+
+
+def workers(pid: int) -> list[int]:
+    """The training workers among all that a process has started."""
+    return [member for member in family(pid) if "RayTrainWorker" in command(member)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(home):
+    """A run on two workers, so that what they hold in common is resumed as well; its folder."""
+    train(home, SMALL, home / "undisturbed", (2, None))
+    return home / "undisturbed"
+
+
+def test_on_fewer_workers_it_learns_the_same_but_for_rounding(home, undisturbed):
+    """Weights whose gradient is nothing but rounding differ, since Adam makes a whole step of it; no score does."""
+    *_, expected, _ = map(json.loads, (undisturbed / "journal").read_text().splitlines())
+    died = Moment(operation=0, about="interim-00000016")
+    *reports, _ = train(home, SMALL, home / "fewer", (2, died), (1, None))
+    found = reports[-1]
+    # Of the time that is left, evaluations are a part as soon as there was one, in a later life too.
+    later = [report for report in reports if report["base_step"] > 8]
+    assert all(report["seconds_an_evaluation"] > 0 for report in later) and found["seconds_left"] == 0
+    left = [report["seconds_left"] / report["seconds_an_evaluation"] for report in later if report["base_step"] < 16]
+    assert left and min(left) >= 2
+    assert found["base_step"] == expected["base_step"] == 24
+    for name, tolerance in (("fid_base", 1e-3), ("fid_gebm", 1e-3), ("log_partition", 1e-2)):
+        assert found[name] == pytest.approx(expected[name], rel=tolerance), name
+
+
+def test_killed_hung_and_resumed_it_is_bit_for_bit_what_no_interruption_gives(home, undisturbed):
+    """One of two workers is killed between two checkpoints; one of the new ones stops without dying; then all die."""
+    output = home / "killed"
+    process = start(home, "train", *SMALL, f"output={output}", "scale.num_workers=2", "scale.timeout=15")
+    wait_for(output, evaluated(1), process)
+    first = workers(process.pid)
+    assert len(first) == 2
+    kill(first[1:])
+    wait_for(output, evaluated(2), process)
+    second = workers(process.pid)
+    assert len(second) == 2 and not set(first) & set(second)
+    kill(second[1:], signal.SIGSTOP)
+    end = time.monotonic() + 200
+    while len(third := [pid for pid in workers(process.pid) if pid not in second]) < 2:
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.05)
+    everything = family(process.pid)  # its Ray with it, as when a machine goes down
+    kill(everything, signal.SIGSTOP)
+    assert "another sweep writes" in run(home, "train", f"resume={output}", status=2)
+    kill(everything)
+    printed, _ = process.communicate()
+    assert set(third) <= set(everything) and printed.count("goes on from its last checkpoint") == 2, printed
+    assert summary(output)["trials"][0]["status"] == "running"
+    run(home, "train", f"resume={output}")
+    assert same_weights(weights(output), weights(undisturbed))
+    [trial] = summary(output)["trials"]
+    assert trial["status"] == "finished" and [entry["base_step"] for entry in trial["evaluations"]] == [8, 16, 24]
+
+
+@pytest.mark.parametrize("on_failure", ["stop", "continue"])
+def test_a_checkpoint_that_cannot_be_written_ends_a_trial_or_does_not(home, on_failure):
+    """Where checkpoints would go there is a file."""
+    output = home / on_failure
+    place = output / "trials/000/checkpoints"
+    place.parent.mkdir(parents=True)
+    place.write_text("in the way")
+    words = [*SMALL, "train.base_steps=16", f"output={output}", f"checkpoints.on_failure={on_failure}"]
+    printed = run(home, "train", *words, status=1)  # there is no model in the end
+    [trial] = summary(output)["trials"]
+    if on_failure == "stop":
+        assert trial["status"] == "failed" and not trial["evaluations"]
+        assert f"base step 8 at {place} cannot be written" in trial["error"] and f"resume={output}" in trial["error"]
+    else:
+        assert trial["status"] == "finished" and trial["checkpoint"] is None and trial["best_checkpoint"] is None
+        assert [entry["base_step"] for entry in trial["evaluations"]] == [8, 16]
+        assert f"{place} cannot be written" in " ".join(printed.split())
+
+
+def own_address(number: int) -> list[str]:
+    """What gives a machine an address of its own: the kernel has all of 127.0.0.0/8 here, if it is Linux."""
+    address = f"127.0.0.{number + 2}"
+    try:
+        with socket.socket() as listener:
+            listener.bind((address, 0))
+    except OSError as error:
+        print(f"the machines have one address, for there is no {address} ({error})")
+        return []
+    return [f"--node-ip-address={address}"]
+
+
+@pytest.fixture
+def machines(tmp_path, monkeypatch):
+    """A cluster's address, and four machines of one CPU in it besides the head: processes that end as machines do."""
+    # For so long a trial waits for workers on a machine that Ray has not yet missed, and then counts again.
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    words = ["start", "--block", f"--address={cluster.address}", "--num-cpus=1", "--num-gpus=0"]
+    ports = ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
+    started = []
+    for number in range(4):  # one after the other: two that start at once on one machine take the same port
+        log = (tmp_path / f"machine-{number}").open("w")
+        line = [sys.executable, "-m", "ray.scripts.scripts", *words, *ports, *own_address(number)]
+        started.append(subprocess.Popen(line, stdout=log, stderr=log, start_new_session=True))
+        end = time.monotonic() + 60
+        while sum(node["Alive"] for node in cluster.global_state.node_table()) < 2 + number:
+            assert time.monotonic() < end, Path(log.name).read_text()
+            time.sleep(0.2)
+    yield cluster.address, started
+    for process in started:
+        kill(family(process.pid))
+    cluster.shutdown()
+
+
+def one_that_works(machines: list[subprocess.Popen]) -> subprocess.Popen:
+    """A machine on which there is a training worker, once there is one."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        for machine in machines:
+            if workers(machine.pid):
+                return machine
+        time.sleep(0.1)
+    raise AssertionError("no worker has started within a minute")
+
+
+LONG = [*SMALL, "train.base_steps=300", "evaluation.every=60", "scale.num_workers=2", "scale.min_workers=1"]
+
+
+def test_a_trial_survives_its_machines(home, machines):
+    """One is taken away with notice, one without, a third that leaves room for one worker only, and then the driver's.
+
+    Each goes at a moment of chance.
+    """
+    address, nodes = machines
+    chance = random.Random(0)
+    output = home / "machines"
+    # Two workers up to the third evaluation, and one from there.
+    alone = (2, Moment(operation=0, about="interim-00000240")), (1, None)
+    expected = {one["base_step"]: one for one in train(home, LONG, home / "long", *alone) if "fid_gebm" in one}
+    process = start(home, "train", *LONG, f"output={output}", RAY_ADDRESS=address)
+    wait_for(output, evaluated(1), process)
+    time.sleep(chance.uniform(0, 2))
+    taken = one_that_works(nodes)
+    kill([taken.pid], signal.SIGTERM)  # Ray gives the workers half a minute
+    nodes.remove(taken)
+    wait_for(output, evaluated(2), process)
+    time.sleep(chance.uniform(0, 1))
+    lost = one_that_works(nodes)
+    kill(family(lost.pid))
+    nodes.remove(lost)
+    while not str(Checkpoints(f"{output}/trials/000").last).endswith("step-00000180"):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    kill(family(one_that_works(nodes).pid))
+    wait_for(output, evaluated(4), process)
+    time.sleep(chance.uniform(0, 1))
+    kill([process.pid])
+    printed, _ = process.communicate()
+    assert "a machine is about to be taken away" in printed and printed.count("goes on from its last") >= 3, printed
+    run(home, "train", f"resume={output}", "scale.num_workers=1", RAY_ADDRESS=address)
+    [trial] = summary(output)["trials"]
+    assert {one["base_step"]: one["fid_gebm"] for one in trial["evaluations"]} == {
+        base_step: one["fid_gebm"] for base_step, one in expected.items()
+    }
+    assert same_weights(weights(output, 300), weights(home / "long", 300))

@@ -1,0 +1,218 @@
+"""The base against the GEBM, measured on a tiny model and the digits."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gebm import GEBM, StandardNormal
+from pipeline.evaluation import metrics
+from pipeline.evaluation.chains import chain_steps, run_chains
+from pipeline.evaluation.evaluator import evaluate
+from pipeline.runtime.errors import UserError
+from pipeline.tasks.images import ImageJudge
+from pipeline.training.model import build_model
+
+SMALL = {
+    "sampler": {"name": "ula", "step_size": 1e-2, "num_steps": 8},
+    "evaluation": {"num_samples": 120, "batch_size": 120, "chain_points": 4, "grid": 9, "extractor": "classifier"},
+}
+
+
+@given(st.integers(1, 5000), st.integers(1, 200))
+def test_places_along_a_chain(num_steps, points):
+    steps = chain_steps(num_steps, points)
+    assert steps[0] == 0 and steps[-1] == num_steps
+    assert all(before < after for before, after in itertools.pairwise(steps))
+    assert len(steps) == min(points, num_steps) + 1
+    # Evenly spaced: no place is further than half a step from where it should be.
+    if points <= num_steps:
+        assert all(abs(step - index * num_steps / points) <= 0.5 for index, step in enumerate(steps))
+
+
+class Flat(torch.nn.Module):
+    """An energy that is the same everywhere."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return 3.0 + 0.0 * images.flatten(1).sum(1)
+
+
+@pytest.mark.parametrize("name", ["ula", "kla", "mala", "hmc", "rwm", "imh"])
+def test_a_constant_energy_leaves_the_latents_alone(small, name):
+    """From N(0, I) to N(0, I), but for the known bias of the kernels that accept everything."""
+    step_size, num_steps, chains, dim = 0.05, 30, 4000, 4
+    config = small(sampler={"name": name, "step_size": step_size, "num_steps": num_steps, "beta": 2.0, "friction": 1.0})
+    base = build_model(config).base
+    model = GEBM(base, Flat(), StandardNormal(dim)).eval()
+    seen: dict[int, torch.Tensor] = {}
+    z0 = model.prior.sample(chains, torch.Generator().manual_seed(0))
+    chain = run_chains(model, config.sampler, z0, seed=1, observe=seen.__setitem__)
+    assert list(seen) == list(range(num_steps + 1))
+    assert torch.equal(seen[0], z0) and torch.equal(seen[num_steps], chain.z) and not torch.equal(seen[0], chain.z)
+    z, count = chain.z.double(), chains * dim
+    variance = 1.0
+    if name == "ula":  # v <- (1 - h)^2 v + 2 h
+        for _ in range(num_steps):
+            variance = (1 - step_size) ** 2 * variance + 2 * step_size
+    # KLA from rest, at most h^2 / 4 away from equilibrium in position; the velocities warm up from zero.
+    allowance = step_size**2 if name == "kla" else 0.0
+    if name == "kla":
+        assert z.var() <= 1.0 + allowance + 5 * math.sqrt(2 / count)
+    else:
+        assert abs(z.square().mean() - variance) < 5 * variance * math.sqrt(2 / count)
+    assert (z.mean(0).abs() < 5 * math.sqrt(variance / chains)).all()
+    correlations = z.T.corrcoef() - torch.eye(dim)
+    assert (correlations.abs() < 5 / math.sqrt(chains)).all()
+
+
+class Still:
+    """A judge of the latents themselves, seen through a base that changes nothing."""
+
+    primary = "spread"
+
+    def show(self, samples: torch.Tensor) -> torch.Tensor:
+        return samples
+
+    def features(self, shown: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"z": shown}
+
+    def score(self, features: dict[str, torch.Tensor], *, end: bool) -> dict[str, float]:
+        return {"spread": float(features["z"].double().square().mean())}
+
+
+@pytest.mark.parametrize("name", ["mala", "hmc", "rwm", "imh"])
+def test_an_evaluation_leaves_the_prior_alone_where_the_energy_is_constant(small, name):
+    """From the first step on: noise that had to do with the latents would show there most."""
+    count, dim = 4000, 4
+    settings = {"num_samples": count, "batch_size": 1000, "chain_points": 3, "grid": 4}
+    config = small(sampler={"name": name, "step_size": 0.1, "num_steps": 3}, evaluation=settings)
+    found = evaluate(GEBM(torch.nn.Identity(), Flat(), StandardNormal(dim)).eval(), config, Still())
+    assert list(found.chain) == [0, 1, 2, 3] and found.chain[1] != found.chain[0]
+    for spread in found.chain.values():
+        assert abs(spread - 1) < 5 * math.sqrt(2 / (count * dim))
+
+
+@pytest.fixture(scope="module")
+def reference(digits, classifier):
+    return metrics.reference(digits, classifier)
+
+
+@pytest.fixture
+def judge(classifier, reference):
+    return ImageJudge(classifier, reference, ["fid"])
+
+
+@pytest.fixture
+def found(small, judge):
+    """A fresh model and what its evaluation found."""
+    config = small(**SMALL)
+    model = build_model(config).eval()
+    steps: list[int] = []
+    return config, model, evaluate(model, config, judge, advance=steps.append), steps
+
+
+def test_the_base_is_scored_on_the_latents_that_the_chain_starts_from(found, classifier, reference):
+    config, model, evaluation, _ = found
+    generator = torch.Generator().manual_seed((config.seed + 1) * 1_000_003)
+    latents = model.prior.sample(config.evaluation.num_samples, generator)
+    with torch.no_grad():
+        images = metrics.to_uint8(model.base(latents))
+    fid = metrics.score(images, reference, classifier)["fid"]
+    assert evaluation.scores["fid_base"] == pytest.approx(fid, rel=1e-6)
+    assert torch.equal(evaluation.frames[0], images[: config.evaluation.grid])
+
+
+def test_the_chain_goes_from_the_base_to_the_gebm(found):
+    config, _, evaluation, steps = found
+    assert list(evaluation.chain) == list(evaluation.frames) == [0, 2, 4, 6, 8]
+    assert evaluation.chain[0] == evaluation.scores["fid_base"]
+    assert evaluation.chain[8] == evaluation.scores["fid_gebm"]
+    assert len(set(evaluation.chain.values())) == 5
+    for frame in evaluation.frames.values():
+        assert frame.shape == (9, 1, 8, 8) and frame.dtype == torch.uint8
+    assert sum(steps) == config.evaluation.num_samples * config.sampler.num_steps
+    assert all(math.isfinite(value) for value in evaluation.scores.values())
+    assert {"mean_potential", "log_partition_monte_carlo", "log_partition_standard_error"} <= set(evaluation.scores)
+
+
+def test_the_same_seed_finds_the_same_and_another_does_not(found, small, judge):
+    config, model, first, _ = found
+    again = evaluate(model, config, judge)
+    scores = [
+        {key: value for key, value in found.scores.items() if not key.endswith("per_second")}
+        for found in (again, first)
+    ]
+    assert scores[0] == scores[1] and again.chain == first.chain
+    assert all(torch.equal(again.frames[step], first.frames[step]) for step in first.frames)
+    other = evaluate(model, small(**SMALL, seed=1), judge)
+    assert other.scores["fid_base"] != first.scores["fid_base"]
+
+
+def test_evaluating_changes_nothing_of_the_model(found, judge):
+    config, model, _, _ = found
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    evaluate(model, config, judge)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_model_in_training_is_evaluated_as_it_will_be_sampled(found, judge):
+    config, model, evaluation, _ = found
+    training = copy.deepcopy(model).train()
+    before = {name: tensor.clone() for name, tensor in training.state_dict().items()}
+    again = evaluate(training, config, judge)
+    for name in ("fid_base", "fid_gebm"):
+        assert again.scores[name] == evaluation.scores[name]
+    assert all(torch.equal(before[name], tensor) for name, tensor in training.state_dict().items())
+    assert all(module.training for module in training.modules())
+
+
+def test_batches_that_do_not_divide_the_samples(found, small, judge):
+    config = small(sampler=SMALL["sampler"], evaluation={**SMALL["evaluation"], "batch_size": 50, "grid": 70})
+    model = build_model(config).eval()
+    advanced: list[int] = []
+    evaluation = evaluate(model, config, judge, advance=advanced.append)
+    assert sum(advanced) == 120 * 8
+    assert all(len(frame) == 70 for frame in evaluation.frames.values())
+    # Latents and noise belong to a chain, so the scores are the same however chains are batched.
+    for name in ("fid_base", "fid_gebm"):
+        assert evaluation.scores[name] == pytest.approx(found[2].scores[name], rel=1e-4)
+
+
+def test_other_metrics_are_of_the_base_and_of_the_gebm(small, classifier, reference):
+    config = small(**SMALL)
+    judge = ImageJudge(classifier, reference, ["kid", "is", "prc"])
+    scores = evaluate(build_model(config).eval(), config, judge).scores
+    for model in ("base", "gebm"):
+        assert {f"{name}_{model}" for name in ("fid", "kid", "kid_std", "is", "is_std", "precision", "recall")} <= set(
+            scores
+        )
+
+
+class Cliff(torch.nn.Module):
+    """An energy that is not a number for some of the images."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        energy = images.flatten(1).mean(1)
+        return torch.where(energy > energy.detach().quantile(0.9), torch.nan, energy)
+
+
+def test_chains_that_diverge_are_counted_and_restarted(small, judge):
+    config = small(**SMALL)
+    model = GEBM(build_model(config).base, Cliff(), StandardNormal(4)).eval()
+    found = evaluate(model, config, judge)
+    assert 0 < found.scores["divergences"] < 120 * 8
+    assert math.isfinite(found.scores["fid_gebm"]) and math.isfinite(found.scores["mean_potential"])
+
+
+def test_chains_that_all_diverge_are_one_line(small, judge):
+    config = small(sampler={**SMALL["sampler"], "step_size": 1e30}, evaluation=SMALL["evaluation"])
+    with pytest.raises(UserError, match=r"sampler\.step_size") as refusal:
+        evaluate(build_model(config).eval(), config, judge)
+    assert "\n" not in str(refusal.value)

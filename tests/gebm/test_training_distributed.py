@@ -1,0 +1,76 @@
+"""Data parallelism: what is learnt does not depend on the number of processes."""
+
+from __future__ import annotations
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, distributed
+from torch.nn.parallel import DistributedDataParallel
+
+from gebm import GEBM, KALE, StandardNormal, networks, objectives
+from gebm.objectives.losses import BaseLoss
+from tests.helpers.trainers import digits_model, flow_model, images, trainer_of, vectors
+
+
+def flattened(tensors) -> Tensor:
+    return torch.cat([tensor.detach().double().flatten() for tensor in tensors])
+
+
+TOGETHER = ("dcgan", "kale_fenchel", "ml", "ml_kale", "pcd", "pcd_data", "base kept")
+
+
+def trained_together(case: str, rank: int, world_size: int) -> Tensor:
+    """What three alternations leave behind on one of so many processes.
+
+    Each begins with weights of its own; the batches of 8 are shared out among them.
+    """
+    # In double precision, so that what is left is no rounding; chains keep to float32.
+    torch.set_default_dtype(torch.float32 if case.startswith("pcd") else torch.float64)
+    if case in networks.NAMES:
+        torch.manual_seed(rank)
+        base, energy = networks.make(case, resolution=8, channels=1, latent_dim=4, width=8)
+        model, batches = GEBM(base, energy, StandardNormal(4)), images()
+        settings = {"objective": KALE("donsker_varadhan"), "ema_decay": 0.9}
+    else:
+        model, batches = flow_model(rank), vectors()
+        kept = case == "base kept"
+        objective = objectives.make("kale_fenchel" if kept else case)
+        settings = {"objective": objective, "train_base": not kept, "ema_decay": 0.9}
+    trainer = trainer_of(
+        model, parallel=DistributedDataParallel if world_size > 1 else lambda module: module, **settings
+    )
+    mine = slice(rank * 8 // world_size, (rank + 1) * 8 // world_size)
+    parts = (batch[mine] for batch in batches)
+    for step in range(3):
+        assert trainer.step(parts, torch.Generator().manual_seed(step)).num_nonfinite == 0
+    state = trainer.state_dict()["tensors"]  # optimisers, average, and the chains of all
+    return flattened([*model.state_dict().values(), *(state[name] for name in sorted(state))])
+
+
+def train_one_process(rank: int, world_size: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    rendezvous = f"file://{folder}/rendezvous-{world_size}"
+    distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world_size)
+    found = {case: trained_together(case, rank, world_size) for case in TOGETHER}
+    safetensors.torch.save_file(found, f"{folder}/{world_size}-{rank}.safetensors")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_any_number_of_processes_learns_what_one_does(world_size, tmp_path):
+    # Networks, running statistics, average, optimisers, log-partition and chains, of the same batches altogether.
+    torch.multiprocessing.spawn(train_one_process, (world_size, str(tmp_path)), nprocs=world_size)
+    found = [safetensors.torch.load_file(tmp_path / f"{world_size}-{rank}.safetensors") for rank in range(world_size)]
+    for case in TOGETHER:
+        alone = trained_together(case, 0, 1)
+        torch.set_default_dtype(torch.float32)
+        tolerance = {"rtol": 1e-3, "atol": 1e-6} if case.startswith("pcd") else {"rtol": 1e-6, "atol": 1e-8}
+        torch.testing.assert_close(found[0][case], alone, **tolerance)
+        # Bit for bit the same on all of them, or they would drift apart.
+        assert all(torch.equal(one[case], found[0][case]) for one in found)
+
+
+def test_base_loss_hides_the_energy_from_data_parallelism():
+    model = digits_model()
+    assert {id(p) for p in BaseLoss(model, KALE()).parameters()} == {id(p) for p in model.base.parameters()}

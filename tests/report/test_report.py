@@ -1,0 +1,236 @@
+"""A sweep's report: the same facts in Markdown, in charts and on a page, whatever the sweep was."""
+
+from __future__ import annotations
+
+import base64
+import html.parser
+import io
+import json
+import math
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline.config.compose import words
+from pipeline.report.__main__ import main as command
+from pipeline.report.analysis import findings, importances, read_findings
+from pipeline.report.charts import charts, draw, interactive
+from pipeline.report.html import report
+from pipeline.report.markdown import LIMIT, markdown
+from pipeline.tracking.summary import ENDED, Records, TrialRecord
+
+SETTINGS = {"search": "random", "scheduler": "asha", "space": {"train.base_lr": {"choice": [1]}}, "num_samples": 100}
+STRANGE = ["<script>alert(1)</script>", "a|b\n# c", "`rm -rf`", "[x](javascript:alert(1))", "x & y", "\\", "*bold*"]
+
+numbers = st.one_of(st.floats(allow_nan=True, allow_infinity=True), st.floats(1e-6, 1e6))
+params = st.fixed_dictionaries(
+    {"train.energy_lr": st.floats(1e-6, 1.0)},
+    optional={
+        "train.base_lr": st.floats(1e-6, 1.0),
+        "sampler.step_size": st.one_of(st.floats(1e-6, 1.0), st.just(0.0)),
+        "sampler.name": st.sampled_from(["ula", "kla", *STRANGE]),
+        "seed": st.integers(0, 3),
+    },
+)
+
+
+@st.composite
+def sweeps(draw_from):
+    mode = draw_from(st.sampled_from(["min", "max"]))
+    facts = {"experiment": draw_from(st.sampled_from(["digits", *STRANGE])), "measure": "FID by an extractor"}
+    records = Records("folder", metric="fid_gebm", mode=mode, shown=("fid_base", "fid_gebm"), facts=facts)
+    for index in range(draw_from(st.integers(0, 12))):
+        trial = records.add(f"{index:03d}", draw_from(params))
+        trial.seconds = draw_from(st.floats(0, 1e6))
+        for step in range(draw_from(st.integers(0, 3))):
+            found = {"base_step": 10 * (step + 1), "fid_base": draw_from(numbers), "fid_gebm": draw_from(numbers)}
+            records.evaluated(trial, found, f"folder/trials/{trial.name}/checkpoints/step-{step:08d}")
+        trial.status = draw_from(st.sampled_from([*ENDED, "running", "pending"]))
+        if trial.status == "failed":
+            trial.error = draw_from(st.sampled_from(STRANGE))
+    return records
+
+
+class Page(html.parser.HTMLParser):
+    """What a page asks for and what runs on it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open, self.asked, self.scripts, self.rows = [], [], 0, 0
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.scripts += tag == "script"
+        self.rows += tag == "tr"
+        self.asked += [value for key, value in attributes if key in ("src", "href") and not value.startswith("data:")]
+
+
+@settings(max_examples=60)
+@given(sweeps(), st.booleans())
+def test_the_description_says_what_was_found_and_fits(records, with_settings):
+    found = findings("folder", records, SETTINGS if with_settings else {})
+    text = markdown(found)
+    assert len(text) <= LIMIT and "pipeline.sweep" in text
+    assert "<script" not in re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL).replace("\\<", "")
+    best = records.best()
+    if best is None:
+        assert "No trial has been evaluated" in text
+    else:
+        assert f"The best is trial {best.name} at base step {best.best_metrics['base_step']}" in text
+        assert str(best.best_checkpoint) in text
+    rows = [line for line in markdown(found, limit=None).splitlines() if re.match(r"\| \d{3} \|", line)]
+    assert [row[2:5] for row in rows] == [trial.name for trial in records.ranking()]
+    # Nothing that a stranger wrote adds a column: pipes of his are escaped.
+    columns = {len(re.findall(r"(?<!\\)\|", row)) for row in rows}
+    assert len(columns) <= 1
+
+
+@settings(max_examples=5)
+@given(sweeps())
+def test_every_chart_has_the_same_points_on_the_page_and_in_the_picture(records):
+    found = findings("folder", records, SETTINGS)
+    keys = [chart.key for chart in charts(found)]
+    assert len(set(keys)) == len(keys)
+    for chart in charts(found):
+        still, moving = draw(chart), interactive(chart)
+        assert still.axes[0].get_xlabel() == moving.layout.xaxis.title.text == chart.x
+        assert [len(trace.x) for trace in moving.data] == [len(series.x) for series in chart.series]
+        assert all(math.isfinite(value) for series in chart.series for value in series.x if isinstance(value, float))
+        for axis, values in (("x", "x"), ("y", "y")):
+            if axis in chart.log:
+                shown = [value for series in chart.series for value in getattr(series, values)]
+                ticks = moving.layout[f"{axis}axis"].tickvals
+                assert min(shown) > 0 and min(2, len(set(shown))) <= len(ticks) <= 20
+                assert all(min(shown) / 1.3 <= tick <= max(shown) * 1.3 for tick in ticks)
+
+
+def a_sweep(folder: str, error: str = "diverged") -> Records:
+    facts = {"experiment": "digits", "measure": "FID by an extractor", "extractor": "an extractor"}
+    records = Records(folder, metric="fid_gebm", mode="min", shown=("fid_base", "fid_gebm"), facts=facts)
+    for index in range(12):
+        rate = 10.0 ** (-5 + index / 4)
+        trial = records.add(f"{index:03d}", {"train.energy_lr": rate, "train.base_lr": 1e-4 * (1 + index % 3)})
+        for step in (10, 20):
+            score = 5 + abs(math.log10(rate) + 3.5) + 10 / step
+            metrics = {"base_step": step, "fid_gebm": score, "fid_base": score + 0.5}
+            records.evaluated(trial, metrics, f"{folder}/trials/{trial.name}/checkpoints/step-{step:08d}")
+        trial.status, trial.seconds = ("pruned" if index % 3 else "finished"), 60.0
+    records.trials[-1].status, records.trials[-1].error = "failed", error
+    return records
+
+
+@pytest.mark.parametrize("largest", [1.7976931348623157e308, 1e-300])
+def test_scores_at_the_ends_of_what_a_number_can_be_have_charts(largest):
+    records = a_sweep("folder")
+    for trial, score in zip(records.trials, (largest, 5e-324), strict=False):
+        for step in (10, 20):
+            metrics = {"base_step": step, "fid_gebm": score, "fid_base": score}
+            records.evaluated(trial, metrics, f"folder/trials/{trial.name}/checkpoints/step-{step:08d}")
+    for chart in charts(findings("folder", records, {})):
+        assert draw(chart) and interactive(chart)
+
+
+def test_of_a_search_over_samplers_the_commands_have_the_best_settings():
+    records = a_sweep("folder")
+    for trial in records.trials:
+        trial.params = {"sampler.name": "kla", "sampler.step_size": float(trial.name)}
+    best = records.best()
+    text = " ".join(markdown(findings("folder", records, {})).replace("\\\n", "").split())
+    words = f"checkpoint={best.best_checkpoint} sampler.name=kla sampler.step_size={float(best.name)}"
+    assert f"pipeline.sample {words}" in text and f"pipeline.evaluate {words}" in text
+    assert "pipeline.train" not in text and "sweeps=mcmc" not in text
+
+
+def test_the_best_trial_is_trained_anew_by_one_command_that_names_what_the_sweeps_named():
+    records = a_sweep("folder")
+    records.facts["named"] = "train.base_steps=40 sweep.num_trials=12 output=folder 'data.store=a b' ';' '$(id)'"
+    best = records.best()
+    rates = f"train.energy_lr={best.params['train.energy_lr']!r} train.base_lr={best.params['train.base_lr']!r}"
+    named = "train.base_steps=40 'data.store=a b' ';' '$(id)'"  # a stranger's words run nothing in a shell
+    told = " ".join(markdown(findings("folder", records, {})).replace("\\\n", "").split())
+    assert f"# train it anew python -m pipeline.train conf=digits {named} {rates} #" in told
+    records.facts["named"] = "'unfinished"
+    assert f"conf=digits {rates}" in " ".join(markdown(findings("folder", records, {})).replace("\\\n", "").split())
+
+
+def test_a_command_of_many_words_is_folded_and_a_shell_reads_it_whole():
+    records = a_sweep("folder")
+    for trial in records.trials:
+        trial.params = {f"train.key{index}": f"a 'value' of {trial.name}" for index in range(30)}
+    block = markdown(findings("folder", records, {}), limit=None).partition("```sh\n")[2].partition("```")[0]
+    assert max(map(len, block.splitlines())) <= 110
+    found = [shlex.split(command) for command in block.replace("\\\n", " ").splitlines() if command[0] != "#"]
+    params = shlex.split(" ".join(words(records.best().params)))
+    assert ["python", "-m", "pipeline.train", "conf=digits", *params] in found
+
+
+def test_the_parameter_that_decides_is_found_out():
+    shares = importances(findings("folder", a_sweep("folder"), {}))
+    assert sum(shares.values()) == pytest.approx(1.0) and shares["train.energy_lr"] > 0.6
+    few = a_sweep("folder")
+    del few.trials[5:]
+    assert importances(findings("folder", few, {})) is None
+
+
+def test_pictures_are_pictures():
+    made = report(findings("folder", a_sweep("folder"), SETTINGS))
+    assert made.pop("report.html").startswith(b"<!doctype html>")
+    assert set(made) == {
+        "learning_curves.png", "response.png", "against_train_energy_lr.png", "against_train_base_lr.png",
+        "importances.png", "pruning.png",
+    }  # fmt: skip
+    for content in made.values():
+        image = Image.open(io.BytesIO(content))
+        assert image.width >= 700 and image.height >= 400
+        assert len(image.convert("L").getcolors()) > 10, "something is drawn"
+
+
+def test_the_command_writes_one_page_that_needs_nothing_else(tmp_path):
+    folder = tmp_path / "sweep"
+    records = a_sweep(str(folder), error=STRANGE[0])
+    records.write()
+    words = [sys.executable, "-m", "pipeline.report", str(folder)]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert f"{folder}/report/report.html" in done.stdout
+    text = (folder / "report/report.html").read_text()
+    parsed = Page(text)
+    assert not parsed.asked and parsed.rows == 13 and "&lt;script&gt;alert(1)" in text
+    assert f"<p>{STRANGE[0]}" not in text
+    assert text.count('"showSendToCloud": false') == 6, "no button sends a chart to a stranger's host"
+    stills = re.findall(r'<img alt="[^"]+" src="data:image/png;base64,([^"]+)"', text)
+    assert len(stills) == 6 and all(base64.b64decode(one)[1:4] == b"PNG" for one in stills)
+    assert read_findings(str(folder)).records.best().name == records.best().name
+    assert (
+        parsed.scripts == Page(report(findings(str(folder), a_sweep(str(folder)), {}))["report.html"].decode()).scripts
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, "no sweep"),
+        ("{", "damaged"),
+        (json.dumps({"trials": []}), "damaged"),
+        (json.dumps({"trials": [{"name": "../x", "params": {}}], "metric": "fid", "mode": "min"}), "damaged"),
+    ],
+)
+def test_what_is_no_sweep_is_one_line(tmp_path, content, told, monkeypatch, capsys):
+    if content is not None:
+        (tmp_path / "summary.json").write_text(content)
+    monkeypatch.setattr(sys, "argv", ["report", str(tmp_path)])
+    with pytest.raises(SystemExit) as stopped:
+        command()
+    printed = capsys.readouterr().err
+    assert stopped.value.code == 2 and told in printed and printed.count("\n") == 1
+
+
+def test_a_trial_without_anything_is_no_trouble():
+    records = Records("f", metric="fid_gebm", mode="min", shown=("fid_base", "fid_gebm"), facts={})
+    records.trials.append(TrialRecord("000", {}))
+    assert "have not ended" in markdown(findings("f", records, {}))

@@ -1,0 +1,32 @@
+"""Whole files: the old content or the new, whoever reads and whatever happens."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from pipeline.runtime.filesystem import write_file
+
+
+def test_of_several_writers_at_once_one_is_the_last_and_nothing_else_is_left(tmp_path):
+    url = f"{tmp_path}/folder/file"
+    contents = [bytes([number]) * 200_000 for number in range(16)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda content: write_file(url, content), contents * 4))
+    assert (tmp_path / "folder" / "file").read_bytes() in contents
+    assert os.listdir(tmp_path / "folder") == ["file"]
+
+
+def test_a_disk_that_is_full_leaves_what_was_there(tmp_path, monkeypatch):
+    url = f"{tmp_path}/file"
+    write_file(url, b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_file(url, b"new")
+    assert os.listdir(tmp_path) == ["file"] and (tmp_path / "file").read_bytes() == b"old"

@@ -1,0 +1,133 @@
+"""What fits a cluster, by the law and on a real one."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import ray
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ray.cluster_utils import Cluster
+from ray.util.state import list_actors
+
+from pipeline.runtime.errors import UserError
+from pipeline.sweep.cluster import connected, trials_that_fit
+
+NODES = st.lists(
+    st.fixed_dictionaries({"CPU": st.integers(0, 16).map(float), "GPU": st.integers(0, 4).map(float)}), max_size=5
+)
+WORKERS = st.sampled_from([{"CPU": 1.0}, {"CPU": 2.0}, {"CPU": 1.0, "GPU": 1.0}, {"CPU": 4.0, "GPU": 1.0}])
+
+
+def slots(node: dict[str, float], worker: dict[str, float]) -> int:
+    """Workers that fit a node, one after the other."""
+    free, count = dict(node), 0
+    while all(free[name] >= amount for name, amount in worker.items()):
+        free = {name: amount - worker.get(name, 0.0) for name, amount in free.items()}
+        count += 1
+    return count
+
+
+@given(NODES, WORKERS, st.integers(1, 6))
+@settings(deadline=None, max_examples=300)
+def test_as_many_trials_fit_as_there_are_places_for_their_workers(nodes, worker, num_workers):
+    places = sum(slots(node, worker) for node in nodes)
+    assert trials_that_fit(nodes, worker, num_workers) == places // num_workers
+
+
+@given(NODES, NODES, WORKERS, st.integers(1, 6))
+@settings(deadline=None, max_examples=300)
+def test_more_nodes_never_hold_fewer_trials(nodes, more, worker, num_workers):
+    assert trials_that_fit(nodes + more, worker, num_workers) >= trials_that_fit(nodes, worker, num_workers)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "worker", "num_workers", "trials"),
+    [
+        ([{"CPU": 4}], {"CPU": 1}, 2, 2),
+        ([{"CPU": 4.5}], {"CPU": 1.5}, 1, 3),
+        ([{"CPU": 8, "GPU": 2}] * 2, {"CPU": 1, "GPU": 1}, 4, 1),
+        ([{"CPU": 8, "GPU": 2}] * 2, {"CPU": 1, "GPU": 1}, 5, 0),
+        ([{"CPU": 3}, {"CPU": 3}], {"CPU": 2}, 2, 1),
+        ([{"CPU": 3}, {"CPU": 3}], {"CPU": 4}, 1, 0),  # a worker does not stretch over two nodes
+        ([{"memory": 1.0}], {"CPU": 1}, 1, 0),
+        ([], {"CPU": 1}, 1, 0),
+    ],
+)
+def test_what_fits(nodes, worker, num_workers, trials):
+    assert trials_that_fit(nodes, worker, num_workers) == trials
+
+
+def test_a_trial_that_never_fits_is_refused_with_the_numbers(small):
+    config = small(scale={"num_workers": 64, "use_gpu": False})
+    with pytest.raises(UserError) as refusal, connected(config):
+        raise AssertionError("a trial of 64 workers started")
+    line = str(refusal.value)
+    assert "scale.num_workers=64" in line and "1 CPU each" in line and f"{os.cpu_count()} CPU" in line
+    assert "\n" not in line
+    assert not ray.is_initialized()
+
+
+def test_nobody_at_the_address_is_one_line_within_seconds(small):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    address, begun = f"127.0.0.1:{port}", time.monotonic()
+    with pytest.raises(UserError) as refusal, connected(small(ray={"address": address})):
+        pass
+    line = str(refusal.value)
+    assert f"no Ray cluster at {address}" in line and "ray start --head" in line and "\n" not in line
+    assert time.monotonic() - begun < 60  # Ray's own patience is minutes
+    assert not ray.is_initialized()
+
+
+def test_a_cluster_of_three_nodes_is_counted_and_left_running(small, monkeypatch):
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3})
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=2)
+        cluster.wait_for_nodes()
+        for num_workers, trials in ((1, 7), (2, 3), (3, 2), (7, 1)):
+            scale = {"num_workers": num_workers, "use_gpu": False}
+            with connected(small(ray={"address": cluster.address}, scale=scale)) as capacity:
+                assert sorted(node["CPU"] for node in capacity.nodes) == [2.0, 2.0, 3.0]
+                assert capacity.worker == {"CPU": 1.0}
+                assert capacity.concurrent_trials == trials
+            assert not ray.is_initialized()
+        with monkeypatch.context() as job:  # as in a job that the cluster itself has started
+            job.setenv("RAY_ADDRESS", cluster.address)
+            with connected(small(scale={"num_workers": 1, "use_gpu": False})) as capacity:
+                assert len(capacity.nodes) == 3 and capacity.preparation == {"CPU": 1.0}
+        with (
+            pytest.raises(UserError, match=r"has 7 CPU and 0 GPU on 3 node"),
+            connected(small(ray={"address": cluster.address}, scale={"num_workers": 8, "use_gpu": False})),
+        ):
+            pass
+    finally:
+        cluster.shutdown()
+
+
+OTHER = "import ray; ray.init(address='local', num_cpus=1, log_to_driver=False); print('up', flush=True); input()"
+
+
+def test_of_two_clusters_on_one_machine_each_cleans_up_in_its_own(small):
+    """What frees the CPUs of a stopped trial asks for actors, from a worker, without saying of which cluster."""
+
+    @ray.remote
+    def seen() -> int:
+        return len(list_actors())
+
+    command = [sys.executable, "-c", OTHER]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        try:
+            while "up" not in other.stdout.readline():
+                assert other.poll() is None
+            with connected(small(scale={"num_workers": 1, "use_gpu": False})):
+                assert ray.get(seen.remote(), timeout=120) == 0
+        finally:
+            other.communicate("\n", timeout=60)

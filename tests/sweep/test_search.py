@@ -1,0 +1,254 @@
+"""Search spaces give the points they promise, and a resumed sweep goes on where it stood."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ray.tune.schedulers import FIFOScheduler, PopulationBasedTraining, TrialScheduler
+from ray.tune.search import Searcher
+
+from pipeline.config import from_dict
+from pipeline.runtime.errors import UserError
+from pipeline.sweep import search
+from pipeline.sweep.space import first_points, grid_points, parse_space, random_points
+from pipeline.tracking.summary import TrialRecord
+
+BOUNDS = st.tuples(st.floats(1e-6, 1e2), st.floats(1.001, 1e3)).map(lambda pair: (pair[0], pair[0] * pair[1]))
+
+
+def config(space: dict, **sweep: object):
+    return from_dict(
+        {
+            "name": "x",
+            "data": {"store": "s", "resolution": 8, "channels": 1, "source": {"kind": "digits"}},
+            "model": {"networks": "dcgan", "latent_dim": 4, "width": 8},
+            "train": {"base_steps": 90},
+            "sweep": {"space": space, **sweep},
+        }
+    )
+
+
+@given(BOUNDS, BOUNDS, st.integers(1, 50), st.integers(0, 2**31 - 1))
+@settings(deadline=None, max_examples=15)
+def test_random_points_lie_within_the_bounds_and_are_the_seeds(continuous, log, low, seed):
+    space = parse_space(
+        config(
+            {
+                "train.penalty": {"uniform": list(continuous)},
+                "train.base_lr": {"log_uniform": list(log)},
+                "sampler.num_steps": {"int_uniform": [low, low + 3]},
+                "sampler.name": {"choice": ["ula", "kla"]},
+            }
+        )
+    )
+    points = random_points(space, 20, seed)
+    assert points == random_points(space, 20, seed)
+    assert points != random_points(space, 20, (seed + 1) % 2**31)
+    assert points[:7] == random_points(space, 7, seed)  # more trials add to those there are
+    rounding = 1e-12
+    for point in points:
+        for key, (lowest, highest) in (("train.penalty", continuous), ("train.base_lr", log)):
+            assert lowest * (1 - rounding) <= point[key] <= highest * (1 + rounding)
+        assert point["sampler.num_steps"] in range(low, low + 4)
+        assert point["sampler.name"] in ("ula", "kla")
+
+
+def test_whole_numbers_reach_both_bounds():
+    space = parse_space(config({"sampler.num_steps": {"int_uniform": [1, 3]}}))
+    drawn = {point["sampler.num_steps"] for point in random_points(space, 200, 0)}
+    assert drawn == {1, 2, 3}  # each is missed with probability (2/3)^200
+
+
+@given(BOUNDS, BOUNDS, st.integers(2, 5))
+@settings(deadline=None, max_examples=15)
+def test_a_grid_has_its_ends_and_every_combination(continuous, log, points):
+    space = parse_space(
+        config(
+            {
+                "train.penalty": {"uniform": list(continuous)},
+                "train.base_lr": {"log_uniform": list(log)},
+                "sampler.num_steps": {"int_uniform": [3, 50]},
+                "sampler.name": {"choice": ["ula", "kla", "mala"]},
+            }
+        )
+    )
+    grid = grid_points(space, points)
+    assert len(grid) == points**3 * 3
+    axes = [list(dict.fromkeys(point[key] for point in grid)) for key in space]
+    assert {tuple(point.values()) for point in grid} == set(itertools.product(*axes))
+    for axis, ends in zip(axes, (continuous, log, (3, 50)), strict=False):
+        assert len(axis) == points
+        assert (min(axis), max(axis)) == pytest.approx(ends, rel=1e-12)
+    ratios = [following / before for before, following in itertools.pairwise(axes[1])]
+    assert ratios == pytest.approx([(log[1] / log[0]) ** (1 / (points - 1))] * (points - 1))
+
+
+def test_a_grid_of_one_point_takes_the_middle():
+    space = parse_space(config({"train.base_lr": {"log_uniform": [1e-4, 1e-2]}}))
+    [point] = grid_points(space, 1)
+    assert point["train.base_lr"] == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize(
+    ("key", "form"),
+    [
+        ("train.base_lrr", {"choice": [1]}),
+        ("nothing", {"choice": [1]}),
+        ("train", {"choice": [1]}),
+        ("train.base_lr", 3),
+        ("train.base_lr", [1e-4, 1e-3]),
+        ("train.base_lr", {}),
+        ("train.base_lr", {"uniform": [0.1, 0.2], "choice": [1]}),
+        ("train.base_lr", {"normal": [0, 1]}),
+        ("train.base_lr", {"uniform": 3}),
+        ("train.base_lr", {"uniform": []}),
+        ("train.base_lr", {"uniform": [1e-4]}),
+        ("train.base_lr", {"uniform": [1e-3, 1e-4]}),
+        ("train.base_lr", {"uniform": [1e-3, 1e-3]}),
+        ("train.base_lr", {"uniform": [1e-4, 1e-3, 1e-2]}),
+        ("train.base_lr", {"uniform": ["a", "b"]}),
+        ("train.base_lr", {"uniform": [True, 2]}),
+        ("train.base_lr", {"uniform": [-1.0, 1.0]}),
+        ("train.base_lr", {"log_uniform": [0.0, 1.0]}),
+        ("train.base_lr", {"log_uniform": [-1.0, 1.0]}),
+        ("train.beta1", {"uniform": [0.0, math.inf]}),
+        ("train.beta1", {"uniform": [math.nan, 0.5]}),
+        ("train.base_lr", {"choice": []}),
+        ("train.base_lr", {"choice": [1e-3, "fast"]}),
+        ("sampler.name", {"choice": ["ula", "nuts"]}),
+        ("sampler.num_steps", {"int_uniform": [0, 5]}),
+        ("sampler.num_steps", {"int_uniform": [1.5, 5]}),
+        ("sampler.num_steps", {"uniform": [10, 100]}),
+        ("model.networks", {"choice": ["dcgan", "sngan_resnet"]}),
+    ],
+)
+def test_a_malformed_space_is_one_line_that_names_its_key(key, form):
+    with pytest.raises(UserError, match=r"^sweep\.space: ") as refusal:
+        parse_space(config({key: form}))
+    assert key.split(".")[0] in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_an_empty_space_is_a_single_run():
+    assert first_points(config({}), {}) == [{}]
+
+
+SPACE = {"train.base_lr": {"log_uniform": [1e-4, 1e-2]}}
+
+
+def ran(name: str, status: str, score: float | None = None, base_lr: float = 1e-3) -> TrialRecord:
+    metrics = {} if score is None else {"fid_gebm": score}
+    return TrialRecord(name, {"train.base_lr": base_lr}, status, metrics)
+
+
+def handed_out(searcher: Searcher) -> list[dict]:
+    found = []
+    while (params := searcher.suggest(f"trial-{len(found)}")) != Searcher.FINISHED:
+        found.append(params)
+        assert len(found) < 100
+    return found
+
+
+@given(st.lists(st.sampled_from(["pending", "running", "finished", "pruned", "failed"]), max_size=8))
+@settings(deadline=None, max_examples=30)
+def test_exactly_the_unfinished_trials_are_handed_out_again(statuses):
+    settings_ = config(SPACE, search="random", num_trials=len(statuses) or 1)
+    records = [ran(f"{index:03d}", status, 1.0) for index, status in enumerate(statuses)]
+    searcher, count = search.make_searcher(settings_, parse_space(settings_), records)
+    left = [record.name for record in records if record.status in ("pending", "running")]
+    found = handed_out(searcher)
+    assert [params[search.TRIAL] for params in found] == left and count == len(left)
+    assert all(params["train.base_lr"] == 1e-3 for params in found)
+
+
+def test_optuna_proposes_what_is_missing_after_the_unfinished():
+    settings_ = config(SPACE, search="optuna", num_trials=6)
+    records = [ran("000", "finished", 3.0), ran("001", "running", 2.0, base_lr=5e-3), ran("002", "failed")]
+    searcher, count = search.make_searcher(settings_, parse_space(settings_), records)
+    found = handed_out(searcher)
+    assert [params[search.TRIAL] for params in found] == ["001", "003", "004", "005"] and count == 4
+    assert found[0]["train.base_lr"] == 5e-3
+    assert all(1e-4 <= params["train.base_lr"] <= 1e-2 for params in found)
+    assert len({params["train.base_lr"] for params in found}) == 4
+
+
+def test_optuna_learns_from_what_has_ended_and_from_failures():
+    settings_ = config(SPACE, search="optuna", num_trials=60)
+    # What has run says that the score is best near 1e-4, so later proposals should gather there.
+    records = [ran(f"{i:03d}", "finished", abs(math.log10(lr) + 4), lr) for i, lr in enumerate([1e-4, 1e-3, 1e-2] * 4)]
+    searcher, count = search.make_searcher(settings_, parse_space(settings_), records)
+    assert count == 48
+    drawn = []
+    for index in range(count):
+        params = searcher.suggest(f"t{index}")
+        drawn.append(params["train.base_lr"])
+        result = {"fid_gebm": abs(math.log10(drawn[-1]) + 4)} if index % 4 else None
+        searcher.on_trial_complete(f"t{index}", result, error=result is None)
+    # Half of blind draws lie below the middle, 1e-3: of 48 at least 34 do with probability 0.3 %.
+    assert sum(rate < 1e-3 for rate in drawn) >= 34
+    assert searcher.suggest("more") == Searcher.FINISHED
+
+
+def decision(scheduler, name: str, step: int, score: float) -> str:
+    trial = SimpleNamespace(trial_id=name)
+    scheduler.on_trial_add(None, trial)
+    return scheduler.on_trial_result(None, trial, {"base_step": step, "fid_gebm": score})
+
+
+@pytest.mark.parametrize(("mode", "good", "bad"), [("min", 1.0, 1000.0), ("max", 1000.0, 1.0)])
+def test_results_of_before_a_resume_count_towards_the_cut_off(mode, good, bad):
+    settings_ = config(SPACE, scheduler="asha", grace_steps=10, reduction_factor=3, mode=mode)
+    records = [
+        TrialRecord(f"{index:03d}", {}, "finished", evaluations=[{"base_step": 10, "fid_gebm": good + index / 10}])
+        for index in range(5)
+    ]
+    space = parse_space(settings_)
+    assert decision(search.make_scheduler(settings_, space, []), "new", 10, bad) == TrialScheduler.CONTINUE
+    assert decision(search.make_scheduler(settings_, space, records), "new", 10, bad) == TrialScheduler.STOP
+    better = good - 0.5 if mode == "min" else good + 5
+    assert decision(search.make_scheduler(settings_, space, records), "new", 10, better) == TrialScheduler.CONTINUE
+    # A trial that goes on reports for itself, and may not be measured against what it was before.
+    going_on = [TrialRecord(r.name, {}, "running", evaluations=r.evaluations) for r in records]
+    assert decision(search.make_scheduler(settings_, space, going_on), "new", 10, bad) == TrialScheduler.CONTINUE
+
+
+def test_records_without_a_score_do_not_disturb_the_scheduler():
+    settings_ = config(SPACE, scheduler="asha", grace_steps=500)  # longer than a trial, which is 90 base steps
+    records = [TrialRecord("000", {}, "failed"), TrialRecord("001", {}, "failed", evaluations=[{"base_step": 10}])]
+    scheduler = search.make_scheduler(settings_, parse_space(settings_), records)
+    assert decision(scheduler, "new", 90, 1.0) == TrialScheduler.STOP  # at its end
+
+
+def test_population_based_training_stays_within_the_bounds():
+    ranges = {
+        "train.base_lr": {"log_uniform": [1e-4, 1e-2]},
+        "train.batch_size": {"int_uniform": [32, 128]},
+        "sampler.name": {"choice": ["ula", "kla"]},
+    }
+    settings_ = config(ranges, scheduler="pbt")
+    explore = search.make_scheduler(settings_, parse_space(settings_), [])._custom_explore_fn
+    for rate, size, wanted_rate, wanted_size in (
+        (1.2e-2, 154, 1e-2, 128),
+        (0.8e-4, 25, 1e-4, 32),
+        (3e-3, 64, 3e-3, 64),
+    ):
+        perturbed = {search.TRIAL: "001", "train.base_lr": rate, "train.batch_size": size, "sampler.name": "kla"}
+        wanted = {**perturbed, "train.base_lr": wanted_rate, "train.batch_size": wanted_size}
+        assert explore(perturbed) == wanted
+
+
+@pytest.mark.parametrize("key", ["evaluation.num_samples", "scale.num_workers", "data.resolution", "sweep.num_trials"])
+def test_how_a_trial_is_measured_and_what_it_runs_on_cannot_be_searched(key):
+    settings_ = config({key: {"int_uniform": [1, 64]}})
+    with pytest.raises(UserError, match="cannot be searched"):
+        parse_space(settings_)
+
+
+def test_the_scheduler_is_the_one_that_is_named():
+    for name, kind in (("none", FIFOScheduler), ("pbt", PopulationBasedTraining)):
+        settings_ = config(SPACE, scheduler=name)
+        assert type(search.make_scheduler(settings_, parse_space(settings_), [])) is kind

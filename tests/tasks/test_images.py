@@ -1,0 +1,105 @@
+"""How a worker comes by its images: held or read as they go, they are the same."""
+
+from __future__ import annotations
+
+import time
+
+import fsspec
+import pytest
+import torch
+
+from pipeline.data import Position, sources, write_store
+from pipeline.runtime.errors import UserError
+from pipeline.tasks import open_data
+from pipeline.tasks.images import ImagesWork
+
+
+@pytest.fixture
+def work(small, classifier, tmp_path):
+    """Makes a worker of a store of its own, by keys of `data`."""
+    url = str(tmp_path / "store")
+    write_store(sources.make("digits"), url, resolution=8, channels=1, samples_per_shard=100, num_processes=1)
+
+    def make(batch_size: int = 1, rank: int = 0, world_size: int = 1, **data: object) -> ImagesWork:
+        config = small(data={"store": url, **data}, train={"batch_size": batch_size})
+        return ImagesWork(config, open_data(config.data), classifier, rank, world_size, torch.device("cpu"))
+
+    return make
+
+
+@pytest.mark.parametrize("data", [{}, {"hold": True}, {"reader_workers": 1}, {"hold": False, "reader_workers": 1}])
+def test_batches_are_the_same_however_they_are_read(work, data):
+    for rank in range(2):
+        # From the end of one epoch of 14 batches into the next.
+        expected, batches = (work(128, rank, 2, **keys).batches(Position(2, 12)) for keys in ({"hold": False}, data))
+        assert batches.position == Position(2, 12)
+        for after in (Position(2, 13), Position(3, 0), Position(3, 1)):
+            images, wanted = next(batches), next(expected)
+            assert torch.equal(images, wanted) and batches.position == expected.position == after
+            assert (images.shape, images.dtype) == ((64, 1, 8, 8), torch.float32)
+            assert -1 <= images.min() < images.max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("data", "held"), [({}, True), ({"reader_workers": 1}, True), ({"hold": True}, True), ({"hold": False}, False)]
+)
+def test_a_small_store_is_held_unless_it_is_forbidden(work, tmp_path, data, held):
+    batches = work(**data).batches(Position())
+    next(batches)
+    for shard in (tmp_path / "store").glob("*.tar"):
+        shard.unlink()
+    if held:
+        for _ in range(50):
+            next(batches)
+    else:
+        with pytest.raises(UserError, match="cannot reach"):
+            for _ in range(50):  # an image at a time, of 18 shards
+                next(batches)
+
+
+def test_a_worker_that_never_trains_never_reads_its_store(work, tmp_path):
+    worker = work(hold=True)
+    for shard in (tmp_path / "store").glob("*.tar"):
+        shard.unlink()
+    batches = worker.batches(Position(1, 2))
+    assert batches.position == Position(1, 2)
+    with pytest.raises(UserError, match="cannot reach"):
+        next(batches)
+
+
+def remote(work, tmp_path, **data: object):
+    """Batches of single images of a store that lies on no disk."""
+    url = "memory://images/remote"
+    files = fsspec.filesystem("memory")
+    if not files.exists(url):
+        write_store(sources.make("digits"), url, resolution=8, channels=1, samples_per_shard=100, num_processes=1)
+        work(store=url)  # its statistics are made, for which all of it is read
+    keys = {"hold": False, "cache": str(tmp_path / "cache"), **data}
+    return work(store=url, **keys).batches(Position())
+
+
+@pytest.mark.parametrize("read_ahead", [0, 3])
+def test_the_cache_and_what_is_read_ahead_are_the_configs(work, tmp_path, read_ahead):
+    batches = remote(work, tmp_path, read_ahead=read_ahead)
+    first = next(batches)
+    end = time.monotonic() + 30
+    while len(found := list((tmp_path / "cache").glob("*.tar"))) <= read_ahead and time.monotonic() < end:
+        time.sleep(0.01)
+    assert len(found) == 1 + read_ahead and batches.notes == ()
+    assert torch.equal(next(remote(work, tmp_path, read_ahead=read_ahead)), first)
+
+
+def test_a_cache_that_fails_is_told_and_is_no_bad_shard(work, tmp_path):
+    (tmp_path / "file").write_text("")
+    batches = remote(work, tmp_path, cache=str(tmp_path / "file"), max_bad_shards=1)
+    for _ in range(3):
+        next(batches)
+    assert len(batches.notes) == 1 and f"the cache {tmp_path / 'file'} cannot be" in batches.notes[0]
+    assert batches.bad_shards == 0
+
+
+def test_a_limit_of_the_cache_is_kept(work, tmp_path):
+    batches = remote(work, tmp_path, cache_limit_gib=40_000 / 2**30)  # a shard takes some 10 kB
+    for _ in range(100):
+        next(batches)
+    assert 0 < sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.tar")) <= 40_000

@@ -1,0 +1,106 @@
+"""A sweep's journal that somebody else wrote: it is refused in a line, or each entry is sent or left out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline.tracking.journal import Outbox, Refused
+from pipeline.tracking.tracker import Tracker
+from tests.helpers.sweep import DATA
+from tests.helpers.untrusted import JSON, changed, one_line, paths
+
+MANY = settings(derandomize=True, max_examples=300, suppress_health_check=list(HealthCheck))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A sweep's, with a picture in it."""
+    made = tmp_path_factory.mktemp("sweep")
+    Image.new("RGB", (8, 8)).save(made / "grid.png")
+    return made
+
+
+def read(path: Path) -> None:
+    """Read a journal as a sweep does that goes on with it, and as a tracker's that takes all there is."""
+    Outbox(path, lambda entries: None).close(patience=30)
+
+
+@MANY
+@given(
+    content=st.binary(max_size=100)
+    | st.lists(JSON).map(lambda all_: "".join(f"{json.dumps(one)}\n" for one in all_).encode())
+)
+@example(content=b"[" * 200_000 + b"\n")
+@example(content=b'{"a": ' * 200_000 + b"\n")
+@example(content=b"1" * 5000 + b"\n")
+def test_any_bytes_for_a_journal(folder, content):
+    path = folder / "journal"
+    path.write_bytes(content)
+    path.with_name("journal.sent").unlink(missing_ok=True)
+    one_line(read, path)
+
+
+@MANY
+@given(note=st.binary(max_size=20) | st.integers().map(lambda number: str(number).encode()))
+@example(note=b"1" * 5000)
+def test_any_bytes_for_the_note_of_what_is_out(folder, note):
+    path = folder / "journal"
+    path.write_bytes(b'{"kind": "end"}\n{"kind": "end"}\n')
+    path.with_name("journal.sent").write_bytes(note)
+    one_line(read, path)
+
+
+TIME = 1_700_000_000_000
+ENTRIES = [
+    {"kind": "start", "trial": "000", "params": {"a": "1"}, "tags": {"b": "c"}, "time": TIME},
+    {"kind": "metrics", "trial": "000", "metrics": {"train/energy_loss": 1.5}, "step": 3, "time": TIME},
+    {"kind": "file", "trial": None, "file": "grid.png", "folder": "figures"},
+    {"kind": "image", "trial": "000", "file": "grid.png", "key": "grid", "step": 3, "time": TIME},
+    {"kind": "data", "trial": "000", "data": DATA},
+    {"kind": "tags", "trial": None, "tags": {"d": "e"}},
+    {
+        "kind": "model",
+        "trial": "000",
+        "name": "digits",
+        "checkpoint": "trials/000",
+        "sampler": {},
+        "base_step": 3,
+        "description": "it",
+        "tags": {"value": "1.0"},
+    },
+    {"kind": "end", "trial": "000", "status": "FINISHED", "time": TIME},
+]
+
+
+@pytest.fixture(scope="module")
+def tracker(folder) -> Tracker:
+    """With a trial in it, of a database on this machine."""
+    uri, artifacts = f"sqlite:///{folder / 'mlflow.db'}", (folder / "artifacts").as_uri()
+    made = Tracker(uri, "digits", artifacts=artifacts, journal=folder / "tracking.jsonl", folder=str(folder))
+    made.start_sweep("sweep", {"seed": 0}, "what it is", extractor=None)
+    made._deliver(ENTRIES[:1])
+    yield made
+    made.close(patience=0)
+
+
+@settings(MANY, max_examples=400)
+@given(
+    data=st.data(),
+    entry=st.sampled_from(ENTRIES),
+    other=JSON | st.sampled_from([10**400, -(2**70), 1e308, "x" * 9000, "../..", "\x00", "a/b", "object", [[1] * 40]]),
+    how=st.sampled_from(["another", "gone", "more"]),
+)
+def test_an_entry_with_anything_at_any_place_is_sent_or_refused(tracker, data, entry, other, how):
+    """Whatever else it raised would count as a tracker that does not answer, and all that comes after would wait."""
+    place = data.draw(st.sampled_from(paths(entry)[1:]))
+    document = changed(entry, place, other, how)
+    try:
+        tracker._deliver([document])
+    except Refused as error:
+        assert "\n" not in str(error)

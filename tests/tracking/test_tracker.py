@@ -1,0 +1,451 @@
+"""What a sweep leaves in MLflow: a real server, and the SQLite file that is the default."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+import mlflow.data
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mlflow import MlflowClient
+from PIL import Image
+
+from pipeline.runtime.errors import UserError
+from pipeline.tracking.journal import Outbox, Refused
+from pipeline.tracking.journal_entries import content, require_plausible
+from pipeline.tracking.tracker import Tracker, flatten
+from tests.helpers.sweep import DATA
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def serve(folder: Path, port: int) -> subprocess.Popen:
+    """Start a server, and wait until it answers; it has a group of its own, which can be killed whole."""
+    words = [
+        "--backend-store-uri",
+        f"sqlite:///{folder}/mlflow.db",
+        "--artifacts-destination",
+        str(folder / "kept"),
+        "--workers",
+        "1",
+    ]
+    command = [sys.executable, "-m", "mlflow", "server", *words, "--host", "127.0.0.1", "--port", str(port)]
+    with (folder / "log").open("a") as log:
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+    wait_until_it_answers(f"http://127.0.0.1:{port}/health", process)
+    return process
+
+
+def kill(process: subprocess.Popen) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A server's address."""
+    port = free_port()
+    process = serve(tmp_path_factory.mktemp("server"), port)
+    yield f"http://127.0.0.1:{port}"
+    kill(process)
+
+
+def wait_until_it_answers(url: str, process: subprocess.Popen, seconds: float = 180) -> None:
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=10).close()
+            return
+        except OSError as error:
+            assert process.poll() is None and time.monotonic() < end, error
+            time.sleep(0.2)
+
+
+@pytest.fixture(params=["server", "file"])
+def place(request, tmp_path):
+    """A tracker's address, and where its artifacts go."""
+    if request.param == "server":
+        return request.getfixturevalue("server"), None
+    return f"sqlite:///{tmp_path / 'mlflow.db'}", (tmp_path / "artifacts").as_uri()
+
+
+PARAMS = {"train": {"base_lr": 1e-4, "more": {f"key{index}": index for index in range(150)}}, "seed": 0, "space": {}}
+
+
+def test_a_sweep_and_its_trials(place, tmp_path):
+    uri, artifacts = place
+    tracker = Tracker(uri, "digits", artifacts=artifacts, journal=tmp_path / "journal", folder=str(tmp_path))
+    parent = tracker.start_sweep("sweep", PARAMS, "**what it is**", extractor="any-1a2b")
+    tracker.log_data(DATA)
+    tracker.start_trial("000", {"train": {"base_lr": 3e-4}}, {"experiment": "digits"})
+    for step, fid in ((10, 5.0), (20, 4.0)):
+        values = {
+            "base_step": step,
+            "seconds_left": 3.0,
+            "fid_base": fid + 1,
+            "fid_gebm": fid,
+            "kid_std_gebm": 0.5,
+            "energy_loss": math.nan if step == 10 else 1.5,
+            "base_loss": math.inf,
+            "log_partition": -2.0,
+            "images_per_second": 100,
+            "acceptance_rate": 0.5,
+            "ess_bulk": 80.0,
+            "r_hat": 1.5,
+            "nearest_gebm": 1.25,
+            "system/cpu_utilization_percentage": 50.0,
+            "extractor": "any-1a2b",
+        }
+        tracker.log_metrics("000", values, step)
+        tracker.log_chain("000", "fid", {0: fid + 1, "50": math.nan, 100: fid}, step)
+    (tmp_path / "grid.png").write_bytes(b"picture")
+    tracker.log_files("000", [str(tmp_path / "grid.png")], folder="step-00000020")
+    tracker.log_files(None, [str(tmp_path / "grid.png")])
+    tracker.describe("000", "finished", {"status": "finished"})
+    tracker.end("000", "FINISHED")
+    tracker.end(None, "KILLED")
+    assert tracker.close(patience=60) == 0
+
+    client, child = MlflowClient(uri), str(tracker.run_of("000"))
+    found, above = client.get_run(child), client.get_run(parent)
+    assert client.get_experiment(above.info.experiment_id).name == "digits"
+    assert found.data.tags["mlflow.parentRunId"] == parent and found.data.tags["trial"] == "000"
+    assert found.data.tags["mlflow.note.content"] == "finished" and found.data.tags["status"] == "finished"
+    assert above.data.tags["mlflow.note.content"] == "**what it is**"
+    assert (found.info.run_name, above.info.run_name) == ("trial 000", "sweep")
+    assert (found.info.status, above.info.status) == ("FINISHED", "KILLED")
+    assert found.data.params == {"train.base_lr": "0.0003"}
+    assert above.data.params == {key: str(value) for key, value in flatten(PARAMS).items()}
+    assert len(above.data.params) == 153  # more than MLflow takes at once
+    assert found.data.metrics == {
+        "fid/base.any-1a2b": 5.0,
+        "fid/gebm.any-1a2b": 4.0,
+        "kid_std/gebm.any-1a2b": 0.5,
+        "train/energy_loss": 1.5,
+        "kale/log_partition": -2.0,
+        "rate/images_per_second": 100.0,
+        "mcmc/acceptance_rate": 0.5,
+        "mcmc/ess_bulk": 80.0,
+        "mcmc/r_hat": 1.5,
+        "nearest/gebm.any-1a2b": 1.25,
+        "system/cpu_utilization_percentage": 50.0,
+        "fid_chain/00000.any-1a2b": 5.0,
+        "fid_chain/00100.any-1a2b": 4.0,
+    }
+    history = client.get_metric_history(child, "fid/gebm.any-1a2b")
+    assert [(point.step, point.value) for point in history] == [(10, 5.0), (20, 4.0)]
+    assert [entry.path for entry in client.list_artifacts(child, "step-00000020")] == ["step-00000020/grid.png"]
+    got = client.download_artifacts(child, "step-00000020/grid.png", str(tmp_path))
+    with open(got, "rb") as file:
+        assert file.read() == b"picture"
+    assert [entry.path for entry in client.list_artifacts(parent)] == ["grid.png"]
+    for run in (found, above):
+        assert run.data.tags["store_checksum"] == DATA["checksum"]
+        [seen] = run.inputs.dataset_inputs
+        assert (seen.dataset.name, seen.dataset.digest) == ("digits-8", DATA["checksum"])
+        assert mlflow.data.get_source(seen.dataset).uri == DATA["url"]
+        profile = json.loads(seen.dataset.profile)
+        assert profile == {"num_rows": 1797, "num_elements": 1797 * 64, "num_shards": 2, "num_bytes": 125_000}
+        assert {tag.key: tag.value for tag in seen.tags} == {"mlflow.data.context": "training"}
+
+
+def test_pictures_of_one_name_are_a_slider_over_base_steps(place, tmp_path):
+    """Under names that MLflow itself gives images, since its UI takes their step from there."""
+    uri, artifacts = place
+    tracker = Tracker(uri, "pictures", artifacts=artifacts, journal=tmp_path / "journal", folder=str(tmp_path))
+    tracker.start_sweep("sweep", {}, "note", extractor="any")
+    tracker.start_trial("000", {}, {})
+    for step in (10, 20):
+        Image.new("RGB", (600, 300), (step, 0, 0)).save(tmp_path / "base_and_gebm.png")
+        (tmp_path / "chain.gif").write_bytes(b"moving")
+        tracker.log_pictures("000", [str(tmp_path / name) for name in ("base_and_gebm.png", "chain.gif")], step)
+        assert tracker._outbox.flush(patience=60) == 0
+    assert tracker.close(patience=60) == 0
+    client, run = MlflowClient(uri), str(tracker.run_of("000"))
+    # What MLflow writes for an image of its own, read in the same way.
+    client.log_image(run, Image.new("RGB", (600, 300)), key="base_and_gebm", step=30, synchronous=True)
+    names = [Path(entry.path).name for entry in client.list_artifacts(run, "images")]
+    form = r"base_and_gebm\+step\+(\d+)\+timestamp\+(\d{13})\+[0-9a-f-]{36}(\.png|\+compressed\.webp)"
+    parts = [re.fullmatch(form, name) for name in names]
+    assert all(parts), names
+    assert sorted((int(part[1]), part[3]) for part in parts) == [
+        (step, ending) for step in (10, 20, 30) for ending in ("+compressed.webp", ".png")
+    ]
+    assert client.get_run(run).data.tags["mlflow.loggedImages"] == "True"
+    for part in parts:
+        image = Image.open(client.download_artifacts(run, f"images/{part[0]}", str(tmp_path)))
+        assert image.size == ((600, 300) if part[3] == ".png" else (256, 128))
+        if part[3] == ".png" and part[1] != "30":
+            assert image.getpixel((0, 0)) == (int(part[1]), 0, 0)
+    assert [entry.path for entry in client.list_artifacts(run, "step-00000020")] == ["step-00000020/chain.gif"]
+
+
+def test_a_resumed_sweep_goes_on_in_its_runs(place, tmp_path):
+    uri, artifacts = place
+    first = Tracker(uri, "resumed", artifacts=artifacts, journal=tmp_path / "journal", folder=str(tmp_path))
+    parent = first.start_sweep("sweep", {"seed": 0}, "note", extractor="any")
+    first.start_trial("000", {"seed": 0}, {})
+    first.log_metrics("000", {"fid_gebm": 2.0}, 10)
+    first.end("000", "KILLED")
+    first.end(None, "KILLED")
+    assert first.close(patience=60) == 0
+    again = Tracker(uri, "resumed", artifacts=artifacts, journal=tmp_path / "journal", folder=str(tmp_path))
+    assert again.experiment_id == first.experiment_id
+    # Keys given to `resume` may differ from the run's params, which MLflow does not change.
+    assert again.start_sweep("sweep", {"seed": 1}, "note", extractor="any", run_id=parent) == parent
+    again.start_trial("000", {"seed": 1}, {})
+    client, child = MlflowClient(uri), str(first.run_of("000"))
+    assert again._outbox.flush(patience=60) == 0
+    assert client.get_run(child).info.status == client.get_run(parent).info.status == "RUNNING"
+    again.log_metrics("000", {"fid_gebm": 1.0}, 20)
+    again.end("000", "FINISHED")
+    assert again.close(patience=60) == 0
+    assert [point.step for point in client.get_metric_history(child, "fid/gebm.any")] == [10, 20]
+    assert client.get_run(child).info.status == "FINISHED"
+    assert client.get_run(child).data.params == {"seed": "0"}
+    assert len(client.search_runs([first.experiment_id])) == 2
+
+
+def sweep_of_two(tracker: Tracker, picture: Path) -> None:
+    """What a driver tells of two trials."""
+    tracker.log_data(DATA)
+    for trial in ("000", "001"):
+        tracker.start_trial(trial, {"seed": trial}, {"experiment": "two"})
+        for step in range(1, 6):
+            tracker.log_metrics(trial, {"fid_gebm": 10.0 - step, "base_loss": float(step)}, step)
+        tracker.log_files(trial, [str(picture)], folder="step-5")
+        tracker.log_pictures(trial, [str(picture)], 5)
+        tracker.describe(trial, "finished", {"status": "finished"})
+        tracker.end(trial, "FINISHED")
+    tracker.log_metrics(None, {"fid_gebm": 5.0}, 0)
+    tracker.end(None, "FINISHED")
+
+
+def kept(client: MlflowClient, parent: str) -> dict[str, object]:
+    """All that the tracker holds of a sweep, times included."""
+    experiment = client.get_run(parent).info.experiment_id
+    found = {}
+    for run in client.search_runs([experiment]):
+        history = {name: client.get_metric_history(run.info.run_id, name) for name in run.data.metrics}
+        points = {name: [(p.step, p.value, p.timestamp) for p in points] for name, points in history.items()}
+        files = [entry.path for entry in client.list_artifacts(run.info.run_id, "step-5")]
+        files += [entry.path for entry in client.list_artifacts(run.info.run_id, "images")]
+        files += [seen.dataset.digest for seen in run.inputs.dataset_inputs]
+        found[run.info.run_name] = points, run.data.params, run.data.tags.get("status"), files, run.info.end_time
+    return found
+
+
+def test_a_tracker_that_goes_away_gets_all_of_it_once_when_it_is_back(tmp_path):
+    port, said = free_port(), []
+    uri, journal, picture = f"http://127.0.0.1:{port}", tmp_path / "journal", tmp_path / "grid.png"
+    Image.new("L", (8, 8)).save(picture)
+    process = serve(tmp_path, port)
+    tracker = Tracker(uri, "away", artifacts=None, journal=journal, folder=str(tmp_path), say=said.append)
+    parent = tracker.start_sweep("sweep", {"seed": 0}, "note", extractor="any")
+    kill(process)
+    sweep_of_two(tracker, picture)  # returns although nobody listens
+    assert tracker._outbox.flush(patience=3) == 26 and len(journal.read_text().splitlines()) == 26
+    assert len(said) == 1 and "does not answer" in said[0] and str(journal) in said[0]
+    process = serve(tmp_path, port)
+    assert tracker.close(patience=120) == 0
+    assert len(said) == 2 and "26 entries" in said[1]
+    client = MlflowClient(uri)
+    found = kept(client, parent)
+    assert sorted(found) == ["sweep", "trial 000", "trial 001"]
+    for name in ("trial 000", "trial 001"):
+        points, params, status, files, _ = found[name]
+        assert [(step, value) for step, value, _ in points["fid/gebm.any"]] == [(n, 10.0 - n) for n in range(1, 6)]
+        assert params == {"seed": name[-3:]} and status == "finished"
+        assert files[0] == "step-5/grid.png" and files[-1] == DATA["checksum"] and len(files) == 4
+
+    # The driver dies after an entry was sent and before it is noted, wherever that is: sent again, nothing changes.
+    note = journal.with_name("journal.sent")
+    for sent in (0, 7, 25):
+        note.write_text(str(sent))
+        again = Tracker(uri, "away", artifacts=None, journal=journal, folder=str(tmp_path))
+        again.start_sweep("sweep", {}, "note", extractor="any", run_id=parent)
+        assert again.close(patience=60) == 0
+        assert kept(client, parent) == found
+    kill(process)
+
+
+def test_entries_that_no_tracker_takes_do_not_hold_up_the_others(tmp_path):
+    said = []
+    uri, artifacts = f"sqlite:///{tmp_path / 'mlflow.db'}", (tmp_path / "artifacts").as_uri()
+    tracker = Tracker(
+        uri, "refused", artifacts=artifacts, journal=tmp_path / "journal", folder=str(tmp_path), say=said.append
+    )
+    parent = tracker.start_sweep("sweep", {}, "note", extractor="any")
+    tracker.log_metrics("000", {"fid_gebm": 1.0}, 1)  # a trial that was never started
+    tracker.log_files(None, [str(tmp_path / "gone.png")])
+    (tmp_path / "broken.png").write_bytes(b"picture")
+    tracker.start_trial("001", {}, {})
+    tracker.log_pictures("001", [str(tmp_path / "broken.png")], 10)
+    tracker.log_metrics(None, {"a name: with a colon?": 1.0, "fid_gebm": 2.0}, 1)
+    tracker.log_metrics(None, {"fid_gebm": 3.0}, 2)
+    assert tracker.close(patience=60) == 0
+    assert [point.value for point in MlflowClient(uri).get_metric_history(parent, "fid/gebm.any")] == [3.0]
+    assert len(said) == 4 and all("left out" in line for line in said)
+    assert "gone.png" in said[1] and "the picture broken of base step 10 is no image" in said[2]
+
+
+@pytest.mark.parametrize(
+    ("journal", "sent"), [(b"{}\n\xff\n", None), (b"[1]\n", None), (b"{}\n", "2"), (b"{}\n", "many"), (b"{}\n", "-1")]
+)
+def test_a_damaged_journal_is_one_line(tmp_path, journal, sent):
+    (tmp_path / "journal").write_bytes(journal)
+    if sent is not None:
+        (tmp_path / "journal.sent").write_text(sent)
+    with pytest.raises(UserError, match="journal") as refusal:
+        Outbox(tmp_path / "journal", lambda entries: None)
+    assert "\n" not in str(refusal.value)
+
+
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cut=st.integers(0, 60), lost=st.integers(0, 3))
+def test_whatever_was_written_of_the_journal_is_sent_in_order(tmp_path, cut, lost):
+    entries = [{"number": number} for number in range(4)]
+    whole = b"".join(json.dumps(entry).encode() + b"\n" for entry in entries)
+    folder = Path(tempfile.mkdtemp(dir=tmp_path))
+    (folder / "journal").write_bytes(whole[: min(cut, len(whole))])  # the driver died while it wrote
+    there = whole[: min(cut, len(whole))].count(b"\n")
+    (folder / "journal.sent").write_text(str(min(lost, there)))
+    sent = []
+    outbox = Outbox(folder / "journal", sent.extend)
+    outbox.put({"number": "new"})
+    assert outbox.close(patience=30) == 0
+    assert sent == [*entries[min(lost, there) : there], {"number": "new"}]
+    assert (folder / "journal").read_bytes().count(b"\n") == there + 1 == int((folder / "journal.sent").read_text())
+
+
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(bad=st.lists(st.booleans(), max_size=40))
+def test_of_entries_that_wait_together_those_are_found_that_nobody_takes(tmp_path, bad):
+    path = Path(tempfile.mkdtemp(dir=tmp_path)) / "journal"
+    path.write_text("".join(f'{{"number": {number}}}\n' for number in range(len(bad))))  # of a driver that died
+    sent, said = [], []
+
+    def deliver(entries):
+        if any(bad[entry["number"]] for entry in entries):
+            raise Refused("this one")
+        sent.extend(entry["number"] for entry in entries)
+
+    assert Outbox(path, deliver, said.append).close(patience=30) == 0
+    assert sent == [number for number, hopeless in enumerate(bad) if not hopeless]
+    assert len(said) == sum(bad)
+    assert path.with_name("journal.sent").exists() == bool(bad)
+
+
+def test_a_run_that_this_tracker_does_not_know_is_one_line(place, tmp_path):
+    uri, artifacts = place
+    tracker = Tracker(uri, "unknown", artifacts=artifacts, journal=tmp_path / "journal", folder=str(tmp_path))
+    with pytest.raises(UserError) as refusal:
+        tracker.start_sweep("sweep", {}, "note", extractor="any", run_id="0123456789abcdef0123456789abcdef")
+    assert uri in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_a_tracker_that_is_not_there_is_one_line_within_seconds(tmp_path):
+    (tmp_path / "text.db").write_text("this is no database, however long it goes on" * 100)
+    for uri in (
+        f"http://127.0.0.1:{free_port()}",
+        "foo://nowhere",
+        f"sqlite:///{tmp_path}/text.db",
+    ):
+        begun = time.monotonic()
+        with pytest.raises(UserError, match="no MLflow tracker at") as refusal:
+            Tracker(uri, "x", artifacts=None, journal=tmp_path / "journal", folder=str(tmp_path))
+        assert uri in str(refusal.value) and "tracking.uri" in str(refusal.value) and "\n" not in str(refusal.value)
+        assert time.monotonic() - begun < 60  # MLflow's own patience is minutes
+
+
+def test_what_the_journal_has_no_room_for_is_sent_all_the_same(tmp_path):
+    sent, said, path = [], [], tmp_path / "journal"
+    outbox = Outbox(path, sent.extend, said.append)
+    outbox.put({"number": 0})
+    whole = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 3, limits[1]))  # room for a part of a line
+    try:
+        outbox.put({"number": 1})
+        outbox.put({"number": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == whole and len(said) == 1 and "told from memory" in said[0]
+    outbox.put({"number": 3})
+    assert outbox.close(patience=20) == 0
+    assert sent == [{"number": number} for number in range(4)]
+    again = Outbox(path, sent.extend)
+    assert again.close(patience=20) == 0 and len(sent) == 4  # the journal knows what of it is out
+
+
+WORDS = st.one_of(st.none(), st.text(max_size=8), st.integers(), st.floats(), st.booleans(), st.just("000"))
+KEYS = st.sampled_from(["kind", "trial", "file", "folder", "time", "step", "metrics", "tags", "status", "params"])
+KINDS = st.sampled_from(["start", "metrics", "file", "image", "data", "model", "tags", "end"])
+
+
+@settings(max_examples=1000)
+@given(st.dictionaries(KEYS, st.one_of(WORDS, KINDS, st.dictionaries(st.text(max_size=3), WORDS), st.lists(WORDS))))
+def test_an_entry_is_a_sweeps_or_refused(entry):
+    try:
+        require_plausible(entry)
+    except Refused:
+        return
+    assert entry["trial"] is None if entry.get("trial") is None else entry["trial"].isdigit()
+    if entry["kind"] in ("start", "tags", "model"):
+        assert all(isinstance(value, str) for value in entry["tags"].values())
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.sampled_from(["..", ".", "a", "link", "", "secret", "~", "file:", "sweep"]), min_size=1, max_size=6))
+def test_no_name_leads_out_of_the_sweeps_folder(tmp_path, parts):
+    sweep = tmp_path / "sweep"
+    if not sweep.exists():
+        (sweep / "a").mkdir(parents=True)
+        (sweep / "a" / "secret").write_bytes(b"ours")
+        (tmp_path / "secret").write_bytes(b"not ours")
+        (sweep / "link").symlink_to(tmp_path)
+    try:
+        found = content(str(sweep), "/".join(parts))
+    except (Refused, OSError):
+        return
+    assert found == b"ours"
+
+
+def test_a_strangers_journal_sends_nothing_of_this_machine(tmp_path):
+    sweep, said = tmp_path / "sweep", []
+    sweep.mkdir()
+    (tmp_path / "secret").write_text("not ours")
+    (sweep / "grid.gif").write_bytes(b"ours")
+    ours = {"kind": "file", "trial": None, "file": "grid.gif", "folder": None}
+    foreign = [
+        {**ours, "file": "../secret"},
+        {**ours, "file": str(tmp_path / "secret")},
+        {**ours, "file": f"file://{tmp_path}/secret"},
+        {"kind": "file", "trial": None, "url": str(tmp_path / "secret"), "folder": None},
+        {"metric": 1.0},
+    ]
+    (sweep / "journal").write_text("".join(f"{json.dumps(entry)}\n" for entry in [*foreign, ours]))
+    uri, artifacts = f"sqlite:///{tmp_path / 'mlflow.db'}", (tmp_path / "artifacts").as_uri()
+    told = {"artifacts": artifacts, "journal": sweep / "journal", "folder": str(sweep), "say": said.append}
+    tracker = Tracker(uri, "strange", **told)
+    run = tracker.start_sweep("strange", {}, "", extractor=None)
+    assert tracker.close(patience=60) == 0
+    assert [entry.path for entry in MlflowClient(uri).list_artifacts(run)] == ["grid.gif"]
+    assert sum("left out" in line for line in said) == len(foreign)

@@ -1,0 +1,288 @@
+"""A trained model as an MLflow model: packaged without a pickle, registered once, served over HTTP."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from PIL import Image
+
+from gebm import samplers
+from gebm.folding import folded
+from pipeline import config as schema
+from pipeline.data import open_store, sources, write_store
+from pipeline.evaluation import metrics
+from pipeline.tasks.store import split_store
+from pipeline.tracking.journal import Refused
+from pipeline.tracking.registry import BEST, MEASURE, _log, register, takes_over
+from pipeline.training.checkpoints import Checkpoints
+from pipeline.training.export import write_package
+from pipeline.training.model import build_model, load_model, make_trainer
+
+SAMPLER = {"name": "ula", "step_size": 1e-2, "num_steps": 5}
+
+
+def trained(config: schema.Config, folder: Path) -> str:
+    """A checkpoint as a trial leaves it, of a model that has learnt nothing yet."""
+    model = build_model(config)
+    training = {"trainer": make_trainer(model, config, torch.device("cpu")).state_dict(), "plateau": {}}
+    state = {"config": schema.to_dict(config), "report": {}, "rates": 1.0}
+    return Checkpoints(str(folder)).save(8, model=model.state_dict(), training=training, state=state, score=1.0)
+
+
+@pytest.fixture
+def checkpoint(small, stores, tmp_path, monkeypatch) -> str:
+    monkeypatch.setenv("GEBM_STORES", str(stores))
+    return trained(small(sampler=SAMPLER, seed=3), tmp_path / "trial")
+
+
+def request(count: int) -> pd.DataFrame:
+    return pd.DataFrame({"num_samples": [count]})
+
+
+def pixels(image: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(image))))
+
+
+def test_it_gives_the_samples_and_the_energies_of_the_model(checkpoint, tmp_path):
+    write_package(checkpoint, tmp_path / "package")
+    served = mlflow.pyfunc.load_model(str(tmp_path / "package"))
+    found = served.predict(request(6), params={"num_steps": 7, "seed": 11})
+    model, config = load_model(checkpoint, {})
+    kernel = samplers.make("ula", step_size=1e-2, prior=model.prior)
+    whole = folded(model)
+    samples = whole.sample(6, kernel, 7, config.sampler.beta, torch.Generator().manual_seed(11))
+    assert np.array_equal(
+        np.stack([pixels(image) for image in found["image"]]), metrics.to_uint8(samples)[:, 0].numpy()
+    )
+    with torch.no_grad():
+        assert np.allclose(found["energy"], whole.energy(samples).numpy(), atol=1e-6)
+    assert served.predict(request(6), params={"num_steps": 7, "seed": 11}).equals(found)
+    assert not served.predict(request(6), params={"num_steps": 7, "seed": 12})["image"].equals(found["image"])
+    # Without parameters it is sampled as it was evaluated: from the training's seed, by its sampler.
+    assert served.predict(request(2)).equals(served.predict(request(2), params={"num_steps": 5, "seed": 3}))
+
+
+def test_what_a_search_over_samplers_found_is_what_it_is_sampled_with(checkpoint, tmp_path):
+    write_package(checkpoint, tmp_path / "package", sampler={"name": "mala", "step_size": 0.5, "num_steps": 3})
+    served = mlflow.pyfunc.load_model(str(tmp_path / "package"))
+    asked = {"sampler": "mala", "step_size": 0.5, "num_steps": 3}
+    assert served.predict(request(4)).equals(served.predict(request(4), params=asked))
+
+
+def test_nothing_in_it_is_of_the_machine_that_made_it(checkpoint, tmp_path, monkeypatch):
+    (tmp_path / "project").mkdir()
+    for name in ("uv.lock", "pyproject.toml"):
+        (tmp_path / "project" / name).write_text("# somebody's own\n")
+    monkeypatch.chdir(tmp_path / "project")
+    write_package(checkpoint, tmp_path / "package")
+    told = [path for path in (tmp_path / "package").rglob("*") if path.is_file() and path.name != "settings.json"]
+    assert not {"uv.lock", "pyproject.toml"} & {path.name for path in told}
+    here = [
+        str(Path(__file__).parents[2]).encode(),
+        str(tmp_path).encode(),
+        os.fsencode(tempfile.gettempdir() + "/tmp"),
+    ]
+    assert not [path for path in told for place in here if place in path.read_bytes()]
+
+
+@pytest.mark.parametrize(
+    ("count", "params", "told"),
+    [
+        (0, {}, "ask for 1 to 10000"),
+        (10_001, {}, "ask for 1 to 10000"),
+        (1, {"sampler": "nothing"}, "choose one of"),
+        (1, {"step_size": -1.0}, "step"),
+        (1, {"num_steps": -1}, "num_steps=-1"),
+        (1, {"beta": -0.5}, "beta=-0.5"),
+    ],
+)
+def test_a_bad_request_is_refused_in_a_line(checkpoint, tmp_path, count, params, told):
+    write_package(checkpoint, tmp_path / "package")
+    served = mlflow.pyfunc.load_model(str(tmp_path / "package"))
+    with pytest.raises(MlflowException, match=told) as refusal:
+        served.predict(request(count), params=params)
+    assert refusal.value.error_code == "INVALID_PARAMETER_VALUE" and "\n" not in refusal.value.message
+
+
+def test_the_package_needs_gebm_and_no_pickle(checkpoint, tmp_path):
+    """Loaded where nothing of the pipeline and no unpickling of ours can be had."""
+    package = tmp_path / "package"
+    write_package(checkpoint, package)
+    kinds = {path.suffix for path in package.rglob("*") if path.is_file()}
+    assert kinds <= {".py", ".json", ".yaml", ".txt", ".safetensors", ""}, kinds
+    program = """
+import sys
+class Wall:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("pipeline", "ray", "hydra", "webdataset", "torch_fidelity", "torchvision"):
+            raise ImportError(name + " is not here")
+sys.meta_path.insert(0, Wall())
+import pickle, mlflow, pandas as pd
+def refuse(*_, **__): raise AssertionError("unpickled")
+import cloudpickle; pickle.load = pickle.loads = cloudpickle.load = cloudpickle.loads = refuse
+found = mlflow.pyfunc.load_model(sys.argv[1]).predict(pd.DataFrame({"num_samples": [2]}))
+import gebm; assert gebm.__file__.startswith(sys.argv[1]), gebm.__file__
+print(len(found))
+"""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    words = [sys.executable, "-P", "-c", program, str(package)]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.stdout.strip() == "2", done.stderr
+
+
+def test_rows_come_in_the_units_of_the_table(tmp_path):
+    write_store(sources.make("toy"), str(tmp_path / "toy"), encoding="rows", channels=3)
+    store = open_store(str(tmp_path / "toy"))
+    values = {
+        "name": "toy",
+        "task": "points",
+        "data": {"store": store.url, "resolution": None, "channels": 3, "encoding": "rows", "source": {"kind": "toy"}},
+        "model": {"networks": "mlp", "latent_dim": 2, "width": 8},
+        "sampler": SAMPLER,
+        "sweep": {"metric": "distance_validation_gebm"},
+    }
+    config = schema.from_dict(values)
+    config.data.split_seed = 0
+    checkpoint = trained(config, tmp_path / "trial")
+    write_package(checkpoint, tmp_path / "package")
+    found = mlflow.pyfunc.load_model(str(tmp_path / "package")).predict(request(5))
+    model, _ = load_model(checkpoint, {})
+    samples = model.sample(5, samplers.make("ula", step_size=1e-2), 5, 1.0, torch.Generator().manual_seed(0))
+    assert np.allclose(np.array(found["row"].tolist()), split_store(config, store).restore(samples).numpy(), atol=1e-5)
+
+
+VALUES = st.one_of(st.floats(allow_nan=True, allow_infinity=True), st.integers(-5, 5).map(float))
+
+
+@given(st.lists(st.tuples(VALUES, st.sampled_from(["x", "y"])), max_size=12), st.sampled_from(["min", "max"]))
+def test_the_alias_only_ever_moves_to_a_better_one_measured_alike(versions, mode):
+    best = None
+    for value, extractor in versions:
+        new = {"value": repr(value), "mode": mode, "metric": "fid", "extractor": extractor}
+        if takes_over(new, best):
+            assert math.isfinite(value)
+            if best is not None:
+                assert extractor == best["extractor"]
+                assert value < float(best["value"]) if mode == "min" else value > float(best["value"])
+            best = new
+    alike = [value for value, extractor in versions if best and extractor == best["extractor"] and math.isfinite(value)]
+    if best is None:
+        assert not any(math.isfinite(value) for value, _ in versions)
+    else:
+        assert float(best["value"]) == (min if mode == "min" else max)(alike)
+
+
+def entry(checkpoint: str, value: float, **tags: str) -> dict:
+    measure = dict.fromkeys(MEASURE, "alike") | {"mode": "min", "value": repr(value), "checkpoint": checkpoint} | tags
+    return {
+        "name": "small",
+        "checkpoint": checkpoint,
+        "sampler": {},
+        "base_step": 8,
+        "description": "a model",
+        "tags": measure,
+    }
+
+
+def test_it_is_registered_once_and_the_alias_stays_with_the_best(checkpoint, tmp_path):
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.create_experiment("small", artifact_location=(tmp_path / "artifacts").as_uri())
+    runs = [client.create_run(experiment).info.run_id for _ in range(4)]
+
+    def best() -> str:
+        return str(client.get_model_version_by_alias("small", BEST).version)
+
+    assert register(client, experiment, runs[0], entry(checkpoint, 5.0), write_package) is None
+    register(
+        client, experiment, runs[0], entry(checkpoint, 5.0), write_package
+    )  # sent again, by a driver that died in between
+    assert len(client.search_model_versions("name = 'small'")) == 1 and best() == "1"
+    register(client, experiment, runs[1], entry(checkpoint, 6.0), write_package)
+    assert best() == "1"
+    register(client, experiment, runs[2], entry(checkpoint, 4.0), write_package)
+    assert best() == "3"
+    told = register(client, experiment, runs[3], entry(checkpoint, 1.0, extractor="another"), write_package)
+    assert best() == "3" and "measured otherwise" in told and "\n" not in told
+    with pytest.raises(Refused, match="cannot be made a model"):
+        register(client, experiment, runs[3], entry(str(tmp_path / "gone"), 1.0), write_package)
+    # A driver that died between the two leaves a logged model, which is registered and not logged anew.
+    run = client.create_run(experiment).info.run_id
+    _log(client, experiment, run, entry(checkpoint, 9.0), write_package)
+    register(client, experiment, run, entry(checkpoint, 9.0), write_package)
+    assert len(client.search_logged_models([experiment], f"source_run_id = '{run}'")) == 1
+    version = client.get_model_version_by_alias("small", BEST)
+    assert version.run_id == runs[2] and version.tags["value"] == "4.0"
+    outputs = client.get_run(runs[2]).outputs.model_outputs
+    assert [output.step for output in outputs] == [8]
+    mlflow.set_tracking_uri(client.tracking_uri)
+    try:
+        assert len(mlflow.pyfunc.load_model(f"models:/small@{BEST}").predict(request(3))) == 3
+    finally:
+        mlflow.set_tracking_uri(None)
+
+
+def test_it_is_served(checkpoint, tmp_path):
+    write_package(checkpoint, tmp_path / "package")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    words = ["models", "serve", "-m", str(tmp_path / "package"), "--env-manager", "local", "--port", str(port)]
+    # As in an environment that is activated: MLflow starts uvicorn by its name.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", *words, "--workers", "1"],
+            stdout=log, stderr=log, start_new_session=True, cwd=tmp_path, env={**os.environ, "PATH": path},
+        )  # fmt: skip
+    try:
+        end = time.monotonic() + 180
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5).close()
+                break
+            except OSError:
+                assert process.poll() is None and time.monotonic() < end, (tmp_path / "log").read_text()
+                time.sleep(0.3)
+
+        def ask(count: int, **params: object) -> dict:
+            body = {"dataframe_split": {"columns": ["num_samples"], "data": [[count]]}, "params": params}
+            asked = urllib.request.Request(
+                f"http://127.0.0.1:{port}/invocations",
+                json.dumps(body).encode(),
+                {"Content-Type": "application/json"},
+            )
+            return json.load(urllib.request.urlopen(asked, timeout=60))
+
+        found = ask(3, num_steps=4, seed=1)["predictions"]
+        assert [pixels(row["image"]).shape for row in found] == [(8, 8)] * 3
+        assert all(math.isfinite(row["energy"]) for row in found)
+        with pytest.raises(urllib.error.HTTPError) as refusal:
+            ask(0)
+        assert refusal.value.code == 400 and "ask for 1 to 10000" in json.load(refusal.value)["message"]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

@@ -1,0 +1,30 @@
+"""What a trial says of the time that is left."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gebm import Alternation
+from pipeline.training.progress import evaluation_due, evaluations_left, steps_between
+
+
+@settings(deadline=None)
+@given(st.integers(1, 40), st.integers(1, 50), st.integers(0, 60))
+def test_evaluations_left_are_those_that_will_be_due(every, base_steps, base_step):
+    config = SimpleNamespace(train=SimpleNamespace(base_steps=base_steps), evaluation=SimpleNamespace(every=every))
+    later = range(base_step + 1, base_steps + 1)
+    assert evaluations_left(config, base_step) == sum(evaluation_due(config, step) for step in later)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 5), st.integers(0, 9), st.integers(0, 30), st.integers(0, 30), st.booleans(), st.booleans())
+def test_steps_are_those_that_are_taken(energy_steps, warm, start, more, trains_base, trains_energy):
+    alternation = Alternation(energy_steps, warm, warmup_base_steps=2, warmup_every=7)
+    trainer = SimpleNamespace(
+        alternation=alternation, train_base=trains_base, objective=SimpleNamespace(trains_energy=trains_energy)
+    )
+    taken = sum(trains_base + trains_energy * alternation.energy_steps_at(step) for step in range(start, start + more))
+    assert steps_between(trainer, start, start + more) == taken
