@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Adam
 
-from gebm.networks.double_backward import Conv2d, HalvingPool2d, LeakyReLU, ReLU
-from gebm.networks.layers import DoublingConv2d, HalvingConv2d
+from gebm.networks.double_backward import AvgPool2x2, Conv2d, LeakyReLU, ReLU
+from gebm.networks.layers import DownsampleConv2d, UpsampleConv2d
 
 __all__ = ["PlainTrainer", "bounded", "literal", "ula"]
 
@@ -35,13 +35,13 @@ __all__ = ["PlainTrainer", "bounded", "literal", "ula"]
 def literal(network: nn.Module) -> nn.Module:
     """Return the network with each layer computed as one writes it: changed in place, its weights the same."""
     for layer in network.modules():
-        if isinstance(layer, HalvingConv2d):
+        if isinstance(layer, DownsampleConv2d):
             layer.forward = partial(_halve_after, layer)
-        elif isinstance(layer, DoublingConv2d):
+        elif isinstance(layer, UpsampleConv2d):
             layer.forward = partial(_double_before, layer)
         elif isinstance(layer, Conv2d):
             layer.forward = partial(nn.Conv2d.forward, layer)
-        elif isinstance(layer, HalvingPool2d):
+        elif isinstance(layer, AvgPool2x2):
             layer.forward = partial(F.avg_pool2d, kernel_size=2)
         elif isinstance(layer, LeakyReLU):
             layer.forward = partial(F.leaky_relu, negative_slope=layer.negative_slope)

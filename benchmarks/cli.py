@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from gebm import keep_freed_memory, networks
+from gebm import disable_malloc_trim, networks
 
 __all__ = ["add_networks", "build", "parser", "pick_device", "positive", "precision_name"]
 
@@ -86,7 +86,7 @@ def pick_device(name: str) -> torch.device:
 
     From then on the process keeps freed memory, as ``pipeline`` has its own do: for the reference as well.
     """
-    keep_freed_memory()
+    disable_malloc_trim()
     return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
 
 

@@ -3,7 +3,7 @@
 The storage is moto's S3 server in a process of its own on this machine, which lets each request wait before it answers,
 as one that is far away does; the bytes themselves come as fast as that server sends them. The same epoch is read
 
-- *one after the other*: each shard when it is wanted (``data.read_ahead=0``);
+- *one after the other*: each shard when it is wanted (``data.prefetch_shards=0``);
 - *read ahead*: those of the next window in threads, while the present one is used, as it is by default;
 - *into an empty cache*: read ahead, and each shard is written to this machine's disk (``data.cache``);
 - *from a full cache*: each shard from there, when it is wanted;

@@ -46,9 +46,9 @@ from gebm import initialise_log_partition
 from pipeline import config as schema
 from pipeline import tasks
 from pipeline.data import Position
-from pipeline.tasks.store import ready_store
+from pipeline.tasks.store import ensure_store
 from pipeline.tracking.summary import read_summary
-from pipeline.training.loop import random_numbers
+from pipeline.training.loop import step_generator
 from pipeline.training.model import make_trainer, model_to_train
 
 __all__ = ["Bare", "Trial", "main"]
@@ -130,7 +130,7 @@ def _run_bare(values: dict[str, Any], device: torch.device) -> Bare:
     read = tasks.make(config).open(0, 1, device).batches(Position(epoch=0, step=0))
     batches = iter(list(itertools.islice(read, train.base_steps * train.energy_steps)))
     model = model_to_train(config, device)
-    initialise_log_partition(model, train.log_partition_samples, random_numbers(config, "log-partition", 0, device))
+    initialise_log_partition(model, train.log_partition_samples, step_generator(config, "log-partition", 0, device))
     trainer = make_trainer(model, config, device)
     reports = _reports(config)
     infos, began = [], 0.0
@@ -138,7 +138,7 @@ def _run_bare(values: dict[str, Any], device: torch.device) -> Bare:
         if step == reports[0]:
             harness.synchronise(device)
             began = time.perf_counter()
-        infos.append(trainer.step(batches, random_numbers(config, "step", step, device)))
+        infos.append(trainer.step(batches, step_generator(config, "step", step, device)))
     harness.synchronise(device)
     seconds = time.perf_counter() - began
     # As a report takes the mean, in the same order of sums.
@@ -257,7 +257,7 @@ def main() -> None:
         folder = Path(place)
         overrides = _overrides(arguments, device, folder)
         config = _experiment(overrides)
-        tasks.make(config).prepare(ready_store(config), device)
+        tasks.make(config).prepare(ensure_store(config), device)
         for turn in range(arguments.repeat):
             works = [
                 lambda: bares.append(_bare(config, device)),

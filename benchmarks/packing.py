@@ -7,7 +7,8 @@ batches:
 - *images*: the same reader on a store of one PNG file an image;
 - *one at a time*: webdataset's own pipeline on that store, decoding image by image and stacking them, as one reads such
   a store at first;
-- *blocks, held*: ``pipeline.data.HeldReader`` on the arrays, which reads the store onto the device and indexes there.
+- *blocks, held*: ``pipeline.data.DeviceResidentReader`` on the arrays, which reads the store onto the device and
+  indexes there.
 
 Each repetition opens its store anew, so nothing is cached in the process, and checks of SHA-256 are part of the
 reader's time; the files themselves lie in the operating system's cache. A run pays that for its first epoch alone, so
@@ -28,7 +29,7 @@ import torch
 import webdataset
 
 from benchmarks import cli, harness
-from pipeline.data import HeldReader, Reader, open_store, write_store
+from pipeline.data import DeviceResidentReader, Reader, open_store, write_store
 
 __all__ = ["RandomImages", "main"]
 
@@ -70,19 +71,19 @@ class RandomImages:
         """Nothing is held open."""
 
 
-def first_epoch(make: Callable[[], Reader | HeldReader], device: torch.device) -> Callable[[], object]:
+def first_epoch(make: Callable[[], Reader | DeviceResidentReader], device: torch.device) -> Callable[[], object]:
     """Return what makes a reader and takes one epoch of its batches to a device."""
     return lambda: next(_epochs(make(), device))
 
 
-def later_epochs(reader: Reader | HeldReader, device: torch.device) -> Callable[[], object]:
+def later_epochs(reader: Reader | DeviceResidentReader, device: torch.device) -> Callable[[], object]:
     """Return what takes the next epoch of a reader's batches to a device, after a first one."""
     epochs = _epochs(reader, device)
     next(epochs)
     return lambda: next(epochs)
 
 
-def _epochs(reader: Reader | HeldReader, device: torch.device) -> Iterator[None]:
+def _epochs(reader: Reader | DeviceResidentReader, device: torch.device) -> Iterator[None]:
     batches = iter(reader)
     while True:
         for batch in itertools.islice(batches, reader.batches_per_epoch):
@@ -124,8 +125,8 @@ def main() -> None:
         def read(encoding: str) -> Reader:
             return Reader(open_store(str(places[encoding])), batch_size=arguments.batch)
 
-        def hold() -> HeldReader:
-            return HeldReader(open_store(str(places["blocks"])), device, batch_size=arguments.batch)
+        def hold() -> DeviceResidentReader:
+            return DeviceResidentReader(open_store(str(places["blocks"])), device, batch_size=arguments.batch)
 
         works = {
             "images, one at a time": read_one_at_a_time(places["images"], arguments.batch, device),

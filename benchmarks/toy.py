@@ -21,7 +21,7 @@ from gebm.networks.mlp import MLPEnergy
 from gebm.objectives.penalties import GradientPenalty
 from pipeline.config import Config, from_dict
 from pipeline.data.sources.tables import toy
-from pipeline.tasks.points import PointJudge
+from pipeline.tasks.points import PointScorer
 
 SEEDS = "seed:{choice:[0,1,2]}"
 EBM = ["model.networks=gaussian", "model.latent_dim=3", "train.train_base=false"]
@@ -135,8 +135,8 @@ def floor(test: int, samples: int, repeats: int = 20) -> float:
     found = []
     for repeat in range(repeats):
         points = toy.sample(test, seed=100 + repeat)
-        judge = PointJudge(points, points, None, lambda shown: shown)
-        found.append(judge.score({"points": toy.sample(samples, seed=200 + repeat)}, end=False)["distance"])
+        scorer = PointScorer(points, points, None, lambda shown: shown)
+        found.append(scorer.score({"points": toy.sample(samples, seed=200 + repeat)}, end=False)["distance"])
     return sum(found) / repeats
 
 

@@ -74,7 +74,7 @@ from importlib import import_module
 from types import ModuleType
 
 from gebm import networks, objectives, samplers
-from gebm.allocator import keep_freed_memory, return_freed_memory
+from gebm.allocator import disable_malloc_trim, malloc_trim
 from gebm.folding import folded
 from gebm.freezing import frozen
 from gebm.model import GEBM, BoundedEnergy, NoEnergy, RelativeEnergy, StandardNormal
@@ -143,18 +143,18 @@ __all__ = [
     "Wasserstein",
     "adam",
     "annealing_schedule",
+    "disable_malloc_trim",
     "energy_quality",
     "folded",
     "frozen",
     "gradient_guard",
     "initialise_log_partition",
-    "keep_freed_memory",
     "log_partition_annealed",
     "log_partition_monte_carlo",
+    "malloc_trim",
     "negatives",
     "networks",
     "objectives",
     "penalties",
-    "return_freed_memory",
     "samplers",
 ]

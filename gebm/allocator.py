@@ -4,7 +4,7 @@ Unasked, glibc hands every larger block back to the system as soon as it is free
 layer. The system clears each page of it anew: an eighth of a ResNet's energy step and a fifth of its chain. On a GPU
 torch keeps freed memory itself.
 
-It is asked when a process starts, by ``ENVIRONMENT``, or by :func:`keep_freed_memory` before any other thread has
+It is asked when a process starts, by ``ENVIRONMENT``, or by :func:`disable_malloc_trim` before any other thread has
 allocated: a thread that has memory of its own, as glibc gives it one, cannot keep blocks above 64 MiB, and few below.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ctypes
 
-__all__ = ["ENVIRONMENT", "keep_freed_memory", "return_freed_memory"]
+__all__ = ["ENVIRONMENT", "disable_malloc_trim", "malloc_trim"]
 
 ENVIRONMENT = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**60)}
 """What to start a process with, so that all its threads keep what they free."""
@@ -21,18 +21,18 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
 _NEVER = -1
 
 
-def keep_freed_memory() -> bool:
+def disable_malloc_trim() -> bool:
     """Have this process keep the memory that it frees, for what it allocates next.
 
     It then holds what it has held at its peak, which is a little higher, since what is free does not always fit;
-    :func:`return_freed_memory` gives back what is not in use. Nothing that is computed changes. Threads that have
+    :func:`malloc_trim` gives back what is not in use. Nothing that is computed changes. Threads that have
     allocated before go on as they did. Without glibc's own allocator nothing happens.
 
     Returns:
         Whether there is a glibc that has been told.
 
     Example:
-        >>> _ = keep_freed_memory()
+        >>> _ = disable_malloc_trim()
     """
     mallopt = _of_glibc("mallopt")
     if mallopt is None:
@@ -40,11 +40,11 @@ def keep_freed_memory() -> bool:
     return all([mallopt(_M_ARENA_MAX, 1), mallopt(_M_MMAP_MAX, 0), mallopt(_M_TRIM_THRESHOLD, _NEVER)])
 
 
-def return_freed_memory() -> None:
+def malloc_trim() -> None:
     """Give the system back what this process has freed and kept, as after work that needed more than what comes next.
 
     Example:
-        >>> return_freed_memory()
+        >>> malloc_trim()
     """
     malloc_trim = _of_glibc("malloc_trim")
     if malloc_trim is not None:

@@ -7,17 +7,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, distributed, nn
 
-__all__ = ["joined", "process", "same_everywhere", "share"]
+__all__ = ["all_gather_rows", "broadcast_module", "draw_local_rows", "rank_and_world_size"]
 
 
-def process() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     """Return this process's rank and the number of processes."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1
 
 
-def share(n: int, draw: Callable[[int], Tensor]) -> Tensor:
+def draw_local_rows(n: int, draw: Callable[[int], Tensor]) -> Tensor:
     """Draw for all processes and keep this one's rows, so that what is drawn does not depend on how many there are.
 
     Args:
@@ -28,16 +28,16 @@ def share(n: int, draw: Callable[[int], Tensor]) -> Tensor:
         Rows (n, ...).
 
     Example:
-        >>> share(3, torch.arange)
+        >>> draw_local_rows(3, torch.arange)
         tensor([0, 1, 2])
     """
-    rank, world_size = process()
+    rank, world_size = rank_and_world_size()
     return draw(world_size * n)[rank * n : (rank + 1) * n]
 
 
-def joined(rows: Tensor) -> Tensor:
+def all_gather_rows(rows: Tensor) -> Tensor:
     """Return the rows of all processes, in the order of their ranks."""
-    _, world_size = process()
+    _, world_size = rank_and_world_size()
     if world_size == 1:
         return rows
     parts = [torch.empty_like(rows) for _ in range(world_size)]
@@ -46,9 +46,9 @@ def joined(rows: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def same_everywhere(module: nn.Module) -> nn.Module:
+def broadcast_module(module: nn.Module) -> nn.Module:
     """Give every process the first one's weights and buffers."""
-    _, world_size = process()
+    _, world_size = rank_and_world_size()
     if world_size > 1:
         for tensor in module.state_dict().values():  # these share the modules' storage
             distributed.broadcast(tensor, src=0)

@@ -21,8 +21,8 @@ from torch.nn.utils import parametrize, skip_init
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_weights
 
 from gebm.model import GEBM, BoundedEnergy
-from gebm.networks.double_backward import Conv2d, HalvingPool2d, LeakyReLU, ReLU
-from gebm.networks.layers import BatchNorm2d, DoublingConv2d, HalvingConv2d
+from gebm.networks.double_backward import AvgPool2x2, Conv2d, LeakyReLU, ReLU
+from gebm.networks.layers import BatchNorm2d, DownsampleConv2d, UpsampleConv2d
 
 __all__ = ["folded", "folded_base"]
 
@@ -116,7 +116,7 @@ class _InPrecision(nn.Module):
 _SIMPLE: dict[type[nn.Module], Callable[[nn.Module], nn.Module]] = {
     LeakyReLU: lambda layer: nn.LeakyReLU(layer.negative_slope),
     ReLU: lambda layer: nn.ReLU(),
-    HalvingPool2d: lambda layer: nn.AvgPool2d(2),
+    AvgPool2x2: lambda layer: nn.AvgPool2d(2),
 }
 
 
@@ -128,7 +128,7 @@ def _fold(module: nn.Module) -> nn.Module:
     """Return the module with what can be folded in it folded, its parameters its own."""
     if type(module) in _SIMPLE:
         return _SIMPLE[type(module)](module)
-    if parametrize.is_parametrized(module, "weight") or type(module) in (Conv2d, HalvingConv2d, DoublingConv2d):
+    if parametrize.is_parametrized(module, "weight") or type(module) in (Conv2d, DownsampleConv2d, UpsampleConv2d):
         return _plain(module)
     if type(module).forward is not nn.Sequential.forward:
         for name, child in list(module.named_children()):
@@ -154,10 +154,10 @@ def _plain(layer: nn.Module) -> nn.Module:
     """
     kind = parametrize.type_before_parametrizations(layer)
     bias = layer.bias is not None
-    if kind is HalvingConv2d:
+    if kind is DownsampleConv2d:
         plain = skip_init(nn.Conv2d, layer.in_channels, layer.out_channels, 4, stride=2, padding=1, bias=bias)
         return _with(plain, layer.strided(), layer.bias)
-    if kind is DoublingConv2d:
+    if kind is UpsampleConv2d:
         plain = skip_init(nn.ConvTranspose2d, layer.in_channels, layer.out_channels, 4, stride=2, padding=1, bias=bias)
         return _with(plain, layer.strided(), layer.bias)
     if kind is nn.Linear:

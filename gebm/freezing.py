@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-__all__ = ["effective_weights", "frozen"]
+__all__ = ["cached_parametrizations", "frozen"]
 
 
 @contextmanager
-def effective_weights(*modules: nn.Module) -> Iterator[None]:
+def cached_parametrizations(*modules: nn.Module) -> Iterator[None]:
     """Compute every normalised weight of the modules once, in full precision, and use it until the block ends.
 
     Spectral normalisation recomputes a weight wherever it is read, and in training mode moves its power iteration each
@@ -26,7 +26,7 @@ def effective_weights(*modules: nn.Module) -> Iterator[None]:
 
     Example:
         >>> layer = torch.nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3))
-        >>> with effective_weights(layer):
+        >>> with cached_parametrizations(layer):
         ...     layer.weight is layer.weight
         True
     """
@@ -78,7 +78,7 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
     held = {id(layer) for layer, _ in modes} - _held
     _held.update(held)
     try:
-        with effective_weights(*modules):
+        with cached_parametrizations(*modules):
             yield
     finally:
         _held.difference_update(held)

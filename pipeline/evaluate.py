@@ -12,23 +12,23 @@ import torch
 from rich.progress import Progress
 from rich.table import Table
 
-from gebm.allocator import keep_freed_memory
+from gebm.allocator import disable_malloc_trim
 from pipeline import config as schema
 from pipeline import tasks
 from pipeline.config import precision
-from pipeline.config.command import verb
-from pipeline.config.help import ENVIRONMENT, STATUS
+from pipeline.config.command import command
+from pipeline.config.help import ENVIRONMENT_HELP, EXIT_STATUS_HELP
 from pipeline.config.temperature import BETA, describe_temperature, sampling_beta
 from pipeline.evaluation.chains import make_kernel
 from pipeline.runtime.filesystem import write_file, write_files
 from pipeline.runtime.terminal import make_console
-from pipeline.tasks.store import ready_store
+from pipeline.tasks.store import ensure_store
 from pipeline.training.model import load_model
 
 __all__ = ["main"]
 
 
-@verb(
+@command(
     "Score a trained GEBM against its own base, and along the MCMC chain; any sampler setting can be overridden.",
     [
         "python -m pipeline.evaluate checkpoint=results/<sweep>/trials/000",
@@ -38,16 +38,16 @@ __all__ = ["main"]
     groups=(),
     sections={
         "Results": "output=<folder or URL>, by default results/evaluation-<time>.",
-        "Environment": ENVIRONMENT,
-        "Exit status": STATUS,
+        "Environment": ENVIRONMENT_HELP,
+        "Exit status": EXIT_STATUS_HELP,
     },
 )
 def main(config: schema.Config, named: dict[str, Any]) -> int:
     """Print the scores, and write them with their pictures."""
-    keep_freed_memory()
+    disable_malloc_trim()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, settings = load_model(config.checkpoint, named, device)
-    ready_store(settings)
+    ensure_store(settings)
     task = tasks.make(settings)
     work = task.open(0, 1, device)
     sampler, count = settings.sampler, settings.evaluation.num_samples
@@ -68,7 +68,8 @@ def main(config: schema.Config, named: dict[str, Any]) -> int:
         **({"extractor": work.label} if work.label else {}),
         **({} if temperature is None else {BETA: beta, "temperature": temperature}),
         "num_samples": count,
-        "sampler": asdict(sampler) | {"precision": str(precision.of_sampling(settings, device)).removeprefix("torch.")},
+        "sampler": asdict(sampler)
+        | {"precision": str(precision.sampling_dtype(settings, device)).removeprefix("torch.")},
         "gradients_per_step": make_kernel(sampler, model).gradients_per_step,
         "scores": found.scores,
         "chain": found.chain,
@@ -85,7 +86,7 @@ def main(config: schema.Config, named: dict[str, Any]) -> int:
         console.print(f"along the chain ({temperature}):", highlight=False)
         along = Table()
         along.add_column("MCMC step", justify="right")
-        along.add_column(schema.headline(settings)[0].removesuffix("_base"), justify="right")
+        along.add_column(schema.monitored_metrics(settings)[0].removesuffix("_base"), justify="right")
         for step, value in found.chain.items():
             along.add_row(f"{step}" if step else "0 (base)", f"{value:.3f}")
         console.print(along)

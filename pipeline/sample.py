@@ -16,23 +16,23 @@ from rich.progress import Progress
 from torch import Tensor
 
 from gebm import samplers
-from gebm.allocator import keep_freed_memory
+from gebm.allocator import disable_malloc_trim
 from gebm.folding import folded
 from pipeline import config as schema
 from pipeline import tasks
 from pipeline.config import precision
-from pipeline.config.command import verb
-from pipeline.config.help import ENVIRONMENT, STATUS
+from pipeline.config.command import command
+from pipeline.config.help import ENVIRONMENT_HELP, EXIT_STATUS_HELP
 from pipeline.config.temperature import describe_temperature
 from pipeline.evaluation.chains import run_chains
-from pipeline.evaluation.oom import split_to_fit
+from pipeline.evaluation.oom import halve_batch_on_oom
 from pipeline.runtime.filesystem import write_file
 from pipeline.training.model import load_model
 
 __all__ = ["main"]
 
 
-@verb(
+@command(
     "Draw samples from a trained GEBM by MCMC in latent space; any sampler setting can be overridden.",
     [
         "python -m pipeline.sample checkpoint=results/<sweep>/trials/000",
@@ -42,13 +42,13 @@ __all__ = ["main"]
     groups=(),
     sections={
         "Results": "output=<folder or URL>, by default results/samples-<time>.",
-        "Environment": ENVIRONMENT,
-        "Exit status": STATUS,
+        "Environment": ENVIRONMENT_HELP,
+        "Exit status": EXIT_STATUS_HELP,
     },
 )
 def main(config: schema.Config, named: dict[str, Any]) -> int:
     """Write ``samples.npy``, pictures of them, and the settings they came from."""
-    keep_freed_memory()
+    disable_malloc_trim()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, settings = load_model(config.checkpoint, named, device)
     task = tasks.make(settings)
@@ -56,14 +56,14 @@ def main(config: schema.Config, named: dict[str, Any]) -> int:
     generator = torch.Generator(device).manual_seed(settings.seed)
     latents = model.prior.sample(count, generator)
     noise = int(samplers.philox.draw_key(generator, device))
-    of_networks = precision.of_sampling(settings, device)
-    walked = folded(model, of_networks)
+    of_networks = precision.sampling_dtype(settings, device)
+    fused = folded(model, of_networks)
 
     def work(size: int, advance: Callable[[int], None]) -> tuple[Tensor, Tensor]:
         before, after = [], []
         for z0 in latents.split(size):
             chain = run_chains(
-                walked,
+                fused,
                 sampler,
                 z0,
                 seed=noise,
@@ -77,7 +77,7 @@ def main(config: schema.Config, named: dict[str, Any]) -> int:
 
     with Progress() as progress:
         bar = progress.add_task(f"{sampler.name}, {sampler.num_steps} steps", total=count * sampler.num_steps)
-        parts = split_to_fit(
+        parts = halve_batch_on_oom(
             work,
             count,
             settings.evaluation.batch_size,

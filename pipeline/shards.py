@@ -6,16 +6,16 @@ import os
 from typing import Any
 
 from pipeline.config import Config
-from pipeline.config.command import verb
-from pipeline.config.help import ENVIRONMENT, STATUS
+from pipeline.config.command import command
+from pipeline.config.help import ENVIRONMENT_HELP, EXIT_STATUS_HELP
 from pipeline.config.validation import validate
-from pipeline.data import locate, sources, write_store
-from pipeline.runtime.redaction import redacted
+from pipeline.data import resolve_url, sources, write_store
+from pipeline.runtime.redaction import redact
 
 __all__ = ["main"]
 
 
-@verb(
+@command(
     "Make an experiment's store, of images resized and centre-cropped or of a table's rows, with checksums.",
     [
         "python -m pipeline.shards conf=lsun data.source.url=bedroom_train_lmdb.zip",
@@ -29,10 +29,10 @@ __all__ = ["main"]
     groups=("conf",),
     sections={
         "Going on": "The same command finishes what was interrupted, to the same bytes; until then there is no store.",
-        "Environment": ENVIRONMENT,
-        "Exit status": STATUS,
+        "Environment": ENVIRONMENT_HELP,
+        "Exit status": EXIT_STATUS_HELP,
     },
-    signed=("data.source.url",),
+    presigned_keys=("data.source.url",),
 )
 def main(config: Config, named: dict[str, Any]) -> int:
     """Write the store; starting again after an interruption finishes it."""
@@ -46,7 +46,7 @@ def main(config: Config, named: dict[str, Any]) -> int:
         channels=None if data.encoding == "rows" else data.channels,  # a table has all of its columns
         encoding=data.encoding,
         samples_per_shard=data.samples_per_shard,
-        num_processes=data.writers or os.cpu_count(),
+        num_processes=data.num_writers or os.cpu_count(),
         progress=True,
     )
     manifest = report.manifest
@@ -60,8 +60,8 @@ def main(config: Config, named: dict[str, Any]) -> int:
     if report.broken:
         print(f"{len(report.broken)} broken images were skipped:")
         for name in report.broken:
-            print(f"  {redacted(name)}")
-    print(f"store: {locate(data.store)}")
+            print(f"  {redact(name)}")
+    print(f"store: {resolve_url(data.store)}")
     print(f"train on it: python -m pipeline.sweep conf={config.name} data.store={data.store}")
     return 0
 

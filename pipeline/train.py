@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.config import Config
-from pipeline.config.command import verb
-from pipeline.config.help import ENVIRONMENT, GOING_ON, RESULTS, STATUS
+from pipeline.config.command import command
+from pipeline.config.help import ENVIRONMENT_HELP, EXIT_STATUS_HELP, RESULTS_HELP, RESUME_HELP
 from pipeline.sweep import driver
 
 __all__ = ["main"]
 
 
-@verb(
+@command(
     "Train one GEBM with the experiment's own settings: a sweep of a single trial.",
     [
         "python -m pipeline.train                                    # the digits",
@@ -21,7 +21,12 @@ __all__ = ["main"]
         "python -m pipeline.train resume=results/<run>               # go on where it was stopped",
     ],
     groups=("conf",),
-    sections={"Going on": GOING_ON, "Results": RESULTS, "Environment": ENVIRONMENT, "Exit status": STATUS},
+    sections={
+        "Going on": RESUME_HELP,
+        "Results": RESULTS_HELP,
+        "Environment": ENVIRONMENT_HELP,
+        "Exit status": EXIT_STATUS_HELP,
+    },
 )
 def main(config: Config, named: dict[str, Any]) -> int:
     """Run the training, and exit with 130 when it is interrupted and 1 when it fails."""

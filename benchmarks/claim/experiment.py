@@ -37,7 +37,7 @@ from pipeline.evaluation.chains import run_chains
 from pipeline.evaluation.evaluator import resampled
 from pipeline.evaluation.metrics.classifier_store import classifier_url
 from pipeline.training.checkpoints import Checkpoints, load_state, read
-from pipeline.training.loop import random_numbers
+from pipeline.training.loop import step_generator
 from pipeline.training.model import make_trainer, model_to_train
 
 __all__ = ["Bench", "OutOfTime", "is_plateau", "run"]
@@ -80,13 +80,13 @@ class Bench:
         """Return the scores of samples by their features."""
         scores = metrics.score(features, self.reference, self.extractor, metrics=names)
         if "prc" in names:
-            scores["nearest"] = metrics.nearest_ratio(features["embedding"], self.reference, self.spacing)
+            scores["nearest"] = metrics.nn_distance_ratio(features["embedding"], self.reference, self.spacing)
         return scores
 
     @functools.cached_property
     def spacing(self) -> float:
         """The usual distance of one datum to the nearest other."""
-        return metrics.spacing(self.reference.features)
+        return metrics.mean_nn_distance(self.reference.features)
 
 
 def is_plateau(fids: list[float]) -> bool:
@@ -120,7 +120,7 @@ class Trained(NamedTuple):
     """
 
     trainer: Trainer
-    work: tasks.Work
+    work: tasks.TaskWorker
     curve: list[dict[str, float]]
     converged: bool
 
@@ -191,7 +191,7 @@ def _train_to_plateau(
     position, seconds = Position(), 0.0
     if checkpoints.last is None:
         initialise_log_partition(
-            model, config.train.log_partition_samples, random_numbers(config, "log-partition", 0, device)
+            model, config.train.log_partition_samples, step_generator(config, "log-partition", 0, device)
         )
     trainer = make_trainer(model, config, device)
     if checkpoints.last is not None:
@@ -210,7 +210,7 @@ def _train_to_plateau(
             raise OutOfTime
         began = time.process_time()
         for _ in range(setting.evaluate_every):
-            trainer.step(batches, random_numbers(config, "step", trainer.base_step, device))
+            trainer.step(batches, step_generator(config, "step", trainer.base_step, device))
         seconds += time.process_time() - began
         samples = _draw_base(trainer.sampling_model(), setting.curve_samples, _CURVE_LATENTS)
         fid = bench.score(bench.features(samples))["fid"]
@@ -246,7 +246,13 @@ def _prepare_energy(name: str, trained: Trained, config: schema.Config) -> tuple
 
 
 def train_phase(
-    model: GEBM, work: tasks.Work, config: schema.Config, loss: str, *, patience: int = 4, steps: int | None = None
+    model: GEBM,
+    work: tasks.TaskWorker,
+    config: schema.Config,
+    loss: str,
+    *,
+    patience: int = 4,
+    steps: int | None = None,
 ) -> tuple[GEBM, Any]:
     """Train a model's energy alone, in place, on its base as it is.
 
@@ -285,7 +291,7 @@ def train_phase(
     result = phase.run(
         trainer,
         batches,
-        lambda step: random_numbers(config, f"phase-{loss}", step, device),
+        lambda step: step_generator(config, f"phase-{loss}", step, device),
         held_out=work.held_out,
         seen=work.seen,
     )
@@ -297,7 +303,7 @@ def _name_of(config: schema.Config) -> str:
     return name
 
 
-def _quality(model: GEBM, work: tasks.Work) -> dict[str, float]:
+def _quality(model: GEBM, work: tasks.TaskWorker) -> dict[str, float]:
     qualities = {}
     for name, data in (("held_out", work.held_out), ("train", work.seen)):
         quality = energy_quality(model, data, generator=torch.Generator().manual_seed(_FINAL_LATENTS))

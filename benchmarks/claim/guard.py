@@ -12,7 +12,7 @@ from gebm import initialise_log_partition
 from gebm.training import gradient_guard
 from pipeline import tasks
 from pipeline.data import Position
-from pipeline.training.loop import random_numbers
+from pipeline.training.loop import step_generator
 from pipeline.training.model import make_trainer, model_to_train
 
 __all__ = ["GUARD_SAMPLES", "GUARD_SEEDS", "GUARD_STEPS", "run_guard"]
@@ -39,12 +39,12 @@ def run_guard(bench: Bench, objective: str, guard: str, seed: int) -> dict[str, 
     device = torch.device("cpu")
     batches = tasks.make(config).open(0, 1, device).batches(Position())
     model = model_to_train(config, device)
-    generator = random_numbers(config, "log-partition", 0, device)
+    generator = step_generator(config, "log-partition", 0, device)
     initialise_log_partition(model, config.train.log_partition_samples, generator)
     trainer = make_trainer(model, config, device)
     largest, moments, kales = 0.0, [], []
     for step in range(GUARD_STEPS):
-        info = trainer.step(batches, random_numbers(config, "step", step, device))
+        info = trainer.step(batches, step_generator(config, "step", step, device))
         largest = max(largest, float(info.largest_energy_loss))
         moments.append(float(trainer.energy_second_moment()))
         kales.append(float(info.penalty - info.energy_loss))

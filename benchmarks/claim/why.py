@@ -28,7 +28,7 @@ from pipeline import config as schema
 from pipeline import tasks
 from pipeline.data import Position
 from pipeline.evaluation.evaluator import resampled
-from pipeline.training.loop import random_numbers
+from pipeline.training.loop import step_generator
 from pipeline.training.model import make_trainer, model_to_train
 
 __all__ = ["FLAT", "OVERFIT", "Flat", "Overfit", "remove_spectral_norm", "run_flat", "run_overfit", "run_why"]
@@ -192,7 +192,7 @@ def remove_spectral_norm(network: torch.nn.Module) -> None:
 
 def _train(
     config: schema.Config, base_steps: int, *, spectral_norm: bool = True
-) -> tuple[Trainer, tasks.Work, dict[str, float]]:
+) -> tuple[Trainer, tasks.TaskWorker, dict[str, float]]:
     """Train from scratch, and return the trainer, the data and what the losses went through."""
     device = torch.device("cpu")
     work = tasks.make(config).open(0, 1, device)
@@ -200,19 +200,19 @@ def _train(
     model = model_to_train(config, device)
     if not spectral_norm:
         remove_spectral_norm(model.energy)
-    generator = random_numbers(config, "log-partition", 0, device)
+    generator = step_generator(config, "log-partition", 0, device)
     initialise_log_partition(model, config.train.log_partition_samples, generator)
     trainer = make_trainer(model, config, device)
     losses = {"largest_energy_loss": float("-inf"), "largest_second_moment": 0.0, "nonfinite_losses": 0}
     for step in range(base_steps):
-        info = trainer.step(batches, random_numbers(config, "step", step, device))
+        info = trainer.step(batches, step_generator(config, "step", step, device))
         losses["largest_energy_loss"] = max(losses["largest_energy_loss"], float(info.largest_energy_loss))
         losses["largest_second_moment"] = max(losses["largest_second_moment"], float(trainer.energy_second_moment()))
         losses["nonfinite_losses"] += int(info.num_nonfinite)
     return trainer, work, losses
 
 
-def _quality(model: GEBM, work: tasks.Work) -> dict[str, float]:
+def _quality(model: GEBM, work: tasks.TaskWorker) -> dict[str, float]:
     qualities = {}
     for name, data in (("held_out", work.held_out), ("train", work.seen)):
         quality = energy_quality(model, data, generator=torch.Generator().manual_seed(_LATENTS))

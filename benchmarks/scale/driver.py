@@ -35,11 +35,11 @@ from benchmarks.scale.noop_trial import SENT, dummy
 from benchmarks.scale.zygote import forked_workers
 from pipeline import config as schema
 from pipeline.sweep import cluster, search
-from pipeline.sweep.callback import Watch
+from pipeline.sweep.callback import SweepCallback
 from pipeline.sweep.display.console import Display
-from pipeline.sweep.space import first_points, parse_space
-from pipeline.sweep.trainable import TRIAL
-from pipeline.tracking.summary import Records, TrialRecord
+from pipeline.sweep.space import initial_points, parse_space
+from pipeline.sweep.trainable import TRIAL_NAME_KEY
+from pipeline.tracking.summary import SweepSummary, TrialRecord
 from pipeline.tracking.tracker import Tracker
 
 __all__ = ["Driven", "Load", "Phase", "drive", "experiment", "figures", "percentile"]
@@ -167,7 +167,7 @@ def drive(load: Load, uri: str, folder: Path) -> Driven:
 class _Meter(tune.Callback):
     """Stands before and after the project's callback, and takes the times."""
 
-    def __init__(self, watch: Watch, load: Load, gate: Path) -> None:
+    def __init__(self, watch: SweepCallback, load: Load, gate: Path) -> None:
         self._watch, self._load, self._gate = watch, load, gate
         self._began, self._cpu_began = time.monotonic(), time.process_time()
         self._reported: set[str] = set()
@@ -248,9 +248,9 @@ def _drive(load: Load, uri: str, folder: Path) -> Driven:
     config = experiment(load.trials)
     config.output = str(folder)
     space = parse_space(config)
-    trials = [TrialRecord(f"{i:03d}", point) for i, point in enumerate(first_points(config, space))]
-    shown = schema.headline(config)
-    records = Records(config.output, metric=config.sweep.metric, mode="min", shown=shown, facts={}, trials=trials)
+    trials = [TrialRecord(f"{i:03d}", point) for i, point in enumerate(initial_points(config, space))]
+    shown = schema.monitored_metrics(config)
+    records = SweepSummary(config.output, metric=config.sweep.metric, mode="min", shown=shown, facts={}, trials=trials)
     tracker = _Timed(uri, folder.name, artifacts=None, journal=folder / "tracking.jsonl", folder=str(folder))
     tracker.start_sweep(folder.name, schema.to_dict(config), "", extractor="inception-v3-compat")
     shown_figures = figures(folder)
@@ -263,7 +263,7 @@ def _drive(load: Load, uri: str, folder: Path) -> Driven:
         "output": config.output,
     }
     with forked_workers(_SHARED) as executable:
-        cluster.set_tune_up()
+        cluster.configure_tune()
         environment = {"py_executable": executable, "env_vars": {"OMP_NUM_THREADS": "1"}}
         ray.init(
             address="local",
@@ -279,19 +279,19 @@ def _drive(load: Load, uri: str, folder: Path) -> Driven:
         searcher, count = search.make_searcher(config, space, records.trials)
         display = Display(records, config.name, config.train.base_steps, Console(file=io.StringIO(), width=160))
         with display.sweep(load.trials, load.trials):
-            meter = _Meter(Watch(config, records, tracker, display), load, gate)
+            meter = _Meter(SweepCallback(config, records, tracker, display), load, gate)
             tune.run(
-                tune.with_resources(tune.with_parameters(dummy, settings=settings), cluster.DRIVER),
+                tune.with_resources(tune.with_parameters(dummy, settings=settings), cluster.TRIAL_RESOURCES),
                 search_alg=searcher,
                 num_samples=count,
                 scheduler=search.make_scheduler(config, space, []),
                 max_concurrent_trials=load.trials,
                 callbacks=[meter],
                 raise_on_failed_trial=False,
-                trial_name_creator=lambda trial: trial.config[TRIAL],
-                trial_dirname_creator=lambda trial: f"{trial.config[TRIAL]}-{trial.trial_id}",
+                trial_name_creator=lambda trial: trial.config[TRIAL_NAME_KEY],
+                trial_dirname_creator=lambda trial: f"{trial.config[TRIAL_NAME_KEY]}-{trial.trial_id}",
                 verbose=0,
-                **cluster.books(config.output),
+                **cluster.ray_storage(config.output),
             )
         after = _resident_bytes()
         ray.shutdown()

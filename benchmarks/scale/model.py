@@ -93,8 +93,8 @@ class Settings:
 
     Attributes:
         samples_per_shard: ``data.samples_per_shard``.
-        hold: ``data.hold``.
-        reader_workers: ``data.reader_workers``.
+        hold: ``data.device_resident``.
+        reader_workers: ``data.num_workers``.
         batch_size: ``train.batch_size``, and ``energy_steps``, ``base_steps`` and ``report_every`` of ``train``.
         evaluate_every: ``evaluation.every``.
         checkpoint_every: ``checkpoints.every``.

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline.sweep.trainable import TRIAL, pass_on
+from pipeline.sweep.trainable import TRIAL_NAME_KEY, report_to_tune
 
 __all__ = ["SENT", "dummy", "report"]
 
@@ -20,7 +20,7 @@ _POLLED = 0.5  # seconds between two looks for the gate
 
 
 def dummy(params: dict[str, Any], settings: dict[str, Any]) -> None:
-    """What Tune runs in place of ``pipeline.sweep.trainable.tuned``.
+    """What Tune runs in place of ``pipeline.sweep.trainable.trainable``.
 
     It reports once, and waits until the gate is opened. Then it reports through phases, each with a start, an end and a
     period: every so many seconds, each trial at a moment of its own, or as soon as the report before is taken where the
@@ -31,9 +31,9 @@ def dummy(params: dict[str, Any], settings: dict[str, Any]) -> None:
         settings: ``gate``, a file that will hold the phases; ``trials``; ``evaluate_every``, in reports; ``figures``,
             URLs that each evaluation names; ``output``.
     """
-    name = params[TRIAL]
+    name = params[TRIAL_NAME_KEY]
     checkpoint = f"{settings['output']}/trials/{name}/checkpoints/step-00000000"
-    pass_on(report(0) | {SENT: time.time()})
+    report_to_tune(report(0) | {SENT: time.time()})
     gate, number = Path(settings["gate"]), 1
     while not gate.exists():
         time.sleep(_POLLED)
@@ -44,7 +44,7 @@ def dummy(params: dict[str, Any], settings: dict[str, Any]) -> None:
             # Trials that began together evaluate at different times: they do not stay together.
             evaluated = (number + int(name)) % settings["evaluate_every"] == 0
             found = report(number, settings["figures"], checkpoint) if evaluated else report(number)
-            pass_on(found | {SENT: time.time()})
+            report_to_tune(found | {SENT: time.time()})
             due, number = due + period, number + 1
 
 

@@ -204,7 +204,7 @@ def _config(case: Case, coefficients: Measured, assumed: Assumptions) -> dict[st
         "trials": f"{case.trials:,}",
         "sweep.max_concurrent": f"{found.concurrent}",
         "scale.num_workers": f"{found.workers}",
-        "data.hold": str(settings.hold).lower(),
+        "data.device_resident": str(settings.hold).lower(),
         "data.samples_per_shard": f"{settings.samples_per_shard}",
         "train.report_every": f"{settings.report_every}",
         "evaluation.every": f"{settings.evaluate_every}",

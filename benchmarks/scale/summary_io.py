@@ -22,7 +22,7 @@ from benchmarks import harness
 from benchmarks.scale.noop_trial import report
 from pipeline.runtime.filesystem import write_file
 from pipeline.sweep.display.console import Display
-from pipeline.tracking.summary import Records
+from pipeline.tracking.summary import SweepSummary
 
 __all__ = ["many_trials", "measure"]
 
@@ -59,7 +59,7 @@ def measure(folder: Path, trials: int, repeat: int) -> list[dict[str, Any]]:
     return rows
 
 
-def many_trials(folder: Path, trials: int, evaluations: int = 15) -> Records:
+def many_trials(folder: Path, trials: int, evaluations: int = 15) -> SweepSummary:
     """Records as a sweep of LSUN's experiment comes to have them.
 
     Args:
@@ -67,7 +67,7 @@ def many_trials(folder: Path, trials: int, evaluations: int = 15) -> Records:
         trials: of it.
         evaluations: of each.
     """
-    records = Records(str(folder), metric="fid_gebm", mode="min", shown=_SHOWN, facts={"experiment": "lsun"})
+    records = SweepSummary(str(folder), metric="fid_gebm", mode="min", shown=_SHOWN, facts={"experiment": "lsun"})
     for trial in range(trials):
         params = {"train.energy_lr": 1.23456e-4, "train.base_lr": 1.23456e-4, "sampler.step_size": 1.23456e-5}
         record = records.add(f"{trial:03d}", params)
@@ -80,7 +80,7 @@ def many_trials(folder: Path, trials: int, evaluations: int = 15) -> Records:
     return records
 
 
-def _indented(records: Records) -> None:
+def _indented(records: SweepSummary) -> None:
     best = records.best()
     document = {"best": asdict(best) if best else None, "trials": [_finite(asdict(trial)) for trial in records.trials]}
     write_file(f"{records.output}/indented.json", json.dumps(document, indent=1).encode())

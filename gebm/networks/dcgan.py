@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from gebm.networks.double_backward import Conv2d, LeakyReLU
-from gebm.networks.layers import BatchNorm2d, Pixels, num_doublings
+from gebm.networks.layers import BatchNorm2d, TanhFloat32, num_upsamplings
 
 __all__ = ["DCGANBase", "DCGANEnergy", "make"]
 
@@ -37,7 +37,7 @@ class DCGANBase(nn.Sequential):
     """
 
     def __init__(self, resolution: int, channels: int, latent_dim: int, width: int = 64) -> None:
-        stages = num_doublings(resolution, smallest=8, family="dcgan")
+        stages = num_upsamplings(resolution, smallest=8, family="dcgan")
         widths = [width * 2**stage for stage in range(stages, -1, -1)]
         layers: list[nn.Module] = [
             nn.Linear(latent_dim, widths[0] * 16),
@@ -47,7 +47,7 @@ class DCGANBase(nn.Sequential):
         ]
         for wide, narrow in pairwise(widths):
             layers += [nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1), BatchNorm2d(narrow), nn.ReLU()]
-        super().__init__(*layers, nn.Conv2d(width, channels, 3, padding=1), Pixels())
+        super().__init__(*layers, nn.Conv2d(width, channels, 3, padding=1), TanhFloat32())
         for layer in self:
             _initialise(layer)
 
@@ -70,7 +70,7 @@ class DCGANEnergy(nn.Sequential):
     """
 
     def __init__(self, resolution: int, channels: int, width: int = 64) -> None:
-        stages = num_doublings(resolution, smallest=8, family="dcgan")
+        stages = num_upsamplings(resolution, smallest=8, family="dcgan")
         widths = [width * 2**stage for stage in range(stages + 1)]
         layers: list[nn.Module] = [spectral_norm(_initialise(Conv2d(channels, width, 3, padding=1)))]
         for narrow, wide in pairwise(widths):

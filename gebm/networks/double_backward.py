@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Conv2d", "HalvingPool2d", "LeakyReLU", "ReLU", "convolve"]
+__all__ = ["AvgPool2x2", "Conv2d", "LeakyReLU", "ReLU", "convolve"]
 
 
 class Conv2d(nn.Conv2d):
@@ -226,11 +226,11 @@ class _Slope(torch.autograd.Function):
         return None if gradient is None else _Slope.apply(gradient, *ctx.saved_tensors, ctx.slope), None, None
 
 
-class HalvingPool2d(nn.Module):
+class AvgPool2x2(nn.Module):
     """The mean over 2x2 places, whose second derivative is nought and costs nothing.
 
     Example:
-        >>> HalvingPool2d()(torch.arange(4.0).reshape(1, 1, 2, 2))
+        >>> AvgPool2x2()(torch.arange(4.0).reshape(1, 1, 2, 2))
         tensor([[[[1.5000]]]])
     """
 

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torch.distributed.nn import functional as distributed_functional
 from torch.nn import functional as F
 
-from gebm.distributed import process
+from gebm.distributed import rank_and_world_size
 from gebm.networks.double_backward import convolve
 
-__all__ = ["BatchNorm2d", "DoublingConv2d", "HalvingConv2d", "Pixels", "num_doublings"]
+__all__ = ["BatchNorm2d", "DownsampleConv2d", "TanhFloat32", "UpsampleConv2d", "num_upsamplings"]
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -28,7 +28,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise images (N, C, H, W); processes have as many each."""
-        _, world_size = process()
+        _, world_size = rank_and_world_size()
         if not self.training or world_size == 1:
             return super().forward(x)
         variances, means = torch.var_mean(x.to(self.weight.dtype), (0, 2, 3), correction=0)
@@ -46,7 +46,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         return torch.addcmul(shift[:, None, None], x.to(scale.dtype), scale[:, None, None]).to(x.dtype)
 
 
-class HalvingConv2d(nn.Conv2d):
+class DownsampleConv2d(nn.Conv2d):
     """A 3x3 convolution and the mean over 2x2 places after it, as one convolution of 4x4 at every second place.
 
     The mean of four outputs is the output of a kernel that is the mean of four shifts of the 3x3 one: 16 products a
@@ -57,7 +57,7 @@ class HalvingConv2d(nn.Conv2d):
         out_channels: Channels out.
 
     Example:
-        >>> layer, x = HalvingConv2d(2, 3), torch.randn(1, 2, 8, 8)
+        >>> layer, x = DownsampleConv2d(2, 3), torch.randn(1, 2, 8, 8)
         >>> literal = F.avg_pool2d(F.conv2d(x, layer.weight, layer.bias, padding=1), 2)
         >>> torch.allclose(layer(x), literal, atol=1e-5)
         True
@@ -75,7 +75,7 @@ class HalvingConv2d(nn.Conv2d):
         return convolve(x, self.strided(), self.bias, stride=2, padding=1)
 
 
-class DoublingConv2d(nn.Conv2d):
+class UpsampleConv2d(nn.Conv2d):
     """The doubling of the grid by repetition and a 3x3 convolution after it, as one transposed convolution of 4x4.
 
     A place of the coarse grid takes part in 36 products; the weights of those that go to one sum are added up before,
@@ -86,7 +86,7 @@ class DoublingConv2d(nn.Conv2d):
         out_channels: Channels out.
 
     Example:
-        >>> layer, x = DoublingConv2d(2, 3), torch.randn(1, 2, 4, 4)
+        >>> layer, x = UpsampleConv2d(2, 3), torch.randn(1, 2, 4, 4)
         >>> literal = F.conv2d(F.interpolate(x, scale_factor=2), layer.weight, layer.bias, padding=1)
         >>> torch.allclose(layer(x), literal, atol=1e-5)
         True
@@ -109,14 +109,14 @@ def _four_shifts(weight: Tensor) -> Tensor:
     return sum(F.pad(weight, (left, 1 - left, top, 1 - top)) for left in (0, 1) for top in (0, 1))
 
 
-class Pixels(nn.Module):
+class TanhFloat32(nn.Module):
     """The hyperbolic tangent that ends a base, in full precision.
 
     In an autocast region the convolution before it returns bfloat16. Its neighbours of one are 1/256 apart: a tangent
     taken in that format would put a grid into the bright and dark pixels, and the energy would learn the grid.
 
     Example:
-        >>> Pixels()(torch.zeros(1, dtype=torch.bfloat16)).dtype
+        >>> TanhFloat32()(torch.zeros(1, dtype=torch.bfloat16)).dtype
         torch.float32
     """
 
@@ -125,7 +125,7 @@ class Pixels(nn.Module):
         return x.to(torch.promote_types(x.dtype, torch.float32)).tanh()
 
 
-def num_doublings(resolution: int, smallest: int, family: str) -> int:
+def num_upsamplings(resolution: int, smallest: int, family: str) -> int:
     """Return how many doublings lead from a 4x4 grid to the resolution.
 
     Args:
@@ -140,7 +140,7 @@ def num_doublings(resolution: int, smallest: int, family: str) -> int:
         ValueError: If the resolution is not a power of two from ``smallest`` to 128.
 
     Example:
-        >>> num_doublings(32, smallest=8, family="dcgan")
+        >>> num_upsamplings(32, smallest=8, family="dcgan")
         3
     """
     possible = [size for size in (8, 16, 32, 64, 128) if size >= smallest]

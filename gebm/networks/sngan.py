@@ -13,8 +13,8 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from gebm.networks.double_backward import Conv2d, HalvingPool2d, LeakyReLU, ReLU
-from gebm.networks.layers import BatchNorm2d, DoublingConv2d, HalvingConv2d, Pixels, num_doublings
+from gebm.networks.double_backward import AvgPool2x2, Conv2d, LeakyReLU, ReLU
+from gebm.networks.layers import BatchNorm2d, DownsampleConv2d, TanhFloat32, UpsampleConv2d, num_upsamplings
 
 __all__ = [
     "ConvNetBase",
@@ -57,7 +57,7 @@ class ConvNetBase(nn.Sequential):
         for wide, narrow in pairwise(widths):
             upsampling = _normal(nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1))
             layers += [upsampling, BatchNorm2d(narrow), nn.ReLU()]
-        super().__init__(*layers, _normal(nn.Conv2d(width, channels, 3, padding=1)), Pixels())
+        super().__init__(*layers, _normal(nn.Conv2d(width, channels, 3, padding=1)), TanhFloat32())
 
 
 class ConvNetEnergy(nn.Sequential):
@@ -109,7 +109,7 @@ class UpBlock(nn.Module):
         self.residual = nn.Sequential(
             BatchNorm2d(width),
             nn.ReLU(),
-            _xavier(DoublingConv2d(width, width)),
+            _xavier(UpsampleConv2d(width, width)),
             BatchNorm2d(width),
             nn.ReLU(),
             _xavier(nn.Conv2d(width, width, 3, padding=1)),
@@ -144,14 +144,14 @@ class DownBlock(nn.Module):
             *[] if first else [ReLU()],
             spectral_norm(_xavier(Conv2d(channels, width, 3, padding=1))),
             ReLU(),
-            spectral_norm(_xavier(HalvingConv2d(width, width) if halve else Conv2d(width, width, 3, padding=1))),
+            spectral_norm(_xavier(DownsampleConv2d(width, width) if halve else Conv2d(width, width, 3, padding=1))),
         )
         self.shortcut = (
             spectral_norm(_xavier(Conv2d(channels, width, 1), math.sqrt(2)))
             if halve or channels != width
             else nn.Identity()
         )
-        self.pool = HalvingPool2d() if halve else nn.Identity()
+        self.pool = AvgPool2x2() if halve else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, channels, H, W) to (N, width, H, W), or half of H and W."""
@@ -178,7 +178,7 @@ class ResNetBase(nn.Sequential):
     """
 
     def __init__(self, resolution: int, channels: int, latent_dim: int, width: int = 128) -> None:
-        stages = num_doublings(resolution, smallest=32, family="sngan_resnet")
+        stages = num_upsamplings(resolution, smallest=32, family="sngan_resnet")
         super().__init__(
             _xavier(nn.Linear(latent_dim, width * 16)),
             nn.Unflatten(1, (width, 4, 4)),
@@ -186,7 +186,7 @@ class ResNetBase(nn.Sequential):
             BatchNorm2d(width),
             nn.ReLU(),
             _xavier(nn.Conv2d(width, channels, 3, padding=1)),
-            Pixels(),
+            TanhFloat32(),
         )
 
 
@@ -208,7 +208,7 @@ class ResNetEnergy(nn.Sequential):
     """
 
     def __init__(self, resolution: int, channels: int, width: int = 128) -> None:
-        halvings = num_doublings(resolution, smallest=32, family="sngan_resnet") - 1
+        halvings = num_upsamplings(resolution, smallest=32, family="sngan_resnet") - 1
         super().__init__(
             DownBlock(channels, width, halve=True, first=True),
             *[DownBlock(width, width, halve=True) for _ in range(halvings - 1)],
@@ -232,7 +232,7 @@ def make_resnet(resolution: int, channels: int, latent_dim: int, width: int = 12
 
 def _convnet_widths(resolution: int, width: int) -> list[int]:
     """Return the channels at each grid, from the full resolution down to 4x4."""
-    stages = num_doublings(resolution, smallest=32, family="sngan_convnet")
+    stages = num_upsamplings(resolution, smallest=32, family="sngan_convnet")
     return [width * min(2**stage, 16) for stage in range(stages + 1)]
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gebm.freezing import effective_weights, frozen
+from gebm.freezing import cached_parametrizations, frozen
 from gebm.model import GEBM, BoundedEnergy
 from gebm.objectives.objectives import Objective
 from gebm.objectives.penalties import Penalty
@@ -64,7 +64,7 @@ class EnergyLoss(nn.Module):
         Returns:
             The terms.
         """
-        with effective_weights(self.energy):
+        with cached_parametrizations(self.energy):
             energies = _autocast(self.energy, x_data.device, self.precision)
             energy_data, energy_base = energies(torch.cat([x_data, x_base])).split([len(x_data), len(x_base)])
             penalty = (

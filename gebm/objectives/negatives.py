@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from gebm import samplers
-from gebm.distributed import process, share
+from gebm.distributed import draw_local_rows, rank_and_world_size
 from gebm.freezing import frozen
 from gebm.model import GEBM
 
@@ -123,7 +123,9 @@ class _Chain:
         if self.restart == 0:
             return starts_ND
         device = starts_ND.device if generator is None else generator.device
-        uniform = share(n, lambda total: torch.rand(total, generator=generator, device=device)).to(starts_ND.device)
+        uniform = draw_local_rows(n, lambda total: torch.rand(total, generator=generator, device=device)).to(
+            starts_ND.device
+        )
         return torch.where((uniform < self.restart)[:, None], fresh(n), starts_ND)
 
 
@@ -180,7 +182,7 @@ class LatentChain(_Chain):
         with torch.no_grad(), frozen(gebm.base, gebm.energy):
 
             def fresh(count: int) -> Tensor:
-                return share(count, lambda total: gebm.prior.sample(total, generator))
+                return draw_local_rows(count, lambda total: gebm.prior.sample(total, generator))
 
             z0_ND = self._starts(n, positions, fresh, generator)
             z_ND = samplers.run(
@@ -190,7 +192,7 @@ class LatentChain(_Chain):
                 self.num_steps,
                 generator=generator,
                 prior=gebm.prior,
-                first_chain=process()[0] * n,
+                first_chain=rank_and_world_size()[0] * n,
             ).z
             return Draw(gebm.base(z_ND), z_ND if self.persistent else None)
 
@@ -267,7 +269,7 @@ class DataChain(_Chain):
                 self.num_steps,
                 generator=generator,
                 prior=_BaseAsPrior(gebm),
-                first_chain=process()[0] * n,
+                first_chain=rank_and_world_size()[0] * n,
             ).z
             return Draw(x_ND, x_ND if self.persistent else None)
 
@@ -275,7 +277,7 @@ class DataChain(_Chain):
 def _base_draws(gebm: GEBM, n: int, generator: torch.Generator | None) -> Tensor:
     """Return this process's ``n`` of the draws (n, ...) that all processes make from the base together."""
     with frozen(gebm.base):
-        return gebm.base(share(n, lambda total: gebm.prior.sample(total, generator)))
+        return gebm.base(draw_local_rows(n, lambda total: gebm.prior.sample(total, generator)))
 
 
 @dataclass(frozen=True)

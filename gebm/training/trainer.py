@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gebm.distributed import joined, process, same_everywhere, share
+from gebm.distributed import all_gather_rows, broadcast_module, draw_local_rows, rank_and_world_size
 from gebm.folding import folded_base
 from gebm.model import GEBM
 from gebm.objectives import Objective
@@ -229,8 +229,8 @@ class Trainer:
         self._energy_terms = energy_loss = EnergyLoss(self._sampled, objective, penalty, precision)
         base_loss = BaseLoss(gebm, objective, precision)
         # Data parallelism refuses what has nothing to learn, but gives every process the first one's weights otherwise.
-        self._energy_loss = parallel(energy_loss) if objective.trains_energy else same_everywhere(energy_loss)
-        self._base_loss = parallel(base_loss) if train_base else same_everywhere(base_loss)
+        self._energy_loss = parallel(energy_loss) if objective.trains_energy else broadcast_module(energy_loss)
+        self._base_loss = parallel(base_loss) if train_base else broadcast_module(base_loss)
         if self.average is not None:
             self.average.load_state_dict(gebm.base.state_dict())
         for optimizer in self._optimizers().values():
@@ -261,7 +261,7 @@ class Trainer:
                 inputs = x_data
             else:
                 n = self.latent_batch_size or len(x_data)
-                inputs = share(n, lambda total: self.gebm.prior.sample(total, generator))
+                inputs = draw_local_rows(n, lambda total: self.gebm.prior.sample(total, generator))
             base_loss = self._step_base(inputs)
             info = info._replace(base_loss=base_loss, num_nonfinite=info.num_nonfinite + ~base_loss.isfinite())
         self.base_step += 1
@@ -471,7 +471,7 @@ class Trainer:
     def _step_energy(self, x_data: Tensor, source: GEBM, generator: torch.Generator) -> EnergyTerms:
         num_negatives = self.latent_batch_size or len(x_data)
         x_base = self._draw_negatives(source, num_negatives, x_data, generator)
-        rank, world_size = process()
+        rank, world_size = rank_and_world_size()
         n = min(len(x_data), num_negatives)
         position = self.penalty.draw(world_size * n, generator, self.energy_step)
         position = None if position is None else position[rank * n : (rank + 1) * n]
@@ -491,7 +491,7 @@ class Trainer:
         return self._sampled if base is self._sampled.base else self._sampled.with_base(base)
 
     def _draw_negatives(self, source: GEBM, n: int, x_data: Tensor, generator: torch.Generator) -> Tensor:
-        rank, world_size = process()
+        rank, world_size = rank_and_world_size()
         positions = None if self.chains is None else self.chains[rank * n : (rank + 1) * n]
         if positions is not None and len(positions) == 0:  # fewer processes wrote this state than there are now
             positions = None
@@ -502,7 +502,7 @@ class Trainer:
         ):
             draw = self.negatives.draw(source, n, generator, x_data, positions)
         if draw.positions is not None:
-            moved = joined(draw.positions)
+            moved = all_gather_rows(draw.positions)
             # A smaller batch moves some of the chains; the others wait where they are.
             waiting = moved[:0] if self.chains is None else self.chains[world_size * n :]
             self.chains = torch.cat([moved, waiting])

@@ -7,7 +7,16 @@ over the dataclasses of :mod:`pipeline.config.schema`, so an unknown key or a wr
 
 from __future__ import annotations
 
-from pipeline.config.compose import apply, config_root, experiments, from_dict, headline, searches, to_dict
+from pipeline.config.compose import (
+    apply,
+    config_root,
+    experiments,
+    from_dict,
+    from_saved,
+    monitored_metrics,
+    searches,
+    to_dict,
+)
 from pipeline.config.schema import (
     CONFIG_NAME,
     HYDRA_KEYS,
@@ -52,7 +61,8 @@ __all__ = [
     "config_root",
     "experiments",
     "from_dict",
-    "headline",
+    "from_saved",
+    "monitored_metrics",
     "searches",
     "to_dict",
 ]

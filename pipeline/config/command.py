@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -17,12 +18,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.config import completion, schema
-from pipeline.config.compose import config_root, experiments, from_dict, searches
-from pipeline.config.help import manual
+from pipeline.config.compose import RENAMED_KEYS, config_root, experiments, from_dict, searches
+from pipeline.config.help import help_text
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.redaction import redacted, refuse_secrets
+from pipeline.runtime.redaction import redact, refuse_secrets
 
-__all__ = ["Task", "verb"]
+__all__ = ["Task", "command"]
 
 
 Task = Callable[[Any, dict[str, Any]], int]
@@ -30,14 +31,14 @@ Task = Callable[[Any, dict[str, Any]], int]
 _GROUPS = ("conf", "sweeps", "launch")
 
 
-def verb(
+def command(
     description: str,
     examples: list[str],
     *,
     groups: tuple[str, ...] = ("conf", "sweeps"),
     sections: Mapping[str, str] | None = None,
-    signed: tuple[str, ...] = (),
-    primary: str = schema.CONFIG_NAME,
+    presigned_keys: tuple[str, ...] = (),
+    config_name: str = schema.CONFIG_NAME,
     parse: Callable[[dict[str, Any]], Any] = from_dict,
 ) -> Callable[[Task], Callable[[], None]]:
     """Make a function of a config the main function of ``python -m pipeline.<verb>``.
@@ -47,8 +48,8 @@ def verb(
         examples: commands for ``--help``.
         groups: the config groups that it is about: experiments, searches, or none where a checkpoint says.
         sections: what else ``--help`` tells, by heading.
-        signed: keys whose URL may be signed, since it is written nowhere as it is.
-        primary: what is composed, by its name in Hydra's ConfigStore.
+        presigned_keys: keys whose URL may be signed, since it is written nowhere as it is.
+        config_name: what is composed, by its name in Hydra's ConfigStore.
         parse: makes what the task takes of the composed keys.
 
     Returns:
@@ -64,9 +65,9 @@ def verb(
             # With this set Hydra lets errors through to us; without it, it prints its own text and exits with 1.
             os.environ["HYDRA_FULL_ERROR"] = "1"
             if any(flag in sys.argv[1:] for flag in ("--help", "-h")):
-                print(manual(description, examples, groups, sections or {}))
+                print(help_text(description, examples, groups, sections or {}))
                 return
-            compose = hydra.main(config_path=str(config_root()), config_name=primary, version_base="1.3")
+            compose = hydra.main(config_path=str(config_root()), config_name=config_name, version_base="1.3")
 
             composed: list[tuple[DictConfig, dict[str, Any]]] = []
 
@@ -74,8 +75,8 @@ def verb(
                 composed.append((values, _named(values)))
 
             try:
-                if (asked := completion.asked_for(sys.argv[1:])) is not None:
-                    completion.answer(asked, primary)
+                if (asked := completion.completion_request(sys.argv[1:])) is not None:
+                    completion.complete(asked, config_name)
                     return
                 try:
                     compose(keep)()
@@ -86,7 +87,7 @@ def verb(
                 for values, named in composed:
                     plain = OmegaConf.to_container(values, resolve=True)
                     keys = {key: plain[key] for key in plain if key not in schema.HYDRA_KEYS}
-                    refuse_secrets(keys, signed)
+                    refuse_secrets(keys, presigned_keys)
                     sys.exit(task(parse(keys), named))
             except UserError as error:
                 _refuse(str(error))
@@ -96,7 +97,7 @@ def verb(
             except (HydraException, OmegaConfBaseException) as error:
                 _refuse(_one_line(error))
             except Exception:  # a mistake of ours, or of a library that quotes what it was given
-                print(redacted(traceback.format_exc()), end="", file=sys.stderr)
+                print(redact(traceback.format_exc()), end="", file=sys.stderr)
                 sys.exit(1)
 
         return main
@@ -113,12 +114,15 @@ def _named(values: DictConfig) -> dict[str, Any]:
 
 
 def _refuse(reason: str) -> None:
-    print(f"error: {redacted(reason)}", file=sys.stderr)
+    print(f"error: {redact(reason)}", file=sys.stderr)
     sys.exit(2)
 
 
 def _one_line(error: BaseException) -> str:
     """Hydra's and OmegaConf's errors, cut to the sentence that says what is wrong."""
+    for key in re.findall(r"full_key: ([\w.]+)", f"{error}\n{error.__cause__}"):
+        if key in RENAMED_KEYS:
+            return f"{key} is called {RENAMED_KEYS[key]} now"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
     if cause is not None:

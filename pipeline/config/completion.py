@@ -18,7 +18,7 @@ import hydra
 from pipeline.config import compose, schema
 from pipeline.runtime.errors import UserError
 
-__all__ = ["answer", "asked_for", "main"]
+__all__ = ["complete", "completion_request", "main"]
 
 _FLAGS = ("-sc", "--shell-completion")
 # Up to the first word of ours: `.venv/bin/python -X dev -m pipeline.sweep `.
@@ -46,12 +46,14 @@ complete -o nospace -o default -F _gebm_complete python python3
 """
 
 
-def asked_for(words: list[str]) -> str | None:
+def completion_request(words: list[str]) -> str | None:
     """What the words of a command line ask of a shell's completion, such as ``install=bash``; None if nothing.
 
     Example:
-        >>> asked_for(["-sc", "install=bash"]), asked_for(["--shell-completion=query=bash"]), asked_for(["conf=lsun"])
-        ('install=bash', 'query=bash', None)
+        >>> completion_request(["-sc", "install=bash"]), completion_request(["--shell-completion=query=bash"])
+        ('install=bash', 'query=bash')
+        >>> completion_request(["conf=lsun"]) is None
+        True
     """
     for index, word in enumerate(words):
         flag, _, value = word.partition("=")
@@ -60,12 +62,12 @@ def asked_for(words: list[str]) -> str | None:
     return None
 
 
-def answer(asked: str, primary: str) -> None:
+def complete(asked: str, config_name: str) -> None:
     """Print what a shell asks for.
 
     Args:
         asked: ``install=bash``, ``uninstall=bash`` or ``query=bash``, which takes the line from ``COMP_LINE``.
-        primary: what is composed, by its name in Hydra's ConfigStore.
+        config_name: what is composed, by its name in Hydra's ConfigStore.
 
     Raises:
         UserError: it is of another shell.
@@ -75,7 +77,7 @@ def answer(asked: str, primary: str) -> None:
     elif asked == "uninstall=bash":
         print("complete -r python python3; unset -f _gebm_complete")
     elif asked == "query=bash":
-        _query(primary)
+        _query(config_name)
     else:
         raise UserError(
             f'--shell-completion {asked}: there is completion for bash, by eval "$(python -m pipeline.sweep -sc '
@@ -83,25 +85,27 @@ def answer(asked: str, primary: str) -> None:
         )
 
 
-def _query(primary: str) -> None:
+def _query(config_name: str) -> None:
     line = _COMMAND.sub("python pipeline ", os.environ.get("COMP_LINE", ""))
     os.environ["COMP_LINE"] = line if line.startswith("python pipeline ") else f"python pipeline {line}"
     sys.argv[1:] = ["-sc", "query=bash"]
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        hydra.main(config_path=str(compose.config_root()), config_name=primary, version_base="1.3")(lambda _: None)()
+        hydra.main(config_path=str(compose.config_root()), config_name=config_name, version_base="1.3")(
+            lambda _: None
+        )()
     # In a checkout each folder beside conf/ could be a config group, and none is.
     print(*(word for word in printed.getvalue().split() if "=" in word or word.endswith(".")))
 
 
 def main() -> None:
     """Print the words that may come at the end of ``COMP_LINE``, which names a verb of this project."""
-    primary = schema.CONFIG_NAME
+    config_name = schema.CONFIG_NAME
     if re.search(r"\s-m\s+pipeline\.submit\s", os.environ.get("COMP_LINE", "")):
         from pipeline.config.launchers import SUBMISSION
 
-        primary = SUBMISSION
-    answer("query=bash", primary)
+        config_name = SUBMISSION
+    complete("query=bash", config_name)
 
 
 if __name__ == "__main__":

@@ -18,18 +18,20 @@ from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError
 
 __all__ = [
+    "RENAMED_KEYS",
     "apply",
     "config_root",
     "experiments",
+    "format_overrides",
     "from_dict",
-    "headline",
+    "from_saved",
+    "monitored_metrics",
     "searches",
     "to_dict",
-    "words",
 ]
 
 # What each task follows: the score of its base and of its GEBM.
-_FOLLOWED = {"images": "fid", "density": "nll", "points": "distance"}
+_MONITORED = {"images": "fid", "density": "nll", "points": "distance"}
 
 
 def config_root() -> Path:
@@ -66,6 +68,48 @@ def to_dict(config: Config) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+# Keys by the names that they had before, in which earlier runs have written their configs.
+RENAMED_KEYS = {
+    "data.hold": "data.device_resident",
+    "data.writers": "data.num_writers",
+    "data.reader_workers": "data.num_workers",
+    "data.read_ahead": "data.prefetch_shards",
+    "tracking.patience": "tracking.flush_timeout",
+    "sweep.points": "sweep.grid_size",
+    "train.nonfinite_restarts": "train.max_nonfinite_restarts",
+}
+
+
+def from_saved(values: Any) -> Config:
+    """A typed config from what an earlier run has written, whose keys may have the names of that time.
+
+    Args:
+        values: nested keys, from a checkpoint's state or from the ``config.yaml`` of a sweep.
+
+    Raises:
+        UserError: a key is unknown, missing or of the wrong type.
+
+    Example:
+        >>> from_saved({"name": "x", "data": {"store": "s", "hold": True, "source": {"kind": "digits"}},
+        ...     "model": {"networks": "dcgan"}}).data.device_resident
+        True
+    """
+    if not isinstance(values, dict):
+        return from_dict(values)
+    values = {key: dict(inner) if isinstance(inner, dict) else inner for key, inner in values.items()}
+    for old, new in RENAMED_KEYS.items():
+        group, _, name = old.partition(".")
+        keys, new_name = values.get(group), new.partition(".")[2]
+        if isinstance(keys, dict) and name in keys and new_name not in keys:
+            keys[new_name] = keys.pop(name)
+    # A search names keys as well.
+    for group in (values.get("sweep"), values.get("spaces")):
+        for name, space in group.items() if isinstance(group, dict) else ():
+            if isinstance(space, dict):
+                group[name] = {RENAMED_KEYS.get(key, key): form for key, form in space.items()}
+    return from_dict(values)
+
+
 def from_dict(values: dict[str, Any] | DictConfig) -> Config:
     """A typed config from a nested dict.
 
@@ -94,12 +138,17 @@ def from_dict(values: dict[str, Any] | DictConfig) -> Config:
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
         if "not in" in str(error) and key:
-            raise UserError(f"no such key: {key}") from None
+            raise UserError(f"no such key: {key}{_new_name_of(key)}") from None
         reason = " ".join(str(error).strip().splitlines()[:1]) or type(error).__name__
         raise UserError(f"{key}: {reason}" if key and key not in reason else reason) from None
     except (TypeError, ValueError, AttributeError, OverflowError) as error:  # OmegaConf's, of keys that are no words
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"a config is a mapping of keys, such as train and model: {reason}") from None
+
+
+def _new_name_of(key: str) -> str:
+    """The end of a refusal that says what a key is called now; empty where it never had another name."""
+    return f"; it is called {RENAMED_KEYS[key]} now" if key in RENAMED_KEYS else ""
 
 
 def _refuse_interpolations(values: Any, key: str = "") -> None:
@@ -128,7 +177,8 @@ def apply(config: Config, overrides: dict[str, Any]) -> Config:
     values = OmegaConf.create(to_dict(config))
     for key, value in overrides.items():
         if OmegaConf.select(values, key, default=_ABSENT) is _ABSENT:
-            raise UserError(f"no such key: {key}; a search space names keys of the experiment, such as train.energy_lr")
+            hint = _new_name_of(key) or "; a search space names keys of the experiment, such as train.energy_lr"
+            raise UserError(f"no such key: {key}{hint}")
         if OmegaConf.is_dict(OmegaConf.select(values, key)) and not isinstance(value, dict):
             raise UserError(f"{key}={value}: it is a group of keys; name one of them, as in train.energy_lr")
         OmegaConf.update(values, key, value)
@@ -138,22 +188,23 @@ def apply(config: Config, overrides: dict[str, Any]) -> Config:
 _ABSENT = object()
 
 
-def headline(config: Config) -> tuple[str, str]:
+def monitored_metrics(config: Config) -> tuple[str, str]:
     """The two scores that are followed while a sweep runs: the base's and the GEBM's.
 
     Example:
-        >>> headline(from_dict({"name": "x", "task": "density", "data": {"store": "s", "source": {"kind": "redwine"}},
-        ...     "model": {"networks": "maf"}}))
+        >>> config = from_dict({"name": "x", "task": "density", "data": {"store": "s", "source": {"kind": "redwine"}},
+        ...     "model": {"networks": "maf"}})
+        >>> monitored_metrics(config)
         ('nll_base', 'nll_gebm')
     """
-    return f"{_FOLLOWED[config.task]}_base", f"{_FOLLOWED[config.task]}_gebm"
+    return f"{_MONITORED[config.task]}_base", f"{_MONITORED[config.task]}_gebm"
 
 
 _PLAIN = re.compile(r"[a-z_/.][\w/.:@%+-]*", re.ASCII | re.IGNORECASE)  # what Hydra takes for a string without quotes
 _NOT_STRINGS = re.compile(r"null|true|false|nan|inf", re.IGNORECASE)
 
 
-def words(keys: Mapping[str, Any]) -> list[str]:
+def format_overrides(keys: Mapping[str, Any]) -> list[str]:
     """What to type so that Hydra sets these keys to these values.
 
     Args:
@@ -163,9 +214,9 @@ def words(keys: Mapping[str, Any]) -> list[str]:
         A word a key, quoted for a shell where it has to be.
 
     Example:
-        >>> print(*words({"train.base_lr": 1e-4, "sampler.name": "ula", "model.energy": None}))
+        >>> print(*format_overrides({"train.base_lr": 1e-4, "sampler.name": "ula", "model.energy": None}))
         train.base_lr=0.0001 sampler.name=ula model.energy=null
-        >>> print(*words({"evaluation.metrics": ["fid", "kid"], "data.store": "s3://bucket/my store"}))
+        >>> print(*format_overrides({"evaluation.metrics": ["fid", "kid"], "data.store": "s3://bucket/my store"}))
         'evaluation.metrics=[fid,kid]' 'data.store="s3://bucket/my store"'
     """
     return [shlex.quote(f"{key}={_value(value)}") for key, value in keys.items()]

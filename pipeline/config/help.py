@@ -6,20 +6,20 @@ from collections.abc import Mapping
 
 from pipeline.config import compose, schema
 
-__all__ = ["ENVIRONMENT", "GOING_ON", "RESULTS", "STATUS", "manual"]
+__all__ = ["ENVIRONMENT_HELP", "EXIT_STATUS_HELP", "RESULTS_HELP", "RESUME_HELP", "help_text"]
 
-GOING_ON = """\
+RESUME_HELP = """\
 Ctrl-C stops everything and prints the command that goes on; after a crash, or on another machine, it is the same:
   python -m pipeline.{verb} resume=<output>
 Trials that have ended stay ended, the others go on from their last checkpoint. Keys may be added to it."""
 
-RESULTS = """\
+RESULTS_HELP = """\
 output=<folder or URL>  by default results/<experiment>-<time>: summary.json, config.yaml, trials/<number>/
 tracking.uri=<server>   MLflow; by default results/mlflow.db, for `mlflow ui --backend-store-uri`
 log=<file>              a line of JSON for each event as well; log=- prints those alone to standard output
 A terminal shows one live table; a pipe, or TERM=dumb, gets plain lines."""
 
-ENVIRONMENT = """\
+ENVIRONMENT_HELP = """\
 GEBM_STORES                 where stores lie, a folder or a URL; by default a folder in the user's cache
 MLFLOW_TRACKING_USERNAME,   for a tracker that asks, as MLFLOW_TRACKING_TOKEN is; tracking.uri takes no password
   MLFLOW_TRACKING_PASSWORD
@@ -27,7 +27,7 @@ AWS_ACCESS_KEY_ID,          for s3://, where the machine has no role; AWS_ENDPOI
   AWS_SECRET_ACCESS_KEY
 RAY_ADDRESS                 a Ray cluster that is up, where ray.address names none"""
 
-STATUS = """\
+EXIT_STATUS_HELP = """\
 0    done
 1    nothing came of it: no trial was evaluated, or a mistake of ours
 2    refused, with one line on standard error that says what to do; nothing has started
@@ -39,7 +39,7 @@ _HEADINGS = {
 }
 
 
-def manual(description: str, examples: list[str], groups: tuple[str, ...], sections: Mapping[str, str]) -> str:
+def help_text(description: str, examples: list[str], groups: tuple[str, ...], sections: Mapping[str, str]) -> str:
     """The text of ``--help``.
 
     Args:
@@ -49,7 +49,7 @@ def manual(description: str, examples: list[str], groups: tuple[str, ...], secti
         sections: heading to lines.
 
     Example:
-        >>> print(manual("Say hello.", ["python -m pipeline.hello"], (), {"Exit status": "0  done"}))
+        >>> print(help_text("Say hello.", ["python -m pipeline.hello"], (), {"Exit status": "0  done"}))
         Say hello.
         <BLANKLINE>
         Examples:

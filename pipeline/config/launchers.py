@@ -15,7 +15,7 @@ from omegaconf import MISSING, OmegaConf
 
 from pipeline.config import compose, schema
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.redaction import sounds_secret
+from pipeline.runtime.redaction import is_secret_name
 
 __all__ = ["SUBMISSION", "KubeRay", "RayJobs", "Slurm", "Submission", "check"]
 
@@ -181,7 +181,7 @@ put it into a Secret and name it by launch.secret and launch.secret_env
     for name, value in getattr(settings, "env", {}).items():
         if not re.fullmatch(_VARIABLE, name) or value is None:
             raise UserError(f"launch.env: {name!r} cannot be a variable; write +launch.env.NAME=value")
-        if sounds_secret(name):
+        if is_secret_name(name):
             raise UserError(
                 f"launch.env names {name}, and others can read what is written there: {_ADVICE[settings.kind]}"
             )

@@ -6,14 +6,14 @@ import torch
 
 from pipeline.config.schema import Config
 
-__all__ = ["PRECISIONS", "ROUGH", "of_sampling", "of_training"]
+__all__ = ["BF16_SAFE_SAMPLERS", "PRECISIONS", "sampling_dtype", "training_dtype"]
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 # Samplers whose noise hides the rounding of bfloat16; an accept step compares energies, and a descent has no noise.
-ROUGH = ("ula", "kla", "ddls")
+BF16_SAFE_SAMPLERS = ("ula", "kla", "ddls")
 
 
-def of_training(config: Config, device: torch.device) -> torch.dtype:
+def training_dtype(config: Config, device: torch.device) -> torch.dtype:
     """The precision of the networks in training.
 
     Args:
@@ -24,14 +24,14 @@ def of_training(config: Config, device: torch.device) -> torch.dtype:
     return _resolved(config.train.precision, device, worth)
 
 
-def of_sampling(config: Config, device: torch.device) -> torch.dtype:
+def sampling_dtype(config: Config, device: torch.device) -> torch.dtype:
     """The precision of the networks in a chain; see :mod:`gebm.folding` for why an accept step has float32.
 
     Args:
         config: ``sampler`` and ``task``.
         device: where they run.
     """
-    worth = config.task == "images" and config.sampler.name in ROUGH
+    worth = config.task == "images" and config.sampler.name in BF16_SAFE_SAMPLERS
     return _resolved(config.sampler.precision, device, worth)
 
 

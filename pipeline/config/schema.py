@@ -62,14 +62,14 @@ class Data:
     dequantise: bool = False  # add to each column of rows uniform noise of its own resolution
     max_correlation: float | None = None  # of two columns that correlate more strongly, one is dropped
     samples_per_shard: int = 8192
-    writers: int | None = None  # processes that write a store; by default one a core
+    num_writers: int | None = None  # processes that write a store; by default one a core
     # A folder on each machine's own disk where shards are kept once they are read, for a store that is on no disk; all
     # trials of a machine share it, and later sweeps find it filled. By default there is none.
     cache: str | None = None
     cache_limit_gib: float = 64.0  # GiB of shards in it at most; those that were not used for longest make room
     # Shards that are fetched before they are wanted; 0 fetches each when it is. By default as many as a window of the
     # order has (128 MiB decoded, one at least) for a store behind a network, and none for others.
-    read_ahead: int | None = None
+    prefetch_shards: int | None = None
     # Seconds that one request of a store may take, such as a shard, with all tries; then its storage counts as hung.
     # Keep it below scale.timeout: else the worker counts as hung first, and no line names the storage.
     timeout: float = 300.0
@@ -77,10 +77,10 @@ class Data:
     max_bad_shards: int = 0
     # Whether each training worker keeps the store of images on its device, decoded; batches are the same. By default
     # where it takes at most a quarter of a GPU's free memory, or on the CPU no more than a reader would come to keep.
-    hold: bool | None = None
+    device_resident: bool | None = None
     # Loader processes a training worker, for a store that is not held; 0 reads in the worker itself. By default one for
     # a GPU, so that batches are read ahead, and none on the CPU, where it would take a core from training.
-    reader_workers: int | None = None
+    num_workers: int | None = None
     source: Source = field(default_factory=Source)
 
 
@@ -162,7 +162,7 @@ class Train:
     memory_format: str = "auto"  # of weights and images: channels_last, contiguous; auto is the first, for images
     report_every: int = 50  # base steps between two progress reports
     # Times that a trial whose loss is no longer finite goes on from its last checkpoint, at half its learning rates.
-    nonfinite_restarts: int = 0
+    max_nonfinite_restarts: int = 0
     learning_rate_decay: LearningRateDecay = field(default_factory=LearningRateDecay)
 
 
@@ -240,7 +240,7 @@ class Tracking:
     uri: str | None = None  # any MLflow server; by default a SQLite file beside the results
     experiment: str | None = None  # by default the name of the experiment file
     register: bool = True  # the best trial's model goes into the registry, under the experiment's name
-    patience: float = 60.0  # seconds that a finished sweep waits for a tracker that does not answer
+    flush_timeout: float = 60.0  # seconds that a finished sweep waits for a tracker that does not answer
 
 
 @dataclass
@@ -250,7 +250,7 @@ class Sweep:
     search: str = "random"  # random, grid, optuna
     scheduler: str = "none"  # asha, pbt, none
     num_trials: int = 1
-    points: int = 3  # values a continuous range becomes in a grid
+    grid_size: int = 3  # values a continuous range becomes in a grid
     space: dict[str, Any] = field(default_factory=dict)  # key -> {log_uniform: [a, b]} and the like
     metric: str = "fid_gebm"
     mode: str = "min"

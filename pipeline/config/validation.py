@@ -18,7 +18,7 @@ from gebm.samplers import StepDecay
 from gebm.training import gradient_guard
 from gebm.training.optimizers import Schedule
 from gebm.training.plateau import PlateauDecay
-from pipeline.config.precision import PRECISIONS, ROUGH
+from pipeline.config.precision import BF16_SAFE_SAMPLERS, PRECISIONS
 from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError
 
@@ -77,8 +77,8 @@ _POSITIVE = (  # where they are set at all
     "scale.cpus_per_worker",
     "scale.timeout",
     "sweep.num_trials",
-    "sweep.points",
-    "data.writers",
+    "sweep.grid_size",
+    "data.num_writers",
     "train.latent_batch_size",
     "sweep.grace_steps",
     "sweep.perturbation_steps",
@@ -87,9 +87,9 @@ _POSITIVE = (  # where they are set at all
 _NOT_NEGATIVE = (
     "train.base_steps",
     "train.warmup_base_steps",
-    "tracking.patience",
+    "tracking.flush_timeout",
     "scale.max_restarts",
-    "train.nonfinite_restarts",
+    "train.max_nonfinite_restarts",
     "train.log_partition_samples",
     "train.final_energy_steps",
     "train.final_phase.penalty",
@@ -100,8 +100,8 @@ _NOT_NEGATIVE = (
     "train.weight_decay",
     "sampler.beta",
     "sampler.friction",
-    "data.reader_workers",
-    "data.read_ahead",
+    "data.num_workers",
+    "data.prefetch_shards",
     "data.max_bad_shards",
 )
 
@@ -170,13 +170,15 @@ def _names(config: Config) -> None:
 
 
 def _data(config: Config) -> None:
-    if config.data.hold and config.data.reader_workers:
+    if config.data.device_resident and config.data.num_workers:
         raise UserError(
-            f"data.reader_workers={config.data.reader_workers}: with data.hold=true nothing is read while training; "
-            f"leave one of the two out"
+            f"data.num_workers={config.data.num_workers}: with data.device_resident=true nothing is read while "
+            "training; leave one of the two out"
         )
-    if config.data.hold is False and config.task != "images":
-        raise UserError(f"data.hold=false: task={config.task} is about rows, which are always held; leave it out")
+    if config.data.device_resident is False and config.task != "images":
+        raise UserError(
+            f"data.device_resident=false: task={config.task} is about rows, which are always held; leave it out"
+        )
     if config.data.held_out and config.task != "images":
         raise UserError(
             f"data.held_out={config.data.held_out}: task={config.task} has validation rows for that; leave it out"
@@ -246,10 +248,12 @@ def _final_phase(config: Config, objective: objectives.Objective) -> None:
 
 
 def _sampler(config: Config) -> None:
-    if config.sampler.precision == "bfloat16" and (config.sampler.name not in ROUGH or config.task != "images"):
+    if config.sampler.precision == "bfloat16" and (
+        config.sampler.name not in BF16_SAFE_SAMPLERS or config.task != "images"
+    ):
         raise UserError(
             f"sampler.precision=bfloat16: sampler.name={config.sampler.name} for task={config.task} needs float32; "
-            f"only {', '.join(ROUGH)} for images do without"
+            f"only {', '.join(BF16_SAFE_SAMPLERS)} for images do without"
         )
 
 

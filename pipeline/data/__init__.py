@@ -1,25 +1,25 @@
 """The store of images or rows: tar shards in webdataset's format and a manifest, behind any fsspec URL.
 
 `sources` reads what was published, `write_store` makes a store of it, `Reader` gives batches for training and
-`HeldReader` the same ones from a device's memory, `load_images` gives images for metrics, `load_rows` the rows of a
-table and `split_rows` its parts.
+`DeviceResidentReader` the same ones from a device's memory, `load_images` gives images for metrics, `load_rows` the
+rows of a table and `split_rows` its parts.
 """
 
 from __future__ import annotations
 
 from pipeline.data.manifest import Manifest, Shard
 from pipeline.data.reading.batch_order import Batch
-from pipeline.data.reading.device_reader import HeldReader, worth_holding
+from pipeline.data.reading.device_reader import DeviceResidentReader, fits_on_device
 from pipeline.data.reading.reader import Reader, iter_images, load_images, load_last_images, load_rows
 from pipeline.data.reading.shuffle import Position
 from pipeline.data.shard_cache import ShardCache
 from pipeline.data.splits import Splits, split_rows
-from pipeline.data.store import MissingStore, Store, locate, open_store
+from pipeline.data.store import MissingStore, Store, open_store, resolve_url
 from pipeline.data.writing.writer import Report, write_store
 
 __all__ = [
     "Batch",
-    "HeldReader",
+    "DeviceResidentReader",
     "Manifest",
     "MissingStore",
     "Position",
@@ -29,13 +29,13 @@ __all__ = [
     "ShardCache",
     "Splits",
     "Store",
+    "fits_on_device",
     "iter_images",
     "load_images",
     "load_last_images",
     "load_rows",
-    "locate",
     "open_store",
+    "resolve_url",
     "split_rows",
-    "worth_holding",
     "write_store",
 ]

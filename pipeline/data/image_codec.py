@@ -7,14 +7,14 @@ import io
 import numpy as np
 from PIL import Image, ImageOps
 
-__all__ = ["decode", "encode", "fit"]
+__all__ = ["decode", "encode", "resize_center_crop"]
 
 # Named one by one: Pillow also opens formats that start other programs (EPS starts Ghostscript).
 _PHOTOGRAPHS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 _STORED = ("PNG", "JPEG", "WEBP")
 
 
-def fit(image: bytes | np.ndarray, resolution: int, channels: int) -> np.ndarray:
+def resize_center_crop(image: bytes | np.ndarray, resolution: int, channels: int) -> np.ndarray:
     """Brings one image of a source to the size and channels of a store.
 
     The central square is resized, which is the shorter side brought to the resolution and the rest cropped alike on
@@ -33,7 +33,7 @@ def fit(image: bytes | np.ndarray, resolution: int, channels: int) -> np.ndarray
         Exception: Pillow raises many kinds for a broken image.
 
     Example:
-        >>> fit(np.zeros((20, 30, 3), np.uint8), resolution=8, channels=1).shape
+        >>> resize_center_crop(np.zeros((20, 30, 3), np.uint8), resolution=8, channels=1).shape
         (1, 8, 8)
     """
     if isinstance(image, bytes):

@@ -14,15 +14,15 @@ from fsspec.implementations.memory import MemoryFileSystem
 from pipeline.data.manifest import MANIFEST_NAME, Manifest, Shard
 from pipeline.data.shard_cache import ShardCache
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.filesystem import filesystem, is_local, reachable
+from pipeline.runtime.filesystem import as_user_error, filesystem, is_local
 
 __all__ = [
     "TIMEOUT",
     "MissingStore",
     "Store",
-    "locate",
+    "is_process_local",
     "open_store",
-    "seen_by_one_process",
+    "resolve_url",
 ]
 
 TIMEOUT = 300.0
@@ -38,7 +38,7 @@ class Store:
     """A finished store.
 
     Args:
-        url: The store's URL, as the user gave it or as `locate` found it.
+        url: The store's URL, as the user gave it or as `resolve_url` found it.
         fs: The fsspec file system behind the URL.
         path: The store's directory in that file system.
         manifest: What the store holds.
@@ -62,7 +62,7 @@ class Store:
         return _ask(self.fs, "cat_file", self.shard_path(shard), timeout=self.timeout)
 
 
-def locate(name_or_url: str) -> str:
+def resolve_url(name_or_url: str) -> str:
     """The URL of a store.
 
     A URL, an absolute path and a path that starts with "." or "~" are what they say. Any other name lies under the
@@ -78,7 +78,7 @@ def locate(name_or_url: str) -> str:
         UserError: If the name is empty.
 
     Example:
-        >>> locate("s3://bucket/lsun-64")
+        >>> resolve_url("s3://bucket/lsun-64")
         's3://bucket/lsun-64'
     """
     if not name_or_url.strip():
@@ -96,7 +96,7 @@ def open_store(
     """Opens a store and checks, without reading them, that its shards are there whole.
 
     Args:
-        name_or_url: A store's name, path or URL; see `locate`.
+        name_or_url: A store's name, path or URL; see `resolve_url`.
         max_bad_shards: How many shards may be missing or of another size.
         cache: Where shards are kept on this machine once they are read. Of a store on this machine none are.
         timeout: Seconds that one request may take, with all that the file system tries again by itself: that of a shard
@@ -115,17 +115,17 @@ def open_store(
         >>> open_store("memory://docs/open").manifest.num_samples
         1797
     """
-    url = locate(name_or_url)
+    url = resolve_url(name_or_url)
     fs, path = filesystem(url)
     # Listings are cached by some file systems, and the store may have been finished by another process since.
     fs.invalidate_cache(path)
-    with reachable(url):
+    with as_user_error(url):
         try:
             text = _ask(fs, "cat_file", f"{path}/{MANIFEST_NAME}", timeout=timeout)
         except (FileNotFoundError, NotADirectoryError):
             raise MissingStore(f"no finished store at {url}") from None
     store = Store(url, fs, path, Manifest.from_json(text, url), None if is_local(fs) else cache, timeout)
-    with reachable(url):
+    with as_user_error(url):
         _check_sizes(store, max_bad_shards)
     return store
 
@@ -165,6 +165,6 @@ def _ask(fs: fsspec.AbstractFileSystem, question: str, *arguments: object, timeo
         raise TimeoutError(f"no answer within data.timeout={timeout:g} seconds") from None
 
 
-def seen_by_one_process(fs: fsspec.AbstractFileSystem) -> bool:
+def is_process_local(fs: fsspec.AbstractFileSystem) -> bool:
     """Whether no other process can see what lies in a file system."""
     return isinstance(fs, MemoryFileSystem)

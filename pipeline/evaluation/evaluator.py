@@ -23,12 +23,12 @@ from gebm.partition import log_partition_monte_carlo
 from pipeline import config as schema
 from pipeline.config import precision
 from pipeline.evaluation.chains import chain_steps, make_kernel, run_chains
-from pipeline.evaluation.oom import split_to_fit
+from pipeline.evaluation.oom import halve_batch_on_oom
 
 __all__ = [
-    "End",
+    "ChainSamples",
     "Evaluation",
-    "Judge",
+    "SampleScorer",
     "evaluate",
     "resampled",
 ]
@@ -37,7 +37,7 @@ _DIAGNOSED_CHAINS = 64  # R-hat and ESS are taken over so many of the chains ...
 _DIAGNOSED_POINTS = 100  # ... and so many places along them
 
 
-class End(NamedTuple):
+class ChainSamples(NamedTuple):
     """All samples at an end of the chain, in the order of their chains, of all workers together.
 
     Attributes:
@@ -67,12 +67,12 @@ class Evaluation:
     scores: dict[str, float] = field(default_factory=dict)
     chain: dict[int, float] = field(default_factory=dict)
     frames: dict[int, torch.Tensor] = field(default_factory=dict)
-    ends: dict[str, End] = field(default_factory=dict)
+    ends: dict[str, ChainSamples] = field(default_factory=dict)
     pictures: dict[str, bytes] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
-class Judge(Protocol):
+class SampleScorer(Protocol):
     """What samples are measured by.
 
     Attributes:
@@ -97,7 +97,7 @@ class Judge(Protocol):
 def evaluate(
     model: GEBM,
     config: schema.Config,
-    judge: Judge,
+    scorer: SampleScorer,
     *,
     rank: int = 0,
     world_size: int = 1,
@@ -111,7 +111,7 @@ def evaluate(
     Args:
         model: the GEBM to sample.
         config: sampler and evaluation settings.
-        judge: what samples are measured by.
+        scorer: what samples are measured by.
         rank: this worker.
         world_size: workers, each of which runs its share of the chains.
         advance: called with the chain-steps done since the last call; less than none if they have to be done again.
@@ -124,12 +124,12 @@ def evaluate(
     Raises:
         UserError: the chain diverged, or not even one fits.
     """
-    walked = folded(model, precision.of_sampling(config, model.log_partition.device))
+    fused = folded(model, precision.sampling_dtype(config, model.log_partition.device))
     share = _share(config, world_size)
     found = Evaluation()
     # What workers gather they gather afterwards: each may have to split its chains in another way.
-    walk = split_to_fit(
-        functools.partial(_walk, model, walked, config, judge, rank, world_size),
+    walk = halve_batch_on_oom(
+        functools.partial(_run_local_chains, model, fused, config, scorer, rank, world_size),
         share,
         config.evaluation.batch_size,
         advance=advance,
@@ -145,15 +145,15 @@ def evaluate(
             for layer, rows in walk.features[step].items()
         }
         end = {stops[0]: "base", stops[-1]: "gebm"}.get(step)
-        scores = judge.score(joined, end=end is not None)
-        found.chain[step] = scores[judge.primary]
+        scores = scorer.score(joined, end=end is not None)
+        found.chain[step] = scores[scorer.primary]
         if end:
             found.scores.update({f"{name}_{end}": value for name, value in scores.items()})
             latents, energies = (_gather(rows, world_size)[: config.evaluation.num_samples] for rows in walk.ends[end])
-            found.ends[end] = End(latents, energies, joined)
+            found.ends[end] = ChainSamples(latents, energies, joined)
             if end == "base":
                 weighted = {layer: rows[resampled(energies)] for layer, rows in joined.items()}
-                found.scores[f"{judge.primary}_weighted"] = judge.score(weighted, end=False)[judge.primary]
+                found.scores[f"{scorer.primary}_weighted"] = scorer.score(weighted, end=False)[scorer.primary]
     found.scores["log_partition"] = model.log_partition.item()  # the trained one, beside its estimate
     found.scores["log_partition_monte_carlo"], found.scores["log_partition_standard_error"] = walk.log_partition
     return found
@@ -181,7 +181,7 @@ def resampled(energies: Tensor) -> Tensor:
     return torch.searchsorted(bounds, places).clamp(max=count - 1)
 
 
-class _Walk(NamedTuple):
+class _LocalChains(NamedTuple):
     """What one worker's chains leave behind.
 
     Attributes:
@@ -201,23 +201,23 @@ class _Walk(NamedTuple):
     log_partition: tuple[float, float]
 
 
-def _walk(
+def _run_local_chains(
     model: GEBM,
-    walked: GEBM,
+    fused: GEBM,
     config: schema.Config,
-    judge: Judge,
+    scorer: SampleScorer,
     rank: int,
     world_size: int,
     batch_size: int,
     advance: Callable[[int], None],
-) -> _Walk:
+) -> _LocalChains:
     """Run this worker's chains, so many at once: a function of what it is given, that waits for no other worker.
 
     Args:
         model: the GEBM.
-        walked: as its chains have it.
+        fused: as its chains have it.
         config: sampler and evaluation settings.
-        judge: what samples are measured by.
+        scorer: what samples are measured by.
         rank: this worker.
         world_size: workers.
         batch_size: chains at once.
@@ -230,7 +230,7 @@ def _walk(
     latents = model.prior.sample(share * world_size, generator)[first_of_share : first_of_share + share]
     # Not the latents' seed: noise is a function of it and of the chain's number, and so the first would be the latents.
     noise = int(samplers.philox.draw_key(generator, latents.device))
-    walking, divergences = _Watch(latents.device), 0
+    stopwatch, divergences = _Stopwatch(latents.device), 0
     thinning = max(1, config.sampler.num_steps // _DIAGNOSED_POINTS)
     stops = chain_steps(config.sampler.num_steps, settings.chain_points)
     parts: dict[int, list[dict[str, Tensor]]] = {stop: [] for stop in stops}
@@ -246,26 +246,26 @@ def _walk(
                 if first and step % thinning == 0:
                     seen.append(z[:_DIAGNOSED_CHAINS])
             if step in parts:
-                walking.stop()
+                stopwatch.stop()
                 with torch.no_grad(), frozen(model.base, model.energy):
                     samples = model.base(z)
                     if step in ends:
                         ends[step].append((z.cpu(), model.energy(samples).cpu()))
-                    shown = judge.show(samples)
-                parts[step].append(judge.features(shown))
+                    shown = scorer.show(samples)
+                parts[step].append(scorer.features(shown))
                 kept = frames.get(step, shown[:0].cpu())
                 if len(kept) < settings.grid:
                     frames[step] = torch.cat([kept, shown.cpu()])[: settings.grid]
-                walking.start()
+                stopwatch.start()
 
         z0 = latents[start : start + batch_size]
-        walking.start()
-        chain = run_chains(walked, config.sampler, z0, seed=noise, first_chain=first_of_share + start, observe=observe)
+        stopwatch.start()
+        chain = run_chains(fused, config.sampler, z0, seed=noise, first_chain=first_of_share + start, observe=observe)
         divergences += int(chain.divergences.sum())
-        walking.stop()
+        stopwatch.stop()
         if start == 0:
-            diagnosed = _diagnose(positions, chain, make_kernel(config.sampler, model), walking.seconds)
-    diagnosed["chain_steps_per_second"] = share * config.sampler.num_steps / max(walking.seconds, 1e-9)
+            diagnosed = _diagnose(positions, chain, make_kernel(config.sampler, model), stopwatch.seconds)
+    diagnosed["chain_steps_per_second"] = share * config.sampler.num_steps / max(stopwatch.seconds, 1e-9)
     estimate, error = log_partition_monte_carlo(
         model, num_samples=min(max(share, 2), 4096), generator=generator, batch_size=batch_size
     )
@@ -276,7 +276,7 @@ def _walk(
         name: tuple(torch.cat(rows) for rows in zip(*ends[step], strict=True))
         for name, step in (("base", stops[0]), ("gebm", stops[-1]))
     }
-    return _Walk(features, frames, at_ends, diagnosed, divergences, (float(estimate), float(error)))
+    return _LocalChains(features, frames, at_ends, diagnosed, divergences, (float(estimate), float(error)))
 
 
 def _share(config: schema.Config, world_size: int) -> int:
@@ -284,7 +284,7 @@ def _share(config: schema.Config, world_size: int) -> int:
     return -(-config.evaluation.num_samples // world_size)
 
 
-class _Watch:
+class _Stopwatch:
     """Seconds between starts and stops: what chains take, without what looks at them."""
 
     def __init__(self, device: torch.device) -> None:

@@ -13,12 +13,12 @@ import torch
 
 from pipeline.runtime.errors import UserError
 
-__all__ = ["split_to_fit"]
+__all__ = ["halve_batch_on_oom"]
 
 _Result = TypeVar("_Result")
 
 
-def split_to_fit(
+def halve_batch_on_oom(
     work: Callable[[int, Callable[[int], None]], _Result],
     num_chains: int,
     batch_size: int,
@@ -51,7 +51,7 @@ def split_to_fit(
         ...     if size > 30:
         ...         raise torch.OutOfMemoryError
         ...     return size
-        >>> split_to_fit(work, 1000, 500, advance=lambda steps: None, say=lambda line: print(line[:42]))
+        >>> halve_batch_on_oom(work, 1000, 500, advance=lambda steps: None, say=lambda line: print(line[:42]))
         500 chains at once do not fit the device's
         15
     """

@@ -6,11 +6,11 @@ import argparse
 import re
 import sys
 
-from pipeline.report.analysis import read_findings
+from pipeline.report.analysis import load_results
 from pipeline.report.html import report
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.filesystem import write_file
-from pipeline.runtime.redaction import redacted
+from pipeline.runtime.redaction import redact
 
 __all__ = ["main"]
 
@@ -43,10 +43,10 @@ def main() -> None:
     try:
         folder = arguments.sweep.rstrip("/")
         if re.fullmatch(r"[0-9a-f]{32}", folder):
-            from pipeline.tracking.tracker import folder_of_run  # a second to import, and only a run's id needs it
+            from pipeline.tracking.tracker import run_folder  # a second to import, and only a run's id needs it
 
-            folder = folder_of_run(folder)
-        content = report(read_findings(folder))["report.html"]
+            folder = run_folder(folder)
+        content = report(load_results(folder))["report.html"]
         place = arguments.output or f"{folder}/report/report.html"
         try:
             write_file(place, content)
@@ -54,7 +54,7 @@ def main() -> None:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"{place} cannot be written ({reason}): name another with --output") from None
     except UserError as error:
-        print(f"error: {redacted(str(error))}", file=sys.stderr)
+        print(f"error: {redact(str(error))}", file=sys.stderr)
         sys.exit(2)
     print(f"report   {place}, {len(content) / 1e6:.1f} MB")
 

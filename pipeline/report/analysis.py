@@ -11,17 +11,17 @@ import yaml
 from pipeline.config.temperature import BETA
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.filesystem import filesystem
-from pipeline.tracking.summary import Records, TrialRecord, read_summary
+from pipeline.tracking.summary import SweepSummary, TrialRecord, read_summary
 from pipeline.tracking.trial_temperature import sweep_betas, sweep_temperature, trial_beta, trial_temperature
 
-__all__ = ["Findings", "findings", "importances", "read_findings"]
+__all__ = ["SweepResults", "collect_results", "importances", "load_results"]
 
 _FEWEST = 8  # trials with a score, below which importances say nothing
 _SEED = 0
 
 
 @dataclass(frozen=True)
-class Findings:
+class SweepResults:
     """What there is to report.
 
     Attributes:
@@ -33,7 +33,7 @@ class Findings:
     """
 
     output: str
-    records: Records
+    records: SweepSummary
     experiment: str
     measure: str
     settings: dict[str, Any] = field(default_factory=dict)
@@ -77,7 +77,7 @@ class Findings:
         return [trial for trial in self.records.ranking() if math.isfinite(self.score(trial))]
 
     @property
-    def of_samplers(self) -> bool:
+    def is_sampler_search(self) -> bool:
         """Whether nothing but the sampler's settings was searched, on a model that was trained before."""
         keys = {key for trial in self.records.trials for key in trial.params}
         return bool(keys) and all(key.startswith("sampler.") for key in keys)
@@ -99,21 +99,21 @@ class Findings:
         return [key for key, found in values.items() if len(found) > 1 and None not in found]
 
 
-def findings(output: str, records: Records, settings: dict[str, Any]) -> Findings:
+def collect_results(output: str, records: SweepSummary, settings: dict[str, Any]) -> SweepResults:
     """What a sweep that is at hand has found.
 
     Args:
         output: its folder.
         records: its trials.
-        settings: see :class:`Findings`.
+        settings: see :class:`SweepResults`.
     """
     facts = records.facts
-    return Findings(
+    return SweepResults(
         output, records, str(facts.get("experiment", "?")), str(facts.get("measure", records.metric)), settings
     )
 
 
-def read_findings(output: str) -> Findings:
+def load_results(output: str) -> SweepResults:
     """What the sweep in a folder has found.
 
     Args:
@@ -131,11 +131,11 @@ def read_findings(output: str) -> Findings:
     settings = _settings(output)
     facts[BETA] = document.get(BETA, settings.pop(BETA, None))
     shown = (f"{prefix}_base", f"{prefix}_gebm")
-    records = Records(output, metric=metric, mode=mode, shown=shown, facts=facts, trials=trials)
-    return findings(output, records, settings)
+    records = SweepSummary(output, metric=metric, mode=mode, shown=shown, facts=facts, trials=trials)
+    return collect_results(output, records, settings)
 
 
-def importances(found: Findings) -> dict[str, float] | None:
+def importances(found: SweepResults) -> dict[str, float] | None:
     """How much of the score each key decides, by the permutation importance of a random forest.
 
     Args:

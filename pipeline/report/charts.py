@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from pipeline.report.analysis import Findings, importances
+from pipeline.report.analysis import SweepResults, importances
 from pipeline.tracking.summary import TrialRecord
 
 __all__ = ["Chart", "Series", "charts", "draw", "interactive"]
@@ -72,7 +72,7 @@ class Chart:
     mode: str = "min"
 
 
-def charts(found: Findings) -> list[Chart]:
+def charts(found: SweepResults) -> list[Chart]:
     """The charts of a sweep, those that it has numbers for.
 
     Args:
@@ -209,7 +209,7 @@ def _range(chart: Chart) -> tuple[float, float]:
     return low, min(high, low + 3 * (middle - low)) if middle > low else high
 
 
-def _learning_curves(found: Findings) -> Chart | None:
+def _learning_curves(found: SweepResults) -> Chart | None:
     best = found.records.best()
     series = []
     for trial in found.records.trials:
@@ -233,7 +233,7 @@ def _learning_curves(found: Findings) -> Chart | None:
     )
 
 
-def _response(found: Findings) -> Chart | None:
+def _response(found: SweepResults) -> Chart | None:
     x, y = "train.energy_lr", "train.base_lr"
     if not {x, y} <= set(found.numeric):
         return None
@@ -246,7 +246,7 @@ def _response(found: Findings) -> Chart | None:
     return Chart("response", title, "points", x, y, series, "xy", shade=_measure(found), mode=found.records.mode)
 
 
-def _against(found: Findings, key: str) -> Chart:
+def _against(found: SweepResults, key: str) -> Chart:
     series = [
         Series(status, [t.params[key] for t in trials], [found.score(t) for t in trials],
                [_told(found, t) for t in trials], colour=_STATUS[status], status=status)
@@ -258,7 +258,7 @@ def _against(found: Findings, key: str) -> Chart:
     return Chart(name, f"Score against {key}", "points", key, _measure(found), series, log)
 
 
-def _importances(found: Findings) -> Chart | None:
+def _importances(found: SweepResults) -> Chart | None:
     shares = importances(found)
     if not shares:
         return None
@@ -269,7 +269,7 @@ def _importances(found: Findings) -> Chart | None:
     return Chart("importances", title, "bars", "share of the permutation importance of a random forest", "", [bars])
 
 
-def _pruning(found: Findings) -> Chart | None:
+def _pruning(found: SweepResults) -> Chart | None:
     names = [trial.name for trial in found.records.trials]
     series = []
     for status in _STATUS:
@@ -286,17 +286,17 @@ def _wide(values: list[float]) -> bool:
     return min(values) > 0 and max(values) / min(values) > 5
 
 
-def _by_status(found: Findings) -> list[tuple[str, list[TrialRecord]]]:
+def _by_status(found: SweepResults) -> list[tuple[str, list[TrialRecord]]]:
     groups = [(status, [t for t in found.scored if t.status == status]) for status in _STATUS]
     return [(status, trials) for status, trials in groups if trials]
 
 
-def _measure(found: Findings) -> str:
+def _measure(found: SweepResults) -> str:
     """Return the label of a score's axis: its measure, and on a line of its own its temperature."""
     return "\n".join(filter(None, [found.measure, found.temperature]))
 
 
-def _told(found: Findings, trial: TrialRecord) -> str:
+def _told(found: SweepResults, trial: TrialRecord) -> str:
     params = ", ".join(f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}"
                        for key, value in trial.params.items())  # fmt: skip
     notes = "; ".join(filter(None, [params, found.trial_temperature(trial), *trial.warnings[:_MOST_WARNINGS]]))

@@ -9,7 +9,7 @@ from markdown_it import MarkdownIt
 from plotly.offline import get_plotlyjs
 
 from pipeline.evaluation import plots
-from pipeline.report.analysis import Findings
+from pipeline.report.analysis import SweepResults
 from pipeline.report.charts import charts, draw, interactive
 from pipeline.report.markdown import markdown
 
@@ -28,7 +28,7 @@ img { max-width: 100%; }
 """
 
 
-def report(found: Findings) -> dict[str, bytes]:
+def report(found: SweepResults) -> dict[str, bytes]:
     """The report's files: the page, for which no address outside of it is asked for anything, and its charts as PNG.
 
     Args:

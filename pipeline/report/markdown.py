@@ -7,8 +7,8 @@ import math
 import shlex
 from typing import Any
 
-from pipeline.config.compose import words
-from pipeline.report.analysis import Findings
+from pipeline.config.compose import format_overrides
+from pipeline.report.analysis import SweepResults
 from pipeline.report.markup import code, escape
 from pipeline.tracking.summary import TrialRecord
 
@@ -28,7 +28,7 @@ _CELL = "&emsp;"  # MLflow's tables have no space between columns
 _WIDTH = 100  # of a line of a command, or MLflow's UI shows what stands beside it behind the edge
 
 
-def markdown(found: Findings, limit: int | None = LIMIT) -> str:
+def markdown(found: SweepResults, limit: int | None = LIMIT) -> str:
     """The report in Markdown.
 
     Args:
@@ -45,7 +45,7 @@ def markdown(found: Findings, limit: int | None = LIMIT) -> str:
     return text[:limit]
 
 
-def _joined(found: Findings, rows: int, most: int) -> str:
+def _joined(found: SweepResults, rows: int, most: int) -> str:
     """Return the whole report with so many rows of the table and so many trials in each list."""
     parts = [
         f"# {escape(found.experiment)}: {_headline(found)}",
@@ -59,7 +59,7 @@ def _joined(found: Findings, rows: int, most: int) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def _headline(found: Findings) -> str:
+def _headline(found: SweepResults) -> str:
     """The answer in a line: of a description, MLflow shows little more before one asks for all of it."""
     count, best = f"{len(found.records.trials)} trials by {escape(found.measure)}", found.records.best()
     if best is None:
@@ -68,7 +68,7 @@ def _headline(found: Findings) -> str:
     return f"{count}, the best {_value(float(best.best_metrics[found.metric]))}" + (f" ({notes})" if notes else "")
 
 
-def _question(found: Findings) -> str:
+def _question(found: SweepResults) -> str:
     settings = found.settings
     lines = ["## The question"]
     if settings:
@@ -82,7 +82,7 @@ def _question(found: Findings) -> str:
     return "\n".join([lines[0], "", *lines[1:]])
 
 
-def _answer(found: Findings, most: int) -> str:
+def _answer(found: SweepResults, most: int) -> str:
     best = found.records.best()
     spent = f"The trials ran for {found.hours:.2g} hours altogether."
     if best is None:
@@ -120,7 +120,7 @@ def _listed(trial: TrialRecord, most: int) -> str:
     return "; ".join([*map(escape, shown), *more])
 
 
-def _warnings(found: Findings, most: int) -> str:
+def _warnings(found: SweepResults, most: int) -> str:
     """Return the section of trials with warnings, and what to do about them; empty where there are none."""
     warned = found.warned
     if not warned:
@@ -136,7 +136,7 @@ def _warnings(found: Findings, most: int) -> str:
     return "\n".join(["## Warnings", "", *lines, "", advice])
 
 
-def _table(found: Findings, rows: int) -> str:
+def _table(found: SweepResults, rows: int) -> str:
     shown = found.records.ranking()[:rows]
     if not shown:
         return ""
@@ -160,7 +160,7 @@ def _table(found: Findings, rows: int) -> str:
     return f"## The trials, best first\n\n{temperature}{rows_of_table}{more}"
 
 
-def _ends(found: Findings, most: int) -> str:
+def _ends(found: SweepResults, most: int) -> str:
     lines = []
     pruned = [trial for trial in found.records.trials if trial.status == "pruned"]
     if pruned:
@@ -184,7 +184,7 @@ def _ends(found: Findings, most: int) -> str:
     return "## What ended early\n\n" + "\n".join(lines) if lines else ""
 
 
-def _commands(found: Findings) -> str:
+def _commands(found: SweepResults) -> str:
     best: TrialRecord | None = found.records.best()
     lines = [
         "# go on, with more trials by sweep.num_trials=...",
@@ -192,25 +192,32 @@ def _commands(found: Findings) -> str:
     ]
     if best is not None:
         model = f"checkpoint={shlex.quote(str(best.best_checkpoint))}"
-        params = words(best.params)
-        settings = params if found.of_samplers else []
+        params = format_overrides(best.params)
+        settings = params if found.is_sampler_search else []
         ready = [
             _folded(["python -m pipeline.sample  ", model, *settings]),
             _folded(["python -m pipeline.evaluate", model, *settings]),
         ]
-        if not found.of_samplers:
+        if not found.is_sampler_search:
             ready += [
                 "# search its sampler's settings",
                 _folded(["python -m pipeline.sweep   ", "sweeps=mcmc", model]),
                 "# train it anew",
-                _folded(["python -m pipeline.train   ", *words({"conf": found.experiment}), *_named(found), *params]),
+                _folded(
+                    [
+                        "python -m pipeline.train   ",
+                        *format_overrides({"conf": found.experiment}),
+                        *_named(found),
+                        *params,
+                    ]
+                ),
             ]
         lines = [*ready, *lines]
     block = "\n".join(line.replace("`", "'") for line in lines)
     return f"## Go on from here\n\n```sh\n{block}\n```\n\nThe whole config is `config.yaml` in the sweep's folder."
 
 
-def _named(found: Findings) -> list[str]:
+def _named(found: SweepResults) -> list[str]:
     """The keys that the sweep's own command named, as far as they are about a trial; a stranger's words are quoted."""
     try:
         named = shlex.split(str(found.records.facts.get("named", "")))

@@ -13,9 +13,9 @@ import fsspec
 from pipeline.runtime.errors import UserError
 
 __all__ = [
+    "as_user_error",
     "filesystem",
     "is_local",
-    "reachable",
     "write_file",
     "write_files",
 ]
@@ -102,13 +102,13 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         >>> filesystem("memory://stores/digits/")[1]
         '/stores/digits'
     """
-    with reachable(url):
+    with as_user_error(url):
         fs, path = fsspec.core.url_to_fs(url)
     return fs, path.rstrip("/")
 
 
 @contextmanager
-def reachable(url: str) -> Iterator[None]:
+def as_user_error(url: str) -> Iterator[None]:
     """Turns whatever a file system raises into one line that names the URL.
 
     Args:
@@ -118,7 +118,7 @@ def reachable(url: str) -> Iterator[None]:
         UserError: In place of any other exception.
 
     Example:
-        >>> with reachable("s3://bucket/lsun"):
+        >>> with as_user_error("s3://bucket/lsun"):
         ...     raise OSError("connection refused")
         Traceback (most recent call last):
         ...

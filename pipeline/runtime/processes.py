@@ -6,10 +6,10 @@ import multiprocessing
 import os
 import threading
 
-__all__ = ["end_with_parent"]
+__all__ = ["exit_with_parent"]
 
 
-def end_with_parent() -> None:
+def exit_with_parent() -> None:
     """End this process, started through ``multiprocessing``, as soon as the one that started it is gone.
 
     It would wait for work for ever, and keep its memory. A process that looks whether it has another parent than at

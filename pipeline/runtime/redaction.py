@@ -2,7 +2,7 @@
 
 Two things are done about it, and both here. A config that has a credential in it is refused before anything starts, for
 it is written into the results, into each checkpoint and into MLflow. And whatever is said or written of what went wrong
-is :func:`redacted` first, for libraries quote URLs, and now and then a piece of the environment, in their errors.
+is :func:`redact` first, for libraries quote URLs, and now and then a piece of the environment, in their errors.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from pipeline.runtime.errors import UserError
 
-__all__ = ["redacted", "refuse_secrets", "sounds_secret", "without_query"]
+__all__ = ["is_secret_name", "redact", "refuse_secrets", "without_query"]
 
 _NAMES = re.compile(r"SECRET|TOKEN(?!IZ)|PASSW|PASSPHRASE|CREDENTIAL|PRIVATE|(^|_)KEY($|_)|APIKEY", re.IGNORECASE)
 _PLACES = re.compile(r"_(FILE|PATH|DIR|HOME)$", re.IGNORECASE)  # where a secret lies is none
@@ -40,17 +40,17 @@ _HEADER = re.compile(
 )
 
 
-def sounds_secret(variable: str) -> bool:
+def is_secret_name(variable: str) -> bool:
     """Whether the name of an environment variable says that its value is not for everybody.
 
     Example:
-        >>> [sounds_secret(name) for name in ("AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "AWS_ENDPOINT_URL")]
+        >>> [is_secret_name(name) for name in ("AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "AWS_ENDPOINT_URL")]
         [True, True, False]
     """
     return _NAMES.search(variable) is not None and _PLACES.search(variable) is None
 
 
-def redacted(value: Any) -> Any:
+def redact(value: Any) -> Any:
     """The same without what lets one in: passwords and signatures of URLs, and secrets of this process's environment.
 
     Args:
@@ -60,7 +60,7 @@ def redacted(value: Any) -> Any:
         The value, with ``***`` in each place.
 
     Example:
-        >>> redacted("no host at https://me:hush@mlflow.example.org/a, nor at /x.zip?X-Amz-Signature=c0ffee")
+        >>> redact("no host at https://me:hush@mlflow.example.org/a, nor at /x.zip?X-Amz-Signature=c0ffee")
         'no host at https://***@mlflow.example.org/a, nor at /x.zip?X-Amz-Signature=***'
     """
     return _without(value, _hidden())
@@ -109,7 +109,7 @@ def without_query(url: str | None) -> str | None:
     """
     if url is None:
         return None
-    return redacted(url.partition("?")[0] if "://" in url and _PARAMETER.search(url) else url)
+    return redact(url.partition("?")[0] if "://" in url and _PARAMETER.search(url) else url)
 
 
 def refuse_secrets(values: dict[str, Any], but: tuple[str, ...] = ()) -> None:
@@ -167,7 +167,7 @@ def _hidden() -> dict[str, str]:
     found = {}
     for name, value in os.environ.items():
         # A file that holds the secret is none itself.
-        if sounds_secret(name) and len(value) >= _SHORTEST and not os.path.exists(value):
+        if is_secret_name(name) and len(value) >= _SHORTEST and not os.path.exists(value):
             found |= {value: name, quote(value, safe=""): name, quote(value): name}
         elif "://" in value and (password := _password(value)):
             found |= {password: name, unquote(password): name}

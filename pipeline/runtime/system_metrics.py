@@ -12,19 +12,19 @@ import tempfile
 import psutil
 import torch
 
-__all__ = ["Machine"]
+__all__ = ["SystemMetrics"]
 
 _MEGA = 1e6
 
 
-class Machine:
+class SystemMetrics:
     """A worker's machine, all that runs on it included.
 
     Args:
         device: the worker's.
 
     Example:
-        >>> sorted(Machine(torch.device("cpu")).look())[:2]
+        >>> sorted(SystemMetrics(torch.device("cpu")).sample())[:2]
         ['cpu_utilization_percentage', 'disk_available_megabytes']
     """
 
@@ -32,7 +32,7 @@ class Machine:
         self._device = device
         psutil.cpu_percent()  # from here on; the first answer means nothing
 
-    def look(self) -> dict[str, float]:
+    def sample(self) -> dict[str, float]:
         """What is in use: of the processors since the last look, of a GPU in the last second, of the rest now.
 
         Returns:

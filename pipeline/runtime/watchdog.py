@@ -23,7 +23,7 @@ class Watchdog:
 
     Example:
         >>> watchdog = Watchdog(60.0)
-        >>> watchdog.alive()
+        >>> watchdog.heartbeat()
         >>> watchdog.stop()
     """
 
@@ -33,7 +33,7 @@ class Watchdog:
         self._stopped = threading.Event()
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
-    def alive(self) -> None:
+    def heartbeat(self) -> None:
         """Give a sign of life."""
         self._last = time.monotonic()
 

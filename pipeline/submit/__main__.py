@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.config.command import verb
-from pipeline.config.help import ENVIRONMENT, STATUS
+from pipeline.config.command import command
+from pipeline.config.help import ENVIRONMENT_HELP, EXIT_STATUS_HELP
 from pipeline.config.launchers import SUBMISSION, Submission
 from pipeline.submit import kuberay, ray_jobs, slurm
 
@@ -14,7 +14,7 @@ __all__ = ["main"]
 _SEND = {"ray": ray_jobs.send, "kuberay": kuberay.send, "slurm": slurm.send}
 
 
-@verb(
+@command(
     "Run a sweep on a cluster: as a job of one that is up (launch=ray), or on one of its own that KubeRay or Slurm\n"
     "brings up. The keys are those of pipeline.sweep, checked before anything is sent; docs/clusters.md tells more.",
     [
@@ -25,8 +25,8 @@ _SEND = {"ray": ray_jobs.send, "kuberay": kuberay.send, "slurm": slurm.send}
         "python -m pipeline.submit conf=lsun launch=slurm launch.nodes=2 launch.partition=gpu  # apply=true for sbatch",
         "python -m pipeline.submit launch=slurm --cfg job --package launch    # every key of a launcher",
     ],
-    sections={"Environment": ENVIRONMENT, "Exit status": STATUS},
-    primary=SUBMISSION,
+    sections={"Environment": ENVIRONMENT_HELP, "Exit status": EXIT_STATUS_HELP},
+    config_name=SUBMISSION,
     parse=Submission.from_dict,
 )
 def main(submission: Submission, named: dict[str, Any]) -> int:

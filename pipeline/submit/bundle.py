@@ -16,16 +16,16 @@ import pipeline
 from pipeline import config as schema
 from pipeline.config.validation import validate
 from pipeline.runtime.redaction import refuse_secrets
-from pipeline.submit.reachability import settle
+from pipeline.submit.reachability import resolve_paths
 from pipeline.sweep import space
 
-__all__ = ["JOB", "Parcel", "copy_code", "stamped"]
+__all__ = ["JOB", "JobBundle", "copy_code", "job_name"]
 
 JOB = "job.yaml"
 
 
 @dataclass(frozen=True)
-class Parcel:
+class JobBundle:
     """A sweep that is ready to be sent: its config is whole, and the cluster can reach what it names.
 
     Args:
@@ -43,7 +43,7 @@ class Parcel:
     join_timeout: float
 
     @classmethod
-    def pack(
+    def build(
         cls,
         config: schema.Config,
         named: dict[str, Any],
@@ -52,7 +52,7 @@ class Parcel:
         join_timeout: float,
         shared: Callable[[str], bool],
         advice: str,
-    ) -> Parcel:
+    ) -> JobBundle:
         """Check a sweep as it would be at the other end, and make it ready.
 
         Args:
@@ -69,10 +69,10 @@ class Parcel:
         validate(config)
         space.parse_space(config)
         named = {key: value for key, value in named.items() if key != "apply" and not key.startswith("launch.")}
-        settle(config, named, shared, advice)
-        parcel = cls(stamped(config.name), config, named, nodes, join_timeout)
-        refuse_secrets(parcel.values())
-        return parcel
+        resolve_paths(config, named, shared, advice)
+        bundle = cls(job_name(config.name), config, named, nodes, join_timeout)
+        refuse_secrets(bundle.values())
+        return bundle
 
     @property
     def output(self) -> str:
@@ -104,14 +104,14 @@ class Parcel:
         return folder
 
 
-def stamped(name: str) -> str:
+def job_name(name: str) -> str:
     """A name for a job: the experiment's and the time, in as few letters as every scheduler takes.
 
     Args:
         name: of the experiment.
 
     Example:
-        >>> stamped("My_experiment")[:14]
+        >>> job_name("My_experiment")[:14]
         'my-experiment-'
     """
     letters = "".join(letter if letter.isalnum() and letter.isascii() else "-" for letter in name.lower())

@@ -1,6 +1,6 @@
 """``python -m pipeline.submit.job <file>``: what a launcher runs on the cluster.
 
-The file is a :class:`~pipeline.submit.bundle.Parcel`. Started once more, after its machine was taken away, the job
+The file is a :class:`~pipeline.submit.bundle.JobBundle`. Started once more, after its machine was taken away, the job
 goes on where it stopped.
 """
 
@@ -20,7 +20,7 @@ import yaml
 from pipeline import config as schema
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.filesystem import filesystem
-from pipeline.runtime.redaction import redacted
+from pipeline.runtime.redaction import redact
 from pipeline.sweep import driver
 
 __all__ = ["main", "run", "wait_for_nodes"]
@@ -56,7 +56,7 @@ def run(values: dict[str, Any]) -> int:
     """Run a sweep that was sent, or go on with it.
 
     Args:
-        values: of :meth:`pipeline.submit.bundle.Parcel.values`.
+        values: of :meth:`pipeline.submit.bundle.JobBundle.values`.
 
     Returns:
         The exit status, as of ``pipeline.sweep``.
@@ -84,7 +84,7 @@ def main() -> int:
     try:
         return run(yaml.safe_load(Path(sys.argv[1]).read_text()))
     except UserError as error:
-        print(f"error: {redacted(str(error))}", file=sys.stderr)
+        print(f"error: {redact(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

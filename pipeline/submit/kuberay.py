@@ -10,8 +10,8 @@ import yaml
 
 from pipeline.config.launchers import KubeRay, Submission
 from pipeline.runtime.errors import UserError
-from pipeline.submit.bundle import JOB, Parcel
-from pipeline.submit.reachability import below, nowhere
+from pipeline.submit.bundle import JOB, JobBundle
+from pipeline.submit.reachability import no_shared_fs, under_mount
 
 __all__ = ["manifest", "send"]
 
@@ -32,18 +32,18 @@ def send(submission: Submission, named: dict[str, object]) -> int:
     settings = submission.launch
     assert isinstance(settings, KubeRay)
     mounted = settings.volume_claim is not None
-    parcel = Parcel.pack(
+    bundle = JobBundle.build(
         submission.config,
         named,
         nodes=settings.nodes + 1,
         join_timeout=settings.join_timeout,
-        shared=below(settings.mount_path) if mounted else nowhere,
+        shared=under_mount(settings.mount_path) if mounted else no_shared_fs,
         advice="give {key}=s3://bucket/... or the like, or a path below launch.mount_path on a launch.volume_claim",
     )
-    path = parcel.folder(settings.folder) / "rayjob.yaml"
-    path.write_text(yaml.safe_dump_all(manifest(parcel, settings), sort_keys=False))
-    print(f"manifest: {path}\nits results come to {parcel.output}")
-    if not parcel.config.tracking.uri and not mounted:
+    path = bundle.folder(settings.folder) / "rayjob.yaml"
+    path.write_text(yaml.safe_dump_all(manifest(bundle, settings), sort_keys=False))
+    print(f"manifest: {path}\nits results come to {bundle.output}")
+    if not bundle.config.tracking.uri and not mounted:
         print("note: without tracking.uri=... MLflow's runs are gone with the pods; summary.json has it all")
     kubectl = ["kubectl", *(["--namespace", settings.namespace] if settings.namespace else [])]
     apply = [*kubectl, "apply", "-f", str(path)]
@@ -52,8 +52,8 @@ def send(submission: Submission, named: dict[str, object]) -> int:
     called = " ".join(kubectl)
     print(
         f"  {'start it: ' if not submission.apply else 'started by:'} {' '.join(apply)}\n"
-        f"  follow it:  {called} logs --follow job/{parcel.name}\n"
-        f"  find it:    {called} get rayjob {parcel.name}\n"
+        f"  follow it:  {called} logs --follow job/{bundle.name}\n"
+        f"  find it:    {called} get rayjob {bundle.name}\n"
         f"  stop it:    {called} delete -f {path}"
     )
     return 0
@@ -70,11 +70,11 @@ def _call(command: list[str]) -> None:
     print(done.stdout.strip())
 
 
-def manifest(parcel: Parcel, settings: KubeRay) -> list[dict[str, Any]]:
+def manifest(bundle: JobBundle, settings: KubeRay) -> list[dict[str, Any]]:
     """The documents to apply: the sweep's config, and the RayJob that runs it.
 
     Args:
-        parcel: the sweep.
+        bundle: the sweep.
         settings: of the cluster.
 
     Returns:
@@ -92,7 +92,7 @@ def manifest(parcel: Parcel, settings: KubeRay) -> list[dict[str, Any]]:
         "enableInTreeAutoscaling": most > settings.nodes,
         "headGroupSpec": {
             "rayStartParams": {"dashboard-host": "0.0.0.0"},
-            "template": {"spec": _pod("ray-head", head, parcel, settings)},
+            "template": {"spec": _pod("ray-head", head, bundle, settings)},
         },
         "workerGroupSpecs": [
             {
@@ -103,7 +103,7 @@ def manifest(parcel: Parcel, settings: KubeRay) -> list[dict[str, Any]]:
                 "rayStartParams": {},
                 "template": {
                     "spec": {
-                        **_pod("ray-worker", worker, parcel, settings),
+                        **_pod("ray-worker", worker, bundle, settings),
                         **{key: value for key, value in where.items() if value},
                     }
                 },
@@ -118,23 +118,23 @@ def manifest(parcel: Parcel, settings: KubeRay) -> list[dict[str, Any]]:
         "rayClusterSpec": cluster,
     }
     meta = {
-        "name": parcel.name,
+        "name": bundle.name,
         **({"namespace": settings.namespace} if settings.namespace else {}),
-        "labels": {"app.kubernetes.io/name": "gebm", "app.kubernetes.io/instance": parcel.name},
+        "labels": {"app.kubernetes.io/name": "gebm", "app.kubernetes.io/instance": bundle.name},
     }
     return [
-        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": {JOB: parcel.text()}},
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": {JOB: bundle.text()}},
         {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": meta, "spec": job},
     ]
 
 
-def _pod(name: str, resources: dict[str, Any], parcel: Parcel, settings: KubeRay) -> dict[str, Any]:
+def _pod(name: str, resources: dict[str, Any], bundle: JobBundle, settings: KubeRay) -> dict[str, Any]:
     plain = [{"name": key, "value": value} for key, value in {"PYTHONUNBUFFERED": "1", **settings.env}.items()]
     secret = [
         {"name": key, "valueFrom": {"secretKeyRef": {"name": settings.secret, "key": key}}}
         for key in settings.secret_env
     ]
-    volumes = [{"name": "sweep", "configMap": {"name": parcel.name}}]
+    volumes = [{"name": "sweep", "configMap": {"name": bundle.name}}]
     mounts = [{"name": "sweep", "mountPath": _FILES, "readOnly": True}]
     if settings.volume_claim:
         volumes.append({"name": "shared", "persistentVolumeClaim": {"claimName": settings.volume_claim}})

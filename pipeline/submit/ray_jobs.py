@@ -18,9 +18,9 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from pipeline.config.launchers import RayJobs, Submission
 from pipeline.runtime.errors import UserError
-from pipeline.submit.bundle import JOB, Parcel, copy_code
-from pipeline.submit.reachability import everywhere, nowhere
-from pipeline.sweep.cluster import knock
+from pipeline.submit.bundle import JOB, JobBundle, copy_code
+from pipeline.submit.reachability import no_shared_fs, shared_fs
+from pipeline.sweep.cluster import require_reachable
 
 __all__ = ["follow", "send"]
 
@@ -43,12 +43,12 @@ def send(submission: Submission, named: dict[str, object]) -> int:
     """
     settings = submission.launch
     assert isinstance(settings, RayJobs)
-    parcel = Parcel.pack(
+    bundle = JobBundle.build(
         submission.config,
         named,
         nodes=settings.nodes,
         join_timeout=settings.join_timeout,
-        shared=everywhere if settings.shared else nowhere,
+        shared=shared_fs if settings.shared else no_shared_fs,
         advice="give {key}=s3://bucket/... or the like, or say launch.shared=true if all its nodes see that path",
     )
     address = settings.address or next(filter(None, map(os.environ.get, _ADDRESSES)), None)
@@ -60,23 +60,23 @@ def send(submission: Submission, named: dict[str, object]) -> int:
     client = _client(address)
     with tempfile.TemporaryDirectory() as folder:
         copy_code(Path(folder))
-        Path(folder, JOB).write_text(parcel.text())
+        Path(folder, JOB).write_text(bundle.text())
         try:
             client.submit_job(
                 entrypoint=f"python -m pipeline.submit.job {JOB}",
-                submission_id=parcel.name,
+                submission_id=bundle.name,
                 runtime_env={"working_dir": folder, "env_vars": {"PYTHONUNBUFFERED": "1", **settings.env}},
-                metadata={"output": parcel.output},
+                metadata={"output": bundle.output},
             )
         except _FAILURES as error:
             raise UserError(f"{address} does not take the job ({_reason(error)})") from None
-    print(f"job {parcel.name} is with {address}; its results come to {parcel.output}", flush=True)
-    if not parcel.config.tracking.uri:
+    print(f"job {bundle.name} is with {address}; its results come to {bundle.output}", flush=True)
+    if not bundle.config.tracking.uri:
         print("note: without tracking.uri=... MLflow's runs stay on the cluster's head, in the job's own folder")
     if not settings.follow:
-        print(_ways(address, parcel.name))
+        print(_ways(address, bundle.name))
         return 0
-    return follow(client, address, parcel.name)
+    return follow(client, address, bundle.name)
 
 
 def follow(client: JobSubmissionClient, address: str, name: str) -> int:
@@ -127,10 +127,10 @@ def _client(address: str) -> JobSubmissionClient:
 
 def _knock(address: str) -> None:
     if "://" not in address:
-        knock(address)  # Ray asks there where the job API is
+        require_reachable(address)  # Ray asks there where the job API is
     elif not requests.utils.get_environ_proxies(address):
         url = urlsplit(address)
-        knock(f"{url.hostname}:{url.port or (443 if url.scheme == 'https' else 80)}")
+        require_reachable(f"{url.hostname}:{url.port or (443 if url.scheme == 'https' else 80)}")
 
 
 @contextlib.contextmanager

@@ -8,10 +8,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline import config as schema
-from pipeline.data import locate
+from pipeline.data import resolve_url
 from pipeline.runtime.errors import UserError
 
-__all__ = ["below", "everywhere", "nowhere", "on_this_machine", "settle"]
+__all__ = ["no_shared_fs", "on_this_machine", "resolve_paths", "shared_fs", "under_mount"]
 
 
 def on_this_machine(url: str) -> bool:
@@ -25,30 +25,30 @@ def on_this_machine(url: str) -> bool:
     return not colon or scheme in ("file", "local", "memory")
 
 
-def nowhere(path: str) -> bool:
+def no_shared_fs(path: str) -> bool:
     """Of a cluster that shares no file system: none of the paths there are."""
     return False
 
 
-def everywhere(path: str) -> bool:
+def shared_fs(path: str) -> bool:
     """Of a cluster that shares its file system with this machine: all of the paths there are."""
     return True
 
 
-def below(mount: str) -> Callable[[str], bool]:
+def under_mount(mount: str) -> Callable[[str], bool]:
     """Of a cluster that shares one folder: the paths in it.
 
     Args:
         mount: the folder.
 
     Example:
-        >>> [below("/data")(path) for path in ("/data/results", "/data", "/database", "/data/../etc")]
+        >>> [under_mount("/data")(path) for path in ("/data/results", "/data", "/database", "/data/../etc")]
         [True, True, False, False]
     """
     return lambda path: PurePosixPath(os.path.normpath(path)).is_relative_to(mount)
 
 
-def settle(config: schema.Config, named: dict[str, Any], shared: Callable[[str], bool], advice: str) -> None:
+def resolve_paths(config: schema.Config, named: dict[str, Any], shared: Callable[[str], bool], advice: str) -> None:
     """Make every place of a config absolute, and refuse those that the cluster cannot reach.
 
     Args:
@@ -66,7 +66,7 @@ def settle(config: schema.Config, named: dict[str, Any], shared: Callable[[str],
     places["resume" if config.resume else "output"] = config.resume or config.output or "results"
     # A sweep that is resumed has a store already, and one from a checkpoint has that of the training.
     if not config.resume and (not config.checkpoint or "data.store" in named):
-        places["data.store"] = locate(config.data.store)
+        places["data.store"] = resolve_url(config.data.store)
     for key, url in places.items():
         if url is None:
             continue

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from pipeline.config.launchers import Slurm, Submission
 from pipeline.runtime.errors import UserError
-from pipeline.submit.bundle import JOB, Parcel, copy_code, stamped
-from pipeline.submit.reachability import everywhere
+from pipeline.submit.bundle import JOB, JobBundle, copy_code, job_name
+from pipeline.submit.reachability import shared_fs
 
 __all__ = ["script", "send"]
 
@@ -28,16 +28,16 @@ def send(submission: Submission, named: dict[str, object]) -> int:
     """
     settings, config = submission.launch, submission.config
     assert isinstance(settings, Slurm)
-    config.output = config.output or str(Path("results", stamped(config.name)))
-    parcel = Parcel.pack(
-        config, named, nodes=settings.nodes, join_timeout=settings.join_timeout, shared=everywhere, advice=""
+    config.output = config.output or str(Path("results", job_name(config.name)))
+    bundle = JobBundle.build(
+        config, named, nodes=settings.nodes, join_timeout=settings.join_timeout, shared=shared_fs, advice=""
     )
-    folder = parcel.folder(settings.folder)
+    folder = bundle.folder(settings.folder)
     copy_code(folder / "code")
-    (folder / JOB).write_text(parcel.text())
+    (folder / JOB).write_text(bundle.text())
     path = folder / "sweep.sh"
-    path.write_text(script(parcel, settings, folder))
-    print(f"script: {path}\nits results come to {parcel.output}")
+    path.write_text(script(bundle, settings, folder))
+    print(f"script: {path}\nits results come to {bundle.output}")
     if not submission.apply:
         print(f"  start it: sbatch {path}")
         return 0
@@ -61,11 +61,11 @@ def _sbatch(path: Path) -> str:
     return done.stdout.strip().partition(";")[0]
 
 
-def script(parcel: Parcel, settings: Slurm, folder: Path) -> str:
+def script(bundle: JobBundle, settings: Slurm, folder: Path) -> str:
     """The batch script.
 
     Args:
-        parcel: the sweep.
+        bundle: the sweep.
         settings: what to ask Slurm for.
         folder: holds the code and the config, and takes the log; on a file system that all nodes see.
 
@@ -75,7 +75,7 @@ def script(parcel: Parcel, settings: Slurm, folder: Path) -> str:
     if re.search(r"[\s%'\"\\]", str(folder)):
         raise UserError(f"launch.folder={folder}: a batch script's log cannot have blanks, quotes or % in its path")
     asked = {
-        "job-name": parcel.name,
+        "job-name": bundle.name,
         "nodes": str(settings.nodes),
         "ntasks-per-node": "1",
         "time": settings.time_limit,

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.config import Config
-from pipeline.config.command import verb
-from pipeline.config.help import ENVIRONMENT, GOING_ON, RESULTS, STATUS
+from pipeline.config.command import command
+from pipeline.config.help import ENVIRONMENT_HELP, EXIT_STATUS_HELP, RESULTS_HELP, RESUME_HELP
 from pipeline.sweep import driver
 
 __all__ = ["main"]
 
 
-@verb(
+@command(
     "Search the hyper-parameters of a GEBM: each trial trains base and energy, samples both, and is scored by FID.",
     [
         "python -m pipeline.sweep                                    # the digits, a few minutes on a laptop",
@@ -22,7 +22,12 @@ __all__ = ["main"]
         "python -m pipeline.sweep sweeps=mcmc checkpoint=results/<sweep>/trials/000   # the sampler's settings alone",
         "python -m pipeline.sweep resume=results/<sweep>             # go on where it was stopped",
     ],
-    sections={"Going on": GOING_ON, "Results": RESULTS, "Environment": ENVIRONMENT, "Exit status": STATUS},
+    sections={
+        "Going on": RESUME_HELP,
+        "Results": RESULTS_HELP,
+        "Environment": ENVIRONMENT_HELP,
+        "Exit status": EXIT_STATUS_HELP,
+    },
 )
 def main(config: Config, named: dict[str, Any]) -> int:
     """Run the sweep, and exit with 130 when it is interrupted and 1 when no trial got anywhere."""

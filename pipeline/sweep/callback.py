@@ -10,20 +10,20 @@ from ray import tune
 from pipeline import config as schema
 from pipeline.config.temperature import BETA, sampling_beta
 from pipeline.report.markup import escape
-from pipeline.runtime.redaction import redacted
+from pipeline.runtime.redaction import redact
 from pipeline.sweep.display.console import Display
-from pipeline.sweep.trainable import TRIAL
+from pipeline.sweep.trainable import TRIAL_NAME_KEY
 from pipeline.tracking import provenance
-from pipeline.tracking.summary import MAX_WARNINGS, Records, TrialRecord
+from pipeline.tracking.summary import MAX_WARNINGS, SweepSummary, TrialRecord
 from pipeline.tracking.tracker import Tracker
 from pipeline.tracking.trial_temperature import trial_beta, trial_temperature
 
-__all__ = ["Watch"]
+__all__ = ["SweepCallback"]
 
 _WRITING = 0.1  # share of the driver's time that may go into writing the summary, which grows with the trials
 
 
-class Watch(tune.Callback):
+class SweepCallback(tune.Callback):
     """Takes what the trials report to the records, the terminal and the tracker. The driver alone does this.
 
     Args:
@@ -33,16 +33,16 @@ class Watch(tune.Callback):
         display: the terminal.
     """
 
-    def __init__(self, config: schema.Config, records: Records, tracker: Tracker, display: Display) -> None:
+    def __init__(self, config: schema.Config, records: SweepSummary, tracker: Tracker, display: Display) -> None:
         self._config, self._records, self._tracker, self._display = config, records, tracker, display
-        self._score = schema.headline(config)[0].removesuffix("_base")
+        self._score = schema.monitored_metrics(config)[0].removesuffix("_base")
         self._started: dict[str, float] = {}
         self._noted: set[str] = set()
         self._changed, self._due = False, 0.0  # the summary: whether it is to be written, and when it may be
 
     def _record(self, trial: Any) -> TrialRecord:
         name = str(trial)
-        params = {key: value for key, value in trial.config.items() if key != TRIAL}
+        params = {key: value for key, value in trial.config.items() if key != TRIAL_NAME_KEY}
         record = self._records.get(name) or self._records.add(name, params)
         if params != record.params:
             record.params = params  # population-based training changes them
@@ -69,10 +69,10 @@ class Watch(tune.Callback):
         """A trial has reported."""
         record = self._record(trial)
         self._clock(record)
-        record.mlflow_run_id = self._tracker.run_of(record.name) or record.mlflow_run_id
+        record.mlflow_run_id = self._tracker.trial_run_id(record.name) or record.mlflow_run_id
         known = {key: value for key, value in result.items() if key in result.get("reported", ())}
         if "error" in known:
-            record.error = redacted(known["error"])
+            record.error = redact(known["error"])
             return
         if "restart" in known:
             self._display.say(f"trial {record.name} goes on from its last checkpoint: {known['restart']}")
@@ -143,7 +143,7 @@ class Watch(tune.Callback):
 
     def _take_warnings(self, record: TrialRecord, lines: Any) -> None:
         """Keep the warnings of a report, and pass on those that are new."""
-        new = self._records.add_warnings(record, redacted(lines))
+        new = self._records.add_warnings(record, redact(lines))
         for line in new:
             self._display.warn(record, line)
         if new:

@@ -19,22 +19,22 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.filesystem import is_local
 
 __all__ = [
-    "DRIVER",
+    "TRIAL_RESOURCES",
     "Capacity",
-    "books",
+    "configure_tune",
     "connected",
     "demand",
-    "forget",
-    "knock",
-    "know_the_cluster",
-    "set_tune_up",
+    "pin_ray_address",
+    "ray_storage",
+    "remove_ray_storage",
+    "require_reachable",
     "trials_that_fit",
 ]
 
 # What Tune reserves for a trial's own process, which only waits for its workers. It has to be something, and is a MiB
 # and no part of a CPU: Ray scales an elastic trial by the CPUs that nodes have, not by those that are free of them, and
 # would wait for ever for a worker that a hundredth leaves no room for.
-DRIVER = {"memory": 2**20}
+TRIAL_RESOURCES = {"memory": 2**20}
 
 _BOOKS = ".ray"
 
@@ -95,7 +95,7 @@ def demand(config: Config) -> dict[str, float]:
     return {**worker, "GPU": 1.0} if use_gpu else worker
 
 
-def knock(address: str) -> None:
+def require_reachable(address: str) -> None:
     """Find out in seconds whether anybody is there; Ray asks for minutes, and prints a warning each time.
 
     Args:
@@ -122,17 +122,17 @@ def connected(config: Config) -> Iterator[Capacity]:
     Raises:
         UserError: the cluster cannot be reached, or a trial can never fit it.
     """
-    set_tune_up()
+    configure_tune()
     # We print our own progress; Ray keeps what its processes print in its log files.
     settings = {"log_to_driver": False, "logging_level": logging.ERROR}
     address = config.ray.address or os.environ.get("RAY_ADDRESS")  # which Ray sets for the jobs it starts
     try:
         if address:
-            knock(address)
+            require_reachable(address)
             ray.init(address=address, **settings)
         else:
             # The dashboard's API is what the clean-up of a dead trial's resources asks.
-            hook = {"worker_process_setup_hook": f"{__name__}.{know_the_cluster.__name__}"}
+            hook = {"worker_process_setup_hook": f"{__name__}.{pin_ray_address.__name__}"}
             ray.init(
                 address="local", num_cpus=os.cpu_count() or 1, include_dashboard=True, runtime_env=hook, **settings
             )
@@ -160,7 +160,7 @@ def connected(config: Config) -> Iterator[Capacity]:
         ray.shutdown()
 
 
-def set_tune_up() -> None:
+def configure_tune() -> None:
     """Set what Tune takes from the environment, before it runs."""
     # It asks for the metric in every report; ours come between evaluations too, without one.
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
@@ -170,7 +170,7 @@ def set_tune_up() -> None:
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 
 
-def know_the_cluster() -> None:
+def pin_ray_address() -> None:
     """Tell a worker's process which cluster it is of, when it starts.
 
     Where two sweeps run on one machine there are two clusters. What cleans up after a trial that was stopped looks for
@@ -179,7 +179,7 @@ def know_the_cluster() -> None:
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
 
 
-def books(output: str, name: str = "sweep") -> dict[str, Any]:
+def ray_storage(output: str, name: str = "sweep") -> dict[str, Any]:
     """Where Ray keeps its own books: a folder among the results, through fsspec like all else.
 
     Args:
@@ -196,7 +196,7 @@ def books(output: str, name: str = "sweep") -> dict[str, Any]:
     return {"storage_path": path, "storage_filesystem": filesystem, "name": name}
 
 
-def forget(output: str) -> None:
+def remove_ray_storage(output: str) -> None:
     """Remove Ray's books. They are pickles, and nothing here reads them: a sweep goes on from ``summary.json``."""
     files, path = fsspec.url_to_fs(f"{output}/{_BOOKS}")
     with contextlib.suppress(FileNotFoundError):

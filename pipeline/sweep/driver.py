@@ -21,23 +21,23 @@ from rich.console import Console
 
 from pipeline import config as schema
 from pipeline import tasks
-from pipeline.config.compose import words
+from pipeline.config.compose import format_overrides
 from pipeline.config.temperature import BETA, describe_temperature, sampling_beta
 from pipeline.config.validation import validate
-from pipeline.data import Store, worth_holding
+from pipeline.data import Store, fits_on_device
 from pipeline.report.markdown import markdown
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.filesystem import filesystem, is_local, write_file
 from pipeline.sweep import cluster, lock, search
-from pipeline.sweep.callback import Watch
+from pipeline.sweep.callback import SweepCallback
 from pipeline.sweep.display.console import Display
 from pipeline.sweep.finalize import finish, found_so_far, show
-from pipeline.sweep.space import first_points, parse_space, searches_samplers
-from pipeline.sweep.trainable import TRIAL, tuned
-from pipeline.tasks.store import ready_store
+from pipeline.sweep.space import initial_points, is_sampler_search, parse_space
+from pipeline.sweep.trainable import TRIAL_NAME_KEY, trainable
+from pipeline.tasks.store import ensure_store
 from pipeline.tracking import provenance
-from pipeline.tracking.summary import ENDED, Records, TrialRecord, read_summary
-from pipeline.tracking.tracker import Tracker, journal_of
+from pipeline.tracking.summary import TERMINAL_STATUSES, SweepSummary, TrialRecord, read_summary
+from pipeline.tracking.tracker import Tracker, journal_path
 from pipeline.training.checkpoints import load_state, read
 from pipeline.training.export import write_package
 from pipeline.training.model import build_model, trained_config
@@ -45,7 +45,7 @@ from pipeline.training.model import build_model, trained_config
 __all__ = [
     "Interrupted",
     "exit_status",
-    "resumed",
+    "load_sweep",
     "run",
 ]
 
@@ -54,7 +54,7 @@ class Interrupted(Exception):
     """Ctrl-C; what was done is kept, and ``resume`` goes on from it."""
 
 
-def resumed(folder: str) -> tuple[schema.Config, list[TrialRecord], dict[str, Any]]:
+def load_sweep(folder: str) -> tuple[schema.Config, list[TrialRecord], dict[str, Any]]:
     """The config, the trials and the facts of an interrupted sweep.
 
     Args:
@@ -71,16 +71,16 @@ def resumed(folder: str) -> tuple[schema.Config, list[TrialRecord], dict[str, An
         # We write no aliases, and nested in one another a few of them fill any memory.
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
             raise UserError(f"{folder}/config.yaml is damaged: it has aliases")
-        config = schema.from_dict(yaml.safe_load(text))
+        config = schema.from_saved(yaml.safe_load(text))
     except (FileNotFoundError, yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
         raise UserError(f"{folder}/config.yaml cannot be read ({type(error).__name__})") from None
     config.output = folder
     for trial in trials:
-        trial.status = trial.status if trial.status in ENDED else "pending"
+        trial.status = trial.status if trial.status in TERMINAL_STATUSES else "pending"
     return config, trials, summary
 
 
-def run(config: schema.Config, named: dict[str, Any], *, verb: str, console: Console | None = None) -> Records:
+def run(config: schema.Config, named: dict[str, Any], *, verb: str, console: Console | None = None) -> SweepSummary:
     """Run a sweep, or go on with one.
 
     Args:
@@ -101,46 +101,46 @@ def run(config: schema.Config, named: dict[str, Any], *, verb: str, console: Con
     resuming = config.resume is not None
     if config.resume:
         log = config.log  # not that of the command that began it
-        config, earlier, facts = resumed(config.resume)
+        config, earlier, facts = load_sweep(config.resume)
         config = schema.apply(config, {key: value for key, value in named.items() if key not in ("resume", "output")})
         config.log = log
     elif config.checkpoint:
         config = _of_checkpoint(config, named)
     validate(config)
     space = parse_space(config)
-    if searches_samplers(config) and config.checkpoint is None:
+    if is_sampler_search(config) and config.checkpoint is None:
         raise UserError("a search over the sampler alone needs a trained model: give checkpoint=<a trial's folder>")
     if config.evaluation.weights:
         config.evaluation.weights = _absolute(config.evaluation.weights)  # workers run in folders of their own
-    store = ready_store(config)
+    store = ensure_store(config)
     config.data.store = store.url
-    output, uri, artifacts = _places(config, resuming=resuming)
+    output, uri, artifacts = _resolve_output(config, resuming=resuming)
     config.output, config.tracking.uri = output, uri
-    points = first_points(config, space)  # a resumed sweep may have been given more of them
+    points = initial_points(config, space)  # a resumed sweep may have been given more of them
     earlier += [TrialRecord(f"{index:03d}", points[index]) for index in range(len(earlier), len(points))]
-    records = Records(
+    records = SweepSummary(
         output,
         metric=config.sweep.metric,
         mode=config.sweep.mode,
-        shown=schema.headline(config),
+        shown=schema.monitored_metrics(config),
         facts={},
         trials=earlier,
     )
     display = Display(records, config.name, config.train.base_steps, console, config.log)
     console = display.console
-    with contextlib.closing(display), lock.held(output):
+    with contextlib.closing(display), lock.acquire(output):
         tracker = Tracker(
             uri,
             config.tracking.experiment or config.name,
             artifacts=artifacts,
-            journal=journal_of(output),
+            journal=journal_path(output),
             folder=output,
             say=display.say,
             package=write_package,
         )
         with cluster.connected(config) as capacity:
             fitting = min(capacity.concurrent_trials, config.sweep.max_concurrent or capacity.concurrent_trials)
-            label = _prepare(config, capacity, console)
+            label = _prepare_shared(config, capacity, console)
             name = output.rstrip("/").rsplit("/", 1)[-1]
             beta = sampling_beta(config)
             records.facts = {
@@ -151,7 +151,7 @@ def run(config: schema.Config, named: dict[str, Any], *, verb: str, console: Con
                 "store": store.url,
                 "store_checksum": store.manifest.digest,
                 "tracking_uri": uri,
-                "named": " ".join([str(facts.get("named", "")), *words(named)]).strip(),
+                "named": " ".join([str(facts.get("named", "")), *format_overrides(named)]).strip(),
             }
             tracker.start_sweep(
                 name,
@@ -161,11 +161,11 @@ def run(config: schema.Config, named: dict[str, Any], *, verb: str, console: Con
                 run_id=facts.get("mlflow_run_id"),
             )
             tracker.tag(None, provenance.tags(config) | ({} if beta is None else {BETA: f"{beta:g}"}))
-            tracker.log_data(provenance.seen(store))
+            tracker.log_data(provenance.describe_dataset(store))
             records.facts |= {"mlflow_experiment_id": tracker.experiment_id, "mlflow_run_id": tracker.run_id}
             write_file(f"{output}/config.yaml", yaml.safe_dump(schema.to_dict(config), sort_keys=False).encode())
             tracker.log_files(None, [f"{output}/config.yaml"])
-            _advise(config, capacity, store, console)
+            _print_preflight(config, capacity, store, console)
             records.write()
             searcher, count = search.make_searcher(config, space, earlier)
             workers = ", ".join(f"{amount:g} {resource}" for resource, amount in capacity.worker.items())
@@ -174,29 +174,29 @@ def run(config: schema.Config, named: dict[str, Any], *, verb: str, console: Con
                 f"each on {capacity.num_workers} worker(s) of {workers}; MLflow is at {uri}"
             )
             with display.sweep(count, fitting):
-                cluster.forget(output)
+                cluster.remove_ray_storage(output)
                 if config.sweep.scheduler == "pbt":
-                    trials = {"config": search.population(space, earlier)}
+                    trials = {"config": search.pbt_config(space, earlier)}
                 else:
                     trials = {"search_alg": searcher, "num_samples": count}
-                with _quiet():
+                with _silence_ray():
                     tune.run(
                         tune.with_resources(
-                            tune.with_parameters(tuned, settings=_settings(config, capacity)),
-                            cluster.DRIVER,
+                            tune.with_parameters(trainable, settings=_settings(config, capacity)),
+                            cluster.TRIAL_RESOURCES,
                         ),
                         scheduler=search.make_scheduler(config, space, earlier),
                         **trials,
                         max_concurrent_trials=fitting,
-                        callbacks=[Watch(config, records, tracker, display)],
+                        callbacks=[SweepCallback(config, records, tracker, display)],
                         raise_on_failed_trial=False,
                         max_failures=config.scale.max_restarts,  # of the trials' own processes, with their machines
-                        trial_name_creator=lambda trial: trial.config[TRIAL],
-                        trial_dirname_creator=lambda trial: f"{trial.config[TRIAL]}-{trial.trial_id}",
+                        trial_name_creator=lambda trial: trial.config[TRIAL_NAME_KEY],
+                        trial_dirname_creator=lambda trial: f"{trial.config[TRIAL_NAME_KEY]}-{trial.trial_id}",
                         verbose=0,
-                        **cluster.books(output),
+                        **cluster.ray_storage(output),
                     )
-            interrupted = any(record.status not in ENDED for record in records.trials)
+            interrupted = any(record.status not in TERMINAL_STATUSES for record in records.trials)
             finish(config, records, tracker, verb, console, interrupted=interrupted)
     if interrupted:
         raise Interrupted(f"stopped; go on with: python -m pipeline.{verb} resume={output}")
@@ -223,7 +223,7 @@ def exit_status(config: schema.Config, named: dict[str, Any], *, verb: str) -> i
     return 0 if records.best() else 1
 
 
-def _places(config: schema.Config, *, resuming: bool) -> tuple[str, str, str | None]:
+def _resolve_output(config: schema.Config, *, resuming: bool) -> tuple[str, str, str | None]:
     """The results' folder, the tracker, and where a new MLflow experiment keeps artifacts (None: it decides)."""
     default = Path("results").absolute()
     output = _absolute(config.output or str(default / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"))
@@ -268,16 +268,21 @@ def _of_checkpoint(config: schema.Config, named: dict[str, Any]) -> schema.Confi
     apart = ("checkpoint", "output", "resume")
     config = schema.apply(config, {key: value for key, value in named.items() if key not in apart})
     load_state(build_model(config), checkpoint)
-    if searches_samplers(config):
+    if is_sampler_search(config):
         config.train.base_steps = checkpoint.state["base_step"]  # trained already: nothing to add but the sampling
     return config
 
 
-def _advise(config: schema.Config, capacity: cluster.Capacity, store: Store, console: Console) -> None:
+def _print_preflight(config: schema.Config, capacity: cluster.Capacity, store: Store, console: Console) -> None:
     """Say where shards are kept, and what need not be wrong, and often is."""
     data, far = config.data, not is_local(filesystem(store.url)[0])
     # A GPU holds what it has room for, and how much that is only its worker knows.
-    held = config.task != "images" or data.hold or "GPU" in capacity.worker or worth_holding(store, torch.device("cpu"))
+    held = (
+        config.task != "images"
+        or data.device_resident
+        or "GPU" in capacity.worker
+        or fits_on_device(store, torch.device("cpu"))
+    )
     if far and data.cache is not None:
         console.print(
             f"shards are kept in {data.cache} of each machine, up to {data.cache_limit_gib:g} GiB", highlight=False
@@ -298,7 +303,7 @@ def _advise(config: schema.Config, capacity: cluster.Capacity, store: Store, con
                 )
 
 
-def _prepare(config: schema.Config, capacity: cluster.Capacity, console: Console) -> str | None:
+def _prepare_shared(config: schema.Config, capacity: cluster.Capacity, console: Console) -> str | None:
     """Make once what all trials need, such as the feature extractor and the data's statistics."""
     console.print(f"preparing what {config.name} is measured with, from {config.data.store} ...", highlight=False)
     gpus = capacity.preparation.get("GPU", 0)
@@ -317,7 +322,7 @@ def _prepare_task(values: dict[str, Any], device: str) -> str | None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _silence_ray() -> Iterator[None]:
     """Ray's own notes on a run's progress are ours to give; its warnings and errors stay in its log files."""
     warnings.filterwarnings("ignore", message="Consider boosting PBT performance", category=UserWarning)
     loggers = [logging.getLogger(name) for name in ("ray", "ray.tune", "ray.train")]

@@ -7,9 +7,9 @@ import dataclasses
 from rich.console import Console
 
 from pipeline import config as schema
-from pipeline.config.compose import words
+from pipeline.config.compose import format_overrides
 from pipeline.config.temperature import BETA
-from pipeline.report.analysis import Findings, findings
+from pipeline.report.analysis import SweepResults, collect_results
 from pipeline.report.html import report
 from pipeline.report.markdown import markdown
 from pipeline.report.markup import escape
@@ -17,11 +17,11 @@ from pipeline.runtime.filesystem import write_file
 from pipeline.sweep import cluster
 from pipeline.sweep.display.console import results_table, seeds_table
 from pipeline.sweep.display.table import scores_in_words
-from pipeline.sweep.space import searches_samplers
+from pipeline.sweep.space import is_sampler_search
 from pipeline.tracking import provenance
 from pipeline.tracking.registry import BEST, model_name
-from pipeline.tracking.summary import Records, TrialRecord
-from pipeline.tracking.tracker import Tracker, journal_of
+from pipeline.tracking.summary import SweepSummary, TrialRecord
+from pipeline.tracking.tracker import Tracker, journal_path
 from pipeline.tracking.trial_temperature import sweep_temperature, trial_beta, trial_temperature
 
 __all__ = ["finish", "found_so_far", "show"]
@@ -31,7 +31,7 @@ _MOST_WARNINGS = 5  # of a registered model; all of them are in the trial's run
 _LONGEST = 300  # characters of each in its description
 
 
-def found_so_far(config: schema.Config, records: Records) -> Findings:
+def found_so_far(config: schema.Config, records: SweepSummary) -> SweepResults:
     """The sweep as its report has it.
 
     Args:
@@ -40,10 +40,10 @@ def found_so_far(config: schema.Config, records: Records) -> Findings:
     """
     sweep = config.sweep
     settings = {"search": sweep.search, "scheduler": sweep.scheduler, "space": sweep.space}
-    return findings(str(config.output), records, settings | {"num_samples": config.evaluation.num_samples})
+    return collect_results(str(config.output), records, settings | {"num_samples": config.evaluation.num_samples})
 
 
-def _write_report(config: schema.Config, records: Records, tracker: Tracker, console: Console) -> None:
+def _write_report(config: schema.Config, records: SweepSummary, tracker: Tracker, console: Console) -> None:
     """The report's page and its charts, among the results and in MLflow; a sweep does not fail for want of them."""
     found, folder = found_so_far(config, records), f"{records.output}/report"
     try:
@@ -58,7 +58,7 @@ def _write_report(config: schema.Config, records: Records, tracker: Tracker, con
 
 
 def finish(
-    config: schema.Config, records: Records, tracker: Tracker, verb: str, console: Console, *, interrupted: bool
+    config: schema.Config, records: SweepSummary, tracker: Tracker, verb: str, console: Console, *, interrupted: bool
 ) -> None:
     """Tell the tracker what has come of the sweep, and wait for it as long as the config says.
 
@@ -87,20 +87,20 @@ def finish(
         if record.status == "running":
             tracker.end(record.name, "KILLED")
     tracker.end(None, "KILLED" if interrupted else "FINISHED")
-    left = tracker.close(_HURRIED if interrupted else config.tracking.patience)
+    left = tracker.close(_HURRIED if interrupted else config.tracking.flush_timeout)
     if left:
         console.print(
-            f"{left} results are not in MLflow yet and lie in {journal_of(records.output)}; once it answers, "
+            f"{left} results are not in MLflow yet and lie in {journal_path(records.output)}; once it answers, "
             f"`python -m pipeline.{verb} resume={records.output}` sends them",
             highlight=False,
         )
     for record in records.trials:
-        record.mlflow_run_id = tracker.run_of(record.name) or record.mlflow_run_id
+        record.mlflow_run_id = tracker.trial_run_id(record.name) or record.mlflow_run_id
     records.write()
-    cluster.forget(records.output)
+    cluster.remove_ray_storage(records.output)
 
 
-def _register(config: schema.Config, records: Records, best: TrialRecord, tracker: Tracker) -> None:
+def _register(config: schema.Config, records: SweepSummary, best: TrialRecord, tracker: Tracker) -> None:
     """The best trial's model goes into MLflow's registry, under the experiment's name."""
     scores = {key: best.best_metrics[key] for key in records.shown if key in best.best_metrics}
     written = ", ".join(f"{key} {value:.4g}" for key, value in scores.items())
@@ -112,7 +112,7 @@ def _register(config: schema.Config, records: Records, best: TrialRecord, tracke
         best.name,
         name=model_name(config.tracking.experiment or config.name),
         checkpoint=str(best.best_checkpoint),
-        sampler=dataclasses.asdict(schema.apply(config, best.params).sampler) if searches_samplers(config) else {},
+        sampler=dataclasses.asdict(schema.apply(config, best.params).sampler) if is_sampler_search(config) else {},
         base_step=int(best.best_metrics.get("base_step", 0)),
         description=f"{written}: {records.facts['measure']}. From `{best.best_checkpoint}`.{warned}",
         tags={
@@ -131,7 +131,7 @@ def _register(config: schema.Config, records: Records, best: TrialRecord, tracke
     )
 
 
-def show(config: schema.Config, records: Records, verb: str, console: Console) -> None:
+def show(config: schema.Config, records: SweepSummary, verb: str, console: Console) -> None:
     """Print the trials, best first, and what to do with the best.
 
     Args:
@@ -155,7 +155,7 @@ def show(config: schema.Config, records: Records, verb: str, console: Console) -
         for line in best.warnings:
             console.print(f"{'':<30}warning: {line}", highlight=False, markup=False, soft_wrap=True, style="yellow")
         told["best model"] = str(best.best_checkpoint)
-        found = " ".join(["", *words(best.params)]) if searches_samplers(config) else ""
+        found = " ".join(["", *format_overrides(best.params)]) if is_sampler_search(config) else ""
         told["sample it"] = f"python -m pipeline.sample checkpoint={best.best_checkpoint}{found}"
         if config.tracking.register:
             name = model_name(config.tracking.experiment or config.name)

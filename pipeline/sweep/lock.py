@@ -21,7 +21,7 @@ from typing import Any
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.filesystem import filesystem, write_file
 
-__all__ = ["held"]
+__all__ = ["acquire"]
 
 _NAME = ".lease.json"
 _RENEWED = 10.0  # seconds between two signs of life ...
@@ -29,39 +29,39 @@ _WATCHED = 25.0  # ... and without one after which a holder on another machine c
 
 
 @contextlib.contextmanager
-def held(output: str, renewed: float = _RENEWED, watched: float = _WATCHED) -> Iterator[None]:
+def acquire(output: str, interval: float = _RENEWED, stale_after: float = _WATCHED) -> Iterator[None]:
     """Hold a sweep's folder.
 
     Of two drivers that come at the same moment one may, rarely, be refused although the other is, too.
 
     Args:
         output: the folder, behind any fsspec URL.
-        renewed: seconds between two signs of life.
-        watched: seconds without one after which a holder on another machine counts as dead; a good deal longer.
+        interval: seconds between two signs of life.
+        stale_after: seconds without one after which a holder on another machine counts as dead; a good deal longer.
 
     Raises:
         UserError: another driver has it.
 
     Example:
-        >>> with held("memory://doctest/sweep"):
-        ...     with held("memory://doctest/sweep"):
+        >>> with acquire("memory://doctest/sweep"):
+        ...     with acquire("memory://doctest/sweep"):
         ...         pass
         Traceback (most recent call last):
         ...
         pipeline.runtime.errors.UserError: another sweep writes to memory://doctest/sweep (process ...): wait for it, \
 or stop it
     """
-    _require_free(output, watched)
+    _require_free(output, stale_after)
     me: dict[str, Any] = {
         "owner": uuid.uuid4().hex,
         "machine": _machine(),
         "pid": os.getpid(),
-        "born": _born(os.getpid()),
+        "born": _process_start_time(os.getpid()),
     }
     me["host"] = socket.gethostname()
 
-    def write(beat: int) -> None:
-        write_file(f"{output}/{_NAME}", json.dumps({**me, "beat": beat}).encode())
+    def write(heartbeat: int) -> None:
+        write_file(f"{output}/{_NAME}", json.dumps({**me, "beat": heartbeat}).encode())
 
     write(0)
     holder = _holder(output)
@@ -70,11 +70,11 @@ or stop it
     ended = threading.Event()
 
     def renew() -> None:
-        beat = 0
-        while not ended.wait(renewed):
-            beat += 1
+        heartbeat = 0
+        while not ended.wait(interval):
+            heartbeat += 1
             with contextlib.suppress(Exception):  # a storage that is away for a moment; the next time will do
-                write(beat)
+                write(heartbeat)
 
     thread = threading.Thread(target=renew, name="lease", daemon=True)
     thread.start()
@@ -82,24 +82,24 @@ or stop it
         yield
     finally:
         ended.set()
-        thread.join(timeout=renewed)
+        thread.join(timeout=interval)
         with contextlib.suppress(Exception):
             files, path = filesystem(output)
             files.rm(f"{path}/{_NAME}")
 
 
-def _require_free(output: str, watched: float) -> None:
+def _require_free(output: str, stale_after: float) -> None:
     holder = _holder(output)
     if holder is None:
         return
     if holder.get("machine") == _machine():
         pid = holder.get("pid")
-        if isinstance(pid, int) and _born(pid) == holder.get("born") is not None:
+        if isinstance(pid, int) and _process_start_time(pid) == holder.get("born") is not None:
             raise UserError(_refusal(output, holder))
         return
-    end = time.monotonic() + watched
+    end = time.monotonic() + stale_after
     while time.monotonic() < end:
-        time.sleep(min(1.0, watched / 5))
+        time.sleep(min(1.0, stale_after / 5))
         now = _holder(output)
         if now is None:
             raise UserError(f"the sweep in {output} has ended this moment: try again")
@@ -130,7 +130,7 @@ def _machine() -> str:
         return f"{uuid.getnode():x}"
 
 
-def _born(pid: int) -> str | None:
+def _process_start_time(pid: int) -> str | None:
     """When a process began, for numbers are given again; none if there is no such process."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]

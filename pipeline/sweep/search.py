@@ -12,18 +12,18 @@ from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.sample import Domain
 
 from pipeline.config import Config
-from pipeline.sweep.trainable import TRIAL
-from pipeline.tracking.summary import ENDED, TrialRecord
+from pipeline.sweep.trainable import TRIAL_NAME_KEY
+from pipeline.tracking.summary import TERMINAL_STATUSES, TrialRecord
 
 __all__ = [
-    "Planned",
+    "ResumableSearcher",
     "make_scheduler",
     "make_searcher",
-    "population",
+    "pbt_config",
 ]
 
 
-class Planned(Searcher):
+class ResumableSearcher(Searcher):
     """Hands Tune the trials that are left, by name: those that were planned, then those that Optuna proposes.
 
     Args:
@@ -43,12 +43,12 @@ class Planned(Searcher):
         """The next trial's parameters."""
         if self._planned:
             name, params = self._planned.pop(0)
-            return {TRIAL: name, **params}
+            return {TRIAL_NAME_KEY: name, **params}
         if self._proposer is None or not self._names:
             return Searcher.FINISHED
         params = self._proposer.suggest(trial_id)
         self._proposed.add(trial_id)
-        return {TRIAL: self._names.pop(0), **params}
+        return {TRIAL_NAME_KEY: self._names.pop(0), **params}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Let the proposer learn."""
@@ -63,7 +63,9 @@ class Planned(Searcher):
         """Nothing: ``summary.json`` is what a sweep resumes from."""
 
 
-def make_searcher(config: Config, space: dict[str, Domain], records: list[TrialRecord]) -> tuple[Planned, int]:
+def make_searcher(
+    config: Config, space: dict[str, Domain], records: list[TrialRecord]
+) -> tuple[ResumableSearcher, int]:
     """The trials that are left to run.
 
     Args:
@@ -74,7 +76,7 @@ def make_searcher(config: Config, space: dict[str, Domain], records: list[TrialR
     Returns:
         The searcher, and how many trials it has to give.
     """
-    unfinished = [(record.name, record.params) for record in records if record.status not in ENDED]
+    unfinished = [(record.name, record.params) for record in records if record.status not in TERMINAL_STATUSES]
     proposed = config.sweep.search == "optuna"
     names = [f"{index:03d}" for index in range(len(records), config.sweep.num_trials)] if proposed else []
     proposer = None
@@ -83,12 +85,12 @@ def make_searcher(config: Config, space: dict[str, Domain], records: list[TrialR
             space, metric=config.sweep.metric, mode=config.sweep.mode, seed=config.seed + len(records)
         )
         for record in records:
-            if config.sweep.metric in record.metrics and record.status in ENDED:
+            if config.sweep.metric in record.metrics and record.status in TERMINAL_STATUSES:
                 proposer.add_evaluated_point(record.params, record.metrics[config.sweep.metric])
-    return Planned(unfinished, names, proposer), len(unfinished) + len(names)
+    return ResumableSearcher(unfinished, names, proposer), len(unfinished) + len(names)
 
 
-def population(space: dict[str, Domain], records: list[TrialRecord]) -> dict[str, Any]:
+def pbt_config(space: dict[str, Domain], records: list[TrialRecord]) -> dict[str, Any]:
     """The trials that are left, as Tune wants them of population-based training, which takes no searcher.
 
     Args:
@@ -98,15 +100,15 @@ def population(space: dict[str, Domain], records: list[TrialRecord]) -> dict[str
     Returns:
         Tune's ``config``: one trial for each name, with its own parameters.
     """
-    params = {record.name: record.params for record in records if record.status not in ENDED}
+    params = {record.name: record.params for record in records if record.status not in TERMINAL_STATUSES}
 
     def own(key: str) -> Any:
-        return tune.sample_from(lambda spec: params[spec.config[TRIAL]][key])
+        return tune.sample_from(lambda spec: params[spec.config[TRIAL_NAME_KEY]][key])
 
-    return {TRIAL: tune.grid_search(list(params)), **{key: own(key) for key in space}}
+    return {TRIAL_NAME_KEY: tune.grid_search(list(params)), **{key: own(key) for key in space}}
 
 
-def _within(space: dict[str, Domain], params: dict[str, Any]) -> dict[str, Any]:
+def _clip_to_space(space: dict[str, Domain], params: dict[str, Any]) -> dict[str, Any]:
     """What population-based training has perturbed, back between the bounds of the space."""
 
     def clamped(key: str, value: Any) -> Any:
@@ -140,7 +142,7 @@ def make_scheduler(config: Config, space: dict[str, Domain], records: list[Trial
         for record in records:
             earlier = SimpleNamespace(trial_id=f"earlier-{record.name}")
             asha.on_trial_add(None, earlier)
-            if record.status in ENDED:  # the others will report for themselves
+            if record.status in TERMINAL_STATUSES:  # the others will report for themselves
                 for evaluation in record.evaluations:
                     asha.on_trial_result(None, earlier, evaluation)
         return asha
@@ -149,7 +151,7 @@ def make_scheduler(config: Config, space: dict[str, Domain], records: list[Trial
             time_attr="base_step",
             perturbation_interval=config.sweep.perturbation_steps or max(1, total // 10),
             hyperparam_mutations=space,
-            custom_explore_fn=lambda params: _within(space, params),
+            custom_explore_fn=lambda params: _clip_to_space(space, params),
             require_attrs=False,
             log_config=False,
             **objective,

@@ -21,11 +21,11 @@ from pipeline.config.validation import validate
 from pipeline.runtime.errors import UserError
 
 __all__ = [
-    "first_points",
     "grid_points",
+    "initial_points",
+    "is_sampler_search",
     "parse_space",
     "random_points",
-    "searches_samplers",
 ]
 
 _RANGES = {
@@ -38,7 +38,7 @@ _SEARCHED = ("model", "train", "sampler", "seed")
 _FORMS = "{log_uniform: [low, high]}, {uniform: [low, high]}, {int_uniform: [low, high]} or {choice: [a, b, ...]}"
 
 
-def searches_samplers(config: Config) -> bool:
+def is_sampler_search(config: Config) -> bool:
     """Whether a search is over the sampler alone, of a model that is trained already.
 
     Args:
@@ -136,7 +136,7 @@ def grid_points(space: dict[str, Domain], points: int) -> list[dict[str, Any]]:
     ]
 
 
-def first_points(config: Config, space: dict[str, Domain]) -> list[dict[str, Any]]:
+def initial_points(config: Config, space: dict[str, Domain]) -> list[dict[str, Any]]:
     """The points that are known before anything has run; none where Optuna proposes them one by one.
 
     Args:
@@ -148,5 +148,5 @@ def first_points(config: Config, space: dict[str, Domain]) -> list[dict[str, Any
     if config.sweep.search == "optuna":
         return []
     if config.sweep.search == "grid":
-        return grid_points(space, config.sweep.points)
+        return grid_points(space, config.sweep.grid_size)
     return random_points(space, config.sweep.num_trials, config.seed)

@@ -24,18 +24,18 @@ from ray.util.queue import Empty, Queue
 from gebm.allocator import ENVIRONMENT
 from pipeline import config as schema
 from pipeline.runtime.errors import NonFiniteLoss, Preempted, UserError
-from pipeline.runtime.redaction import redacted
-from pipeline.sweep.cluster import books
+from pipeline.runtime.redaction import redact
+from pipeline.sweep.cluster import ray_storage
 from pipeline.training.checkpoints import Checkpoints
 
-__all__ = ["TRIAL", "pass_on", "tuned"]
+__all__ = ["TRIAL_NAME_KEY", "report_to_tune", "trainable"]
 
-TRIAL = "trial"  # the key under which the search puts a trial's name among its parameters
+TRIAL_NAME_KEY = "trial"  # the key under which the search puts a trial's name among its parameters
 
 _POINTER = "checkpoint.json"
 
 
-def tuned(params: dict[str, Any], settings: dict[str, Any]) -> None:
+def trainable(params: dict[str, Any], settings: dict[str, Any]) -> None:
     """What Tune runs for a trial: a ``TorchTrainer``, whose reports it passes on.
 
     Each report that has a checkpoint comes with a file that names it, which is what population-based training hands to
@@ -51,27 +51,27 @@ def tuned(params: dict[str, Any], settings: dict[str, Any]) -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
     # A machine that is taken away leaves half a minute, of which by default five seconds would go by unnoticed.
     os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
-    params = {key: value for key, value in params.items() if key != TRIAL}
+    params = {key: value for key, value in params.items() if key != TRIAL_NAME_KEY}
     config = schema.apply(schema.from_dict(settings["config"]), params)
     # One that does not even answer is hung as a whole, and cannot end itself as the watchdog has it do.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(config.scale.timeout)
     url = f"{config.output}/trials/{name}"
-    donor = _named_by(tune.get_checkpoint())
-    if donor and not donor.startswith(f"{url}/"):
+    exploited = _named_by(tune.get_checkpoint())
+    if exploited and not exploited.startswith(f"{url}/"):
         try:
-            Checkpoints(url).adopt(donor)
+            Checkpoints(url).import_checkpoint(exploited)
         except UserError as error:
             tune.report({"error": str(error), "reported": ["error"]})
             return
     reports: Queue = Queue(actor_options={"num_cpus": 0})
-    restarts_left, halvings_left, rates = config.scale.max_restarts, config.train.nonfinite_restarts, 1.0
+    restarts_left, nonfinite_retries_left, rates = config.scale.max_restarts, config.train.max_nonfinite_restarts, 1.0
     while True:
         error = _train(config, url, name, rates, settings["worker"], reports)
         if error is None:
             return
         kind, cause = _cause(error)
-        if kind is NonFiniteLoss and halvings_left:
-            halvings_left, rates = halvings_left - 1, rates / 2
+        if kind is NonFiniteLoss and nonfinite_retries_left:
+            nonfinite_retries_left, rates = nonfinite_retries_left - 1, rates / 2
             cause = f"{cause}; with half the learning rates"
         elif kind is Exception and restarts_left:
             restarts_left -= 1
@@ -97,7 +97,7 @@ def _train(
         ),
         torch_config=TorchConfig(timeout_s=int(config.scale.timeout)),
         run_config=ray.train.RunConfig(
-            **books(str(config.output), f"trial-{name}"),
+            **ray_storage(str(config.output), f"trial-{name}"),
             callbacks=[_Forward(reports)],
             worker_runtime_env={"env_vars": ENVIRONMENT},
         ),
@@ -106,7 +106,7 @@ def _train(
         training = pool.submit(trainer.fit)
         while not training.done() or not reports.empty():
             with contextlib.suppress(Empty):
-                pass_on(reports.get(timeout=2.0))
+                report_to_tune(reports.get(timeout=2.0))
         try:
             training.result()
         except ray.train.TrainingFailedError as error:
@@ -114,7 +114,7 @@ def _train(
     return None
 
 
-def pass_on(report: dict[str, Any]) -> None:
+def report_to_tune(report: dict[str, Any]) -> None:
     """Give a report to Tune, with a file that names its checkpoint if it has one.
 
     Args:
@@ -166,14 +166,14 @@ def _named_by(checkpoint: tune.Checkpoint | None) -> str | None:
 
 
 def _work(settings: dict[str, Any]) -> None:
-    from pipeline.training.loop import loop
+    from pipeline.training.loop import train_loop
 
     try:
-        loop(settings)
+        train_loop(settings)
     except Exception as error:
         # Ray writes it down where it happens, with all that it came from; only here are this machine's secrets known.
         told = traceback.format_exc()
-        if redacted(told) == told:
+        if redact(told) == told:
             raise
         kind = type(error) if isinstance(error, UserError | NonFiniteLoss | Preempted) else RuntimeError
-        raise kind(redacted(str(error))) from None
+        raise kind(redact(str(error))) from None

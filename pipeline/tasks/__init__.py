@@ -11,9 +11,9 @@ from pipeline.config import Config
 from pipeline.tasks.store import open_data
 
 if TYPE_CHECKING:
-    from pipeline.tasks.base import Batches, Task, Work
+    from pipeline.tasks.base import Batches, Task, TaskWorker
 
-__all__ = ["Batches", "Task", "Work", "make", "open_data"]
+__all__ = ["Batches", "Task", "TaskWorker", "make", "open_data"]
 
 
 def make(config: Config) -> Task:

@@ -12,7 +12,7 @@ from gebm import GEBM
 from pipeline.data import Position, Store
 from pipeline.evaluation.evaluator import Evaluation
 
-__all__ = ["Batches", "Task", "Work"]
+__all__ = ["Batches", "Task", "TaskWorker"]
 
 
 class Batches(Protocol):
@@ -34,7 +34,7 @@ class Batches(Protocol):
     def __iter__(self) -> Iterator[Tensor]: ...
 
 
-class Work(Protocol):
+class TaskWorker(Protocol):
     """A task on one worker of a trial, its data at hand."""
 
     label: str | None
@@ -81,7 +81,7 @@ class Task(Protocol):
         """What trials are compared by, in words, for the head of a table."""
         ...
 
-    def open(self, rank: int, world_size: int, device: torch.device) -> Work:
+    def open(self, rank: int, world_size: int, device: torch.device) -> TaskWorker:
         """The task on one worker."""
         ...
 

@@ -18,7 +18,7 @@ from pipeline.config.temperature import describe_temperature
 from pipeline.evaluation import plots
 from pipeline.evaluation.evaluator import Evaluation
 from pipeline.runtime.errors import UserError
-from pipeline.tasks.rows import TableTask, TableWork
+from pipeline.tasks.rows import TableTask, TableTaskWorker
 
 __all__ = ["Density"]
 
@@ -33,9 +33,9 @@ class Density(TableTask):
         """Likelihood, with its unit."""
         return "negative log-likelihood of the test rows in nats, chosen by the validation rows"
 
-    def open(self, rank: int, world_size: int, device: torch.device) -> DensityWork:
+    def open(self, rank: int, world_size: int, device: torch.device) -> DensityTaskWorker:
         """The rows on one worker."""
-        return DensityWork(self._config, rank, world_size, device)
+        return DensityTaskWorker(self._config, rank, world_size, device)
 
     def pictures(self, base: Tensor, gebm: Tensor) -> dict[str, bytes]:
         """The columns' marginals, of base and GEBM."""
@@ -43,7 +43,7 @@ class Density(TableTask):
         return {"marginals.png": plots.png(plots.marginals({"base": base, name: gebm}))}
 
 
-class DensityWork(TableWork):
+class DensityTaskWorker(TableTaskWorker):
     """A table on one worker."""
 
     @torch.no_grad()
@@ -119,7 +119,7 @@ class DensityWork(TableWork):
         return {
             "marginals.png": plots.png(plots.marginals({"test rows": test, "GEBM": drawn})),
             "energies.png": plots.png(plots.energy_histogram(energies)),
-            "density.png": plots.png(plots.two_columns({"test rows": test, "GEBM": drawn}, pair)),
+            "density.png": plots.png(plots.scatter_2d({"test rows": test, "GEBM": drawn}, pair)),
         }
 
 

@@ -11,14 +11,23 @@ from torch import Tensor
 from gebm import GEBM, objectives
 from pipeline.config import Config
 from pipeline.config.temperature import describe_temperature
-from pipeline.data import Batch, HeldReader, Position, Reader, Store, load_images, load_last_images, worth_holding
+from pipeline.data import (
+    Batch,
+    DeviceResidentReader,
+    Position,
+    Reader,
+    Store,
+    fits_on_device,
+    load_images,
+    load_last_images,
+)
 from pipeline.evaluation import metrics, plots
 from pipeline.evaluation.evaluator import Evaluation, evaluate
-from pipeline.evaluation.plots.evaluation_page import ImagePage, as_networks_take
+from pipeline.evaluation.plots.evaluation_page import EvaluationFigures, to_network_range
 from pipeline.runtime.errors import UserError
 from pipeline.tasks.store import open_data
 
-__all__ = ["ImageJudge", "Images"]
+__all__ = ["ImageScorer", "Images"]
 
 
 class Images:
@@ -56,17 +65,17 @@ class Images:
         """Make the feature extractor and the reference statistics, and give the extractor's label."""
         extractor = self._extractor(store, device)
         metrics.reference(store, extractor)
-        metrics.gallery(store)
+        metrics.reference_images(store)
         return extractor.label
 
     def measure(self, label: str | None) -> str:
         """FID, with its extractor."""
         return f"FID by {label}"
 
-    def open(self, rank: int, world_size: int, device: torch.device) -> ImagesWork:
+    def open(self, rank: int, world_size: int, device: torch.device) -> ImageTaskWorker:
         """The store's reader, the extractor and the reference statistics, on one worker."""
         store = open_data(self._config.data)
-        return ImagesWork(self._config, store, self._extractor(store, device), rank, world_size, device)
+        return ImageTaskWorker(self._config, store, self._extractor(store, device), rank, world_size, device)
 
     def show(self, samples: Tensor) -> Tensor:
         """Images in [-1, 1] (N, C, H, W) as uint8."""
@@ -85,7 +94,7 @@ class Images:
         return metrics.make_extractor(settings.extractor, store=store, weights=settings.weights, device=device)
 
 
-class ImageJudge:
+class ImageScorer:
     """Images, by torch-fidelity.
 
     Args:
@@ -112,15 +121,15 @@ class ImageJudge:
         wanted = tuple(dict.fromkeys(("fid", *self._wanted))) if end else ("fid",)
         found = metrics.score(features, self._reference, self._extractor, metrics=wanted)
         if end:
-            found["nearest"] = metrics.nearest_ratio(features["embedding"], self._reference, self._among_data)
+            found["nearest"] = metrics.nn_distance_ratio(features["embedding"], self._reference, self._among_data)
         return found
 
     @functools.cached_property
     def _among_data(self) -> float:
-        return metrics.spacing(self._reference.features)
+        return metrics.mean_nn_distance(self._reference.features)
 
 
-class ImagesWork:
+class ImageTaskWorker:
     """Images on one worker."""
 
     def __init__(
@@ -135,28 +144,28 @@ class ImagesWork:
         self._config, self._store, self._extractor = config, store, extractor
         self._rank, self._world_size, self._device = rank, world_size, device
         statistics = metrics.reference(store, extractor)
-        self._judge = ImageJudge(extractor, statistics, config.evaluation.metrics)
+        self._judge = ImageScorer(extractor, statistics, config.evaluation.metrics)
         self.label = extractor.label
         self.reference = statistics.features
         temperature = describe_temperature(config.sampler.beta)
-        self._page = ImagePage(store, statistics.features, extractor.label, device, temperature)
+        self._page = EvaluationFigures(store, statistics.features, extractor.label, device, temperature)
         self._trained = objectives.make(config.train.objective).trains_log_partition
 
     @functools.cached_property
     def held_out(self) -> Tensor:
         """The images at the end of the store that no batch has, in [-1, 1]."""
-        return as_networks_take(load_last_images(self._store, self._config.data.held_out), self._device)
+        return to_network_range(load_last_images(self._store, self._config.data.held_out), self._device)
 
     @functools.cached_property
     def seen(self) -> Tensor:
         """As many images that batches have, in [-1, 1]: the first of the store."""
         images, _ = load_images(self._store, limit=self._config.data.held_out)
-        return as_networks_take(images, self._device)
+        return to_network_range(images, self._device)
 
     def batches(self, position: Position) -> _Batches:
         """Images in [-1, 1] from a position on, of a store that is held on the device or else read as it goes.
 
-        A small store is held although `data.reader_workers` asks for processes: there is nothing left for them to read,
+        A small store is held although `data.num_workers` asks for processes: there is nothing left for them to read,
         each would come to keep a copy of its own, and handing a batch over takes longer than indexing it.
         """
         data, device = self._config.data, self._device
@@ -167,13 +176,13 @@ class ImagesWork:
             "seed": self._config.seed,
             "position": position,
             "max_bad_shards": data.max_bad_shards,
-            "read_ahead": data.read_ahead,
+            "read_ahead": data.prefetch_shards,
             "held_out": data.held_out,
         }
-        if worth_holding(self._store, device) if data.hold is None else data.hold:
-            reader = HeldReader(self._store, device, **order)
+        if fits_on_device(self._store, device) if data.device_resident is None else data.device_resident:
+            reader = DeviceResidentReader(self._store, device, **order)
         else:
-            ahead = int(device.type == "cuda") if data.reader_workers is None else data.reader_workers
+            ahead = int(device.type == "cuda") if data.num_workers is None else data.num_workers
             reader = Reader(self._store, num_workers=ahead, **order)
         return _Batches(reader, position, device)
 
@@ -203,4 +212,4 @@ class _Batches(Iterator[Tensor]):
     def __next__(self) -> Tensor:
         batch = next(self._batches)
         self.position, self.notes, self.bad_shards = batch.position, batch.notes, batch.bad_shards
-        return as_networks_take(batch.images, self._device)
+        return to_network_range(batch.images, self._device)

@@ -20,9 +20,9 @@ from pipeline.config.temperature import describe_temperature
 from pipeline.data.sources.tables import toy
 from pipeline.evaluation import plots
 from pipeline.evaluation.evaluator import Evaluation, evaluate
-from pipeline.tasks.rows import TableTask, TableWork
+from pipeline.tasks.rows import TableTask, TableTaskWorker
 
-__all__ = ["PointJudge", "Points"]
+__all__ = ["PointScorer", "Points"]
 
 _DIRECTIONS = 100
 _SUPPORT = 20_000  # points on a known support, so close that the nearest of them is as good as the support
@@ -35,17 +35,17 @@ class Points(TableTask):
         """The distance, in the units of the data."""
         return "sliced Wasserstein distance to test points, chosen by that to validation points"
 
-    def open(self, rank: int, world_size: int, device: torch.device) -> PointsWork:
+    def open(self, rank: int, world_size: int, device: torch.device) -> PointsTaskWorker:
         """The points on one worker."""
-        return PointsWork(self._config, rank, world_size, device)
+        return PointsTaskWorker(self._config, rank, world_size, device)
 
     def pictures(self, base: Tensor, gebm: Tensor) -> dict[str, bytes]:
         """Base and GEBM side by side."""
         name = plots.at_temperature("GEBM", describe_temperature(self._config.sampler.beta), separator="\n")
-        return {"base_and_gebm.png": plots.png(plots.clouds({"base": base, name: gebm}))}
+        return {"base_and_gebm.png": plots.png(plots.scatter_3d({"base": base, name: gebm}))}
 
 
-class PointJudge:
+class PointScorer:
     """Points, by their distance to data.
 
     Args:
@@ -91,7 +91,7 @@ class PointJudge:
         return float(np.mean([wasserstein_distance(a, b) for a, b in zip(ours.T, theirs.T, strict=True)]))
 
 
-class PointsWork(TableWork):
+class PointsTaskWorker(TableTaskWorker):
     """Points on one worker."""
 
     def __init__(self, config: Config, rank: int, world_size: int, device: torch.device) -> None:
@@ -102,7 +102,7 @@ class PointsWork(TableWork):
             uniform = (torch.arange(_SUPPORT, dtype=torch.float64) + 0.5) / _SUPPORT
             support = toy.base(torch.special.ndtri(uniform)[:, None]).float()
         validation = self._splits.restore(self._splits.validation)
-        self._judge = PointJudge(self._held_out, validation, support, self._splits.restore)
+        self._judge = PointScorer(self._held_out, validation, support, self._splits.restore)
 
     def evaluate(self, model: GEBM, advance: Callable[[int], None] = lambda steps: None) -> Evaluation:
         """Distance of base and GEBM to the data, and along the chain; the clouds beside the data's, and a curve."""
@@ -127,7 +127,7 @@ class PointsWork(TableWork):
         trained = objectives.make(self._config.train.objective).trains_log_partition
         partition = plots.log_partition(energies["base"], model.log_partition.item() if trained else None)
         return {
-            "base_and_gebm.png": plots.png(plots.clouds(clouds)),
+            "base_and_gebm.png": plots.png(plots.scatter_3d(clouds)),
             "energies.png": plots.png(plots.energy_histogram(energies)),
             "log_partition.png": plots.png(partition),
             "distance_along_chain.png": plots.png(curve),

@@ -16,7 +16,7 @@ from pipeline.tasks.store import open_data, split_store
 __all__ = [
     "RowBatches",
     "TableTask",
-    "TableWork",
+    "TableTaskWorker",
 ]
 
 _MAX_REFERENCE = 10_000  # rows that the base is compared with by the learning rates' schedule
@@ -109,7 +109,7 @@ class TableTask:
         return split_store(self._config, open_data(self._config.data)).restore(samples)
 
 
-class TableWork:
+class TableTaskWorker:
     """What the tasks over rows share on a worker."""
 
     label = None

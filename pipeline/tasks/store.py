@@ -20,8 +20,8 @@ from pipeline.data import (
 from pipeline.runtime.errors import UserError
 
 __all__ = [
+    "ensure_store",
     "open_data",
-    "ready_store",
     "split_store",
 ]
 
@@ -41,7 +41,7 @@ def open_data(data: Data) -> Store:
     return open_store(data.store, data.max_bad_shards, cache=cache, timeout=data.timeout)
 
 
-def ready_store(config: Config) -> Store:
+def ensure_store(config: Config) -> Store:
     """The experiment's store; data that come with a package are written at first use.
 
     Args:
@@ -55,7 +55,7 @@ def ready_store(config: Config) -> Store:
     try:
         store = open_data(data)
     except MissingStore as error:
-        if data.source.kind not in sources.EMBEDDED:
+        if data.source.kind not in sources.BUILTIN:
             raise UserError(
                 f"{error}; make it with `python -m pipeline.shards conf={config.name} data.store={data.store} "
                 f"data.source.url=<where the published files are>`"

@@ -24,23 +24,24 @@ from typing import Any
 
 from pipeline.runtime.errors import UserError
 
-__all__ = ["Outbox", "Refused"]
+__all__ = ["Journal", "PermanentError"]
 
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0  # seconds between two attempts
 _AT_ONCE = 5000  # entries that are delivered together, at most
 
 
-class Refused(Exception):
+class PermanentError(Exception):
     """The receiver is there, and will never take this entry."""
 
 
-class Outbox:
+class Journal:
     """A journal, and the thread that sends it.
 
     Args:
         path: the journal, on a disk of this machine; made if it is new.
-        deliver: sends entries, those that wait, in their order, a second time without effect; raises :class:`Refused`
-            where one is hopeless: it is looked for, by halves, and left out. What raises anything else is tried again.
+        deliver: sends entries, those that wait, in their order, a second time without effect; raises
+            :class:`PermanentError` where one is hopeless: it is looked for, by halves, and left out. What raises
+            anything else is tried again.
         say: told in a line when the receiver stops answering, when it is back, and what it refused; in the thread.
 
     Raises:
@@ -49,9 +50,9 @@ class Outbox:
     Example:
         >>> import tempfile
         >>> sent = []
-        >>> outbox = Outbox(Path(tempfile.mkdtemp()) / "journal.jsonl", sent.extend)
+        >>> outbox = Journal(Path(tempfile.mkdtemp()) / "journal.jsonl", sent.extend)
         >>> outbox.put({"metric": 1.0})
-        >>> outbox.close(patience=10), sent
+        >>> outbox.close(flush_timeout=10), sent
         (0, [{'metric': 1.0}])
     """
 
@@ -98,30 +99,30 @@ class Outbox:
                 self._full = True
             self._changed.notify_all()
 
-    def flush(self, patience: float) -> int:
+    def flush(self, flush_timeout: float) -> int:
         """Wait until everything is out.
 
         Args:
-            patience: seconds to wait at most.
+            flush_timeout: seconds to wait at most.
 
         Returns:
             How many entries are not.
         """
-        end = time.monotonic() + patience
+        end = time.monotonic() + flush_timeout
         with self._changed:
             self._changed.wait_for(lambda: not self._waiting, timeout=max(0.0, end - time.monotonic()))
             return len(self._waiting)
 
-    def close(self, patience: float) -> int:
+    def close(self, flush_timeout: float) -> int:
         """Wait until everything is out, and stop; what is left lies in the journal.
 
         Args:
-            patience: seconds to wait at most.
+            flush_timeout: seconds to wait at most.
 
         Returns:
             How many entries are left.
         """
-        left = self.flush(patience)
+        left = self.flush(flush_timeout)
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -138,7 +139,7 @@ class Outbox:
                 batch = list(itertools.islice(self._waiting, most))
             try:
                 self._deliver([entry for entry, _ in batch])
-            except Refused as error:
+            except PermanentError as error:
                 if len(batch) > 1:
                     most = len(batch) // 2
                     continue

@@ -13,9 +13,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.runtime.filesystem import filesystem, is_local
-from pipeline.tracking.journal import Refused
+from pipeline.tracking.journal import PermanentError
 
-__all__ = ["content", "name_in", "require_plausible"]
+__all__ = ["read_artifact", "relative_name", "validate_entry"]
 
 _TRIAL = re.compile(r"[0-9]{3,9}")
 _MOST = 2**53  # of a step or a time
@@ -39,7 +39,7 @@ _DATA = {
 }  # fmt: skip
 
 
-def require_plausible(entry: dict[str, Any]) -> None:
+def validate_entry(entry: dict[str, Any]) -> None:
     """Refuse an entry that no sweep can have written.
 
     Args:
@@ -49,29 +49,29 @@ def require_plausible(entry: dict[str, Any]) -> None:
         Refused: it has another kind, lacks what its kind has, or has it of another type.
 
     Example:
-        >>> require_plausible({"kind": "end", "trial": "007", "status": "FINISHED", "time": 1})
-        >>> require_plausible({"kind": "end", "trial": "' or '' = '"})
+        >>> validate_entry({"kind": "end", "trial": "007", "status": "FINISHED", "time": 1})
+        >>> validate_entry({"kind": "end", "trial": "' or '' = '"})
         Traceback (most recent call last):
         ...
-        pipeline.tracking.journal.Refused: an entry of the journal is none of a sweep's
+        pipeline.tracking.journal.PermanentError: an entry of the journal is none of a sweep's
     """
     kind, trial = entry.get("kind"), entry.get("trial")
     wanted = _KINDS.get(kind) if isinstance(kind, str) else None
     named = trial is None or (isinstance(trial, str) and _TRIAL.fullmatch(trial) is not None)
     if wanted is None or not named or not _has(entry, {"trial": (str, _NONE), **wanted}):
-        raise Refused("an entry of the journal is none of a sweep's")
+        raise PermanentError("an entry of the journal is none of a sweep's")
     if "tags" in wanted and not all(isinstance(value, str) for value in entry["tags"].values()):
-        raise Refused("an entry of the journal has a tag that is no text")
+        raise PermanentError("an entry of the journal has a tag that is no text")
     if "metrics" in wanted and not all(_is_number(value) for value in entry["metrics"].values()):
-        raise Refused("an entry of the journal has a metric that is no number")
+        raise PermanentError("an entry of the journal has a metric that is no number")
     if "data" in wanted:
         data = entry["data"]
         shape = data.get("sample_shape")
         if not (_has(data, _DATA) and all(_is_count(size) for size in shape) and data["dtype"] in ("uint8", "float32")):
-            raise Refused("an entry of the journal has data that are none of a store")
+            raise PermanentError("an entry of the journal has data that are none of a store")
     for key in ("folder", "key"):
         if key in wanted and entry[key] is not None and not _is_name(entry[key]):
-            raise Refused(f"an entry of the journal has a {key} that is no name")
+            raise PermanentError(f"an entry of the journal has a {key} that is no name")
 
 
 def _has(entry: dict[str, Any], wanted: dict[str, type | tuple[type, ...]]) -> bool:
@@ -103,37 +103,37 @@ def _is_name(text: str) -> bool:
     )
 
 
-def name_in(folder: str, url: str) -> str:
+def relative_name(folder: str, url: str) -> str:
     """How an entry names a file of the sweep's folder; what lies elsewhere keeps its URL, and is refused when sent.
 
     Example:
-        >>> name_in("s3://bucket/sweep", "s3://bucket/sweep/trials/000/figures/step-8/base.png")
+        >>> relative_name("s3://bucket/sweep", "s3://bucket/sweep/trials/000/figures/step-8/base.png")
         'trials/000/figures/step-8/base.png'
     """
     return url.removeprefix(f"{folder}/")
 
 
-def content(folder: str, name: str) -> bytes:
+def read_artifact(folder: str, name: str) -> bytes:
     """A file of the sweep's folder.
 
     Args:
         folder: behind any fsspec URL.
-        name: from :func:`name_in`.
+        name: from :func:`relative_name`.
 
     Raises:
         Refused: the name leads out of the folder, by its words or by a link.
         OSError: there is no such file.
 
     Example:
-        >>> content("memory://doctest/sweep", "../../secret")
+        >>> read_artifact("memory://doctest/sweep", "../../secret")
         Traceback (most recent call last):
         ...
-        pipeline.tracking.journal.Refused: a file outside of the sweep's folder is not sent: ../../secret
+        pipeline.tracking.journal.PermanentError: a file outside of the sweep's folder is not sent: ../../secret
     """
     files, root = filesystem(folder)
     inside = _is_name(name)
     if inside and is_local(files):
         inside = Path(root, name).resolve().is_relative_to(Path(root).resolve())
     if not inside:
-        raise Refused(f"a file outside of the sweep's folder is not sent: {name}")
+        raise PermanentError(f"a file outside of the sweep's folder is not sent: {name}")
     return files.cat_file(f"{root}/{name}")

@@ -16,7 +16,7 @@ from mlflow.types import Schema, TensorSpec
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from PIL import Image
 
-from pipeline.tracking.journal import Refused
+from pipeline.tracking.journal import PermanentError
 
 __all__ = ["IMAGES", "dataset_input", "write_image"]
 
@@ -62,7 +62,7 @@ def write_image(content: bytes, folder: Path, *, run_id: str, key: str, step: in
         with Image.open(io.BytesIO(content)) as opened:
             image = opened.convert("RGB")
     except Exception as error:  # Pillow has many for one file
-        raise Refused(f"the picture {key} of base step {step} is no image") from error
+        raise PermanentError(f"the picture {key} of base step {step} is no image") from error
     whole.write_bytes(content)
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))
     image.save(small)
@@ -73,7 +73,7 @@ def dataset_input(data: dict[str, Any]) -> DatasetInput:
     """A store as MLflow's data set.
 
     Args:
-        data: from :func:`pipeline.tracking.provenance.seen`.
+        data: from :func:`pipeline.tracking.provenance.describe_dataset`.
 
     Example:
         >>> told = {"name": "digits-8", "checksum": "0123456789abcdef", "url": "s3://bucket/digits-8",

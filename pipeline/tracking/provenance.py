@@ -12,7 +12,7 @@ from pipeline.config import Config
 from pipeline.data import Store
 from pipeline.runtime.redaction import without_query
 
-__all__ = ["code_version", "seen", "tags"]
+__all__ = ["code_version", "describe_dataset", "tags"]
 
 _PACKAGE = "gebm-pipeline"
 
@@ -57,7 +57,7 @@ def tags(config: Config) -> dict[str, str]:
     }
 
 
-def seen(store: Store) -> dict[str, Any]:
+def describe_dataset(store: Store) -> dict[str, Any]:
     """A store as the tracker is told of it.
 
     Args:

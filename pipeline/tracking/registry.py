@@ -15,9 +15,9 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from pipeline.runtime.errors import UserError
-from pipeline.tracking.journal import Refused
+from pipeline.tracking.journal import PermanentError
 
-__all__ = ["BEST", "MEASURE", "model_name", "register", "takes_over"]
+__all__ = ["BEST", "MEASURE", "is_better_version", "model_name", "register"]
 
 BEST = "best"  # the alias
 MEASURE = ("metric", "mode", "extractor", "num_samples", "store_checksum")
@@ -39,7 +39,7 @@ def model_name(experiment: str) -> str:
     return re.sub(r"[/:]", "-", experiment)
 
 
-def takes_over(new: Mapping[str, str], old: Mapping[str, str] | None) -> bool:
+def is_better_version(new: Mapping[str, str], old: Mapping[str, str] | None) -> bool:
     """Whether the alias moves from one version to another.
 
     Args:
@@ -52,9 +52,11 @@ def takes_over(new: Mapping[str, str], old: Mapping[str, str] | None) -> bool:
 
     Example:
         >>> old = {"metric": "fid_gebm", "mode": "min", "extractor": "x", "num_samples": "10000", "value": "12.5"}
-        >>> takes_over({**old, "value": "11.0"}, old), takes_over({**old, "value": "11.0", "extractor": "y"}, old)
-        (True, False)
-        >>> takes_over({**old, "value": "nan"}, None)
+        >>> is_better_version({**old, "value": "11.0"}, old)
+        True
+        >>> is_better_version({**old, "value": "11.0", "extractor": "y"}, old)
+        False
+        >>> is_better_version({**old, "value": "nan"}, None)
         False
     """
     value = _value(new)
@@ -98,7 +100,7 @@ def register(
         version = _new_version(client, experiment_id, run_id, entry, package)
     best = _best(client, name)
     if best is None or best.version != version.version:
-        if takes_over(tags, None if best is None else best.tags):
+        if is_better_version(tags, None if best is None else best.tags):
             client.set_registered_model_alias(name, BEST, version.version)
             betas = tags.get("beta"), None if best is None else best.tags.get("beta")
             if best is not None and None not in betas and betas[0] != betas[1]:
@@ -160,7 +162,7 @@ def _log(
         try:
             package(entry["checkpoint"], folder, sampler=entry["sampler"], run_id=run_id)
         except (UserError, OSError, ValueError) as error:
-            raise Refused(f"{entry['checkpoint']} cannot be made a model ({error})") from error
+            raise PermanentError(f"{entry['checkpoint']} cannot be made a model ({error})") from error
         model = client.create_logged_model(
             experiment_id, name=entry["name"], source_run_id=run_id, tags=dict(entry["tags"])
         )

@@ -16,9 +16,17 @@ from typing import Any
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.filesystem import filesystem, write_file
 
-__all__ = ["ENDED", "MAX_WARNINGS", "OverSeeds", "Records", "TrialRecord", "finite", "read_summary"]
+__all__ = [
+    "MAX_WARNINGS",
+    "TERMINAL_STATUSES",
+    "SeedMean",
+    "SweepSummary",
+    "TrialRecord",
+    "drop_nonfinite",
+    "read_summary",
+]
 
-ENDED = ("finished", "pruned", "failed")
+TERMINAL_STATUSES = ("finished", "pruned", "failed")
 MAX_WARNINGS = 20
 """Warnings that are kept of a trial, the first of them."""
 
@@ -41,7 +49,7 @@ class TrialRecord:
         seconds: time it has run, over all its starts.
         error: why it failed.
         warnings: Lines on the health of its training, each once, in the order in which they came; see
-            :meth:`Records.add_warnings`.
+            :meth:`SweepSummary.add_warnings`.
     """
 
     name: str
@@ -59,7 +67,7 @@ class TrialRecord:
 
 
 @dataclass(frozen=True)
-class OverSeeds:
+class SeedMean:
     """Trials that differ in their seed alone.
 
     Attributes:
@@ -75,7 +83,7 @@ class OverSeeds:
     standard_error: dict[str, float]
 
 
-class Records:
+class SweepSummary:
     """All trials of a sweep.
 
     Args:
@@ -147,7 +155,7 @@ class Records:
             overlong.
 
         Example:
-            >>> records = Records("out", metric="fid_gebm", mode="min", shown=(), facts={})
+            >>> records = SweepSummary("out", metric="fid_gebm", mode="min", shown=(), facts={})
             >>> trial = records.add("000", {})
             >>> records.add_warnings(trial, ["KALE is\nnegative", "KALE is negative"])
             ['KALE is negative']
@@ -180,7 +188,7 @@ class Records:
         ranked = self.ranking()
         return ranked[0] if ranked and self.metric in ranked[0].best_metrics else None
 
-    def over_seeds(self) -> list[OverSeeds]:
+    def mean_over_seeds(self) -> list[SeedMean]:
         """Means over the seeds, the best first; empty if the trials have no seeds to average over.
 
         By the best checkpoints of the trials that finished, which the sweep's metric chooses; look at their number.
@@ -203,7 +211,7 @@ class Records:
                     means[name] = statistics.fmean(values)
                 if len(values) > 1:
                     errors[name] = statistics.stdev(values) / math.sqrt(len(values))
-            found.append(OverSeeds(json.loads(shared), len(group), means, errors))
+            found.append(SeedMean(json.loads(shared), len(group), means, errors))
         return sorted(found, key=lambda group: group.mean[self.metric] * (1 if self.mode == "min" else -1))
 
     def write(self) -> None:
@@ -213,8 +221,8 @@ class Records:
             "metric": self.metric,
             "mode": self.mode,
             **self.facts,
-            "best": finite(_at_its_best(best)) if best else None,
-            "over_seeds": [finite(asdict(group)) for group in self.over_seeds()],
+            "best": drop_nonfinite(_at_its_best(best)) if best else None,
+            "over_seeds": [drop_nonfinite(asdict(group)) for group in self.mean_over_seeds()],
         }
         # A line a trial: json indents in Python, which is ten times slower, and there may be a thousand of them.
         trials = ",\n  ".join(_line(vars(trial)) for trial in self.trials)
@@ -227,21 +235,21 @@ def _at_its_best(record: TrialRecord) -> dict[str, Any]:
     return {**asdict(record), "checkpoint": record.best_checkpoint, "metrics": record.best_metrics}
 
 
-def finite(value: Any) -> Any:
+def drop_nonfinite(value: Any) -> Any:
     """Without the numbers that are not finite: JSON has none, and other readers refuse Python's NaN.
 
     Args:
         value: what JSON can hold otherwise; of a dict the key goes, in a list None takes the place.
 
     Example:
-        >>> finite({"loss": float("nan"), "step": 3, "losses": [1.0, float("inf")]})
+        >>> drop_nonfinite({"loss": float("nan"), "step": 3, "losses": [1.0, float("inf")]})
         {'step': 3, 'losses': [1.0, None]}
     """
     if isinstance(value, dict):
         kept = {key: item for key, item in value.items() if not isinstance(item, float) or math.isfinite(item)}
-        return {key: finite(item) for key, item in kept.items()}
+        return {key: drop_nonfinite(item) for key, item in kept.items()}
     if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
+        return [drop_nonfinite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -250,7 +258,7 @@ def _line(value: dict[str, Any]) -> str:
     try:
         return json.dumps(value, allow_nan=False)
     except ValueError:
-        return json.dumps(finite(value))
+        return json.dumps(drop_nonfinite(value))
 
 
 def _one_line(text: str) -> str:
@@ -267,7 +275,7 @@ def _plausible(trial: TrialRecord) -> bool:
     return (
         isinstance(trial.name, str)
         and re.fullmatch(r"[0-9]{3,}", trial.name) is not None
-        and trial.status in ("pending", "running", *ENDED)
+        and trial.status in ("pending", "running", *TERMINAL_STATUSES)
         and all(isinstance(one, dict) and all(isinstance(key, str) for key in one) for one in dicts)
         and all(text is None or isinstance(text, str) for text in texts)
         and isinstance(trial.seconds, int | float)

@@ -20,28 +20,28 @@ from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES, MLFLOW_PARENT_RUN_ID,
 
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.filesystem import filesystem, is_local
-from pipeline.runtime.redaction import redacted
-from pipeline.tracking.journal import Outbox, Refused
-from pipeline.tracking.journal_entries import content, name_in, require_plausible
+from pipeline.runtime.redaction import redact
+from pipeline.tracking.journal import Journal, PermanentError
+from pipeline.tracking.journal_entries import read_artifact, relative_name, validate_entry
 from pipeline.tracking.metric_names import SKIPPED, metric_name
 from pipeline.tracking.mlflow_entities import IMAGES, dataset_input, write_image
 from pipeline.tracking.registry import register
 
-__all__ = ["Tracker", "flatten", "folder_of_run", "journal_of"]
+__all__ = ["Tracker", "flatten", "journal_path", "run_folder"]
 
 _MAX_PARAMS = 100  # MLflow's limit for one batch
 _MAX_METRICS = 1000
 _MAX_TAG = 4800  # characters of a tag or a description, of which MLflow's older servers take 5,000
 # MLflow itself asks again for minutes: whoever mistyped an address should not wait for that, and the outbox asks again.
 # Its own bars and addresses would be printed across our table.
-_MANNERS = {
+_CLIENT_ENV = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 # What will not be taken another time either. Whoever is not let in may be so after the credentials are renewed.
-_HOPELESS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS")
+_PERMANENT_CODES = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS")
 # What MLflow's UI calls an experiment that is about no language model.
 _OF_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 _TRIAL = "trial"  # the tag that names a trial
@@ -66,7 +66,7 @@ class Tracker:
     """A sweep in MLflow.
 
     The server is asked for at the start, so that a mistyped address is found at once. From then on nobody waits for it:
-    what it is told goes through an :class:`pipeline.tracking.journal.Outbox`, and reaches it whenever it answers.
+    what it is told goes through an :class:`pipeline.tracking.journal.Journal`, and reaches it whenever it answers.
 
     Args:
         uri: the server, or a database URL.
@@ -95,8 +95,8 @@ class Tracker:
         self.uri, self.extractor, self._folder, self._package = uri, None, folder, package
         self._journal, self._say = journal, say
         logging.getLogger("mlflow").setLevel(logging.WARNING)  # a new database tells of each of its tables
-        os.environ.update(_MANNERS)
-        with _one_line(uri):
+        os.environ.update(_CLIENT_ENV)
+        with _as_user_error(uri):
             self._client = MlflowClient(tracking_uri=uri)
             known = self._client.get_experiment_by_name(experiment)
             self.experiment_id = (
@@ -125,14 +125,14 @@ class Tracker:
             UserError: this tracker does not know the run.
         """
         self.extractor = extractor
-        with _one_line(self.uri):
-            tags = {MLFLOW_RUN_NOTE: redacted(note)}
+        with _as_user_error(self.uri):
+            tags = {MLFLOW_RUN_NOTE: redact(note)}
             self.run_id = run_id or self._client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id
             if run_id:
                 self._client.update_run(run_id, status="RUNNING")
             else:
-                self._send_params(self.run_id, redacted(flatten(params)))
-        self._outbox = Outbox(self._journal, self._deliver, self._say)
+                self._send_params(self.run_id, redact(flatten(params)))
+        self._outbox = Journal(self._journal, self._deliver, self._say)
         return self.run_id
 
     def start_trial(self, trial: str, params: dict[str, Any], tags: dict[str, str]) -> None:
@@ -154,7 +154,7 @@ class Tracker:
         """Say what the sweep has seen, and each of its trials that starts from now on.
 
         Args:
-            data: from :func:`pipeline.tracking.provenance.seen`.
+            data: from :func:`pipeline.tracking.provenance.describe_dataset`.
         """
         self._data = data
         self._put("tags", None, tags={_STORE: data["checksum"]})
@@ -182,7 +182,7 @@ class Tracker:
     def log_files(self, trial: str | None, urls: list[str], folder: str | None = None) -> None:
         """Log files of the sweep's folder as artifacts; they are read when they are sent."""
         for url in urls:
-            self._put("file", trial, file=name_in(self._folder, url), folder=folder)
+            self._put("file", trial, file=relative_name(self._folder, url), folder=folder)
 
     def log_pictures(self, trial: str, urls: list[str], base_step: int) -> None:
         """Log the pictures of an evaluation.
@@ -191,7 +191,7 @@ class Tracker:
         artifact in a folder of that step.
         """
         for url in urls:
-            file, name = name_in(self._folder, url), url.rsplit("/", 1)[-1]
+            file, name = relative_name(self._folder, url), url.rsplit("/", 1)[-1]
             if name.endswith(".png"):
                 self._put("image", trial, file=file, key=name.removesuffix(".png"), step=base_step, time=_now())
             else:
@@ -219,29 +219,29 @@ class Tracker:
     def tag(self, trial: str | None, tags: dict[str, str]) -> None:
         """Set tags; those that are longer than MLflow takes, which would refuse all of them, are cut."""
         # Secrets go first: of one that is cut in two, nothing is recognised.
-        self._put("tags", trial, tags={key: _shortened(redacted(value)) for key, value in tags.items()})
+        self._put("tags", trial, tags={key: _shortened(redact(value)) for key, value in tags.items()})
 
     def end(self, trial: str | None, status: str) -> None:
         """Close a run: FINISHED, FAILED or KILLED."""
         self._put("end", trial, status=status, time=_now())
 
-    def run_of(self, trial: str) -> str | None:
+    def trial_run_id(self, trial: str) -> str | None:
         """The run of a trial, as soon as the server has it."""
         return self._trials.get(trial)
 
-    def close(self, patience: float) -> int:
+    def close(self, flush_timeout: float) -> int:
         """Wait for what is still to be sent.
 
         Args:
-            patience: seconds to wait at most.
+            flush_timeout: seconds to wait at most.
 
         Returns:
             How many entries are left, in the journal.
         """
-        return self._outbox.close(patience)
+        return self._outbox.close(flush_timeout)
 
     def _put(self, kind: str, trial: str | None, **entry: Any) -> None:
-        self._outbox.put(redacted({"kind": kind, "trial": trial, **entry}))
+        self._outbox.put(redact({"kind": kind, "trial": trial, **entry}))
 
     def _deliver(self, entries: list[dict[str, Any]]) -> None:
         """Send entries; a second time changes nothing.
@@ -253,7 +253,7 @@ class Tracker:
         metrics: dict[str | None, list[Metric]] = {}
         try:
             for entry in entries:
-                require_plausible(entry)
+                validate_entry(entry)
                 if entry["kind"] == "metrics":
                     found = [
                         Metric(name, value, entry["time"], entry["step"]) for name, value in entry["metrics"].items()
@@ -265,11 +265,11 @@ class Tracker:
             for trial, found in metrics.items():
                 self._send_metrics(trial, found)
         except MlflowException as error:
-            if error.error_code in _HOPELESS:
-                raise Refused(" ".join(str(error).split())[:200]) from error
+            if error.error_code in _PERMANENT_CODES:
+                raise PermanentError(" ".join(str(error).split())[:200]) from error
             raise
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-            raise Refused(f"there is no file {entry.get('file')} any more") from error
+            raise PermanentError(f"there is no file {entry.get('file')} any more") from error
 
     def _deliver_to(self, entry: dict[str, Any]) -> None:
         kind, trial = entry["kind"], entry["trial"]
@@ -283,7 +283,7 @@ class Tracker:
             self._send_image(run_id, entry)
         elif kind == "model":
             if self._package is None:
-                raise Refused("nothing here can make a checkpoint a model")
+                raise PermanentError("nothing here can make a checkpoint a model")
             line = register(self._client, self.experiment_id, str(run_id), entry, self._package)
             if line:
                 self._say(line)
@@ -322,7 +322,7 @@ class Tracker:
             if not runs:
                 if missing is None:
                     return None
-                raise Refused(f"trial {trial} has no run, perhaps because it was deleted")
+                raise PermanentError(f"trial {trial} has no run, perhaps because it was deleted")
             self._trials[trial] = runs[0].info.run_id
         return self._trials[trial]
 
@@ -334,20 +334,20 @@ class Tracker:
     def _send_file(self, run_id: str, name: str, folder: str | None) -> None:
         with tempfile.TemporaryDirectory() as here:
             local = Path(here) / name.rsplit("/", 1)[-1]
-            local.write_bytes(content(self._folder, name))
+            local.write_bytes(read_artifact(self._folder, name))
             self._client.log_artifact(run_id, str(local), folder)
 
     def _send_image(self, run_id: str, entry: dict[str, Any]) -> None:
         told = {key: entry[key] for key in ("key", "step", "time")}
         with tempfile.TemporaryDirectory() as here:
-            write_image(content(self._folder, entry["file"]), Path(here), run_id=run_id, **told)
+            write_image(read_artifact(self._folder, entry["file"]), Path(here), run_id=run_id, **told)
             self._client.log_artifacts(run_id, here, IMAGES)
         if run_id not in self._shown:  # the UI looks for images where this tag is
             self._client.set_tag(run_id, MLFLOW_LOGGED_IMAGES, True)
             self._shown.add(run_id)
 
 
-def journal_of(output: str) -> Path:
+def journal_path(output: str) -> Path:
     """What MLflow is still to be told: beside the results, or where those are not on this machine, in a folder here.
 
     Args:
@@ -360,7 +360,7 @@ def journal_of(output: str) -> Path:
     return Path("results").absolute() / "tracking" / f"{output.rsplit('/', 1)[-1]}-{name}.jsonl"
 
 
-def folder_of_run(run_id: str) -> str:
+def run_folder(run_id: str) -> str:
     """The results' folder of a sweep, or of the sweep that a trial is of, by its run in MLflow.
 
     Args:
@@ -374,8 +374,8 @@ def folder_of_run(run_id: str) -> str:
     if uri == f"sqlite:///{default}" and not default.exists():
         raise UserError(f"no tracker is named and there is no {default}: set MLFLOW_TRACKING_URI, or give the folder")
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    os.environ.update(_MANNERS)
-    with _one_line(uri):
+    os.environ.update(_CLIENT_ENV)
+    with _as_user_error(uri):
         client = MlflowClient(tracking_uri=uri)
         try:
             run = client.get_run(run_id)
@@ -401,7 +401,7 @@ def _now() -> int:
 
 
 @contextlib.contextmanager
-def _one_line(uri: str) -> Iterator[None]:
+def _as_user_error(uri: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pipeline.config.temperature import BETA, SEARCHED_BETA, describe_temperature, describe_temperatures, plausible_beta
-from pipeline.tracking.summary import Records, TrialRecord
+from pipeline.tracking.summary import SweepSummary, TrialRecord
 
 __all__ = ["sweep_betas", "sweep_temperature", "trial_beta", "trial_temperature"]
 
 
-def trial_beta(records: Records, trial: TrialRecord) -> float | None:
+def trial_beta(records: SweepSummary, trial: TrialRecord) -> float | None:
     """Return the inverse temperature at which a trial's best score was sampled.
 
     Args:
@@ -23,19 +23,19 @@ def trial_beta(records: Records, trial: TrialRecord) -> float | None:
     return next((beta for beta in (own, searched, plausible_beta(records.facts.get(BETA))) if beta is not None), None)
 
 
-def trial_temperature(records: Records, trial: TrialRecord) -> str | None:
+def trial_temperature(records: SweepSummary, trial: TrialRecord) -> str | None:
     """Describe the temperature of a trial's best score; ``None`` where it has none."""
     beta = trial_beta(records, trial)
     return None if beta is None else describe_temperature(beta)
 
 
-def sweep_betas(records: Records) -> list[float]:
+def sweep_betas(records: SweepSummary) -> list[float]:
     """Return the different inverse temperatures of a sweep's trials, in ascending order."""
     betas = {trial_beta(records, trial) for trial in records.trials} or {plausible_beta(records.facts.get(BETA))}
     return sorted(beta for beta in betas if beta is not None)
 
 
-def sweep_temperature(records: Records) -> str | None:
+def sweep_temperature(records: SweepSummary) -> str | None:
     """Describe the temperature of all of a sweep's scores.
 
     Args:

@@ -31,7 +31,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.filesystem import filesystem, reachable, write_file
+from pipeline.runtime.filesystem import as_user_error, filesystem, write_file
 
 __all__ = ["Checkpoint", "Checkpoints", "load_state", "read"]
 
@@ -80,7 +80,7 @@ class Checkpoints:
         self.url = f"{url.rstrip('/')}/checkpoints"
         self._files, self._path = filesystem(self.url)
         self._index: dict[str, Any] = {}
-        with reachable(self.url):
+        with as_user_error(self.url):
             kept = self._files.exists(f"{self._path}/index.json")
         if kept:
             self._index = _read_json(self._files, f"{self._path}/index.json")
@@ -126,7 +126,7 @@ class Checkpoints:
         """
         tensors: dict[str, torch.Tensor] = {}
         outline = _flatten(training, "", tensors)
-        interim = score is None
+        intermediate = score is None
         score = math.nan if score is None else score
         known = score if math.isfinite(score) else None
         contents = {
@@ -143,9 +143,9 @@ class Checkpoints:
             "training": outline,
         }
         contents["state.json"] = json.dumps(document, indent=1).encode()
-        return self._keep(f"{'interim' if interim else 'step'}-{base_step:08d}", contents, score)
+        return self._keep(f"{'interim' if intermediate else 'step'}-{base_step:08d}", contents, score)
 
-    def adopt(self, url: str) -> str:
+    def import_checkpoint(self, url: str) -> str:
         """Make another trial's checkpoint the last one here, as population-based training does.
 
         Args:
@@ -164,7 +164,7 @@ class Checkpoints:
             newest = Checkpoints(url.rstrip("/").rsplit("/checkpoints/", 1)[0]).last
             if newest in (None, url):
                 raise UserError(f"no checkpoint at {url} to go on from") from None
-            return self.adopt(str(newest))
+            return self.import_checkpoint(str(newest))
         state = json.loads(contents["state.json"])
         name = f"step-{state['base_step']:08d}"
         return self._keep(name, contents, math.nan if state["score"] is None else state["score"])
@@ -209,7 +209,7 @@ def read(url: str) -> Checkpoint:
         UserError: there is none, or it is damaged.
     """
     files, path = filesystem(url)
-    with reachable(url):
+    with as_user_error(url):
         whole = files.exists(f"{path}/state.json")
     if not whole:
         for trial in (url, url.rstrip("/").removesuffix("/checkpoints")):
@@ -224,7 +224,7 @@ def read(url: str) -> Checkpoint:
     digests = state.get("sha256") if isinstance(state.get("sha256"), dict) else {}
     for name in ("model", "training"):
         try:
-            with reachable(url):
+            with as_user_error(url):
                 try:
                     content = files.cat_file(f"{path}/{name}.safetensors")
                 except FileNotFoundError:
@@ -299,7 +299,7 @@ def _unflatten(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
 
 
 def _read_json(files: fsspec.AbstractFileSystem, path: str) -> dict[str, Any]:
-    with reachable(files.unstrip_protocol(path)):
+    with as_user_error(files.unstrip_protocol(path)):
         content = files.cat_file(path)
     try:
         document = json.loads(content)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gebm import EnergyPhase, energy_quality, objectives, penalties
-from gebm.allocator import return_freed_memory
+from gebm.allocator import malloc_trim
 from gebm.training import StepInfo, initialise_log_partition
 from gebm.training.plateau import PlateauDecay
 from pipeline import config as schema
@@ -26,8 +26,8 @@ from pipeline import tasks
 from pipeline.data import Position
 from pipeline.runtime.errors import NonFiniteLoss, Preempted, UserError
 from pipeline.runtime.filesystem import write_files
-from pipeline.runtime.redaction import redacted
-from pipeline.runtime.system_metrics import Machine
+from pipeline.runtime.redaction import redact
+from pipeline.runtime.system_metrics import SystemMetrics
 from pipeline.runtime.watchdog import Watchdog
 from pipeline.training.checkpoints import Checkpoint, Checkpoints, load_state, read
 from pipeline.training.energy_health import EnergyHealth
@@ -35,12 +35,12 @@ from pipeline.training.model import make_trainer, model_to_train, trained_config
 from pipeline.training.progress import evaluation_due, evaluations_left, progress, require_finite
 from pipeline.training.throughput import Throughput
 
-__all__ = ["TrialRun", "loop", "random_numbers"]
+__all__ = ["TrialRun", "step_generator", "train_loop"]
 
 _T = TypeVar("_T")
 
 
-def loop(settings: dict[str, Any]) -> None:
+def train_loop(settings: dict[str, Any]) -> None:
     """Train on this worker, from the last checkpoint if there is one.
 
     Args:
@@ -59,7 +59,7 @@ def loop(settings: dict[str, Any]) -> None:
     TrialRun(config, settings["url"], settings["rates"]).run()
 
 
-def random_numbers(config: schema.Config, purpose: str, step: int, device: torch.device) -> torch.Generator:
+def step_generator(config: schema.Config, purpose: str, step: int, device: torch.device) -> torch.Generator:
     """Return the random numbers of one step, a function of seed and step and of nothing that came before.
 
     So a resumed run draws what an undisturbed one would have drawn, and a checkpoint needs no generator's state. All
@@ -92,11 +92,11 @@ class TrialRun:
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
         self.work = tasks.make(config).open(self.rank, self.world_size, self.device)
-        self.watchdog, self.machine = Watchdog(config.scale.timeout), Machine(self.device)
+        self.watchdog, self.machine = Watchdog(config.scale.timeout), SystemMetrics(self.device)
         self.checkpoints = Checkpoints(url)
         self.model = model_to_train(config, self.device)
         if not (self.checkpoints.last or config.checkpoint) and config.train.log_partition_samples:
-            generator = random_numbers(config, "log-partition", 0, self.device)
+            generator = step_generator(config, "log-partition", 0, self.device)
             initialise_log_partition(self.model, config.train.log_partition_samples, generator)
         # From here on all workers have the weights and the log-partition of the first.
         self.trainer = make_trainer(self.model, config, self.device, self.world_size)
@@ -158,8 +158,8 @@ class TrialRun:
         """Take one base step, with the energy steps before it."""
         done = self.trainer.base_step
         try:
-            with self.throughput.alternation():
-                generator = random_numbers(self.config, "step", done, self.device)
+            with self.throughput.count_step():
+                generator = step_generator(self.config, "step", done, self.device)
                 self.infos.append(self.trainer.step(self.batches, generator))
         except ValueError as error:
             # Chains of negatives that can start nowhere: the losses before may say why.
@@ -167,7 +167,7 @@ class TrialRun:
             raise NonFiniteLoss(
                 f"base step {done + 1} cannot be taken: {error}; lower train.energy_lr or train.base_lr"
             ) from None
-        self.watchdog.alive()
+        self.watchdog.heartbeat()
 
     def decay_learning_rates(self) -> None:
         """Lower both learning rates if a test is due and says that the base has stopped improving."""
@@ -181,7 +181,7 @@ class TrialRun:
         numbers = progress(
             self.infos, self.trainer, self.config, seconds=seconds, evaluation_seconds=self.evaluation_seconds
         )
-        self.report = {**numbers, **self.throughput.since_last(seconds), "system": self.machine.look()}
+        self.report = {**numbers, **self.throughput.compute(seconds), "system": self.machine.sample()}
         if self.trainer.objective.trains_energy:
             moment = self.trainer.energy_second_moment()
             self.report["energy_second_moment"] = moment.item()
@@ -240,10 +240,10 @@ class TrialRun:
         result = phase.run(
             self.trainer,
             self.batches,
-            lambda step: random_numbers(self.config, "final-phase", step, self.device),
+            lambda step: step_generator(self.config, "final-phase", step, self.device),
             held_out=self.work.held_out,
             agree=self._first_workers,
-            advance=lambda steps: self.watchdog.alive(),
+            advance=lambda steps: self.watchdog.heartbeat(),
         )
         return {"final_energy_steps": result.steps, "final_energy_steps_taken": result.steps_taken}
 
@@ -288,7 +288,7 @@ class TrialRun:
             return write(), []
         except Exception as error:  # each file system has exceptions of its own
             reason = " ".join(str(error).split()) or type(error).__name__
-            line = redacted(f"{what} cannot be written ({reason})")
+            line = redact(f"{what} cannot be written ({reason})")
             if self.config.checkpoints.on_failure == "stop":
                 raise UserError(f"{line}; make room there, and go on with resume={self.config.output}") from error
             return None, [line]
@@ -306,7 +306,7 @@ class TrialRun:
         learns = trainer.objective.trains_log_partition
         if learns and not objectives.make(before.objective).trains_log_partition and now.log_partition_samples:
             # It is what it was before any training. All ranks take the first one's, for their copies stay one.
-            generator = random_numbers(config, "log-partition", trainer.base_step, self.device)
+            generator = step_generator(config, "log-partition", trainer.base_step, self.device)
             initialise_log_partition(trainer.sampling_model(), now.log_partition_samples, generator)
             if self.world_size > 1:
                 torch.distributed.broadcast(self.model.log_partition.data, src=0)
@@ -327,8 +327,8 @@ class TrialRun:
     def _score(self, name: str) -> dict[str, Any]:
         """Evaluate, and write the pictures to the trial's folder, where the driver takes them from."""
         began = time.monotonic()
-        evaluation = self.work.evaluate(self.trainer.sampling_model(), advance=lambda steps: self.watchdog.alive())
-        return_freed_memory()  # hundreds of chains need more than a batch
+        evaluation = self.work.evaluate(self.trainer.sampling_model(), advance=lambda steps: self.watchdog.heartbeat())
+        malloc_trim()  # hundreds of chains need more than a batch
         report = {**evaluation.scores, "chain": {str(step): value for step, value in evaluation.chain.items()}}
         if self.work.label:
             report["extractor"] = self.work.label
@@ -389,7 +389,7 @@ class TrialRun:
             batch_size = self.config.evaluation.batch_size
             samples = self.trainer.sampling_model().sample_base(count, generator, batch_size=batch_size)
             decision = float(self.plateau.update(self.trainer.base_step, self.work.features(samples)))
-            return_freed_memory()
+            malloc_trim()
         return bool(self._first_workers(decision))
 
     def _first_workers(self, value: float) -> float:

@@ -90,7 +90,7 @@ def make_trainer(model: GEBM, config: schema.Config, device: torch.device, world
         ema_decay=train.ema_decay,
         train_base=train.train_base,
         latent_batch_size=(train.latent_batch_size or train.batch_size) // world_size,
-        precision=precision.of_training(config, device),
+        precision=precision.training_dtype(config, device),
         parallel=parallel,
         gradient_guard=gradient_guard.make(train.gradient_guard),
     )
@@ -141,4 +141,4 @@ def trained_config(checkpoint: Checkpoint) -> schema.Config:
     """
     if not isinstance(checkpoint.state.get("config"), dict):
         raise UserError(f"{checkpoint.url} does not say what it was trained with: give a trial's checkpoint")
-    return schema.from_dict(checkpoint.state["config"])
+    return schema.from_saved(checkpoint.state["config"])

@@ -97,7 +97,7 @@ class Throughput:
         self._done: Counter[str] = Counter()
 
     @contextlib.contextmanager
-    def alternation(self) -> Iterator[None]:
+    def count_step(self) -> Iterator[None]:
         """Take note of the alternation that is trained inside, and count it if there was none of its kind before."""
         kind = self._kind()
         if kind in self._known:
@@ -108,7 +108,7 @@ class Throughput:
             self._known[kind] = operators.flops
         self._done.update(self._known[kind])
 
-    def since_last(self, seconds: float) -> dict[str, float]:
+    def compute(self, seconds: float) -> dict[str, float]:
         """Return the rate of the alternations since this was last asked.
 
         Args:

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from pipeline import config as schema
-from pipeline.config.command import verb
+from pipeline.config.command import command
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.model import build_model
 
@@ -116,7 +116,7 @@ def test_a_storage_that_hangs_is_refused_in_time(refused, monkeypatch):
 def test_shards_needs_to_know_where_the_published_files_are(refused):
     assert "'lsun' needs a url" in refused("shards", "conf=lsun")
     assert "nowhere.zip" in refused("shards", "conf=cifar10", "data.source.url=nowhere.zip")
-    assert "data.writers=-1" in refused("shards", "data.writers=-1")
+    assert "data.num_writers=-1" in refused("shards", "data.num_writers=-1")
 
 
 @pytest.mark.parametrize("verb", ["sample", "evaluate"])
@@ -246,7 +246,7 @@ def test_a_mistake_of_ours_is_told_without_secrets(monkeypatch, capsys):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush-hush-hush")
     monkeypatch.setattr(sys, "argv", ["pipeline.broken"])
 
-    @verb("Break.", ["python -m pipeline.broken"])
+    @command("Break.", ["python -m pipeline.broken"])
     def main(config: schema.Config, named: dict) -> int:
         raise RuntimeError("no answer from https://me:canary@example.org with hush-hush-hush")
 

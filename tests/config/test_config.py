@@ -106,7 +106,7 @@ def test_apply_replaces_keys_and_nothing_else(small):
         ("nothing", 1),
         ("train.energy_lr.more", 1),
         ("train.energy_lr", "fast"),
-        ("data.hold", "auto"),
+        ("data.device_resident", "auto"),
         ("train.batch_size", 1.5),
         ("train", 3),
         ("sampler.name", None),
@@ -135,7 +135,7 @@ BAD = [
             "data.resolution",
             "data.channels",
             "data.samples_per_shard",
-            "data.writers",
+            "data.num_writers",
             "data.cache_limit_gib",
             "data.timeout",
             "model.latent_dim",
@@ -158,7 +158,7 @@ BAD = [
             "scale.cpus_per_worker",
             "scale.timeout",
             "sweep.num_trials",
-            "sweep.points",
+            "sweep.grid_size",
             "sweep.grace_steps",
             "sweep.perturbation_steps",
             "sweep.max_concurrent",
@@ -166,13 +166,13 @@ BAD = [
         )
         for value in (0, -3)
     ),
-    ("data.reader_workers", -1),
+    ("data.num_workers", -1),
     ("data.max_bad_shards", -1),
-    ("data.read_ahead", -1),
+    ("data.prefetch_shards", -1),
     ("data.cache", "cache"),
     ("data.cache", "s3://bucket/cache"),
     ("data.cache", ""),
-    ("train.nonfinite_restarts", -1),
+    ("train.max_nonfinite_restarts", -1),
     ("checkpoints.on_failure", "retry"),
     ("data.encoding", "jpeg"),
     ("model.networks", "unet"),
@@ -246,7 +246,7 @@ def test_each_refusal_is_one_line_that_names_its_key(small, key, value):
         ({"train.learning_rate_decay.num_samples": 1}, "train.learning_rate_decay"),
         ({"model.energy_offset": 1.0}, "model: energy=None, offset=1.0"),
         ({"data.split_seed": -1}, "data.split_seed"),
-        ({"data.hold": True, "data.reader_workers": 2}, "data.reader_workers=2: with data.hold=true"),
+        ({"data.device_resident": True, "data.num_workers": 2}, "data.num_workers=2: with data.device_resident=true"),
         ({"train.objective": "ml"}, "train.objective=ml: it needs a base with a density"),
         ({"train.objective": "pcd_data"}, "train.objective=pcd_data: it needs a base with a density"),
         ({"task": "density"}, "model.networks=dcgan: it has to be one of gaussian, realnvp"),
@@ -274,20 +274,20 @@ def test_what_does_not_go_together_is_refused(small, overrides, told):
 
 @pytest.mark.parametrize("name", ["ula", "kla", "mala", "hmc", "dot", "descent"])
 def test_no_kernel_that_needs_float32_gets_less_by_default(small, name):
-    found = precision.of_sampling(schema.apply(small(), {"sampler.name": name}), torch.device("cpu"))
+    found = precision.sampling_dtype(schema.apply(small(), {"sampler.name": name}), torch.device("cpu"))
     assert found in ((torch.float32, torch.bfloat16) if name in ("ula", "kla") else (torch.float32,))
     for asked in ("float32", "bfloat16"):
         config = schema.apply(small(), {"sampler.name": name, "sampler.precision": asked, "train.precision": asked})
-        assert precision.of_sampling(config, torch.device("cpu")) == getattr(torch, asked)
-        assert precision.of_training(config, torch.device("cpu")) == getattr(torch, asked)
-    assert precision.of_training(small(), torch.device("cpu")) == torch.float32
+        assert precision.sampling_dtype(config, torch.device("cpu")) == getattr(torch, asked)
+        assert precision.training_dtype(config, torch.device("cpu")) == getattr(torch, asked)
+    assert precision.training_dtype(small(), torch.device("cpu")) == torch.float32
 
 
 def test_rows_are_always_held():
     for experiment in ("redwine", "toy"):
-        validate(composed(f"conf={experiment}", "data.hold=true"))
-        with pytest.raises(UserError, match=r"^data\.hold=false: .* leave it out$"):
-            validate(composed(f"conf={experiment}", "data.hold=false"))
+        validate(composed(f"conf={experiment}", "data.device_resident=true"))
+        with pytest.raises(UserError, match=r"^data\.device_resident=false: .* leave it out$"):
+            validate(composed(f"conf={experiment}", "data.device_resident=false"))
 
 
 def test_what_can_run_is_not_refused(small):
@@ -295,9 +295,9 @@ def test_what_can_run_is_not_refused(small):
         {"train.base_steps": 0},
         {"train.penalty": 0.0, "train.log_partition_samples": 0, "train.warmup_base_steps": 0},
         {"sampler.beta": 0.0, "sampler.friction": 0.0},
-        {"data.hold": True, "data.reader_workers": 0},
-        {"data.hold": False, "data.reader_workers": 2},
-        {"data.reader_workers": 2},
+        {"data.device_resident": True, "data.num_workers": 0},
+        {"data.device_resident": False, "data.num_workers": 2},
+        {"data.num_workers": 2},
         {"train.objective": "wasserstein", "model.energy_floor": float("-inf")},
         {"train.batch_size": 126, "scale.num_workers": 3, "train.latent_batch_size": 252},
         {"sweep.metric": "precision_gebm", "sweep.mode": "max", "evaluation.metrics": ["prc"]},

@@ -9,7 +9,7 @@ from hydra.core.override_parser.types import QuotedString
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config.compose import words
+from pipeline.config.compose import format_overrides
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(codec="utf-8")),
@@ -34,7 +34,7 @@ def meant(parsed):
 @settings(max_examples=500)
 @given(VALUES)
 def test_what_a_word_sets_is_what_it_was_made_of(value):
-    [word] = shlex.split(" ".join(words({"a.b": value})))
+    [word] = shlex.split(" ".join(format_overrides({"a.b": value})))
     override = OverridesParser.create().parse_override(word)
     assert override.key_or_group == "a.b"
     found = meant(override.value())

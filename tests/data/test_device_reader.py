@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data import Batch, HeldReader, Position, Reader, Store, open_store, worth_holding, write_store
+from pipeline.data import Batch, DeviceResidentReader, Position, Reader, Store, fits_on_device, open_store, write_store
 from pipeline.data.reading.reader import CACHE_BYTES
 from pipeline.data.sources import Table
 from pipeline.runtime.errors import UserError
@@ -48,12 +48,12 @@ def test_every_rank_gets_the_readers_batches_from_any_position(device: str, read
     count = 2 * (store.manifest.num_samples // reading["batch_size"]) + 1
     for rank in range(reading["world_size"]):
         order = {**reading, "rank": rank, "position": position}
-        held, read = HeldReader(store, device, **order), Reader(store, cache=cache, **order)
+        held, read = DeviceResidentReader(store, device, **order), Reader(store, cache=cache, **order)
         assert (held.batches_per_epoch, held.position) == (read.batches_per_epoch, read.position)
         batches = take(held, count)
         assert_same(batches, take(read, count), device)
         order["position"] = batches[0].position
-        held, read = HeldReader(store, device, **order), Reader(store, **order)
+        held, read = DeviceResidentReader(store, device, **order), Reader(store, **order)
         assert_same(take(held, count - 1), take(read, count - 1), device)
 
 
@@ -70,14 +70,14 @@ def test_rows_are_held_as_they_are(size: int, columns: int, samples_per_shard: i
     rows = np.random.default_rng(size).normal(size=(size, columns)).astype(np.float32)
     write_store(Table("any", None, None, rows), URL, samples_per_shard=samples_per_shard)
     store, order = open_store(URL), {"batch_size": 4, "seed": seed, "window": window}
-    assert_same(take(HeldReader(store, "cpu", **order), 20), take(Reader(store, **order), 20), "cpu")
+    assert_same(take(DeviceResidentReader(store, "cpu", **order), 20), take(Reader(store, **order), 20), "cpu")
 
 
 def test_batches_are_the_callers_own() -> None:
     """A batch may be changed in place: the store that is held stays what it is."""
     forget(URL)
     store = numbered_store(URL, 8)
-    batches = iter(HeldReader(store, "cpu", batch_size=8, shuffle=False))
+    batches = iter(DeviceResidentReader(store, "cpu", batch_size=8, shuffle=False))
     first = next(batches).images
     expected = first.clone()
     first.zero_()
@@ -89,7 +89,7 @@ def test_the_store_is_read_once() -> None:
     store = numbered_store(URL, 30)
     order = {"batch_size": 4, "seed": 1}
     expected = take(Reader(store, **order), 30)
-    held = HeldReader(store, "cpu", **order)
+    held = DeviceResidentReader(store, "cpu", **order)
     assert_same(take(held, 1), expected[:1], "cpu")
     for shard in store.manifest.shards:
         store.fs.rm_file(store.shard_path(shard))
@@ -123,7 +123,7 @@ def test_a_damaged_shard_is_the_same_line_as_from_the_reader(store: Store) -> No
     with pytest.raises(UserError) as read:
         take(Reader(store, batch_size=1), store.manifest.num_samples)
     with pytest.raises(UserError) as held:
-        take(HeldReader(store, "cpu", batch_size=1), 1)
+        take(DeviceResidentReader(store, "cpu", batch_size=1), 1)
     # Pillow's own words for bytes that are no image say where in memory they lie.
     here, there = (re.sub("0x[0-9a-f]+", "", str(error.value)) for error in (held, read))
     assert here == there
@@ -145,7 +145,7 @@ def test_what_the_reader_refuses_is_refused(order: dict) -> None:
     with pytest.raises(UserError) as read:
         Reader(store, **order)
     with pytest.raises(UserError) as held:
-        HeldReader(store, "cpu", **order)
+        DeviceResidentReader(store, "cpu", **order)
     assert str(held.value) == str(read.value)
 
 
@@ -161,19 +161,19 @@ def test_a_store_that_does_not_fit_is_one_line_before_anything_is_read(device: s
     for shard in store.manifest.shards:
         store.fs.rm_file(store.shard_path(shard))
     with pytest.raises(UserError) as refusal:
-        take(HeldReader(claiming(store, 10**15), device, batch_size=4), 1)
+        take(DeviceResidentReader(claiming(store, 10**15), device, batch_size=4), 1)
     line = str(refusal.value)
     assert "\n" not in line
     assert line.startswith(f"{10**15} images of the store {URL} take 3725290.3 GiB, more memory than {device} has free")
-    assert "data.hold=false" in line
+    assert "data.device_resident=false" in line
 
 
 def test_on_the_cpu_a_store_is_held_up_to_the_size_of_the_readers_cache() -> None:
     forget(URL)
     store = numbered_store(URL, 10)
     most = CACHE_BYTES // store.manifest.sample_bytes
-    assert worth_holding(claiming(store, most), torch.device("cpu"))
-    assert not worth_holding(claiming(store, most + 1), torch.device("cpu"))
+    assert fits_on_device(claiming(store, most), torch.device("cpu"))
+    assert not fits_on_device(claiming(store, most + 1), torch.device("cpu"))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -181,14 +181,14 @@ def test_on_a_gpu_a_store_is_held_up_to_a_quarter_of_what_is_free() -> None:
     forget(URL)
     store, device = numbered_store(URL, 10), torch.device("cuda")
     free = torch.cuda.mem_get_info(device)[0] // store.manifest.sample_bytes
-    assert worth_holding(claiming(store, free // 5), device)
-    assert not worth_holding(claiming(store, free // 3), device)
+    assert fits_on_device(claiming(store, free // 5), device)
+    assert not fits_on_device(claiming(store, free // 3), device)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_batch_does_not_wait_for_the_gpu() -> None:
     forget(URL)
-    batches = iter(HeldReader(numbered_store(URL, 40), "cuda", batch_size=4))
+    batches = iter(DeviceResidentReader(numbered_store(URL, 40), "cuda", batch_size=4))
     next(batches)
     torch.cuda.synchronize()
     before = torch.cuda.get_sync_debug_mode()

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data import HeldReader, Reader, open_store
+from pipeline.data import DeviceResidentReader, Reader, open_store
 from pipeline.data.reading.shard import read_shard
 from pipeline.runtime.errors import UserError
 from tests.helpers.numbered_source import forget, numbered_store, numbers
@@ -51,12 +51,12 @@ def test_others_take_its_place_and_nothing_else_moves(bad, way, at, world_size, 
     places = {
         number: place
         for place, shard in enumerate(store.manifest.shards)
-        for number in numbers(torch.from_numpy(read_shard(store, shard).take(np.arange(shard.num_samples))))
+        for number in numbers(torch.from_numpy(read_shard(store, shard).gather(np.arange(shard.num_samples))))
     }
 
     def read(rank: int, max_bad: int) -> list:
         settings = {"batch_size": 2 * world_size, "rank": rank, "world_size": world_size, "max_bad_shards": max_bad}
-        reader = HeldReader(store, "cpu", **settings) if held else Reader(store, window=50, **settings)
+        reader = DeviceResidentReader(store, "cpu", **settings) if held else Reader(store, window=50, **settings)
         return list(itertools.islice(reader, 2 * (SIZE // (2 * world_size))))
 
     whole = [read(rank, 0) for rank in range(world_size)]

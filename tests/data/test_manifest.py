@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data import Manifest, MissingStore, Shard, Store, load_images, locate, open_store
+from pipeline.data import Manifest, MissingStore, Shard, Store, load_images, open_store, resolve_url
 from pipeline.data.manifest import Source
 from pipeline.runtime.errors import UserError
 from tests.helpers.numbered_source import forge, forget, numbered_store
@@ -146,17 +146,17 @@ def test_a_place_that_cannot_be_reached_is_one_line(tmp_path) -> None:
 def test_names_lie_under_the_root_of_stores(monkeypatch, tmp_path) -> None:
     for root in (str(tmp_path), "s3://bucket/stores/"):
         monkeypatch.setenv("GEBM_STORES", root)
-        assert locate("cifar10-32") == f"{root.rstrip('/')}/cifar10-32"
+        assert resolve_url("cifar10-32") == f"{root.rstrip('/')}/cifar10-32"
         for given_whole in ("s3://other/x", "/abs/x", "memory://x"):
-            assert locate(given_whole) == locate(f"{given_whole}/") == given_whole
+            assert resolve_url(given_whole) == resolve_url(f"{given_whole}/") == given_whole
         for relative in ("./x", "../x", "~/x"):
-            assert locate(relative) == os.path.abspath(os.path.expanduser(relative))
+            assert resolve_url(relative) == os.path.abspath(os.path.expanduser(relative))
     monkeypatch.setenv("GEBM_STORES", "stores")
-    assert locate("digits") == os.path.abspath("stores/digits")  # workers run elsewhere
+    assert resolve_url("digits") == os.path.abspath("stores/digits")  # workers run elsewhere
     monkeypatch.delenv("GEBM_STORES")
-    assert locate("digits").endswith(os.path.join("gebm", "stores") + "/digits")
+    assert resolve_url("digits").endswith(os.path.join("gebm", "stores") + "/digits")
     with pytest.raises(UserError, match="empty"):
-        locate("")
+        resolve_url("")
 
 
 def test_a_shard_that_is_missing_or_cut_short_is_seen_when_the_store_is_opened(store: Store) -> None:

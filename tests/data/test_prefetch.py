@@ -14,13 +14,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data import HeldReader, Position, Reader, ShardCache, Store, iter_images
-from pipeline.data.reading.prefetch import ReadAhead
+from pipeline.data import DeviceResidentReader, Position, Reader, ShardCache, Store, iter_images
+from pipeline.data.reading.prefetch import ShardPrefetcher
 from pipeline.runtime.errors import UserError
 from tests.helpers.numbered_source import STORE_KEYS, forget, numbered_store, readings
 
 
-def take(reader: Reader | HeldReader, count: int) -> tuple[list, str]:
+def take(reader: Reader | DeviceResidentReader, count: int) -> tuple[list, str]:
     """Batches as they can be compared, as many as come, and the error that ended them."""
     found = []
     try:
@@ -68,8 +68,8 @@ def test_nothing_but_time_depends_on_them(reading, depth, limit, bad, max_bad, b
         assert take(Reader(kept, read_ahead=depth, **reading), count) == expected
         assert take(Reader(kept, read_ahead=0, **reading), count) == expected
         held = {key: value for key, value in reading.items() if key != "cache"}
-        without = take(HeldReader(store, "cpu", read_ahead=0, **held), count)
-        assert take(HeldReader(kept, "cpu", read_ahead=depth, **held), count) == without
+        without = take(DeviceResidentReader(store, "cpu", read_ahead=0, **held), count)
+        assert take(DeviceResidentReader(kept, "cpu", read_ahead=depth, **held), count) == without
         assert ended()
 
 
@@ -156,7 +156,7 @@ def test_a_reader_that_is_closed_gives_up_what_it_has_not_begun(monkeypatch) -> 
 def test_a_storage_that_was_away_before_anybody_waited_is_asked_again(monkeypatch) -> None:
     forget("memory://ahead/away")
     store = numbered_store("memory://ahead/away", 12)
-    ahead, original = ReadAhead(store, depth=2), store.fs.cat_file
+    ahead, original = ShardPrefetcher(store, depth=2), store.fs.cat_file
     monkeypatch.setattr(store.fs, "cat_file", lambda path: b"" if "000001" in path else original(path))
     ahead.read(0, then=[1, 2])
     with pytest.raises(UserError, match="shard-000001"):  # still so
@@ -175,7 +175,7 @@ def test_what_is_no_longer_wanted_makes_room(monkeypatch) -> None:
     forget("memory://ahead/room")
     store = numbered_store("memory://ahead/room", 80)
     counted = Counted(store, monkeypatch)
-    ahead = ReadAhead(store, depth=1)
+    ahead = ShardPrefetcher(store, depth=1)
     ahead.read(0, then=[1])
     ahead.read(2, then=[3])
     end = time.monotonic() + 30

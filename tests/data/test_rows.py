@@ -97,16 +97,16 @@ def test_an_interrupted_table_is_no_store_and_is_finished_by_the_next_run(tmp_pa
     class Interrupted(Exception):
         pass
 
-    pack = packing.RowPacking.pack
+    pack = packing.RowShardEncoder.pack
 
-    def interrupted(self: object, indices: np.ndarray, *args: object) -> packing.Packed:
+    def interrupted(self: object, indices: np.ndarray, *args: object) -> packing.EncodedShard:
         if indices[0] >= 12:
             raise Interrupted
         return pack(self, indices, *args)
 
     store = tmp_path / "store"
     with monkeypatch.context() as patch:
-        patch.setattr(packing.RowPacking, "pack", interrupted)
+        patch.setattr(packing.RowShardEncoder, "pack", interrupted)
         with pytest.raises(Interrupted):
             write_store(table(30), str(store), samples_per_shard=4)
     with pytest.raises(MissingStore):

@@ -288,7 +288,7 @@ def test_miniboone_that_contradicts_its_first_line(tmp_path) -> None:
 def test_numbers_are_read_as_they_were_written(rows: np.ndarray, at_once: int, delimiter: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(numbers, "_AT_ONCE", at_once)
-        lines = numbers.Lines(io.StringIO(text("names", rows, delimiter).decode()), "here")
+        lines = numbers.RowReader(io.StringIO(text("names", rows, delimiter).decode()), "here")
         assert lines.take() == "names"
         blocks = list(lines.numbers({rows.shape[1]}, delimiter.strip() or None))
     assert all(len(block) <= at_once for block in blocks)

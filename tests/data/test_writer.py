@@ -22,7 +22,7 @@ from moto.server import ThreadedMotoServer
 from PIL import Image
 
 from pipeline.data import MissingStore, Position, Reader, load_images, open_store, sources, write_store
-from pipeline.data.image_codec import fit
+from pipeline.data.image_codec import resize_center_crop
 from pipeline.runtime.errors import UserError
 from tests.helpers.numbered_source import Numbered, forget
 
@@ -122,7 +122,7 @@ def png(image: Image.Image) -> bytes:
 def test_an_image_of_the_right_size_is_not_touched() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     for image in (pixels, png(Image.fromarray(pixels))):
-        assert np.array_equal(fit(image, 16, 3), pixels.transpose(2, 0, 1))
+        assert np.array_equal(resize_center_crop(image, 16, 3), pixels.transpose(2, 0, 1))
 
 
 @pytest.mark.parametrize("shape", [(20, 40), (40, 20), (21, 64), (20, 20)])
@@ -133,7 +133,7 @@ def test_the_middle_square_is_kept(shape: tuple[int, int]) -> None:
     pixels = np.full((*shape, 1), 255, np.uint8)
     top, left = (height - side) // 2, (width - side) // 2
     pixels[top : top + side + (height - side) % 2, left : left + side + (width - side) % 2] = 0
-    fitted = fit(pixels, 10, 1)
+    fitted = resize_center_crop(pixels, 10, 1)
     # Away from its border: the filter reaches three pixels, and mixes those with what lies beside it.
     assert fitted.shape == (1, 10, 10) and (fitted[:, 3:-3, 3:-3] == 0).all() and fitted.mean() < 30
 
@@ -141,7 +141,7 @@ def test_the_middle_square_is_kept(shape: tuple[int, int]) -> None:
 def test_reducing_antialiases() -> None:
     """A checkerboard of single pixels is grey from afar; taking every eighth pixel would give black or white."""
     board = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)[..., None]
-    assert (np.abs(fit(board, 8, 1).astype(int) - 127) <= 8).all()
+    assert (np.abs(resize_center_crop(board, 8, 1).astype(int) - 127) <= 8).all()
 
 
 def test_every_mode_becomes_the_channels_of_the_store() -> None:
@@ -154,7 +154,7 @@ def test_every_mode_becomes_the_channels_of_the_store() -> None:
         Image.fromarray(grey).convert("P"),
     ):
         for channels in (1, 3):
-            assert np.array_equal(fit(png(image), 16, channels), np.stack([grey] * channels))
+            assert np.array_equal(resize_center_crop(png(image), 16, channels), np.stack([grey] * channels))
 
 
 SCRIPT = """

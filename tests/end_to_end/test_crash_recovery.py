@@ -89,7 +89,7 @@ def lived(trial: tuple[Config, Path], name: str, world_size: int, hold: bool, de
     config, home = trial
     output = home / name
     output.mkdir()
-    config = apply(config, {"data.hold": hold, "output": str(output)})
+    config = apply(config, {"data.device_resident": hold, "output": str(output)})
     url, journal = output / "trials/000", output / "journal"
     journal.touch()
     for death in [*deaths, None]:
@@ -99,7 +99,7 @@ def lived(trial: tuple[Config, Path], name: str, world_size: int, hold: bool, de
             assert f"base step {present} is in a checkpoint" in end
     assert end == "finished"
     state = read(Checkpoints(str(url)).last).state
-    state["config"]["output"] = state["config"]["data"]["hold"] = None
+    state["config"]["output"] = state["config"]["data"]["device_resident"] = None
     state["report"] = comparable(state["report"])
     kept = {path.name for path in (url / "checkpoints").iterdir() if path.is_dir()}
     evaluations: dict[int, list[dict[str, Any]]] = {}

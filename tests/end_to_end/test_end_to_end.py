@@ -46,8 +46,8 @@ def swept(home, server):
     """A sweep with one trial that cannot but diverge, tracked by a server."""
     output = home / "swept"
     space = "{train.energy_lr:{log_uniform:[1e-4,1e-3]},train.base_lr:{choice:[3e-4,1e30]}}"
-    words = [*SMALL, f"output={output}", f"++sweep.space={space}", "sweeps=grid", "sweep.points=1"]
-    words += ["train.nonfinite_restarts=1", f"tracking.uri={server}"]
+    words = [*SMALL, f"output={output}", f"++sweep.space={space}", "sweeps=grid", "sweep.grid_size=1"]
+    words += ["train.max_nonfinite_restarts=1", f"tracking.uri={server}"]
     return output, run(home, "sweep", *words)
 
 
@@ -265,7 +265,7 @@ def test_population_based_training_goes_on_from_the_better_trial(home):
     # One of the two learns nothing, and so is the worse whichever of them reports first: after 30 steps by far.
     space = "++sweep.space={train.base_lr:{log_uniform:[1e-12,1e-3]}}"
     long = ["train.base_steps=60", "evaluation.every=30", "sweep.perturbation_steps=30"]
-    run(home, "sweep", *SMALL, *long, "sweeps=pbt", "sweep.search=grid", "sweep.points=2", space, f"output={output}")
+    run(home, "sweep", *SMALL, *long, "sweeps=pbt", "sweep.search=grid", "sweep.grid_size=2", space, f"output={output}")
     trials = summary(output)["trials"]
     assert [(trial["name"], trial["status"]) for trial in trials] == [("000", "finished"), ("001", "finished")]
     assert all(trial["metrics"]["base_step"] == 60 for trial in trials)

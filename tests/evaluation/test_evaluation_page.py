@@ -12,7 +12,7 @@ from PIL import Image
 from pipeline.data import open_store
 from pipeline.evaluation import metrics, plots
 from pipeline.evaluation.plots import panels
-from pipeline.tasks.images import ImagesWork
+from pipeline.tasks.images import ImageTaskWorker
 from pipeline.training.model import build_model
 
 COUNT, SHOWN, CELL = 100, 16, 48 + 2
@@ -31,7 +31,7 @@ def evaluated(stores, classifier):
         "sampler": {"name": "ula", "step_size": 1e-2, "num_steps": 4},
         "evaluation": {"num_samples": COUNT, "batch_size": 60, "chain_points": 2, "grid": SHOWN},
     }
-    work = ImagesWork(from_dict(values), open_store(url), classifier, 0, 1, torch.device("cpu"))
+    work = ImageTaskWorker(from_dict(values), open_store(url), classifier, 0, 1, torch.device("cpu"))
     models = [build_model(from_dict({**values, "seed": seed})).eval() for seed in range(2)]
     before = torch.get_rng_state()
     found = [work.evaluate(model) for model in models]
@@ -83,7 +83,7 @@ def test_samples_are_sorted_by_their_energy(evaluated):
 
 def test_beside_samples_are_the_training_images_nearest_to_them(evaluated, digits, classifier):
     _, models, found = evaluated
-    everything = metrics.gallery(digits)
+    everything = metrics.reference_images(digits)
     features = metrics.features(everything, classifier)["embedding"].double()
     for model, evaluation in zip(models, found, strict=True):
         end = evaluation.ends["gebm"]

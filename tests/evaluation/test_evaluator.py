@@ -16,7 +16,7 @@ from pipeline.evaluation import metrics
 from pipeline.evaluation.chains import chain_steps, run_chains
 from pipeline.evaluation.evaluator import evaluate
 from pipeline.runtime.errors import UserError
-from pipeline.tasks.images import ImageJudge
+from pipeline.tasks.images import ImageScorer
 from pipeline.training.model import build_model
 
 SMALL = {
@@ -104,17 +104,17 @@ def reference(digits, classifier):
 
 
 @pytest.fixture
-def judge(classifier, reference):
-    return ImageJudge(classifier, reference, ["fid"])
+def scorer(classifier, reference):
+    return ImageScorer(classifier, reference, ["fid"])
 
 
 @pytest.fixture
-def found(small, judge):
+def found(small, scorer):
     """A fresh model and what its evaluation found."""
     config = small(**SMALL)
     model = build_model(config).eval()
     steps: list[int] = []
-    return config, model, evaluate(model, config, judge, advance=steps.append), steps
+    return config, model, evaluate(model, config, scorer, advance=steps.append), steps
 
 
 def test_the_base_is_scored_on_the_latents_that_the_chain_starts_from(found, classifier, reference):
@@ -141,43 +141,43 @@ def test_the_chain_goes_from_the_base_to_the_gebm(found):
     assert {"mean_potential", "log_partition_monte_carlo", "log_partition_standard_error"} <= set(evaluation.scores)
 
 
-def test_the_same_seed_finds_the_same_and_another_does_not(found, small, judge):
+def test_the_same_seed_finds_the_same_and_another_does_not(found, small, scorer):
     config, model, first, _ = found
-    again = evaluate(model, config, judge)
+    again = evaluate(model, config, scorer)
     scores = [
         {key: value for key, value in found.scores.items() if not key.endswith("per_second")}
         for found in (again, first)
     ]
     assert scores[0] == scores[1] and again.chain == first.chain
     assert all(torch.equal(again.frames[step], first.frames[step]) for step in first.frames)
-    other = evaluate(model, small(**SMALL, seed=1), judge)
+    other = evaluate(model, small(**SMALL, seed=1), scorer)
     assert other.scores["fid_base"] != first.scores["fid_base"]
 
 
-def test_evaluating_changes_nothing_of_the_model(found, judge):
+def test_evaluating_changes_nothing_of_the_model(found, scorer):
     config, model, _, _ = found
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    evaluate(model, config, judge)
+    evaluate(model, config, scorer)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
 
 
-def test_a_model_in_training_is_evaluated_as_it_will_be_sampled(found, judge):
+def test_a_model_in_training_is_evaluated_as_it_will_be_sampled(found, scorer):
     config, model, evaluation, _ = found
     training = copy.deepcopy(model).train()
     before = {name: tensor.clone() for name, tensor in training.state_dict().items()}
-    again = evaluate(training, config, judge)
+    again = evaluate(training, config, scorer)
     for name in ("fid_base", "fid_gebm"):
         assert again.scores[name] == evaluation.scores[name]
     assert all(torch.equal(before[name], tensor) for name, tensor in training.state_dict().items())
     assert all(module.training for module in training.modules())
 
 
-def test_batches_that_do_not_divide_the_samples(found, small, judge):
+def test_batches_that_do_not_divide_the_samples(found, small, scorer):
     config = small(sampler=SMALL["sampler"], evaluation={**SMALL["evaluation"], "batch_size": 50, "grid": 70})
     model = build_model(config).eval()
     advanced: list[int] = []
-    evaluation = evaluate(model, config, judge, advance=advanced.append)
+    evaluation = evaluate(model, config, scorer, advance=advanced.append)
     assert sum(advanced) == 120 * 8
     assert all(len(frame) == 70 for frame in evaluation.frames.values())
     # Latents and noise belong to a chain, so the scores are the same however chains are batched.
@@ -187,8 +187,8 @@ def test_batches_that_do_not_divide_the_samples(found, small, judge):
 
 def test_other_metrics_are_of_the_base_and_of_the_gebm(small, classifier, reference):
     config = small(**SMALL)
-    judge = ImageJudge(classifier, reference, ["kid", "is", "prc"])
-    scores = evaluate(build_model(config).eval(), config, judge).scores
+    scorer = ImageScorer(classifier, reference, ["kid", "is", "prc"])
+    scores = evaluate(build_model(config).eval(), config, scorer).scores
     for model in ("base", "gebm"):
         assert {f"{name}_{model}" for name in ("fid", "kid", "kid_std", "is", "is_std", "precision", "recall")} <= set(
             scores
@@ -203,16 +203,16 @@ class Cliff(torch.nn.Module):
         return torch.where(energy > energy.detach().quantile(0.9), torch.nan, energy)
 
 
-def test_chains_that_diverge_are_counted_and_restarted(small, judge):
+def test_chains_that_diverge_are_counted_and_restarted(small, scorer):
     config = small(**SMALL)
     model = GEBM(build_model(config).base, Cliff(), StandardNormal(4)).eval()
-    found = evaluate(model, config, judge)
+    found = evaluate(model, config, scorer)
     assert 0 < found.scores["divergences"] < 120 * 8
     assert math.isfinite(found.scores["fid_gebm"]) and math.isfinite(found.scores["mean_potential"])
 
 
-def test_chains_that_all_diverge_are_one_line(small, judge):
+def test_chains_that_all_diverge_are_one_line(small, scorer):
     config = small(sampler={**SMALL["sampler"], "step_size": 1e30}, evaluation=SMALL["evaluation"])
     with pytest.raises(UserError, match=r"sampler\.step_size") as refusal:
-        evaluate(build_model(config).eval(), config, judge)
+        evaluate(build_model(config).eval(), config, scorer)
     assert "\n" not in str(refusal.value)

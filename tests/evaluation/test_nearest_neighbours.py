@@ -50,15 +50,15 @@ def of_rows(rows: torch.Tensor) -> metrics.Reference:
 def test_the_ratio_is_one_for_new_images_and_the_share_of_new_ones_where_others_are_copies():
     generator, count, dim = torch.Generator().manual_seed(0), 2000, 8
     data, new = (torch.randn(count, dim, generator=generator) for _ in range(2))
-    among_data = metrics.spacing(data)
+    among_data = metrics.mean_nn_distance(data)
     # Of two means of `count` distances; those within the data come in pairs, so twice their variance at most.
     distances = metrics.nearest(new, data)[0]
     bound = 5 * float(distances.std() / distances.mean()) * math.sqrt(3 / count)
-    assert abs(metrics.nearest_ratio(new, of_rows(data), among_data) - 1) < bound < 0.1
-    assert metrics.nearest_ratio(data, of_rows(data), among_data) < 1e-3
+    assert abs(metrics.nn_distance_ratio(new, of_rows(data), among_data) - 1) < bound < 0.1
+    assert metrics.nn_distance_ratio(data, of_rows(data), among_data) < 1e-3
     half = torch.cat([data[: count // 2], new[: count // 2]])
-    assert abs(metrics.nearest_ratio(half, of_rows(data), among_data) - 0.5) < bound
-    assert metrics.nearest_ratio(new + 10, of_rows(data), among_data) > 2
+    assert abs(metrics.nn_distance_ratio(half, of_rows(data), among_data) - 0.5) < bound
+    assert metrics.nn_distance_ratio(new + 10, of_rows(data), among_data) > 2
 
 
 def test_the_images_that_are_kept_are_those_whose_features_are(digits, stand_in, tmp_path, monkeypatch):
@@ -69,16 +69,16 @@ def test_the_images_that_are_kept_are_those_whose_features_are(digits, stand_in,
         monkeypatch.setattr(sys.modules[f"pipeline.evaluation.metrics.{module}"], "MAX_FEATURES", 70)
     store: Store = open_store(str(copy))
     features = metrics.reference(store, stand_in).features
-    images = metrics.gallery(store)
+    images = metrics.reference_images(store)
     assert images.shape == (70, 1, 8, 8) and images.dtype == torch.uint8
     # But for rounding: they went through the network in other batches.
     assert torch.allclose(metrics.features(images, stand_in)["embedding"], features, atol=1e-4)
     assert (images[:, None] == load_images(digits)[0][None]).flatten(2).all(2).any(1).all()
     [kept] = Path(store.url, "statistics").glob("images-*")
     shards = {shard: shard.rename(f"{shard}.away") for shard in copy.glob("*.tar")}
-    assert torch.equal(metrics.gallery(store), images)  # from what is kept
+    assert torch.equal(metrics.reference_images(store), images)  # from what is kept
     for shard, away in shards.items():
         away.rename(shard)
     kept.write_bytes(kept.read_bytes()[:-100])
     with pytest.warns(UserWarning, match="cannot be read"):
-        assert torch.equal(metrics.gallery(store), images)
+        assert torch.equal(metrics.reference_images(store), images)

@@ -18,7 +18,7 @@ from gebm import GEBM, StandardNormal
 from gebm.networks.dcgan import DCGANEnergy
 from pipeline.config import Config, from_dict, to_dict
 from pipeline.evaluation.evaluator import Evaluation, evaluate
-from pipeline.evaluation.oom import split_to_fit
+from pipeline.evaluation.oom import halve_batch_on_oom
 from pipeline.runtime.errors import UserError
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.model import build_model
@@ -141,7 +141,7 @@ def test_other_errors_are_no_reason_to_split():
         raise RuntimeError(f"{size} rows")
 
     with pytest.raises(RuntimeError, match="16 rows"):
-        split_to_fit(work, 100, 16, advance=print, say=print)
+        halve_batch_on_oom(work, 100, 16, advance=print, say=print)
 
 
 def evaluate_on_rank(rank: int, folder: Path, limits: list[int]) -> None:

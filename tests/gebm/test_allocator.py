@@ -13,7 +13,7 @@ from gebm.allocator import ENVIRONMENT
 
 PROGRAM = """
 import resource, sys, threading, torch
-from gebm.allocator import keep_freed_memory, return_freed_memory
+from gebm.allocator import disable_malloc_trim, malloc_trim
 
 MIB, SIZE = 2**20, 80
 

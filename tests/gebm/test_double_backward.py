@@ -23,7 +23,7 @@ def test_layers_of_energies_are_torchs_own_and_so_are_their_derivatives(slope, n
     for layer, theirs in (
         (double_backward.LeakyReLU(slope), nn.LeakyReLU(slope)),
         (double_backward.ReLU(), nn.ReLU()),
-        (double_backward.HalvingPool2d(), nn.AvgPool2d(2)),
+        (double_backward.AvgPool2x2(), nn.AvgPool2d(2)),
     ):
         found = []
         for each in (layer, theirs):
@@ -57,7 +57,7 @@ def test_a_unit_that_is_off_passes_nothing_on_and_an_odd_grid_is_refused():
     (gradient,) = torch.autograd.grad(double_backward.ReLU()(x).sum() * float("inf"), x)
     assert gradient.tolist() == [0.0, float("inf")]
     with pytest.raises(ValueError, match="a grid of 5 x 4 places has no half"):
-        double_backward.HalvingPool2d()(torch.zeros(1, 1, 5, 4))
+        double_backward.AvgPool2x2()(torch.zeros(1, 1, 5, 4))
 
 
 SHAPES = st.tuples(

@@ -84,7 +84,7 @@ def test_resnet_is_the_published_one_at_32():
     assert base[0].weight.shape == (128 * 4 * 4, 100)
     assert sum(isinstance(layer, networks.sngan.UpBlock) for layer in base) == 3
     blocks = [layer for layer in energy if isinstance(layer, networks.sngan.DownBlock)]
-    assert [isinstance(block.pool, networks.double_backward.HalvingPool2d) for block in blocks] == [
+    assert [isinstance(block.pool, networks.double_backward.AvgPool2x2) for block in blocks] == [
         True,
         True,
         False,
@@ -103,7 +103,7 @@ def test_each_doubling_adds_one_stage(name):
         halvings = [
             layer
             for layer in energy
-            if isinstance(getattr(layer, "pool", None), networks.double_backward.HalvingPool2d)
+            if isinstance(getattr(layer, "pool", None), networks.double_backward.AvgPool2x2)
             or getattr(layer, "stride", 1) == (2, 2)
         ]
         strided[resolution] = (len(doublings), len(halvings))
@@ -119,11 +119,11 @@ def test_two_layers_in_one_are_the_two(channels, width, size, seed):
     x = torch.randn(2, channels, size, size, dtype=torch.float64, requires_grad=True)
     for layer, literal in (
         (
-            networks.layers.HalvingConv2d(channels, width).double(),
+            networks.layers.DownsampleConv2d(channels, width).double(),
             lambda x, layer: F.avg_pool2d(F.conv2d(x, layer.weight, layer.bias, padding=1), 2),
         ),
         (
-            networks.layers.DoublingConv2d(channels, width).double(),
+            networks.layers.UpsampleConv2d(channels, width).double(),
             lambda x, layer: F.conv2d(F.interpolate(x, scale_factor=2), layer.weight, layer.bias, padding=1),
         ),
     ):

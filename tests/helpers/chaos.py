@@ -32,7 +32,7 @@ from pipeline import tasks
 from pipeline.data import Reader, open_store
 from pipeline.runtime.errors import Preempted
 from pipeline.sweep.trainable import _work
-from pipeline.tasks.store import ready_store
+from pipeline.tasks.store import ensure_store
 from pipeline.training.checkpoints import Checkpoints
 
 __all__ = ["Moment", "computed", "forks", "live", "read_ahead", "save", "train"]
@@ -130,7 +130,7 @@ def train(home: Path, words: list[str], output: Path, *lives: tuple[int, Moment 
         composed = OmegaConf.to_container(compose(schema.CONFIG_NAME, overrides=words), resolve=True)
     config = schema.from_dict({key: value for key, value in composed.items() if key not in schema.HYDRA_KEYS})
     config.data.store, config.output = str(home / "stores" / config.data.store), str(output)
-    tasks.make(config).prepare(ready_store(config), torch.device("cpu"))
+    tasks.make(config).prepare(ensure_store(config), torch.device("cpu"))
     output.mkdir()
     settings = {"config": schema.to_dict(config), "url": f"{output}/trials/000", "rates": 1.0}
     (output / "journal").touch()

@@ -17,13 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.config.compose import words
+from pipeline.config.compose import format_overrides
 from pipeline.report.__main__ import main as command
-from pipeline.report.analysis import findings, importances, read_findings
+from pipeline.report.analysis import collect_results, importances, load_results
 from pipeline.report.charts import charts, draw, interactive
 from pipeline.report.html import report
 from pipeline.report.markdown import LIMIT, markdown
-from pipeline.tracking.summary import ENDED, Records, TrialRecord
+from pipeline.tracking.summary import TERMINAL_STATUSES, SweepSummary, TrialRecord
 
 SETTINGS = {"search": "random", "scheduler": "asha", "space": {"train.base_lr": {"choice": [1]}}, "num_samples": 100}
 STRANGE = ["<script>alert(1)</script>", "a|b\n# c", "`rm -rf`", "[x](javascript:alert(1))", "x & y", "\\", "*bold*"]
@@ -44,14 +44,14 @@ params = st.fixed_dictionaries(
 def sweeps(draw_from):
     mode = draw_from(st.sampled_from(["min", "max"]))
     facts = {"experiment": draw_from(st.sampled_from(["digits", *STRANGE])), "measure": "FID by an extractor"}
-    records = Records("folder", metric="fid_gebm", mode=mode, shown=("fid_base", "fid_gebm"), facts=facts)
+    records = SweepSummary("folder", metric="fid_gebm", mode=mode, shown=("fid_base", "fid_gebm"), facts=facts)
     for index in range(draw_from(st.integers(0, 12))):
         trial = records.add(f"{index:03d}", draw_from(params))
         trial.seconds = draw_from(st.floats(0, 1e6))
         for step in range(draw_from(st.integers(0, 3))):
             found = {"base_step": 10 * (step + 1), "fid_base": draw_from(numbers), "fid_gebm": draw_from(numbers)}
             records.evaluated(trial, found, f"folder/trials/{trial.name}/checkpoints/step-{step:08d}")
-        trial.status = draw_from(st.sampled_from([*ENDED, "running", "pending"]))
+        trial.status = draw_from(st.sampled_from([*TERMINAL_STATUSES, "running", "pending"]))
         if trial.status == "failed":
             trial.error = draw_from(st.sampled_from(STRANGE))
     return records
@@ -74,7 +74,7 @@ class Page(html.parser.HTMLParser):
 @settings(max_examples=60)
 @given(sweeps(), st.booleans())
 def test_the_description_says_what_was_found_and_fits(records, with_settings):
-    found = findings("folder", records, SETTINGS if with_settings else {})
+    found = collect_results("folder", records, SETTINGS if with_settings else {})
     text = markdown(found)
     assert len(text) <= LIMIT and "pipeline.sweep" in text
     assert "<script" not in re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL).replace("\\<", "")
@@ -94,7 +94,7 @@ def test_the_description_says_what_was_found_and_fits(records, with_settings):
 @settings(max_examples=5)
 @given(sweeps())
 def test_every_chart_has_the_same_points_on_the_page_and_in_the_picture(records):
-    found = findings("folder", records, SETTINGS)
+    found = collect_results("folder", records, SETTINGS)
     keys = [chart.key for chart in charts(found)]
     assert len(set(keys)) == len(keys)
     for chart in charts(found):
@@ -110,9 +110,9 @@ def test_every_chart_has_the_same_points_on_the_page_and_in_the_picture(records)
                 assert all(min(shown) / 1.3 <= tick <= max(shown) * 1.3 for tick in ticks)
 
 
-def a_sweep(folder: str, error: str = "diverged") -> Records:
+def a_sweep(folder: str, error: str = "diverged") -> SweepSummary:
     facts = {"experiment": "digits", "measure": "FID by an extractor", "extractor": "an extractor"}
-    records = Records(folder, metric="fid_gebm", mode="min", shown=("fid_base", "fid_gebm"), facts=facts)
+    records = SweepSummary(folder, metric="fid_gebm", mode="min", shown=("fid_base", "fid_gebm"), facts=facts)
     for index in range(12):
         rate = 10.0 ** (-5 + index / 4)
         trial = records.add(f"{index:03d}", {"train.energy_lr": rate, "train.base_lr": 1e-4 * (1 + index % 3)})
@@ -132,7 +132,7 @@ def test_scores_at_the_ends_of_what_a_number_can_be_have_charts(largest):
         for step in (10, 20):
             metrics = {"base_step": step, "fid_gebm": score, "fid_base": score}
             records.evaluated(trial, metrics, f"folder/trials/{trial.name}/checkpoints/step-{step:08d}")
-    for chart in charts(findings("folder", records, {})):
+    for chart in charts(collect_results("folder", records, {})):
         assert draw(chart) and interactive(chart)
 
 
@@ -141,7 +141,7 @@ def test_of_a_search_over_samplers_the_commands_have_the_best_settings():
     for trial in records.trials:
         trial.params = {"sampler.name": "kla", "sampler.step_size": float(trial.name)}
     best = records.best()
-    text = " ".join(markdown(findings("folder", records, {})).replace("\\\n", "").split())
+    text = " ".join(markdown(collect_results("folder", records, {})).replace("\\\n", "").split())
     words = f"checkpoint={best.best_checkpoint} sampler.name=kla sampler.step_size={float(best.name)}"
     assert f"pipeline.sample {words}" in text and f"pipeline.evaluate {words}" in text
     assert "pipeline.train" not in text and "sweeps=mcmc" not in text
@@ -153,33 +153,35 @@ def test_the_best_trial_is_trained_anew_by_one_command_that_names_what_the_sweep
     best = records.best()
     rates = f"train.energy_lr={best.params['train.energy_lr']!r} train.base_lr={best.params['train.base_lr']!r}"
     named = "train.base_steps=40 'data.store=a b' ';' '$(id)'"  # a stranger's words run nothing in a shell
-    told = " ".join(markdown(findings("folder", records, {})).replace("\\\n", "").split())
+    told = " ".join(markdown(collect_results("folder", records, {})).replace("\\\n", "").split())
     assert f"# train it anew python -m pipeline.train conf=digits {named} {rates} #" in told
     records.facts["named"] = "'unfinished"
-    assert f"conf=digits {rates}" in " ".join(markdown(findings("folder", records, {})).replace("\\\n", "").split())
+    assert f"conf=digits {rates}" in " ".join(
+        markdown(collect_results("folder", records, {})).replace("\\\n", "").split()
+    )
 
 
 def test_a_command_of_many_words_is_folded_and_a_shell_reads_it_whole():
     records = a_sweep("folder")
     for trial in records.trials:
         trial.params = {f"train.key{index}": f"a 'value' of {trial.name}" for index in range(30)}
-    block = markdown(findings("folder", records, {}), limit=None).partition("```sh\n")[2].partition("```")[0]
+    block = markdown(collect_results("folder", records, {}), limit=None).partition("```sh\n")[2].partition("```")[0]
     assert max(map(len, block.splitlines())) <= 110
     found = [shlex.split(command) for command in block.replace("\\\n", " ").splitlines() if command[0] != "#"]
-    params = shlex.split(" ".join(words(records.best().params)))
+    params = shlex.split(" ".join(format_overrides(records.best().params)))
     assert ["python", "-m", "pipeline.train", "conf=digits", *params] in found
 
 
 def test_the_parameter_that_decides_is_found_out():
-    shares = importances(findings("folder", a_sweep("folder"), {}))
+    shares = importances(collect_results("folder", a_sweep("folder"), {}))
     assert sum(shares.values()) == pytest.approx(1.0) and shares["train.energy_lr"] > 0.6
     few = a_sweep("folder")
     del few.trials[5:]
-    assert importances(findings("folder", few, {})) is None
+    assert importances(collect_results("folder", few, {})) is None
 
 
 def test_pictures_are_pictures():
-    made = report(findings("folder", a_sweep("folder"), SETTINGS))
+    made = report(collect_results("folder", a_sweep("folder"), SETTINGS))
     assert made.pop("report.html").startswith(b"<!doctype html>")
     assert set(made) == {
         "learning_curves.png", "response.png", "against_train_energy_lr.png", "against_train_base_lr.png",
@@ -205,9 +207,10 @@ def test_the_command_writes_one_page_that_needs_nothing_else(tmp_path):
     assert text.count('"showSendToCloud": false') == 6, "no button sends a chart to a stranger's host"
     stills = re.findall(r'<img alt="[^"]+" src="data:image/png;base64,([^"]+)"', text)
     assert len(stills) == 6 and all(base64.b64decode(one)[1:4] == b"PNG" for one in stills)
-    assert read_findings(str(folder)).records.best().name == records.best().name
+    assert load_results(str(folder)).records.best().name == records.best().name
     assert (
-        parsed.scripts == Page(report(findings(str(folder), a_sweep(str(folder)), {}))["report.html"].decode()).scripts
+        parsed.scripts
+        == Page(report(collect_results(str(folder), a_sweep(str(folder)), {}))["report.html"].decode()).scripts
     )
 
 
@@ -231,6 +234,6 @@ def test_what_is_no_sweep_is_one_line(tmp_path, content, told, monkeypatch, caps
 
 
 def test_a_trial_without_anything_is_no_trouble():
-    records = Records("f", metric="fid_gebm", mode="min", shown=("fid_base", "fid_gebm"), facts={})
+    records = SweepSummary("f", metric="fid_gebm", mode="min", shown=("fid_base", "fid_gebm"), facts={})
     records.trials.append(TrialRecord("000", {}))
-    assert "have not ended" in markdown(findings("f", records, {}))
+    assert "have not ended" in markdown(collect_results("f", records, {}))

@@ -23,11 +23,11 @@ from ray.tune.experiment import Trial
 
 from pipeline.data import open_store
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.redaction import redacted, refuse_secrets, sounds_secret, without_query
-from pipeline.sweep.callback import Watch
+from pipeline.runtime.redaction import is_secret_name, redact, refuse_secrets, without_query
+from pipeline.sweep.callback import SweepCallback
 from pipeline.sweep.display.console import Display
-from pipeline.sweep.trainable import TRIAL
-from pipeline.tracking.summary import Records
+from pipeline.sweep.trainable import TRIAL_NAME_KEY
+from pipeline.tracking.summary import SweepSummary
 from pipeline.tracking.tracker import Tracker
 
 CANARY = "kanarienvogel77"
@@ -74,10 +74,10 @@ def holding(folder: Path, canary: str = CANARY) -> list[str]:
 )
 def test_what_is_said_has_no_password_and_no_signature_in_it(password, url, text):
     told = text.format(url.format(password))
-    assert password not in redacted(told)
-    assert redacted(redacted(told)) == redacted(told)
-    assert redacted({told: [told, (told,)], "n": 1.5}) == {
-        redacted(told): [redacted(told), (redacted(told),)],
+    assert password not in redact(told)
+    assert redact(redact(told)) == redact(told)
+    assert redact({told: [told, (told,)], "n": 1.5}) == {
+        redact(told): [redact(told), (redact(told),)],
         "n": 1.5,
     }
     if "://" in url:
@@ -104,7 +104,7 @@ def test_what_is_said_has_no_password_and_no_signature_in_it(password, url, text
     ],
 )
 def test_what_lets_nobody_in_stays_as_it_is(text):
-    assert redacted(text) == text == without_query(text)
+    assert redact(text) == text == without_query(text)
     refuse_secrets({"x": text})
 
 
@@ -117,7 +117,7 @@ def test_secrets_of_the_environment_are_found_in_any_text_as_they_are_and_as_a_u
         if os.path.exists(secret):  # of a file only the name is known
             return
         for written in (secret, quote(secret, safe="")):
-            assert written not in redacted(f"<{written}>") or written in "<***>"
+            assert written not in redact(f"<{written}>") or written in "<***>"
             with pytest.raises(UserError, match=r"a\.b has the value of") as refusal:
                 refuse_secrets({"a": {"b": f"x{written}y"}})
             assert f"x{written}y" not in str(refusal.value)
@@ -137,7 +137,7 @@ def test_secrets_of_the_environment_are_found_in_any_text_as_they_are_and_as_a_u
     ],
 )
 def test_which_variables_hold_a_secret(variable, secret):
-    assert sounds_secret(variable) == secret
+    assert is_secret_name(variable) == secret
 
 
 PLACES = ["tracking.uri", "output", "data.store", "checkpoint", "resume", "evaluation.weights", "tracking.experiment"]
@@ -197,7 +197,7 @@ def signed(tmp_path_factory) -> Iterator[tuple[str, Path]]:
 def test_a_store_is_made_from_a_signed_url_and_does_not_tell_it(call, signed, tmp_path):
     where, _ = signed
     words = ["data.source.kind=images", "data.channels=3", "data.store=./store"]
-    words += ["data.samples_per_shard=16", "data.writers=2"]
+    words += ["data.samples_per_shard=16", "data.num_writers=2"]
 
     def url(name: str, day: int) -> str:
         return f"data.source.url='{where}/{name}?X-Amz-Date={day}&X-Amz-Signature={CANARY}{day}'"
@@ -216,7 +216,7 @@ def test_a_store_is_made_from_a_signed_url_and_does_not_tell_it(call, signed, tm
 def test_a_store_that_was_interrupted_is_finished_with_another_signature(call, signed, tmp_path):
     where, _ = signed
     words = ["data.source.kind=images", "data.channels=3", "data.store=./store"]
-    words += ["data.samples_per_shard=16", "data.writers=1"]
+    words += ["data.samples_per_shard=16", "data.num_writers=1"]
     store = tmp_path / "store"
     assert call("shards", *words, f"data.source.url='{where}/photographs.zip?X-Amz-Signature={CANARY}1'")[0] == 0
     whole = {path.name: path.read_bytes() for path in store.iterdir()}
@@ -231,17 +231,17 @@ def test_no_error_of_a_trial_takes_a_credential_to_a_file_a_log_or_the_tracker(s
     told = f"no answer from https://me:{CANARY}@example.org/x?sig={CANARY} nor with {CANARY}+/ as password"
     config = small(output=str(tmp_path / "out"))
     shown = ("fid_base", "fid_gebm")
-    records = Records(str(config.output), metric="fid_gebm", mode="min", shown=shown, facts={})
+    records = SweepSummary(str(config.output), metric="fid_gebm", mode="min", shown=shown, facts={})
     display = Display(records, "small", 24, log=str(tmp_path / "events.jsonl"))
     uri, artifacts = f"sqlite:///{tmp_path / 'mlflow.db'}", (tmp_path / "artifacts").as_uri()
     tracker = Tracker(
         uri, "small", artifacts=artifacts, journal=tmp_path / "out" / "journal", folder=str(tmp_path), say=display.say
     )
     parent = tracker.start_sweep("sweep", {"leaked": told}, told, extractor=None)
-    watch = Watch(config, records, tracker, display)
+    watch = SweepCallback(config, records, tracker, display)
     with display.sweep(2, 2):
         for name in ("000", "001"):
-            trial = Trial("small", config={TRIAL: name}, trial_id=name, stub=True)
+            trial = Trial("small", config={TRIAL_NAME_KEY: name}, trial_id=name, stub=True)
             trial.custom_trial_name = name
             watch.on_trial_start(1, [], trial)
             report = {"base_step": 8, "fid_base": 2.0, "fid_gebm": 1.0, "notes": [told], "figures": [], "chain": {}}
@@ -252,7 +252,7 @@ def test_no_error_of_a_trial_takes_a_credential_to_a_file_a_log_or_the_tracker(s
             watch.on_trial_complete(1, [], trial)
     tracker.describe(None, told, {"tag": told})
     tracker.log_files(None, [f"{tmp_path}/nowhere-{CANARY}+/.png"])
-    assert tracker.close(patience=60) == 0
+    assert tracker.close(flush_timeout=60) == 0
     records.write()
     display.close()
     printed = capsys.readouterr()

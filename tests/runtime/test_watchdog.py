@@ -31,6 +31,6 @@ def test_one_that_gives_signs_of_life_goes_on():
     watchdog = Watchdog(0.4)  # or else this very process would end
     for _ in range(20):
         time.sleep(0.05)
-        watchdog.alive()
+        watchdog.heartbeat()
     watchdog.stop()
     time.sleep(0.6)

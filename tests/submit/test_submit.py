@@ -22,9 +22,9 @@ from pipeline import config as schema
 from pipeline.config.launchers import KubeRay, Slurm, check
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.redaction import refuse_secrets
-from pipeline.submit.bundle import Parcel, copy_code
+from pipeline.submit.bundle import JobBundle, copy_code
 from pipeline.submit.kuberay import manifest
-from pipeline.submit.reachability import nowhere
+from pipeline.submit.reachability import no_shared_fs
 from pipeline.submit.slurm import script
 from tests.helpers.sweep import TINY
 
@@ -82,9 +82,9 @@ def test_without_the_schedulers_command_nothing_but_files_is_made(refused, monke
     assert (tmp_path / "kube" / "rayjob.yaml").exists() and (tmp_path / "slurm" / "sweep.sh").exists()
 
 
-def parcel(small, **places: str) -> Parcel:
+def bundle(small, **places: str) -> JobBundle:
     config = small(**{"output": "s3://bucket/sweep", "data": {"store": "s3://bucket/store"}, **places})
-    return Parcel.pack(config, {}, nodes=2, join_timeout=60.0, shared=nowhere, advice="")
+    return JobBundle.build(config, {}, nodes=2, join_timeout=60.0, shared=no_shared_fs, advice="")
 
 
 NAMES = st.from_regex(r"[a-z][a-z0-9-]{0,20}[a-z0-9]", fullmatch=True)
@@ -120,7 +120,7 @@ def test_a_rayjob_is_what_the_published_schema_says(settings_):
             "output": "s3://b/o",
         }
     )
-    packed = Parcel.pack(config, {"seed": 3}, nodes=2, join_timeout=60.0, shared=nowhere, advice="")
+    packed = JobBundle.build(config, {"seed": 3}, nodes=2, join_timeout=60.0, shared=no_shared_fs, advice="")
     # As kubectl reads them: what does not survive YAML is not in the manifest.
     held, job = yaml.safe_load_all(yaml.safe_dump_all(manifest(packed, settings_)))
     RAYJOB.validate(job)
@@ -140,7 +140,7 @@ def test_a_rayjob_is_what_the_published_schema_says(settings_):
 
 
 def test_the_schema_refuses_what_kubectl_would(small):
-    _, job = manifest(parcel(small), KubeRay(image="x"))
+    _, job = manifest(bundle(small), KubeRay(image="x"))
     for broken in (
         {**job, "kind": "RayCluster"},
         {**job, "spec": {**job["spec"], "backOffLimit": 1}},
@@ -207,7 +207,7 @@ def test_a_batch_script_is_bash_and_asks_for_what_was_said(nodes, gpus, cpus, pa
     config = schema.from_dict(
         {"name": "x", "data": {"store": "s", "source": {"kind": "x"}}, "model": {"networks": "x"}}
     )
-    text = script(Parcel("x-1", config, {}, nodes, 60.0), asked, Path("/shared/launch"))
+    text = script(JobBundle("x-1", config, {}, nodes, 60.0), asked, Path("/shared/launch"))
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
     lines = [line.removeprefix("#SBATCH ") for line in text.splitlines() if line.startswith("#SBATCH ")]
     assert f"--nodes={nodes}" in lines

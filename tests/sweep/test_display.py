@@ -23,9 +23,9 @@ from rich.console import Console
 from rich.text import Text
 
 from pipeline.sweep.display.console import Display
-from pipeline.sweep.display.eta import Course, remaining
-from pipeline.sweep.display.table import Standing, short_names
-from pipeline.tracking.summary import ENDED, Records, TrialRecord
+from pipeline.sweep.display.eta import TrialProgress, estimate_eta
+from pipeline.sweep.display.table import SweepStatus, short_names
+from pipeline.tracking.summary import TERMINAL_STATUSES, SweepSummary, TrialRecord
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MANY = settings(deadline=None, derandomize=True, max_examples=80, suppress_health_check=list(HealthCheck))
@@ -47,7 +47,9 @@ PARAMS = st.dictionaries(
 def trials(draw) -> list[TrialRecord]:
     found = []
     for index in range(draw(st.integers(0, 40))):
-        record = TrialRecord(f"{index:03d}", draw(PARAMS), draw(st.sampled_from(["pending", "running", *ENDED])))
+        record = TrialRecord(
+            f"{index:03d}", draw(PARAMS), draw(st.sampled_from(["pending", "running", *TERMINAL_STATUSES]))
+        )
         if record.status != "pending":
             record.metrics = {**draw(METRICS), "base_step": draw(st.integers(0, 200))}
             record.best_metrics = draw(st.just({}) | METRICS)
@@ -56,12 +58,12 @@ def trials(draw) -> list[TrialRecord]:
     return found
 
 
-def standing(found: list[TrialRecord], more: int = 0, name: str = "digits", **values) -> Standing:
-    records = Records("out", metric="fid_gebm", mode="min", shown=("fid_base", "fid_gebm"), facts={}, trials=found)
-    return Standing(records, name, 100, trials=len(found) + more, **values)
+def standing(found: list[TrialRecord], more: int = 0, name: str = "digits", **values) -> SweepStatus:
+    records = SweepSummary("out", metric="fid_gebm", mode="min", shown=("fid_base", "fid_gebm"), facts={}, trials=found)
+    return SweepStatus(records, name, 100, trials=len(found) + more, **values)
 
 
-def drawn(what: Standing, width: int, height: int) -> list[str]:
+def drawn(what: SweepStatus, width: int, height: int) -> list[str]:
     console = Console(file=io.StringIO(), width=width, height=height, force_terminal=True, record=True)
     console.print(what)
     return console.export_text().splitlines()
@@ -82,7 +84,7 @@ def test_it_never_overflows_a_window_and_counts_add_up(found, more, width, heigh
     assert all(Text(line).cell_len <= width for line in lines)
     counts = what.counts()
     assert sum(counts.values()) == len(found) + more
-    for status in ("running", *ENDED):
+    for status in ("running", *TERMINAL_STATUSES):
         assert counts[status] == sum(record.status == status for record in found)
     if width >= 80:
         numbers = [int(number) for number in re.findall(r"(\d+) (?:running|waiting|finished|pruned|failed)", lines[0])]
@@ -103,7 +105,7 @@ def test_who_runs_is_shown_first_and_the_best_of_who_has_ended_next(found, heigh
     body = lines[1 + next((i for i, line in enumerate(lines) if line.startswith("trial ")), len(lines)) :]
     names = [line.split()[0] for line in body]
     running = [record.name for record in found if record.status == "running"]
-    ended = [record.name for record in what.records.ranking() if record.status in ENDED]
+    ended = [record.name for record in what.records.ranking() if record.status in TERMINAL_STATUSES]
     more = re.fullmatch(r"and (\d+) more that run *", body[-1]) if body else None
     if more:
         assert running[: len(names) - 1] == names[:-1] and int(more[1]) == len(running) - len(names) + 1
@@ -148,8 +150,10 @@ def test_where_all_trials_are_alike_the_time_left_is_exact(slots, waves):
     whole = 120.0
     for wave in range(waves):
         for fraction in (0.1, 0.5, 0.95):
-            courses = [Course(1.0, whole, True)] * (wave * slots) + [Course(fraction, fraction * whole, False)] * slots
-            left = remaining(courses, (waves - wave - 1) * slots, slots)
+            courses = [TrialProgress(1.0, whole, True)] * (wave * slots) + [
+                TrialProgress(fraction, fraction * whole, False)
+            ] * slots
+            left = estimate_eta(courses, (waves - wave - 1) * slots, slots)
             true = (waves - wave - fraction) * whole
             assert left.seconds == pytest.approx(true)
             assert left.done == pytest.approx((wave + fraction) / waves)
@@ -169,9 +173,9 @@ def test_a_trials_start_up_and_warm_up_are_not_taken_for_the_pace_of_the_rest():
 @given(st.lists(st.floats(0.01, 1.0), min_size=1, max_size=50), st.integers(1, 100), st.integers(1, 8))
 def test_of_trials_that_have_all_ended_it_is_their_mean_with_one_whole_trial_more(fractions, waiting, slots):
     """Kaplan and Meier's estimate is then the mean; the one that is added went to its end."""
-    courses = [Course(fraction, 100 * fraction, True) for fraction in fractions]
+    courses = [TrialProgress(fraction, 100 * fraction, True) for fraction in fractions]
     mean = (sum(fractions) + 1) / (len(fractions) + 1)
-    assert remaining(courses, waiting, slots).seconds == pytest.approx(100 * mean * max(waiting / slots, 1.0))
+    assert estimate_eta(courses, waiting, slots).seconds == pytest.approx(100 * mean * max(waiting / slots, 1.0))
 
 
 # In whole steps and milliseconds, as trials report them.
@@ -181,12 +185,12 @@ SECONDS = st.integers(0, 10**8).map(lambda milliseconds: milliseconds / 1000)
 
 @MANY
 @given(
-    st.lists(st.builds(Course, FRACTIONS, SECONDS, st.booleans()), max_size=40),
+    st.lists(st.builds(TrialProgress, FRACTIONS, SECONDS, st.booleans()), max_size=40),
     st.integers(0, 100),
     st.integers(1, 8),
 )
 def test_it_is_never_more_than_if_none_were_pruned(courses, waiting, slots):
-    left = remaining(courses, waiting, slots)
+    left = estimate_eta(courses, waiting, slots)
     if left is None:
         assert not sum(course.fraction for course in courses) or not sum(course.seconds for course in courses)
         return
@@ -202,7 +206,7 @@ def test_it_is_never_more_than_if_none_were_pruned(courses, waiting, slots):
 DRIVE = """
 import sys, time
 from pipeline.sweep.display.console import Display
-from pipeline.tracking.summary import Records, TrialRecord
+from pipeline.tracking.summary import SweepSummary, TrialRecord
 records = Records("out", metric="fid_gebm", mode="min", shown=("fid_base", "fid_gebm"), facts={})
 display = Display(records, "digits", 100, log=sys.argv[1] or None)
 display.say("before")

@@ -20,14 +20,14 @@ def folder(request, tmp_path):
 
 
 def hold(folder: str, held: multiprocessing.Event) -> None:
-    with lock.held(folder):
+    with lock.acquire(folder):
         held.set()
         signal.pause()
 
 
 def test_a_folder_is_free_again_once_it_is_let_go(folder):
     for _ in range(2):
-        with lock.held(folder), pytest.raises(UserError, match="another sweep writes"), lock.held(folder):
+        with lock.acquire(folder), pytest.raises(UserError, match="another sweep writes"), lock.acquire(folder):
             pass
 
 
@@ -38,11 +38,11 @@ def test_what_died_here_holds_nothing_and_what_lives_does(tmp_path):
     process.start()
     assert held.wait(30)
     os.kill(process.pid, signal.SIGSTOP)  # it gives no sign of life, and lives
-    with pytest.raises(UserError, match=str(process.pid)), lock.held(folder):
+    with pytest.raises(UserError, match=str(process.pid)), lock.acquire(folder):
         pass
     process.kill()
     process.join()
-    with lock.held(folder):
+    with lock.acquire(folder):
         pass
 
 
@@ -64,16 +64,16 @@ def test_a_holder_elsewhere_is_watched_before_it_counts_as_dead(folder):
 
     thread = threading.Thread(target=live)
     thread.start()
-    with pytest.raises(UserError, match="on far"), lock.held(folder, watched=2.0):
+    with pytest.raises(UserError, match="on far"), lock.acquire(folder, stale_after=2.0):
         pass
     ended.set()
     thread.join()
-    with lock.held(folder, watched=0.2):  # it says nothing any more
+    with lock.acquire(folder, stale_after=0.2):  # it says nothing any more
         pass
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff", b"{}", b'{"machine": null}', b"[" * 100_000])
 def test_a_lease_that_makes_no_sense_holds_nothing(folder, content):
     lock.write_file(f"{folder}/.lease.json", content)
-    with lock.held(folder, watched=0.2):
+    with lock.acquire(folder, stale_after=0.2):
         pass

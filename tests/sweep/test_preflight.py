@@ -30,7 +30,7 @@ def said(store, *, nodes: int = 1, output: str = "memory://advice/out", worker: 
             "model": {"networks": "dcgan"},
         }
     )
-    driver._advise(config, SimpleNamespace(nodes=range(nodes), worker={worker: 1.0}), store, console)
+    driver._print_preflight(config, SimpleNamespace(nodes=range(nodes), worker={worker: 1.0}), store, console)
     return console.file.getvalue()
 
 
@@ -47,7 +47,7 @@ def test_of_a_large_one_it_is_said_that_it_could_be_kept(digits, monkeypatch):
 
 def test_of_one_that_is_held_or_lies_here_nothing_is_said(digits, tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.data.reading.device_reader.CACHE_BYTES", 0)
-    assert said(digits, hold=True) == said(digits, worker="GPU") == ""
+    assert said(digits, device_resident=True) == said(digits, worker="GPU") == ""
     write_store(sources.make("digits"), str(tmp_path / "digits"), resolution=8, channels=1)
     assert said(open_store(str(tmp_path / "digits")), cache="/scratch/gebm") == ""
 

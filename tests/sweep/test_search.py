@@ -15,7 +15,7 @@ from ray.tune.search import Searcher
 from pipeline.config import from_dict
 from pipeline.runtime.errors import UserError
 from pipeline.sweep import search
-from pipeline.sweep.space import first_points, grid_points, parse_space, random_points
+from pipeline.sweep.space import grid_points, initial_points, parse_space, random_points
 from pipeline.tracking.summary import TrialRecord
 
 BOUNDS = st.tuples(st.floats(1e-6, 1e2), st.floats(1.001, 1e3)).map(lambda pair: (pair[0], pair[0] * pair[1]))
@@ -134,7 +134,7 @@ def test_a_malformed_space_is_one_line_that_names_its_key(key, form):
 
 
 def test_an_empty_space_is_a_single_run():
-    assert first_points(config({}), {}) == [{}]
+    assert initial_points(config({}), {}) == [{}]
 
 
 SPACE = {"train.base_lr": {"log_uniform": [1e-4, 1e-2]}}
@@ -161,7 +161,7 @@ def test_exactly_the_unfinished_trials_are_handed_out_again(statuses):
     searcher, count = search.make_searcher(settings_, parse_space(settings_), records)
     left = [record.name for record in records if record.status in ("pending", "running")]
     found = handed_out(searcher)
-    assert [params[search.TRIAL] for params in found] == left and count == len(left)
+    assert [params[search.TRIAL_NAME_KEY] for params in found] == left and count == len(left)
     assert all(params["train.base_lr"] == 1e-3 for params in found)
 
 
@@ -170,7 +170,7 @@ def test_optuna_proposes_what_is_missing_after_the_unfinished():
     records = [ran("000", "finished", 3.0), ran("001", "running", 2.0, base_lr=5e-3), ran("002", "failed")]
     searcher, count = search.make_searcher(settings_, parse_space(settings_), records)
     found = handed_out(searcher)
-    assert [params[search.TRIAL] for params in found] == ["001", "003", "004", "005"] and count == 4
+    assert [params[search.TRIAL_NAME_KEY] for params in found] == ["001", "003", "004", "005"] and count == 4
     assert found[0]["train.base_lr"] == 5e-3
     assert all(1e-4 <= params["train.base_lr"] <= 1e-2 for params in found)
     assert len({params["train.base_lr"] for params in found}) == 4
@@ -236,7 +236,12 @@ def test_population_based_training_stays_within_the_bounds():
         (0.8e-4, 25, 1e-4, 32),
         (3e-3, 64, 3e-3, 64),
     ):
-        perturbed = {search.TRIAL: "001", "train.base_lr": rate, "train.batch_size": size, "sampler.name": "kla"}
+        perturbed = {
+            search.TRIAL_NAME_KEY: "001",
+            "train.base_lr": rate,
+            "train.batch_size": size,
+            "sampler.name": "kla",
+        }
         wanted = {**perturbed, "train.base_lr": wanted_rate, "train.batch_size": wanted_size}
         assert explore(perturbed) == wanted
 

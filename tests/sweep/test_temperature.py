@@ -19,15 +19,15 @@ from pipeline.config import apply
 from pipeline.config.temperature import describe_temperature, sampling_beta
 from pipeline.data import open_store
 from pipeline.evaluation import plots
-from pipeline.report.analysis import findings, read_findings
+from pipeline.report.analysis import collect_results, load_results
 from pipeline.report.charts import charts, draw, interactive
 from pipeline.report.markdown import markdown
 from pipeline.sweep.display.console import results_table, seeds_table
-from pipeline.sweep.display.table import Standing
+from pipeline.sweep.display.table import SweepStatus
 from pipeline.sweep.finalize import finish
-from pipeline.tasks.images import Images, ImagesWork
+from pipeline.tasks.images import Images, ImageTaskWorker
 from pipeline.tracking.registry import BEST, register
-from pipeline.tracking.summary import Records, read_summary
+from pipeline.tracking.summary import SweepSummary, read_summary
 from pipeline.tracking.trial_temperature import sweep_temperature, trial_beta
 from pipeline.training.model import build_model
 from tests.sweep.test_warnings import Driver
@@ -55,10 +55,10 @@ def test_the_beta_of_a_score_is_that_of_its_chains(small):
     assert sampling_beta(config) is None and sampling_beta(config, {}) is None
 
 
-def a_sweep(betas: list[float | None], searched: bool = False, **facts: object) -> Records:
+def a_sweep(betas: list[float | None], searched: bool = False, **facts: object) -> SweepSummary:
     """A sweep of trials that were sampled at these betas, the best first."""
     facts = {"experiment": "small", "measure": "FID by any", **facts}
-    records = Records("folder", metric="fid_gebm", mode="min", shown=SHOWN, facts=facts)
+    records = SweepSummary("folder", metric="fid_gebm", mode="min", shown=SHOWN, facts=facts)
     for index, beta in enumerate(betas):
         record = records.add(f"{index:03d}", {"sampler.beta": beta} if searched else {"train.base_lr": 1.0 + index})
         metrics = {"base_step": 8, "fid_base": index + 6.0, "fid_gebm": index + 5.0}
@@ -79,10 +79,10 @@ def test_tables_report_and_charts_say_the_beta_of_a_sweep(beta):
     records, words = a_sweep([beta] * 4, beta=beta), describe_temperature(beta)
     assert f"FID by any; {words})" in printed(results_table(records))
     assert "beta" not in [column.header for column in results_table(records).columns]
-    window = printed(Standing(records, "small", 8, trials=4))
+    window = printed(SweepStatus(records, "small", 8, trials=4))
     assert f"4 trials of small ({words}): " in window and f"fid_gebm 5.000 ({words})" in window
-    assert f"fid_gebm 5.000 ({words})" in Standing(records, "small", 8, trials=4).summary()
-    found = findings("folder", records, {})
+    assert f"fid_gebm 5.000 ({words})" in SweepStatus(records, "small", 8, trials=4).summary()
+    found = collect_results("folder", records, {})
     text = markdown(found)
     assert text.splitlines()[0].endswith(f"the best 5.000 ({words})")
     assert f"`fid_gebm` 5 ({words}). With its energy" in text and f"Scores of the GEBM: {words}." in text
@@ -99,8 +99,8 @@ def test_where_beta_is_searched_it_is_that_of_each_trial_and_the_best_says_its_o
     words = "beta 0.5 to 10, by trial; 1 is the model itself, larger is colder"
     table = results_table(records)
     assert words in table.title and [column.header for column in table.columns].count("beta") == 1
-    assert f"best is trial 000 with fid_base 6.000, fid_gebm 5.000 ({COLDER})" in Standing(records, "s", 8).summary()
-    text = markdown(findings("folder", records, {}))
+    assert f"best is trial 000 with fid_base 6.000, fid_gebm 5.000 ({COLDER})" in SweepStatus(records, "s", 8).summary()
+    text = markdown(collect_results("folder", records, {}))
     assert f"the best 5.000 ({COLDER})" in text and f"Scores of the GEBM: {words}." in text
     [best, *_] = [row for row in text.splitlines() if row.startswith("| 000 |")]
     assert best.endswith("| 10.00 |") and "sampler.beta" in text
@@ -111,7 +111,7 @@ def test_trials_of_a_sweep_resumed_with_another_beta_are_told_apart():
     table = results_table(records)
     [column] = [column for column in table.columns if column.header == "beta"]
     assert list(column.cells) == ["10", "1"]
-    text = markdown(findings("folder", records, {}))
+    text = markdown(collect_results("folder", records, {}))
     head, _, *rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
     at = next(index for index, cell in enumerate(head) if cell.startswith("beta"))
     assert [row[at] for row in rows] == ["10.00", "1.000"]
@@ -120,7 +120,7 @@ def test_trials_of_a_sweep_resumed_with_another_beta_are_told_apart():
 def test_scores_of_no_known_temperature_are_shown_without():
     records = a_sweep([None, None])
     assert sweep_temperature(records) is None
-    for text in (printed(results_table(records)), markdown(findings("folder", records, {}))):
+    for text in (printed(results_table(records)), markdown(collect_results("folder", records, {}))):
         assert "beta" not in text
 
 
@@ -133,7 +133,7 @@ def test_an_untrusted_summary_has_no_beta_that_is_no_number(tmp_path, beta):
     (tmp_path / "summary.json").write_text(
         json.dumps({"metric": "fid_gebm", "mode": "min", "beta": beta, "trials": []})
     )
-    assert read_findings(str(tmp_path)).temperature is None
+    assert load_results(str(tmp_path)).temperature is None
 
 
 def test_a_report_of_a_folder_has_the_beta_of_its_summary_or_else_of_its_config(tmp_path):
@@ -143,11 +143,11 @@ def test_a_report_of_a_folder_has_the_beta_of_its_summary_or_else_of_its_config(
     config = "sweep: {search: grid, scheduler: none, space: {}}\nevaluation: {num_samples: 100}\n"
     for task, expected in (("images", "beta 4: colder than the model"), ("density", None)):
         (tmp_path / "config.yaml").write_text(f"{config}task: {task}\nsampler: {{beta: 4.0}}\n")
-        found = read_findings(str(tmp_path))
+        found = load_results(str(tmp_path))
         assert found.temperature == expected and found.settings["num_samples"] == 100
     records.facts["beta"] = 10.0
     records.write()
-    assert read_findings(str(tmp_path)).temperature == COLDER
+    assert load_results(str(tmp_path)).temperature == COLDER
 
 
 def test_means_over_seeds_say_their_temperature():
@@ -172,7 +172,7 @@ def test_the_driver_notes_beta_with_each_score_and_tells_it_the_tracker(small, t
     document, _ = read_summary(driver.config.output)
     assert document["temperature"] == COLDER and document["best"]["metrics"]["beta"] == 10.0
     client = MlflowClient(driver.config.tracking.uri)
-    child, parent = (client.get_run(run).data.tags for run in (driver.tracker.run_of("000"), driver.run_id))
+    child, parent = (client.get_run(run).data.tags for run in (driver.tracker.trial_run_id("000"), driver.run_id))
     assert child["beta"] == "10" and f"Scores of the GEBM are at {COLDER}." in child["mlflow.note.content"]
     assert f"({COLDER})" in parent["mlflow.note.content"]
 
@@ -240,7 +240,7 @@ def test_every_picture_of_an_evaluation_says_the_beta_of_its_samples(beta, small
         small(evaluation={"num_samples": 60, "batch_size": 60, "chain_points": 2, "grid": 16}),
         {"data.store": url, "sampler.num_steps": 2, "sampler.beta": beta},
     )
-    work = ImagesWork(config, open_store(url), classifier, 0, 1, torch.device("cpu"))
+    work = ImageTaskWorker(config, open_store(url), classifier, 0, 1, torch.device("cpu"))
     found, told = work.evaluate(build_model(config).eval()), describe_temperature(beta)
     titles = [f"MCMC step {step} ({told})" for step in (0, 1, 2)]
     titles += [f"GEBM, same latents ({told})"] * 2  # side by side, and by energy
@@ -254,7 +254,7 @@ def test_every_picture_of_an_evaluation_says_the_beta_of_its_samples(beta, small
 
 def test_clouds_of_points_keep_their_temperature_on_a_line_of_its_own():
     points = torch.cat([torch.zeros(400, 2), torch.full((1, 2), 50.0)])
-    [_, panel] = plots.clouds({"base": points[:9], plots.at_temperature("GEBM", COLDER, "\n"): points}).axes
+    [_, panel] = plots.scatter_3d({"base": points[:9], plots.at_temperature("GEBM", COLDER, "\n"): points}).axes
     assert panel.get_title() == f"GEBM (1 of 401 outside)\n({COLDER})"
 
 

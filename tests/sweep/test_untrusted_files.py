@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from pipeline import config as schema
 from pipeline.config.validation import validate
 from pipeline.runtime.errors import UserError
-from pipeline.sweep.driver import resumed
-from pipeline.tracking.summary import Records, TrialRecord
+from pipeline.sweep.driver import load_sweep
+from pipeline.tracking.summary import SweepSummary, TrialRecord
 from pipeline.training.checkpoints import Checkpoints, read
 from pipeline.training.model import trained_config
 from tests.helpers.untrusted import JSON, changed, one_line, paths
@@ -105,7 +105,7 @@ def test_any_index_of_checkpoints(checkpoint, content):
 def test_a_config_with_anything_at_any_place(config, data, other, how):
     values = schema.to_dict(config)
     document = changed(values, data.draw(st.sampled_from(paths(values))), other, how)
-    one_line(lambda: validate(schema.from_dict(document)))
+    one_line(lambda: validate(schema.from_saved(document)))
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def sweep(tmp_path_factory, config) -> Path:
     folder = tmp_path_factory.mktemp("sweep")
     (folder / "config.yaml").write_text(yaml.safe_dump(schema.to_dict(config)))
     trial = TrialRecord("000", {"train.energy_lr": 1e-3}, "running", {"fid_gebm": 1.0}, evaluations=[{"base_step": 1}])
-    Records(str(folder), metric="fid_gebm", mode="min", shown=("fid_base",), facts={}, trials=[trial]).write()
+    SweepSummary(str(folder), metric="fid_gebm", mode="min", shown=("fid_base",), facts={}, trials=[trial]).write()
     return folder
 
 
@@ -123,14 +123,14 @@ def test_a_summary_with_anything_at_any_place(sweep, data, other, how):
     summary = json.loads((sweep / "summary.json").read_text())
     document = changed(summary, data.draw(st.sampled_from(paths(summary))), other, how)
     with written(sweep / "summary.json", json.dumps(document).encode()):
-        one_line(resumed, str(sweep))
+        one_line(load_sweep, str(sweep))
 
 
 @SOME
 @given(content=st.binary(max_size=100) | st.text(max_size=100).map(str.encode))
 def test_any_config_of_a_sweep(sweep, content):
     with written(sweep / "config.yaml", content):
-        one_line(resumed, str(sweep))
+        one_line(load_sweep, str(sweep))
 
 
 @pytest.mark.parametrize("name", ["../../elsewhere", "/etc", "..", "a/b", "", ".", "trials\\x", None, 3])
@@ -141,7 +141,7 @@ def test_a_trial_that_leads_elsewhere_is_refused(sweep, name):
         written(sweep / "summary.json", json.dumps(summary).encode()),
         pytest.raises(UserError, match=r"summary\.json is damaged"),
     ):
-        resumed(str(sweep))
+        load_sweep(str(sweep))
 
 
 @pytest.mark.parametrize("text", ["${oc.env:GEBM_TEST_SECRET}", "${oc.env:HOME}", "${oc.decode:'1'}", "${name}", "${"])
@@ -155,7 +155,7 @@ def test_no_secret_of_the_environment_is_read_for_a_stranger(sweep, checkpoint, 
         written(sweep / "config.yaml", yaml.safe_dump(values).encode()),
         pytest.raises(UserError, match=r"data\.source\.url"),
     ):
-        resumed(str(sweep))
+        load_sweep(str(sweep))
     with (
         written(checkpoint / "state.json", json.dumps(state).encode()),
         pytest.raises(UserError, match=r"data\.source\.url"),
@@ -183,4 +183,4 @@ def test_what_says_how_to_make_an_object_is_an_unknown_key(config):
 )
 def test_a_config_that_is_a_bomb_is_one_line(sweep, bomb):
     with written(sweep / "config.yaml", bomb.encode()), pytest.raises(UserError):
-        resumed(str(sweep))
+        load_sweep(str(sweep))

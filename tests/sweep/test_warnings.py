@@ -13,17 +13,17 @@ from ray.tune.experiment import Trial
 from rich.console import Console
 
 from pipeline.config import to_dict
-from pipeline.report.analysis import findings
+from pipeline.report.analysis import collect_results
 from pipeline.report.html import report
 from pipeline.report.markdown import LIMIT, markdown
 from pipeline.runtime.errors import UserError
-from pipeline.sweep.callback import Watch
+from pipeline.sweep.callback import SweepCallback
 from pipeline.sweep.display.console import Display, results_table
-from pipeline.sweep.display.table import Standing
-from pipeline.sweep.driver import resumed
+from pipeline.sweep.display.table import SweepStatus
+from pipeline.sweep.driver import load_sweep
 from pipeline.sweep.finalize import finish, show
-from pipeline.sweep.trainable import TRIAL
-from pipeline.tracking.summary import MAX_WARNINGS, Records, TrialRecord, read_summary
+from pipeline.sweep.trainable import TRIAL_NAME_KEY
+from pipeline.tracking.summary import MAX_WARNINGS, SweepSummary, TrialRecord, read_summary
 from pipeline.tracking.tracker import Tracker
 
 NEGATIVE, ABOVE = "KALE is negative at base step 8", "the energy of data is above that of the base"
@@ -33,12 +33,12 @@ SHOWN = ("fid_base", "fid_gebm")
 class Driver:
     """The driver's side of a sweep of two trials, which tests report for."""
 
-    def __init__(self, config, folder: Path, records: Records | None = None, run_id: str | None = None) -> None:
+    def __init__(self, config, folder: Path, records: SweepSummary | None = None, run_id: str | None = None) -> None:
         self.config, self.folder, self.printed = config, folder, io.StringIO()
         config.output, config.tracking.uri = str(folder / "out"), f"sqlite:///{folder / 'mlflow.db'}"
         facts = {"measure": "FID by any", "experiment": "small", "store_checksum": "0a", "extractor": "any"}
         facts |= {"mlflow_experiment_id": "1", "mlflow_run_id": "1"}
-        self.records = records or Records(config.output, metric="fid_gebm", mode="min", shown=SHOWN, facts=facts)
+        self.records = records or SweepSummary(config.output, metric="fid_gebm", mode="min", shown=SHOWN, facts=facts)
         self.console = Console(file=self.printed, width=400)
         self.display = Display(self.records, "small", 8, self.console, str(folder / "events.jsonl"))
         self.tracker = Tracker(
@@ -46,10 +46,10 @@ class Driver:
             journal=folder / "out" / "tracking.jsonl", folder=config.output,
         )  # fmt: skip
         self.run_id = self.tracker.start_sweep("sweep", {}, "note", extractor="any", run_id=run_id)
-        self.watch = Watch(config, self.records, self.tracker, self.display)
+        self.watch = SweepCallback(config, self.records, self.tracker, self.display)
 
     def trial(self, name: str) -> Trial:
-        trial = Trial("small", config={TRIAL: name}, trial_id=name, stub=True)
+        trial = Trial("small", config={TRIAL_NAME_KEY: name}, trial_id=name, stub=True)
         trial.custom_trial_name = name
         return trial
 
@@ -114,8 +114,8 @@ def test_warnings_survive_a_resume_and_are_not_printed_again(driver, small, tmp_
     assert read_summary(driver.config.output)[1][0].warnings == [NEGATIVE]
     driver.tracker.close(60)
     (tmp_path / "out" / "config.yaml").write_text(yaml.safe_dump(to_dict(driver.config)))
-    _, trials, _ = resumed(driver.config.output)
-    records = Records(driver.config.output, metric="fid_gebm", mode="min", shown=SHOWN, facts={}, trials=trials)
+    _, trials, _ = load_sweep(driver.config.output)
+    records = SweepSummary(driver.config.output, metric="fid_gebm", mode="min", shown=SHOWN, facts={}, trials=trials)
     again = Driver(small(train={"base_steps": 8}), tmp_path, records, driver.run_id)
     again.start("000")
     again.evaluate("000", 5.0, warnings=[NEGATIVE, ABOVE])
@@ -144,13 +144,13 @@ def test_warnings_are_bounded_in_number_and_length_and_a_terminal_prints_them_as
         assert driver.records.add_warnings(other, nonsense) == [] and other.warnings == []
     # MLflow would refuse a tag that is longer, and with it all others of the same entry.
     assert driver.tracker.close(60) == 0
-    tags = MlflowClient(driver.config.tracking.uri).get_run(driver.tracker.run_of("000")).data.tags
+    tags = MlflowClient(driver.config.tracking.uri).get_run(driver.tracker.trial_run_id("000")).data.tags
     assert tags["warnings"].startswith("[31mred and ***; 0 xx") and 4000 < len(tags["warnings"]) <= 5000
     assert tags["mlflow.note.content"].startswith("running") and len(tags["mlflow.note.content"]) <= 5000
 
 
 def test_a_summary_with_warnings_is_read_back_and_one_without_the_field_too(tmp_path):
-    records = Records(str(tmp_path), metric="fid_gebm", mode="min", shown=SHOWN, facts={})
+    records = SweepSummary(str(tmp_path), metric="fid_gebm", mode="min", shown=SHOWN, facts={})
     records.add_warnings(records.add("000", {}), [NEGATIVE, ABOVE])
     records.write()
     _, [trial] = read_summary(str(tmp_path))
@@ -181,7 +181,7 @@ def test_the_tracker_has_the_warnings_of_a_trial_through_the_journal(driver):
     driver.evaluate("000", 5.0, warnings=[f"{ABOVE} <b>"])
     driver.end("000")
     assert driver.tracker.close(60) == 0
-    tags = MlflowClient(driver.config.tracking.uri).get_run(driver.tracker.run_of("000")).data.tags
+    tags = MlflowClient(driver.config.tracking.uri).get_run(driver.tracker.trial_run_id("000")).data.tags
     assert tags["warnings"] == f"{NEGATIVE}; {ABOVE} <b>" and tags["status"] == "finished"
     assert tags["mlflow.note.content"].startswith("finished\n")
     assert f"- {NEGATIVE}\n- {ABOVE} \\<b\\>" in tags["mlflow.note.content"]
@@ -192,7 +192,7 @@ def test_a_trial_without_warnings_has_no_tag_of_them(driver):
     driver.evaluate("000", 5.0)
     driver.end("000")
     assert driver.tracker.close(60) == 0
-    tags = MlflowClient(driver.config.tracking.uri).get_run(driver.tracker.run_of("000")).data.tags
+    tags = MlflowClient(driver.config.tracking.uri).get_run(driver.tracker.trial_run_id("000")).data.tags
     assert "warnings" not in tags and "arning" not in tags["mlflow.note.content"]
 
 
@@ -216,9 +216,9 @@ def test_the_end_of_a_sweep_says_the_warnings_of_the_best_trial_next_to_its_scor
     assert "## Warnings" in note and f"looked into**: {NEGATIVE}; {ABOVE}" in note
 
 
-def a_sweep(warned: dict[str, list[str]], trials: int = 4) -> Records:
+def a_sweep(warned: dict[str, list[str]], trials: int = 4) -> SweepSummary:
     facts = {"experiment": "small", "measure": "FID by any"}
-    records = Records("folder", metric="fid_gebm", mode="min", shown=SHOWN, facts=facts)
+    records = SweepSummary("folder", metric="fid_gebm", mode="min", shown=SHOWN, facts=facts)
     for index in range(trials):
         record = records.add(f"{index:03d}", {"train.base_lr": 1e-4 * (index + 1)})
         metrics = {"base_step": 8, "fid_base": index + 6.0, "fid_gebm": index + 5.0}
@@ -229,7 +229,7 @@ def a_sweep(warned: dict[str, list[str]], trials: int = 4) -> Records:
 
 
 def test_the_report_lists_who_has_warnings_and_what_to_do_and_marks_them_in_the_table():
-    found = findings("folder", a_sweep({"001": [NEGATIVE, "<script>alert(1)</script>"], "003": [ABOVE]}), {})
+    found = collect_results("folder", a_sweep({"001": [NEGATIVE, "<script>alert(1)</script>"], "003": [ABOVE]}), {})
     text = markdown(found)
     section = text.partition("## Warnings")[2].partition("\n## ")[0]
     assert f"- trial 001 (finished): {NEGATIVE}; \\<script\\>alert(1)\\</script\\>" in section
@@ -246,13 +246,13 @@ def test_the_report_lists_who_has_warnings_and_what_to_do_and_marks_them_in_the_
 
 
 def test_the_reports_answer_says_the_warnings_of_the_best_trial_next_to_its_score():
-    text = markdown(findings("folder", a_sweep({"000": [NEGATIVE]}), {}))
+    text = markdown(collect_results("folder", a_sweep({"000": [NEGATIVE]}), {}))
     assert f"`fid_gebm` 5. **Do not rely on this score before its warnings are looked into**: {NEGATIVE}." in text
     assert text.splitlines()[0].endswith("the best 5.000 (with warnings)")
 
 
 def test_a_report_without_warnings_says_nothing_of_them():
-    assert "arning" not in markdown(findings("folder", a_sweep({}), {}))
+    assert "arning" not in markdown(collect_results("folder", a_sweep({}), {}))
     table = results_table(a_sweep({}))
     assert "warnings" not in [column.header for column in table.columns]
 
@@ -260,14 +260,14 @@ def test_a_report_without_warnings_says_nothing_of_them():
 @pytest.mark.parametrize("length", [3, 80, 500])
 def test_a_description_has_room_for_its_commands_however_many_warnings_there_are(length):
     warned = {f"{index:03d}": [f"{number:02d}" + "<" * length for number in range(20)] for index in range(40)}
-    text = markdown(findings("folder", a_sweep(warned, trials=40), {}))
+    text = markdown(collect_results("folder", a_sweep(warned, trials=40), {}))
     assert len(text) <= LIMIT and "## Warnings" in text and "Do not rely" in text and text.count("```") == 2
-    whole = markdown(findings("folder", a_sweep(warned, trials=40), {}), limit=None)
+    whole = markdown(collect_results("folder", a_sweep(warned, trials=40), {}), limit=None)
     assert whole.count("\n- trial ") == 40
 
 
 def test_a_window_too_narrow_for_all_of_it_still_has_the_best_trial():
     records = a_sweep({"000": [NEGATIVE]})
     console = Console(file=io.StringIO(), width=60, height=24, force_terminal=True, record=True)
-    console.print(Standing(records, "small", 8, trials=4))
+    console.print(SweepStatus(records, "small", 8, trials=4))
     assert "best: trial 000, fid_base 6.000, fid_gebm 5.000 (1 warning)" in console.export_text()

@@ -11,7 +11,7 @@ import torch
 from pipeline.data import Position, sources, write_store
 from pipeline.runtime.errors import UserError
 from pipeline.tasks import open_data
-from pipeline.tasks.images import ImagesWork
+from pipeline.tasks.images import ImageTaskWorker
 
 
 @pytest.fixture
@@ -20,18 +20,22 @@ def work(small, classifier, tmp_path):
     url = str(tmp_path / "store")
     write_store(sources.make("digits"), url, resolution=8, channels=1, samples_per_shard=100, num_processes=1)
 
-    def make(batch_size: int = 1, rank: int = 0, world_size: int = 1, **data: object) -> ImagesWork:
+    def make(batch_size: int = 1, rank: int = 0, world_size: int = 1, **data: object) -> ImageTaskWorker:
         config = small(data={"store": url, **data}, train={"batch_size": batch_size})
-        return ImagesWork(config, open_data(config.data), classifier, rank, world_size, torch.device("cpu"))
+        return ImageTaskWorker(config, open_data(config.data), classifier, rank, world_size, torch.device("cpu"))
 
     return make
 
 
-@pytest.mark.parametrize("data", [{}, {"hold": True}, {"reader_workers": 1}, {"hold": False, "reader_workers": 1}])
+@pytest.mark.parametrize(
+    "data", [{}, {"device_resident": True}, {"num_workers": 1}, {"device_resident": False, "num_workers": 1}]
+)
 def test_batches_are_the_same_however_they_are_read(work, data):
     for rank in range(2):
         # From the end of one epoch of 14 batches into the next.
-        expected, batches = (work(128, rank, 2, **keys).batches(Position(2, 12)) for keys in ({"hold": False}, data))
+        expected, batches = (
+            work(128, rank, 2, **keys).batches(Position(2, 12)) for keys in ({"device_resident": False}, data)
+        )
         assert batches.position == Position(2, 12)
         for after in (Position(2, 13), Position(3, 0), Position(3, 1)):
             images, wanted = next(batches), next(expected)
@@ -41,7 +45,8 @@ def test_batches_are_the_same_however_they_are_read(work, data):
 
 
 @pytest.mark.parametrize(
-    ("data", "held"), [({}, True), ({"reader_workers": 1}, True), ({"hold": True}, True), ({"hold": False}, False)]
+    ("data", "held"),
+    [({}, True), ({"num_workers": 1}, True), ({"device_resident": True}, True), ({"device_resident": False}, False)],
 )
 def test_a_small_store_is_held_unless_it_is_forbidden(work, tmp_path, data, held):
     batches = work(**data).batches(Position())
@@ -58,7 +63,7 @@ def test_a_small_store_is_held_unless_it_is_forbidden(work, tmp_path, data, held
 
 
 def test_a_worker_that_never_trains_never_reads_its_store(work, tmp_path):
-    worker = work(hold=True)
+    worker = work(device_resident=True)
     for shard in (tmp_path / "store").glob("*.tar"):
         shard.unlink()
     batches = worker.batches(Position(1, 2))
@@ -74,19 +79,19 @@ def remote(work, tmp_path, **data: object):
     if not files.exists(url):
         write_store(sources.make("digits"), url, resolution=8, channels=1, samples_per_shard=100, num_processes=1)
         work(store=url)  # its statistics are made, for which all of it is read
-    keys = {"hold": False, "cache": str(tmp_path / "cache"), **data}
+    keys = {"device_resident": False, "cache": str(tmp_path / "cache"), **data}
     return work(store=url, **keys).batches(Position())
 
 
 @pytest.mark.parametrize("read_ahead", [0, 3])
 def test_the_cache_and_what_is_read_ahead_are_the_configs(work, tmp_path, read_ahead):
-    batches = remote(work, tmp_path, read_ahead=read_ahead)
+    batches = remote(work, tmp_path, prefetch_shards=read_ahead)
     first = next(batches)
     end = time.monotonic() + 30
     while len(found := list((tmp_path / "cache").glob("*.tar"))) <= read_ahead and time.monotonic() < end:
         time.sleep(0.01)
     assert len(found) == 1 + read_ahead and batches.notes == ()
-    assert torch.equal(next(remote(work, tmp_path, read_ahead=read_ahead)), first)
+    assert torch.equal(next(remote(work, tmp_path, prefetch_shards=read_ahead)), first)
 
 
 def test_a_cache_that_fails_is_told_and_is_no_bad_shard(work, tmp_path):

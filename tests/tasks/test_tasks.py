@@ -18,9 +18,9 @@ from pipeline.data.sources.base import Table
 from pipeline.data.sources.tables import toy
 from pipeline.evaluation.evaluator import evaluate
 from pipeline.runtime.errors import UserError
-from pipeline.tasks.points import PointJudge
+from pipeline.tasks.points import PointScorer
 from pipeline.tasks.rows import RowBatches
-from pipeline.tasks.store import ready_store, split_store
+from pipeline.tasks.store import ensure_store, split_store
 from pipeline.training.model import build_model
 
 DIM = 3
@@ -230,16 +230,16 @@ def test_rows_are_shown_in_the_units_of_the_table(density):
 
 
 @pytest.fixture(scope="module")
-def judge() -> PointJudge:
+def scorer() -> PointScorer:
     angles = torch.special.ndtri((torch.arange(5_000, dtype=torch.float64) + 0.5) / 5_000)[:, None]
-    return PointJudge(
+    return PointScorer(
         toy.sample(2_000, seed=1), toy.sample(2_000, seed=2), toy.base(angles).float(), lambda points: points
     )
 
 
-def test_the_distance_of_points_is_that_of_their_laws(judge):
+def test_the_distance_of_points_is_that_of_their_laws(scorer):
     exact, base = toy.sample(2_000, seed=2), toy.base(torch.randn(2_000, 1)).float()
-    scores = [judge.score({"points": points}, end=True) for points in (exact, base, exact + 0.5)]
+    scores = [scorer.score({"points": points}, end=True) for points in (exact, base, exact + 0.5)]
     distances = [score["distance"] for score in scores]
     # Of two samples of one law: below the mean of n^(-1/2) times the spread, which is at most one along each direction.
     assert distances[0] < 1 / math.sqrt(2_000) * math.sqrt(math.pi) < distances[1] < distances[2]
@@ -247,10 +247,10 @@ def test_the_distance_of_points_is_that_of_their_laws(judge):
     assert 0.2 * math.sqrt(0.75) < distances[2] < math.sqrt(0.75)
     assert scores[0]["off_support"] < 1e-3 and scores[1]["off_support"] < 1e-3 < scores[2]["off_support"]
     assert scores[0]["distance_validation"] == 0 < scores[1]["distance_validation"]  # these very points
-    assert set(judge.score({"points": exact}, end=False)) == {"distance"}
+    assert set(scorer.score({"points": exact}, end=False)) == {"distance"}
 
 
-def test_the_true_energy_on_the_true_base_leads_the_chain_to_the_data(judge):
+def test_the_true_energy_on_the_true_base_leads_the_chain_to_the_data(scorer):
     """The model that made the data, sampled as a trained one is."""
 
     class Curve(torch.nn.Module):
@@ -271,7 +271,7 @@ def test_the_true_energy_on_the_true_base_leads_the_chain_to_the_data(judge):
             "evaluation": {"num_samples": 2_000, "batch_size": 2_000, "chain_points": 2},
         }
     )
-    found = evaluate(GEBM(Curve(), Energy(), StandardNormal(1)).eval(), config, judge)
+    found = evaluate(GEBM(Curve(), Energy(), StandardNormal(1)).eval(), config, scorer)
     assert found.scores["distance_gebm"] < 1 / math.sqrt(2_000) * math.sqrt(math.pi) < found.scores["distance_base"]
     # Six standard errors: the weights exp(-E) / Z have a mean of one, and their own spread is estimated with it.
     error = found.scores["log_partition_standard_error"]
@@ -282,7 +282,7 @@ def test_the_toy_is_made_where_it_is_first_asked_for(tmp_path, monkeypatch):
     monkeypatch.setenv("GEBM_STORES", str(tmp_path))
     data = {"store": "toy", "resolution": None, "channels": 3, "encoding": "rows", "source": {"kind": "toy"}}
     config = from_dict({"name": "toy", "task": "points", "data": data, "model": {"networks": "mlp"}})
-    store = ready_store(config)
+    store = ensure_store(config)
     assert store.manifest.num_samples == toy.NUM_ROWS and store.manifest.sample_shape == (3,)
-    assert ready_store(config).url == store.url
+    assert ensure_store(config).url == store.url
     assert sources.make("toy").rows.shape == (toy.NUM_ROWS, 3)

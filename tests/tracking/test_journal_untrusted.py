@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.tracking.journal import Outbox, Refused
+from pipeline.tracking.journal import Journal, PermanentError
 from pipeline.tracking.tracker import Tracker
 from tests.helpers.sweep import DATA
 from tests.helpers.untrusted import JSON, changed, one_line, paths
@@ -28,7 +28,7 @@ def folder(tmp_path_factory) -> Path:
 
 def read(path: Path) -> None:
     """Read a journal as a sweep does that goes on with it, and as a tracker's that takes all there is."""
-    Outbox(path, lambda entries: None).close(patience=30)
+    Journal(path, lambda entries: None).close(flush_timeout=30)
 
 
 @MANY
@@ -86,7 +86,7 @@ def tracker(folder) -> Tracker:
     made.start_sweep("sweep", {"seed": 0}, "what it is", extractor=None)
     made._deliver(ENTRIES[:1])
     yield made
-    made.close(patience=0)
+    made.close(flush_timeout=0)
 
 
 @settings(MANY, max_examples=400)
@@ -102,5 +102,5 @@ def test_an_entry_with_anything_at_any_place_is_sent_or_refused(tracker, data, e
     document = changed(entry, place, other, how)
     try:
         tracker._deliver([document])
-    except Refused as error:
+    except PermanentError as error:
         assert "\n" not in str(error)

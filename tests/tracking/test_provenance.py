@@ -7,8 +7,8 @@ import subprocess
 
 import torch
 
-from pipeline.runtime.system_metrics import Machine
-from pipeline.tracking.provenance import code_version, seen, tags
+from pipeline.runtime.system_metrics import SystemMetrics
+from pipeline.tracking.provenance import code_version, describe_dataset, tags
 
 
 def git(folder, *words):
@@ -35,19 +35,19 @@ def test_the_code_is_named_by_its_revision_only_where_it_is_in_the_repository(tm
 
 
 def test_the_data_are_named_without_what_lets_one_in(digits, small):
-    told = seen(digits)
+    told = describe_dataset(digits)
     assert told["checksum"] == digits.manifest.digest and told["num_samples"] == 1797 and told["name"] == "digits-8"
     signed = "https://me:hush-hush@example.org/stores/digits-8?X-Amz-Signature=c0ffeec0ffee"
-    hidden = seen(dataclasses.replace(digits, url=signed))
+    hidden = describe_dataset(dataclasses.replace(digits, url=signed))
     assert "hush" not in str(hidden) and "c0ffee" not in str(hidden) and hidden["name"] == "digits-8"
     wanted = {"experiment": "small", "networks": "dcgan", "sampler": "hmc", "objective": "gan"}
     assert tags(small(sampler={"name": "hmc"}, train={"objective": "gan"})).items() >= wanted.items()
 
 
 def test_a_machine_is_used_within_its_bounds():
-    machine = Machine(torch.device("cpu"))
+    machine = SystemMetrics(torch.device("cpu"))
     sum(range(10**6))
-    found = machine.look()
+    found = machine.sample()
     shares = [value for name, value in found.items() if name.endswith("percentage")]
     assert len(shares) == 3 and all(0 <= value <= 100 for value in shares)
     assert all(value >= 0 for value in found.values())

@@ -15,16 +15,16 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from pipeline.runtime.errors import UserError
-from pipeline.sweep.callback import Watch
+from pipeline.sweep.callback import SweepCallback
 from pipeline.sweep.display.console import Display, seeds_table
-from pipeline.tracking.summary import Records, TrialRecord, read_summary
+from pipeline.tracking.summary import SweepSummary, TrialRecord, read_summary
 
 SCORES = st.lists(st.one_of(st.none(), st.floats()), max_size=8)
 
 
-def sweep(scores, mode, output="memory://records/sweep") -> Records:
+def sweep(scores, mode, output="memory://records/sweep") -> SweepSummary:
     """A sweep whose trials were evaluated once, or not at all where the score is None."""
-    records = Records(
+    records = SweepSummary(
         output,
         metric="fid_gebm",
         mode=mode,
@@ -64,7 +64,7 @@ def test_means_over_seeds_are_those_of_the_trials_that_share_the_rest(groups, mo
             if seed < len(scores):
                 record.status = "finished"
                 records.evaluated(record, {"base_step": 1, "fid_base": 2.0, "fid_gebm": scores[seed]}, "memory://c")
-    found = records.over_seeds()
+    found = records.mean_over_seeds()
     if max(map(len, groups)) == 1:
         assert found == []
         return
@@ -98,7 +98,7 @@ def test_means_are_of_trials_that_finished_one_a_seed_and_of_numbers():
         record = records.add(name, {"seed": seed})
         record.status = status
         records.evaluated(record, {"base_step": 1, "fid_base": base, "fid_gebm": gebm}, "memory://c")
-    [group] = records.over_seeds()
+    [group] = records.mean_over_seeds()
     assert (group.trials, group.mean) == (2, {"fid_base": 2.0, "fid_gebm": 2.0})
     assert group.standard_error == {"fid_gebm": 1.0}
     records.write()
@@ -106,7 +106,7 @@ def test_means_are_of_trials_that_finished_one_a_seed_and_of_numbers():
 
 def test_trials_without_seeds_have_no_means_over_them():
     records = sweep([1.0, 2.0], "min")
-    assert records.over_seeds() == [] and seeds_table(records) is None
+    assert records.mean_over_seeds() == [] and seeds_table(records) is None
 
 
 @given(st.lists(st.floats(), min_size=1, max_size=8), st.sampled_from(["min", "max"]))
@@ -133,7 +133,7 @@ def test_what_is_written_is_read_back(scores, mode):
     document, trials = read_summary(records.output)
     assert (document["metric"], document["mode"], document["extractor"]) == ("fid_gebm", mode, "any")
     assert [trial.name for trial in trials] == [trial.name for trial in records.trials]
-    again = Records(records.output, metric="fid_gebm", mode=mode, shown=(), facts={}, trials=trials)
+    again = SweepSummary(records.output, metric="fid_gebm", mode=mode, shown=(), facts={}, trials=trials)
     assert [record.name for record in again.ranking()] == [record.name for record in records.ranking()]
     if all(score is None or math.isfinite(score) for score in scores):
         assert trials == records.trials
@@ -199,7 +199,7 @@ def test_no_summary_is_one_line(tmp_path):
 def test_a_summary_that_takes_long_is_written_rarely_and_at_last(tmp_path, small):
     """A second change at once waits until the driver has done ten times as long something else; it is not forgotten."""
     records = sweep([1.0] * 2000, "min", str(tmp_path))
-    watch = Watch(small(), records, None, Display(records, "small", 100, Console(file=io.StringIO())))
+    watch = SweepCallback(small(), records, None, Display(records, "small", 100, Console(file=io.StringIO())))
     written = []
     for turn in range(3):
         records.trials[0].seconds = float(turn)

@@ -24,8 +24,8 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from pipeline.runtime.errors import UserError
-from pipeline.tracking.journal import Outbox, Refused
-from pipeline.tracking.journal_entries import content, require_plausible
+from pipeline.tracking.journal import Journal, PermanentError
+from pipeline.tracking.journal_entries import read_artifact, validate_entry
 from pipeline.tracking.tracker import Tracker, flatten
 from tests.helpers.sweep import DATA
 
@@ -121,9 +121,9 @@ def test_a_sweep_and_its_trials(place, tmp_path):
     tracker.describe("000", "finished", {"status": "finished"})
     tracker.end("000", "FINISHED")
     tracker.end(None, "KILLED")
-    assert tracker.close(patience=60) == 0
+    assert tracker.close(flush_timeout=60) == 0
 
-    client, child = MlflowClient(uri), str(tracker.run_of("000"))
+    client, child = MlflowClient(uri), str(tracker.trial_run_id("000"))
     found, above = client.get_run(child), client.get_run(parent)
     assert client.get_experiment(above.info.experiment_id).name == "digits"
     assert found.data.tags["mlflow.parentRunId"] == parent and found.data.tags["trial"] == "000"
@@ -176,9 +176,9 @@ def test_pictures_of_one_name_are_a_slider_over_base_steps(place, tmp_path):
         Image.new("RGB", (600, 300), (step, 0, 0)).save(tmp_path / "base_and_gebm.png")
         (tmp_path / "chain.gif").write_bytes(b"moving")
         tracker.log_pictures("000", [str(tmp_path / name) for name in ("base_and_gebm.png", "chain.gif")], step)
-        assert tracker._outbox.flush(patience=60) == 0
-    assert tracker.close(patience=60) == 0
-    client, run = MlflowClient(uri), str(tracker.run_of("000"))
+        assert tracker._outbox.flush(flush_timeout=60) == 0
+    assert tracker.close(flush_timeout=60) == 0
+    client, run = MlflowClient(uri), str(tracker.trial_run_id("000"))
     # What MLflow writes for an image of its own, read in the same way.
     client.log_image(run, Image.new("RGB", (600, 300)), key="base_and_gebm", step=30, synchronous=True)
     names = [Path(entry.path).name for entry in client.list_artifacts(run, "images")]
@@ -205,18 +205,18 @@ def test_a_resumed_sweep_goes_on_in_its_runs(place, tmp_path):
     first.log_metrics("000", {"fid_gebm": 2.0}, 10)
     first.end("000", "KILLED")
     first.end(None, "KILLED")
-    assert first.close(patience=60) == 0
+    assert first.close(flush_timeout=60) == 0
     again = Tracker(uri, "resumed", artifacts=artifacts, journal=tmp_path / "journal", folder=str(tmp_path))
     assert again.experiment_id == first.experiment_id
     # Keys given to `resume` may differ from the run's params, which MLflow does not change.
     assert again.start_sweep("sweep", {"seed": 1}, "note", extractor="any", run_id=parent) == parent
     again.start_trial("000", {"seed": 1}, {})
-    client, child = MlflowClient(uri), str(first.run_of("000"))
-    assert again._outbox.flush(patience=60) == 0
+    client, child = MlflowClient(uri), str(first.trial_run_id("000"))
+    assert again._outbox.flush(flush_timeout=60) == 0
     assert client.get_run(child).info.status == client.get_run(parent).info.status == "RUNNING"
     again.log_metrics("000", {"fid_gebm": 1.0}, 20)
     again.end("000", "FINISHED")
-    assert again.close(patience=60) == 0
+    assert again.close(flush_timeout=60) == 0
     assert [point.step for point in client.get_metric_history(child, "fid/gebm.any")] == [10, 20]
     assert client.get_run(child).info.status == "FINISHED"
     assert client.get_run(child).data.params == {"seed": "0"}
@@ -261,10 +261,10 @@ def test_a_tracker_that_goes_away_gets_all_of_it_once_when_it_is_back(tmp_path):
     parent = tracker.start_sweep("sweep", {"seed": 0}, "note", extractor="any")
     kill(process)
     sweep_of_two(tracker, picture)  # returns although nobody listens
-    assert tracker._outbox.flush(patience=3) == 26 and len(journal.read_text().splitlines()) == 26
+    assert tracker._outbox.flush(flush_timeout=3) == 26 and len(journal.read_text().splitlines()) == 26
     assert len(said) == 1 and "does not answer" in said[0] and str(journal) in said[0]
     process = serve(tmp_path, port)
-    assert tracker.close(patience=120) == 0
+    assert tracker.close(flush_timeout=120) == 0
     assert len(said) == 2 and "26 entries" in said[1]
     client = MlflowClient(uri)
     found = kept(client, parent)
@@ -281,7 +281,7 @@ def test_a_tracker_that_goes_away_gets_all_of_it_once_when_it_is_back(tmp_path):
         note.write_text(str(sent))
         again = Tracker(uri, "away", artifacts=None, journal=journal, folder=str(tmp_path))
         again.start_sweep("sweep", {}, "note", extractor="any", run_id=parent)
-        assert again.close(patience=60) == 0
+        assert again.close(flush_timeout=60) == 0
         assert kept(client, parent) == found
     kill(process)
 
@@ -300,7 +300,7 @@ def test_entries_that_no_tracker_takes_do_not_hold_up_the_others(tmp_path):
     tracker.log_pictures("001", [str(tmp_path / "broken.png")], 10)
     tracker.log_metrics(None, {"a name: with a colon?": 1.0, "fid_gebm": 2.0}, 1)
     tracker.log_metrics(None, {"fid_gebm": 3.0}, 2)
-    assert tracker.close(patience=60) == 0
+    assert tracker.close(flush_timeout=60) == 0
     assert [point.value for point in MlflowClient(uri).get_metric_history(parent, "fid/gebm.any")] == [3.0]
     assert len(said) == 4 and all("left out" in line for line in said)
     assert "gone.png" in said[1] and "the picture broken of base step 10 is no image" in said[2]
@@ -314,7 +314,7 @@ def test_a_damaged_journal_is_one_line(tmp_path, journal, sent):
     if sent is not None:
         (tmp_path / "journal.sent").write_text(sent)
     with pytest.raises(UserError, match="journal") as refusal:
-        Outbox(tmp_path / "journal", lambda entries: None)
+        Journal(tmp_path / "journal", lambda entries: None)
     assert "\n" not in str(refusal.value)
 
 
@@ -328,9 +328,9 @@ def test_whatever_was_written_of_the_journal_is_sent_in_order(tmp_path, cut, los
     there = whole[: min(cut, len(whole))].count(b"\n")
     (folder / "journal.sent").write_text(str(min(lost, there)))
     sent = []
-    outbox = Outbox(folder / "journal", sent.extend)
+    outbox = Journal(folder / "journal", sent.extend)
     outbox.put({"number": "new"})
-    assert outbox.close(patience=30) == 0
+    assert outbox.close(flush_timeout=30) == 0
     assert sent == [*entries[min(lost, there) : there], {"number": "new"}]
     assert (folder / "journal").read_bytes().count(b"\n") == there + 1 == int((folder / "journal.sent").read_text())
 
@@ -344,10 +344,10 @@ def test_of_entries_that_wait_together_those_are_found_that_nobody_takes(tmp_pat
 
     def deliver(entries):
         if any(bad[entry["number"]] for entry in entries):
-            raise Refused("this one")
+            raise PermanentError("this one")
         sent.extend(entry["number"] for entry in entries)
 
-    assert Outbox(path, deliver, said.append).close(patience=30) == 0
+    assert Journal(path, deliver, said.append).close(flush_timeout=30) == 0
     assert sent == [number for number, hopeless in enumerate(bad) if not hopeless]
     assert len(said) == sum(bad)
     assert path.with_name("journal.sent").exists() == bool(bad)
@@ -377,7 +377,7 @@ def test_a_tracker_that_is_not_there_is_one_line_within_seconds(tmp_path):
 
 def test_what_the_journal_has_no_room_for_is_sent_all_the_same(tmp_path):
     sent, said, path = [], [], tmp_path / "journal"
-    outbox = Outbox(path, sent.extend, said.append)
+    outbox = Journal(path, sent.extend, said.append)
     outbox.put({"number": 0})
     whole = path.read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -389,10 +389,10 @@ def test_what_the_journal_has_no_room_for_is_sent_all_the_same(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == whole and len(said) == 1 and "told from memory" in said[0]
     outbox.put({"number": 3})
-    assert outbox.close(patience=20) == 0
+    assert outbox.close(flush_timeout=20) == 0
     assert sent == [{"number": number} for number in range(4)]
-    again = Outbox(path, sent.extend)
-    assert again.close(patience=20) == 0 and len(sent) == 4  # the journal knows what of it is out
+    again = Journal(path, sent.extend)
+    assert again.close(flush_timeout=20) == 0 and len(sent) == 4  # the journal knows what of it is out
 
 
 WORDS = st.one_of(st.none(), st.text(max_size=8), st.integers(), st.floats(), st.booleans(), st.just("000"))
@@ -404,8 +404,8 @@ KINDS = st.sampled_from(["start", "metrics", "file", "image", "data", "model", "
 @given(st.dictionaries(KEYS, st.one_of(WORDS, KINDS, st.dictionaries(st.text(max_size=3), WORDS), st.lists(WORDS))))
 def test_an_entry_is_a_sweeps_or_refused(entry):
     try:
-        require_plausible(entry)
-    except Refused:
+        validate_entry(entry)
+    except PermanentError:
         return
     assert entry["trial"] is None if entry.get("trial") is None else entry["trial"].isdigit()
     if entry["kind"] in ("start", "tags", "model"):
@@ -422,8 +422,8 @@ def test_no_name_leads_out_of_the_sweeps_folder(tmp_path, parts):
         (tmp_path / "secret").write_bytes(b"not ours")
         (sweep / "link").symlink_to(tmp_path)
     try:
-        found = content(str(sweep), "/".join(parts))
-    except (Refused, OSError):
+        found = read_artifact(str(sweep), "/".join(parts))
+    except (PermanentError, OSError):
         return
     assert found == b"ours"
 
@@ -446,6 +446,6 @@ def test_a_strangers_journal_sends_nothing_of_this_machine(tmp_path):
     told = {"artifacts": artifacts, "journal": sweep / "journal", "folder": str(sweep), "say": said.append}
     tracker = Tracker(uri, "strange", **told)
     run = tracker.start_sweep("strange", {}, "", extractor=None)
-    assert tracker.close(patience=60) == 0
+    assert tracker.close(flush_timeout=60) == 0
     assert [entry.path for entry in MlflowClient(uri).list_artifacts(run)] == ["grid.gif"]
     assert sum("left out" in line for line in said) == len(foreign)

@@ -136,7 +136,9 @@ def test_another_trials_checkpoint_is_taken_over_whole_and_scored_as_it_was(fold
     save(mine, 20, 9.0)
     donated = theirs.save(10, model={"w": torch.zeros(3)}, training={"t": torch.ones(1)}, state={"a": 1}, score=4.0)
     best = mine.best
-    assert mine.adopt(donated) == mine.last and mine.best == best != mine.last  # both of step 10, and 1.0 is better
+    assert (
+        mine.import_checkpoint(donated) == mine.last and mine.best == best != mine.last
+    )  # both of step 10, and 1.0 is better
     copy, original = read(mine.last), read(donated)
     assert copy.url != original.url and copy.state == original.state
     assert same(copy.model, original.model) and same(copy.training, original.training)
@@ -145,10 +147,10 @@ def test_another_trials_checkpoint_is_taken_over_whole_and_scored_as_it_was(fold
     # A trial that has gone on forgets what it donated; then its newest is taken.
     save(theirs, 20, 3.0)
     newest = save(theirs, 30, math.nan)
-    mine.adopt(donated)
+    mine.import_checkpoint(donated)
     assert read(mine.last).state == read(newest).state and mine.best == best
     with pytest.raises(UserError, match="no checkpoint at"):
-        mine.adopt(f"{folder}/nobody/checkpoints/step-00000010")
+        mine.import_checkpoint(f"{folder}/nobody/checkpoints/step-00000010")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "training.safetensors"])
@@ -156,9 +158,9 @@ def test_half_of_one_checkpoint_and_half_of_another_is_seen(folder, name):
     kept, other = Checkpoints(f"{folder}/one"), Checkpoints(f"{folder}/other")
     url = save(kept, 10, 1.0)
     tensors = {"model": {"w": torch.zeros(2)}, "training": {"t": torch.zeros(1)}}
-    donor = other.save(10, **tensors, state={}, score=1.0)
+    exploited = other.save(10, **tensors, state={}, score=1.0)
     files, path = fsspec.url_to_fs(url)
-    files.pipe_file(f"{path}/{name}", files.cat_file(f"{fsspec.url_to_fs(donor)[1]}/{name}"))
+    files.pipe_file(f"{path}/{name}", files.cat_file(f"{fsspec.url_to_fs(exploited)[1]}/{name}"))
     with pytest.raises(UserError, match="not what was saved"):
         read(url)
 

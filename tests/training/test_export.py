@@ -35,8 +35,8 @@ from pipeline import config as schema
 from pipeline.data import open_store, sources, write_store
 from pipeline.evaluation import metrics
 from pipeline.tasks.store import split_store
-from pipeline.tracking.journal import Refused
-from pipeline.tracking.registry import BEST, MEASURE, _log, register, takes_over
+from pipeline.tracking.journal import PermanentError
+from pipeline.tracking.registry import BEST, MEASURE, _log, is_better_version, register
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.export import write_package
 from pipeline.training.model import build_model, load_model, make_trainer
@@ -182,7 +182,7 @@ def test_the_alias_only_ever_moves_to_a_better_one_measured_alike(versions, mode
     best = None
     for value, extractor in versions:
         new = {"value": repr(value), "mode": mode, "metric": "fid", "extractor": extractor}
-        if takes_over(new, best):
+        if is_better_version(new, best):
             assert math.isfinite(value)
             if best is not None:
                 assert extractor == best["extractor"]
@@ -226,7 +226,7 @@ def test_it_is_registered_once_and_the_alias_stays_with_the_best(checkpoint, tmp
     assert best() == "3"
     told = register(client, experiment, runs[3], entry(checkpoint, 1.0, extractor="another"), write_package)
     assert best() == "3" and "measured otherwise" in told and "\n" not in told
-    with pytest.raises(Refused, match="cannot be made a model"):
+    with pytest.raises(PermanentError, match="cannot be made a model"):
         register(client, experiment, runs[3], entry(str(tmp_path / "gone"), 1.0), write_package)
     # A driver that died between the two leaves a logged model, which is registered and not logged anew.
     run = client.create_run(experiment).info.run_id

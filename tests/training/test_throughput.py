@@ -78,7 +78,7 @@ def test_an_alternation_is_counted_as_by_hand(data, latents, latent_dim, dim, hi
         latent_batch_size=latents,
     )
     throughput = Throughput(trainer, CPU)
-    with throughput.alternation():
+    with throughput.count_step():
         trainer.step(rows(data, dim), torch.Generator().manual_seed(0))
     through_base, first, second = latent_dim * dim, dim * hidden, hidden  # multiplications a row, layer by layer
     both = data + latents
@@ -90,7 +90,7 @@ def test_an_alternation_is_counted_as_by_hand(data, latents, latent_dim, dim, hi
     energy_step += min(data, latents) * penalty * penalised
     # The base forward and the gradient of its weights; the energy there and back, which stands still.
     base_step = 2 * latents * through_base + 2 * latents * (first + second)
-    assert throughput.since_last(1.0) == {"flops_per_second": 2 * (energy_steps * energy_step + base_step)}
+    assert throughput.compute(1.0) == {"flops_per_second": 2 * (energy_steps * energy_step + base_step)}
 
 
 def images(batch_size: int = 4) -> Iterator[Tensor]:
@@ -112,11 +112,11 @@ class Always:
         self._trainer, self.total = trainer, 0.0
 
     @contextlib.contextmanager
-    def alternation(self) -> Iterator[None]:
+    def count_step(self) -> Iterator[None]:
         once = Throughput(self._trainer, CPU)
-        with once.alternation():
+        with once.count_step():
             yield
-        self.total += once.since_last(1.0)["flops_per_second"]
+        self.total += once.compute(1.0)["flops_per_second"]
 
 
 @settings(deadline=None, derandomize=True, max_examples=20)
@@ -146,10 +146,10 @@ def test_alternations_of_one_kind_cost_the_same(
     total = 0.0
     for step in range(9):
         # The outer one sees what the inner one sees: modes are stacked.
-        with always.alternation(), throughput.alternation():
+        with always.count_step(), throughput.count_step():
             trainer.step(batches, generator)
         if step % 4 == 0:
-            total += throughput.since_last(seconds)["flops_per_second"] * seconds
+            total += throughput.compute(seconds)["flops_per_second"] * seconds
     assert total == pytest.approx(always.total * workers, rel=1e-12)
 
 
@@ -185,10 +185,10 @@ def test_counting_does_not_change_what_is_trained(family, penalty, precision):
         throughput = Throughput(trainer, CPU)
         losses = []
         for _ in range(4):
-            with throughput.alternation() if counted else contextlib.nullcontext():
+            with throughput.count_step() if counted else contextlib.nullcontext():
                 info = trainer.step(batches, generator)
             losses += [info.energy_loss, info.base_loss]
-        assert (throughput.since_last(1.0)["flops_per_second"] > 0) is counted
+        assert (throughput.compute(1.0)["flops_per_second"] > 0) is counted
         return {**model.state_dict(), **trainer.state_dict()["tensors"]}, losses
 
     (state, losses), (counted_state, counted_losses) = trained(False), trained(True)

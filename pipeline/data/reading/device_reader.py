@@ -14,20 +14,20 @@ import numpy as np
 import torch
 
 from pipeline.data.reading.batch_order import WINDOW_BYTES, Batch, BatchOrder
-from pipeline.data.reading.fault_tolerance import Shards
+from pipeline.data.reading.fault_tolerance import FaultTolerantShards
 from pipeline.data.reading.reader import CACHE_BYTES, load_images
 from pipeline.data.reading.shuffle import Position
 from pipeline.data.store import Store
 
-__all__ = ["HeldReader", "worth_holding"]
+__all__ = ["DeviceResidentReader", "fits_on_device"]
 
 
-class HeldReader:
+class DeviceResidentReader:
     """Batches of a store that is held on a device, for ever: epoch after epoch, from a position on.
 
     Each rank holds the whole store, though it takes a part of each batch only: over the epochs it takes all of it.
     Several ranks on one machine so hold it several times, on a GPU each or in the machine's memory, which is nothing
-    for a small store and what `worth_holding` bounds for a larger one.
+    for a small store and what `fits_on_device` bounds for a larger one.
 
     Args:
         store: The store. It is read when the first batch is asked for, so a run that only samples does not read it.
@@ -52,7 +52,7 @@ class HeldReader:
         >>> from pipeline.data import Reader, open_store, sources, write_store
         >>> report = write_store(sources.make("digits"), "memory://docs/held", resolution=8, channels=1)
         >>> store = open_store("memory://docs/held")
-        >>> held = next(iter(HeldReader(store, "cpu", batch_size=128)))
+        >>> held = next(iter(DeviceResidentReader(store, "cpu", batch_size=128)))
         >>> read = next(iter(Reader(store, batch_size=128)))
         >>> torch.equal(held.images, read.images), held.position
         (True, Position(epoch=0, step=1))
@@ -80,7 +80,7 @@ class HeldReader:
         self.batches_per_epoch = self._order.batches_per_epoch
         self.position = self._order.start
         self._device = device
-        self._shards = Shards(store, max_bad_shards, read_ahead)
+        self._shards = FaultTolerantShards(store, max_bad_shards, read_ahead)
         counts = [shard.num_samples for shard in store.manifest.shards]
         self._first_samples = np.concatenate([[0], np.cumsum(counts)])
 
@@ -103,7 +103,7 @@ class HeldReader:
         return load_images(self.store, device=self._device, shards=self._shards)
 
 
-def worth_holding(store: Store, device: torch.device) -> bool:
+def fits_on_device(store: Store, device: torch.device) -> bool:
     """Whether a store is small enough to be held on a device unasked.
 
     On a GPU it may take a quarter of the memory that is free, for the rest is wanted by the networks' activations. In

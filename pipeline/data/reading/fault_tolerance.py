@@ -11,15 +11,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.data.reading.prefetch import ReadAhead
-from pipeline.data.reading.shard import Contents
+from pipeline.data.reading.prefetch import ShardPrefetcher
+from pipeline.data.reading.shard import DecodedShard
 from pipeline.data.store import Store
 from pipeline.runtime.errors import UserError
 
-__all__ = ["Shards"]
+__all__ = ["FaultTolerantShards"]
 
 
-class Shards:
+class FaultTolerantShards:
     """The shards of a store, with others in place of those that cannot be read, as many as a limit allows.
 
     A bad shard's sample i is the sample i modulo n of the next good shard, which has n, in the manifest's order. What
@@ -37,14 +37,14 @@ class Shards:
         ... )
         >>> store = open_store("memory://docs/bad")
         >>> store.fs.rm(store.shard_path(store.manifest.shards[1]))
-        >>> shards = Shards(store, max_bad=1)
-        >>> shards.read(1).take(np.arange(5)).shape, len(shards.bad)
+        >>> shards = FaultTolerantShards(store, max_bad=1)
+        >>> shards.read(1).gather(np.arange(5)).shape, len(shards.bad)
         ((5, 1, 8, 8), 1)
     """
 
     def __init__(self, store: Store, max_bad: int = 0, read_ahead: int | None = None) -> None:
         self.store = store
-        self._ahead = ReadAhead(store, read_ahead)
+        self._ahead = ShardPrefetcher(store, read_ahead)
         self._max_bad = max_bad
         self.bad: dict[int, str] = {}
         """Why each bad shard is bad, by its index in the manifest."""
@@ -55,7 +55,7 @@ class Shards:
         skipped = tuple(f"skipped: {reason}" for reason in self.bad.values())
         return skipped if self.store.cache is None else skipped + self.store.cache.notes
 
-    def read(self, shard: int, then: Sequence[int] = ()) -> Contents:
+    def read(self, shard: int, then: Sequence[int] = ()) -> DecodedShard:
         """What takes the place of a shard: itself, if it can be read.
 
         Args:
@@ -82,7 +82,7 @@ class Shards:
                         f"{error}; it is one more than the data.max_bad_shards={self._max_bad} that may be bad"
                     ) from None
                 continue
-            return contents if place == shard else _InPlace(contents, shards[shard].num_samples)
+            return contents if place == shard else _Substitute(contents, shards[shard].num_samples)
         raise UserError(f"no shard of the store {self.store.url} can be read: make the store again")
 
     def close(self) -> None:
@@ -90,15 +90,15 @@ class Shards:
         self._ahead.close()
 
 
-class _InPlace:
+class _Substitute:
     """A shard in the place of another that has another number of samples."""
 
-    def __init__(self, contents: Contents, num_samples: int) -> None:
+    def __init__(self, contents: DecodedShard, num_samples: int) -> None:
         self._contents = contents
         self.num_samples = num_samples
         self.nbytes = contents.nbytes
         places = np.arange(num_samples) % contents.num_samples
         self.labels = None if contents.labels is None else contents.labels[places]
 
-    def take(self, indices: np.ndarray) -> np.ndarray:
-        return self._contents.take(indices % self._contents.num_samples)
+    def gather(self, indices: np.ndarray) -> np.ndarray:
+        return self._contents.gather(indices % self._contents.num_samples)

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from pipeline.data.reading.batch_order import WINDOW_BYTES
-from pipeline.data.reading.shard import Contents, read_shard
+from pipeline.data.reading.shard import DecodedShard, read_shard
 from pipeline.data.store import Store
 
-__all__ = ["ReadAhead"]
+__all__ = ["ShardPrefetcher"]
 
 _THREADS = 4  # one connection to an object storage carries less than the network does
 
 
-class ReadAhead:
+class ShardPrefetcher:
     """Reads shards of a store, and in threads those that are wanted next.
 
     What comes out is what would have come without: a shard, or the error of reading it now. The threads end when
@@ -30,7 +30,7 @@ class ReadAhead:
         >>> report = write_store(
         ...     sources.make("digits"), "memory://docs/ahead", resolution=8, channels=1, samples_per_shard=600
         ... )
-        >>> ahead = ReadAhead(open_store("memory://docs/ahead"), depth=1)
+        >>> ahead = ShardPrefetcher(open_store("memory://docs/ahead"), depth=1)
         >>> ahead.read(0, then=[1, 2]).num_samples, ahead.read(1).num_samples
         (600, 600)
         >>> ahead.close()
@@ -40,10 +40,10 @@ class ReadAhead:
         self._store = store
         # What is asked in other threads is asked at once: file systems that are not made for that may not stand it.
         self._depth = 0 if depth is None and not store.fs.async_impl else depth
-        self._coming: dict[int, Future[Contents]] = {}
+        self._coming: dict[int, Future[DecodedShard]] = {}
         self._threads: ThreadPoolExecutor | None = None
 
-    def read(self, place: int, then: Sequence[int] = ()) -> Contents:
+    def read(self, place: int, then: Sequence[int] = ()) -> DecodedShard:
         """A shard.
 
         Args:
@@ -86,7 +86,7 @@ class ReadAhead:
         samples = sum(manifest.shards[shard].num_samples for shard in (*self._coming, place))
         return not self._coming or samples * manifest.sample_bytes <= WINDOW_BYTES
 
-    def _read(self, place: int) -> Contents:
+    def _read(self, place: int) -> DecodedShard:
         return read_shard(self._store, self._store.manifest.shards[place])
 
     def __getstate__(self) -> dict[str, object]:

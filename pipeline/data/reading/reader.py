@@ -17,12 +17,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.data.reading.batch_order import WINDOW_BYTES, Batch, BatchOrder
-from pipeline.data.reading.fault_tolerance import Shards
-from pipeline.data.reading.shard import Contents
+from pipeline.data.reading.fault_tolerance import FaultTolerantShards
+from pipeline.data.reading.shard import DecodedShard
 from pipeline.data.reading.shuffle import Position
-from pipeline.data.store import Store, seen_by_one_process
+from pipeline.data.store import Store, is_process_local
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.processes import end_with_parent
+from pipeline.runtime.processes import exit_with_parent
 
 __all__ = ["CACHE_BYTES", "Reader", "iter_images", "load_images", "load_last_images", "load_rows"]
 
@@ -89,12 +89,12 @@ class Reader:
         self._order = BatchOrder(store, batch_size, rank, world_size, seed, start, shuffle, window, held_out)
         if num_workers < 0:
             raise UserError("a number of workers is 0 or more: choose another")
-        if num_workers and seen_by_one_process(store.fs):
+        if num_workers and is_process_local(store.fs):
             raise UserError(f"loader workers cannot see the store {store.url}: read it with 0 workers")
         self.store = store
         self.batches_per_epoch = self._order.batches_per_epoch
         self.position = self._order.start
-        self._batches = _Batches(self._order, Shards(store, max_bad_shards, read_ahead), cache, read_ahead)
+        self._batches = _Batches(self._order, FaultTolerantShards(store, max_bad_shards, read_ahead), cache, read_ahead)
         self._num_workers = num_workers
 
     def __iter__(self) -> Iterator[Batch]:
@@ -137,7 +137,7 @@ def _begin(_worker: int) -> None:
     That has been seen to go wrong: C++ aborts a process whose threads outlive their owner, and the training process
     is then told that a worker was killed.
     """
-    end_with_parent()
+    exit_with_parent()
     util.Finalize(None, os._exit, (0,), exitpriority=-100)  # after multiprocessing's own, which empty the queues
 
 
@@ -150,7 +150,7 @@ class _Failure(NamedTuple):
 class _Batches(Dataset[Batch | _Failure]):
     """The batch at each position, for one rank."""
 
-    def __init__(self, order: BatchOrder, shards: Shards, cache: int, read_ahead: int | None) -> None:
+    def __init__(self, order: BatchOrder, shards: FaultTolerantShards, cache: int, read_ahead: int | None) -> None:
         self._shards = _Shards(shards, cache)
         self._manifest = shards.store.manifest
         self._order = order
@@ -178,7 +178,7 @@ class _Batches(Dataset[Batch | _Failure]):
         for shard in wanted:
             places = np.flatnonzero(shards == shard)
             contents = self._shards[shard]
-            images[places] = contents.take(indices[places])
+            images[places] = contents.gather(indices[places])
             if labels is not None:
                 labels[places] = contents.labels[indices[places]]
         return images, labels
@@ -190,14 +190,14 @@ class _Shards:
     `coming` are those that will be wanted, in their order.
     """
 
-    def __init__(self, shards: Shards, limit: int) -> None:
+    def __init__(self, shards: FaultTolerantShards, limit: int) -> None:
         self.all = shards
         self._limit = limit
-        self._contents: OrderedDict[int, Contents] = OrderedDict()
+        self._contents: OrderedDict[int, DecodedShard] = OrderedDict()
         self.keep: set[int] = set()
         self.coming: list[int] = []
 
-    def __getitem__(self, shard: int) -> Contents:
+    def __getitem__(self, shard: int) -> DecodedShard:
         if shard not in self._contents:
             then = [other for other in self.coming if other not in self._contents]
             self._contents[shard] = self.all.read(shard, then)
@@ -219,7 +219,7 @@ def _as_it_is(batch: Batch | _Failure) -> Batch | _Failure:
 
 
 def iter_images(
-    store: Store, batch_size: int, shards: Shards | None = None, limit: int | None = None
+    store: Store, batch_size: int, shards: FaultTolerantShards | None = None, limit: int | None = None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
     """All images or rows of a store once, in store order, one shard in memory at a time, and those that are read ahead.
 
@@ -241,7 +241,7 @@ def iter_images(
         >>> sum(len(images) for images, _ in iter_images(open_store("memory://docs/iter"), 256))
         1797
     """
-    shards = Shards(store) if shards is None else shards
+    shards = FaultTolerantShards(store) if shards is None else shards
     left = store.manifest.num_samples if limit is None else limit
     firsts = np.cumsum([0, *(shard.num_samples for shard in store.manifest.shards[:-1])])
     wanted = range(int(np.searchsorted(firsts, left)))
@@ -252,14 +252,17 @@ def iter_images(
             for start in range(0, count, batch_size):
                 indices = np.arange(start, min(start + batch_size, count))
                 labels = None if contents.labels is None else torch.from_numpy(contents.labels[indices])
-                yield torch.from_numpy(contents.take(indices)), labels
+                yield torch.from_numpy(contents.gather(indices)), labels
             left -= count
     finally:
         shards.close()
 
 
 def load_images(
-    store: Store, limit: int | None = None, device: torch.device | str = "cpu", shards: Shards | None = None
+    store: Store,
+    limit: int | None = None,
+    device: torch.device | str = "cpu",
+    shards: FaultTolerantShards | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The first images of a store, in store order. The writer has mixed them, so the first are a sample of all.
 
@@ -287,7 +290,8 @@ def load_images(
     except RuntimeError as error:
         raise UserError(
             f"{wanted} {manifest.unit} of the store {store.url} take {wanted * manifest.sample_bytes / 2**30:.1f} GiB, "
-            f"more memory than {device} has free: take fewer, or train with data.hold=false, which reads as it goes"
+            f"more memory than {device} has free: take fewer, or train with "
+            "data.device_resident=false, which reads as it goes"
         ) from error
     done = 0
     for batch, batch_labels in iter_images(store, 1024, shards, wanted):
@@ -298,7 +302,7 @@ def load_images(
     return images, labels
 
 
-def load_last_images(store: Store, count: int, shards: Shards | None = None) -> torch.Tensor:
+def load_last_images(store: Store, count: int, shards: FaultTolerantShards | None = None) -> torch.Tensor:
     """The last images of a store, those that a reader with ``held_out=count`` leaves out.
 
     Args:
@@ -320,13 +324,13 @@ def load_last_images(store: Store, count: int, shards: Shards | None = None) -> 
         True
     """
     kept = store.manifest.without_last(count)
-    shards = Shards(store) if shards is None else shards
+    shards = FaultTolerantShards(store) if shards is None else shards
     parts = [torch.empty((0, *store.manifest.sample_shape), dtype=torch.uint8)]
     try:
         for index, shard in enumerate(store.manifest.shards):
             first = kept.shards[index].num_samples if index < len(kept.shards) else 0
             if first < shard.num_samples:
-                parts.append(torch.from_numpy(shards.read(index).take(np.arange(first, shard.num_samples))))
+                parts.append(torch.from_numpy(shards.read(index).gather(np.arange(first, shard.num_samples))))
     finally:
         shards.close()
     return torch.cat(parts)

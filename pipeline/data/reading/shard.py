@@ -16,9 +16,9 @@ from pipeline.data import image_codec
 from pipeline.data.manifest import Manifest, Shard
 from pipeline.data.store import Store
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.filesystem import reachable
+from pipeline.runtime.filesystem import as_user_error
 
-__all__ = ["BLOCK_IMAGES", "BLOCK_LABELS", "IMAGE", "IMAGE_LABEL", "ROWS", "Contents", "read_shard"]
+__all__ = ["BLOCK_IMAGES", "BLOCK_LABELS", "IMAGE", "IMAGE_LABEL", "ROWS", "DecodedShard", "read_shard"]
 
 IMAGE = "png"
 IMAGE_LABEL = "cls"
@@ -29,7 +29,7 @@ ROWS = "rows.npy"
 _IMAGE_SUFFIXES = (IMAGE, "jpg", "jpeg", "webp")
 
 
-class Contents(Protocol):
+class DecodedShard(Protocol):
     """The images or rows of one shard, held in memory.
 
     Args:
@@ -42,12 +42,12 @@ class Contents(Protocol):
     labels: np.ndarray | None
     nbytes: int
 
-    def take(self, indices: np.ndarray) -> np.ndarray:
+    def gather(self, indices: np.ndarray) -> np.ndarray:
         """Those at `indices` (n,): images, uint8 (n, C, H, W), or rows, float32 (n, D)."""
         ...
 
 
-def read_shard(store: Store, shard: Shard) -> Contents:
+def read_shard(store: Store, shard: Shard) -> DecodedShard:
     """Reads one shard and checks it against the manifest.
 
     Members are images, decimal numbers or arrays of plain numbers; nothing in a shard can be executed.
@@ -67,7 +67,7 @@ def read_shard(store: Store, shard: Shard) -> Contents:
 
     def fetch() -> bytes:
         for _ in range(2):  # what the way here has damaged is whole the second time
-            with reachable(where):
+            with as_user_error(where):
                 data = store.fetch(shard)
             if hashlib.sha256(data).hexdigest() == shard.sha256:
                 return data
@@ -141,7 +141,7 @@ class _Images:
             labels[index] = int(text)
         return labels
 
-    def take(self, indices: np.ndarray) -> np.ndarray:
+    def gather(self, indices: np.ndarray) -> np.ndarray:
         for index in indices:
             if self._files[index] is not None:
                 self._pixels[index] = self._decode(index)
@@ -180,7 +180,7 @@ class _Blocks:
                     raise _Invalid(f"has the member {member!r} with a label that is not below {len(manifest.labels)}")
             self.labels = np.concatenate(labels) if labels else np.empty(0, np.int64)
 
-    def take(self, indices: np.ndarray) -> np.ndarray:
+    def gather(self, indices: np.ndarray) -> np.ndarray:
         return self._pixels[indices]
 
 
@@ -199,7 +199,7 @@ class _Rows:
         self.num_samples = len(self._rows)
         self.nbytes = self._rows.nbytes
 
-    def take(self, indices: np.ndarray) -> np.ndarray:
+    def gather(self, indices: np.ndarray) -> np.ndarray:
         return self._rows[indices]
 
 

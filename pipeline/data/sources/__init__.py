@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pipeline.data.sources.archives import unpacking
+from pipeline.data.sources.archives import archive_errors
 from pipeline.data.sources.base import BrokenImage, Source, Table
 from pipeline.data.sources.images.celeba import CelebA
 from pipeline.data.sources.images.cifar10 import Cifar10
@@ -20,7 +20,7 @@ from pipeline.data.sources.tables import toy
 from pipeline.data.sources.tables.uci import hepmass, miniboone, parkinsons, redwine, whitewine
 from pipeline.runtime.errors import UserError
 
-__all__ = ["EMBEDDED", "IMAGES", "KINDS", "TABLES", "BrokenImage", "Source", "Table", "make"]
+__all__ = ["BUILTIN", "IMAGES", "KINDS", "TABLES", "BrokenImage", "Source", "Table", "make"]
 
 IMAGES: dict[str, Callable[[str, str | None], Source]] = {
     "celeba": CelebA,
@@ -40,7 +40,7 @@ TABLES: dict[str, Callable[[str, str | None], Table]] = {
 }
 KINDS = IMAGES | TABLES
 
-EMBEDDED = {"digits": "the digits come with scikit-learn", "toy": "the toy data are made here"}
+BUILTIN = {"digits": "the digits come with scikit-learn", "toy": "the toy data are made here"}
 
 
 def make(kind: str, url: str | None = None, split: str | None = None) -> Source | Table:
@@ -64,10 +64,10 @@ def make(kind: str, url: str | None = None, split: str | None = None) -> Source 
     """
     if kind not in KINDS:
         raise UserError(f"no data source of kind {kind!r}: choose one of {', '.join(sorted(KINDS))}")
-    if kind in EMBEDDED:
+    if kind in BUILTIN:
         if url:
-            raise UserError(f"{EMBEDDED[kind]}: leave the source's url empty")
+            raise UserError(f"{BUILTIN[kind]}: leave the source's url empty")
     elif not url:
         raise UserError(f"a source of kind {kind!r} needs a url: give the path or URL of its files")
-    with unpacking(str(url)):
+    with archive_errors(str(url)):
         return KINDS[kind](url or None, split or None)

@@ -23,15 +23,15 @@ from typing import BinaryIO, Protocol
 
 from pipeline.data.sources.base import BrokenImage
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.filesystem import filesystem, reachable
+from pipeline.runtime.filesystem import as_user_error, filesystem
 
-__all__ = ["Archive", "File", "Folder", "Scratch", "Tar", "Zip", "open_archive", "open_files", "unpacking"]
+__all__ = ["Archive", "File", "Folder", "Tar", "TempFolder", "Zip", "archive_errors", "open_archive", "open_files"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk, a quota, a file system's largest file
 
 
 @contextmanager
-def unpacking(url: str) -> Iterator[None]:
+def archive_errors(url: str) -> Iterator[None]:
     """Turns what can go wrong with an archive, or with the disk it is unpacked to, into one line that says what to do.
 
     Args:
@@ -41,7 +41,7 @@ def unpacking(url: str) -> Iterator[None]:
         UserError: If the disk is full, or the archive is damaged or cannot be read.
 
     Example:
-        >>> with unpacking("cifar-10-binary.tar.gz"):
+        >>> with archive_errors("cifar-10-binary.tar.gz"):
         ...     raise EOFError("the file ended")
         Traceback (most recent call last):
         ...
@@ -68,7 +68,7 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-class Scratch:
+class TempFolder:
     """A temporary folder, made when it is first used. The process that made it deletes it; others know its path."""
 
     def __init__(self) -> None:
@@ -126,17 +126,17 @@ class Folder:
     def __init__(self, url: str) -> None:
         self.url = url
         self._fs, self._root = filesystem(url)
-        with reachable(url):
+        with as_user_error(url):
             self.names = sorted(path[len(self._root) + 1 :] for path in self._fs.find(self._root))
 
     def read(self, name: str) -> bytes:
         """The contents of one file."""
-        with reachable(self.url):
+        with as_user_error(self.url):
             return self._fs.cat_file(f"{self._root}/{name}")
 
     def open(self, name: str) -> BinaryIO:
         """One file as a stream."""
-        with reachable(self.url):
+        with as_user_error(self.url):
             return self._fs.open(f"{self._root}/{name}", "rb")
 
     def close(self) -> None:
@@ -146,7 +146,7 @@ class Folder:
 class Zip:
     """A zip file on a local disk."""
 
-    def __init__(self, url: str, path: str, scratch: Scratch) -> None:
+    def __init__(self, url: str, path: str, scratch: TempFolder) -> None:
         self.url = url
         self._path = path
         self._scratch = scratch
@@ -190,7 +190,7 @@ class Zip:
 class Tar:
     """A tar file on a local disk, without compression."""
 
-    def __init__(self, url: str, path: str, scratch: Scratch) -> None:
+    def __init__(self, url: str, path: str, scratch: TempFolder) -> None:
         self.url = url
         self._path = path
         self._scratch = scratch
@@ -233,7 +233,7 @@ class Tar:
 class File:
     """A file by itself on a local disk, under the name that its URL ends with."""
 
-    def __init__(self, url: str, path: str, scratch: Scratch) -> None:
+    def __init__(self, url: str, path: str, scratch: TempFolder) -> None:
         self.url = url
         self.names = [url.rstrip("/").rpartition("/")[2]]
         self._path = path
@@ -270,7 +270,7 @@ def open_archive(url: str) -> Archive:
     if _is_folder(url):
         return Folder(url)
     path, scratch = _local(url)
-    with unpacking(url):
+    with archive_errors(url):
         if zipfile.is_zipfile(path):
             return Zip(url, path, scratch)
         path = _decompressed(path, scratch)
@@ -295,14 +295,14 @@ def open_files(url: str) -> Archive:
     if _is_folder(url):
         return Folder(url)
     path, scratch = _local(url)
-    with unpacking(url):
+    with archive_errors(url):
         return (Zip if zipfile.is_zipfile(path) else File)(url, path, scratch)
 
 
 def _is_folder(url: str) -> bool:
     """Whether there is a folder at a URL; there must be something."""
     fs, path = filesystem(url)
-    with reachable(url):
+    with as_user_error(url):
         if fs.isdir(path):
             return True
         if not fs.exists(path):
@@ -310,13 +310,13 @@ def _is_folder(url: str) -> bool:
     return False
 
 
-def _local(url: str) -> tuple[str, Scratch]:
+def _local(url: str) -> tuple[str, TempFolder]:
     """The path of a file on the local disk, and the folder that its copy lies in if it was remote."""
     fs, path = filesystem(url)
-    scratch = Scratch()
+    scratch = TempFolder()
     if "file" in fs.protocol:
         return path, scratch
-    with reachable(url):
+    with as_user_error(url):
         try:
             copy = scratch.file("copy")
             fs.get_file(path, copy)
@@ -325,7 +325,7 @@ def _local(url: str) -> tuple[str, Scratch]:
     return copy, scratch
 
 
-def _decompressed(path: str, scratch: Scratch) -> str:
+def _decompressed(path: str, scratch: TempFolder) -> str:
     openers = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
     with open(path, "rb") as file:
         opener = openers.get(file.read(2))

@@ -18,13 +18,13 @@ from pipeline.data.reading.shard import BLOCK_IMAGES, BLOCK_LABELS, IMAGE, IMAGE
 from pipeline.data.sources.base import BrokenImage, Source, Table
 from pipeline.runtime.errors import UserError
 
-__all__ = ["ImagePacking", "Packed", "Packing", "RowPacking", "choose_packing"]
+__all__ = ["EncodedShard", "ImageShardEncoder", "RowShardEncoder", "ShardEncoder", "choose_encoder"]
 
 _BLOCK = 1024  # images: large enough that a block costs nothing to find, small enough to look at one alone
 _MIXING_SEED = 0
 
 
-class Packed(NamedTuple):
+class EncodedShard(NamedTuple):
     """The contents of one shard.
 
     Args:
@@ -38,7 +38,7 @@ class Packed(NamedTuple):
     broken: tuple[str, ...]
 
 
-class Packing(Protocol):
+class ShardEncoder(Protocol):
     """A source, and how a store holds it. It can be sent to another process.
 
     Args:
@@ -63,7 +63,7 @@ class Packing(Protocol):
         """The samples of the source, int64 (N,), in the order of the store."""
         ...
 
-    def pack(self, indices: np.ndarray, first: int, advance: Callable[[int], None]) -> Packed:
+    def pack(self, indices: np.ndarray, first: int, advance: Callable[[int], None]) -> EncodedShard:
         """The contents of a shard.
 
         Args:
@@ -74,7 +74,7 @@ class Packing(Protocol):
         ...
 
 
-def choose_packing(source: Source | Table, resolution: int | None, channels: int | None, encoding: str) -> Packing:
+def choose_encoder(source: Source | Table, resolution: int | None, channels: int | None, encoding: str) -> ShardEncoder:
     """The packing of a source in an encoding.
 
     Args:
@@ -91,7 +91,7 @@ def choose_packing(source: Source | Table, resolution: int | None, channels: int
 
     Example:
         >>> table = Table("toy", None, None, np.zeros((5, 2), np.float32))
-        >>> choose_packing(table, None, None, "rows").channels
+        >>> choose_encoder(table, None, None, "rows").channels
         2
     """
     if encoding not in ENCODINGS:
@@ -106,17 +106,17 @@ def choose_packing(source: Source | Table, resolution: int | None, channels: int
             raise UserError(
                 f"the rows of {source.kind} have {columns} columns, not {channels}: set data.channels={columns}"
             )
-        return RowPacking(source)
+        return RowShardEncoder(source)
     if encoding == "rows":
         raise UserError(f"a source of kind {source.kind!r} gives images, not rows: set data.encoding=blocks")
     if resolution is None or resolution < 1:
         raise UserError(f"the resolution {resolution} is not positive: give a number of pixels")
     if channels not in (1, 3):
         raise UserError(f"a store has 1 or 3 channels, not {channels}: choose one")
-    return ImagePacking(source, resolution, channels, encoding)
+    return ImageShardEncoder(source, resolution, channels, encoding)
 
 
-class ImagePacking:
+class ImageShardEncoder:
     """Images, brought to one size and mixed.
 
     Args:
@@ -140,7 +140,7 @@ class ImagePacking:
         """A fixed permutation: published files are often sorted by class, and each shard is to be a mixture of all."""
         return permutation(len(self.source), _MIXING_SEED)
 
-    def pack(self, indices: np.ndarray, first: int, advance: Callable[[int], None]) -> Packed:
+    def pack(self, indices: np.ndarray, first: int, advance: Callable[[int], None]) -> EncodedShard:
         """The images at `indices`; broken ones are named and left out."""
         images, labels, broken = [], [], []
         for index in indices:
@@ -150,13 +150,13 @@ class ImagePacking:
                 broken.append(self.source.name(int(index)))
             else:
                 try:
-                    images.append(image_codec.fit(image, self.resolution, self.channels))
+                    images.append(image_codec.resize_center_crop(image, self.resolution, self.channels))
                     labels.append(label)
                 except Exception:  # Pillow raises what it likes for a broken image; the report names it.
                     broken.append(self.source.name(int(index)))
             advance(1)
         members = self._encoded if self.encoding == "images" else self._blocks
-        return Packed(members(images, labels, first), len(images), tuple(broken))
+        return EncodedShard(members(images, labels, first), len(images), tuple(broken))
 
     def _encoded(self, images: list[np.ndarray], labels: list[int], first: int) -> Iterator[dict[str, str | bytes]]:
         for offset, image in enumerate(images):
@@ -174,7 +174,7 @@ class ImagePacking:
             yield sample
 
 
-class RowPacking:
+class RowShardEncoder:
     """The rows of a table, one array a shard, in the order of their publisher: whoever splits them mixes them.
 
     Args:
@@ -195,11 +195,11 @@ class RowPacking:
         """As they were published."""
         return np.arange(len(self.source))
 
-    def pack(self, indices: np.ndarray, first: int, advance: Callable[[int], None]) -> Packed:
+    def pack(self, indices: np.ndarray, first: int, advance: Callable[[int], None]) -> EncodedShard:
         """The rows at `indices`."""
         rows = self.source.rows[indices]
         advance(len(rows))
-        return Packed(iter([{"__key__": f"{first:09d}", ROWS: _npy(rows)}]), len(rows), ())
+        return EncodedShard(iter([{"__key__": f"{first:09d}", ROWS: _npy(rows)}]), len(rows), ())
 
 
 def _npy(array: np.ndarray) -> bytes:

@@ -28,11 +28,11 @@ import webdataset
 from pipeline.data.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, Shard
 from pipeline.data.manifest import Source as SourceEntry
 from pipeline.data.sources.base import Source, Table
-from pipeline.data.store import locate, seen_by_one_process
-from pipeline.data.writing.packing import Packing, choose_packing
+from pipeline.data.store import is_process_local, resolve_url
+from pipeline.data.writing.packing import ShardEncoder, choose_encoder
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.filesystem import filesystem, reachable
-from pipeline.runtime.processes import end_with_parent
+from pipeline.runtime.filesystem import as_user_error, filesystem
+from pipeline.runtime.processes import exit_with_parent
 from pipeline.runtime.redaction import without_query
 from pipeline.runtime.terminal import Progress
 
@@ -73,9 +73,10 @@ def write_store(
 ) -> Report:
     """Writes the images of a source, or the rows of a table, as a store.
 
-    Each image's central square is resized to the resolution (`pipeline.data.image_codec.fit`) and brought to the number
-    of channels. Published files are often sorted by class, so the images are dealt to the shards by a fixed permutation
-    of the source, and each shard is a mixture of all classes. A broken image is left out and named in the report.
+    Each image's central square is resized to the resolution (`pipeline.data.image_codec.resize_center_crop`) and
+    brought to the number of channels. Published files are often sorted by class, so the images are dealt to the shards
+    by a fixed permutation of the source, and each shard is a mixture of all classes. A broken image is left out and
+    named in the report.
 
     The rows of a table are written as they are, in the order of their publisher.
 
@@ -84,7 +85,7 @@ def write_store(
 
     Args:
         source: Where the images or rows come from, see `pipeline.data.sources.make`. It is closed in the end.
-        url: The store's name, path or URL, see `pipeline.data.locate`.
+        url: The store's name, path or URL, see `pipeline.data.resolve_url`.
         resolution: Height and width of the images, in pixels. None for rows.
         channels: 1 (grey) or 3 (RGB). For rows, their number of columns, or None for as many as there are.
         encoding: "images" (a PNG file a sample) or "blocks" (arrays of many images, quicker to read), or "rows". None
@@ -110,15 +111,15 @@ def write_store(
         (3,)
     """
     start = time.monotonic()
-    url = locate(url)
+    url = resolve_url(url)
     num_processes = _available_cores() if num_processes is None else num_processes
     try:
         if samples_per_shard < 1 or num_processes < 1:
             raise UserError("a shard has at least one sample and a job at least one process: give larger numbers")
         encoding = encoding or ("rows" if isinstance(source, Table) else "blocks")
-        packing = choose_packing(source, resolution, channels, encoding)
+        packing = choose_encoder(source, resolution, channels, encoding)
         fs, path = filesystem(url)
-        with reachable(url):
+        with as_user_error(url):
             fs.invalidate_cache(path)
             if fs.exists(f"{path}/{MANIFEST_NAME}"):
                 raise UserError(f"there is a finished store at {url}: delete it, or choose another name")
@@ -138,7 +139,7 @@ def write_store(
     manifest = Manifest(
         packing.resolution, packing.channels, packing.encoding, packing.labels, job.entry, num_images, kept
     )
-    with reachable(url):
+    with as_user_error(url):
         _put(fs, f"{path}/{MANIFEST_NAME}", manifest.to_json().encode())
         _remove_leftovers(fs, path, {shard.name for shard in kept})
     return Report(manifest, num_images, broken, time.monotonic() - start)
@@ -151,7 +152,7 @@ class _Job:
     fs: fsspec.AbstractFileSystem
     path: str
     url: str
-    packing: Packing
+    packing: ShardEncoder
     samples_per_shard: int
 
     @property
@@ -204,12 +205,12 @@ def _run(job: _Job, earlier: set[str], num_processes: int, show: bool) -> list[_
     order = job.packing.order()
     starts = range(0, len(order), job.samples_per_shard)
     tasks = [_Task(number, order[start : start + job.samples_per_shard]) for number, start in enumerate(starts)]
-    with reachable(job.url):
+    with as_user_error(job.url):
         finished = [entry for task in tasks if (entry := _finished_before(job, task, earlier)) is not None]
     done = {entry.number for entry in finished}
     left = [task for task in tasks if task.number not in done]
     num_processes = min(num_processes, len(left))
-    alone = num_processes <= 1 or not job.packing.worth_processes or seen_by_one_process(job.fs)
+    alone = num_processes <= 1 or not job.packing.worth_processes or is_process_local(job.fs)
     before = sum(len(task.indices) for task in tasks) - sum(len(task.indices) for task in left)
     with Progress(len(order), before, show, job.packing.unit) as bar:
         if alone:
@@ -224,7 +225,7 @@ def _write_shard(job: _Job, task: _Task, advance: Callable[[int], None]) -> _Fin
     data = _tar(packed.members)
     shard = Shard(task.name, packed.num_samples, len(data), hashlib.sha256(data).hexdigest())
     finished = _Finished(task.number, shard, packed.broken)
-    with reachable(job.url):
+    with as_user_error(job.url):
         if packed.num_samples:
             _put(job.fs, f"{job.path}/{task.name}", data)
         _put(job.fs, f"{job.path}/{task.name}.json", _sidecar(job, finished))
@@ -312,7 +313,7 @@ def _begin(job: _Job, counter: multiprocessing.sharedctypes.Synchronized, stop: 
     global _here
     # An interruption from the keyboard reaches every process; the first one decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with_parent()
+    exit_with_parent()
 
     def advance(samples: int) -> None:
         if stop.is_set():

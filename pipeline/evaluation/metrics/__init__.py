@@ -2,7 +2,12 @@
 
 from pipeline.evaluation.metrics.classifier_store import train_classifier
 from pipeline.evaluation.metrics.extractors import Extractor, features, make_extractor, to_uint8
-from pipeline.evaluation.metrics.nearest_neighbours import gallery, nearest, nearest_ratio, spacing
+from pipeline.evaluation.metrics.nearest_neighbours import (
+    mean_nn_distance,
+    nearest,
+    nn_distance_ratio,
+    reference_images,
+)
 from pipeline.evaluation.metrics.reference import Reference, reference
 from pipeline.evaluation.metrics.scores import fid_from_features, score
 
@@ -11,13 +16,13 @@ __all__ = [
     "Reference",
     "features",
     "fid_from_features",
-    "gallery",
     "make_extractor",
+    "mean_nn_distance",
     "nearest",
-    "nearest_ratio",
+    "nn_distance_ratio",
     "reference",
+    "reference_images",
     "score",
-    "spacing",
     "to_uint8",
     "train_classifier",
 ]

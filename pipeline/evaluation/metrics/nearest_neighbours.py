@@ -13,16 +13,16 @@ from torch import Tensor
 
 from pipeline.data import Store
 from pipeline.evaluation.metrics.reference import MAX_FEATURES, SEED, Reference
-from pipeline.evaluation.metrics.subsets import iter_subset, spread
+from pipeline.evaluation.metrics.subsets import evenly_spaced, iter_subset
 from pipeline.runtime import safetensors_io
 
-__all__ = ["gallery", "nearest", "nearest_ratio", "spacing"]
+__all__ = ["mean_nn_distance", "nearest", "nn_distance_ratio", "reference_images"]
 
 _MEASURED = 2_000  # so many samples, and training images, tell a mean distance to a percent or two
 _AT_ONCE = 500
 
 
-def gallery(store: Store) -> Tensor:
+def reference_images(store: Store) -> Tensor:
     """The training images of :attr:`pipeline.evaluation.metrics.Reference.features`, in the same order.
 
     They are read from `<store>/statistics/` where they lie, else from the store, in one pass, and kept.
@@ -86,22 +86,22 @@ def nearest(embedding: Tensor, data: Tensor, count: int = 1) -> tuple[Tensor, Te
     return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
 
 
-def spacing(data: Tensor) -> float:
+def mean_nn_distance(data: Tensor) -> float:
     """The mean distance of the data to the nearest of the others, over an even 2,000 of them.
 
     Args:
         data: features of the data (M, F), M at least 2.
 
     Example:
-        >>> spacing(torch.tensor([[0.0], [1.0], [3.0]]))
+        >>> mean_nn_distance(torch.tensor([[0.0], [1.0], [3.0]]))
         1.3333333333333333
     """
-    distances, _ = nearest(spread(data, _MEASURED), data, count=2)
+    distances, _ = nearest(evenly_spaced(data, _MEASURED), data, count=2)
     # The first is a row itself, but for rounding, or but for a second one that is the same to the last bit.
     return float(distances[:, 1].double().mean())
 
 
-def nearest_ratio(embedding: Tensor, reference: Reference, among_data: float) -> float:
+def nn_distance_ratio(embedding: Tensor, reference: Reference, among_data: float) -> float:
     """How far samples are from the nearest training image, relative to training images among themselves.
 
     One: as far as these are from one another. Well below one: the samples are copies. Above one: they are no images of
@@ -111,7 +111,7 @@ def nearest_ratio(embedding: Tensor, reference: Reference, among_data: float) ->
     Args:
         embedding: features of samples (N, F); an even 2,000 of them are looked at.
         reference: of the data, by the same extractor.
-        among_data: what :func:`spacing` gives of the reference's features.
+        among_data: what :func:`mean_nn_distance` gives of the reference's features.
 
     Returns:
         The ratio; infinite, or not a number, where training images are all the same.
@@ -119,8 +119,8 @@ def nearest_ratio(embedding: Tensor, reference: Reference, among_data: float) ->
     Example:
         >>> rows = torch.randn(1000, 3, generator=torch.Generator().manual_seed(0))
         >>> data = Reference("any", 1000, rows.double().mean(0), rows.double().T.cov(), rows)
-        >>> round(nearest_ratio(rows[:500] + 1e-3, data, spacing(rows)), 1)
+        >>> round(nn_distance_ratio(rows[:500] + 1e-3, data, mean_nn_distance(rows)), 1)
         0.0
     """
-    distances, _ = nearest(spread(embedding, _MEASURED), reference.features)
+    distances, _ = nearest(evenly_spaced(embedding, _MEASURED), reference.features)
     return float(distances.double().mean() / torch.tensor(among_data, dtype=torch.float64))

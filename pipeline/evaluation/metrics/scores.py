@@ -13,7 +13,7 @@ from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, p
 from pipeline.config.validation import FEWEST_SAMPLES
 from pipeline.evaluation.metrics.extractors import Extractor, features
 from pipeline.evaluation.metrics.reference import Reference
-from pipeline.evaluation.metrics.subsets import spread
+from pipeline.evaluation.metrics.subsets import evenly_spaced
 from pipeline.runtime.errors import UserError
 
 __all__ = ["fid_from_features", "score"]
@@ -104,8 +104,8 @@ def score(
         # The neighbourhoods' radii shrink with the number of points: both sides get the same number.
         count = min(len(embedding), len(reference.features))
         prc = prc_features_to_metric(
-            spread(embedding, count),
-            spread(reference.features, count),
+            evenly_spaced(embedding, count),
+            evenly_spaced(reference.features, count),
             prc_neighborhood=_NEIGHBOURS,
             prc_batch_size=1000,
             save_cpu_ram=True,

@@ -10,7 +10,7 @@ from torch import Tensor
 from pipeline.data import Store, iter_images
 from pipeline.runtime.errors import UserError
 
-__all__ = ["iter_subset", "spread"]
+__all__ = ["evenly_spaced", "iter_subset"]
 
 
 def iter_subset(
@@ -51,11 +51,11 @@ def iter_subset(
         raise UserError(f"{store.url} does not hold the {total} samples its manifest lists: make the store again")
 
 
-def spread(rows: Tensor, count: int) -> Tensor:
+def evenly_spaced(rows: Tensor, count: int) -> Tensor:
     """`count` of the rows, evenly spaced: they may be sorted by class or by chain; all, if there are no more.
 
     Example:
-        >>> spread(torch.arange(10), 4).tolist(), spread(torch.arange(2), 4).tolist()
+        >>> evenly_spaced(torch.arange(10), 4).tolist(), evenly_spaced(torch.arange(2), 4).tolist()
         ([0, 3, 6, 9], [0, 1])
     """
     return rows[torch.linspace(0, len(rows) - 1, min(count, len(rows))).round().long()]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pipeline.evaluation.plots.curves import (
     at_temperature,
     chain_curve,
-    clouds,
     energy_histogram,
     log_partition,
     marginals,
-    two_columns,
+    scatter_2d,
+    scatter_3d,
 )
 from pipeline.evaluation.plots.images import animation, grid, png, side_by_side
 
@@ -17,12 +17,12 @@ __all__ = [
     "animation",
     "at_temperature",
     "chain_curve",
-    "clouds",
     "energy_histogram",
     "grid",
     "log_partition",
     "marginals",
     "png",
+    "scatter_2d",
+    "scatter_3d",
     "side_by_side",
-    "two_columns",
 ]

@@ -15,11 +15,11 @@ from torch import Tensor
 __all__ = [
     "at_temperature",
     "chain_curve",
-    "clouds",
     "energy_histogram",
     "log_partition",
     "marginals",
-    "two_columns",
+    "scatter_2d",
+    "scatter_3d",
 ]
 
 # Okabe and Ito's palette, told apart with every kind of colour vision.
@@ -186,7 +186,7 @@ def log_partition(energies: Tensor, trained: float | None = None) -> Figure:
     return figure
 
 
-def two_columns(samples: Mapping[str, Tensor], pair: tuple[int, int]) -> Figure:
+def scatter_2d(samples: Mapping[str, Tensor], pair: tuple[int, int]) -> Figure:
     """Where the rows lie in two of their columns, a panel a set, on the same axes.
 
     Args:
@@ -197,7 +197,7 @@ def two_columns(samples: Mapping[str, Tensor], pair: tuple[int, int]) -> Figure:
         A matplotlib figure.
 
     Example:
-        >>> len(two_columns({"test rows": torch.zeros(9, 2), "GEBM": torch.ones(9, 2)}, (0, 1)).axes)
+        >>> len(scatter_2d({"test rows": torch.zeros(9, 2), "GEBM": torch.ones(9, 2)}, (0, 1)).axes)
         2
     """
     figure = _figure(3.6 * len(samples), 3.8)
@@ -215,7 +215,7 @@ def two_columns(samples: Mapping[str, Tensor], pair: tuple[int, int]) -> Figure:
     return figure
 
 
-def clouds(samples: Mapping[str, Tensor]) -> Figure:
+def scatter_3d(samples: Mapping[str, Tensor]) -> Figure:
     """Points of space, a panel a set, on the same axes; of more than three coordinates the first three.
 
     Args:
@@ -225,7 +225,7 @@ def clouds(samples: Mapping[str, Tensor]) -> Figure:
         A matplotlib figure.
 
     Example:
-        >>> len(clouds({"data": torch.zeros(9, 3), "GEBM": torch.ones(9, 3)}).axes)
+        >>> len(scatter_3d({"data": torch.zeros(9, 3), "GEBM": torch.ones(9, 3)}).axes)
         2
     """
     dim = min(next(iter(samples.values())).shape[1], 3)

@@ -12,12 +12,12 @@ from gebm import GEBM
 from gebm.freezing import frozen
 from pipeline.data import Store
 from pipeline.evaluation import metrics
-from pipeline.evaluation.evaluator import End, Evaluation
-from pipeline.evaluation.metrics.subsets import spread
+from pipeline.evaluation.evaluator import ChainSamples, Evaluation
+from pipeline.evaluation.metrics.subsets import evenly_spaced
 from pipeline.evaluation.plots import curves, panels
 from pipeline.evaluation.plots.images import animation, grid, png, side_by_side
 
-__all__ = ["ImagePage", "as_networks_take"]
+__all__ = ["EvaluationFigures", "to_network_range"]
 
 _EXTREME = 8  # samples that are shown for their low energy, and as many for their high one
 _BEST = 8  # samples of the GEBM that are shown beside the training images nearest to them
@@ -25,15 +25,15 @@ _NEIGHBOURS = 3
 _DATA_ENERGIES = 2_000  # training images whose energies are drawn
 
 
-class ImagePage:
+class EvaluationFigures:
     """Draws evaluations of one run, one after another, so that they can be compared.
 
     Samples are of the latents that the evaluation has always from the same random numbers; nothing is drawn at random
-    here. Of the training images a fixed part is looked at, see :func:`pipeline.evaluation.metrics.gallery`.
+    here. Of the training images a fixed part is looked at, see :func:`pipeline.evaluation.metrics.reference_images`.
 
     Args:
         store: the training images.
-        reference: embeddings of the images that :func:`pipeline.evaluation.metrics.gallery` gives (M, F).
+        reference: embeddings of the images that :func:`pipeline.evaluation.metrics.reference_images` gives (M, F).
         label: the extractor's.
         device: where the model is.
         temperature: Of the chains, in words; every picture of their samples says it.
@@ -61,7 +61,7 @@ class ImagePage:
         told = {"temperature": self._temperature}
         animation([found.frames[step] for step in steps], steps, animated, **told)
         curve = curves.chain_curve(list(found.chain), list(found.chain.values()), f"FID ({self._label})", **told)
-        of_data = self._energies(model, spread(self._gallery, _DATA_ENERGIES))
+        of_data = self._energies(model, evenly_spaced(self._gallery, _DATA_ENERGIES))
         gebm_name = curves.at_temperature("GEBM", self._temperature)
         histogram = curves.energy_histogram({"data": of_data, "base": energies["base"], gebm_name: energies["gebm"]})
         partition = curves.log_partition(energies["base"], model.log_partition.item() if trained else None)
@@ -70,7 +70,7 @@ class ImagePage:
             "base": grid(base, columns=8),
             "gebm": grid(gebm, columns=8),
             "base_and_gebm": side_by_side(base, gebm, **told),
-            "by_energy": panels.by_energy(*sides, **told),
+            "by_energy": panels.energy_panels(*sides, **told),
             "neighbours": self._neighbours(model, found.ends["gebm"], found.scores["nearest_gebm"]),
             "energies": histogram,
             "log_partition": partition,
@@ -81,12 +81,12 @@ class ImagePage:
             "chain.gif": animated.getvalue(),
         }
 
-    def _sorted(self, model: GEBM, shown: Tensor, end: End) -> panels.Sorted:
+    def _sorted(self, model: GEBM, shown: Tensor, end: ChainSamples) -> panels.RankedSamples:
         """By energy: those that are shown, which are the first of all, and of all those at both ends."""
         few, order = end.energies[: len(shown)], end.energies.argsort()
         ordered = few.argsort()
         lowest, highest = order[:_EXTREME], order[-_EXTREME:]
-        return panels.Sorted(
+        return panels.RankedSamples(
             shown[ordered],
             few[ordered],
             (self._samples(model, end.latents[lowest]), end.energies[lowest]),
@@ -94,7 +94,7 @@ class ImagePage:
             len(order),
         )
 
-    def _neighbours(self, model: GEBM, end: End, ratio: float) -> panels.Image.Image:
+    def _neighbours(self, model: GEBM, end: ChainSamples, ratio: float) -> panels.Image.Image:
         """The samples of lowest energy, which the model holds for its best, and the training images nearest to them."""
         best, count = end.energies.argsort()[:_BEST], min(_NEIGHBOURS, len(self._gallery))
         distances, rows = metrics.nearest(end.features["embedding"][best], self._reference, count)
@@ -112,7 +112,7 @@ class ImagePage:
 
     @functools.cached_property
     def _gallery(self) -> Tensor:
-        return metrics.gallery(self._store)
+        return metrics.reference_images(self._store)
 
     @torch.no_grad()
     def _samples(self, model: GEBM, latents: Tensor) -> Tensor:
@@ -123,9 +123,9 @@ class ImagePage:
     def _energies(self, model: GEBM, images: Tensor) -> Tensor:
         """Energies of images, in batches so small that they fit beside a model in training."""
         with frozen(model.energy):
-            return torch.cat([model.energy(as_networks_take(part, self._device)).cpu() for part in images.split(64)])
+            return torch.cat([model.energy(to_network_range(part, self._device)).cpu() for part in images.split(64)])
 
 
-def as_networks_take(images: Tensor, device: torch.device) -> Tensor:
+def to_network_range(images: Tensor, device: torch.device) -> Tensor:
     """Images uint8 (N, C, H, W) as floats in [-1, 1], on the device."""
     return images.to(device, non_blocking=True).float().div_(127.5).sub_(1.0)

@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline.evaluation.plots.curves import at_temperature
 from pipeline.evaluation.plots.images import grid
 
-__all__ = ["Sorted", "by_energy", "labelled", "neighbours"]
+__all__ = ["RankedSamples", "energy_panels", "labelled", "neighbours"]
 
 _COLUMNS = 8
 _SPACE = 24  # between two parts of a picture
@@ -21,7 +21,7 @@ _LINE = 20  # height of a line of text
 _TEXT, _SMALL = 14, 12  # sizes of type
 
 
-class Sorted(NamedTuple):
+class RankedSamples(NamedTuple):
     """Samples in the order of their energy, the lowest first.
 
     Attributes:
@@ -67,7 +67,7 @@ def labelled(images: Tensor, labels: Sequence[str], columns: int = _COLUMNS) -> 
     return _stacked(rows, 0)
 
 
-def by_energy(base: Sorted, gebm: Sorted, temperature: str | None = None) -> Image.Image:
+def energy_panels(base: RankedSamples, gebm: RankedSamples, temperature: str | None = None) -> Image.Image:
     """Base and GEBM side by side: some samples of each by their energy, and of all samples those at both ends.
 
     Args:
@@ -81,7 +81,7 @@ def by_energy(base: Sorted, gebm: Sorted, temperature: str | None = None) -> Ima
     return _beside(_column("base", base), _column(at_temperature("GEBM, same latents", temperature), gebm))
 
 
-def _column(name: str, samples: Sorted) -> Image.Image:
+def _column(name: str, samples: RankedSamples) -> Image.Image:
     low, high = (samples.energies[end] for end in (0, -1))
     ends = [
         _titled(
@@ -112,7 +112,7 @@ def neighbours(
         energies: theirs (N,), in nats.
         nearest: training images (N, K, C, H, W), uint8, the nearest first.
         distances: between the features of sample and training image (N, K).
-        ratio: of all samples, as :func:`pipeline.evaluation.metrics.nearest_ratio` gives it.
+        ratio: of all samples, as :func:`pipeline.evaluation.metrics.nn_distance_ratio` gives it.
         among: how many training images were looked at.
         of: how many there are.
         label: whose features.

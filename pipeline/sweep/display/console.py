@@ -14,11 +14,11 @@ from rich.live import Live
 from rich.table import Table
 
 from pipeline.config.temperature import BETA
-from pipeline.runtime.redaction import redacted
+from pipeline.runtime.redaction import redact
 from pipeline.runtime.terminal import make_console
 from pipeline.sweep.display.event_log import STANDARD_OUTPUT, EventLog
-from pipeline.sweep.display.table import STYLES, Standing, duration
-from pipeline.tracking.summary import ENDED, Records, TrialRecord
+from pipeline.sweep.display.table import STYLES, SweepStatus, duration
+from pipeline.tracking.summary import TERMINAL_STATUSES, SweepSummary, TrialRecord
 from pipeline.tracking.trial_temperature import sweep_betas, sweep_temperature, trial_beta
 
 __all__ = [
@@ -49,11 +49,11 @@ class Display:
     """
 
     def __init__(
-        self, records: Records, name: str, base_steps: int, console: Console | None = None, log: str | None = None
+        self, records: SweepSummary, name: str, base_steps: int, console: Console | None = None, log: str | None = None
     ) -> None:
         self.records = records
         self.console = console or make_console(stderr=log == STANDARD_OUTPUT)
-        self.standing = Standing(records, name, base_steps)
+        self.standing = SweepStatus(records, name, base_steps)
         terminal = self.console.is_terminal and not self.console.is_dumb_terminal
         # What is drawn and the lines of JSON would run into one another.
         self.live = terminal and not (log == STANDARD_OUTPUT and sys.stdout.isatty())
@@ -76,7 +76,7 @@ class Display:
             at_a_time: how many run side by side.
         """
         counts = self.standing.counts()
-        ended = sum(counts[status] for status in ENDED)
+        ended = sum(counts[status] for status in TERMINAL_STATUSES)
         self.standing.trials, self.standing.at_a_time = ended + trials, at_a_time
         self.standing.begin()
         told = {"experiment": self.standing.name, "output": self.records.output, "metric": self.records.metric}
@@ -90,7 +90,7 @@ class Display:
             if not self.live:
                 self._line(self.standing.summary())
             counts, best = self.standing.counts(), self.records.best()
-            told = {status: counts[status] for status in ENDED}
+            told = {status: counts[status] for status in TERMINAL_STATUSES}
             told |= {"unfinished": counts["running"] + counts["waiting"], "seconds": self.standing.elapsed}
             self._event("sweep_ended", {**told, "best": best.name if best else None})
 
@@ -119,7 +119,7 @@ class Display:
             self.standing.heard(record)
             known = {**report, "checkpoint": record.checkpoint} if evaluated else report
             self._event("evaluated" if evaluated else "progress", known, record.name)
-        if record.status in ENDED and before != record.status:
+        if record.status in TERMINAL_STATUSES and before != record.status:
             told = {"status": record.status, "seconds": record.seconds, "error": record.error}
             told["warnings"] = record.warnings
             best = {"best": record.best_metrics, "checkpoint": record.best_checkpoint}
@@ -134,7 +134,7 @@ class Display:
     def _line(self, line: str, style: str | None = None) -> None:
         # Where nothing is drawn, a line tells when it was written, and is not folded: it is one line of a log.
         stamp = "" if self.live else time.strftime("%H:%M:%S  ")
-        self.console.print(stamp + redacted(line), highlight=False, markup=False, soft_wrap=not self.live, style=style)
+        self.console.print(stamp + redact(line), highlight=False, markup=False, soft_wrap=not self.live, style=style)
 
     def _lines(self, record: TrialRecord, *, due: bool) -> None:
         now = time.monotonic()
@@ -165,7 +165,7 @@ class Display:
         ]
 
 
-def results_table(records: Records, short: Callable[[str], str] = lambda key: key.rsplit(".", 1)[-1]) -> Table:
+def results_table(records: SweepSummary, short: Callable[[str], str] = lambda key: key.rsplit(".", 1)[-1]) -> Table:
     """The trials, best first.
 
     Args:
@@ -199,7 +199,9 @@ def results_table(records: Records, short: Callable[[str], str] = lambda key: ke
     return table
 
 
-def seeds_table(records: Records, short: Callable[[str], str] = lambda key: key.rsplit(".", 1)[-1]) -> Table | None:
+def seeds_table(
+    records: SweepSummary, short: Callable[[str], str] = lambda key: key.rsplit(".", 1)[-1]
+) -> Table | None:
     """Means and standard errors over the seeds, the best first.
 
     Args:
@@ -209,7 +211,7 @@ def seeds_table(records: Records, short: Callable[[str], str] = lambda key: key.
     Returns:
         The table, or none if no two trials differ in their seed alone.
     """
-    groups = records.over_seeds()
+    groups = records.mean_over_seeds()
     if not groups:
         return None
     keys = list(dict.fromkeys(key for group in groups for key in group.params))
@@ -224,7 +226,7 @@ def seeds_table(records: Records, short: Callable[[str], str] = lambda key: key.
     return table
 
 
-def _beta(records: Records, record: TrialRecord) -> str:
+def _beta(records: SweepSummary, record: TrialRecord) -> str:
     beta = trial_beta(records, record)
     return "-" if beta is None else f"{beta:g}"
 

@@ -11,10 +11,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-__all__ = ["Course", "Remaining", "remaining"]
+__all__ = ["Eta", "TrialProgress", "estimate_eta"]
 
 
-class Course(NamedTuple):
+class TrialProgress(NamedTuple):
     """How far one trial has come.
 
     Attributes:
@@ -28,7 +28,7 @@ class Course(NamedTuple):
     ended: bool
 
 
-class Remaining(NamedTuple):
+class Eta(NamedTuple):
     """What is left of a sweep.
 
     Attributes:
@@ -40,7 +40,7 @@ class Remaining(NamedTuple):
     done: float
 
 
-def remaining(courses: Sequence[Course], waiting: int, at_a_time: int) -> Remaining | None:
+def estimate_eta(courses: Sequence[TrialProgress], waiting: int, at_a_time: int) -> Eta | None:
     """What is left of a sweep.
 
     Args:
@@ -52,9 +52,9 @@ def remaining(courses: Sequence[Course], waiting: int, at_a_time: int) -> Remain
         The estimate; None while no trial has come anywhere.
 
     Example:
-        >>> half_way = Course(0.5, seconds=60.0, ended=False)
-        >>> remaining([half_way, half_way], waiting=2, at_a_time=2)
-        Remaining(seconds=180.0, done=0.25)
+        >>> half_way = TrialProgress(0.5, seconds=60.0, ended=False)
+        >>> estimate_eta([half_way, half_way], waiting=2, at_a_time=2)
+        Eta(seconds=180.0, done=0.25)
     """
     work = sum(course.seconds for course in courses)
     way = sum(course.fraction for course in courses)
@@ -65,10 +65,10 @@ def remaining(courses: Sequence[Course], waiting: int, at_a_time: int) -> Remain
     running = [cost * rest(course.fraction) for course in courses if not course.ended]
     left = sum(running) + waiting * cost * rest(0.0)
     seconds = max([left / max(at_a_time, 1), *running, cost * rest(0.0) if waiting else 0.0])
-    return Remaining(seconds, work / (work + left))
+    return Eta(seconds, work / (work + left))
 
 
-def _rest(courses: Sequence[Course]) -> Callable[[float], float]:
+def _rest(courses: Sequence[TrialProgress]) -> Callable[[float], float]:
     """The expected way of a trial from a fraction of its time on, as a function of that fraction."""
     # Where trials have ended early, and which part of those that came so far went on: as if one more had done so, for
     # else the first few that are pruned would say that all will be.

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.redaction import redacted
-from pipeline.tracking.summary import finite
+from pipeline.runtime.redaction import redact
+from pipeline.tracking.summary import drop_nonfinite
 
 __all__ = ["EVENTS", "STANDARD_OUTPUT", "EventLog"]
 
@@ -89,7 +89,7 @@ class EventLog:
         """
         assert event in EVENTS
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        entry = {"time": now, "event": event, "trial": trial, "values": finite(redacted(values))}
+        entry = {"time": now, "event": event, "trial": trial, "values": drop_nonfinite(redact(values))}
         line = json.dumps(entry, allow_nan=False, default=str).encode() + b"\n"
         with self._lock:
             try:

@@ -14,11 +14,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.sweep.display.eta import Course, Remaining, remaining
-from pipeline.tracking.summary import ENDED, Records, TrialRecord
+from pipeline.sweep.display.eta import Eta, TrialProgress, estimate_eta
+from pipeline.tracking.summary import TERMINAL_STATUSES, SweepSummary, TrialRecord
 from pipeline.tracking.trial_temperature import sweep_temperature, trial_temperature
 
-__all__ = ["STYLES", "Standing", "duration", "score", "scores_in_words", "short_names"]
+__all__ = ["STYLES", "SweepStatus", "duration", "score", "scores_in_words", "short_names"]
 
 STYLES = {"finished": "green", "running": "", "failed": "red", "pruned": "dim", "pending": "dim"}
 _GAP = 2  # columns between two of the table's
@@ -63,7 +63,7 @@ def short_names(keys: list[str]) -> dict[str, str]:
     return {key: short if count[short := key.rpartition(".")[2]] == 1 else key for key in keys}
 
 
-def scores_in_words(records: Records, record: TrialRecord) -> str:
+def scores_in_words(records: SweepSummary, record: TrialRecord) -> str:
     """Return a trial's best scores with what they must not be read without: their temperature, and its warnings.
 
     Args:
@@ -71,7 +71,7 @@ def scores_in_words(records: Records, record: TrialRecord) -> str:
         record: One of its trials.
 
     Example:
-        >>> records = Records("out", metric="fid_gebm", mode="min", shown=("fid_base", "fid_gebm"), facts={})
+        >>> records = SweepSummary("out", metric="fid_gebm", mode="min", shown=("fid_base", "fid_gebm"), facts={})
         >>> trial = records.add("000", {})
         >>> metrics = {"base_step": 8, "fid_base": 5.0, "fid_gebm": 4.5, "beta": 10.0}
         >>> records.evaluated(trial, metrics, "out/trials/000/checkpoints/step-00000008")
@@ -106,7 +106,7 @@ class _Column(NamedTuple):
 
 
 @dataclass
-class Standing:
+class SweepStatus:
     """Where a sweep stands; rich draws it into as much room as there is.
 
     Args:
@@ -118,7 +118,7 @@ class Standing:
         clock: gives the time in seconds.
     """
 
-    records: Records
+    records: SweepSummary
     name: str
     base_steps: int
     trials: int = 0
@@ -152,17 +152,17 @@ class Standing:
         return {
             "running": found["running"],
             "waiting": waiting,
-            **{status: found[status] for status in ENDED},
+            **{status: found[status] for status in TERMINAL_STATUSES},
         }
 
-    def remaining(self) -> Remaining | None:
+    def remaining(self) -> Eta | None:
         """What is left of the sweep, as far as that can be told."""
         courses = [
-            Course(self._fraction(record), record.seconds, record.status in ENDED)
+            TrialProgress(self._fraction(record), record.seconds, record.status in TERMINAL_STATUSES)
             for record in self.records.trials
             if record.status != "pending"
         ]
-        return remaining(courses, self.counts()["waiting"], self.at_a_time)
+        return estimate_eta(courses, self.counts()["waiting"], self.at_a_time)
 
     def _fraction(self, record: TrialRecord) -> float:
         """The part of a trial's time that is over, by its own estimate of what is left: start-up and warm-ups count."""
@@ -176,7 +176,7 @@ class Standing:
     def summary(self) -> str:
         """The sweep in a line, for where nothing is drawn."""
         counts = self.counts()
-        ended = sum(counts[status] for status in ENDED)
+        ended = sum(counts[status] for status in TERMINAL_STATUSES)
         total = sum(counts.values())
         parts = [
             f"{ended} of {total} trials have ended",
@@ -219,7 +219,7 @@ class Standing:
     def _progress(self, width: int) -> RenderableType:
         counts, left = self.counts(), self.remaining()
         # While no trial has come anywhere, what has ended is all that is done.
-        done = left.done if left else sum(counts[status] for status in ENDED) / max(1, sum(counts.values()))
+        done = left.done if left else sum(counts[status] for status in TERMINAL_STATUSES) / max(1, sum(counts.values()))
         told = f"{math.floor(100 * done)}%, {duration(self.elapsed)} elapsed"
         if counts["running"] or counts["waiting"]:
             told += f", about {duration(left.seconds)} left" if left else ", time left not known yet"
@@ -232,7 +232,7 @@ class Standing:
     def _table(self, width: int, room: int) -> Iterator[RenderableType]:
         """The heading and the rows, in so many lines."""
         running = [record for record in self.records.trials if record.status == "running"]
-        ended = [record for record in self.records.ranking() if record.status in ENDED]
+        ended = [record for record in self.records.ranking() if record.status in TERMINAL_STATUSES]
         rows = room - 1
         more = len(running) - rows
         if more > 0:

@@ -8,7 +8,7 @@ from pipeline.data.sources.archives import open_archive
 from pipeline.data.sources.base import choose
 from pipeline.data.sources.images.folder import image_names
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.filesystem import filesystem, reachable
+from pipeline.runtime.filesystem import as_user_error, filesystem
 
 __all__ = ["CelebA"]
 
@@ -63,7 +63,7 @@ class CelebA:
 def _members(url: str, partition: int) -> set[str]:
     fs, path = filesystem(url)
     beside = f"{path.rpartition('/')[0]}/{_PARTITION}"
-    with reachable(url):
+    with as_user_error(url):
         try:
             lines = fs.cat_file(beside).decode(errors="replace").splitlines()
         except FileNotFoundError:

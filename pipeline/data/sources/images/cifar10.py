@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from pipeline.data.sources.archives import Archive, Scratch, open_archive
+from pipeline.data.sources.archives import Archive, TempFolder, open_archive
 from pipeline.data.sources.base import choose
 from pipeline.runtime.errors import UserError
 
@@ -51,7 +51,7 @@ class Cifar10:
             self.labels = tuple(archive.read(places[_NAMES]).decode(errors="replace").split())
             if len(self.labels) != 10:
                 raise UserError(f"{_NAMES} of {url} does not name 10 classes: fetch it again")
-            self._scratch = Scratch()
+            self._scratch = TempFolder()
             self._path = self._scratch.file("records")
             self._origins = _collect(archive, places, files, self._path)
         finally:

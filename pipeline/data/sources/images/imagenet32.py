@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from pipeline.data.sources.archives import Scratch, open_archive
+from pipeline.data.sources.archives import TempFolder, open_archive
 from pipeline.data.sources.base import choose
 from pipeline.runtime.errors import UserError
 
@@ -40,7 +40,7 @@ class ImageNet32:
         self.url = url
         self.split = choose(split, ("train", "val"), self.kind)
         self.labels = tuple(str(number) for number in range(1, _NUM_CLASSES + 1))
-        self._scratch = Scratch()
+        self._scratch = TempFolder()
         self._files: list[str] = []
         self._paths: list[str] = []
         self._arrays: list[np.ndarray] | None = None

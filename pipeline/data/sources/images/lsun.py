@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 import lmdb
 import numpy as np
 
-from pipeline.data.sources.archives import Folder, Scratch, open_archive
+from pipeline.data.sources.archives import Folder, TempFolder, open_archive
 from pipeline.data.sources.base import BrokenImage, choose
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.filesystem import filesystem
@@ -39,7 +39,7 @@ class LSUN:
         self.url = url
         self.split = choose(split, ("train", "val"), self.kind)
         self.labels = None
-        self._scratch = Scratch()
+        self._scratch = TempFolder()
         self._environment: lmdb.Environment | None = None
         archive = open_archive(url)
         try:

@@ -17,13 +17,13 @@ import numpy as np
 from pipeline.data.sources.archives import Archive
 from pipeline.runtime.errors import UserError
 
-__all__ = ["Lines", "open_lines"]
+__all__ = ["RowReader", "open_lines"]
 
 _AT_ONCE = 2**15  # lines: enough that NumPy's own loop does the work, few enough to look at one by one
 _GZIP = b"\x1f\x8b"
 
 
-class Lines:
+class RowReader:
     r"""The lines of a text file, counted.
 
     Args:
@@ -31,7 +31,7 @@ class Lines:
         where: What to call it in a message.
 
     Example:
-        >>> lines = Lines(io.StringIO("x;y\n1;2\n3;4\n"), "points.csv")
+        >>> lines = RowReader(io.StringIO("x;y\n1;2\n3;4\n"), "points.csv")
         >>> lines.take()
         'x;y'
         >>> next(lines.numbers({2}, ";"))
@@ -127,7 +127,7 @@ def _fit_float32(numbers: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
-def open_lines(archive: Archive, name: str) -> Iterator[Lines]:
+def open_lines(archive: Archive, name: str) -> Iterator[RowReader]:
     """Opens a text file, gzipped or not.
 
     Args:
@@ -144,4 +144,4 @@ def open_lines(archive: Archive, name: str) -> Iterator[Lines]:
         packed.seek(0)
         with gzip.open(packed) if zipped else packed as file:
             # A byte order mark is no part of the first name; bytes that are no UTF-8 are no part of a number.
-            yield Lines(io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace"), where)
+            yield RowReader(io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace"), where)
