@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.config.schema import Config
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, one_line
 
 __all__ = [
     "RENAMED_KEYS",
@@ -142,7 +142,7 @@ def from_dict(values: dict[str, Any] | DictConfig) -> Config:
         reason = " ".join(str(error).strip().splitlines()[:1]) or type(error).__name__
         raise UserError(f"{key}: {reason}" if key and key not in reason else reason) from None
     except (TypeError, ValueError, AttributeError, OverflowError) as error:  # OmegaConf's, of keys that are no words
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise UserError(f"a config is a mapping of keys, such as train and model: {reason}") from None
 
 

@@ -20,7 +20,7 @@ from gebm.training.optimizers import Schedule
 from gebm.training.plateau import PlateauDecay
 from pipeline.config.precision import BF16_SAFE_SAMPLERS, PRECISIONS
 from pipeline.config.schema import Config
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, one_line
 
 __all__ = ["FEWEST_SAMPLES", "validate"]
 
@@ -362,5 +362,4 @@ def _build(key: str, make: Callable[[], object]) -> None:
     except ValueError as error:
         raise UserError(f"{key}: {error}") from None
     except (RuntimeError, OverflowError, TypeError, MemoryError) as error:  # sizes that no memory has
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{key}: these sizes are impossible ({reason[:200]})") from None
+        raise UserError(f"{key}: these sizes are impossible ({one_line(error, limit=200)})") from None

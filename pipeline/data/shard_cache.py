@@ -22,6 +22,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from pipeline.data.manifest import Shard
+from pipeline.runtime.errors import one_line
 
 __all__ = ["ShardCache"]
 
@@ -145,7 +146,7 @@ class ShardCache:
         return self.folder / f"{shard.sha256}.{suffix}"
 
     def _failed(self, what: str, error: OSError) -> None:
-        reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
+        reason = error.strerror or one_line(error)
         self._notes.setdefault("disk", f"the cache {self.folder} {what} ({reason}): shards are fetched from the store")
 
 

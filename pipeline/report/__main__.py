@@ -8,7 +8,7 @@ import sys
 
 from pipeline.report.analysis import load_results
 from pipeline.report.html import report
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, one_line
 from pipeline.runtime.filesystem import write_file
 from pipeline.runtime.redaction import redact
 
@@ -51,7 +51,7 @@ def main() -> None:
         try:
             write_file(place, content)
         except Exception as error:  # each file system has exceptions of its own
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line(error)
             raise UserError(f"{place} cannot be written ({reason}): name another with --output") from None
     except UserError as error:
         print(f"error: {redact(str(error))}", file=sys.stderr)

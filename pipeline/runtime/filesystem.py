@@ -10,7 +10,7 @@ from pathlib import Path
 
 import fsspec
 
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, one_line
 
 __all__ = [
     "as_user_error",
@@ -130,5 +130,5 @@ def as_user_error(url: str) -> Iterator[None]:
         raise
     # Each file system has exceptions of its own (botocore's and google's are no OSError), so none can be listed here.
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise UserError(f"cannot reach {url}: {reason}") from error

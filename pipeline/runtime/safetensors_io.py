@@ -12,6 +12,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from pipeline.runtime.errors import one_line
 from pipeline.runtime.filesystem import write_file
 
 __all__ = ["TensorFile", "TensorFileError", "exists", "read", "write"]
@@ -82,13 +83,13 @@ def read(url: str) -> TensorFile:
     except FileNotFoundError:
         raise
     except Exception as error:
-        raise TensorFileError(f"{url}: {_line(error)}") from error
+        raise TensorFileError(f"{url}: {one_line(error)}") from error
     try:
         tensors = safetensors.torch.load(data)
         length = int.from_bytes(data[:8], "little")
         header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_KEY])
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise TensorFileError(f"{url}: {_line(error)}") from error
+        raise TensorFileError(f"{url}: {one_line(error)}") from error
     if not isinstance(header, dict):
         raise TensorFileError(f"{url}: its header is not a JSON object")
     return TensorFile(tensors, header, hashlib.sha256(data).hexdigest())
@@ -115,8 +116,4 @@ def write(url: str, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) ->
     try:
         write_file(url, data)
     except Exception as error:
-        raise TensorFileError(f"{url}: {_line(error)}") from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        raise TensorFileError(f"{url}: {one_line(error)}") from error

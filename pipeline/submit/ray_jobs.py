@@ -17,7 +17,7 @@ import requests
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from pipeline.config.launchers import RayJobs, Submission
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, one_line
 from pipeline.submit.bundle import JOB, JobBundle, copy_code
 from pipeline.submit.reachability import no_shared_fs, shared_fs
 from pipeline.sweep.cluster import require_reachable
@@ -144,7 +144,7 @@ def _alone(address: str) -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return one_line(error, limit=200)
 
 
 def _ways(address: str, name: str) -> str:

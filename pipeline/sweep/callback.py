@@ -10,6 +10,7 @@ from ray import tune
 from pipeline import config as schema
 from pipeline.config.temperature import BETA, sampling_beta
 from pipeline.report.markup import escape
+from pipeline.runtime.errors import one_line
 from pipeline.runtime.redaction import redact
 from pipeline.sweep.display.console import Display
 from pipeline.sweep.trainable import TRIAL_NAME_KEY
@@ -169,7 +170,7 @@ class SweepCallback(tune.Callback):
         try:
             self._records.write()
         except Exception as error:  # each file system has exceptions of its own
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line(error)
             line = f"{self._records.output}/summary.json cannot be written ({reason}); the trials go on"
             if line not in self._noted:
                 self._display.say(line)

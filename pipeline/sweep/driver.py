@@ -26,7 +26,7 @@ from pipeline.config.temperature import BETA, describe_temperature, sampling_bet
 from pipeline.config.validation import validate
 from pipeline.data import Store, fits_on_device
 from pipeline.report.markdown import markdown
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, one_line
 from pipeline.runtime.filesystem import filesystem, is_local, write_file
 from pipeline.sweep import cluster, lock, search
 from pipeline.sweep.callback import SweepCallback
@@ -236,7 +236,7 @@ def _resolve_output(config: schema.Config, *, resuming: bool) -> tuple[str, str,
     except UserError:
         raise
     except Exception as error:  # each file system has exceptions of its own
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise UserError(f"cannot write to output={output} ({reason})") from None
     if config.tracking.uri:
         return output, config.tracking.uri, None

@@ -13,6 +13,7 @@ from pipeline.report.analysis import SweepResults, collect_results
 from pipeline.report.html import report
 from pipeline.report.markdown import markdown
 from pipeline.report.markup import escape
+from pipeline.runtime.errors import one_line
 from pipeline.runtime.filesystem import write_file
 from pipeline.sweep import cluster
 from pipeline.sweep.display.console import results_table, seeds_table
@@ -51,7 +52,7 @@ def _write_report(config: schema.Config, records: SweepSummary, tracker: Tracker
         for name, content in files.items():
             write_file(f"{folder}/{name}", content)
     except Exception as error:  # each file system has exceptions of its own
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         console.print(f"the report at {folder} cannot be written ({reason})", highlight=False, markup=False)
         return
     tracker.log_files(None, [f"{folder}/{name}" for name in files], folder="report")

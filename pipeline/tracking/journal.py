@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, one_line
 
 __all__ = ["Journal", "PermanentError"]
 
@@ -184,7 +184,7 @@ class Journal:
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__
+    return one_line(error, limit=120)
 
 
 def _replace(path: Path, text: str) -> None:

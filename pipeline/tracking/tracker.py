@@ -18,7 +18,7 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES, MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, one_line
 from pipeline.runtime.filesystem import filesystem, is_local
 from pipeline.runtime.redaction import redact
 from pipeline.tracking.journal import Journal, PermanentError
@@ -266,7 +266,7 @@ class Tracker:
                 self._send_metrics(trial, found)
         except MlflowException as error:
             if error.error_code in _PERMANENT_CODES:
-                raise PermanentError(" ".join(str(error).split())[:200]) from error
+                raise PermanentError(one_line(error, limit=200)) from error
             raise
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             raise PermanentError(f"there is no file {entry.get('file')} any more") from error

@@ -24,7 +24,7 @@ from gebm.training.plateau import PlateauDecay
 from pipeline import config as schema
 from pipeline import tasks
 from pipeline.data import Position
-from pipeline.runtime.errors import NonFiniteLoss, Preempted, UserError
+from pipeline.runtime.errors import NonFiniteLoss, Preempted, UserError, one_line
 from pipeline.runtime.filesystem import write_files
 from pipeline.runtime.redaction import redact
 from pipeline.runtime.system_metrics import SystemMetrics
@@ -287,7 +287,7 @@ class TrialRun:
         try:
             return write(), []
         except Exception as error:  # each file system has exceptions of its own
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line(error)
             line = redact(f"{what} cannot be written ({reason})")
             if self.config.checkpoints.on_failure == "stop":
                 raise UserError(f"{line}; make room there, and go on with resume={self.config.output}") from error

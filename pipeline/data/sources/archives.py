@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from typing import BinaryIO, Protocol
 
 from pipeline.data.sources.base import BrokenImage
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, one_line
 from pipeline.runtime.filesystem import as_user_error, filesystem
 
 __all__ = ["Archive", "File", "Folder", "Tar", "TempFolder", "Zip", "archive_errors", "open_archive", "open_files"]
@@ -50,22 +50,18 @@ def archive_errors(url: str) -> Iterator[None]:
     try:
         yield
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, BrokenImage) as error:
-        raise UserError(f"{url} is damaged ({_line(error)}): fetch it again") from None
+        raise UserError(f"{url} is damaged ({one_line(error)}): fetch it again") from None
     except OSError as error:
         if error.errno in _FULL:
             raise _no_room(url) from None
         if error.errno is None:  # gzip and bz2 say so of their streams; the operating system's errors have a number
-            raise UserError(f"{url} is damaged ({_line(error)}): fetch it again") from None
-        raise UserError(f"{url} cannot be unpacked ({_line(error)}): check it and TMPDIR") from None
+            raise UserError(f"{url} is damaged ({one_line(error)}): fetch it again") from None
+        raise UserError(f"{url} cannot be unpacked ({one_line(error)}): check it and TMPDIR") from None
 
 
 def _no_room(url: str) -> UserError:
     folder = tempfile.gettempdir()
     return UserError(f"no room in {folder} to unpack {url}: free some, or set TMPDIR to a folder with more")
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 class TempFolder:
