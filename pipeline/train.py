@@ -31,7 +31,7 @@ __all__ = ["main"]
 def main(config: Config, named: dict[str, Any]) -> int:
     """Run the training, and exit with 130 when it is interrupted and 1 when it fails."""
     config.sweep.space, config.sweep.scheduler, config.sweep.num_trials = {}, "none", 1
-    return driver.exit_status(config, named, verb="train")
+    return driver.exit_status(config, named, command="train")
 
 
 if __name__ == "__main__":

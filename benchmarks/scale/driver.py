@@ -278,7 +278,7 @@ def _drive(load: Load, uri: str, folder: Path) -> Driven:
         before, free_before = _resident_bytes(), _free_bytes()
         searcher, count = search.make_searcher(config, space, records.trials)
         display = Display(records, config.name, config.train.base_steps, Console(file=io.StringIO(), width=160))
-        with display.sweep(load.trials, load.trials):
+        with display, display.sweep(load.trials, load.trials):
             meter = _Meter(SweepCallback(config, records, tracker, display), load, gate)
             tune.run(
                 tune.with_resources(tune.with_parameters(dummy, settings=settings), cluster.TRIAL_RESOURCES),

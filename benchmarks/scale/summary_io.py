@@ -45,8 +45,8 @@ def measure(folder: Path, trials: int, repeat: int) -> list[dict[str, Any]]:
     pairs: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
         "summary.json, a write": (lambda: _indented(records), records.write),
         "the table, a frame": (
-            lambda: tall.console.print(tall.standing),
-            lambda: screen.console.print(screen.standing),
+            lambda: tall.console.print(tall.status),
+            lambda: screen.console.print(screen.status),
         ),
     }
     rows = []

@@ -69,7 +69,7 @@ def run(values: dict[str, Any]) -> int:
     if config.resume is None and _begun(str(config.output)):
         print(f"going on with what {config.output} holds", flush=True)
         config.resume = config.output
-    return driver.exit_status(config, named, verb="sweep")
+    return driver.exit_status(config, named, command="sweep")
 
 
 def _begun(output: str) -> bool:

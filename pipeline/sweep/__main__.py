@@ -31,7 +31,7 @@ __all__ = ["main"]
 )
 def main(config: Config, named: dict[str, Any]) -> int:
     """Run the sweep, and exit with 130 when it is interrupted and 1 when no trial got anywhere."""
-    return driver.exit_status(config, named, verb="sweep")
+    return driver.exit_status(config, named, command="sweep")
 
 
 if __name__ == "__main__":

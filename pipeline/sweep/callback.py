@@ -1,7 +1,8 @@
-"""What Tune tells of its trials, taken to the records, the terminal and the tracker."""
+"""Tune callback that updates the summary, the terminal and the tracker."""
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
@@ -13,6 +14,7 @@ from pipeline.report.markup import escape
 from pipeline.runtime.errors import one_line
 from pipeline.runtime.redaction import redact
 from pipeline.sweep.display.console import Display
+from pipeline.sweep.display.event_log import as_event
 from pipeline.sweep.trainable import TRIAL_NAME_KEY
 from pipeline.tracking import provenance
 from pipeline.tracking.summary import MAX_WARNINGS, SweepSummary, TrialRecord
@@ -21,40 +23,46 @@ from pipeline.tracking.trial_temperature import trial_beta, trial_temperature
 
 __all__ = ["SweepCallback"]
 
-_WRITING = 0.1  # share of the driver's time that may go into writing the summary, which grows with the trials
+log = logging.getLogger(__name__)
+
+# Share of the driver's time that may go into writing the summary, which grows with the trials.
+_MAX_WRITE_SHARE = 0.1
 
 
 class SweepCallback(tune.Callback):
-    """Takes what the trials report to the records, the terminal and the tracker. The driver alone does this.
+    """Callback that passes the trials' reports to the summary, the terminal and the tracker; only the driver does.
 
     Args:
-        config: the experiment.
-        records: the sweep's trials.
+        config: The experiment.
+        records: The sweep's trials.
         tracker: MLflow.
-        display: the terminal.
+        display: The terminal.
     """
 
     def __init__(self, config: schema.Config, records: SweepSummary, tracker: Tracker, display: Display) -> None:
         self._config, self._records, self._tracker, self._display = config, records, tracker, display
         self._score = schema.monitored_metrics(config)[0].removesuffix("_base")
-        self._started: dict[str, float] = {}
-        self._noted: set[str] = set()
-        self._changed, self._due = False, 0.0  # the summary: whether it is to be written, and when it may be
+        self._started_at: dict[str, float] = {}
+        self._logged: set[str] = set()
+        # Whether the summary has to be written, and when it may be.
+        self._changed, self._write_due = False, 0.0
 
     def _record(self, trial: Any) -> TrialRecord:
+        """Return the record of a trial, with the parameters that it has now."""
         name = str(trial)
         params = {key: value for key, value in trial.config.items() if key != TRIAL_NAME_KEY}
         record = self._records.get(name) or self._records.add(name, params)
+        # Population-based training changes them.
         if params != record.params:
-            record.params = params  # population-based training changes them
-            found = ", ".join(f"{key}={value:.3g}" for key, value in params.items() if isinstance(value, float))
-            self._display.say(f"trial {name} goes on from the weights of a better one, with {found}")
+            record.params = params
+            values = ", ".join(f"{key}={value:.3g}" for key, value in params.items() if isinstance(value, float))
+            log.info(f"trial {name} exploits a better trial's weights; new values: {values}")
         return record
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial begins, or goes on."""
+        """Start or resume a trial's run in the tracker."""
         record = self._record(trial)
-        self._started[record.name] = time.monotonic()
+        self._started_at[record.name] = time.monotonic()
         if record.status != "running":
             record.status, record.error = "running", None
             config = schema.apply(self._config, record.params)
@@ -67,50 +75,62 @@ class SweepCallback(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """A trial has reported."""
+        """Take in a trial's report: a failure, a restart, the progress of its steps, or an evaluation."""
         record = self._record(trial)
-        self._clock(record)
+        self._count_time(record)
         record.mlflow_run_id = self._tracker.trial_run_id(record.name) or record.mlflow_run_id
-        known = {key: value for key, value in result.items() if key in result.get("reported", ())}
-        if "error" in known:
-            record.error = redact(known["error"])
+        # Tune adds keys of its own.
+        report = {key: value for key, value in result.items() if key in result.get("reported", ())}
+        if "error" in report:
+            record.error = redact(report["error"])
+        elif "restart" in report:
+            log.info(f"trial {record.name} restarts from its last checkpoint: {report['restart']}")
+        else:
+            self._take_report(record, report)
+
+    def _take_report(self, record: TrialRecord, report: dict[str, Any]) -> None:
+        self._take_warnings(record, report.get("warnings"))
+        evaluated = self._config.sweep.metric in report
+        # A trial that resumes reports its last evaluation first.
+        if evaluated and record.evaluations[-1:] == [self._records.evaluation(report)]:
             return
-        if "restart" in known:
-            self._display.say(f"trial {record.name} goes on from its last checkpoint: {known['restart']}")
-            return
-        self._take_warnings(record, known.get("warnings"))
-        evaluated = self._config.sweep.metric in known
-        if evaluated and record.evaluations[-1:] == [self._records.evaluation(known)]:
-            return  # a trial that goes on says first where it stands
-        numbers = {key: value for key, value in known.items() if isinstance(value, int | float)}
+        numbers = {key: value for key, value in report.items() if isinstance(value, int | float)}
         if evaluated:
-            if "extractor" in known:
-                numbers["extractor"] = known["extractor"]
-            # With the scores, for a sweep may be resumed with another beta than that of its earlier evaluations.
-            beta = sampling_beta(self._config, record.params)
-            if beta is not None:
-                numbers.setdefault(BETA, beta)
-            self._records.evaluated(record, numbers, known.get("checkpoint"))
+            self._take_evaluation(record, report, numbers)
         else:
             record.metrics.update(numbers)
-        for note in set(known.get("notes", ())) - self._noted:
-            self._display.say(f"trial {record.name}: {note}")
-            self._noted.add(note)  # it comes with each evaluation of each trial
-        self._changed |= evaluated
-        machine = {f"system/{name}": value for name, value in known.get("system", {}).items()}
-        self._tracker.log_metrics(record.name, numbers | machine, step=known["base_step"])
+        self._log_notes(record, report.get("notes", ()))
+        system = {f"system/{name}": value for name, value in report.get("system", {}).items()}
+        self._tracker.log_metrics(record.name, numbers | system, step=report["base_step"])
         if evaluated:
-            self._tracker.log_chain(record.name, self._score, known["chain"], known["base_step"])
-            self._tracker.log_pictures(record.name, known["figures"], known["base_step"])
+            self._tracker.log_chain(record.name, self._score, report["chain"], report["base_step"])
+            self._tracker.log_pictures(record.name, report["figures"], report["base_step"])
         self._display.update(record, numbers, evaluated=evaluated)
 
+    def _take_evaluation(self, record: TrialRecord, report: dict[str, Any], numbers: dict[str, Any]) -> None:
+        """Add an evaluation to the summary, with what its scores depend on."""
+        if "extractor" in report:
+            numbers["extractor"] = report["extractor"]
+        # With the scores, since a sweep may be resumed with another beta than that of its earlier evaluations.
+        beta = sampling_beta(self._config, record.params)
+        if beta is not None:
+            numbers.setdefault(BETA, beta)
+        self._records.evaluated(record, numbers, report.get("checkpoint"))
+        self._changed = True
+
+    def _log_notes(self, record: TrialRecord, notes: Any) -> None:
+        """Log the notes of a report once: they come with each evaluation of each trial."""
+        for note in set(notes) - self._logged:
+            log.info(f"trial {record.name}: {note}")
+            self._logged.add(note)
+
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial's own process has died, and is started anew."""
+        """Log that a trial's own process died and is restarted."""
         record = self._record(trial)
-        self._display.say(f"trial {record.name} goes on from its last checkpoint: its machine went away")
+        log.info(f"trial {record.name} restarts from its last checkpoint (node lost)")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial has come to its end, or was pruned."""
+        """End a trial that finished, was pruned, or has reported a failure."""
         record = self._record(trial)
         if record.error:
             self.on_trial_error(iteration, trials, trial)
@@ -120,22 +140,22 @@ class SweepCallback(tune.Callback):
         self._end(record, "finished" if done else "pruned")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial's own process has died too often."""
+        """End a trial that failed, or whose own process died too often."""
         record = self._record(trial)
         record.error = record.error or "the trial's process died; Ray's logs are under /tmp/ray/session_latest/logs"
         self._end(record, "failed")
-        self._display.say(f"trial {record.name} failed: {record.error}")
+        log.info(f"trial {record.name} failed: {record.error}")
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Tune's loop has been round once, as it does many times a second."""
-        if self._changed and time.monotonic() >= self._due:
-            began, self._changed = time.monotonic(), False
+        """Write the summary if it has changed and is due; Tune calls this many times a second."""
+        if self._changed and time.monotonic() >= self._write_due:
+            start, self._changed = time.monotonic(), False
             self._write()
             now = time.monotonic()
-            self._due = now + (now - began) / _WRITING
+            self._write_due = now + (now - start) / _MAX_WRITE_SHARE
 
     def _end(self, record: TrialRecord, status: str) -> None:
-        self._clock(record)
+        self._count_time(record)
         record.status = status
         self._changed = True
         self._describe(record, {"status": status, **({"error": record.error} if record.error else {})})
@@ -143,18 +163,18 @@ class SweepCallback(tune.Callback):
         self._display.update(record)
 
     def _take_warnings(self, record: TrialRecord, lines: Any) -> None:
-        """Keep the warnings of a report, and pass on those that are new."""
+        """Add the warnings of a report to the summary, and log those that are new."""
         new = self._records.add_warnings(record, redact(lines))
         for line in new:
-            self._display.warn(record, line)
+            log.warning(f"trial {record.name}: warning: {line}", extra=as_event("warning", {"text": line}, record.name))
         if new:
             self._changed = True
             self._describe(record, {})
             if len(record.warnings) == MAX_WARNINGS:
-                self._display.say(f"trial {record.name}: {MAX_WARNINGS} warnings; further ones are not kept")
+                log.info(f"trial {record.name}: {MAX_WARNINGS} warnings; further ones are dropped")
 
     def _describe(self, record: TrialRecord, tags: dict[str, str]) -> None:
-        """Set the description of a trial's run: how it stands, the temperature of its scores, and its warnings."""
+        """Set the description of a trial's run: its status, the temperature of its scores, and its warnings."""
         temperature = trial_temperature(self._records, record)
         parts = [record.error or record.status]
         if temperature is not None:
@@ -166,17 +186,17 @@ class SweepCallback(tune.Callback):
         self._tracker.describe(record.name, "\n\n".join(parts), tags)
 
     def _write(self) -> None:
-        """Keep the summary; that it could not be kept this once must not end the trials, whose own files are apart."""
+        """Write the summary; a failure is logged and does not end the trials, whose files are separate."""
         try:
             self._records.write()
-        except Exception as error:  # each file system has exceptions of its own
-            reason = one_line(error)
-            line = f"{self._records.output}/summary.json cannot be written ({reason}); the trials go on"
-            if line not in self._noted:
-                self._display.say(line)
-                self._noted.add(line)
+        # Each file system has exceptions of its own.
+        except Exception as error:
+            line = f"cannot write {self._records.output}/summary.json ({one_line(error)}); trials continue"
+            if line not in self._logged:
+                log.warning(line)
+                self._logged.add(line)
 
-    def _clock(self, record: TrialRecord) -> None:
+    def _count_time(self, record: TrialRecord) -> None:
         now = time.monotonic()
-        record.seconds += now - self._started.get(record.name, now)
-        self._started[record.name] = now
+        record.seconds += now - self._started_at.get(record.name, now)
+        self._started_at[record.name] = now

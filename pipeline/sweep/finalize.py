@@ -1,8 +1,9 @@
-"""How a sweep ends: its report, its best model, what the tracker is told last, and what the terminal shows."""
+"""Final stage of a sweep: its report, its best model, the end of its tracker runs, and the final tables."""
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 
 from rich.console import Console
 
@@ -25,75 +26,54 @@ from pipeline.tracking.summary import SweepSummary, TrialRecord
 from pipeline.tracking.tracker import Tracker, journal_path
 from pipeline.tracking.trial_temperature import sweep_temperature, trial_beta, trial_temperature
 
-__all__ = ["finish", "found_so_far", "show"]
+__all__ = ["current_results", "finalize", "print_results"]
 
-_HURRIED = 5.0  # seconds that Ctrl-C waits for the tracker
-_MOST_WARNINGS = 5  # of a registered model; all of them are in the trial's run
-_LONGEST = 300  # characters of each in its description
+log = logging.getLogger(__name__)
+
+# After Ctrl-C the tracker has this long to take what is left.
+_FLUSH_TIMEOUT_INTERRUPTED = 5.0
+# A registered model shows this many warnings, each cut to this many characters. The trial's run has all of them.
+_MAX_MODEL_WARNINGS = 5
+_MAX_WARNING_LENGTH = 300
 
 
-def found_so_far(config: schema.Config, records: SweepSummary) -> SweepResults:
-    """The sweep as its report has it.
+def current_results(config: schema.Config, records: SweepSummary) -> SweepResults:
+    """Return the sweep's results so far, for its report.
 
     Args:
-        config: the experiment.
-        records: its trials.
+        config: The experiment.
+        records: Its trials.
     """
     sweep = config.sweep
     settings = {"search": sweep.search, "scheduler": sweep.scheduler, "space": sweep.space}
     return collect_results(str(config.output), records, settings | {"num_samples": config.evaluation.num_samples})
 
 
-def _write_report(config: schema.Config, records: SweepSummary, tracker: Tracker, console: Console) -> None:
-    """The report's page and its charts, among the results and in MLflow; a sweep does not fail for want of them."""
-    found, folder = found_so_far(config, records), f"{records.output}/report"
-    try:
-        files = report(found)
-        for name, content in files.items():
-            write_file(f"{folder}/{name}", content)
-    except Exception as error:  # each file system has exceptions of its own
-        reason = one_line(error)
-        console.print(f"the report at {folder} cannot be written ({reason})", highlight=False, markup=False)
-        return
-    tracker.log_files(None, [f"{folder}/{name}" for name in files], folder="report")
-
-
-def finish(
-    config: schema.Config, records: SweepSummary, tracker: Tracker, verb: str, console: Console, *, interrupted: bool
+def finalize(
+    config: schema.Config, records: SweepSummary, tracker: Tracker, command: str, *, interrupted: bool
 ) -> None:
-    """Tell the tracker what has come of the sweep, and wait for it as long as the config says.
+    """Report, register the best model, end the tracker's runs, and wait for the tracker as long as the config says.
 
     Args:
-        config: the experiment.
-        records: its trials.
+        config: The experiment.
+        records: Its trials.
         tracker: MLflow.
-        verb: ``sweep`` or ``train``.
-        console: where to print.
-        interrupted: whether trials are left to go on with.
+        command: ``sweep`` or ``train``.
+        interrupted: Whether trials are left to run.
     """
     temperature = sweep_temperature(records)
     records.facts |= {} if temperature is None else {"temperature": temperature}
     records.write()
-    best = records.best()
     tracker.log_files(None, [f"{records.output}/summary.json"])
-    if best is not None:
-        scores = {key: best.best_metrics[key] for key in records.shown if key in best.best_metrics}
-        tracker.log_metrics(None, scores, step=0)
-        if config.tracking.register and not interrupted and best.best_checkpoint:
-            _register(config, records, best, tracker)
-    if verb == "sweep" and not interrupted:
-        _write_report(config, records, tracker, console)
-    tracker.describe(None, markdown(found_so_far(config, records)), {"best_trial": best.name if best else "none"})
-    for record in records.trials:
-        if record.status == "running":
-            tracker.end(record.name, "KILLED")
-    tracker.end(None, "KILLED" if interrupted else "FINISHED")
-    left = tracker.close(_HURRIED if interrupted else config.tracking.flush_timeout)
+    _log_best(config, records, tracker, interrupted=interrupted)
+    if command == "sweep" and not interrupted:
+        _write_report(config, records, tracker)
+    _end_runs(config, records, tracker, interrupted=interrupted)
+    left = tracker.close(_FLUSH_TIMEOUT_INTERRUPTED if interrupted else config.tracking.flush_timeout)
     if left:
-        console.print(
-            f"{left} results are not in MLflow yet and lie in {journal_path(records.output)}; once it answers, "
-            f"`python -m pipeline.{verb} resume={records.output}` sends them",
-            highlight=False,
+        log.warning(
+            f"{left} results are not in MLflow yet and are in {journal_path(records.output)}; once it answers, "
+            f"`python -m pipeline.{command} resume={records.output}` sends them"
         )
     for record in records.trials:
         record.mlflow_run_id = tracker.trial_run_id(record.name) or record.mlflow_run_id
@@ -101,21 +81,60 @@ def finish(
     cluster.remove_ray_storage(records.output)
 
 
+def _log_best(config: schema.Config, records: SweepSummary, tracker: Tracker, *, interrupted: bool) -> None:
+    """Log the best scores as the sweep's own, and register the model they belong to."""
+    best = records.best()
+    if best is None:
+        return
+    tracker.log_metrics(None, _best_scores(records, best), step=0)
+    if config.tracking.register and not interrupted and best.best_checkpoint:
+        _register(config, records, best, tracker)
+
+
+def _end_runs(config: schema.Config, records: SweepSummary, tracker: Tracker, *, interrupted: bool) -> None:
+    """Describe the sweep's run, and end it and those of trials that still run."""
+    best = records.best()
+    tracker.describe(None, markdown(current_results(config, records)), {"best_trial": best.name if best else "none"})
+    for record in records.trials:
+        if record.status == "running":
+            tracker.end(record.name, "KILLED")
+    tracker.end(None, "KILLED" if interrupted else "FINISHED")
+
+
+def _write_report(config: schema.Config, records: SweepSummary, tracker: Tracker) -> None:
+    """Write the report's page and charts among the results and to MLflow; a sweep does not fail without them."""
+    folder = f"{records.output}/report"
+    try:
+        files = report(current_results(config, records))
+        for name, content in files.items():
+            write_file(f"{folder}/{name}", content)
+    # Each file system has exceptions of its own.
+    except Exception as error:
+        log.warning(f"the report at {folder} cannot be written ({one_line(error)})")
+        return
+    tracker.log_files(None, [f"{folder}/{name}" for name in files], folder="report")
+
+
+def _best_scores(records: SweepSummary, best: TrialRecord) -> dict[str, float]:
+    return {key: best.best_metrics[key] for key in records.shown if key in best.best_metrics}
+
+
 def _register(config: schema.Config, records: SweepSummary, best: TrialRecord, tracker: Tracker) -> None:
-    """The best trial's model goes into MLflow's registry, under the experiment's name."""
-    scores = {key: best.best_metrics[key] for key in records.shown if key in best.best_metrics}
-    written = ", ".join(f"{key} {value:.4g}" for key, value in scores.items())
+    """Put the best trial's model into MLflow's registry, under the experiment's name."""
+    scores = _best_scores(records, best)
+    score_text = ", ".join(f"{key} {value:.4g}" for key, value in scores.items())
     beta = trial_beta(records, best)
     if beta is not None:
-        written += f" ({trial_temperature(records, best)})"
-    warned = "".join(f"\n\nWarning: {escape(line[:_LONGEST])}" for line in best.warnings[:_MOST_WARNINGS])
+        score_text += f" ({trial_temperature(records, best)})"
+    warnings = best.warnings[:_MAX_MODEL_WARNINGS]
+    warning_text = "".join(f"\n\nWarning: {escape(line[:_MAX_WARNING_LENGTH])}" for line in warnings)
     tracker.log_model(
         best.name,
         name=model_name(config.tracking.experiment or config.name),
         checkpoint=str(best.best_checkpoint),
         sampler=dataclasses.asdict(schema.apply(config, best.params).sampler) if is_sampler_search(config) else {},
         base_step=int(best.best_metrics.get("base_step", 0)),
-        description=f"{written}: {records.facts['measure']}. From `{best.best_checkpoint}`.{warned}",
+        description=f"{score_text}: {records.facts['measure']}. From `{best.best_checkpoint}`.{warning_text}",
         tags={
             **{key: f"{value:.6g}" for key, value in scores.items()},
             **provenance.tags(schema.apply(config, best.params)),
@@ -127,50 +146,60 @@ def _register(config: schema.Config, records: SweepSummary, best: TrialRecord, t
             "store_checksum": records.facts["store_checksum"],
             "checkpoint": str(best.best_checkpoint),
             **({} if beta is None else {BETA: f"{beta:g}"}),
-            **({"warnings": "; ".join(best.warnings[:_MOST_WARNINGS])} if best.warnings else {}),
+            **({"warnings": "; ".join(warnings)} if warnings else {}),
         },
     )
 
 
-def show(config: schema.Config, records: SweepSummary, verb: str, console: Console) -> None:
-    """Print the trials, best first, and what to do with the best.
+def print_results(config: schema.Config, records: SweepSummary, command: str, console: Console) -> None:
+    """Print the trials, best first, and the commands for the best of them.
 
     Args:
-        config: the experiment.
-        records: its trials.
-        verb: ``sweep`` or ``train``.
-        console: where to print.
+        config: The experiment.
+        records: Its trials.
+        command: ``sweep`` or ``train``.
+        console: Where to print.
     """
     console.print(results_table(records))
     means = seeds_table(records)
     if means is not None:
         console.print(means)
-    told, best, uri = {}, records.best(), str(config.tracking.uri)
+    best, lines = records.best(), {}
     if best is not None:
-        console.print(
-            f"{'best trial':<30}{best.name}: {scores_in_words(records, best)}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
-        for line in best.warnings:
-            console.print(f"{'':<30}warning: {line}", highlight=False, markup=False, soft_wrap=True, style="yellow")
-        told["best model"] = str(best.best_checkpoint)
-        found = " ".join(["", *format_overrides(best.params)]) if is_sampler_search(config) else ""
-        told["sample it"] = f"python -m pipeline.sample checkpoint={best.best_checkpoint}{found}"
-        if config.tracking.register:
-            name = model_name(config.tracking.experiment or config.name)
-            serve = f"mlflow models serve -m models:/{name}@{BEST} --env-manager local"
-            told["serve the best of all sweeps"] = f"MLFLOW_TRACKING_URI={uri} {serve}"
-    told["results"] = records.output
-    if verb == "sweep":
-        told["report"] = f"{records.output}/report/report.html"
-    if uri.startswith("http"):
-        place = "#/experiments/{mlflow_experiment_id}/runs/{mlflow_run_id}".format(**records.facts)
-        # Or a new browser shows MLflow's pages for language models.
-        told["review in MLflow"] = f"open {uri.rstrip('/')}/{place}?workflowType=machine_learning"
-    else:
-        told["review in MLflow"] = f"mlflow ui --backend-store-uri {uri}"
-    for what, where in told.items():
-        # A command that is folded cannot be copied.
-        console.print(f"{what:<30}{where}", highlight=False, markup=False, soft_wrap=True)
+        _print_line(console, "best trial", f"{best.name}: {scores_in_words(records, best)}")
+        for warning in best.warnings:
+            _print_line(console, "", f"warning: {warning}", style="yellow")
+        lines |= _commands_for_best(config, best)
+    lines["results"] = records.output
+    if command == "sweep":
+        lines["report"] = f"{records.output}/report/report.html"
+    lines["review in MLflow"] = _review_command(str(config.tracking.uri), records)
+    for label, text in lines.items():
+        _print_line(console, label, text)
+
+
+def _print_line(console: Console, label: str, text: str, style: str | None = None) -> None:
+    # Not folded: a folded command cannot be copied.
+    console.print(f"{label:<30}{text}", highlight=False, markup=False, soft_wrap=True, style=style)
+
+
+def _commands_for_best(config: schema.Config, best: TrialRecord) -> dict[str, str]:
+    """Return the best model and the commands that use it, by label."""
+    sampler = " ".join(["", *format_overrides(best.params)]) if is_sampler_search(config) else ""
+    lines = {
+        "best model": str(best.best_checkpoint),
+        "sample it": f"python -m pipeline.sample checkpoint={best.best_checkpoint}{sampler}",
+    }
+    if config.tracking.register:
+        name = model_name(config.tracking.experiment or config.name)
+        serve = f"mlflow models serve -m models:/{name}@{BEST} --env-manager local"
+        lines["serve the best of all sweeps"] = f"MLFLOW_TRACKING_URI={config.tracking.uri} {serve}"
+    return lines
+
+
+def _review_command(uri: str, records: SweepSummary) -> str:
+    if not uri.startswith("http"):
+        return f"mlflow ui --backend-store-uri {uri}"
+    page = "#/experiments/{mlflow_experiment_id}/runs/{mlflow_run_id}".format(**records.facts)
+    # Without the query, a new browser shows MLflow's pages for language models.
+    return f"open {uri.rstrip('/')}/{page}?workflowType=machine_learning"

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import http.server
 import io
+import logging
 import os
 import threading
 import zipfile
@@ -232,29 +233,28 @@ def test_no_error_of_a_trial_takes_a_credential_to_a_file_a_log_or_the_tracker(s
     config = small(output=str(tmp_path / "out"))
     shown = ("fid_base", "fid_gebm")
     records = SweepSummary(str(config.output), metric="fid_gebm", mode="min", shown=shown, facts={})
-    display = Display(records, "small", 24, log=str(tmp_path / "events.jsonl"))
+    display = Display(records, "small", 24, event_log=str(tmp_path / "events.jsonl"))
     uri, artifacts = f"sqlite:///{tmp_path / 'mlflow.db'}", (tmp_path / "artifacts").as_uri()
-    tracker = Tracker(
-        uri, "small", artifacts=artifacts, journal=tmp_path / "out" / "journal", folder=str(tmp_path), say=display.say
-    )
+    journal, log = tmp_path / "out" / "journal", logging.getLogger("pipeline")
+    tracker = Tracker(uri, "small", artifacts=artifacts, journal=journal, folder=str(tmp_path), say=log.info)
     parent = tracker.start_sweep("sweep", {"leaked": told}, told, extractor=None)
     watch = SweepCallback(config, records, tracker, display)
-    with display.sweep(2, 2):
-        for name in ("000", "001"):
-            trial = Trial("small", config={TRIAL_NAME_KEY: name}, trial_id=name, stub=True)
-            trial.custom_trial_name = name
-            watch.on_trial_start(1, [], trial)
-            report = {"base_step": 8, "fid_base": 2.0, "fid_gebm": 1.0, "notes": [told], "figures": [], "chain": {}}
-            watch.on_trial_result(1, [], trial, {**report, "reported": list(report)})
-            watch.on_trial_result(1, [], trial, {"restart": told, "reported": ["restart"]})
-            if name == "001":
-                watch.on_trial_result(1, [], trial, {"error": told, "reported": ["error"]})
-            watch.on_trial_complete(1, [], trial)
-    tracker.describe(None, told, {"tag": told})
-    tracker.log_files(None, [f"{tmp_path}/nowhere-{CANARY}+/.png"])
-    assert tracker.close(flush_timeout=60) == 0
-    records.write()
-    display.close()
+    with display:
+        with display.sweep(2, 2):
+            for name in ("000", "001"):
+                trial = Trial("small", config={TRIAL_NAME_KEY: name}, trial_id=name, stub=True)
+                trial.custom_trial_name = name
+                watch.on_trial_start(1, [], trial)
+                report = {"base_step": 8, "fid_base": 2.0, "fid_gebm": 1.0, "notes": [told], "figures": [], "chain": {}}
+                watch.on_trial_result(1, [], trial, {**report, "reported": list(report)})
+                watch.on_trial_result(1, [], trial, {"restart": told, "reported": ["restart"]})
+                if name == "001":
+                    watch.on_trial_result(1, [], trial, {"error": told, "reported": ["error"]})
+                watch.on_trial_complete(1, [], trial)
+        tracker.describe(None, told, {"tag": told})
+        tracker.log_files(None, [f"{tmp_path}/nowhere-{CANARY}+/.png"])
+        assert tracker.close(flush_timeout=60) == 0
+        records.write()
     printed = capsys.readouterr()
     assert CANARY not in printed.out + printed.err and holding(tmp_path) == []
     for text in (printed.out, (tmp_path / "events.jsonl").read_text(), (tmp_path / "out" / "summary.json").read_text()):

@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 from rich.text import Text
 
-from pipeline.sweep.display.console import Display
+from pipeline.sweep.display.console import Display, results_table, seeds_table
 from pipeline.sweep.display.eta import TrialProgress, estimate_eta
-from pipeline.sweep.display.table import SweepStatus, short_names
+from pipeline.sweep.display.table import Column, Priority, SweepStatus, fit, short_names
 from pipeline.tracking.summary import TERMINAL_STATUSES, SweepSummary, TrialRecord
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -134,12 +134,51 @@ def test_numbers_stand_below_one_another_and_names_are_at_the_head():
         assert ("base_lr" in heading) == (width >= 100)
 
 
-@given(st.lists(st.from_regex(r"[a-c]{1,2}(\.[a-c]{1,2}){0,2}", fullmatch=True), unique=True))
+KEYS = st.lists(st.from_regex(r"[a-c]{1,2}(\.[a-c]{1,2}){0,2}", fullmatch=True), unique=True, max_size=12)
+
+
+@given(KEYS)
 @settings(deadline=None, derandomize=True)
 def test_no_two_keys_are_called_the_same(keys):
     names = short_names(keys)
-    assert (list(names) == keys and len(set(names.values())) == len(keys)) or any("." not in key for key in keys)
-    assert all(key.endswith(name) for key, name in names.items())
+    assert list(names) == keys and len(set(names.values())) == len(keys)
+    for key, name in names.items():
+        assert key == name or key.endswith(f".{name}")
+        _, dot, shorter = name.partition(".")
+        # A name with one part less would be that of another key, too.
+        assert not dot or sum(one == shorter or one.endswith(f".{shorter}") for one in keys) > 1
+
+
+@MANY
+@given(KEYS, st.booleans(), st.booleans())
+def test_the_heads_of_every_table_are_distinct(keys, warned, colder):
+    found = []
+    for index in range(2):
+        record = TrialRecord(f"{index:03d}", {f"train.{key}": 0.5 for key in keys} | {"seed": index}, "finished")
+        record.params |= {f"train.{name}": 0.5 for name in ("trial", "status", "warnings", "beta", "left", "seeds")}
+        record.best_metrics = {"fid_base": 2.0, "fid_gebm": 1.0, "beta": 2.0 if colder and index else 1.0}
+        record.warnings = ["KALE is negative"] if warned else []
+        found.append(record)
+    what = standing(found)
+    for table in (results_table(what.records), seeds_table(what.records)):
+        heads = [column.header for column in table.columns]
+        assert len(set(heads)) == len(heads) >= len(keys) + 6
+    heads = [column.heading for column in what._columns(found)]
+    assert len(set(heads)) == len(heads) >= len(keys) + 6
+
+
+@given(st.lists(st.tuples(st.sampled_from(Priority), st.integers(1, 30)), min_size=1, max_size=12), st.integers(1, 120))
+def test_columns_get_room_by_their_priority_and_keep_their_order(sizes, width):
+    columns = [Column(str(index), priority, size, ()) for index, (priority, size) in enumerate(sizes)]
+    fitting = fit(columns, width)
+    order = [int(column.heading) for column in fitting]
+    assert order == sorted(order)
+    ranked = sorted(range(len(columns)), key=lambda index: columns[index].priority)
+    assert set(order) == set(ranked[: len(order)])
+    room = sum(columns[index].width for index in order) + 2 * (len(order) - 1)
+    assert room <= width or len(order) == 1
+    if len(order) < len(columns):
+        assert room + 2 + columns[ranked[len(order)]].width > width
 
 
 # How long a sweep takes.
@@ -204,28 +243,31 @@ def test_it_is_never_more_than_if_none_were_pruned(courses, waiting, slots):
 # On a terminal, and elsewhere.
 
 DRIVE = """
-import sys, time
-from pipeline.sweep.display.console import Display
+import logging, sys, time
+from pipeline.sweep.display.console import Display, results_table, seeds_table
 from pipeline.tracking.summary import SweepSummary, TrialRecord
-records = Records("out", metric="fid_gebm", mode="min", shown=("fid_base", "fid_gebm"), facts={})
-display = Display(records, "digits", 100, log=sys.argv[1] or None)
-display.say("before")
-with display.sweep(30, 30):
-    for step in (10, 60, 100):
-        for index in range(30):
-            record = records.get(f"{index:03d}") or records.add(f"{index:03d}", {"train.base_lr": 0.1 / (index + 1)})
-            record.status, record.seconds = "running", step / 10
-            if step == 10:
-                display.update(record)
-            report = {"base_step": step, "fid_base": 9.0 + index, "fid_gebm": 8.0 + index, "images_per_second": 5e3}
-            records.evaluated(record, report, "checkpoint") if step > 10 else record.metrics.update(report)
-            display.update(record, report, evaluated=step > 10)
-            if step == 100:
-                record.status = "finished"
-                display.update(record)
-        display.say(f"all are at {step}, " + "a long line " * 12)
-        time.sleep(float(sys.argv[2]))
-display.say("after")
+log = logging.getLogger("pipeline.drive")
+records = SweepSummary("out", metric="fid_gebm", mode="min", shown=("fid_base", "fid_gebm"), facts={})
+display = Display(records, "digits", 100, event_log=sys.argv[1] or None)
+with display:
+    log.info("before")
+    with display.sweep(30, 30):
+        for step in (10, 60, 100):
+            for index in range(30):
+                name = f"{index:03d}"
+                record = records.get(name) or records.add(name, {"train.base_lr": 0.1 / (index + 1)})
+                record.status, record.seconds = "running", step / 10
+                if step == 10:
+                    display.update(record)
+                report = {"base_step": step, "fid_base": 9.0 + index, "fid_gebm": 8.0 + index, "images_per_second": 5e3}
+                records.evaluated(record, report, "checkpoint") if step > 10 else record.metrics.update(report)
+                display.update(record, report, evaluated=step > 10)
+                if step == 100:
+                    record.status = "finished"
+                    display.update(record)
+            log.info(f"all are at {step}, " + "a long line " * 12)
+            time.sleep(float(sys.argv[2]))
+    log.info("after")
 """
 
 
@@ -362,9 +404,10 @@ def test_many_trials_at_once_do_not_flood_a_log(monkeypatch, capsys):
     now = time.monotonic()
     seconds = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now + seconds)
-    for _ in range(30):
-        seconds += 20.0
-        for record in found[::10]:
-            display.update(record, {"base_step": 1})
+    with display:
+        for _ in range(30):
+            seconds += 20.0
+            for record in found[::10]:
+                display.update(record, {"base_step": 1})
     printed = capsys.readouterr().out.splitlines()
-    assert len(printed) <= 100 + 600 / 2 + 600 / 60 + 1
+    assert 100 < len(printed) <= 100 + 600 / 2 + 600 / 60 + 1

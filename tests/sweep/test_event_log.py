@@ -64,7 +64,7 @@ def test_a_full_disk_is_told_once_and_leaves_whole_lines(tmp_path):
     try:
         for _ in range(3):
             log.write("note", {"text": "lost"})
-        assert len(said) == 1 and str(path) in said[0] and "the sweep goes on" in said[0]
+        assert len(said) == 1 and str(path) in said[0] and "the sweep continues" in said[0]
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     log.write("note", {"text": "after"})

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import io
-from types import SimpleNamespace
-
 import pytest
-from rich.console import Console
 
 from pipeline import config as schema
 from pipeline.data import open_store, sources, write_store
-from pipeline.sweep import driver
+from pipeline.sweep.cluster import Capacity
+from pipeline.sweep.preflight import preflight_notes
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +18,6 @@ def digits():
 
 
 def said(store, *, nodes: int = 1, output: str = "memory://advice/out", worker: str = "CPU", **data: object) -> str:
-    console = Console(file=io.StringIO(), width=10_000)
     config = schema.from_dict(
         {
             "name": "x",
@@ -30,8 +26,8 @@ def said(store, *, nodes: int = 1, output: str = "memory://advice/out", worker: 
             "model": {"networks": "dcgan"},
         }
     )
-    driver._print_preflight(config, SimpleNamespace(nodes=range(nodes), worker={worker: 1.0}), store, console)
-    return console.file.getvalue()
+    capacity = Capacity([{"CPU": 1.0}] * nodes, {worker: 1.0}, num_workers=1)
+    return "\n".join(preflight_notes(config, capacity, store))
 
 
 def test_a_small_store_far_away_is_read_once_and_nothing_is_said(digits):
@@ -41,8 +37,8 @@ def test_a_small_store_far_away_is_read_once_and_nothing_is_said(digits):
 def test_of_a_large_one_it_is_said_that_it_could_be_kept(digits, monkeypatch):
     monkeypatch.setattr("pipeline.data.reading.device_reader.CACHE_BYTES", 0)
     assert f"note: {digits.url} is read anew in each epoch and by each trial; data.cache=/" in said(digits)
-    told = said(digits, cache="/scratch/gebm", cache_limit_gib=7.0)
-    assert told == "shards are kept in /scratch/gebm of each machine, up to 7 GiB\n"
+    notes = said(digits, cache="/scratch/gebm", cache_limit_gib=7.0)
+    assert notes == "shards are kept in /scratch/gebm of each machine, up to 7 GiB"
 
 
 def test_of_one_that_is_held_or_lies_here_nothing_is_said(digits, tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ from pipeline.report.charts import charts, draw, interactive
 from pipeline.report.markdown import markdown
 from pipeline.sweep.display.console import results_table, seeds_table
 from pipeline.sweep.display.table import SweepStatus
-from pipeline.sweep.finalize import finish
+from pipeline.sweep.finalize import finalize
 from pipeline.tasks.images import Images, ImageTaskWorker
 from pipeline.tracking.registry import BEST, register
 from pipeline.tracking.summary import SweepSummary, read_summary
@@ -186,7 +186,7 @@ def test_a_registered_model_says_the_temperature_and_the_warnings_of_its_score(s
     scores = {"base_step": 8, "fid_base": 6.0, "fid_gebm": 5.0, "figures": [], "chain": {}}
     driver.report("000", **scores, checkpoint=checkpoint, warnings=["KALE is negative <b>"])
     driver.end("000")
-    finish(config, driver.records, driver.tracker, "train", driver.console, interrupted=False)
+    finalize(config, driver.records, driver.tracker, "train", interrupted=False)
     version = MlflowClient(config.tracking.uri).get_model_version_by_alias("small", BEST)
     assert version.description.startswith(f"fid_base 6, fid_gebm 5 ({COLDER}): FID by any.")
     assert "Warning: KALE is negative \\<b\\>" in version.description

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pipeline import config as schema
 from pipeline.config.validation import validate
 from pipeline.runtime.errors import UserError
-from pipeline.sweep.driver import load_sweep
+from pipeline.sweep.resolve import load_sweep
 from pipeline.tracking.summary import SweepSummary, TrialRecord
 from pipeline.training.checkpoints import Checkpoints, read
 from pipeline.training.model import trained_config

@@ -20,8 +20,8 @@ from pipeline.runtime.errors import UserError
 from pipeline.sweep.callback import SweepCallback
 from pipeline.sweep.display.console import Display, results_table
 from pipeline.sweep.display.table import SweepStatus
-from pipeline.sweep.driver import load_sweep
-from pipeline.sweep.finalize import finish, show
+from pipeline.sweep.finalize import finalize, print_results
+from pipeline.sweep.resolve import load_sweep
 from pipeline.sweep.trainable import TRIAL_NAME_KEY
 from pipeline.tracking.summary import MAX_WARNINGS, SweepSummary, TrialRecord, read_summary
 from pipeline.tracking.tracker import Tracker
@@ -31,7 +31,9 @@ SHOWN = ("fid_base", "fid_gebm")
 
 
 class Driver:
-    """The driver's side of a sweep of two trials, which tests report for."""
+    """The driver's side of a sweep of two trials, which tests report for; the last one that was made has the log."""
+
+    last: Driver | None = None
 
     def __init__(self, config, folder: Path, records: SweepSummary | None = None, run_id: str | None = None) -> None:
         self.config, self.folder, self.printed = config, folder, io.StringIO()
@@ -41,12 +43,19 @@ class Driver:
         self.records = records or SweepSummary(config.output, metric="fid_gebm", mode="min", shown=SHOWN, facts=facts)
         self.console = Console(file=self.printed, width=400)
         self.display = Display(self.records, "small", 8, self.console, str(folder / "events.jsonl"))
+        if Driver.last is not None:
+            Driver.last.close()
+        Driver.last = self
+        self.display.__enter__()
         self.tracker = Tracker(
             config.tracking.uri, "small", artifacts=(folder / "artifacts").as_uri(),
             journal=folder / "out" / "tracking.jsonl", folder=config.output,
         )  # fmt: skip
         self.run_id = self.tracker.start_sweep("sweep", {}, "note", extractor="any", run_id=run_id)
         self.watch = SweepCallback(config, self.records, self.tracker, self.display)
+
+    def close(self) -> None:
+        self.display.__exit__(None, None, None)
 
     def trial(self, name: str) -> Trial:
         trial = Trial("small", config={TRIAL_NAME_KEY: name}, trial_id=name, stub=True)
@@ -69,10 +78,10 @@ class Driver:
     def finish(self) -> str:
         """End the sweep; what its last table and lines are."""
         self.config.tracking.register = False
-        finish(self.config, self.records, self.tracker, "sweep", self.console, interrupted=False)
+        finalize(self.config, self.records, self.tracker, "sweep", interrupted=False)
         self.printed.truncate(self.printed.seek(0))
-        show(self.config, self.records, "sweep", self.console)
-        self.display.close()
+        print_results(self.config, self.records, "sweep", self.console)
+        self.close()
         return self.printed.getvalue()
 
     @property
@@ -138,7 +147,7 @@ def test_warnings_are_bounded_in_number_and_length_and_a_terminal_prints_them_as
     assert len(record.warnings) == MAX_WARNINGS and record.warnings[0] == "[31mred and ***"
     assert all(len(line) <= 500 and line.isprintable() for line in record.warnings)
     assert sum("warning: " in line for line in driver.lines) == MAX_WARNINGS
-    assert sum("further ones are not kept" in line for line in driver.lines) == 1
+    assert sum("further ones are dropped" in line for line in driver.lines) == 1
     for nonsense in ("a text", 3, None, [3, None, {}], [""]):  # of an untrusted checkpoint's report
         other = TrialRecord("001", {})
         assert driver.records.add_warnings(other, nonsense) == [] and other.warnings == []
@@ -201,9 +210,9 @@ def test_the_end_of_a_sweep_says_the_warnings_of_the_best_trial_next_to_its_scor
         driver.start(name)
         driver.evaluate(name, score, warnings=warnings)
         driver.end(name)
-    assert "(beta 10: colder than the model; 2 warnings)" in driver.display.standing.summary()
+    assert "(beta 10: colder than the model; 2 warnings)" in driver.display.status.summary()
     window = Console(file=io.StringIO(), width=200, height=24, force_terminal=True, record=True)
-    window.print(driver.display.standing)
+    window.print(driver.display.status)
     assert "(beta 10: colder than the model; 2 warnings)" in window.export_text()
     lines = driver.finish().splitlines()
     [at] = [number for number, line in enumerate(lines) if line.startswith("best trial ")]

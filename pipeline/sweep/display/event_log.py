@@ -1,4 +1,4 @@
-"""What happens in a sweep as lines of JSON, for programs that watch it.
+"""Event log: what happens in a sweep as lines of JSON, for programs that watch it.
 
 Each line is an object with four keys::
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import logging
 import os
 import stat
 import sys
@@ -24,9 +25,9 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.redaction import redact
 from pipeline.tracking.summary import drop_nonfinite
 
-__all__ = ["EVENTS", "STANDARD_OUTPUT", "EventLog"]
+__all__ = ["EVENTS", "STANDARD_OUTPUT", "EventHandler", "EventLog", "as_event"]
 
-# What there is to tell, and what its values are.
+# Every event, and its values.
 EVENTS = {
     "sweep_started": "experiment, output, metric, mode, base_steps, trials (how many in all), ended (of them, before)",
     "trial_started": "the trial's parameters",
@@ -43,49 +44,51 @@ STANDARD_OUTPUT = "-"
 class EventLog:
     """A file, or standard output, that gets a line for each event.
 
-    Writing never ends a sweep: that a line could not be written is told once.
+    Writing never ends a sweep: that a line could not be written is reported once.
 
     Args:
-        place: a file of this machine, to which lines are added, or ``-`` for standard output.
-        complain: told in a line that the place cannot be written, and later that it can be again.
+        path: A file of this machine, to which lines are appended, or ``-`` for standard output.
+        notify: Called with one line when the file cannot be written, and when it can be written again.
 
     Raises:
-        UserError: the place cannot be opened.
+        UserError: The file cannot be opened.
 
     Example:
         >>> import tempfile
-        >>> place = Path(tempfile.mkdtemp()) / "events.jsonl"
-        >>> log = EventLog(str(place))
-        >>> log.write("note", {"text": "so far, so good", "loss": float("nan")}, trial="000")
-        >>> log.close()
-        >>> {**json.loads(place.read_text()), "time": "..."}
+        >>> path = Path(tempfile.mkdtemp()) / "events.jsonl"
+        >>> event_log = EventLog(str(path))
+        >>> event_log.write("note", {"text": "so far, so good", "loss": float("nan")}, trial="000")
+        >>> event_log.close()
+        >>> {**json.loads(path.read_text()), "time": "..."}
         {'time': '...', 'event': 'note', 'trial': '000', 'values': {'text': 'so far, so good'}}
     """
 
-    def __init__(self, place: str, complain: Callable[[str], None] = lambda line: None) -> None:
-        self.place, self._complain = place, complain
+    def __init__(self, path: str, notify: Callable[[str], None] = lambda line: None) -> None:
+        self.path, self._notify = path, notify
         self._lock, self._broken, self._torn = threading.Lock(), False, False
-        if place == STANDARD_OUTPUT:
+        if path == STANDARD_OUTPUT:
             sys.stdout.flush()
-            self._file = os.fdopen(1, "ab", buffering=0, closefd=False)  # whatever stands for sys.stdout meanwhile
+            # The process's standard output, whatever replaces sys.stdout meanwhile.
+            self._file = os.fdopen(1, "ab", buffering=0, closefd=False)
             return
-        if "://" in place:
-            raise UserError(f"log={place}: it has to be a file of this machine, or - for standard output")
-        path = Path(place).expanduser()
+        if "://" in path:
+            raise UserError(f"log={path}: it has to be a file of this machine, or - for standard output")
+        local = Path(path).expanduser()
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._torn = _is_torn(path)
-            self._file = path.open("ab", buffering=0)
+            local.parent.mkdir(parents=True, exist_ok=True)
+            self._torn = _is_torn(local)
+            self._file = local.open("ab", buffering=0)
         except OSError as error:
-            raise UserError(f"log={place}: it cannot be written ({error.strerror or error}); name another") from None
+            reason = error.strerror or error
+            raise UserError(f"log={path}: it cannot be written ({reason}); choose another file") from None
 
     def write(self, event: str, values: dict[str, Any], trial: str | None = None) -> None:
-        """Write a line. Numbers that are not finite are left out, for JSON has none; so is what lets one in anywhere.
+        """Write a line, redacted and without numbers that are not finite, since JSON has none.
 
         Args:
-            event: one of :data:`EVENTS`.
-            values: what JSON can hold.
-            trial: whose event it is; None for the sweep's own.
+            event: One of :data:`EVENTS`.
+            values: What JSON can hold.
+            trial: The trial that the event belongs to; None for the sweep's own.
         """
         assert event in EVENTS
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -93,23 +96,24 @@ class EventLog:
         line = json.dumps(entry, allow_nan=False, default=str).encode() + b"\n"
         with self._lock:
             try:
-                self._put(line)
+                self._append(line)
             except OSError as error:
-                complaint = f"log={self.place} cannot be written ({error.strerror or error}); the sweep goes on"
+                notice = f"log={self.path} cannot be written ({error.strerror or error}); the sweep continues"
                 changed, self._broken = not self._broken, True
             else:
-                complaint = f"log={self.place} can be written again; what happened meanwhile is not in it"
+                notice = f"log={self.path} can be written again; events in between are missing from it"
                 changed, self._broken = self._broken, False
-        if changed:  # not in the lock, for the complaint may be an event as well
-            self._complain(complaint)
+        # Outside the lock, since the notice may be an event as well.
+        if changed:
+            self._notify(notice)
 
     def close(self) -> None:
         """Write no more."""
         with self._lock, contextlib.suppress(OSError):
             self._file.close()
 
-    def _put(self, line: bytes) -> None:
-        """Write all of a line or nothing of it; where that cannot be had, the next one begins on a line of its own."""
+    def _append(self, line: bytes) -> None:
+        """Write all of a line or nothing of it; where that fails, the next one begins on a line of its own."""
         state = os.fstat(self._file.fileno())
         rest = memoryview(b"\n" + line if self._torn else line)
         try:
@@ -124,8 +128,43 @@ class EventLog:
         self._torn = False
 
 
+class EventHandler(logging.Handler):
+    """Handler that writes log records to an event log: as the event of :func:`as_event`, otherwise as a note.
+
+    Args:
+        event_log: Where to write.
+    """
+
+    def __init__(self, event_log: EventLog) -> None:
+        super().__init__()
+        self._event_log = event_log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
+        event = getattr(record, "event", "note")
+        if event is not None:
+            values = getattr(record, "values", {"text": record.getMessage()})
+            self._event_log.write(event, values, getattr(record, "trial", None))
+
+
+def as_event(event: str | None, values: dict[str, Any] | None = None, trial: str | None = None) -> dict[str, Any]:
+    """Return the ``extra`` of a log record that makes it another event than a note.
+
+    Args:
+        event: One of :data:`EVENTS`; None where the record is for the terminal alone.
+        values: Values of the event; by default the record's message as ``text``.
+        trial: The trial that the event belongs to.
+
+    Example:
+        >>> as_event("warning", {"text": "KALE is negative"}, trial="003")
+        {'event': 'warning', 'trial': '003', 'values': {'text': 'KALE is negative'}}
+    """
+    extra: dict[str, Any] = {"event": event, "trial": trial}
+    return extra if values is None else {**extra, "values": values}
+
+
 def _is_torn(path: Path) -> bool:
-    """Whether the last line of a file was cut off, as when its machine died."""
+    """Return whether the last line of a file was cut off, as when its machine died."""
     if not path.is_file() or not path.stat().st_size:
         return False
     with path.open("rb") as file:

@@ -1,12 +1,13 @@
-"""A sweep as a table that fits the window: how far it is, the best so far, the trials that run, the best that ended."""
+"""Live table of a sweep: its trials, how far they are, and how long it still takes."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Any, NamedTuple
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -18,17 +19,19 @@ from pipeline.sweep.display.eta import Eta, TrialProgress, estimate_eta
 from pipeline.tracking.summary import TERMINAL_STATUSES, SweepSummary, TrialRecord
 from pipeline.tracking.trial_temperature import sweep_temperature, trial_temperature
 
-__all__ = ["STYLES", "SweepStatus", "duration", "score", "scores_in_words", "short_names"]
+__all__ = ["STYLES", "Column", "Priority", "SweepStatus", "duration", "fit", "score", "scores_in_words", "short_names"]
 
 STYLES = {"finished": "green", "running": "", "failed": "red", "pruned": "dim", "pending": "dim"}
-_GAP = 2  # columns between two of the table's
-_PROGRESS = "progress"  # the column with the bars
-_FOREVER = 1e15  # seconds
-_BAR = (8, 20)  # columns of a trial's bar, at least and at most
+# Blanks between two columns of the table.
+_GAP = 2
+# Width of a progress bar, at least and at most.
+_MIN_BAR, _MAX_BAR = 8, 20
+# A trial that claims to need longer has no estimate yet.
+_MAX_SECONDS_LEFT = 1e15
 
 
 def duration(seconds: float) -> str:
-    """Hours, minutes and seconds.
+    """Return hours, minutes and seconds as text.
 
     Example:
         >>> duration(65), duration(3725)
@@ -40,7 +43,7 @@ def duration(seconds: float) -> str:
 
 
 def score(value: Any) -> str:
-    """A score, or whatever else was measured, in eight columns or so.
+    """Return a score, or another measured number, in about eight characters.
 
     Example:
         >>> score(4.1702), score(-123456.7), score(float("nan")), score(None)
@@ -51,16 +54,33 @@ def score(value: Any) -> str:
     return f"{value:.3f}" if abs(value) < 10_000 or not math.isfinite(value) else f"{value:.2e}"
 
 
-def short_names(keys: list[str]) -> dict[str, str]:
-    """Keys without their groups, where that leaves no two the same.
+def short_names(keys: Sequence[str], reserved: Collection[str] = ()) -> dict[str, str]:
+    """Return the shortest end of each key, cut at a dot, that is the end of no other key.
+
+    Args:
+        keys: Keys of the experiment, each once.
+        reserved: Names that other columns have.
+
+    Returns:
+        Key to name, in the order of the keys; the names are distinct.
 
     Example:
         >>> short_names(["train.base_lr", "sampler.step_size", "train.negatives.step_size"])
         {'train.base_lr': 'base_lr', 'sampler.step_size': 'sampler.step_size', \
-'train.negatives.step_size': 'train.negatives.step_size'}
+'train.negatives.step_size': 'negatives.step_size'}
+        >>> short_names(["train.warnings"], reserved=["trial", "warnings"])
+        {'train.warnings': 'train.warnings'}
     """
-    count = Counter(key.rpartition(".")[2] for key in keys)
-    return {key: short if count[short := key.rpartition(".")[2]] == 1 else key for key in keys}
+    count = Counter(ending for key in keys for ending in _endings(key))
+    return {
+        key: next((name for name in _endings(key) if count[name] == 1 and name not in reserved), key) for key in keys
+    }
+
+
+def _endings(key: str) -> list[str]:
+    """Return the ends of a key, the shortest first and the key itself last."""
+    parts = key.split(".")
+    return [".".join(parts[start:]) for start in reversed(range(len(parts)))]
 
 
 def scores_in_words(records: SweepSummary, record: TrialRecord) -> str:
@@ -89,33 +109,87 @@ def scores_in_words(records: SweepSummary, record: TrialRecord) -> str:
     return f"{scores} ({notes})" if notes else scores
 
 
-class _Column(NamedTuple):
-    """A column of the table.
+class Priority(IntEnum):
+    """Order in which columns get room; of two that are alike, the first in the table."""
+
+    TRIAL = 0
+    GEBM_SCORE = 1
+    PROGRESS = 2
+    SCORE = 3
+    TIME_LEFT = 4
+    BASE_STEP = 5
+    STEP_RATE = 6
+    IMAGE_RATE = 7
+    FRACTION_OF_PEAK = 8
+    PARAMETER = 9
+
+
+# Columns that are left out where no trial has a value.
+_OPTIONAL = (Priority.FRACTION_OF_PEAK, Priority.PARAMETER)
+
+
+class Column(NamedTuple):
+    """A column of the live table.
 
     Attributes:
-        heading: its name.
-        rank: when it comes to room, the lower the sooner it has some.
-        width: of its cells, at least.
-        cell: what stands in a trial's row.
+        heading: Its name.
+        priority: When it gets room.
+        width: Width of its cells.
+        cells: Text of each row.
     """
 
     heading: str
-    rank: int
+    priority: Priority
     width: int
-    cell: Callable[[TrialRecord], str]
+    cells: tuple[str, ...]
+
+
+def _column(heading: str, priority: Priority, min_width: int, cells: Sequence[str]) -> Column:
+    """Return a column as wide as its widest cell."""
+    return Column(heading, priority, max(len(heading), min_width, *map(len, cells)), tuple(cells))
+
+
+def fit(columns: Sequence[Column], width: int) -> list[Column]:
+    """Return the columns that fit a width, in their order; the progress column is widened by what is left.
+
+    Args:
+        columns: All columns.
+        width: Characters of a line. The most important column is returned even where it does not fit.
+
+    Example:
+        >>> trial = Column("trial", Priority.TRIAL, 5, ("000",))
+        >>> steps = Column("base step", Priority.BASE_STEP, 9, ("8",))
+        >>> progress = Column("progress", Priority.PROGRESS, 8, ("",))
+        >>> [(column.heading, column.width) for column in fit([trial, steps, progress], 20)]
+        [('trial', 5), ('progress', 13)]
+    """
+    left, fitting = width + _GAP, set()
+    order = sorted(range(len(columns)), key=lambda index: columns[index].priority)
+    for index in order:
+        if columns[index].width + _GAP > left:
+            break
+        left -= columns[index].width + _GAP
+        fitting.add(index)
+    fitting = fitting or set(order[:1])
+    widening = min(_MAX_BAR - _MIN_BAR, left)
+    return [
+        column._replace(width=column.width + widening) if column.priority is Priority.PROGRESS else column
+        for index, column in enumerate(columns)
+        if index in fitting
+    ]
 
 
 @dataclass
 class SweepStatus:
-    """Where a sweep stands; rich draws it into as much room as there is.
+    """Status of a sweep, which rich draws into the room that there is.
 
-    Args:
-        records: its trials.
-        name: of the experiment.
-        base_steps: of a whole trial, where the search does not set them.
-        trials: how many there will be.
-        at_a_time: how many run side by side.
-        clock: gives the time in seconds.
+    Attributes:
+        records: Its trials.
+        name: Name of the experiment.
+        base_steps: Base steps of a whole trial, where the search does not set them.
+        trials: Number of trials in the end.
+        at_a_time: Number of trials that run side by side.
+        clock: Returns the time in seconds.
     """
 
     records: SweepSummary
@@ -124,57 +198,57 @@ class SweepStatus:
     trials: int = 0
     at_a_time: int = 1
     clock: Callable[[], float] = time.monotonic
-    _begun: float | None = None
-    _heard: dict[str, float] = field(default_factory=dict)
+    _started_at: float | None = None
+    _reported_at: dict[str, float] = field(default_factory=dict)
 
-    def begin(self) -> None:
-        """From now on time goes by."""
-        self._begun = self.clock()
+    def start(self) -> None:
+        """Start the clock."""
+        self._started_at = self.clock()
 
-    def heard(self, record: TrialRecord) -> None:
-        """A trial has reported."""
-        self._heard[record.name] = self.clock()
+    def reported(self, record: TrialRecord) -> None:
+        """Note that a trial has reported now."""
+        self._reported_at[record.name] = self.clock()
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the beginning."""
-        return 0.0 if self._begun is None else self.clock() - self._begun
+        """Seconds since the start."""
+        return 0.0 if self._started_at is None else self.clock() - self._started_at
 
-    def planned(self, record: TrialRecord) -> int:
-        """Base steps of a trial."""
+    def planned_steps(self, record: TrialRecord) -> int:
+        """Return the base steps of a whole trial."""
         return max(1, int(record.params.get("train.base_steps", self.base_steps)))
 
     def counts(self) -> dict[str, int]:
-        """Trials by what they do; together they are all there will be."""
-        found = Counter(record.status for record in self.records.trials)
-        started = sum(number for status, number in found.items() if status != "pending")
+        """Return the number of trials in each status, waiting ones included."""
+        counts = Counter(record.status for record in self.records.trials)
+        started = sum(number for status, number in counts.items() if status != "pending")
         waiting = max(self.trials, len(self.records.trials)) - started
         return {
-            "running": found["running"],
+            "running": counts["running"],
             "waiting": waiting,
-            **{status: found[status] for status in TERMINAL_STATUSES},
+            **{status: counts[status] for status in TERMINAL_STATUSES},
         }
 
     def remaining(self) -> Eta | None:
-        """What is left of the sweep, as far as that can be told."""
-        courses = [
+        """Return the estimate of what is left of the sweep; None while there is none."""
+        progress = [
             TrialProgress(self._fraction(record), record.seconds, record.status in TERMINAL_STATUSES)
             for record in self.records.trials
             if record.status != "pending"
         ]
-        return estimate_eta(courses, self.counts()["waiting"], self.at_a_time)
+        return estimate_eta(progress, self.counts()["waiting"], self.at_a_time)
 
     def _fraction(self, record: TrialRecord) -> float:
-        """The part of a trial's time that is over, by its own estimate of what is left: start-up and warm-ups count."""
+        """Return the part of a trial's time that is over, by its own estimate: start-up and warm-ups count."""
         left = record.metrics.get("seconds_left")
         if record.status == "finished":
             return 1.0
-        if isinstance(left, int | float) and 0 <= left < _FOREVER and record.seconds > 0:
+        if isinstance(left, int | float) and 0 <= left < _MAX_SECONDS_LEFT and record.seconds > 0:
             return record.seconds / (record.seconds + left)
-        return min(1.0, record.metrics.get("base_step", 0) / self.planned(record))
+        return min(1.0, record.metrics.get("base_step", 0) / self.planned_steps(record))
 
     def summary(self) -> str:
-        """The sweep in a line, for where nothing is drawn."""
+        """Return the status on one line, for where nothing is drawn."""
         counts = self.counts()
         ended = sum(counts[status] for status in TERMINAL_STATUSES)
         total = sum(counts.values())
@@ -192,59 +266,53 @@ class SweepStatus:
         return ", ".join(parts)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """As many lines as fit the window, one less than it has, so that nothing scrolls."""
+        """Yield at most one line less than the window has, so that nothing scrolls."""
         width, room = options.max_width, console.size.height - 1
         best = self.records.best()
-        lines: list[RenderableType] = [self._head(width), self._progress(width)]
+        lines: list[RenderableType] = [self._title(width), self._progress(width)]
         if best is not None and room >= 5:
-            lines.append(_line(f"best: trial {best.name}, {scores_in_words(self.records, best)}", "bold"))
+            lines.append(_text_line(f"best: trial {best.name}, {scores_in_words(self.records, best)}", "bold"))
             if best.params and room >= 6:
-                lines.append(_line(f"      {_written(best.params)}"))
+                lines.append(_text_line(f"      {_format_params(best.params)}"))
         if room >= len(lines) + 5:
             lines.append(Text())
         if room >= len(lines) + 2:
             lines += self._table(width, room - len(lines))
         yield from lines[: max(room, 1)]
 
-    def _head(self, width: int) -> Text:
+    def _title(self, width: int) -> Text:
         counts = self.counts()
-        told = ", ".join(f"{number} {what}" for what, number in counts.items() if number or what == "running")
+        numbers = ", ".join(f"{number} {status}" for status, number in counts.items() if number or status == "running")
         trials, temperature = sum(counts.values()), sweep_temperature(self.records)
-        heads = [f"{trials} trials of {self.name}", f"{trials} trials"]
+        titles = [f"{trials} trials of {self.name}", f"{trials} trials"]
         if temperature is not None:
-            heads = [*(f"{head} ({temperature})" for head in heads), *heads]
-        fitting = (head for head in heads if len(f"{head}: {told}") <= width)
-        return _line(f"{next(fitting, heads[-1])}: {told}", "bold")
+            titles = [*(f"{title} ({temperature})" for title in titles), *titles]
+        fitting = (title for title in titles if len(f"{title}: {numbers}") <= width)
+        return _text_line(f"{next(fitting, titles[-1])}: {numbers}", "bold")
 
     def _progress(self, width: int) -> RenderableType:
         counts, left = self.counts(), self.remaining()
-        # While no trial has come anywhere, what has ended is all that is done.
+        # Without an estimate, the trials that have ended are all that is done.
         done = left.done if left else sum(counts[status] for status in TERMINAL_STATUSES) / max(1, sum(counts.values()))
-        told = f"{math.floor(100 * done)}%, {duration(self.elapsed)} elapsed"
+        text = f"{math.floor(100 * done)}%, {duration(self.elapsed)} elapsed"
         if counts["running"] or counts["waiting"]:
-            told += f", about {duration(left.seconds)} left" if left else ", time left not known yet"
-        if width < len(told) + _BAR[0] + _GAP:
-            return _line(told)
+            text += f", about {duration(left.seconds)} left" if left else ", time left not known yet"
+        if width < len(text) + _MIN_BAR + _GAP:
+            return _text_line(text)
         grid = Table.grid(padding=(0, _GAP, 0, 0))
-        grid.add_row(ProgressBar(total=1.0, completed=done, width=width - len(told) - _GAP), Text(told))
+        grid.add_row(ProgressBar(total=1.0, completed=done, width=width - len(text) - _GAP), Text(text))
         return grid
 
     def _table(self, width: int, room: int) -> Iterator[RenderableType]:
-        """The heading and the rows, in so many lines."""
-        running = [record for record in self.records.trials if record.status == "running"]
-        ended = [record for record in self.records.ranking() if record.status in TERMINAL_STATUSES]
-        rows = room - 1
-        more = len(running) - rows
-        if more > 0:
-            running = running[: rows - 1]
-        shown = [*running, *ended[: max(0, rows - len(running) - (more > 0))]]
+        """Yield the heading and the rows, in at most ``room`` lines."""
+        shown, more = self._shown(room - 1)
         if not shown:
             return
-        columns = self._columns(shown, width)
-        # No cell takes a second line: a row is a line.
+        columns = fit(self._columns(shown), width)
         table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold", show_edge=False)
         for column in columns:
-            left = column.heading in ("trial", _PROGRESS)
+            left = column.priority in (Priority.TRIAL, Priority.PROGRESS)
+            # No cell takes a second line: a row is a line.
             table.add_column(
                 column.heading,
                 width=column.width,
@@ -252,89 +320,92 @@ class SweepStatus:
                 overflow="ellipsis",
                 justify="left" if left else "right",
             )
-        for record in shown:
-            table.add_row(
-                *(
-                    self._bar(record, column.width) if column.heading == _PROGRESS else Text(column.cell(record))
-                    for column in columns
-                ),
-                style=STYLES[record.status],
+        for row, record in enumerate(shown):
+            cells = (
+                self._bar(record, column.width) if column.priority is Priority.PROGRESS else Text(column.cells[row])
+                for column in columns
             )
+            table.add_row(*cells, style=STYLES[record.status])
         yield table
-        if more > 0:
-            yield _line(f"and {more + 1} more that run", "dim")
+        if more:
+            yield _text_line(f"and {more} more that run", "dim")
+
+    def _shown(self, rows: int) -> tuple[list[TrialRecord], int]:
+        """Return the trials for a number of rows, and how many more run; running trials come first."""
+        running = [record for record in self.records.trials if record.status == "running"]
+        if len(running) > rows:
+            # The last row says how many more there are.
+            return running[: rows - 1], len(running) - rows + 1
+        ended = [record for record in self.records.ranking() if record.status in TERMINAL_STATUSES]
+        return [*running, *ended[: rows - len(running)]], 0
 
     def _bar(self, record: TrialRecord, width: int) -> RenderableType:
-        """How far a trial is, or how it has ended."""
+        """Return how far a trial is, or how it has ended."""
         if record.status != "running":
             return Text(record.status)
-        fraction = min(1.0, record.metrics.get("base_step", 0) / self.planned(record))
+        fraction = min(1.0, record.metrics.get("base_step", 0) / self.planned_steps(record))
         return ProgressBar(total=1.0, completed=fraction, width=width)
 
-    def _columns(self, shown: list[TrialRecord], width: int) -> list[_Column]:
-        """The columns that fit, each as wide as its widest cell, and the bar with what is left."""
+    def _columns(self, shown: list[TrialRecord]) -> list[Column]:
+        """Return all columns that the table may have."""
+
+        def rates(name: str, form: str) -> list[str]:
+            return [_current(record, name, form) for record in shown]
+
+        columns = [
+            _column("trial", Priority.TRIAL, 5, [record.name for record in shown]),
+            _column("progress", Priority.PROGRESS, _MIN_BAR, [_ended_status(record) for record in shown]),
+            _column("base step", Priority.BASE_STEP, 9, [str(record.metrics.get("base_step", 0)) for record in shown]),
+            _column("steps/s", Priority.STEP_RATE, 7, rates("base_steps_per_second", ".2f")),
+            _column("images/s", Priority.IMAGE_RATE, 8, rates("images_per_second", ",.0f")),
+            _column("of peak", Priority.FRACTION_OF_PEAK, 7, rates("fraction_of_peak", ".0%")),
+            _column("left", Priority.TIME_LEFT, 7, [self._time_left(record) for record in shown]),
+        ]
+        for name in self.records.shown:
+            priority = Priority.GEBM_SCORE if name.endswith("gebm") else Priority.SCORE
+            columns.append(_column(name, priority, 8, [_newest_score(record, name) for record in shown]))
         params = list(dict.fromkeys(key for record in self.records.trials for key in record.params))
-        names = short_names(params)
-        every = [
-            _Column("trial", 0, 5, lambda record: record.name),
-            _Column(_PROGRESS, 2, _BAR[0], lambda record: "" if record.status == "running" else record.status),
-            _Column("base step", 4, 9, lambda record: str(record.metrics.get("base_step", 0))),
-            _Column("steps/s", 5, 7, lambda record: self._now(record, "base_steps_per_second", ".2f")),
-            _Column("images/s", 6, 8, lambda record: self._now(record, "images_per_second", ",.0f")),
-            _Column("of peak", 8, 7, lambda record: self._now(record, "fraction_of_peak", ".0%")),
-            _Column("left", 3, 7, self._left),
-            *(
-                _Column(name, 1 if name.endswith("gebm") else 2, 8, lambda record, name=name: _newest(record, name))
-                for name in self.records.shown
-            ),
-            *(
-                _Column(names[key], 10 + index, 1, lambda record, key=key: _value(record.params.get(key)))
-                for index, key in enumerate(params)
-            ),
-        ]
-        every = [column for column in every if column.rank < 8 or any(map(column.cell, shown))]
-        sized = [
-            column._replace(width=max(len(column.heading), column.width, *(len(column.cell(one)) for one in shown)))
-            for column in every
-        ]
-        left, taken = width + _GAP, 0
-        order = sorted(sized, key=lambda column: column.rank)
-        for column in order:
-            if column.width + _GAP > left:
-                break
-            left -= column.width + _GAP
-            taken += 1
-        fitting = [column for column in sized if column in order[: max(taken, 1)]]
-        wider = min(_BAR[1] - _BAR[0], left)
-        return [c._replace(width=c.width + wider) if c.heading == _PROGRESS else c for c in fitting]
+        names = short_names(params, reserved=[column.heading for column in columns])
+        for key in params:
+            cells = [_format_value(record.params.get(key)) for record in shown]
+            columns.append(_column(names[key], Priority.PARAMETER, 1, cells))
+        return [column for column in columns if column.priority not in _OPTIONAL or any(column.cells)]
 
-    def _now(self, record: TrialRecord, name: str, form: str) -> str:
-        value = record.metrics.get(name)
-        return format(value, form) if record.status == "running" and isinstance(value, int | float) else ""
-
-    def _left(self, record: TrialRecord) -> str:
+    def _time_left(self, record: TrialRecord) -> str:
         left = record.metrics.get("seconds_left")
         if record.status != "running" or not isinstance(left, int | float) or not math.isfinite(left):
             return ""
         now = self.clock()
-        return duration(left - (now - self._heard.get(record.name, now)))
+        return duration(left - (now - self._reported_at.get(record.name, now)))
 
 
-def _newest(record: TrialRecord, name: str) -> str:
-    """Of a trial that runs the newest score, of one that has ended its best."""
+def _ended_status(record: TrialRecord) -> str:
+    return "" if record.status == "running" else record.status
+
+
+def _current(record: TrialRecord, name: str, form: str) -> str:
+    """Return a number that only a running trial has."""
+    value = record.metrics.get(name)
+    return format(value, form) if record.status == "running" and isinstance(value, int | float) else ""
+
+
+def _newest_score(record: TrialRecord, name: str) -> str:
+    """Return the newest score of a running trial, or the best of one that has ended."""
     metrics = record.metrics if record.status == "running" else {**record.metrics, **record.best_metrics}
     return score(metrics.get(name))
 
 
-def _value(value: object) -> str:
-    return "" if value is None else f"{value:.2e}" if isinstance(value, float) else " ".join(str(value).split())
+def _format_value(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.2e}" if isinstance(value, float) else " ".join(str(value).split())
 
 
-def _written(params: dict[str, Any]) -> str:
+def _format_params(params: dict[str, Any]) -> str:
     names = short_names(list(params))
-    return "  ".join(f"{names[key]}={_value(value)}" for key, value in params.items())
+    return "  ".join(f"{names[key]}={_format_value(value)}" for key, value in params.items())
 
 
-def _line(text: str, style: str = "") -> Text:
-    """A text that stays on one line, however narrow that is."""
+def _text_line(text: str, style: str = "") -> Text:
+    """Return a text that stays on one line, however narrow that is."""
     return Text(" ".join(text.split()) if not text.startswith(" ") else text, style, no_wrap=True, overflow="ellipsis")

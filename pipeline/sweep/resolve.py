@@ -1,0 +1,182 @@
+"""Sweep's plan: the complete config, its data and its first trials, before anything is started."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import yaml
+from ray.tune.search.sample import Domain
+
+from pipeline import config as schema
+from pipeline.config.compose import format_overrides
+from pipeline.config.validation import validate
+from pipeline.data import Store
+from pipeline.runtime.errors import UserError, one_line
+from pipeline.runtime.filesystem import filesystem, write_file
+from pipeline.sweep.space import initial_points, is_sampler_search, parse_space
+from pipeline.tasks.store import ensure_store
+from pipeline.tracking.summary import TERMINAL_STATUSES, TrialRecord, read_summary
+from pipeline.training.checkpoints import load_state, read
+from pipeline.training.model import build_model, trained_config
+
+__all__ = ["SweepPlan", "load_sweep", "resolve"]
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepPlan:
+    """A sweep that can be started.
+
+    Attributes:
+        config: The experiment, with absolute paths, an output folder and a tracker.
+        space: Search space; empty for a single run.
+        store: Training data.
+        trials: Trials of the sweep that is resumed, followed by those that are known in advance.
+        overrides: Keys of this command line and of those before it, as text.
+        artifacts: Where a new MLflow experiment keeps its artifacts; None where the tracker decides.
+        run_id: MLflow run of the sweep that is resumed, or None.
+    """
+
+    config: schema.Config
+    space: dict[str, Domain]
+    store: Store
+    trials: list[TrialRecord]
+    overrides: str
+    artifacts: str | None = None
+    run_id: str | None = None
+
+    @property
+    def output(self) -> str:
+        """Folder of the results."""
+        return str(self.config.output)
+
+
+def resolve(config: schema.Config, overrides: dict[str, Any]) -> SweepPlan:
+    """Return the plan of a sweep from what the command line says.
+
+    Args:
+        config: The experiment; with ``resume`` set, it is read from that folder.
+        overrides: Keys of the command line, which apply to a resumed sweep as well.
+
+    Raises:
+        UserError: A value is not valid, the data are missing, or the output folder cannot be used.
+    """
+    resuming = bool(config.resume)
+    trials: list[TrialRecord] = []
+    summary: dict[str, Any] = {}
+    if resuming:
+        config, trials, summary = _resumed_config(config, overrides)
+    elif config.checkpoint:
+        config = _checkpoint_config(config, overrides)
+    validate(config)
+    space = parse_space(config)
+    if is_sampler_search(config) and config.checkpoint is None:
+        raise UserError("a search over the sampler alone needs a trained model: give checkpoint=<a trial's folder>")
+    if config.evaluation.weights:
+        # Workers have working directories of their own.
+        config.evaluation.weights = _absolute(config.evaluation.weights)
+    store = ensure_store(config)
+    config.data.store = store.url
+    config.output, config.tracking.uri, artifacts = _resolve_output(config, resuming=resuming)
+    # A resumed sweep may have been given more trials.
+    points = initial_points(config, space)
+    trials += [TrialRecord(f"{index:03d}", points[index]) for index in range(len(trials), len(points))]
+    text = " ".join([str(summary.get("named", "")), *format_overrides(overrides)]).strip()
+    return SweepPlan(config, space, store, trials, text, artifacts, summary.get("mlflow_run_id"))
+
+
+def load_sweep(folder: str) -> tuple[schema.Config, list[TrialRecord], dict[str, Any]]:
+    """Return the config, the trials and the summary of an interrupted sweep.
+
+    Args:
+        folder: The sweep's folder, behind any fsspec URL.
+
+    Raises:
+        UserError: The folder holds no sweep, or one of its files is damaged.
+    """
+    folder = _absolute(folder)
+    summary, trials = read_summary(folder)
+    files, path = fsspec.url_to_fs(folder)
+    try:
+        text = files.cat_file(f"{path}/config.yaml")
+        # We write no aliases, and a few of them, nested in one another, fill any memory.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise UserError(f"{folder}/config.yaml is damaged: it has aliases")
+        config = schema.from_saved(yaml.safe_load(text))
+    except (FileNotFoundError, yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
+        raise UserError(f"{folder}/config.yaml cannot be read ({type(error).__name__})") from None
+    config.output = folder
+    for trial in trials:
+        trial.status = trial.status if trial.status in TERMINAL_STATUSES else "pending"
+    return config, trials, summary
+
+
+def _resumed_config(
+    config: schema.Config, overrides: dict[str, Any]
+) -> tuple[schema.Config, list[TrialRecord], dict[str, Any]]:
+    """Return the sweep that ``resume`` names, with the overrides of this command applied to its config."""
+    saved, trials, summary = load_sweep(str(config.resume))
+    saved = schema.apply(saved, {key: value for key, value in overrides.items() if key not in ("resume", "output")})
+    # The event log is that of this command, not that of the command which began the sweep.
+    saved.log = config.log
+    return saved, trials, summary
+
+
+def _checkpoint_config(config: schema.Config, overrides: dict[str, Any]) -> schema.Config:
+    """Return the config of the trained model to start from, with this command's search and overrides."""
+    config.checkpoint = _absolute(str(config.checkpoint))
+    checkpoint = read(config.checkpoint)
+    trained = trained_config(checkpoint)
+    space = config.sweep.space
+    if space == config.spaces.get("sampler") and "sweep.space" not in overrides:
+        # The default space is that of the experiment in which the model was trained.
+        space = trained.spaces.get("sampler", space)
+    # How to search is the command's, and by what to rank is that of the model's experiment.
+    sweep = dataclasses.replace(config.sweep, space=space, metric=trained.sweep.metric, mode=trained.sweep.mode)
+    config = dataclasses.replace(
+        trained,
+        scale=config.scale,
+        ray=config.ray,
+        tracking=config.tracking,
+        output=config.output,
+        resume=config.resume,
+        log=config.log,
+        sweep=sweep,
+        checkpoint=checkpoint.url,
+    )
+    applied_elsewhere = ("checkpoint", "output", "resume")
+    config = schema.apply(config, {key: value for key, value in overrides.items() if key not in applied_elsewhere})
+    load_state(build_model(config), checkpoint)
+    if is_sampler_search(config):
+        # The model is trained already, and a trial only samples.
+        config.train.base_steps = checkpoint.state["base_step"]
+    return config
+
+
+def _resolve_output(config: schema.Config, *, resuming: bool) -> tuple[str, str, str | None]:
+    """Return the output folder, the tracker's URI, and where a new MLflow experiment keeps artifacts, or None."""
+    default = Path("results").absolute()
+    output = _absolute(config.output or str(default / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"))
+    files, path = filesystem(output)
+    try:
+        if not resuming and files.exists(f"{path}/summary.json"):
+            raise UserError(f"{output} already holds a sweep: use resume={output}, or choose another output")
+        write_file(f"{output}/.writable", b"")
+        files.rm(f"{path}/.writable")
+    except UserError:
+        raise
+    # Each file system has exceptions of its own.
+    except Exception as error:
+        raise UserError(f"cannot write to output={output} ({one_line(error)})") from None
+    if config.tracking.uri:
+        return output, config.tracking.uri, None
+    default.mkdir(parents=True, exist_ok=True)
+    return output, f"sqlite:///{default / 'mlflow.db'}", (default / "artifacts").as_uri()
+
+
+def _absolute(url: str) -> str:
+    # Without a trailing slash: to an object store "x/" + "/y" is another key than "x" + "/y".
+    return url.rstrip("/") if "://" in url else str(Path(url).expanduser().absolute())
