@@ -1,25 +1,29 @@
-"""A worker that hangs ends itself, so that its trial can be started anew from the last checkpoint.
+"""Watchdog that ends a process which hangs, so that its trial can restart from the last checkpoint.
 
-A read that never returns or a driver that is stuck leaves a process that is alive and does nothing. Workers that wait
-for it give up after a time of their own, but a single worker has nobody who waits.
+A read that never returns or a deadlock in a device driver leaves a process that is alive and does nothing. Workers that
+wait for it give up after a timeout of their own, but nothing waits for a single worker.
 """
 
 from __future__ import annotations
 
 import faulthandler
-import os
-import sys
 import threading
-import time
 
 __all__ = ["Watchdog"]
 
+# Not sys.stderr, which may be an object without a file; a worker's log is what the descriptor is redirected to.
+_STDERR = 2
+
 
 class Watchdog:
-    """Ends the process when it has shown no sign of life for too long; where it stood is in its log by then.
+    """Watchdog that ends the process with status 1 after too long without a heartbeat.
+
+    On standard error there is then ``Timeout (H:MM:SS)!``, with the limit, and the stack of every thread. The timer is
+    a thread of C: it also ends a call that never releases the interpreter's lock. A process has one such timer, and so
+    one watchdog at a time.
 
     Args:
-        seconds: without a sign of life.
+        seconds: Time without a heartbeat after which the process ends.
 
     Example:
         >>> watchdog = Watchdog(60.0)
@@ -28,25 +32,16 @@ class Watchdog:
     """
 
     def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._last = time.monotonic()
-        self._stopped = threading.Event()
-        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        self._seconds = min(seconds, threading.TIMEOUT_MAX)
+        self._stopped = False
+        self.heartbeat()
 
     def heartbeat(self) -> None:
-        """Give a sign of life."""
-        self._last = time.monotonic()
+        """Restart the timer; a watchdog that was stopped stays so."""
+        if not self._stopped:
+            faulthandler.dump_traceback_later(self._seconds, exit=True, file=_STDERR)
 
     def stop(self) -> None:
-        """Watch no longer."""
-        self._stopped.set()
-
-    def _watch(self) -> None:
-        while not self._stopped.wait(min(self._seconds / 4, 5.0)):
-            if time.monotonic() - self._last > self._seconds:
-                print(
-                    f"no sign of life for {self._seconds:g} s; the worker ends itself. It stands here:", file=sys.stderr
-                )
-                faulthandler.dump_traceback(sys.stderr, all_threads=True)
-                sys.stderr.flush()
-                os._exit(1)  # anything gentler would wait for the thread that hangs
+        """Stop the timer."""
+        self._stopped = True
+        faulthandler.cancel_dump_traceback_later()
