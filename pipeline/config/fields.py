@@ -42,7 +42,8 @@ class Bounds:
     finite: bool = True
 
     def __contains__(self, value: float) -> bool:
-        if math.isnan(value) or (self.finite and math.isinf(value)):
+        # Not by math.isnan and math.isinf, which convert to a float: an int may be too large for one.
+        if value != value or (self.finite and abs(value) == math.inf):
             return False
         above = (self.gt is None or value > self.gt) and (self.ge is None or value >= self.ge)
         return above and (self.lt is None or value < self.lt)
