@@ -7,7 +7,6 @@ from typing import Any
 from pipeline.config import Config
 from pipeline.config.command import command
 from pipeline.config.help import ENVIRONMENT_HELP, EXIT_STATUS_HELP, RESULTS_HELP, RESUME_HELP
-from pipeline.sweep import driver
 
 __all__ = ["main"]
 
@@ -18,20 +17,22 @@ __all__ = ["main"]
         "python -m pipeline.train                                    # the digits",
         "python -m pipeline.train conf=cifar10 model.networks=sngan_convnet train.energy_lr=2e-4",
         "python -m pipeline.train conf=lsun scale.num_workers=8 output=s3://bucket/runs/lsun",
-        "python -m pipeline.train resume=results/<run>               # go on where it was stopped",
+        "python -m pipeline.train resume=results/<run>               # resume an interrupted run",
     ],
     groups=("conf",),
     sections={
-        "Going on": RESUME_HELP,
+        "Resuming": RESUME_HELP,
         "Results": RESULTS_HELP,
         "Environment": ENVIRONMENT_HELP,
         "Exit status": EXIT_STATUS_HELP,
     },
 )
-def main(config: Config, named: dict[str, Any]) -> int:
-    """Run the training, and exit with 130 when it is interrupted and 1 when it fails."""
+def main(config: Config, overrides: dict[str, Any]) -> int:
+    """Run the training, and return 130 when it is interrupted and 1 when it fails."""
+    from pipeline.sweep import driver
+
     config.sweep.space, config.sweep.scheduler, config.sweep.num_trials = {}, "none", 1
-    return driver.exit_status(config, named, command="train")
+    return driver.exit_status(config, overrides, command="train")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""From the command line to a verb: Hydra composes, a user's mistake becomes one line and exit status 2."""
+"""Commands of the project: Hydra composes a config, and a user's error is a one-line message and exit status 2."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import hydra
@@ -23,12 +24,31 @@ from pipeline.config.help import help_text
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.redaction import redact, refuse_secrets
 
-__all__ = ["Task", "command"]
+__all__ = ["CommandLine", "Task", "command", "compose", "report_error", "run_command"]
 
 
 Task = Callable[[Any, dict[str, Any]], int]
-# Which file of a group the command line names is no key.
+"""Body of a command: takes the config and the keys that the command line names, and returns the exit status."""
+
+# Choices of config groups on the command line, which are no keys.
 _GROUPS = ("conf", "sweeps", "launch")
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """Command line of one command.
+
+    Args:
+        help: Returns the text of ``--help``.
+        config_name: Name of the composed config in Hydra's ConfigStore.
+        parse: Makes the task's first argument from the composed keys.
+        presigned_keys: Keys whose URL may be signed, since it is written nowhere as it is.
+    """
+
+    help: Callable[[], str]
+    config_name: str
+    parse: Callable[[dict[str, Any]], Any]
+    presigned_keys: tuple[str, ...]
 
 
 def command(
@@ -41,93 +61,141 @@ def command(
     config_name: str = schema.CONFIG_NAME,
     parse: Callable[[dict[str, Any]], Any] = from_dict,
 ) -> Callable[[Task], Callable[[], None]]:
-    """Make a function of a config the main function of ``python -m pipeline.<verb>``.
+    """Make a function of a config the main function of ``python -m pipeline.<command>``.
+
+    The function imports what it needs in its body: ``--help``, ``--cfg job``, completion and a mistyped key are
+    answered without torch and Ray.
 
     Args:
-        description: one or two sentences for ``--help``.
-        examples: commands for ``--help``.
-        groups: the config groups that it is about: experiments, searches, or none where a checkpoint says.
-        sections: what else ``--help`` tells, by heading.
-        presigned_keys: keys whose URL may be signed, since it is written nowhere as it is.
-        config_name: what is composed, by its name in Hydra's ConfigStore.
-        parse: makes what the task takes of the composed keys.
+        description: One or two sentences for ``--help``.
+        examples: Commands for ``--help``.
+        groups: Config groups that ``--help`` lists: experiments, searches, or none where a checkpoint decides.
+        sections: Further sections of ``--help``, by heading.
+        presigned_keys: Keys whose URL may be signed, since it is written nowhere as it is.
+        config_name: Name of the composed config in Hydra's ConfigStore.
+        parse: Makes the task's first argument from the composed keys.
 
     Returns:
-        A decorator. What it decorates takes the config and those keys that were named on the command line, and returns
-        the exit status; what comes out takes no argument, and exits with status 2 after one line on standard error for
-        whatever the user can mend: an unknown key, a wrong type, a missing store, a password in a URL. Nothing that is
-        printed of an error has a credential in it.
+        A decorator. Its result takes no argument, and exits with the task's status, or with status 2 after a one-line
+        message on standard error for whatever the user can fix: an unknown key, a wrong type, a missing store, a
+        password in a URL. No message contains a credential.
+    """
+    text = functools.partial(help_text, description, examples, groups, sections or {})
+    line = CommandLine(text, config_name, parse, presigned_keys)
+    return lambda task: functools.partial(run_command, task, line)
+
+
+def run_command(task: Task, line: CommandLine) -> None:
+    """Run a task with the config that ``sys.argv`` describes, and exit with its status.
+
+    Args:
+        task: Body of the command.
+        line: Its command line.
+    """
+    # With this set Hydra raises its errors; without it, it prints a text of its own and exits with 1.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    args = sys.argv[1:]
+    if "--help" in args or "-h" in args:
+        print(line.help())
+        return
+    try:
+        if (request := completion.completion_request(args)) is not None:
+            completion.complete(request, line.config_name)
+            return
+        composed = compose(line.config_name)
+        if composed is None:
+            return
+        values, overrides = composed
+        refuse_secrets(values, line.presigned_keys)
+        status = task(line.parse(values), overrides)
+    except (Exception, KeyboardInterrupt) as error:
+        status = report_error(error)
+    sys.exit(status)
+
+
+def compose(config_name: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Compose the config that ``sys.argv`` describes.
+
+    Args:
+        config_name: Name of the config in Hydra's ConfigStore.
+
+    Returns:
+        All keys, nested; and those that the command line names, dotted. ``None`` where Hydra has answered itself, as
+        with ``--cfg job``.
+
+    Raises:
+        UserError: The choice of a group is not a name.
+        HydraException: An experiment or a key is unknown.
+        OmegaConfBaseException: A value has the wrong type.
+    """
+    composition = _Composition()
+    try:
+        hydra.main(config_path=str(config_root()), config_name=config_name, version_base="1.3")(composition)()
+    except ValueError as error:
+        raise UserError(_shorten(error)) from None
+    if composition.config is None:
+        return None
+    values = OmegaConf.to_container(composition.config, resolve=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items() if key not in schema.HYDRA_KEYS}, composition.overrides
+
+
+def report_error(error: BaseException) -> int:
+    """Print an error without credentials, and return the exit status that belongs to it.
+
+    Args:
+        error: What a command has raised.
+
+    Returns:
+        130 for Ctrl-C; 2 for a user's error, which is one line; 1 for any other, which is a traceback.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        print("stopped", file=sys.stderr)
+        return 130
+    if isinstance(error, UserError):
+        reason = str(error)
+    elif isinstance(error, HydraException | OmegaConfBaseException):
+        reason = _shorten(error)
+    else:
+        # A bug, or the error of a library that quotes what it was given.
+        print(redact("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+        return 1
+    print(f"error: {redact(reason)}", file=sys.stderr)
+    return 2
+
+
+class _Composition:
+    """Hydra task that keeps the composed config.
+
+    Hydra returns nothing of its task, and adds lines of its own to an error that is raised inside it, so a command's
+    body runs afterwards.
     """
 
-    def decorate(task: Task) -> Callable[[], None]:
-        @functools.wraps(task)
-        def main() -> None:
-            # With this set Hydra lets errors through to us; without it, it prints its own text and exits with 1.
-            os.environ["HYDRA_FULL_ERROR"] = "1"
-            if any(flag in sys.argv[1:] for flag in ("--help", "-h")):
-                print(help_text(description, examples, groups, sections or {}))
-                return
-            compose = hydra.main(config_path=str(config_root()), config_name=config_name, version_base="1.3")
+    def __init__(self) -> None:
+        self.config: DictConfig | None = None
+        self.overrides: dict[str, Any] = {}
 
-            composed: list[tuple[DictConfig, dict[str, Any]]] = []
-
-            def keep(values: DictConfig) -> None:
-                composed.append((values, _named(values)))
-
-            try:
-                if (asked := completion.completion_request(sys.argv[1:])) is not None:
-                    completion.complete(asked, config_name)
-                    return
-                try:
-                    compose(keep)()
-                except ValueError as error:  # Hydra's own, of a group that is not a name
-                    raise UserError(_one_line(error)) from None
-                # Run out here: Hydra would add lines of its own to whatever is raised. It has composed nothing where
-                # it was only asked to show the config or to complete a word.
-                for values, named in composed:
-                    plain = OmegaConf.to_container(values, resolve=True)
-                    keys = {key: plain[key] for key in plain if key not in schema.HYDRA_KEYS}
-                    refuse_secrets(keys, presigned_keys)
-                    sys.exit(task(parse(keys), named))
-            except UserError as error:
-                _refuse(str(error))
-            except KeyboardInterrupt:
-                print("stopped", file=sys.stderr)
-                sys.exit(130)
-            except (HydraException, OmegaConfBaseException) as error:
-                _refuse(_one_line(error))
-            except Exception:  # a mistake of ours, or of a library that quotes what it was given
-                print(redact(traceback.format_exc()), end="", file=sys.stderr)
-                sys.exit(1)
-
-        return main
-
-    return decorate
+    def __call__(self, config: DictConfig) -> None:
+        self.config, self.overrides = config, _overridden_keys(config)
 
 
-def _named(values: DictConfig) -> dict[str, Any]:
-    """The keys that the command line names, with their values; which experiment and search it names is no key."""
+def _overridden_keys(config: DictConfig) -> dict[str, Any]:
+    """Return the keys that the command line names, with their values."""
     parsed = OverridesParser.create().parse_overrides(HydraConfig.get().overrides.task)
     keys = [override.key_or_group.lstrip("+~") for override in parsed]
-    named = {key: OmegaConf.select(values, key) for key in keys if key not in _GROUPS}
-    return {key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in named.items()}
+    values = {key: OmegaConf.select(config, key) for key in keys if key not in _GROUPS}
+    return {key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in values.items()}
 
 
-def _refuse(reason: str) -> None:
-    print(f"error: {redact(reason)}", file=sys.stderr)
-    sys.exit(2)
-
-
-def _one_line(error: BaseException) -> str:
-    """Hydra's and OmegaConf's errors, cut to the sentence that says what is wrong."""
+def _shorten(error: BaseException) -> str:
+    """Return an error of Hydra or OmegaConf as one line that says what is wrong, and what there is to choose from."""
     for key in re.findall(r"full_key: ([\w.]+)", f"{error}\n{error.__cause__}"):
         if key in RENAMED_KEYS:
             return f"{key} is called {RENAMED_KEYS[key]} now"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
-    if cause is not None:
-        lines.append(str(cause).splitlines()[0].strip())
-    text = "; ".join(lines[:1] + lines[-1:] if cause is not None else lines[:1])
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()][:1]
+    if isinstance(error.__cause__, OmegaConfBaseException):
+        lines.append(str(error.__cause__).splitlines()[0].strip())
+    text = "; ".join(lines)
     if "conf/" in text:
         return f"{text}. Experiments: {', '.join(experiments())}"
     if "sweeps/" in text:

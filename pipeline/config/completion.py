@@ -1,8 +1,8 @@
-"""What a shell may complete: names of experiments and searches, and every key.
+"""Shell completion: commands, names of experiments and searches, and every key.
 
-Hydra knows the words (``-sc query=bash``). Its own function for bash looks for a file behind ``python`` and finds none
-behind ``python -m pipeline.sweep``, so that function is made here. It asks this module, which imports next to nothing:
-whoever presses the tabulator should not wait for torch and Ray.
+Hydra lists the candidates (``-sc query=bash``). Its own function for bash looks for a file behind ``python`` and finds
+none behind ``python -m pipeline.sweep``, so that function is written here. It calls ``gebm -sc query=bash``, or
+``python -m pipeline -sc query=bash``, with the line so far in ``COMP_LINE``.
 """
 
 from __future__ import annotations
@@ -16,23 +16,27 @@ import sys
 import hydra
 
 from pipeline.config import compose, schema
+from pipeline.config.help import COMMANDS
 from pipeline.runtime.errors import UserError
 
-__all__ = ["complete", "completion_request", "main"]
+__all__ = ["complete", "completion_request"]
 
 _FLAGS = ("-sc", "--shell-completion")
-# Up to the first word of ours: `.venv/bin/python -X dev -m pipeline.sweep `.
-_COMMAND = re.compile(r"^.*?\s-m\s+pipeline\.\w+\s")
+# Up to the first argument of a command: `.venv/bin/python -X dev -m pipeline.sweep ` or `gebm sweep `.
+_COMMAND = re.compile(r"^(?:.*?\s-m\s+pipeline\.|.*?\s-m\s+pipeline\s+|\S*gebm\s+)(?P<command>\w+)\s")
 
-# COMP_LINE goes as far as the cursor. Words of ours have no blanks; `=` and `:` are within them, and where bash breaks
-# words there, only what is behind the last one may be given back.
+# COMP_LINE ends at the cursor. Our words have no blanks; `=` and `:` are within them, and where bash breaks words
+# there, only what is behind the last one may be given back.
 _BASH = """\
 _gebm_complete() {
-  local python="$1" words line="${COMP_LINE:0:COMP_POINT}" word="" choice
+  local words line="${COMP_LINE:0:COMP_POINT}" word="" choice call=("$1")
   COMPREPLY=()
-  [[ "$line" =~ [[:space:]]-m[[:space:]]+pipeline\\.[a-z]+[[:space:]] ]] || return 0
+  if [[ "$1" != *gebm ]]; then
+    [[ "$line" =~ [[:space:]]-m[[:space:]]+pipeline(\\.[a-z]+)?[[:space:]] ]] || return 0
+    call+=(-m pipeline)
+  fi
   [[ "$line" =~ [[:space:]]$ ]] || word="${line##*[[:space:]]}"
-  words="$(COMP_LINE="$line" "$python" -m pipeline.config.completion 2>/dev/null)" || return 0
+  words="$(COMP_LINE="$line" "${call[@]}" -sc query=bash 2>/dev/null)" || return 0
   for choice in $words; do
     if [[ "$choice" == "$word"* ]]; then COMPREPLY+=("$choice"); fi
   done
@@ -42,12 +46,15 @@ _gebm_complete() {
   if [[ ${#COMPREPLY[@]} == 1 && "$choice" != *[=.] ]]; then compopt +o nospace; fi
   return 0
 }
-complete -o nospace -o default -F _gebm_complete python python3
+complete -o nospace -o default -F _gebm_complete python python3 gebm
 """
 
 
-def completion_request(words: list[str]) -> str | None:
-    """What the words of a command line ask of a shell's completion, such as ``install=bash``; None if nothing.
+def completion_request(args: list[str]) -> str | None:
+    """Return what a command line requests of shell completion, such as ``install=bash``; ``None`` for nothing.
+
+    Args:
+        args: Arguments of a command.
 
     Example:
         >>> completion_request(["-sc", "install=bash"]), completion_request(["--shell-completion=query=bash"])
@@ -55,58 +62,59 @@ def completion_request(words: list[str]) -> str | None:
         >>> completion_request(["conf=lsun"]) is None
         True
     """
-    for index, word in enumerate(words):
-        flag, _, value = word.partition("=")
+    for index, arg in enumerate(args):
+        flag, _, value = arg.partition("=")
         if flag in _FLAGS:
-            return value or " ".join(words[index + 1 : index + 2])
+            return value or " ".join(args[index + 1 : index + 2])
     return None
 
 
-def complete(asked: str, config_name: str) -> None:
-    """Print what a shell asks for.
+def complete(request: str, config_name: str | None = None) -> None:
+    """Print what a shell requests.
 
     Args:
-        asked: ``install=bash``, ``uninstall=bash`` or ``query=bash``, which takes the line from ``COMP_LINE``.
-        config_name: what is composed, by its name in Hydra's ConfigStore.
+        request: ``install=bash``, ``uninstall=bash`` or ``query=bash``, which reads the line from ``COMP_LINE``.
+        config_name: Name of the config in Hydra's ConfigStore whose keys are completed (default: by the command that
+            the line names; where it names none, the commands are completed).
 
     Raises:
-        UserError: it is of another shell.
+        UserError: The request is for another shell.
     """
-    if asked == "install=bash":
+    if request == "install=bash":
         print(_BASH, end="")
-    elif asked == "uninstall=bash":
-        print("complete -r python python3; unset -f _gebm_complete")
-    elif asked == "query=bash":
-        _query(config_name)
+    elif request == "uninstall=bash":
+        print("complete -r python python3 gebm; unset -f _gebm_complete")
+    elif request == "query=bash":
+        line = os.environ.get("COMP_LINE", "")
+        named = _COMMAND.match(line)
+        if config_name is None and named is None:
+            print(*COMMANDS)
+        elif named is None or named["command"] != "report":
+            _print_keys(_COMMAND.sub("", line), config_name or _config_name(named["command"] if named else ""))
     else:
         raise UserError(
-            f'--shell-completion {asked}: there is completion for bash, by eval "$(python -m pipeline.sweep -sc '
+            f'--shell-completion {request}: there is completion for bash, by eval "$(python -m pipeline.sweep -sc '
             f'install=bash)"'
         )
 
 
-def _query(config_name: str) -> None:
-    line = _COMMAND.sub("python pipeline ", os.environ.get("COMP_LINE", ""))
-    os.environ["COMP_LINE"] = line if line.startswith("python pipeline ") else f"python pipeline {line}"
+def _config_name(command: str) -> str:
+    """Return the name of a command's config; importing it registers the groups of launchers."""
+    if command != "submit":
+        return schema.CONFIG_NAME
+    from pipeline.config.launchers import SUBMISSION
+
+    return SUBMISSION
+
+
+def _print_keys(args: str, config_name: str) -> None:
+    """Print the words that may come at the end of a command's arguments."""
+    os.environ["COMP_LINE"] = f"python pipeline {args}"
     sys.argv[1:] = ["-sc", "query=bash"]
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         hydra.main(config_path=str(compose.config_root()), config_name=config_name, version_base="1.3")(
             lambda _: None
         )()
-    # In a checkout each folder beside conf/ could be a config group, and none is.
+    # In a checkout each folder next to conf/ could be a config group, and none is.
     print(*(word for word in printed.getvalue().split() if "=" in word or word.endswith(".")))
-
-
-def main() -> None:
-    """Print the words that may come at the end of ``COMP_LINE``, which names a verb of this project."""
-    config_name = schema.CONFIG_NAME
-    if re.search(r"\s-m\s+pipeline\.submit\s", os.environ.get("COMP_LINE", "")):
-        from pipeline.config.launchers import SUBMISSION
-
-        config_name = SUBMISSION
-    complete("query=bash", config_name)
-
-
-if __name__ == "__main__":
-    main()

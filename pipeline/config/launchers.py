@@ -1,7 +1,7 @@
-"""The keys of each launcher, and what has to hold of them.
+"""Schema of the launchers, and its validation.
 
-``launch`` is a Hydra config group of typed options: ``launch=slurm`` brings the keys of :class:`Slurm` and no others,
-so that ``launch.image`` is refused there by name.
+``launch`` is a Hydra config group of typed options: ``launch=slurm`` has the keys of :class:`Slurm` and no others, so
+that ``launch.image`` is refused there by name.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
 from pipeline.config import compose, schema
+from pipeline.config.fields import Key, Pattern, bounded, documented, key, keys, matching
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.redaction import is_secret_name
 
@@ -22,23 +23,35 @@ __all__ = ["SUBMISSION", "KubeRay", "RayJobs", "Slurm", "Submission", "check"]
 SUBMISSION = "gebm-submission"
 
 _WORD = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-_KUBERNETES_NAME = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
-_VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
-_QUANTITY = r"[0-9]+(\.[0-9]+)?([EPTGMK]i|[EPTGMk])?"
+_QUANTITY = Pattern(r"[0-9]+(\.[0-9]+)?([EPTGMK]i|[EPTGMk])?", "a quantity such as 32Gi")
+_IMAGE = Pattern(r"[A-Za-z0-9][A-Za-z0-9._/:@-]*", "an image such as registry.example.org/gebm:1")
+_KUBERNETES_NAME = Pattern(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", "lower-case letters, digits and hyphens")
+_VARIABLE = Pattern(r"[A-Za-z_][A-Za-z0-9_]*", "names of variables such as AWS_ACCESS_KEY_ID")
+_PARTITIONS = Pattern(rf"{_WORD}(,{_WORD})*", "names such as gpu or gpu,long")
+_ACCOUNT = Pattern(_WORD, "a name such as vision")
+_TIME = Pattern(
+    r"\d+(:[0-5]?\d){0,2}|\d+-\d+(:[0-5]?\d){0,2}",
+    "minutes, hours:minutes:seconds or days-hours, such as 24:00:00",
+)
+_MEGABYTES = Pattern(r"\d+[KMGT]?", "a size such as 64G")
+_OPTION = Pattern(r"-[^\s\"'`$\\]*", "options without spaces or quotes such as --constraint=a100")
+_LINE = Pattern(r"[^\n\r]+", "a line of bash")
+_ENVIRONMENT_HELP = "Environment variables of the {} (+launch.env.NAME=value); no credentials."
 
 
 @dataclass
 class RayJobs:
-    """A Ray cluster that is up already, by its job API. Its nodes have what ``constraints.txt`` names installed."""
+    """A running Ray cluster, by its job API. Its nodes have what ``constraints.txt`` names installed."""
 
     kind: str = "ray"
-    # Of the job API, such as http://127.0.0.1:8265; by default what RAY_API_SERVER_ADDRESS or RAY_ADDRESS says.
-    address: str | None = None
-    follow: bool = True  # print the job's log until its end; Ctrl-C stops the printing and nothing else
-    shared: bool = False  # output and data.store are paths of a file system that all nodes of the cluster see
-    nodes: int = 1  # the sweep begins once so many nodes are up, the head among them
-    join_timeout: float = 600.0  # seconds that it waits for them
-    env: dict[str, str] = field(default_factory=dict)  # variables of the job (+launch.env.NAME=value); no credentials
+    address: str | None = key(
+        None, "URL of the job API, such as http://127.0.0.1:8265 (default: RAY_API_SERVER_ADDRESS or RAY_ADDRESS)."
+    )
+    follow: bool = key(True, "Whether to print the job's log until its end; Ctrl-C stops the printing alone.")
+    shared: bool = key(False, "Whether output and data.store are paths of a file system that all nodes share.")
+    nodes: int = bounded(1, "Nodes that have to be up, the head among them, before the sweep begins.", gt=0)
+    join_timeout: float = bounded(600.0, "Seconds that the sweep waits for them.", ge=1)
+    env: dict[str, str] = field(default_factory=dict, metadata=documented(_ENVIRONMENT_HELP.format("job")))
 
 
 @dataclass
@@ -46,46 +59,71 @@ class KubeRay:
     """A Ray cluster of the sweep's own on Kubernetes, by a RayJob of the KubeRay operator (1.5.1 or later)."""
 
     kind: str = "kuberay"
-    image: str = MISSING  # what the project's Dockerfile builds, where the cluster can pull it
-    namespace: str | None = None  # by default that of kubectl's context
-    service_account: str | None = None  # of the pods: how a cloud gives them a role
-    nodes: int = 1  # worker pods
-    max_nodes: int | None = None  # with more than `nodes`, Ray's autoscaler adds workers where trials wait for them
-    gpus_per_node: int = 1
-    cpus_per_node: int = 8
-    memory_per_node: str = "32Gi"
-    head_cpus: int = 2
-    head_memory: str = "8Gi"
-    node_selector: dict[str, str] = field(default_factory=dict)  # of the worker pods
-    tolerations: list[Any] = field(default_factory=list)  # of the worker pods, as Kubernetes writes them
-    env: dict[str, str] = field(default_factory=dict)  # variables of the pods (+launch.env.NAME=value); no credentials
-    secret: str | None = None  # a Secret of the namespace ...
-    secret_env: list[str] = field(default_factory=list)  # ... and which of its keys become variables of that name
-    volume_claim: str | None = None  # a PersistentVolumeClaim that all pods may write at once ...
-    mount_path: str = "/data"  # ... and where they see it
-    retries: int = 1  # new clusters after the first has failed; each goes on where the last one stopped
-    keep_seconds: int = 600  # that pods stay after the end, for their logs
-    join_timeout: float = 1800.0  # seconds that the sweep waits for the worker pods
-    folder: str | None = None  # where the manifest is written; by default results/launches/<name>-<time>
+    image: str = matching(
+        MISSING, "Image that the project's Dockerfile builds, where the cluster can pull it.", pattern=_IMAGE
+    )
+    namespace: str | None = matching(
+        None, "Kubernetes namespace (default: that of kubectl's context).", pattern=_KUBERNETES_NAME
+    )
+    service_account: str | None = matching(
+        None, "Service account of the pods, by which a cloud gives them a role.", pattern=_KUBERNETES_NAME
+    )
+    nodes: int = bounded(1, "Worker pods.", gt=0)
+    max_nodes: int | None = key(
+        None, "With more than nodes, Ray's autoscaler adds workers while trials wait for them (default: nodes)."
+    )
+    gpus_per_node: int = bounded(1, "GPUs of a worker pod.", ge=0)
+    cpus_per_node: int = bounded(8, "CPU cores of a worker pod.", gt=0)
+    memory_per_node: str = matching("32Gi", "Memory of a worker pod.", pattern=_QUANTITY)
+    head_cpus: int = bounded(2, "CPU cores of the head pod.", gt=0)
+    head_memory: str = matching("8Gi", "Memory of the head pod.", pattern=_QUANTITY)
+    node_selector: dict[str, str] = field(
+        default_factory=dict, metadata=documented("Node selector of the worker pods.")
+    )
+    tolerations: list[Any] = field(
+        default_factory=list, metadata=documented("Tolerations of the worker pods, as Kubernetes writes them.")
+    )
+    env: dict[str, str] = field(default_factory=dict, metadata=documented(_ENVIRONMENT_HELP.format("pods")))
+    secret: str | None = matching(None, "Name of a Secret in the namespace.", pattern=_KUBERNETES_NAME)
+    secret_env: list[str] = field(
+        default_factory=list,
+        metadata=documented("Keys of the Secret that become variables of the same name.", pattern=_VARIABLE),
+    )
+    volume_claim: str | None = matching(
+        None, "A PersistentVolumeClaim that all pods may write at once.", pattern=_KUBERNETES_NAME
+    )
+    mount_path: str = key("/data", "Path at which the pods mount it.")
+    retries: int = bounded(1, "New clusters after the first has failed; each resumes the sweep.", ge=0)
+    keep_seconds: int = bounded(600, "Seconds that pods stay after the end, for their logs.", ge=0)
+    join_timeout: float = bounded(1800.0, "Seconds that the sweep waits for the worker pods.", ge=1)
+    folder: str | None = key(None, "Folder of the manifest (default: results/launches/<name>-<time>).")
 
 
 @dataclass
 class Slurm:
-    """A Ray cluster of the sweep's own on nodes that Slurm allocates. Its folders lie on a shared file system."""
+    """A Ray cluster of the sweep's own on nodes that Slurm allocates. Its folders are on a shared file system."""
 
     kind: str = "slurm"
-    nodes: int = 1
-    gpus_per_node: int = 1
-    cpus_per_node: int | None = None  # by default whole nodes, with all that they have
-    memory_per_node: str | None = None  # as --mem takes it, such as 64G
-    partition: str | None = None
-    account: str | None = None
-    time_limit: str = "24:00:00"  # as --time takes it
-    options: list[str] = field(default_factory=list)  # more options of sbatch, such as --constraint=a100
-    setup: list[str] = field(default_factory=list)  # lines of bash that each node begins with: module load cuda
-    python: str | None = None  # the interpreter, at a path that all nodes see; by default the one that submits
-    join_timeout: float = 600.0  # seconds that the sweep waits until Ray is up on all nodes
-    folder: str | None = None  # of script, code and log; by default results/launches/<name>-<time>
+    nodes: int = bounded(1, "Nodes to allocate.", gt=0)
+    gpus_per_node: int = bounded(1, "GPUs of a node.", ge=0)
+    cpus_per_node: int | None = bounded(None, "CPU cores of a node (default: whole nodes).", gt=0)
+    memory_per_node: str | None = matching(None, "Memory of a node as --mem takes it, such as 64G.", pattern=_MEGABYTES)
+    partition: str | None = matching(None, "Partition.", pattern=_PARTITIONS)
+    account: str | None = matching(None, "Account.", pattern=_ACCOUNT)
+    time_limit: str = matching("24:00:00", "Time limit as --time takes it.", pattern=_TIME)
+    options: list[str] = field(
+        default_factory=list,
+        metadata=documented("Further options of sbatch, such as --constraint=a100.", pattern=_OPTION),
+    )
+    setup: list[str] = field(
+        default_factory=list,
+        metadata=documented("Lines of bash that each node begins with, such as module load cuda.", pattern=_LINE),
+    )
+    python: str | None = key(
+        None, "Interpreter, at a path that all nodes share (default: the one that runs this command)."
+    )
+    join_timeout: float = bounded(600.0, "Seconds that the sweep waits until Ray is up on all nodes.", ge=1)
+    folder: str | None = key(None, "Folder of script, code and log (default: results/launches/<name>-<time>).")
 
 
 Settings = RayJobs | KubeRay | Slurm
@@ -94,7 +132,7 @@ _LAUNCHERS: dict[str, type[Settings]] = {"ray": RayJobs, "kuberay": KubeRay, "sl
 
 @dataclass
 class _Primary(schema.Primary):
-    """A sweep's config, where it runs, and whether what has been written is handed over as well."""
+    """A sweep's config, its launcher, and whether the written files are submitted as well."""
 
     launch: Any = MISSING
     apply: bool = False
@@ -117,7 +155,7 @@ for _name, _node in _LAUNCHERS.items():
 
 @dataclass
 class Submission:
-    """A sweep's config, where it runs, and whether what has been written is handed over as well."""
+    """A sweep's config, its launcher, and whether the written files are submitted as well."""
 
     config: schema.Config
     launch: Settings
@@ -125,13 +163,13 @@ class Submission:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Submission:
-        """A submission from what Hydra composed.
+        """Make a submission from what Hydra composed.
 
         Args:
-            values: an experiment's keys, with ``launch`` and ``apply``.
+            values: An experiment's keys, with ``launch`` and ``apply``.
 
         Raises:
-            UserError: a key is missing, or what it says cannot be.
+            UserError: A key is missing or has an impossible value.
 
         Example:
             >>> experiment = {"name": "x", "data": {"store": "s", "source": {"kind": "digits"}},
@@ -139,7 +177,7 @@ class Submission:
             >>> Submission.from_dict({**experiment, "launch": {"kind": "slurm", "nodes": 0}})
             Traceback (most recent call last):
             ...
-            pipeline.runtime.errors.UserError: launch.nodes=0: it has to be positive
+            pipeline.runtime.errors.UserError: launch.nodes=0: it has to be positive and finite
         """
         experiment = {key: value for key, value in values.items() if key not in ("launch", "apply")}
         launch = values["launch"]
@@ -156,10 +194,10 @@ def check(settings: Settings) -> None:
     """Refuse settings that a scheduler would refuse later, or read as something else.
 
     Args:
-        settings: of a launcher.
+        settings: Settings of a launcher.
 
     Raises:
-        UserError: one line that names the key.
+        UserError: A value is impossible; the message is one line that names the key.
 
     Example:
         >>> check(KubeRay(image="registry/gebm:1", env={"AWS_SECRET_ACCESS_KEY": "x"}))
@@ -169,17 +207,10 @@ def check(settings: Settings) -> None:
 there: \
 put it into a Secret and name it by launch.secret and launch.secret_env
     """
-    for key, least in _LEAST.items():
-        value = getattr(settings, key, None)
-        if value is not None and not value >= least:
-            raise UserError(f"launch.{key}={value}: it {'has to be positive' if least else 'cannot be negative'}")
-    for key, pattern in _PATTERNS[settings.kind].items():
-        value = getattr(settings, key)
-        for word in value if isinstance(value, list) else [value]:
-            if word is not None and not re.fullmatch(pattern, word):
-                raise UserError(f"launch.{key}={word!r}: {settings.kind} takes no such value, but {_LIKE[pattern]}")
+    for entry in keys(type(settings)):
+        _check_field(entry, getattr(settings, entry.name), settings.kind)
     for name, value in getattr(settings, "env", {}).items():
-        if not re.fullmatch(_VARIABLE, name) or value is None:
+        if not re.fullmatch(_VARIABLE.regex, name) or value is None:
             raise UserError(f"launch.env: {name!r} cannot be a variable; write +launch.env.NAME=value")
         if is_secret_name(name):
             raise UserError(
@@ -189,6 +220,16 @@ put it into a Secret and name it by launch.secret and launch.secret_env
         _check_kuberay(settings)
     if isinstance(settings, RayJobs) and settings.address and "://" not in settings.address:
         raise UserError(f"launch.address={settings.address}: write the job API's URL, such as http://127.0.0.1:8265")
+
+
+def _check_field(entry: Key, value: Any, kind: str) -> None:
+    pattern = entry.rule.pattern
+    for part in value if isinstance(value, list) else [value]:
+        requirement = entry.rule.refusal(part)
+        if requirement and pattern is not None:
+            raise UserError(f"launch.{entry.name}={part!r}: {kind} takes no such value, but {pattern.like}")
+        if requirement:
+            raise UserError(f"launch.{entry.name}={part}: it {requirement}")
 
 
 def _check_kuberay(settings: KubeRay) -> None:
@@ -205,53 +246,6 @@ def _check_kuberay(settings: KubeRay) -> None:
             raise UserError("launch.tolerations: write them as Kubernetes does, [{key:nvidia.com/gpu,operator:Exists}]")
 
 
-_LEAST = {
-    "nodes": 1,
-    "cpus_per_node": 1,
-    "head_cpus": 1,
-    "gpus_per_node": 0,
-    "retries": 0,
-    "keep_seconds": 0,
-    "join_timeout": 1,
-}
-_TIME = r"\d+(:[0-5]?\d){0,2}|\d+-\d+(:[0-5]?\d){0,2}"
-_MEGABYTES = r"\d+[KMGT]?"
-_OPTION = r"-[^\s\"'`$\\]*"
-_LINE = r"[^\n\r]+"
-_IMAGE = r"[A-Za-z0-9][A-Za-z0-9._/:@-]*"
-_PATTERNS: dict[str, dict[str, str]] = {
-    "ray": {},
-    "kuberay": {
-        "image": _IMAGE,
-        "namespace": _KUBERNETES_NAME,
-        "service_account": _KUBERNETES_NAME,
-        "secret": _KUBERNETES_NAME,
-        "volume_claim": _KUBERNETES_NAME,
-        "secret_env": _VARIABLE,
-        "memory_per_node": _QUANTITY,
-        "head_memory": _QUANTITY,
-    },
-    "slurm": {
-        "partition": rf"{_WORD}(,{_WORD})*",
-        "account": _WORD,
-        "time_limit": _TIME,
-        "memory_per_node": _MEGABYTES,
-        "options": _OPTION,
-        "setup": _LINE,
-    },
-}
-_LIKE = {
-    _IMAGE: "an image such as registry.example.org/gebm:1",
-    _KUBERNETES_NAME: "lower-case letters, digits and hyphens",
-    _VARIABLE: "names of variables such as AWS_ACCESS_KEY_ID",
-    _QUANTITY: "a quantity such as 32Gi",
-    rf"{_WORD}(,{_WORD})*": "names such as gpu or gpu,long",
-    _WORD: "a name such as vision",
-    _TIME: "minutes, hours:minutes:seconds or days-hours, such as 24:00:00",
-    _MEGABYTES: "a size such as 64G",
-    _OPTION: "options without spaces or quotes such as --constraint=a100",
-    _LINE: "a line of bash",
-}
 _ADVICE = {
     "ray": "give it to the cluster's nodes themselves, as a role or when Ray is started there",
     "kuberay": "put it into a Secret and name it by launch.secret and launch.secret_env",

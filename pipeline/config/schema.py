@@ -1,17 +1,20 @@
-"""The schema of every key, and how an experiment is composed.
+"""Schema of every config key: its type, its default, its meaning and the values that it takes.
 
-``conf/<experiment>.yaml`` says what to run and ``sweeps/<search>.yaml`` how to search; both are Hydra config groups
-over the dataclasses below, so an unknown key or a wrong type is refused by name. :mod:`pipeline.config.validation` adds
-what a type cannot say.
+Hydra and OmegaConf refuse an unknown key or a wrong type by these dataclasses. Bounds and choices are declared with
+their fields (:mod:`pipeline.config.fields`), and :mod:`pipeline.config.validation` checks them, together with what keys
+need of one another. This module imports neither torch nor :mod:`gebm`, so that ``--help`` answers at once.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
+
+from pipeline.config.fields import bounded, choice, documented, key
 
 __all__ = [
     "CONFIG_NAME",
@@ -35,52 +38,85 @@ __all__ = [
 ]
 
 CONFIG_NAME = "gebm"
-HYDRA_KEYS = ("defaults", "hydra")  # what Hydra wants of a primary config besides the schema
+# What Hydra needs of a primary config in addition to the schema.
+HYDRA_KEYS = ("defaults", "hydra")
+
+_PRECISIONS = ("auto", "float32", "bfloat16")
+# Kernels that need neither a prior nor a friction.
+_NEGATIVE_SAMPLERS = ("ula", "mala", "hmc", "rwm")
+# Seeds that torch, NumPy and Optuna all take, with room for what is added to them.
+_NUM_SEEDS = 2**31
 
 
 @dataclass
 class Source:
     """Where the data of a store come from, as their publishers distribute them."""
 
-    kind: str = MISSING  # digits, lsun, cifar10, celeba, imagenet32, images; redwine, hepmass, toy and the like
-    url: str | None = None  # any fsspec URL or path; not needed where the data come with a package
-    split: str | None = None  # as its publisher calls it; by default everything there is
+    kind: str = key(MISSING, "Publisher's format: digits, lsun, cifar10, celeba, imagenet32, images, redwine, toy, ...")
+    url: str | None = key(None, "Any fsspec URL or path; not needed where the data come with a package.")
+    split: str | None = key(None, "Split by its publisher's name (default: everything there is).")
 
 
 @dataclass
 class Data:
     """The store, of images or of a table's rows."""
 
-    store: str = MISSING  # a name under GEBM_STORES, a path, or any fsspec URL
-    resolution: int | None = 32  # pixels; none where the data are rows
-    channels: int = 3  # of an image; columns of a row, once those are dropped that max_correlation says
-    encoding: str = "blocks"  # blocks (arrays, fast to read), images (one encoded image a sample), rows (of a table)
-    # Images at the end of the store that training never sees; the energy's last phase stops by them, and KALE on them
-    # is logged. Rows have validation rows for that.
-    held_out: int = 0
-    split_seed: int | None = None  # of a table's parts; by default the seed, and a trained model keeps its own
-    dequantise: bool = False  # add to each column of rows uniform noise of its own resolution
-    max_correlation: float | None = None  # of two columns that correlate more strongly, one is dropped
-    samples_per_shard: int = 8192
-    num_writers: int | None = None  # processes that write a store; by default one a core
-    # A folder on each machine's own disk where shards are kept once they are read, for a store that is on no disk; all
-    # trials of a machine share it, and later sweeps find it filled. By default there is none.
-    cache: str | None = None
-    cache_limit_gib: float = 64.0  # GiB of shards in it at most; those that were not used for longest make room
-    # Shards that are fetched before they are wanted; 0 fetches each when it is. By default as many as a window of the
-    # order has (128 MiB decoded, one at least) for a store behind a network, and none for others.
-    prefetch_shards: int | None = None
-    # Seconds that one request of a store may take, such as a shard, with all tries; then its storage counts as hung.
-    # Keep it below scale.timeout: else the worker counts as hung first, and no line names the storage.
-    timeout: float = 300.0
-    # Shards that may turn out damaged or gone while a model is trained; samples of others take their places.
-    max_bad_shards: int = 0
-    # Whether each training worker keeps the store of images on its device, decoded; batches are the same. By default
-    # where it takes at most a quarter of a GPU's free memory, or on the CPU no more than a reader would come to keep.
-    device_resident: bool | None = None
-    # Loader processes a training worker, for a store that is not held; 0 reads in the worker itself. By default one for
-    # a GPU, so that batches are read ahead, and none on the CPU, where it would take a core from training.
-    num_workers: int | None = None
+    store: str = key(MISSING, "A name under GEBM_STORES, a path, or any fsspec URL.")
+    resolution: int | None = bounded(32, "Height and width of images in pixels; null where the data are rows.", gt=0)
+    channels: int = bounded(
+        3, "Channels of an image; columns of a row, without those that max_correlation drops.", gt=0
+    )
+    encoding: str = key(
+        "blocks", "blocks (arrays, fast to read), images (one encoded image a sample) or rows (of a table)."
+    )
+    held_out: int = bounded(
+        0,
+        "Images at the end of the store that training never sees: the energy's last phase stops by them, and KALE on "
+        "them is logged. Rows have validation rows for that.",
+        ge=0,
+    )
+    split_seed: int | None = bounded(
+        None, "Seed of a table's splits (default: the seed); a trained model keeps its own.", ge=0, lt=_NUM_SEEDS
+    )
+    dequantise: bool = key(False, "Whether to add to each column of rows uniform noise of its own resolution.")
+    max_correlation: float | None = bounded(
+        None, "Of two columns that correlate more strongly than this, one is dropped.", gt=0
+    )
+    samples_per_shard: int = bounded(8192, "Samples in a shard of a new store.", gt=0)
+    num_writers: int | None = bounded(None, "Processes that write a store (default: one a core).", gt=0)
+    cache: str | None = key(
+        None,
+        "A folder on each machine's own disk where shards stay once they are read, for a store that is on no disk. "
+        "All trials of a machine share it, and later sweeps find it filled (default: no cache).",
+    )
+    cache_limit_gib: float = bounded(64.0, "Size limit of the cache in GiB; the least recently used shards go.", gt=0)
+    prefetch_shards: int | None = bounded(
+        None,
+        "Shards that are fetched ahead; 0 fetches each when it is needed. Default: for a store behind a network as "
+        "many as a shuffle window has (128 MiB decoded, one at least), and 0 for others.",
+        ge=0,
+    )
+    timeout: float = bounded(
+        300.0,
+        "Seconds that one request of a store may take with all retries; then its storage counts as hung. Keep it below "
+        "scale.timeout: else the worker counts as hung first, and no message names the storage.",
+        gt=0,
+    )
+    max_bad_shards: int = bounded(
+        0, "Shards that may turn out damaged or missing in training; samples of others replace theirs.", ge=0
+    )
+    device_resident: bool | None = key(
+        None,
+        "Whether each training worker keeps the store of images on its device, decoded; batches are the same. Default: "
+        "where it takes at most a quarter of a GPU's free memory, or on the CPU no more than a reader would keep.",
+    )
+    num_workers: int | None = bounded(
+        None,
+        "Loader processes of a training worker, for a store that is not device-resident; 0 reads in the worker itself. "
+        "Default: one for a GPU, so that batches are read ahead, and 0 on the CPU, where it would take a core from "
+        "training.",
+        ge=0,
+    )
     source: Source = field(default_factory=Source)
 
 
@@ -88,81 +124,125 @@ class Data:
 class Model:
     """Base and energy."""
 
-    networks: str = MISSING  # dcgan, sngan_convnet, sngan_resnet; of rows gaussian, realnvp, maf, nsf, mlp
-    energy: str | None = None  # by default the family's own; mlp puts a plain network on a flow
-    energy_offset: float = 0.0  # nats; of a flow's energy: minus the log-partition, which training is not told
-    latent_dim: int = 100
-    width: int | None = None  # channels of the narrowest layer; by default what the paper uses
-    energy_floor: float | None = None  # least energy; by default -10, and none (-.inf) of an energy relative to a flow
+    networks: str = key(MISSING, "dcgan, sngan_convnet, sngan_resnet; of rows gaussian, realnvp, maf, nsf, mlp.")
+    energy: str | None = key(None, "Energy network (default: the family's own); mlp puts a plain network on a flow.")
+    energy_offset: float = bounded(
+        0.0, "Constant of a flow's energy in nats: minus the log-partition, which training does not know."
+    )
+    latent_dim: int = bounded(100, "Latent dimension.", gt=0)
+    width: int | None = key(None, "Channels of the narrowest layer (default: as in the paper).")
+    energy_floor: float | None = bounded(
+        None,
+        "Least energy (default: -10, and none, -.inf, for an energy relative to a flow).",
+        lt=math.inf,
+        finite=False,
+    )
 
 
 @dataclass
 class LearningRateDecay:
-    """Learning rates fall when the relative MMD test says that the base has stopped improving."""
+    """Learning rates that fall when the relative MMD test says that the base has stopped improving."""
 
-    factor: float = 0.8
-    every: int = 2000  # base steps between two tests
-    lag: int = 20000  # base steps between the two bases that are compared
-    patience: int = 3  # failures in a row before the rates fall
-    num_samples: int = 2000  # images a test
+    factor: float = key(0.8, "Factor on both learning rates.")
+    every: int = bounded(2000, "Base steps between two tests.", gt=0)
+    lag: int = key(20000, "Base steps between the two bases that are compared.")
+    patience: int = key(3, "Failures in a row before the rates fall.")
+    num_samples: int = bounded(2000, "Images a test.", gt=0)
 
 
 @dataclass
 class Negatives:
     """The chains of contrastive divergence, in an energy step."""
 
-    sampler: str = "ula"
-    step_size: float = 1e-2
-    num_steps: int = 10
+    sampler: str = choice("ula", "Kernel.", names=_NEGATIVE_SAMPLERS)
+    step_size: float = bounded(1e-2, "Step size h of the kernel.", gt=0)
+    num_steps: int = bounded(10, "MCMC steps an energy step.", gt=0)
 
 
 @dataclass
 class FinalPhase:
-    """The energy trained on alone, on the base as it ended, for train.final_energy_steps at most."""
+    """The energy trained alone on the final base, for at most train.final_energy_steps."""
 
-    energy_lr: float | None = None  # by default the energy's own, without the schedule's factor
-    penalty: float | None = None  # weight of the penalty; by default train.penalty
-    check_every: int = 25  # energy steps between two looks at held-out data
-    patience: int = 3  # looks without a better held-out KALE that end it, with the best kept; 0 takes all steps
-    before_evaluations: bool = False  # also before each evaluation on the way, and training resumes from there
+    energy_lr: float | None = bounded(
+        None, "Learning rate (default: the energy's own, without the schedule's factor).", gt=0
+    )
+    penalty: float | None = bounded(None, "Weight of the penalty (default: train.penalty).", ge=0)
+    check_every: int = bounded(25, "Energy steps between two evaluations on held-out data.", gt=0)
+    patience: int = bounded(
+        3, "Evaluations without a better held-out KALE that end it, with the best kept; 0 takes all steps.", ge=0
+    )
+    before_evaluations: bool = key(
+        False, "Whether it also precedes each intermediate evaluation; training resumes from before it."
+    )
 
 
 @dataclass
 class Train:
     """The alternation of energy steps and base steps (Algorithm 1)."""
 
-    base_steps: int = 150_000
-    energy_steps: int = 5  # energy steps a base step
-    warmup_energy_steps: int = 100  # energy steps at a warm-up
-    warmup_base_steps: int = 2  # the first base steps that are warm-ups
-    warmup_every: int = 500  # base steps between later warm-ups
-    batch_size: int = 128  # images a step, over all workers together
-    latent_batch_size: int | None = None  # latents a step, over all workers; by default the batch size
-    energy_lr: float = 1e-4
-    base_lr: float = 1e-4
-    schedule: str = "constant"  # of both learning rates; linear or cosine, down to zero at the last base step
-    beta1: float = 0.5
-    beta2: float = 0.999
-    # Bounds what one batch can do to the energy: clip (to a norm of 1), arbel (the authors' transform), none.
-    gradient_guard: str = "clip"
-    weight_decay: float = 0.0  # L2 of the energy's weights
-    objective: str = (
-        "kale_fenchel"  # kale_dv, gan, hinge, wasserstein; cd, pcd; of flows ml, ml_kale, cd_data, pcd_data
+    base_steps: int = bounded(150_000, "Base steps of the whole training.", ge=0)
+    energy_steps: int = bounded(5, "Energy steps a base step.", gt=0)
+    warmup_energy_steps: int = bounded(100, "Energy steps a base step during a warm-up.", gt=0)
+    warmup_base_steps: int = bounded(2, "Number of first base steps that are warm-ups.", ge=0)
+    warmup_every: int = bounded(500, "Base steps between later warm-ups.", gt=0)
+    batch_size: int = bounded(128, "Images a step, over all workers together.", gt=0)
+    latent_batch_size: int | None = bounded(
+        None, "Latents a step, over all workers together (default: batch_size).", gt=0
+    )
+    energy_lr: float = bounded(1e-4, "Learning rate of the energy.", gt=0)
+    base_lr: float = bounded(1e-4, "Learning rate of the base.", gt=0)
+    schedule: str = key(
+        "constant", "Schedule of both learning rates: constant; linear or cosine, down to zero at the last base step."
+    )
+    beta1: float = bounded(0.5, "Adam's decay of the first moment.", ge=0, lt=1)
+    beta2: float = bounded(0.999, "Adam's decay of the second moment.", ge=0, lt=1)
+    gradient_guard: str = choice(
+        "clip",
+        "Bound on what one batch can do to the energy: clip (to a norm of 1), arbel (the authors' transform), none.",
+        names="gebm.training.gradient_guard:NAMES",
+    )
+    weight_decay: float = bounded(0.0, "L2 of the energy's weights.", ge=0)
+    objective: str = choice(
+        "kale_fenchel",
+        "Objective; ml, ml_kale, cd_data and pcd_data need a flow as base.",
+        names="gebm.objectives:NAMES",
     )
     negatives: Negatives = field(default_factory=Negatives)
-    train_base: bool = True  # false: the energy alone learns, for example on the base of a checkpoint=...
-    penalty: float | None = None  # weight of the penalty; by default 1, and 10 of wgan_gp
-    penalty_kind: str = "gradient"  # at interpolates; wgan_gp, r1, r2, l2, none
-    penalty_every: int = 1  # energy steps; above one the penalty is lazy, and as much heavier when it comes
-    final_energy_steps: int = 0  # energy steps after the last base step, on the base as it ended; see final_phase
+    train_base: bool = key(
+        True, "Whether the base is trained; false trains the energy alone, for example on the base of a checkpoint=..."
+    )
+    penalty: float | None = bounded(None, "Weight of the penalty (default: 1, and 10 for wgan_gp).", ge=0)
+    penalty_kind: str = choice(
+        "gradient", "Penalty of the energy; gradient is taken at interpolates.", names="gebm.objectives.penalties:NAMES"
+    )
+    penalty_every: int = bounded(
+        1, "Energy steps between two penalties; above 1 the penalty is lazy, and weighs as much more.", gt=0
+    )
+    final_energy_steps: int = bounded(
+        0, "Energy steps after the last base step, on the final base; see final_phase.", ge=0
+    )
     final_phase: FinalPhase = field(default_factory=FinalPhase)
-    log_partition_samples: int = 1024  # base samples that initialise the log-partition; 0 starts it at zero
-    ema_decay: float | None = None  # exponential moving average of the base's weights, a step
-    precision: str = "auto"  # float32, bfloat16; auto takes bfloat16 for images on a GPU that has it
-    memory_format: str = "auto"  # of weights and images: channels_last, contiguous; auto is the first, for images
-    report_every: int = 50  # base steps between two progress reports
-    # Times that a trial whose loss is no longer finite goes on from its last checkpoint, at half its learning rates.
-    max_nonfinite_restarts: int = 0
+    log_partition_samples: int = bounded(
+        1024, "Base samples that initialize the log-partition; 0 starts it at zero.", ge=0
+    )
+    ema_decay: float | None = bounded(
+        None, "Decay of the exponential moving average of the base's weights, a step (default: no average).", gt=0, lt=1
+    )
+    precision: str = choice(
+        "auto", "Precision of the networks; auto is bfloat16 for images on a GPU that has it.", names=_PRECISIONS
+    )
+    memory_format: str = choice(
+        "auto",
+        "Memory format of weights and images; auto is channels_last for images.",
+        names=("auto", "channels_last", "contiguous"),
+    )
+    report_every: int = bounded(50, "Base steps between two progress reports.", gt=0)
+    max_nonfinite_restarts: int = bounded(
+        0,
+        "Times that a trial whose loss is no longer finite restarts from its last checkpoint, at half its learning "
+        "rates.",
+        ge=0,
+    )
     learning_rate_decay: LearningRateDecay = field(default_factory=LearningRateDecay)
 
 
@@ -170,102 +250,134 @@ class Train:
 class Sampler:
     """MCMC in latent space."""
 
-    name: str = "ula"
-    step_size: float = 1e-4
-    num_steps: int = 1000
-    beta: float = 1.0  # inverse temperature; 1 is the model itself
-    friction: float = 0.1  # of the kinetic sampler
-    decay: float = 1.0  # factor on the step size ...
-    decay_every: int = 200  # ... every so many steps
-    num_samples: int = 64  # images that `python -m pipeline.sample` draws
-    # Of the networks: float32, bfloat16; auto takes bfloat16 for images where the hardware has it, with ula and kla.
-    precision: str = "auto"
+    name: str = choice("ula", "Kernel.", names="gebm.samplers:NAMES")
+    step_size: float = bounded(1e-4, "Step size h of the kernel.", gt=0)
+    num_steps: int = bounded(1000, "MCMC steps of a chain.", gt=0)
+    beta: float = bounded(1.0, "Inverse temperature; 1 is the model itself.", ge=0)
+    friction: float = bounded(0.1, "Friction of the kinetic sampler.", ge=0)
+    decay: float = bounded(1.0, "Factor on the step size every decay_every steps.", gt=0)
+    decay_every: int = bounded(200, "MCMC steps between two decays of the step size.", gt=0)
+    num_samples: int = bounded(64, "Samples that `python -m pipeline.sample` draws.", gt=0)
+    precision: str = choice(
+        "auto",
+        "Precision of the networks; auto is bfloat16 for images where the hardware has it, with ula, kla and ddls.",
+        names=_PRECISIONS,
+    )
 
 
 @dataclass
 class Evaluation:
     """What is measured, and how often."""
 
-    every: int = 5000  # base steps between two evaluations; the last step is always evaluated
-    num_samples: int = 10_000  # images a FID
-    # Of the latents that chains start from and of their noise; by default the seed. sweeps=mcmc has another, so that a
-    # sampler is not chosen by the latents that it is scored on later.
-    seed: int | None = None
-    batch_size: int = 500  # chains that run at once on a worker
-    chain_points: int = 5  # places along the chain where FID is measured
-    extractor: str = "inception-v3-compat"
-    weights: str | None = None  # a file of the extractor's weights; a classifier's may be another store's
-    metrics: list[str] = field(default_factory=lambda: ["fid"])  # fid, kid, is, prc
-    grid: int = 64  # images in a sample grid
-    # Of a density: the true one where it is known and else monte_carlo; or monte_carlo, trained (kale_fenchel's c), or
-    # annealed, by importance sampling with sampler.name and sampler.step_size at so many temperatures.
-    log_partition: str = "auto"
-    temperatures: int = 100
+    every: int = bounded(5000, "Base steps between two evaluations; the last step is always evaluated.", gt=0)
+    num_samples: int = key(10_000, "Samples a score.")
+    seed: int | None = bounded(
+        None,
+        "Seed of the latents that chains start from and of their noise (default: the seed). sweeps=mcmc has another, "
+        "so that a sampler is not chosen by the latents that it is scored on later.",
+        ge=0,
+    )
+    batch_size: int = bounded(500, "Chains that run at once on a worker.", gt=0)
+    chain_points: int = bounded(5, "Points along the chain where FID is measured.", gt=0)
+    extractor: str = key("inception-v3-compat", "Feature extractor of FID and the other metrics of images.")
+    weights: str | None = key(None, "File of the extractor's weights; a classifier's may be another store's.")
+    metrics: list[str] = field(
+        default_factory=lambda: ["fid"],
+        metadata=documented("Metrics of images: fid, kid, is, prc (precision and recall)."),
+    )
+    grid: int = bounded(64, "Images in a sample grid.", gt=0)
+    log_partition: str = choice(
+        "auto",
+        "Estimator of a density's log-partition: auto (the true one where it is known, else monte_carlo), monte_carlo, "
+        "trained (the c of kale_fenchel) or annealed (importance sampling with the sampler's name and step size).",
+        names=("auto", "monte_carlo", "trained", "annealed"),
+    )
+    temperatures: int = bounded(100, "Number of temperatures of the annealed estimator.", gt=0)
 
 
 @dataclass
 class Checkpointing:
-    """What a trial that was interrupted goes on from."""
+    """Checkpoints, from which an interrupted trial resumes."""
 
-    every: int | None = None  # base steps between two checkpoints; there is one at each evaluation in any case
-    on_failure: str = "stop"  # when one cannot be written: stop, or continue without it
+    every: int | None = bounded(
+        None, "Base steps between two checkpoints, in addition to one at each evaluation (default: none).", gt=0
+    )
+    on_failure: str = choice(
+        "stop", "When one cannot be written: stop, or continue without it.", names=("stop", "continue")
+    )
 
 
 @dataclass
 class Scale:
-    """What a trial runs on."""
+    """Resources of a trial."""
 
-    num_workers: int = 1
-    # Elastic: a trial runs on as many workers as there is room for, from this number to num_workers, and what it learns
-    # is the same; by default always on num_workers.
-    min_workers: int | None = None
-    use_gpu: bool | None = None  # by default, whether the cluster has GPUs
-    cpus_per_worker: int = 1
-    timeout: float = 1800.0  # seconds without a sign of life after which a worker counts as hung
-    max_restarts: int = 3  # times that a trial whose workers died or hung goes on from its last checkpoint
+    num_workers: int = bounded(1, "Workers of a trial.", gt=0)
+    min_workers: int | None = bounded(
+        None,
+        "Elastic training: a trial runs on as many workers as there is room for, from this number to num_workers, and "
+        "what it learns is the same (default: always num_workers).",
+        gt=0,
+    )
+    use_gpu: bool | None = key(None, "Whether workers have a GPU each (default: whether the cluster has GPUs).")
+    cpus_per_worker: int = bounded(1, "CPU cores of a worker.", gt=0)
+    timeout: float = bounded(1800.0, "Seconds without a heartbeat after which a worker counts as hung.", gt=0)
+    max_restarts: int = bounded(
+        3, "Times that a trial whose workers died or hung restarts from its last checkpoint.", ge=0
+    )
 
 
 @dataclass
 class RayCluster:
     """The Ray cluster that runs it."""
 
-    # An existing cluster ("auto", "host:6379"); by default that of RAY_ADDRESS, or else one on this machine alone.
-    address: str | None = None
+    address: str | None = key(
+        None, 'An existing cluster ("auto", "host:6379"); default: that of RAY_ADDRESS, or one on this machine alone.'
+    )
 
 
 @dataclass
 class Tracking:
     """MLflow."""
 
-    uri: str | None = None  # any MLflow server; by default a SQLite file beside the results
-    experiment: str | None = None  # by default the name of the experiment file
-    register: bool = True  # the best trial's model goes into the registry, under the experiment's name
-    flush_timeout: float = 60.0  # seconds that a finished sweep waits for a tracker that does not answer
+    uri: str | None = key(None, "Any MLflow server (default: a SQLite file next to the results).")
+    experiment: str | None = key(None, "MLflow experiment (default: the name of the experiment file).")
+    register: bool = key(True, "Whether the best trial's model is registered, under the experiment's name.")
+    flush_timeout: float = bounded(
+        60.0, "Seconds that a finished sweep waits for a tracker that does not answer.", ge=0
+    )
 
 
 @dataclass
 class Sweep:
     """How to search. ``sweeps/*.yaml`` fills this in."""
 
-    search: str = "random"  # random, grid, optuna
-    scheduler: str = "none"  # asha, pbt, none
-    num_trials: int = 1
-    grid_size: int = 3  # values a continuous range becomes in a grid
-    space: dict[str, Any] = field(default_factory=dict)  # key -> {log_uniform: [a, b]} and the like
-    metric: str = "fid_gebm"
-    mode: str = "min"
-    grace_steps: int | None = None  # base steps before a trial may be pruned; by default a quarter
-    reduction_factor: int = 3  # of the trials that reach a rung, one in so many goes on
-    perturbation_steps: int | None = None  # base steps between exploits; by default a tenth
-    max_concurrent: int | None = None  # trials side by side; by default what the cluster can hold
+    search: str = choice("random", "Search algorithm.", names=("random", "grid", "optuna"))
+    scheduler: str = choice("none", "Scheduler of the trials.", names=("asha", "pbt", "none"))
+    num_trials: int = bounded(1, "Number of trials.", gt=0)
+    grid_size: int = bounded(3, "Values that a continuous range becomes in a grid.", gt=0)
+    space: dict[str, Any] = field(
+        default_factory=dict, metadata=documented("Search space: key to {log_uniform: [a, b]} and the like.")
+    )
+    metric: str = key("fid_gebm", "Score that trials are ranked by.")
+    mode: str = choice("min", "Whether the best score is the least or the largest.", names=("min", "max"))
+    grace_steps: int | None = bounded(None, "Base steps before a trial may be pruned (default: a quarter).", gt=0)
+    reduction_factor: int = bounded(3, "One in so many of the trials that reach a rung continues.", ge=2)
+    perturbation_steps: int | None = bounded(None, "Base steps between two exploits (default: a tenth).", gt=0)
+    max_concurrent: int | None = bounded(
+        None, "Trials that run at the same time (default: as many as the cluster has room for).", gt=0
+    )
 
 
 @dataclass
 class Config:
-    """Everything one run is told."""
+    """Whole config of a run."""
 
-    name: str = MISSING  # of the experiment
-    task: str = "images"  # images (judged by FID), density (rows, by likelihood), points (rows, by their samples)
+    name: str = key(MISSING, "Name of the experiment.")
+    task: str = choice(
+        "images",
+        "images (scored by FID), density (rows, by likelihood) or points (rows, by their samples).",
+        names=("images", "density", "points"),
+    )
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
     train: Train = field(default_factory=Train)
@@ -276,13 +388,17 @@ class Config:
     ray: RayCluster = field(default_factory=RayCluster)
     tracking: Tracking = field(default_factory=Tracking)
     sweep: Sweep = field(default_factory=Sweep)
-    # What the experiment offers to search, by purpose; a file in sweeps/ picks one.
-    spaces: dict[str, dict[str, Any]] = field(default_factory=dict)
-    seed: int = 0
-    checkpoint: str | None = None  # a trained model to start from
-    output: str | None = None  # a folder or fsspec URL; by default results/<name>-<time>
-    resume: str | None = None  # the folder of an interrupted run
-    log: str | None = None  # a file that gets a line of JSON for each event, or - for standard output, without others
+    spaces: dict[str, dict[str, Any]] = field(
+        default_factory=dict,
+        metadata=documented("Search spaces that the experiment offers, by purpose; a file in sweeps/ picks one."),
+    )
+    seed: int = bounded(0, "Seed of everything that is random.", ge=0, lt=_NUM_SEEDS)
+    checkpoint: str | None = key(None, "A trained model to start from: the folder of a checkpoint or of a trial.")
+    output: str | None = key(None, "A folder or fsspec URL (default: results/<name>-<time>).")
+    resume: str | None = key(None, "The folder of an interrupted run.")
+    log: str | None = key(
+        None, "A file that gets one line of JSON for each event; - is standard output, which then shows nothing else."
+    )
 
 
 @dataclass
@@ -298,7 +414,7 @@ class Primary(Config):
             {"override hydra/hydra_logging": "none"},
         ]
     )
-    # Hydra neither moves us to a folder of its own nor writes one: the results' folder is ours.
+    # Hydra neither changes to a folder of its own nor writes one: the results' folder is ours.
     hydra: Any = field(default_factory=lambda: {"run": {"dir": "."}, "output_subdir": None})
 
 

@@ -6,8 +6,6 @@ import argparse
 import re
 import sys
 
-from pipeline.report.analysis import load_results
-from pipeline.report.html import report
 from pipeline.runtime.errors import UserError, one_line
 from pipeline.runtime.filesystem import write_file
 from pipeline.runtime.redaction import redact
@@ -40,6 +38,10 @@ def main() -> None:
         "--output", help="the file; by default report/report.html in the sweep's folder, where the sweep puts its own"
     )
     arguments = parser.parse_args()
+    # Imported here so that --help answers at once.
+    from pipeline.report.analysis import load_results
+    from pipeline.report.html import report
+
     try:
         folder = arguments.sweep.rstrip("/")
         if re.fullmatch(r"[0-9a-f]{32}", folder):

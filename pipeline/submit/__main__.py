@@ -7,11 +7,8 @@ from typing import Any
 from pipeline.config.command import command
 from pipeline.config.help import ENVIRONMENT_HELP, EXIT_STATUS_HELP
 from pipeline.config.launchers import SUBMISSION, Submission
-from pipeline.submit import kuberay, ray_jobs, slurm
 
 __all__ = ["main"]
-
-_SEND = {"ray": ray_jobs.send, "kuberay": kuberay.send, "slurm": slurm.send}
 
 
 @command(
@@ -29,9 +26,12 @@ _SEND = {"ray": ray_jobs.send, "kuberay": kuberay.send, "slurm": slurm.send}
     config_name=SUBMISSION,
     parse=Submission.from_dict,
 )
-def main(submission: Submission, named: dict[str, Any]) -> int:
-    """Send the sweep; what is wrong with it is said here, and nothing is sent."""
-    return _SEND[submission.launch.kind](submission, named)
+def main(submission: Submission, overrides: dict[str, Any]) -> int:
+    """Send the sweep; what is wrong with it is reported here, and nothing is sent."""
+    from pipeline.submit import kuberay, ray_jobs, slurm
+
+    send = {"ray": ray_jobs.send, "kuberay": kuberay.send, "slurm": slurm.send}
+    return send[submission.launch.kind](submission, overrides)
 
 
 if __name__ == "__main__":

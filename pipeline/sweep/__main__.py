@@ -7,7 +7,6 @@ from typing import Any
 from pipeline.config import Config
 from pipeline.config.command import command
 from pipeline.config.help import ENVIRONMENT_HELP, EXIT_STATUS_HELP, RESULTS_HELP, RESUME_HELP
-from pipeline.sweep import driver
 
 __all__ = ["main"]
 
@@ -20,18 +19,20 @@ __all__ = ["main"]
         "python -m pipeline.sweep conf=cifar10 ray.address=auto scale.num_workers=4 sweep.num_trials=64",
         "python -m pipeline.sweep '++sweep.space={train.energy_lr:{log_uniform:[1e-5,1e-3]}}' log=events.jsonl",
         "python -m pipeline.sweep sweeps=mcmc checkpoint=results/<sweep>/trials/000   # the sampler's settings alone",
-        "python -m pipeline.sweep resume=results/<sweep>             # go on where it was stopped",
+        "python -m pipeline.sweep resume=results/<sweep>             # resume an interrupted run",
     ],
     sections={
-        "Going on": RESUME_HELP,
+        "Resuming": RESUME_HELP,
         "Results": RESULTS_HELP,
         "Environment": ENVIRONMENT_HELP,
         "Exit status": EXIT_STATUS_HELP,
     },
 )
-def main(config: Config, named: dict[str, Any]) -> int:
-    """Run the sweep, and exit with 130 when it is interrupted and 1 when no trial got anywhere."""
-    return driver.exit_status(config, named, command="sweep")
+def main(config: Config, overrides: dict[str, Any]) -> int:
+    """Run the sweep, and return 130 when it is interrupted and 1 when no trial was evaluated."""
+    from pipeline.sweep import driver
+
+    return driver.exit_status(config, overrides, command="sweep")
 
 
 if __name__ == "__main__":

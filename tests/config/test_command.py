@@ -19,6 +19,7 @@ import torch
 
 from pipeline import config as schema
 from pipeline.config.command import command
+from pipeline.config.help import COMMANDS
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.model import build_model
 
@@ -263,7 +264,7 @@ def test_a_mistake_of_ours_is_told_without_secrets(monkeypatch, capsys):
 
 def completed(line: str) -> list[str]:
     ran = subprocess.run(
-        [sys.executable, "-m", "pipeline.config.completion"],
+        [sys.executable, "-m", "pipeline", "-sc", "query=bash"],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "COMP_LINE": line},
         capture_output=True,
         text=True,
@@ -282,6 +283,11 @@ def test_a_shell_is_told_the_experiments_the_searches_and_the_keys():
     assert completed("python -m pipeline.sweep train.energy_l") == ["train.energy_lr="]
     assert completed("python -m pipeline.sweep conf=lsun data.store=") == ["data.store=lsun-32"]
     assert completed("python -m pipeline.submit launch=") == ["launch=kuberay", "launch=ray", "launch=slurm"]
+    assert completed("python -m pipeline submit launch=s") == ["launch=slurm"]
+    assert completed("bin/gebm submit launch=s") == ["launch=slurm"]
+    assert completed("gebm sweep train.energy_l") == ["train.energy_lr="]
+    assert completed("gebm ") == completed("python -m pipeline sw") == list(COMMANDS)
+    assert completed("gebm report ") == []
 
 
 def test_the_tabulator_completes_in_a_real_bash(tmp_path, call):
@@ -291,14 +297,20 @@ def test_the_tabulator_completes_in_a_real_bash(tmp_path, call):
     (tmp_path / "completion").write_text(script)
     (tmp_path / "some-file.csv").touch()
     leader, follower = pty.openpty()
-    places = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(REPOSITORY)}
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "gebm").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m pipeline "$@"\n')
+    (tmp_path / "bin" / "gebm").chmod(0o755)
+    paths = {
+        "PATH": f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(REPOSITORY),
+    }
     shell = subprocess.Popen(
         ["bash", "--norc", "--noprofile", "-i"],
         stdin=follower,
         stdout=follower,
         stderr=follower,
         cwd=tmp_path,
-        env={**os.environ, **places, "TERM": "dumb", "PS1": "$ ", "INPUTRC": "/dev/null"},
+        env={**os.environ, **paths, "TERM": "dumb", "PS1": "$ ", "INPUTRC": "/dev/null"},
         start_new_session=True,
     )
     os.close(follower)
@@ -322,6 +334,7 @@ def test_the_tabulator_completes_in_a_real_bash(tmp_path, call):
         assert typed("python -m pipeline.shards data.source.url=./some\t") == (
             "python -m pipeline.shards data.source.url=./some-file.csv"
         )
+        assert typed("gebm sw\tconf=ls\tseed=3") == "gebm sweep conf=lsun seed=3"
         assert typed("python some\t") == "python some-file.csv"  # whatever else python is asked for, as before
     finally:
         shell.kill()

@@ -1,0 +1,78 @@
+"""Store built from published data as a config says, with a report of what was written."""
+
+from __future__ import annotations
+
+import os
+from typing import Protocol
+
+from pipeline.data import sources
+from pipeline.data.store import resolve_url
+from pipeline.data.writing.writer import Report, write_store
+from pipeline.runtime.redaction import redact
+
+__all__ = ["SourceSettings", "StoreSettings", "build_store"]
+
+
+class SourceSettings(Protocol):
+    """Keys ``data.source`` of a config."""
+
+    kind: str
+    url: str | None
+    split: str | None
+
+
+class StoreSettings(Protocol):
+    """Keys ``data`` of a config, as far as a store is made by them."""
+
+    store: str
+    resolution: int | None
+    channels: int
+    encoding: str
+    samples_per_shard: int
+    num_writers: int | None
+
+    @property
+    def source(self) -> SourceSettings:
+        """Where the data come from."""
+        ...
+
+
+def build_store(settings: StoreSettings) -> list[str]:
+    """Write a store, or finish one whose writing was interrupted.
+
+    Args:
+        settings: Source, encoding and place of the store.
+
+    Returns:
+        Lines for the user: size and speed, the broken images that were skipped, and the store's URL.
+
+    Raises:
+        UserError: The source needs a URL, is damaged or of another format; or the store cannot be written.
+    """
+    report = write_store(
+        sources.make(settings.source.kind, settings.source.url, settings.source.split),
+        settings.store,
+        resolution=settings.resolution,
+        # A table has all of its columns.
+        channels=None if settings.encoding == "rows" else settings.channels,
+        encoding=settings.encoding,
+        samples_per_shard=settings.samples_per_shard,
+        num_processes=settings.num_writers or os.cpu_count(),
+        progress=True,
+    )
+    return [*_summary_lines(report), f"store: {resolve_url(settings.store)}"]
+
+
+def _summary_lines(report: Report) -> list[str]:
+    manifest = report.manifest
+    mebibytes = sum(shard.bytes for shard in manifest.shards) / 2**20
+    size = f"{manifest.resolution} pixels" if manifest.resolution else f"{manifest.channels} columns"
+    rate = report.num_images / max(report.seconds, 1e-9)
+    lines = [
+        f"{report.num_images:,} {manifest.unit} of {size} in {len(manifest.shards)} shards, "
+        f"{mebibytes:,.1f} MiB, {report.seconds:.1f} s, {rate:,.0f} {manifest.unit}/s"
+    ]
+    if report.broken:
+        lines.append(f"{len(report.broken)} broken images were skipped:")
+        lines += [f"  {redact(name)}" for name in report.broken]
+    return lines

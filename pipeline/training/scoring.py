@@ -1,0 +1,104 @@
+"""Scores of a trained model: its base against its GEBM, along the chain."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from time import strftime
+from typing import Any
+
+import torch
+from rich.progress import Progress
+from rich.table import Table
+
+from gebm import GEBM
+from gebm.allocator import disable_malloc_trim
+from pipeline import config as schema
+from pipeline import tasks
+from pipeline.config import precision
+from pipeline.config.temperature import BETA, describe_temperature, sampling_beta
+from pipeline.evaluation.chains import make_kernel
+from pipeline.evaluation.evaluator import Evaluation
+from pipeline.runtime.filesystem import write_file, write_files
+from pipeline.runtime.terminal import make_console
+from pipeline.tasks.base import TaskWorker
+from pipeline.tasks.store import ensure_store
+from pipeline.training.model import load_model
+
+__all__ = ["evaluate_checkpoint"]
+
+
+def evaluate_checkpoint(url: str | None, overrides: dict[str, Any], output: str | None = None) -> None:
+    """Score a trained model, print the scores, and write them with their figures.
+
+    Args:
+        url: Folder of a checkpoint or of a trial.
+        overrides: Keys of the config it was trained with that are to have other values.
+        output: Folder or fsspec URL for ``evaluation.json`` and the figures (default: ``results/evaluation-<time>``).
+
+    Raises:
+        UserError: There is no such checkpoint or store, or a key makes the model another architecture.
+    """
+    disable_malloc_trim()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, config = load_model(url, overrides, device)
+    ensure_store(config)
+    task = tasks.make(config)
+    worker = task.open(0, 1, device)
+    evaluation = _evaluate(worker, model, config)
+    output = output or str(Path("results", f"evaluation-{strftime('%Y%m%d-%H%M%S')}").absolute())
+    beta = sampling_beta(config, params={})
+    temperature = None if beta is None else describe_temperature(beta)
+    measure = task.measure(worker.label)
+    dtype = str(precision.sampling_dtype(config, device)).removeprefix("torch.")
+    payload = {
+        "checkpoint": url,
+        "measure": measure,
+        **({"extractor": worker.label} if worker.label else {}),
+        **({} if temperature is None else {BETA: beta, "temperature": temperature}),
+        "num_samples": config.evaluation.num_samples,
+        "sampler": asdict(config.sampler) | {"precision": dtype},
+        "gradients_per_step": make_kernel(config.sampler, model).gradients_per_step,
+        "scores": evaluation.scores,
+        "chain": evaluation.chain,
+    }
+    write_file(f"{output}/evaluation.json", json.dumps(payload, indent=1).encode())
+    write_files(evaluation.pictures, output)
+    _print_scores(evaluation, config, measure, temperature, output)
+
+
+def _evaluate(worker: TaskWorker, model: GEBM, config: schema.Config) -> Evaluation:
+    """Evaluate a model under a progress bar of its chains."""
+    sampler, num_samples = config.sampler, config.evaluation.num_samples
+    with Progress() as progress:
+        # Without a total: a likelihood has no chains to count.
+        bar = progress.add_task(f"{num_samples} samples", total=None)
+
+        def advance(steps: int) -> None:
+            chains = f"{sampler.name}, {num_samples} chains"
+            progress.update(bar, description=chains, total=num_samples * sampler.num_steps, advance=steps)
+
+        return worker.evaluate(model, advance=advance)
+
+
+def _print_scores(
+    evaluation: Evaluation, config: schema.Config, measure: str, temperature: str | None, output: str
+) -> None:
+    console = make_console()
+    for note in evaluation.notes:
+        console.print(note, highlight=False)
+    setup = [measure, f"{config.evaluation.num_samples} samples", *([temperature] if temperature else [])]
+    console.print(", ".join(setup), highlight=False)
+    if evaluation.chain:
+        # On a line of its own: a table as narrow as this one would fold its title.
+        console.print(f"along the chain ({temperature}):", highlight=False)
+        table = Table()
+        table.add_column("MCMC step", justify="right")
+        table.add_column(schema.monitored_metrics(config)[0].removesuffix("_base"), justify="right")
+        for step, value in evaluation.chain.items():
+            table.add_row(f"{step}" if step else "0 (base)", f"{value:.3f}")
+        console.print(table)
+    for name, value in evaluation.scores.items():
+        console.print(f"{name:<40} {value:.4g}", highlight=False)
+    console.print(f"results  {output}", highlight=False)
