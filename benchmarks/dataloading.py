@@ -37,7 +37,7 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 
 from benchmarks import cli, harness
 from benchmarks.packing import RandomImages
-from pipeline.data import Reader, ShardCache, Store, open_store, write_store
+from pipeline.data import BatchSpec, Reader, ShardCache, Store, open_store, write_store
 
 __all__ = ["main"]
 
@@ -140,7 +140,7 @@ def main() -> None:
 
         def reader(store: Store, **settings: Any) -> Reader:
             window = arguments.window * arguments.shard * store.manifest.sample_bytes
-            return Reader(store, batch_size=arguments.batch, window=window, cache=0, **settings)
+            return Reader(store, BatchSpec(arguments.batch, window=window), cache_bytes=0, **settings)
 
         def kept(folder: str) -> Store:
             return open_store("s3://bucket/store", cache=ShardCache(Path(scratch, folder), 2**40))
@@ -149,10 +149,10 @@ def main() -> None:
         empty = {number: kept(f"empty-{number}") for number in range(2 * (arguments.repeat + 1))}
         _epoch(lambda: reader(full), device)()
         ways: dict[str, Callable[[], Reader]] = {
-            "one after the other": lambda: reader(far, read_ahead=0),
+            "one after the other": lambda: reader(far, prefetch_shards=0),
             "read ahead": lambda: reader(far),
             "into an empty cache": lambda: reader(empty[next(places)]),
-            "from a full cache": lambda: reader(full, read_ahead=0),
+            "from a full cache": lambda: reader(full, prefetch_shards=0),
             "from the disk": lambda: reader(near),
         }
         trainings = {name: _Training(read, device, arguments.pause) for name, read in ways.items()}

@@ -29,7 +29,7 @@ import torch
 import webdataset
 
 from benchmarks import cli, harness
-from pipeline.data import DeviceResidentReader, Reader, open_store, write_store
+from pipeline.data import BatchSpec, DeviceResidentReader, Reader, open_store, write_store
 
 __all__ = ["RandomImages", "main"]
 
@@ -123,10 +123,10 @@ def main() -> None:
             write_store(source, str(place), encoding=encoding, num_processes=1, **size)
 
         def read(encoding: str) -> Reader:
-            return Reader(open_store(str(places[encoding])), batch_size=arguments.batch)
+            return Reader(open_store(str(places[encoding])), BatchSpec(arguments.batch))
 
         def hold() -> DeviceResidentReader:
-            return DeviceResidentReader(open_store(str(places["blocks"])), device, batch_size=arguments.batch)
+            return DeviceResidentReader(open_store(str(places["blocks"])), device, BatchSpec(arguments.batch))
 
         works = {
             "images, one at a time": read_one_at_a_time(places["images"], arguments.batch, device),

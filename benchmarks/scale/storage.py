@@ -28,7 +28,7 @@ from werkzeug.serving import make_server
 
 from benchmarks import flops
 from pipeline import config as schema
-from pipeline.data import Reader, open_store, write_store
+from pipeline.data import BatchSpec, Reader, open_store, write_store
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.model import make_trainer, model_to_train
 
@@ -91,7 +91,7 @@ def images(folder: Path, resolutions: Iterable[int], count: int) -> list[dict[st
         store = open_store(place)
         rates = []
         for _ in range(3):
-            reader = Reader(store, batch_size=128)
+            reader = Reader(store, BatchSpec(batch_size=128))
             began = time.perf_counter()
             for _ in itertools.islice(reader, reader.batches_per_epoch):
                 pass
@@ -162,7 +162,7 @@ def requests(shards: int, workers: int) -> list[dict[str, Any]]:
         rows.append({"what": what, "shards": shards, "gets": seen["get"], "puts and deletes": seen["put"]})
 
     def read(rank: int) -> None:
-        reader = Reader(store, batch_size=8 * workers, rank=rank, world_size=workers)
+        reader = Reader(store, BatchSpec(batch_size=8 * workers, rank=rank, world_size=workers))
         for _ in itertools.islice(reader, reader.batches_per_epoch):
             pass
 
@@ -178,7 +178,7 @@ def requests(shards: int, workers: int) -> list[dict[str, Any]]:
 
 
 def _alone(store: Any) -> None:
-    reader = Reader(store, batch_size=8)
+    reader = Reader(store, BatchSpec(batch_size=8))
     for _ in itertools.islice(reader, reader.batches_per_epoch):
         pass
 

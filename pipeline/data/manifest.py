@@ -1,4 +1,4 @@
-"""What a store says of itself: `manifest.json`.
+"""Manifest of a store: ``manifest.json``.
 
     {
       "format_version": 1,
@@ -9,9 +9,9 @@
       "shards": [{"name": "shard-000000.tar", "num_samples": 4096, "bytes": 12636160, "sha256": "..."}, ...]
     }
 
-A sample is one image, or one row of a table, so `num_samples` counts them and adds up over the shards. A store of rows
-has `"resolution": null`, its number of columns as `channels`, and no labels. The manifest is written after every shard:
-a directory without one is not a store.
+A sample is one image, or one row of a table, so ``num_samples`` counts them and adds up over the shards. A store of
+rows has ``"resolution": null``, its number of columns as ``channels``, and no labels. The manifest is written after
+every shard: a directory without one is not a store.
 """
 
 from __future__ import annotations
@@ -20,21 +20,40 @@ import hashlib
 import json
 import math
 import re
+import reprlib
 from dataclasses import asdict, dataclass, replace
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from pipeline.runtime.errors import UserError
 
-__all__ = ["ENCODINGS", "FORMAT_VERSION", "MANIFEST_NAME", "Manifest", "Shard", "Source"]
+__all__ = [
+    "ENCODINGS",
+    "FORMAT_VERSION",
+    "MANIFEST_NAME",
+    "Manifest",
+    "Shard",
+    "ShardEntry",
+    "Source",
+    "StrictModel",
+    "describe",
+]
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 ENCODINGS = ("images", "blocks", "rows")
-
-# A shard lies beside its manifest: a name with a slash could point a reader at any other object.
-_SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.tar")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -42,7 +61,7 @@ class Shard:
     """One tar file of a store.
 
     Args:
-        name: File name, beside the manifest.
+        name: File name, in the folder of the manifest.
         num_samples: Number of images or rows in it.
         bytes: Size of the file in bytes.
         sha256: SHA-256 of the file, in hexadecimal.
@@ -56,11 +75,11 @@ class Shard:
 
 @dataclass(frozen=True)
 class Source:
-    """Where the images or rows of a store came from.
+    """Origin of the images or rows of a store.
 
     Args:
-        kind: The published format, a name of `pipeline.data.sources.KINDS`.
-        url: Where the publisher's files lay, or None where they come with a library.
+        kind: The published format, a name of ``pipeline.data.sources.KINDS``.
+        url: URL of the publisher's files, or None where they come with a library.
         split: The split of the data set that was taken, or None for all of it.
     """
 
@@ -71,15 +90,15 @@ class Source:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The description of a store and of each of its shards.
+    """Description of a store and of each of its shards.
 
     Args:
         resolution: Height and width of every image, in pixels. None for rows.
-        channels: 1 (grey) or 3 (RGB). For rows, the number of columns.
+        channels: 1 (gray) or 3 (RGB). For rows, the number of columns.
         encoding: "images" (one encoded image a tar sample), "blocks" (one uint8 array N x C x H x W a tar sample) or
             "rows" (one float32 array N x D a tar sample).
         labels: Class names, of which a label is the index, or None for a store without labels, such as one of rows.
-        source: Where the images or rows came from.
+        source: Origin of the images or rows.
         num_samples: Number of images or rows in the store.
         shards: The shards, in store order.
 
@@ -102,19 +121,19 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """Sixteen hexadecimal digits that change with any of the store's bytes: they name what is cached of it."""
+        """Key of caches of this store: sixteen hexadecimal digits that change with any of its bytes."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
-        """The shape of one sample in memory: (C, H, W) of an image, (D,) of a row."""
-        if self.encoding == "rows":
+        """Shape of one sample in memory: (C, H, W) of an image, (D,) of a row."""
+        if self.resolution is None:
             return (self.channels,)
         return self.channels, self.resolution, self.resolution
 
     @property
     def dtype(self) -> np.dtype:
-        """The type of a sample's numbers in memory: uint8 of an image, float32 of a row."""
+        """Data type of a sample in memory: uint8 of an image, float32 of a row."""
         return np.dtype(np.float32 if self.encoding == "rows" else np.uint8)
 
     @property
@@ -124,19 +143,19 @@ class Manifest:
 
     @property
     def unit(self) -> str:
-        """What the samples are called in a sentence: "images" or "rows"."""
+        """Noun for the samples in a message: "images" or "rows"."""
         return "rows" if self.encoding == "rows" else "images"
 
     def without_last(self, held_out: int) -> Manifest:
-        """The same store as if it ended before its last samples, which are held out of training.
+        """Return the manifest without the last samples, which are held out of training.
 
         The writer has mixed the images, so the last of them are a sample of all.
 
         Args:
-            held_out: How many samples to leave out.
+            held_out: Number of samples to leave out.
 
         Raises:
-            UserError: If nothing would be left.
+            UserError: If no sample would be left.
 
         Example:
             >>> shards = tuple(Shard(f"{i}.tar", num_samples=3, bytes=1, sha256="") for i in range(2))
@@ -159,15 +178,15 @@ class Manifest:
         return replace(self, num_samples=self.num_samples - held_out, shards=tuple(shards))
 
     def to_json(self) -> str:
-        """The text of `manifest.json`."""
+        """Return the text of ``manifest.json``."""
         return json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes, url: str) -> Manifest:
-        """Reads a manifest and checks all it says.
+        """Parse a manifest and validate every field.
 
         Args:
-            text: The contents of `manifest.json`.
+            text: The contents of ``manifest.json``.
             url: The store's URL, for the error message.
 
         Returns:
@@ -177,87 +196,116 @@ class Manifest:
             UserError: If the text is not a manifest of this format, or contradicts itself.
         """
         try:
-            return _manifest(text)
-        except _Invalid as error:
-            raise UserError(f"the manifest of the store {url} {error}: make the store again") from None
+            file = _ManifestFile.model_validate(json.loads(text))
+        except ValidationError as error:
+            problem = describe(error)
+        except (ValueError, RecursionError):
+            problem = "is not JSON" if text.strip() else "is empty"
+        else:
+            return cls(
+                resolution=file.resolution,
+                channels=file.channels,
+                encoding=file.encoding,
+                labels=None if file.labels is None else tuple(file.labels),
+                source=Source(**file.source.model_dump()),
+                num_samples=sum(shard.num_samples for shard in file.shards),
+                shards=tuple(Shard(**shard.model_dump()) for shard in file.shards),
+            )
+        raise UserError(f"the manifest of the store {url} {problem}: make the store again")
 
 
-class _Invalid(Exception):
-    """The rest of a sentence that begins "the manifest of the store <url>"."""
+class StrictModel(BaseModel):
+    """Model of an untrusted JSON object: every key is required, no other is allowed, and no value is converted."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
 
 
-def _manifest(text: str | bytes) -> Manifest:
-    if not text.strip():
-        raise _Invalid("is empty")
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        raise _Invalid("is not JSON") from None
-    keys = ("format_version", "resolution", "channels", "encoding", "labels", "source", "num_samples", "shards")
-    _check_keys(value, keys, "")
-    if value["format_version"] != FORMAT_VERSION:
-        raise _Invalid(f"has format_version {value['format_version']!r}, but this version reads {FORMAT_VERSION}")
-    _check(value["encoding"] in ENCODINGS, f"encoding is none of {', '.join(ENCODINGS)}")
-    if value["encoding"] == "rows":
-        _check(value["resolution"] is None, "resolution is not null, and rows have no pixels")
-        _check(_is_count(value["channels"]), "channels is not a positive whole number of columns")
-        _check(value["labels"] is None, "labels is not null, and rows have none")
-    else:
-        _check(_is_count(value["resolution"]), "resolution is not a positive whole number")
-        _check(value["channels"] in (1, 3) and _is_count(value["channels"]), "channels is neither 1 nor 3")
-    labels = value["labels"]
-    _check(
-        labels is None or (isinstance(labels, list) and labels and all(isinstance(name, str) for name in labels)),
-        "labels is neither null nor a list of class names",
-    )
-    source = value["source"]
-    _check_keys(source, ("kind", "url", "split"), "source.")
-    _check(isinstance(source["kind"], str), "source.kind is not a text")
-    for key in ("url", "split"):
-        _check(source[key] is None or isinstance(source[key], str), f"source.{key} is neither null nor a text")
-    _check(isinstance(value["shards"], list), "shards is not a list")
-    shards = tuple(_shard(entry, f"shards[{index}]") for index, entry in enumerate(value["shards"]))
-    _check(len({shard.name for shard in shards}) == len(shards), "shards names a shard twice")
-    if not shards or value["num_samples"] == 0:
-        raise _Invalid("lists no samples")
-    total = sum(shard.num_samples for shard in shards)
-    if value["num_samples"] != total:
-        raise _Invalid(f"says num_samples {value['num_samples']!r}, but its shards add up to {total}")
-    return Manifest(
-        resolution=value["resolution"],
-        channels=value["channels"],
-        encoding=value["encoding"],
-        labels=None if labels is None else tuple(labels),
-        source=Source(**source),
-        num_samples=total,
-        shards=shards,
-    )
+# Not ``str``: pydantic refuses a lone surrogate, which JSON may escape.
+_Text = InstanceOf[str]
 
 
-def _shard(entry: object, where: str) -> Shard:
-    _check_keys(entry, ("name", "num_samples", "bytes", "sha256"), f"{where}.")
-    name, sha256 = entry["name"], entry["sha256"]
-    _check(isinstance(name, str) and _SHARD_NAME.fullmatch(name) is not None, f"{where}.name is not a plain *.tar name")
-    _check(_is_count(entry["num_samples"]), f"{where}.num_samples is not a positive whole number")
-    _check(_is_count(entry["bytes"]), f"{where}.bytes is not a positive whole number")
-    _check(isinstance(sha256, str) and _SHA256.fullmatch(sha256) is not None, f"{where}.sha256 is not a SHA-256")
-    return Shard(**entry)
+class ShardEntry(StrictModel):
+    """Entry of one shard, see ``Shard``."""
+
+    # A shard is in the folder of its manifest: a name with a slash could point a reader at any other object.
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*\.tar$")]
+    num_samples: PositiveInt
+    bytes: PositiveInt
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-def _check_keys(value: object, keys: tuple[str, ...], prefix: str) -> None:
-    _check(isinstance(value, dict), f"{prefix.rstrip('.') or 'it'} is not an object")
-    for key in keys:
-        if key not in value:
-            raise _Invalid(f"has no key {prefix}{key}")
-    for key in value:
-        if key not in keys:
-            raise _Invalid(f"has an unknown key {prefix}{key}")
+class _SourceEntry(StrictModel):
+    kind: _Text
+    url: _Text | None
+    split: _Text | None
 
 
-def _check(condition: bool, otherwise: str) -> None:
-    if not condition:
-        raise _Invalid(f"is wrong: {otherwise}")
+def _check_version(value: object) -> object:
+    if value != FORMAT_VERSION:
+        raise _invalid(f"format_version should be {FORMAT_VERSION}, not {reprlib.repr(value)}")
+    return value
 
 
-def _is_count(value: object) -> bool:
-    return type(value) is int and value > 0
+def _invalid(message: str) -> PydanticCustomError:
+    # The message is an argument of the template, or braces in it would be the template's own.
+    return PydanticCustomError("invalid", "{message}", {"message": message})
+
+
+class _ManifestFile(StrictModel):
+    format_version: Annotated[Any, AfterValidator(_check_version)]
+    resolution: PositiveInt | None
+    channels: PositiveInt
+    encoding: Literal["images", "blocks", "rows"]
+    labels: Annotated[list[_Text], Field(min_length=1)] | None
+    source: _SourceEntry
+    num_samples: Any
+    shards: Annotated[list[ShardEntry], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _check_consistency(self) -> Self:
+        rows = self.encoding == "rows"
+        total = sum(shard.num_samples for shard in self.shards)
+        num_samples = reprlib.repr(self.num_samples)
+        rules = [
+            (not rows or self.resolution is None, "resolution should be null, because rows have no pixels"),
+            (not rows or self.labels is None, "labels should be null, because rows have none"),
+            (rows or self.resolution is not None, "resolution should be a number of pixels"),
+            (rows or self.channels in (1, 3), "channels should be 1 or 3"),
+            (len({shard.name for shard in self.shards}) == len(self.shards), "shards should have different names"),
+            (self.num_samples == total, f"num_samples should be {total} as in the shards, not {num_samples}"),
+        ]
+        for valid, message in rules:
+            if not valid:
+                raise _invalid(message)
+        return self
+
+
+def describe(error: ValidationError) -> str:
+    """Return the first error of a strict model in words, as the rest of a sentence about its JSON object.
+
+    Args:
+        error: The error of a ``StrictModel``.
+
+    Example:
+        >>> try:
+        ...     ShardEntry.model_validate({"name": "0.tar", "num_samples": 0, "bytes": 1, "sha256": "0" * 64})
+        ... except ValidationError as error:
+        ...     print("the entry", describe(error))
+        the entry is wrong: num_samples should be greater than 0
+    """
+    first = error.errors(include_url=False, include_input=False)[0]
+    path = "".join(f"[{key}]" if isinstance(key, int) else f".{_printable(key)}" for key in first["loc"]).lstrip(".")
+    if first["type"] == "missing":
+        return f"has no key {path}"
+    if first["type"] == "extra_forbidden":
+        return f"has an unknown key {path}"
+    if first["type"] == "model_type":
+        return f"is wrong: {path or 'it'} should be an object"
+    # Pydantic's messages begin with "Input should", "String should" or the like; those of this module name the field.
+    message = re.sub(r"^[A-Z][a-z]+ should", lambda _: f"{path} should", first["msg"])
+    return f"is wrong: {message.replace('an instance of str', 'a valid string')}"
+
+
+def _printable(key: str) -> str:
+    """Return a key of a JSON object, escaped and cut as a one-line message needs it."""
+    return key if key.isprintable() and len(key) < 40 else reprlib.repr(key)

@@ -1,20 +1,18 @@
-"""A permutation that is fixed for ever by its key."""
+"""Permutation that is determined by its key, in every version of NumPy."""
 
 from __future__ import annotations
 
 import numpy as np
 
-__all__ = [
-    "permutation",
-]
+__all__ = ["permutation"]
 
 
 def permutation(size: int, *key: int) -> np.ndarray:
-    """A permutation that is fixed for ever by its key: numpy keeps the stream of `RandomState`, not of `Generator`.
+    """Return the permutation of a key: NumPy keeps the stream of ``RandomState``, and not that of ``Generator``.
 
     Args:
-        size: Number of things to permute.
-        key: Whole numbers from 0 up.
+        size: Number of elements.
+        key: Integers from 0 up.
 
     Returns:
         The permutation, int64 (size,).

@@ -13,6 +13,7 @@ from pipeline.config import Config
 from pipeline.config.temperature import describe_temperature
 from pipeline.data import (
     Batch,
+    BatchSpec,
     DeviceResidentReader,
     Position,
     Reader,
@@ -169,21 +170,20 @@ class ImageTaskWorker:
         each would come to keep a copy of its own, and handing a batch over takes longer than indexing it.
         """
         data, device = self._config.data, self._device
-        order = {
-            "batch_size": self._config.train.batch_size,
-            "rank": self._rank,
-            "world_size": self._world_size,
-            "seed": self._config.seed,
-            "position": position,
-            "max_bad_shards": data.max_bad_shards,
-            "read_ahead": data.prefetch_shards,
-            "held_out": data.held_out,
-        }
+        spec = BatchSpec(
+            batch_size=self._config.train.batch_size,
+            rank=self._rank,
+            world_size=self._world_size,
+            seed=self._config.seed,
+            position=position,
+            held_out=data.held_out,
+        )
+        tolerance, depth = data.max_bad_shards, data.prefetch_shards
         if fits_on_device(self._store, device) if data.device_resident is None else data.device_resident:
-            reader = DeviceResidentReader(self._store, device, **order)
+            reader = DeviceResidentReader(self._store, device, spec, max_bad_shards=tolerance, prefetch_shards=depth)
         else:
-            ahead = int(device.type == "cuda") if data.num_workers is None else data.num_workers
-            reader = Reader(self._store, num_workers=ahead, **order)
+            workers = int(device.type == "cuda") if data.num_workers is None else data.num_workers
+            reader = Reader(self._store, spec, num_workers=workers, max_bad_shards=tolerance, prefetch_shards=depth)
         return _Batches(reader, position, device)
 
     def features(self, samples: Tensor) -> Tensor:

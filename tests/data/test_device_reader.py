@@ -13,11 +13,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data import Batch, DeviceResidentReader, Position, Reader, Store, fits_on_device, open_store, write_store
+from pipeline.data import Batch, Position, Store, fits_on_device, open_store, write_store
 from pipeline.data.reading.reader import CACHE_BYTES
 from pipeline.data.sources import Table
 from pipeline.runtime.errors import UserError
-from tests.helpers.numbered_source import STORE_KEYS, forge, forget, members, numbered_store, numbers, readings
+from tests.helpers.numbered_source import (
+    STORE_KEYS,
+    forge,
+    forget,
+    make_reader,
+    make_resident_reader,
+    members,
+    numbered_store,
+    numbers,
+    readings,
+)
 
 URL = "memory://held/store"
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -44,16 +54,16 @@ def assert_same(held: list[Batch], read: list[Batch], device: str) -> None:
 def test_every_rank_gets_the_readers_batches_from_any_position(device: str, reading: dict, position: Position) -> None:
     forget(URL)
     store = numbered_store(URL, **{key: reading.pop(key) for key in STORE_KEYS})
-    cache = reading.pop("cache")
+    cache = reading.pop("cache_bytes")
     count = 2 * (store.manifest.num_samples // reading["batch_size"]) + 1
     for rank in range(reading["world_size"]):
         order = {**reading, "rank": rank, "position": position}
-        held, read = DeviceResidentReader(store, device, **order), Reader(store, cache=cache, **order)
+        held, read = make_resident_reader(store, device, **order), make_reader(store, cache_bytes=cache, **order)
         assert (held.batches_per_epoch, held.position) == (read.batches_per_epoch, read.position)
         batches = take(held, count)
         assert_same(batches, take(read, count), device)
         order["position"] = batches[0].position
-        held, read = DeviceResidentReader(store, device, **order), Reader(store, **order)
+        held, read = make_resident_reader(store, device, **order), make_reader(store, **order)
         assert_same(take(held, count - 1), take(read, count - 1), device)
 
 
@@ -70,14 +80,14 @@ def test_rows_are_held_as_they_are(size: int, columns: int, samples_per_shard: i
     rows = np.random.default_rng(size).normal(size=(size, columns)).astype(np.float32)
     write_store(Table("any", None, None, rows), URL, samples_per_shard=samples_per_shard)
     store, order = open_store(URL), {"batch_size": 4, "seed": seed, "window": window}
-    assert_same(take(DeviceResidentReader(store, "cpu", **order), 20), take(Reader(store, **order), 20), "cpu")
+    assert_same(take(make_resident_reader(store, "cpu", **order), 20), take(make_reader(store, **order), 20), "cpu")
 
 
 def test_batches_are_the_callers_own() -> None:
     """A batch may be changed in place: the store that is held stays what it is."""
     forget(URL)
     store = numbered_store(URL, 8)
-    batches = iter(DeviceResidentReader(store, "cpu", batch_size=8, shuffle=False))
+    batches = iter(make_resident_reader(store, "cpu", batch_size=8, shuffle=False))
     first = next(batches).images
     expected = first.clone()
     first.zero_()
@@ -88,8 +98,8 @@ def test_the_store_is_read_once() -> None:
     forget(URL)
     store = numbered_store(URL, 30)
     order = {"batch_size": 4, "seed": 1}
-    expected = take(Reader(store, **order), 30)
-    held = DeviceResidentReader(store, "cpu", **order)
+    expected = take(make_reader(store, **order), 30)
+    held = make_resident_reader(store, "cpu", **order)
     assert_same(take(held, 1), expected[:1], "cpu")
     for shard in store.manifest.shards:
         store.fs.rm_file(store.shard_path(shard))
@@ -121,9 +131,9 @@ def damages(draw: st.DrawFn) -> Store:
 @given(damages())
 def test_a_damaged_shard_is_the_same_line_as_from_the_reader(store: Store) -> None:
     with pytest.raises(UserError) as read:
-        take(Reader(store, batch_size=1), store.manifest.num_samples)
+        take(make_reader(store, batch_size=1), store.manifest.num_samples)
     with pytest.raises(UserError) as held:
-        take(DeviceResidentReader(store, "cpu", batch_size=1), 1)
+        take(make_resident_reader(store, "cpu", batch_size=1), 1)
     # Pillow's own words for bytes that are no image say where in memory they lie.
     here, there = (re.sub("0x[0-9a-f]+", "", str(error.value)) for error in (held, read))
     assert here == there
@@ -143,9 +153,9 @@ def test_what_the_reader_refuses_is_refused(order: dict) -> None:
     forget(URL)
     store = numbered_store(URL, 10)
     with pytest.raises(UserError) as read:
-        Reader(store, **order)
+        make_reader(store, **order)
     with pytest.raises(UserError) as held:
-        DeviceResidentReader(store, "cpu", **order)
+        make_resident_reader(store, "cpu", **order)
     assert str(held.value) == str(read.value)
 
 
@@ -161,7 +171,7 @@ def test_a_store_that_does_not_fit_is_one_line_before_anything_is_read(device: s
     for shard in store.manifest.shards:
         store.fs.rm_file(store.shard_path(shard))
     with pytest.raises(UserError) as refusal:
-        take(DeviceResidentReader(claiming(store, 10**15), device, batch_size=4), 1)
+        take(make_resident_reader(claiming(store, 10**15), device, batch_size=4), 1)
     line = str(refusal.value)
     assert "\n" not in line
     assert line.startswith(f"{10**15} images of the store {URL} take 3725290.3 GiB, more memory than {device} has free")
@@ -188,7 +198,7 @@ def test_on_a_gpu_a_store_is_held_up_to_a_quarter_of_what_is_free() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_batch_does_not_wait_for_the_gpu() -> None:
     forget(URL)
-    batches = iter(DeviceResidentReader(numbered_store(URL, 40), "cuda", batch_size=4))
+    batches = iter(make_resident_reader(numbered_store(URL, 40), "cuda", batch_size=4))
     next(batches)
     torch.cuda.synchronize()
     before = torch.cuda.get_sync_debug_mode()

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data import DeviceResidentReader, Reader, open_store
+from pipeline.data import open_store
 from pipeline.data.reading.shard import read_shard
 from pipeline.runtime.errors import UserError
-from tests.helpers.numbered_source import forget, numbered_store, numbers
+from tests.helpers.numbered_source import forget, make_reader, make_resident_reader, numbered_store, numbers
 
 SIZE, PER_SHARD = 26, 6  # five shards, the last of them smaller
 WAYS = ("gone", "truncated", "flipped", "another", "empty")
@@ -56,7 +56,7 @@ def test_others_take_its_place_and_nothing_else_moves(bad, way, at, world_size, 
 
     def read(rank: int, max_bad: int) -> list:
         settings = {"batch_size": 2 * world_size, "rank": rank, "world_size": world_size, "max_bad_shards": max_bad}
-        reader = DeviceResidentReader(store, "cpu", **settings) if held else Reader(store, window=50, **settings)
+        reader = make_resident_reader(store, "cpu", **settings) if held else make_reader(store, window=50, **settings)
         return list(itertools.islice(reader, 2 * (SIZE // (2 * world_size))))
 
     whole = [read(rank, 0) for rank in range(world_size)]
@@ -78,14 +78,14 @@ def test_others_take_its_place_and_nothing_else_moves(bad, way, at, world_size, 
         skipped = set(found[-1].notes)
         assert len(skipped) == len(found[-1].notes) <= len(bad) and all("skipped: " in note for note in skipped)
     with pytest.raises(UserError, match="shard-0"):  # one batch of all, so that it comes by each of them
-        next(iter(Reader(store, batch_size=SIZE, max_bad_shards=len(bad) - 1)))
+        next(iter(make_reader(store, batch_size=SIZE, max_bad_shards=len(bad) - 1)))
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_what_was_skipped_is_told_from_loader_workers_too(tmp_path, num_workers):
     store = numbered_store(str(tmp_path / "store"), SIZE, PER_SHARD)
     spoil(store, 2, "flipped", 1000)
-    reader = Reader(open_store(store.url), batch_size=4, num_workers=num_workers, max_bad_shards=1)
+    reader = make_reader(open_store(store.url), batch_size=4, num_workers=num_workers, max_bad_shards=1)
     batches = list(itertools.islice(reader, 12))
     notes = {note for batch in batches for note in batch.notes}
     assert notes == {
@@ -110,7 +110,7 @@ def test_a_store_of_which_nothing_can_be_read_is_one_line(tmp_path):
     for place in range(5):
         spoil(store, place, "flipped", 700)
     with pytest.raises(UserError, match="no shard of the store"):
-        next(iter(Reader(store, batch_size=4, max_bad_shards=5)))
+        next(iter(make_reader(store, batch_size=4, max_bad_shards=5)))
 
 
 def test_what_the_way_has_damaged_is_read_once_more(monkeypatch):
@@ -127,5 +127,5 @@ def test_what_the_way_has_damaged_is_read_once_more(monkeypatch):
         return data
 
     monkeypatch.setattr(store.fs, "cat_file", through_a_bad_network)
-    batches = list(itertools.islice(Reader(store, batch_size=SIZE), 1))
+    batches = list(itertools.islice(make_reader(store, batch_size=SIZE), 1))
     assert sorted(numbers(batches[0].images)) == list(range(SIZE)) and len(once) == 5

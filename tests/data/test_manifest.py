@@ -76,23 +76,24 @@ def test_the_digest_changes_with_a_shard(store: Store) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("resolution", 0, "resolution is not"),
-        ("resolution", "32", "resolution is not"),
-        ("resolution", True, "resolution is not"),
-        ("channels", 2, "channels is neither"),
-        ("channels", True, "channels is neither"),
-        ("encoding", "pickles", "encoding is none of"),
-        ("labels", "cat", "labels is neither"),
-        ("labels", [1], "labels is neither"),
-        ("source", None, "source is not an object"),
+        ("resolution", 0, "resolution should be"),
+        ("resolution", "32", "resolution should be"),
+        ("resolution", True, "resolution should be"),
+        ("channels", 2, "channels should be"),
+        ("channels", True, "channels should be"),
+        ("encoding", "pickles", "encoding should be"),
+        ("labels", "cat", "labels should be a valid list"),
+        ("labels", [1], r"labels\[0\] should be a valid string"),
+        ("source", None, "source should be an object"),
         ("source", {"kind": "digits"}, "no key source.url"),
-        ("num_samples", 9, "add up to 8"),
-        ("num_samples", 0, "no samples"),
-        ("shards", [], "no samples"),
-        ("shards", {}, "shards is not a list"),
-        ("shards", [3], r"shards\[0\] is not an object"),
-        ("format_version", 2, "format_version 2"),
+        ("num_samples", 9, "num_samples should be 8 as in the shards, not 9"),
+        ("num_samples", 0, "num_samples should be 8"),
+        ("shards", [], "shards should have at least 1 item"),
+        ("shards", {}, "shards should be a valid list"),
+        ("shards", [3], r"shards\[0\] should be an object"),
+        ("format_version", 2, "format_version should be 1, not 2"),
         ("more", 1, "unknown key more"),
+        ("more\nlines", 1, r"unknown key 'more\\nlines'"),
     ],
 )
 def test_a_wrong_manifest_is_one_line(store: Store, key: str, value: object, message: str) -> None:
@@ -109,7 +110,7 @@ def test_a_wrong_shard_entry_is_one_line(store: Store, key: str, value: object) 
     manifest = json.loads(store.fs.cat_file(path))
     manifest["shards"][0][key] = value
     store.fs.pipe_file(path, json.dumps(manifest).encode())
-    refused(rf"shards\[0\]\.{key} is not")
+    refused(rf"shards\[0\]\.{key} should")
 
 
 def test_every_key_is_needed(store: Store) -> None:
@@ -121,7 +122,7 @@ def test_every_key_is_needed(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [(b"", "is empty"), (b"{", "is not JSON"), (b"\xff", "is not JSON"), (b"[]", "not an object")]
+    ("text", "message"), [(b"", "is empty"), (b"{", "is not JSON"), (b"\xff", "is not JSON"), (b"[]", "it should be an object")]
 )
 def test_a_manifest_that_is_none_is_one_line(store: Store, text: bytes, message: str) -> None:
     store.fs.pipe_file(f"{store.path}/manifest.json", text)

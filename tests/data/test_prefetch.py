@@ -17,7 +17,14 @@ from hypothesis import strategies as st
 from pipeline.data import DeviceResidentReader, Position, Reader, ShardCache, Store, iter_images
 from pipeline.data.reading.prefetch import ShardPrefetcher
 from pipeline.runtime.errors import UserError
-from tests.helpers.numbered_source import STORE_KEYS, forget, numbered_store, readings
+from tests.helpers.numbered_source import (
+    STORE_KEYS,
+    forget,
+    make_reader,
+    make_resident_reader,
+    numbered_store,
+    readings,
+)
 
 
 def take(reader: Reader | DeviceResidentReader, count: int) -> tuple[list, str]:
@@ -35,7 +42,7 @@ def take(reader: Reader | DeviceResidentReader, count: int) -> tuple[list, str]:
 def ended() -> bool:
     """Whether no thread reads ahead, after a while at most: one that is in the midst of a request ends with it."""
     end = time.monotonic() + 30
-    while any(thread.name.startswith("read-ahead") for thread in threading.enumerate()):
+    while any(thread.name.startswith("prefetch") for thread in threading.enumerate()):
         if time.monotonic() > end:
             return False
         time.sleep(0.01)
@@ -61,22 +68,22 @@ def test_nothing_but_time_depends_on_them(reading, depth, limit, bad, max_bad, b
     for place in bad & set(range(len(store.manifest.shards))):
         store.fs.pipe_file(store.shard_path(store.manifest.shards[place]), b"spoilt")
     count = 2 * per_epoch + 1
-    expected = take(Reader(store, read_ahead=0, **reading), count)
+    expected = take(make_reader(store, prefetch_shards=0, **reading), count)
     with tempfile.TemporaryDirectory() as folder:
         kept = dataclasses.replace(store, cache=ShardCache(Path(folder), limit))
-        assert take(Reader(store, read_ahead=depth, **reading), count) == expected
-        assert take(Reader(kept, read_ahead=depth, **reading), count) == expected
-        assert take(Reader(kept, read_ahead=0, **reading), count) == expected
-        held = {key: value for key, value in reading.items() if key != "cache"}
-        without = take(DeviceResidentReader(store, "cpu", read_ahead=0, **held), count)
-        assert take(DeviceResidentReader(kept, "cpu", read_ahead=depth, **held), count) == without
+        assert take(make_reader(store, prefetch_shards=depth, **reading), count) == expected
+        assert take(make_reader(kept, prefetch_shards=depth, **reading), count) == expected
+        assert take(make_reader(kept, prefetch_shards=0, **reading), count) == expected
+        held = {key: value for key, value in reading.items() if key != "cache_bytes"}
+        without = take(make_resident_reader(store, "cpu", prefetch_shards=0, **held), count)
+        assert take(make_resident_reader(kept, "cpu", prefetch_shards=depth, **held), count) == without
         assert ended()
 
 
 def test_two_iterators_of_a_reader_do_not_disturb_one_another() -> None:
     forget("memory://ahead/two")
     store = numbered_store("memory://ahead/two", 40)
-    reader = Reader(store, batch_size=4, window=40, cache=0, read_ahead=3)
+    reader = make_reader(store, batch_size=4, window=40, cache_bytes=0, prefetch_shards=3)
     expected = [batch.images.tolist() for batch in itertools.islice(reader, 25)]
     first, second = iter(reader), iter(reader)
     found = [next(first).images.tolist() for _ in range(5)]
@@ -122,7 +129,7 @@ def test_as_many_are_read_ahead_as_may_be_and_each_is_read_once(monkeypatch) -> 
     for depth in (0, 1, 3, 9):
         with monkeypatch.context() as patch:
             counted = Counted(store, patch)
-            batches = iter(Reader(store, batch_size=8, window=32, cache=0, read_ahead=depth))
+            batches = iter(make_reader(store, batch_size=8, window=32, cache_bytes=0, prefetch_shards=depth))
             for done in range(1, 11):
                 next(batches)
                 most = min(2 * done + depth, 20)  # of an epoch; what comes of the next one may be at hand
@@ -140,7 +147,7 @@ def test_a_reader_that_is_closed_gives_up_what_it_has_not_begun(monkeypatch) -> 
     forget("memory://ahead/close")
     store = numbered_store("memory://ahead/close", 80)
     counted = Counted(store, monkeypatch)
-    batches = iter(Reader(store, batch_size=8, window=32, cache=0, read_ahead=16))
+    batches = iter(make_reader(store, batch_size=8, window=32, cache_bytes=0, prefetch_shards=16))
     next(batches)
     counted.gate.clear()
     next(batches)
@@ -163,7 +170,7 @@ def test_a_storage_that_was_away_before_anybody_waited_is_asked_again(monkeypatc
         ahead.read(1, then=[2])
     ahead.read(0, then=[1, 2])
     end = time.monotonic() + 30
-    while not ahead._coming[1].done() and time.monotonic() < end:
+    while not ahead._pending[1].done() and time.monotonic() < end:
         time.sleep(0.001)
     monkeypatch.setattr(store.fs, "cat_file", original)
     assert ahead.read(1).num_samples == 4

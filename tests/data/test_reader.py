@@ -9,13 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data import Position, Reader, iter_images, load_images, load_last_images, open_store
+from pipeline.data import Position, iter_images, load_images, load_last_images, open_store
 from pipeline.runtime.errors import UserError
 from tests.helpers.numbered_source import (
     IMAGE_BYTES,
     STORE_KEYS,
     forge,
     forget,
+    make_reader,
     members,
     numbered_store,
     numbers,
@@ -32,13 +33,13 @@ def test_every_rank_gets_its_slice_of_the_same_order_from_any_position(reading: 
     world_size, batch_size = reading.pop("world_size"), reading["batch_size"]
 
     def take(count: int, **kwargs: object) -> list:
-        return list(itertools.islice(Reader(store, **{**reading, **kwargs}), count))
+        return list(itertools.islice(make_reader(store, **{**reading, **kwargs}), count))
 
     per_epoch = store.manifest.num_samples // batch_size
     whole = take(2 * per_epoch + 1)
     ids = [numbers(batch.images) for batch in whole]
 
-    assert Reader(store, **reading).batches_per_epoch == per_epoch
+    assert make_reader(store, **reading).batches_per_epoch == per_epoch
     for epoch in range(2):
         seen = list(itertools.chain(*ids[epoch * per_epoch : (epoch + 1) * per_epoch]))
         assert len(seen) == len(set(seen)) == per_epoch * batch_size
@@ -69,10 +70,10 @@ def test_held_out_samples_are_in_no_batch_and_all_others_in_each_epoch(reading: 
     plain = numbers(load_images(store)[0])
     if size - held_out < batch_size:
         with pytest.raises(UserError, match=r"held_out|fewer than a batch"):
-            Reader(store, held_out=held_out, **{**reading, "world_size": 1})
+            make_reader(store, held_out=held_out, **{**reading, "world_size": 1})
         return
     reading.pop("world_size")
-    reader = Reader(store, held_out=held_out, **reading)
+    reader = make_reader(store, held_out=held_out, **reading)
     epoch = [numbers(batch.images) for batch in itertools.islice(reader, reader.batches_per_epoch)]
     seen = list(itertools.chain(*epoch))
     assert reader.batches_per_epoch == (size - held_out) // batch_size
@@ -80,7 +81,7 @@ def test_held_out_samples_are_in_no_batch_and_all_others_in_each_epoch(reading: 
     assert numbers(load_last_images(store, held_out)) == plain[size - held_out :]
     if held_out == 0:
         assert epoch == [
-            numbers(batch.images) for batch in itertools.islice(Reader(store, **reading), reader.batches_per_epoch)
+            numbers(batch.images) for batch in itertools.islice(make_reader(store, **reading), reader.batches_per_epoch)
         ]
 
 
@@ -88,7 +89,7 @@ def test_the_order_is_fixed_for_ever() -> None:
     """A run that is resumed with a later version must read on in the same order."""
     forget("memory://reader/fixed")
     store = numbered_store("memory://reader/fixed", 12)
-    reader = Reader(store, batch_size=6, seed=3, window=8 * IMAGE_BYTES)
+    reader = make_reader(store, batch_size=6, seed=3, window=8 * IMAGE_BYTES)
     assert [numbers(batch.images) for batch in itertools.islice(reader, 3)] == FIXED
 
 
@@ -98,7 +99,8 @@ def test_seed_and_epoch_mix_and_the_plain_order_does_not() -> None:
 
     def epochs(count: int, **kwargs: object) -> list[tuple[int, ...]]:
         return [
-            tuple(numbers(batch.images)) for batch in itertools.islice(Reader(store, batch_size=64, **kwargs), count)
+            tuple(numbers(batch.images))
+            for batch in itertools.islice(make_reader(store, batch_size=64, **kwargs), count)
         ]
 
     plain = tuple(numbers(load_images(store)[0]))
@@ -114,8 +116,8 @@ def test_loader_workers_change_nothing(tmp_path, encoding: str, num_workers: int
     kwargs = {"batch_size": 4, "world_size": 2, "rank": 1, "window": 40, "position": Position(1, 3)}
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    expected = list(itertools.islice(Reader(store, **kwargs), 12))
-    got = list(itertools.islice(Reader(store, num_workers=num_workers, **kwargs), 12))
+    expected = list(itertools.islice(make_reader(store, **kwargs), 12))
+    got = list(itertools.islice(make_reader(store, num_workers=num_workers, **kwargs), 12))
     assert [batch.position for batch in got] == [batch.position for batch in expected]
     for one, other in zip(got, expected, strict=True):
         assert torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
@@ -129,7 +131,7 @@ def test_a_damaged_shard_is_the_same_line_from_a_loader_worker(tmp_path, num_wor
     data = bytearray(shard.read_bytes())
     data[1000] ^= 1
     shard.write_bytes(data)
-    reader = Reader(open_store(store.url), batch_size=4, num_workers=num_workers)
+    reader = make_reader(open_store(store.url), batch_size=4, num_workers=num_workers)
     with pytest.raises(UserError) as caught:
         list(itertools.islice(reader, 3))
     expected = (
@@ -142,7 +144,7 @@ def test_a_position_is_found_without_reading_what_lies_before_it() -> None:
     forget("memory://reader/skip")
     store = numbered_store("memory://reader/skip", 64)
     kwargs = {"batch_size": 4, "window": 8 * IMAGE_BYTES}
-    uninterrupted = list(itertools.islice(Reader(store, **kwargs), 12))
+    uninterrupted = list(itertools.islice(make_reader(store, **kwargs), 12))
     wanted = set(numbers(uninterrupted[11].images))
     needed = set()
     for shard in store.manifest.shards:
@@ -156,7 +158,7 @@ def test_a_position_is_found_without_reading_what_lies_before_it() -> None:
         data = store.fs.cat_file(store.shard_path(shard))
         store.fs.rm_file(store.shard_path(shard))
         try:
-            batch = next(iter(Reader(store, position=Position(0, 11), **kwargs)))
+            batch = next(iter(make_reader(store, position=Position(0, 11), **kwargs)))
             gone += 1
             assert numbers(batch.images) == numbers(uninterrupted[11].images)
         except UserError:
@@ -176,7 +178,7 @@ def test_a_small_store_is_read_once() -> None:
     for cache, survives in ((10**6, True), (0, False)):
         forget("memory://reader/once")
         store = numbered_store("memory://reader/once", 16)
-        batches = iter(Reader(store, batch_size=4, cache=cache, window=0))
+        batches = iter(make_reader(store, batch_size=4, cache_bytes=cache, window=0))
         for _ in range(4):
             next(batches)
         for shard in store.manifest.shards:
@@ -199,7 +201,7 @@ def test_a_rank_decodes_only_its_own_images() -> None:
     outcomes = []
     for rank in range(4):
         try:
-            list(itertools.islice(Reader(store, batch_size=16, world_size=4, rank=rank), 1))
+            list(itertools.islice(make_reader(store, batch_size=16, world_size=4, rank=rank), 1))
             outcomes.append("fine")
         except UserError as error:
             assert "is not an image of a store" in str(error)
@@ -223,7 +225,7 @@ def test_what_cannot_be_read_is_one_line(kwargs: dict, message: str) -> None:
     forget("memory://reader/bad")
     store = numbered_store("memory://reader/bad", 10)
     with pytest.raises(UserError, match=message) as caught:
-        Reader(store, **kwargs)
+        make_reader(store, **kwargs)
     assert "\n" not in str(caught.value)
 
 

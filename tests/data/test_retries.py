@@ -21,9 +21,10 @@ import torch
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
-from pipeline.data import Reader, ShardCache, open_store, sources, write_store
+from pipeline.data import ShardCache, open_store, sources, write_store
 from pipeline.runtime.errors import UserError
 from pipeline.training.checkpoints import Checkpoints, read
+from tests.helpers.numbered_source import make_reader
 
 
 class Flaky:
@@ -91,7 +92,7 @@ def test_what_fails_at_first_comes_out_right(storage, way, tmp_path):
     assert remote.manifest == local.manifest and storage.injected
     storage.fail(way, 1)
     here, there = (
-        itertools.islice(Reader(open_store(url), batch_size=256), 9)
+        itertools.islice(make_reader(open_store(url), batch_size=256), 9)
         for url in (str(tmp_path / "local"), f"{place}/digits")
     )
     assert all(torch.equal(one.images, other.images) for one, other in zip(here, there, strict=True))
@@ -129,19 +130,21 @@ def test_a_storage_that_takes_a_request_and_never_answers_is_one_line_in_time(mo
         fsspec.filesystem("s3").clear_instance_cache()
 
 
-@pytest.mark.parametrize("read_ahead", [0, 2])
-def test_a_storage_that_begins_to_hang_is_one_line_in_time(storage, read_ahead):
-    url = f"s3://bucket/hangs-{read_ahead}"  # what a server keeps, it keeps for the process
+@pytest.mark.parametrize("prefetch_shards", [0, 2])
+def test_a_storage_that_begins_to_hang_is_one_line_in_time(storage, prefetch_shards):
+    url = f"s3://bucket/hangs-{prefetch_shards}"  # what a server keeps, it keeps for the process
     settings = {"resolution": 8, "channels": 1, "samples_per_shard": 300, "num_processes": 1}
     write_store(sources.make("digits"), url, **settings)
     store = open_store(url, timeout=0.5)
-    batches = iter(Reader(store, batch_size=300, shuffle=False, window=0, cache=0, read_ahead=read_ahead))
+    batches = iter(
+        make_reader(store, batch_size=300, shuffle=False, window=0, cache_bytes=0, prefetch_shards=prefetch_shards)
+    )
     next(batches)
     storage.fail("hang", 10**6)
     with pytest.raises(
         UserError, match=r"cannot reach shard-00000\d\.tar of the store s3://bucket/hangs-\d: no answer within"
     ):
-        for _ in range(read_ahead + 1):  # what had come before is there
+        for _ in range(prefetch_shards + 1):  # what had come before is there
             next(batches)
 
 
@@ -158,8 +161,8 @@ def test_what_a_cache_has_is_not_asked_for_again(storage, tmp_path, num_workers)
         storage.fail("503", 0)
         ahead = None if cache else 0  # or what is on its way when this reader is done counts for the next one
         store = open_store(url, cache=cache)
-        options = {"num_workers": num_workers, "cache": 0, "window": 0, "read_ahead": ahead}
-        batches = iter(Reader(store, batch_size=256, **options))
+        options = {"num_workers": num_workers, "cache_bytes": 0, "window": 0, "prefetch_shards": ahead}
+        batches = iter(make_reader(store, batch_size=256, **options))
         found = [batch.images for batch in itertools.islice(batches, 14)]
         batches.close()
         assert not multiprocessing.active_children(), "a loader worker reads ahead for nobody"

@@ -17,7 +17,6 @@ from hypothesis.extra import numpy as npst
 from pipeline.data import (
     MissingStore,
     Position,
-    Reader,
     Store,
     iter_images,
     load_images,
@@ -28,7 +27,7 @@ from pipeline.data import (
 )
 from pipeline.data.sources import Table
 from pipeline.runtime.errors import UserError
-from tests.helpers.numbered_source import Numbered, forge, forget, members
+from tests.helpers.numbered_source import Numbered, forge, forget, make_reader, members
 
 URL = "memory://rows/store"
 SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 5))
@@ -131,7 +130,7 @@ def readings(draw: st.DrawFn) -> dict:
         "world_size": world_size,
         "seed": draw(st.integers(0, 2**40)),
         "window": draw(st.integers(0, 30)) * 12,
-        "cache": draw(st.sampled_from([0, 100, 10**6])),
+        "cache_bytes": draw(st.sampled_from([0, 100, 10**6])),
         "shuffle": draw(st.booleans()),
     }
 
@@ -142,7 +141,7 @@ def test_every_rank_gets_its_slice_of_the_same_batches_from_any_position(reading
     size, samples_per_shard, world_size = (reading.pop(key) for key in ("size", "samples_per_shard", "world_size"))
     store = rows_store(size, samples_per_shard)
     per_epoch = size // reading["batch_size"]
-    whole = list(itertools.islice(Reader(store, **reading), 2 * per_epoch + 1))
+    whole = list(itertools.islice(make_reader(store, **reading), 2 * per_epoch + 1))
     rows = torch.from_numpy(table(size).rows)
     for batch in whole:
         assert batch.images.dtype == torch.float32 and batch.labels is None
@@ -152,13 +151,13 @@ def test_every_rank_gets_its_slice_of_the_same_batches_from_any_position(reading
     if not reading["shuffle"]:
         assert seen == list(range(len(seen)))
     ranks = [
-        list(itertools.islice(Reader(store, rank=rank, world_size=world_size, **reading), len(whole)))
+        list(itertools.islice(make_reader(store, rank=rank, world_size=world_size, **reading), len(whole)))
         for rank in range(world_size)
     ]
     for batch, *parts in zip(whole, *ranks, strict=True):
         assert torch.equal(torch.cat([part.images for part in parts]), batch.images)
     for done, batch in enumerate(whole[:-1], 1):
-        resumed = itertools.islice(Reader(store, position=batch.position, **reading), len(whole) - done)
+        resumed = itertools.islice(make_reader(store, position=batch.position, **reading), len(whole) - done)
         assert all(torch.equal(one.images, other.images) for one, other in zip(resumed, whole[done:], strict=True))
 
 
@@ -166,8 +165,8 @@ def test_every_rank_gets_its_slice_of_the_same_batches_from_any_position(reading
 def test_loader_workers_change_nothing(tmp_path, num_workers: int) -> None:
     store = rows_store(30, url=str(tmp_path / "store"))
     kwargs = {"batch_size": 4, "world_size": 2, "rank": 1, "window": 60, "position": Position(1, 3)}
-    expected = list(itertools.islice(Reader(store, **kwargs), 12))
-    got = list(itertools.islice(Reader(store, num_workers=num_workers, **kwargs), 12))
+    expected = list(itertools.islice(make_reader(store, **kwargs), 12))
+    got = list(itertools.islice(make_reader(store, num_workers=num_workers, **kwargs), 12))
     for one, other in zip(got, expected, strict=True):
         assert torch.equal(one.images, other.images) and one.position == other.position
 
@@ -243,7 +242,7 @@ def test_a_store_of_images_has_no_rows() -> None:
 
 def test_what_is_too_small_is_said_of_rows() -> None:
     with pytest.raises(UserError, match="has 4 rows, fewer than a batch of 5"):
-        Reader(rows_store(4), batch_size=5)
+        make_reader(rows_store(4), batch_size=5)
 
 
 def test_the_progress_of_a_table_counts_rows(tmp_path, capfd) -> None:

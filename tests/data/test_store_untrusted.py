@@ -25,11 +25,14 @@ JSON = st.recursive(
 )
 
 
-def one_line(function, *arguments) -> None:
+def one_line(function, *arguments) -> str:
+    """Return the message of a refusal, which has one line, or an empty one if nothing was refused."""
     try:
         function(*arguments)
     except UserError as error:
         assert str(error) and "\n" not in str(error)
+        return str(error)
+    return ""
 
 
 @pytest.fixture(scope="module", params=["blocks", "images"])
@@ -47,24 +50,39 @@ def test_any_bytes_for_a_manifest(content):
 
 @MANY
 @given(data=st.data(), other=JSON)
-def test_a_manifest_with_anything_at_any_place(store, data, other):
+def test_a_manifest_with_any_value_of_any_field(store, data, other):
     document = json.loads(store.manifest.to_json())
-    place, key = document, data.draw(st.sampled_from(sorted(document)))
+    parent, key = document, data.draw(st.sampled_from(sorted(document)))
     if key == "shards" and data.draw(st.booleans()):
-        place = document["shards"][data.draw(st.integers(0, len(document["shards"]) - 1))]
-        key = data.draw(st.sampled_from(sorted(place)))
+        parent = document["shards"][data.draw(st.integers(0, len(document["shards"]) - 1))]
+        key = data.draw(st.sampled_from(sorted(parent)))
     elif key == "source" and data.draw(st.booleans()):
-        place = document["source"]
-        key = data.draw(st.sampled_from(sorted(place)))
-    place[key] = other
+        parent = document["source"]
+        key = data.draw(st.sampled_from(sorted(parent)))
+    parent[key] = other
     content = json.dumps(document).encode()
-    one_line(Manifest.from_json, content, store.url)
+    refusal = one_line(Manifest.from_json, content, store.url)
+    # A valid encoding, number or list of labels may also contradict another field, which is then the one that is named.
+    assert not refusal or key in refusal or "should be" in refusal
     before = store.fs.cat_file(f"{store.path}/manifest.json")
     store.fs.pipe_file(f"{store.path}/manifest.json", content)
     try:
         one_line(open_store, store.url)
     finally:
         store.fs.pipe_file(f"{store.path}/manifest.json", before)
+
+
+@MANY
+@given(data=st.data(), name=st.text(max_size=60), other=JSON)
+def test_a_manifest_with_any_other_key_or_one_key_less(store, data, name, other):
+    document = json.loads(store.manifest.to_json())
+    parent = data.draw(st.sampled_from([document, document["source"], *document["shards"]]))
+    if data.draw(st.booleans()):
+        del parent[missing := data.draw(st.sampled_from(sorted(parent)))]
+        assert f"{missing}: make" in one_line(Manifest.from_json, json.dumps(document), store.url)
+    elif name not in parent:
+        parent[name] = other
+        assert "has an unknown key" in one_line(Manifest.from_json, json.dumps(document), store.url)
 
 
 def look(store, content: bytes) -> None:

@@ -21,10 +21,10 @@ import webdataset
 from moto.server import ThreadedMotoServer
 from PIL import Image
 
-from pipeline.data import MissingStore, Position, Reader, load_images, open_store, sources, write_store
+from pipeline.data import MissingStore, Position, load_images, open_store, sources, write_store
 from pipeline.data.image_codec import resize_center_crop
 from pipeline.runtime.errors import UserError
-from tests.helpers.numbered_source import Numbered, forget
+from tests.helpers.numbered_source import Numbered, forget, make_reader
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -290,8 +290,8 @@ def test_a_store_on_s3(bucket: str, tmp_path, encoding: str, workers: int, monke
     assert names == {"manifest.json", *(shard.name for shard in store.manifest.shards)}
 
     kwargs = {"batch_size": 128, "position": Position(1, 5)}
-    here = iter(Reader(open_store(str(tmp_path / "local")), **kwargs))
-    there = iter(Reader(store, num_workers=workers, **kwargs))
+    here = iter(make_reader(open_store(str(tmp_path / "local")), **kwargs))
+    there = iter(make_reader(store, num_workers=workers, **kwargs))
     for _ in range(20):
         one, other = next(here), next(there)
         assert torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)

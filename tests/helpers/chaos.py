@@ -29,7 +29,7 @@ from torch.distributed import TCPStore
 
 from pipeline import config as schema
 from pipeline import tasks
-from pipeline.data import Reader, open_store
+from pipeline.data import BatchSpec, Reader, open_store
 from pipeline.runtime.errors import Preempted
 from pipeline.sweep.trainable import _work
 from pipeline.tasks.store import ensure_store
@@ -225,4 +225,4 @@ def read_ahead(store: str) -> None:
     Args:
         store: its URL.
     """
-    next(iter(Reader(open_store(store), batch_size=50, num_workers=1)))
+    next(iter(Reader(open_store(store), BatchSpec(batch_size=50), num_workers=1)))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
 import tarfile
+from typing import Any
 
 import fsspec
 import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from pipeline.data import Store, open_store, write_store
+from pipeline.data import BatchSpec, DeviceResidentReader, Reader, Store, open_store, write_store
 from pipeline.data.sources import BrokenImage
 
 IMAGE_BYTES = 4
@@ -68,6 +70,24 @@ def numbered_store(
     return open_store(url)
 
 
+def make_reader(store: Store, **settings: Any) -> Reader:
+    """Build a reader from the fields of its spec and its own options, all by name."""
+    spec, options = _split_settings(settings)
+    return Reader(store, spec, **options)
+
+
+def make_resident_reader(store: Store, device: torch.device | str, **settings: Any) -> DeviceResidentReader:
+    """Build a device-resident reader from the fields of its spec and its own options, all by name."""
+    spec, options = _split_settings(settings)
+    return DeviceResidentReader(store, device, spec, **options)
+
+
+def _split_settings(settings: dict[str, Any]) -> tuple[BatchSpec, dict[str, Any]]:
+    names = {field.name for field in dataclasses.fields(BatchSpec)}
+    spec = BatchSpec(**{name: value for name, value in settings.items() if name in names})
+    return spec, {name: value for name, value in settings.items() if name not in names}
+
+
 @st.composite
 def readings(draw: st.DrawFn) -> dict:
     """A store of numbered images, by STORE_KEYS, and a way of reading it."""
@@ -85,7 +105,7 @@ def readings(draw: st.DrawFn) -> dict:
         "world_size": world_size,
         "seed": draw(st.integers(0, 2**40)),
         "window": draw(st.integers(0, 60)) * IMAGE_BYTES,
-        "cache": draw(st.sampled_from([0, 40, 10**6])),
+        "cache_bytes": draw(st.sampled_from([0, 40, 10**6])),
         "shuffle": draw(st.booleans()),
     }
 

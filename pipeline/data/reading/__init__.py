@@ -1,1 +1,1 @@
-"""Shards become batches."""
+"""Reading of a store: shards become batches."""

@@ -1,8 +1,8 @@
-"""What becomes of a shard that cannot be read while a model is trained on its store.
+"""Fault tolerance of training to shards that cannot be read.
 
-A run of days over an object store meets a shard that was damaged, replaced or deleted since it began. It may go on
-without a few: their places in the order are filled with samples of other shards, so that the number of batches, their
-shapes and all that other shards give stay what they were.
+A run of days over an object store meets a shard that was damaged, replaced or deleted since it began. It may continue
+without a few: their positions in the order are filled with samples of other shards, so that the number of batches,
+their shapes and all samples of other shards stay the same.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ __all__ = ["FaultTolerantShards"]
 
 
 class FaultTolerantShards:
-    """The shards of a store, with others in place of those that cannot be read, as many as a limit allows.
+    """Shards of a store, with substitutes for those that cannot be read, up to a limit.
 
-    A bad shard's sample i is the sample i modulo n of the next good shard, which has n, in the manifest's order. What
-    is bad for one process may still be good for another that has read it before; once bad, it is not tried again.
+    A bad shard's sample i is the sample i modulo n of the next good shard, which has n, in the manifest's order. A
+    shard that is bad for one process may be good for another that has read it before; once bad, it is not retried.
 
     Args:
         store: The store.
-        max_bad: How many may be bad; 0 refuses the first.
-        read_ahead: How many are fetched before they are wanted; see `pipeline.data.reading.prefetch`.
+        max_bad: Largest number of bad shards; 0 refuses the first.
+        prefetch_shards: Number of shards that are fetched before they are needed; see
+            ``pipeline.data.reading.prefetch``.
 
     Example:
         >>> from pipeline.data import open_store, sources, write_store
@@ -42,63 +43,62 @@ class FaultTolerantShards:
         ((5, 1, 8, 8), 1)
     """
 
-    def __init__(self, store: Store, max_bad: int = 0, read_ahead: int | None = None) -> None:
+    def __init__(self, store: Store, max_bad: int = 0, prefetch_shards: int | None = None) -> None:
         self.store = store
-        self._ahead = ShardPrefetcher(store, read_ahead)
+        self._prefetcher = ShardPrefetcher(store, prefetch_shards)
         self._max_bad = max_bad
         self.bad: dict[int, str] = {}
-        """Why each bad shard is bad, by its index in the manifest."""
+        """Error of each bad shard, by its index in the manifest."""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """A line on each bad shard, and on what went wrong with the store's cache."""
+        """A line on each bad shard, and on each error of the store's cache."""
         skipped = tuple(f"skipped: {reason}" for reason in self.bad.values())
         return skipped if self.store.cache is None else skipped + self.store.cache.notes
 
-    def read(self, shard: int, then: Sequence[int] = ()) -> DecodedShard:
-        """What takes the place of a shard: itself, if it can be read.
+    def read(self, index: int, then: Sequence[int] = ()) -> DecodedShard:
+        """Read a shard, or its substitute if it is bad.
 
         Args:
-            shard: Its index in the manifest.
-            then: Those that will be wanted after it, in their order.
+            index: Index of the shard in the manifest.
+            then: Indices of those that will be read after it, in their order.
 
         Raises:
-            UserError: If more shards are bad than may be, or none can be read.
+            UserError: If more shards are bad than allowed, or none can be read.
         """
         shards = self.store.manifest.shards
         if self.bad:
-            then = [place for place in then if place not in self.bad]
-        for place in [*range(shard, len(shards)), *range(shard)]:
-            if place in self.bad:
+            then = [other for other in then if other not in self.bad]
+        for candidate in [*range(index, len(shards)), *range(index)]:
+            if candidate in self.bad:
                 continue
             try:
-                contents = self._ahead.read(place, then)
+                shard = self._prefetcher.read(candidate, then)
             except UserError as error:
                 if self._max_bad == 0:
                     raise
-                self.bad[place] = str(error)
+                self.bad[candidate] = str(error)
                 if len(self.bad) > self._max_bad:
                     raise UserError(
                         f"{error}; it is one more than the data.max_bad_shards={self._max_bad} that may be bad"
                     ) from None
                 continue
-            return contents if place == shard else _Substitute(contents, shards[shard].num_samples)
+            return shard if candidate == index else _Substitute(shard, shards[index].num_samples)
         raise UserError(f"no shard of the store {self.store.url} can be read: make the store again")
 
     def close(self) -> None:
-        """Give up what is fetched and not yet wanted."""
-        self._ahead.close()
+        """Cancel the pending fetches."""
+        self._prefetcher.close()
 
 
 class _Substitute:
-    """A shard in the place of another that has another number of samples."""
+    """Shard in place of another that has another number of samples."""
 
-    def __init__(self, contents: DecodedShard, num_samples: int) -> None:
-        self._contents = contents
+    def __init__(self, shard: DecodedShard, num_samples: int) -> None:
+        self._shard = shard
         self.num_samples = num_samples
-        self.nbytes = contents.nbytes
-        places = np.arange(num_samples) % contents.num_samples
-        self.labels = None if contents.labels is None else contents.labels[places]
+        self.nbytes = shard.nbytes
+        self.labels = None if shard.labels is None else shard.labels[np.arange(num_samples) % shard.num_samples]
 
     def gather(self, indices: np.ndarray) -> np.ndarray:
-        return self._contents.gather(indices % self._contents.num_samples)
+        return self._shard.gather(indices % self._shard.num_samples)

@@ -1,4 +1,4 @@
-"""Shards that are read before they are wanted, so that nobody waits for a storage that is far away."""
+"""Prefetching of shards, which hides the latency of a remote storage."""
 
 from __future__ import annotations
 
@@ -11,84 +11,85 @@ from pipeline.data.store import Store
 
 __all__ = ["ShardPrefetcher"]
 
-_THREADS = 4  # one connection to an object storage carries less than the network does
+# More than one, for a single connection to an object storage does not fill the network.
+_THREADS = 4
 
 
 class ShardPrefetcher:
-    """Reads shards of a store, and in threads those that are wanted next.
+    """Reader of a store's shards that fetches the next ones in threads.
 
-    What comes out is what would have come without: a shard, or the error of reading it now. The threads end when
-    nothing is left for them to do and the reading is closed.
+    The results are the same as without: a shard, or the error of reading it now. The threads end when nothing is left
+    for them to do and the prefetcher is closed.
 
     Args:
         store: The store.
-        depth: How many shards may be on their way or wait at most, beside the one that is wanted now; 0 reads each when
-            it is wanted. None takes a window's of a network storage, and 0 of all others.
+        depth: Largest number of shards that are fetched or waiting, in addition to the current one; 0 reads each when
+            it is needed. ``None`` (default) takes a window's shards of a network storage, and 0 of all others.
 
     Example:
         >>> from pipeline.data import open_store, sources, write_store
         >>> report = write_store(
-        ...     sources.make("digits"), "memory://docs/ahead", resolution=8, channels=1, samples_per_shard=600
+        ...     sources.make("digits"), "memory://docs/prefetch", resolution=8, channels=1, samples_per_shard=600
         ... )
-        >>> ahead = ShardPrefetcher(open_store("memory://docs/ahead"), depth=1)
-        >>> ahead.read(0, then=[1, 2]).num_samples, ahead.read(1).num_samples
+        >>> shards = ShardPrefetcher(open_store("memory://docs/prefetch"), depth=1)
+        >>> shards.read(0, then=[1, 2]).num_samples, shards.read(1).num_samples
         (600, 600)
-        >>> ahead.close()
+        >>> shards.close()
     """
 
     def __init__(self, store: Store, depth: int | None = None) -> None:
         self._store = store
-        # What is asked in other threads is asked at once: file systems that are not made for that may not stand it.
+        # Threads make requests at the same time, which only asynchronous file systems are known to support.
         self._depth = 0 if depth is None and not store.fs.async_impl else depth
-        self._coming: dict[int, Future[DecodedShard]] = {}
+        self._pending: dict[int, Future[DecodedShard]] = {}
         self._threads: ThreadPoolExecutor | None = None
 
-    def read(self, place: int, then: Sequence[int] = ()) -> DecodedShard:
-        """A shard.
+    def read(self, index: int, then: Sequence[int] = ()) -> DecodedShard:
+        """Read a shard, and start to fetch those that follow.
 
         Args:
-            place: Its index in the manifest.
-            then: Those that will be wanted after it, in their order. Any other that is on its way is given up.
+            index: Index of the shard in the manifest.
+            then: Indices of those that will be read after it, in their order. Any other pending fetch is canceled.
 
         Raises:
             UserError: If it is damaged or cannot be reached.
         """
-        future = self._coming.pop(place, None)
-        self._fetch(then, place)
-        # A storage that failed before anybody waited may answer now.
+        future = self._pending.pop(index, None)
+        self._fetch(then, index)
+        # A storage that failed earlier may answer now.
         if future is None or (future.done() and future.exception()):
-            return self._read(place)
+            return self._read(index)
         return future.result()
 
     def close(self) -> None:
-        """Give up what is on its way. A request that has been made ends with its answer, or when its time is up."""
-        self._coming.clear()
+        """Cancel the pending fetches. A request that is sent already ends with its answer or its timeout."""
+        self._pending.clear()
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
             self._threads = None
 
-    def _fetch(self, places: Sequence[int], now: int) -> None:
-        for given_up in [place for place in self._coming if place not in places]:
-            self._coming.pop(given_up).cancel()
-        for place in places:
-            if place == now or place in self._coming:
+    def _fetch(self, indices: Sequence[int], current: int) -> None:
+        for canceled in [index for index in self._pending if index not in indices]:
+            self._pending.pop(canceled).cancel()
+        for index in indices:
+            if index == current or index in self._pending:
                 continue
-            if not self._room(place):
+            if not self._has_room_for(index):
                 break
             if self._threads is None:
-                self._threads = ThreadPoolExecutor(min(self._depth or _THREADS, _THREADS), "read-ahead")
-            self._coming[place] = self._threads.submit(self._read, place)
+                self._threads = ThreadPoolExecutor(min(self._depth or _THREADS, _THREADS), "prefetch")
+            self._pending[index] = self._threads.submit(self._read, index)
 
-    def _room(self, place: int) -> bool:
+    def _has_room_for(self, index: int) -> bool:
         if self._depth is not None:
-            return len(self._coming) < self._depth
+            return len(self._pending) < self._depth
         manifest = self._store.manifest
-        samples = sum(manifest.shards[shard].num_samples for shard in (*self._coming, place))
-        return not self._coming or samples * manifest.sample_bytes <= WINDOW_BYTES
+        samples = sum(manifest.shards[shard].num_samples for shard in (*self._pending, index))
+        return not self._pending or samples * manifest.sample_bytes <= WINDOW_BYTES
 
-    def _read(self, place: int) -> DecodedShard:
-        return read_shard(self._store, self._store.manifest.shards[place])
+    def _read(self, index: int) -> DecodedShard:
+        return read_shard(self._store, self._store.manifest.shards[index])
 
     def __getstate__(self) -> dict[str, object]:
         # A loader worker has threads of its own.
-        return self.__dict__ | {"_coming": {}, "_threads": None}
+        return self.__dict__ | {"_pending": {}, "_threads": None}

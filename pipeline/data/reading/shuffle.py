@@ -1,9 +1,9 @@
-"""The order in which the samples of a store are read: a pure function of (seed, epoch, manifest).
+"""Shuffle of a store's samples: a pure function of (seed, epoch, manifest).
 
 An epoch permutes the shards, cuts their sequence into windows of a bounded size, and permutes the samples inside each
-window. So a reader holds one or two windows in memory, whatever the size of the store, and finds any batch of any
-epoch without looking at those before it. Ranks and loader workers do not appear here, which is why the global batches
-are the same for any number of them.
+window. So a reader holds one or two windows in memory, whatever the size of the store, and computes any batch of any
+epoch without those before it. Ranks and loader workers do not appear here, which is why the global batches are the
+same for any number of them.
 """
 
 from __future__ import annotations
@@ -15,15 +15,12 @@ import numpy as np
 from pipeline.data.manifest import Manifest
 from pipeline.data.permutation import permutation
 
-__all__ = [
-    "EpochOrder",
-    "Position",
-]
+__all__ = ["EpochOrder", "Position"]
 
 
 @dataclass(frozen=True)
 class Position:
-    """How far a run has read: the next batch is number `step` of epoch `epoch`.
+    """Position of a run in its data: the next batch is number ``step`` of epoch ``epoch``.
 
     Args:
         epoch: Number of finished passes over the store.
@@ -35,7 +32,7 @@ class Position:
 
 
 class EpochOrder:
-    """The order of the samples in one epoch.
+    """Order of the samples in one epoch.
 
     Args:
         manifest: The store's manifest.
@@ -59,11 +56,12 @@ class EpochOrder:
         shards = np.arange(len(manifest.shards))
         self._shards = permutation(len(shards), *self._key) if shuffle else shards
         self._counts = np.array([manifest.shards[shard].num_samples for shard in self._shards], np.int64)
-        first_shards = [0]  # of each window, as positions in the permuted sequence of shards
+        # The first shard of each window, as an index of the permuted sequence of shards.
+        first_shards = [0]
         in_window = 0
-        for position, count in enumerate(self._counts):
+        for index, count in enumerate(self._counts):
             if in_window and (in_window + count) * manifest.sample_bytes > window:
-                first_shards.append(position)
+                first_shards.append(index)
                 in_window = 0
             in_window += int(count)
         self._first_shards = np.array([*first_shards, len(shards)])
@@ -71,11 +69,11 @@ class EpochOrder:
         self._windows: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def samples(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """The samples at the places `start` to `stop` of the order.
+        """Return the samples from ``start`` to ``stop`` in the order.
 
         Args:
-            start: First place.
-            stop: Place after the last one.
+            start: Index of the first one.
+            stop: Index after the last one.
 
         Returns:
             For each sample the index of its shard in the manifest, int64 (n,), and its index in that shard, int64 (n,).
@@ -87,35 +85,35 @@ class EpochOrder:
             offset = self._first_samples[window]
             inside = slice(max(start - offset, 0), min(stop - offset, len(shard)))
             parts.append((shard[inside], index[inside]))
-        # A batch lies in one window or crosses into the next: no other will be asked for again.
+        # A batch is inside one window or crosses into the next: no other is needed again.
         self._windows = {window: self._windows[window] for window in windows}
         shards, indices = zip(*parts, strict=True)
         return np.concatenate(shards), np.concatenate(indices)
 
     def shards(self, start: int, stop: int) -> list[int]:
-        """The shards of the windows that hold the places `start` to `stop`, as indices in the manifest."""
+        """Return the shards of the windows that hold the samples ``start`` to ``stop``, as indices in the manifest."""
         windows = self._windows_of(start, stop)
         return self._in_windows(windows)
 
     def shards_after(self, stop: int, end: int, at_least: int) -> list[int]:
-        """The shards of the next windows after the one that holds the place before `stop`.
+        """Return the shards of the next windows after the one that holds the sample before ``stop``.
 
         Args:
-            stop: A place, or the one after the last; 0 begins with the first window.
-            end: Place after the last that counts.
-            at_least: Of so many shards, or of all windows up to `end` where those have fewer.
+            stop: Index in the order, or the one after the last; 0 begins with the first window.
+            end: Index after the last sample that is read.
+            at_least: Smallest number of shards to return, as far as the windows up to ``end`` have as many.
 
         Returns:
             Whole windows, as indices in the manifest.
         """
         last = self._windows_of(0, end)[-1]
         first = self._windows_of(0, stop)[-1] + 1 if stop else 0
-        found: list[int] = []
+        shards: list[int] = []
         for window in range(first, last + 1):
-            if len(found) >= at_least:
+            if len(shards) >= at_least:
                 break
-            found += self._in_windows(range(window, window + 1))
-        return found
+            shards += self._in_windows(range(window, window + 1))
+        return shards
 
     def _in_windows(self, windows: range) -> list[int]:
         return self._shards[self._first_shards[windows[0]] : self._first_shards[windows[-1] + 1]].tolist()
