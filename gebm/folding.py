@@ -1,7 +1,7 @@
 """The model as a chain needs it: fixed weights, folded together as far as algebra goes, in the fastest precision.
 
 A chain evaluates the two networks thousands of times without changing them, and wants no gradient but that of the
-latents. So once, before it starts: normalised weights are computed, batch normalisation goes into the layer before it,
+latents. So once, before it starts: normalized weights are computed, batch normalization goes into the layer before it,
 and what is left is laid out channels last. In float32 that is the same function to rounding.
 
 In bfloat16 the networks' values have eight bits, and a potential from them two to three digits, though its sums are
@@ -99,7 +99,7 @@ class _InPrecision(nn.Module):
         # get what they were written for.
         computed = any(parametrize.is_parametrized(layer) for layer in network.modules())
         self.precision = precision if parameters and not computed else None
-        if self.precision == torch.bfloat16:  # batch normalisation that could not be folded mixes the two, at no cost
+        if self.precision == torch.bfloat16:  # batch normalization that could not be folded mixes the two, at no cost
             for parameter in parameters:
                 parameter.data = parameter.data.to(precision)
         elif self.precision is not None:
@@ -141,16 +141,16 @@ def _fold(module: nn.Module) -> nn.Module:
         if norm and type(before) in (nn.Conv2d, nn.ConvTranspose2d):
             layers[-1] = fuse_conv_bn_eval(before, layer, transpose=type(before) is nn.ConvTranspose2d)
         elif norm and [type(one) for one in layers[-2:]] == [nn.Linear, nn.Unflatten]:
-            layers[-2] = _normalised(layers[-2], before, layer)
+            layers[-2] = _normalized(layers[-2], before, layer)
         else:
             layers.append(layer)
     return nn.Sequential(*layers)
 
 
 def _plain(layer: nn.Module) -> nn.Module:
-    """Return a layer with the weight that a normalised one has now, or that one of two layers in one is computed with.
+    """Return a layer with the weight that a normalized one has now, or that one of two layers in one is computed with.
 
-    Not by removing the normalisation: torch would take it from the class, which the copy shares with the original.
+    Not by removing the normalization: torch would take it from the class, which the copy shares with the original.
     """
     kind = parametrize.type_before_parametrizations(layer)
     bias = layer.bias is not None
@@ -170,8 +170,8 @@ def _plain(layer: nn.Module) -> nn.Module:
     return _with(plain, layer.weight, layer.bias)
 
 
-def _normalised(linear: nn.Module, grid: nn.Unflatten, norm: BatchNorm2d) -> nn.Linear:
-    """Return a linear map with the batch normalisation of the grid that its outputs are laid out on."""
+def _normalized(linear: nn.Module, grid: nn.Unflatten, norm: BatchNorm2d) -> nn.Linear:
+    """Return a linear map with the batch normalization of the grid that its outputs are laid out on."""
     places = linear.out_features // norm.num_features
     repeated = [x.repeat_interleave(places) for x in (norm.running_mean, norm.running_var, norm.weight, norm.bias)]
     mean, variance, weight, bias = repeated

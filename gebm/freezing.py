@@ -14,15 +14,15 @@ __all__ = ["cached_parametrizations", "frozen"]
 
 @contextmanager
 def cached_parametrizations(*modules: nn.Module) -> Iterator[None]:
-    """Compute every normalised weight of the modules once, in full precision, and use it until the block ends.
+    """Compute every normalized weight of the modules once, in full precision, and use it until the block ends.
 
-    Spectral normalisation recomputes a weight wherever it is read, and in training mode moves its power iteration each
+    Spectral normalization recomputes a weight wherever it is read, and in training mode moves its power iteration each
     time. One gradient step reads an energy's weights twice (samples, penalty), a chain thousands of times: all those
     reads must see one and the same network. The weights are computed here, before any autocast region, because power
     iteration in bfloat16 would estimate the spectral norm to two digits only.
 
     Args:
-        *modules: Networks, with or without parametrised weights.
+        *modules: Networks, with or without parametrized weights.
 
     Example:
         >>> layer = torch.nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3))
@@ -46,7 +46,7 @@ _held: set[int] = set()  # the modules that are held fixed now, by identity
 
 @contextmanager
 def frozen(*modules: nn.Module) -> Iterator[None]:
-    """Hold modules fixed: evaluation mode, parameters outside the graph, normalised weights computed once.
+    """Hold modules fixed: evaluation mode, parameters outside the graph, normalized weights computed once.
 
     What is computed inside can still be differentiated with respect to its *inputs*; this is what a sampler and a base
     step need, and the parameters then cost neither memory nor time. On leaving, modes and flags are as they were.

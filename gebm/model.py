@@ -38,7 +38,7 @@ class StandardNormal(nn.Module):
         return f"dim={self.dim}"
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """Return the log-density, normalising constant included.
+        """Return the log-density, normalizing constant included.
 
         Args:
             z: Latents (N, D).
@@ -359,7 +359,7 @@ class GEBM(nn.Module):
         z0_ND = self.prior.sample(n, generator)
         seed = int(samplers.philox.draw_key(generator, z0_ND.device))
         samples, first = [], 0
-        # Frozen here as well as in the potential, so that normalised weights are computed once and not at every step.
+        # Frozen here as well as in the potential, so that normalized weights are computed once and not at every step.
         with frozen(self.base, self.energy):
             for size in sizes:
                 chain = samplers.run(

@@ -120,8 +120,8 @@ class GaussianFlow(FlowBase):
     def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map data (N, D) to latents (N, D), and return with them ``log |det dz/dx|`` (N,)."""
         with _full_precision(x):
-            centred_ND = self._rows(x) - self.mean
-            z_ND = torch.linalg.solve_triangular(self.factor, centred_ND.T, upper=False).T
+            centered_ND = self._rows(x) - self.mean
+            z_ND = torch.linalg.solve_triangular(self.factor, centered_ND.T, upper=False).T
             return z_ND, -self.log_diagonal.sum().expand(len(x))
 
 
@@ -249,7 +249,7 @@ class FlowEnergy(nn.Module):
     """Minus a flow's log-density plus a constant: ``D(x) = -log f(x) + offset``.
 
     Since ``f`` integrates to one, the log-partition of ``exp(-D) dx`` is minus the offset, whatever the flow has
-    learnt. What trains the energy is not told so, and its estimate can be held against it (Arbel, Zhou and Gretton,
+    learned. What trains the energy is not told so, and its estimate can be held against it (Arbel, Zhou and Gretton,
     ICLR 2021).
 
     Args:
@@ -334,7 +334,7 @@ def make(
         raise ValueError(f"offset={offset}: an energy='mlp' has no known log-partition to move; leave the offset out")
     if energy == "mlp":
         # A flow is a good base already, and what is left to correct is small and sharp.
-        return base, MLPEnergy(channels, **{"width": 100, **sizes}, normalised=False)
+        return base, MLPEnergy(channels, **{"width": 100, **sizes}, normalized=False)
     return base, RelativeEnergy(FlowEnergy(FLOWS[name](channels, **sizes), offset), base)
 
 

@@ -14,9 +14,9 @@ __all__ = ["BatchNorm2d", "DownsampleConv2d", "TanhFloat32", "UpsampleConv2d", "
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation over the batches of all processes together (Ioffe and Szegedy, ICML 2015).
+    """Batch normalization over the batches of all processes together (Ioffe and Szegedy, ICML 2015).
 
-    With each process's own mean and variance, a batch of 128 on 64 processes would be normalised two images at a time,
+    With each process's own mean and variance, a batch of 128 on 64 processes would be normalized two images at a time,
     and what a base learns would depend on how many processes train it. In evaluation mode, and in a single process, it
     is torch's own; torch's ``SyncBatchNorm`` runs on a GPU only.
 
@@ -27,7 +27,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise images (N, C, H, W); processes have as many each."""
+        """Normalize images (N, C, H, W); processes have as many each."""
         _, world_size = rank_and_world_size()
         if not self.training or world_size == 1:
             return super().forward(x)
@@ -112,7 +112,7 @@ def _four_shifts(weight: Tensor) -> Tensor:
 class TanhFloat32(nn.Module):
     """The hyperbolic tangent that ends a base, in full precision.
 
-    In an autocast region the convolution before it returns bfloat16. Its neighbours of one are 1/256 apart: a tangent
+    In an autocast region the convolution before it returns bfloat16. Its neighbors of one are 1/256 apart: a tangent
     taken in that format would put a grid into the bright and dark pixels, and the energy would learn the grid.
 
     Example:

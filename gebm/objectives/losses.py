@@ -38,7 +38,7 @@ class EnergyLoss(nn.Module):
         gebm: The model; its energy, and the log-partition where the objective trains it, become this module's
             parameters. Its base does not.
         objective: The pair of losses.
-        penalty: What regularises the energy, from :mod:`gebm.objectives.penalties`.
+        penalty: What regularizes the energy, from :mod:`gebm.objectives.penalties`.
         precision: float32, or bfloat16 for autocast inside the networks; the loss itself is in float32.
     """
 

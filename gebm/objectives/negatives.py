@@ -178,7 +178,7 @@ class LatentChain(_Chain):
         Returns:
             The samples and, if persistent, the latents.
         """
-        # Held here as well as in the potential, so that normalised weights are computed once and not at every step.
+        # Held here as well as in the potential, so that normalized weights are computed once and not at every step.
         with torch.no_grad(), frozen(gebm.base, gebm.energy):
 
             def fresh(count: int) -> Tensor:

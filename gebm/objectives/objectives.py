@@ -1,4 +1,4 @@
-"""What is minimised. Each objective is a pair: a loss of the energy and a loss of the base.
+"""What is minimized. Each objective is a pair: a loss of the energy and a loss of the base.
 
 All of them are interchangeable in :class:`gebm.training.Trainer`. Losses see numbers per sample, never samples: the
 energy's, energies of data and of negatives, which come from the base or, for contrastive divergence, from chains
@@ -67,11 +67,11 @@ class Objective(Protocol):
     negatives: Negatives
 
     def energy_loss(self, energy_data: Tensor, energy_base: Tensor, log_partition: Tensor | None) -> Tensor:
-        """Return what an energy step minimises, from energies of data (N,) and of negatives (M,)."""
+        """Return what an energy step minimizes, from energies of data (N,) and of negatives (M,)."""
         ...
 
     def base_loss(self, values: Tensor, /) -> Tensor:
-        """Return what a base step minimises, from energies of base samples (M,) or log-densities of data (N,)."""
+        """Return what a base step minimizes, from energies of base samples (M,) or log-densities of data (N,)."""
         ...
 
 
@@ -111,14 +111,14 @@ def log_mean_exp(values: Tensor) -> Tensor:
 class KALE(_Adversarial):
     """KL Approximate Lower-bound Estimate (Arbel, Zhou and Gretton, ICLR 2021).
 
-    The energy maximises, with ``c`` the log-partition estimate,
+    The energy maximizes, with ``c`` the log-partition estimate,
 
     - Fenchel form: ``F(E, c) = -E_P[E + c] - E_B[exp(-(E + c))] + 1``, whose batch gradients are unbiased, or
     - Donsker-Varadhan form: ``-E_P[E] - log E_B[exp(-E)]`` with the batch's own mean in the logarithm, which is biased
       and leaves ``c`` untrained.
 
-    Both are at most ``KL(P || B)``. The base minimises ``-log mean exp(-E)``: its gradient is that of the energies,
-    weighted by self-normalised ``exp(-E)``.
+    Both are at most ``KL(P || B)``. The base minimizes ``-log mean exp(-E)``: its gradient is that of the energies,
+    weighted by self-normalized ``exp(-E)``.
 
     Args:
         form: ``"fenchel"`` or ``"donsker_varadhan"``.
@@ -212,7 +212,7 @@ class Wasserstein(_Adversarial):
     """The Wasserstein GAN (Arjovsky et al. 2017); ``E`` is minus the critic.
 
     The loss does not know the energy's zero, which is free to drift: give the model ``energy_floor=-inf`` with it.
-    What makes it a Wasserstein distance is a critic that is 1-Lipschitz, by spectral normalisation or, as WGAN-GP
+    What makes it a Wasserstein distance is a critic that is 1-Lipschitz, by spectral normalization or, as WGAN-GP
     (Gulrajani et al. 2017), by the penalty ``GradientPenalty(10.0, target=1.0)``.
 
     Example:

@@ -1,8 +1,8 @@
-"""What regularises the energy.
+"""What regularizes the energy.
 
 A penalty is drawn and then computed: ``draw`` makes its random numbers, or says that none is due at this step, and the
 call returns the scalar that is added to the energy's loss. Each is a function of the energy alone and none knows of
-the objective, so that any goes with any. L2 of the weights is here and, without any cost, the energy optimiser's:
+the objective, so that any goes with any. L2 of the weights is here and, without any cost, the energy optimizer's:
 ``gebm.training.optimizers.adam(weight_decay=...)`` adds the gradient of half of it.
 
 - drawn to zero between data and base (:class:`GradientPenalty`), as Arbel, Zhou and Gretton (ICLR 2021) have it;
@@ -194,7 +194,7 @@ class R2(_Weighted):
 class L2(_Weighted):
     """Sum of the squared weights of the energy, ``weight * ||psi||^2``.
 
-    Single numbers are left out, as ``gebm.training.optimizers.adam`` leaves them out. A spectrally normalised layer
+    Single numbers are left out, as ``gebm.training.optimizers.adam`` leaves them out. A spectrally normalized layer
     divides its weight's size away again: there this sets how fast the weight turns, not how large the energy is.
 
     Args:
@@ -239,11 +239,11 @@ class NoPenalty:
 
 @dataclass(frozen=True)
 class Lazy:
-    """A penalty at every so many energy steps only, and by as much heavier (Karras et al. 2020, lazy regularisation).
+    """A penalty at every so many energy steps only, and by as much heavier (Karras et al. 2020, lazy regularization).
 
     On average over the steps it is the plain penalty, and where the plain one takes a second backward pass at each
     step, this takes one in ``every``. Karras et al. adjust Adam's rate and betas for it, too, which is left to whoever
-    builds the optimiser. The random numbers it draws are the plain penalty's.
+    builds the optimizer. The random numbers it draws are the plain penalty's.
 
     Args:
         penalty: The penalty.

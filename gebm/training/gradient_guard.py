@@ -10,7 +10,7 @@ gradients of the energy's weights and of the log-partition ``c`` in place:
   2021) does by default: ``2 g / (1 + g^2)`` for each entry of the energy's gradient, ``g / (1 - g)`` for that of ``c``;
 - :class:`NoGuard` leaves them alone, as Algorithm 1 is written.
 
-The base's gradients are never touched: they are weighted by self-normalised weights, which are at most one.
+The base's gradients are never touched: they are weighted by self-normalized weights, which are at most one.
 """
 
 from __future__ import annotations

@@ -17,11 +17,11 @@ __all__ = [
 class PlateauDecay:
     """The learning-rate schedule of the paper: decay when the model has stopped improving.
 
-    Every `every` base steps the features of the model's samples are compared with those of `lag` base steps ago. If
-    the test does not find them significantly closer to the data's, that is a failure; `patience` failures in a row
+    Every ``every`` base steps the features of the model's samples are compared with those of ``lag`` base steps ago. If
+    the test does not find them significantly closer to the data's, that is a failure; ``patience`` failures in a row
     are the time to decay, and the buffer is then filled anew. Used for GANs by Binkowski et al., ICLR 2018, and for
-    GEBMs by Arbel, Zhou and Gretton, ICLR 2021, section 6. The object only decides: who holds the optimisers
-    multiplies their learning rates by `factor`.
+    GEBMs by Arbel, Zhou and Gretton, ICLR 2021, section 6. The object only decides: who holds the optimizers
+    multiplies their learning rates by ``factor``.
 
     The buffer has no features, but what the test computes of them: thousands of numbers, where those are millions.
 
@@ -29,7 +29,7 @@ class PlateauDecay:
         reference: Features of the data (n, d). They are not part of the state.
         factor: What the learning rates are to be multiplied by, in (0, 1).
         every: Base steps between two comparisons.
-        lag: Base steps between the features that are compared, a multiple of `every`.
+        lag: Base steps between the features that are compared, a multiple of ``every``.
         patience: Failures in a row that make a decay.
         significance: Level of the test, in (0, 1).
 
@@ -81,29 +81,29 @@ class PlateauDecay:
         )
 
     def due(self, base_step: int) -> bool:
-        """Says whether `update` expects features at this base step.
+        """Return whether ``update`` expects features at this base step.
 
         Args:
             base_step: Number of base steps taken.
 
         Returns:
-            Whether `base_step` is a multiple of `every`.
+            Whether ``base_step`` is a multiple of ``every``.
         """
         return base_step % self.every == 0
 
     @torch.no_grad()
     def update(self, base_step: int, features: Tensor) -> bool:
-        """Takes note of the model's features and decides whether to decay.
+        """Take note of the model's features and decides whether to decay.
 
         Args:
-            base_step: Number of base steps taken, a multiple of `every`.
+            base_step: Number of base steps taken, a multiple of ``every``.
             features: Features of the model's samples now (m, d).
 
         Returns:
-            True if the learning rates are to be multiplied by `factor` now.
+            True if the learning rates are to be multiplied by ``factor`` now.
 
         Raises:
-            ValueError: If no features are due at `base_step`, or they do not fit the reference.
+            ValueError: If no features are due at ``base_step``, or they do not fit the reference.
         """
         if not self.due(base_step):
             raise ValueError(f"features are compared every {self.every} base steps, and {base_step} is no multiple")
@@ -128,7 +128,7 @@ class PlateauDecay:
         return True
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Gives all that a resumed schedule needs besides its settings and the reference, as tensors.
+        """Return all that a resumed schedule needs besides its settings and the reference, as tensors.
 
         Returns:
             The counts of failures and decays, what was measured at each base step still in the buffer, and the
@@ -142,10 +142,10 @@ class PlateauDecay:
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Takes up where the schedule that gave `state` stood.
+        """Take up where the schedule that gave ``state`` stood.
 
         Args:
-            state: What `state_dict` gave. Where it was measured against another reference, the buffer is filled anew.
+            state: What ``state_dict`` gave. Where it was measured against another reference, the buffer is filled anew.
         """
         self.failures = int(state["failures"])
         self.decays = int(state["decays"])

@@ -48,14 +48,14 @@ class _Between(NamedTuple):
 
 
 def _kernel(x: Tensor, y: Tensor) -> Tensor:
-    """KID's cubic polynomial kernel `(x . y / d + 1)^3` of Binkowski et al., ICLR 2018: (n, d), (m, d) to (n, m)."""
+    """KID's cubic polynomial kernel ``(x . y / d + 1)^3`` of Binkowski et al., ICLR 2018: (n, d), (m, d) to (n, m)."""
     return (x @ y.T / x.shape[1] + 1).pow(3)
 
 
 def _within(x: Tensor) -> _Within:
     gram = _kernel(x, x).fill_diagonal_(0)
     n = len(x)
-    # U-centring (Szekely and Rizzo 2014): with these denominators, in place of n - 1 and n (n - 1), the effects have
+    # U-centering (Szekely and Rizzo 2014): with these denominators, in place of n - 1 and n (n - 1), the effects have
     # no bias and the squares of the residuals sum to n (n - 3) times the variance they estimate.
     effect = gram.sum(1) / (n - 2)
     total = gram.sum()
@@ -88,7 +88,7 @@ def _difference_variance(
 ) -> Tensor:
     """Variance of the difference of the two unbiased MMD^2 estimates, covariance through the shared reference and all.
 
-    The difference is `K_yy - K_zz - 2 K_xy + 2 K_xz`: the reference's own term cancels. By Hoeffding's decomposition
+    The difference is ``K_yy - K_zz - 2 K_xy + 2 K_xz``: the reference's own term cancels. By Hoeffding's decomposition
     its variance is a sum over uncorrelated parts: one for what each point of each sample adds alone (of order 1/n, the
     asymptotic variance of Bounliphone et al.), and one for each interaction of two points (of order 1/n^2). The second
     is all there is when the three laws are equal. There the statistic is no longer normal, and the test is cautious: at
@@ -118,9 +118,9 @@ def _difference_variance(
 
 @torch.no_grad()
 def relative_mmd_test(reference: Tensor, candidate: Tensor, incumbent: Tensor) -> RelativeMMD:
-    """Tests whether one sample is closer to a reference than another is.
+    """Test whether one sample is closer to a reference than another is.
 
-    The null hypothesis is that the candidate is no closer: `MMD(reference, incumbent) <= MMD(reference, candidate)`.
+    The null hypothesis is that the candidate is no closer: ``MMD(reference, incumbent) <= MMD(reference, candidate)``.
     The alternative is that the candidate is strictly closer, and a small p-value speaks for it. This is the relative
     similarity test of Bounliphone, Belilovsky, Blaschko, Antonoglou and Gretton, ICLR 2016: the difference of two
     unbiased estimates of the squared MMD is asymptotically normal, with a variance that accounts for their covariance

@@ -33,7 +33,7 @@ from gebm.partition import log_partition_monte_carlo
 from gebm.training.gradient_guard import GradientGuard, NoGuard
 from gebm.training.optimizers import Schedule
 
-__all__ = ["Alternation", "StepInfo", "Trainer", "initialise_log_partition"]
+__all__ = ["Alternation", "StepInfo", "Trainer", "initialize_log_partition"]
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Trainer:
         gebm: The model, already on its device. Data are laid out as its weights are: after
             ``gebm.to(memory_format=torch.channels_last)`` convolutions are faster, on most hardware.
         objective: The pair of losses, from :mod:`gebm.objectives`.
-        penalty: What regularises the energy, from :mod:`gebm.objectives.penalties`; the paper's gradient penalty if
+        penalty: What regularizes the energy, from :mod:`gebm.objectives.penalties`; the paper's gradient penalty if
             none.
         energy_optimizer: Owns the energy's parameters and the log-partition; may be left out if the objective trains
             no energy.
@@ -146,11 +146,11 @@ class Trainer:
             alternation goes on without it.
         negatives: Where the energy's negatives come from, from :mod:`gebm.objectives.negatives`; the objective's own if
             none.
-        gradient_guard: What bounds the energy's gradients before its optimiser's step, from
+        gradient_guard: What bounds the energy's gradients before its optimizer's step, from
             :mod:`gebm.training.gradient_guard`; nothing if none.
 
     Raises:
-        ValueError: If the optimisers do not own what they should, a setting is out of range, nothing is left to
+        ValueError: If the optimizers do not own what they should, a setting is out of range, nothing is left to
             train, or the objective needs a density that the base does not have.
 
     Example:
@@ -244,7 +244,7 @@ class Trainer:
             batches: Yields data (N, ...), images in [-1, 1]; one batch is taken per energy step. A base that learns
                 from data learns from the last of them; without energy steps, one batch is taken for the base step.
             generator: Source of every random number; best on the model's device. Of several processes, each has one
-                in the same state, draws for all of them and keeps its own rows: what is learnt does not depend on how
+                in the same state, draws for all of them and keeps its own rows: what is learned does not depend on how
                 many there are.
 
         Returns:
@@ -354,7 +354,7 @@ class Trainer:
         """Return the root mean square of the energy's gradients as Adam remembers it: a scalar on the device.
 
         One that has jumped by orders of magnitude says that a single batch has knocked the energy out. Zero before the
-        first step, or where the optimiser keeps no second moment.
+        first step, or where the optimizer keeps no second moment.
         """
         moments = [
             entry["exp_avg_sq"] for entry in self.energy_optimizer.state.values() if entry.get("exp_avg_sq") is not None
@@ -374,7 +374,7 @@ class Trainer:
         }
 
     def load_energy_state(self, state: dict[str, Any]) -> None:
-        """Put the energy, ``c``, their optimiser and chains back where they were.
+        """Put the energy, ``c``, their optimizer and chains back where they were.
 
         Args:
             state: What :meth:`energy_state` returned.
@@ -525,7 +525,7 @@ class Trainer:
 
 
 @torch.no_grad()
-def initialise_log_partition(gebm: GEBM, num_samples: int, generator: torch.Generator | None = None) -> None:
+def initialize_log_partition(gebm: GEBM, num_samples: int, generator: torch.Generator | None = None) -> None:
     """Set ``c`` by Monte Carlo over the base, before training or after it with an objective that does not train ``c``.
 
     Args:
@@ -537,7 +537,7 @@ def initialise_log_partition(gebm: GEBM, num_samples: int, generator: torch.Gene
         >>> from gebm import StandardNormal
         >>> model = GEBM(nn.Identity(), nn.Linear(2, 1), StandardNormal(2))
         >>> _ = nn.init.zeros_(model.energy.network.weight), nn.init.ones_(model.energy.network.bias)
-        >>> initialise_log_partition(model, 16)
+        >>> initialize_log_partition(model, 16)
         >>> model.log_partition.item()
         -1.0
     """
@@ -551,10 +551,10 @@ def _is_channels_last(tensor: Tensor) -> bool:
 
 def _check_owner(optimizer: Optimizer | None, parameters: list[nn.Parameter], name: str) -> None:
     if optimizer is None:
-        raise ValueError(f"no optimiser for {name}: give the one that owns its parameters")
+        raise ValueError(f"no optimizer for {name}: give the one that owns its parameters")
     owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     if owned != {id(parameter) for parameter in parameters}:
-        raise ValueError(f"an optimiser does not own exactly the parameters of {name}: build it from those")
+        raise ValueError(f"an optimizer does not own exactly the parameters of {name}: build it from those")
 
 
 @torch.no_grad()
