@@ -88,5 +88,6 @@ def _initialize(layer: nn.Module) -> nn.Module:
     """Draw weights from N(0, 0.02^2), as both DCGAN and SNGAN's ConvNet do."""
     if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
         nn.init.normal_(layer.weight, std=0.02)
-        nn.init.zeros_(layer.bias)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
     return layer

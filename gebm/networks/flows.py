@@ -249,8 +249,8 @@ class FlowEnergy(nn.Module):
     """Minus a flow's log-density plus a constant: ``D(x) = -log f(x) + offset``.
 
     Since ``f`` integrates to one, the log-partition of ``exp(-D) dx`` is minus the offset, whatever the flow has
-    learned. What trains the energy is not told so, and its estimate can be held against it (Arbel, Zhou and Gretton,
-    ICLR 2021).
+    learned. Training does not use it, so its estimate can be compared with it (Arbel, Zhou and Gretton, ICLR 2021,
+    density estimation).
 
     Args:
         flow: The flow ``f``.
@@ -263,6 +263,8 @@ class FlowEnergy(nn.Module):
         >>> energy.known_log_partition
         tensor(-1.5000)
     """
+
+    offset: Tensor
 
     def __init__(self, flow: FlowBase, offset: float = 0.0) -> None:
         super().__init__()
@@ -286,7 +288,7 @@ FLOWS: dict[str, Callable[..., FlowBase]] = {
     "maf": MAF,
     "nsf": NSF,
 }
-"""The flows by the names that configurations use; the Gaussian takes no notice of a width."""
+"""The flows by the names that configurations use; the Gaussian ignores the width."""
 
 
 def make(

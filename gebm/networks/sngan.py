@@ -239,12 +239,14 @@ def _convnet_widths(resolution: int, width: int) -> list[int]:
 def _normal(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d) -> nn.Module:
     """Draw weights from N(0, 0.02^2)."""
     nn.init.normal_(layer.weight, std=0.02)
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
     return layer
 
 
 def _xavier(layer: nn.Linear | nn.Conv2d, gain: float = 1.0) -> nn.Module:
     """Draw weights uniformly, after Glorot and Bengio (2010)."""
     nn.init.xavier_uniform_(layer.weight, gain)
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
     return layer

@@ -78,7 +78,7 @@ class ClipGradients:
             # Times one where the norm is within bounds: a batch that needs no guard has the very same gradient. A norm
             # that is not a number makes all entries so, and then zero.
             factor = torch.where(norm <= self.max_norm, torch.ones_like(norm), self.max_norm / norm)
-            torch._foreach_mul_(gradients, factor)
+            torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]  (torch documents it)
             _zero_nonfinite(gradients)
 
 
