@@ -34,7 +34,7 @@ ON_TOP_STEPS = 2000  # energy steps on a base that stands still
 HEAD = """# Density estimation on UCI
 
 Test negative log-likelihood in nats of whitened rows, the lower the better: mean and standard error over {seeds} seeds
-of split, dequantisation and initialisation. Each number is of the checkpoint with the best validation likelihood.
+of split, dequantization and initialization. Each number is of the checkpoint with the best validation likelihood.
 Splits and preparation are those of the paper (Arbel, Zhou and Gretton, ICLR 2021); this table is made by
 
 ```sh

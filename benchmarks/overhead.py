@@ -42,7 +42,7 @@ import yaml
 from mlflow import MlflowClient
 
 from benchmarks import cli, harness
-from gebm import initialise_log_partition
+from gebm import initialize_log_partition
 from pipeline import config as schema
 from pipeline import tasks
 from pipeline.data import Position
@@ -130,7 +130,7 @@ def _run_bare(values: dict[str, Any], device: torch.device) -> Bare:
     read = tasks.make(config).open(0, 1, device).batches(Position(epoch=0, step=0))
     batches = iter(list(itertools.islice(read, train.base_steps * train.energy_steps)))
     model = model_to_train(config, device)
-    initialise_log_partition(model, train.log_partition_samples, step_generator(config, "log-partition", 0, device))
+    initialize_log_partition(model, train.log_partition_samples, step_generator(config, "log-partition", 0, device))
     trainer = make_trainer(model, config, device)
     reports = _reports(config)
     infos, began = [], 0.0

@@ -95,7 +95,7 @@ def recover(steps: int = 3_000, draws: int = 20_000) -> dict[str, float]:
             return toy.base(z).float()
 
     torch.manual_seed(0)
-    model = GEBM(Curve(), MLPEnergy(3, width=64, normalised=False), StandardNormal(1))
+    model = GEBM(Curve(), MLPEnergy(3, width=64, normalized=False), StandardNormal(1))
     trainer = Trainer(
         model,
         objective=objectives.make("kale_fenchel"),

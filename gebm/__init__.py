@@ -8,7 +8,7 @@ Where to look:
 
 - :mod:`gebm.model`: the model itself, its prior, the latent potential that samplers walk on, and its density where the
   base has one.
-- :mod:`gebm.objectives`: what is minimised: KALE in both forms, maximum likelihood, contrastive divergence, and the GAN
+- :mod:`gebm.objectives`: what is minimized: KALE in both forms, maximum likelihood, contrastive divergence, and the GAN
   losses as baselines.
 - :mod:`gebm.objectives.negatives`: what the energy is held against in an energy step: base samples, or the ends of
   chains.
@@ -92,7 +92,7 @@ from gebm.objectives import (
 from gebm.objectives.negatives import BaseDraws, DataChain, LatentChain, Negatives
 from gebm.objectives.penalties import L2, R1, R2, GradientPenalty, Lazy, NoPenalty, Penalty
 from gebm.partition import PartitionEstimate, annealing_schedule, log_partition_annealed, log_partition_monte_carlo
-from gebm.training import Alternation, StepInfo, Trainer, gradient_guard, initialise_log_partition
+from gebm.training import Alternation, StepInfo, Trainer, gradient_guard, initialize_log_partition
 from gebm.training.energy_phase import EnergyPhase, EnergyQuality, PhaseResult, energy_quality
 from gebm.training.gradient_guard import ArbelTransform, ClipGradients, GradientGuard, NoGuard
 from gebm.training.optimizers import Schedule, adam
@@ -148,7 +148,7 @@ __all__ = [
     "folded",
     "frozen",
     "gradient_guard",
-    "initialise_log_partition",
+    "initialize_log_partition",
     "log_partition_annealed",
     "log_partition_monte_carlo",
     "malloc_trim",

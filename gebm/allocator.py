@@ -1,35 +1,38 @@
-"""What the C library does with the memory that tensors of the processor leave behind.
+"""Settings of the C library's allocator, for the memory that tensors on the CPU free.
 
-Unasked, glibc hands every larger block back to the system as soon as it is free and asks for it again at the next
+By default, glibc hands every larger block back to the system as soon as it is free and asks for it again at the next
 layer. The system clears each page of it anew: an eighth of a ResNet's energy step and a fifth of its chain. On a GPU
 torch keeps freed memory itself.
 
-It is asked when a process starts, by ``ENVIRONMENT``, or by :func:`disable_malloc_trim` before any other thread has
+The settings are made when a process starts, by ``ENVIRONMENT``, or by :func:`disable_malloc_trim` before any other
+thread has
 allocated: a thread that has memory of its own, as glibc gives it one, cannot keep blocks above 64 MiB, and few below.
 """
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 
 __all__ = ["ENVIRONMENT", "disable_malloc_trim", "malloc_trim"]
 
 ENVIRONMENT = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**60)}
-"""What to start a process with, so that all its threads keep what they free."""
+"""Environment variables of a process all of whose threads keep the memory that they free."""
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
+# Constants of glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 _NEVER = -1
 
 
 def disable_malloc_trim() -> bool:
     """Have this process keep the memory that it frees, for what it allocates next.
 
-    It then holds what it has held at its peak, which is a little higher, since what is free does not always fit;
-    :func:`malloc_trim` gives back what is not in use. Nothing that is computed changes. Threads that have
-    allocated before go on as they did. Without glibc's own allocator nothing happens.
+    Its memory then stays at its peak, which is a little higher, since a free block does not always fit;
+    :func:`malloc_trim` returns what is not in use. No result changes. Threads that have allocated before continue
+    as they did. Without glibc's own allocator nothing happens.
 
     Returns:
-        Whether there is a glibc that has been told.
+        Whether there is a glibc that accepted the settings.
 
     Example:
         >>> _ = disable_malloc_trim()
@@ -51,10 +54,11 @@ def malloc_trim() -> None:
         malloc_trim(ctypes.c_size_t(0))
 
 
-def _of_glibc(name: str) -> ctypes._CFuncPtr | None:
+def _of_glibc(name: str) -> Callable[..., int] | None:
     try:
         library = ctypes.CDLL(None)
-    except (OSError, TypeError):  # Windows has no library of the process itself
+    except (OSError, TypeError):
+        # Windows has no library of the process itself.
         return None
     # Others have a function of that name too, with options of their own.
     return getattr(library, name, None) if hasattr(library, "gnu_get_libc_version") else None

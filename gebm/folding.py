@@ -1,19 +1,20 @@
-"""The model as a chain needs it: fixed weights, folded together as far as algebra goes, in the fastest precision.
+"""Folding of a model for a chain: fixed weights, folded together as far as algebra goes, in the fastest precision.
 
 A chain evaluates the two networks thousands of times without changing them, and wants no gradient but that of the
-latents. So once, before it starts: normalised weights are computed, batch normalisation goes into the layer before it,
-and what is left is laid out channels last. In float32 that is the same function to rounding.
+latents. So once, before it starts: normalized weights are computed, batch normalization goes into the layer before it,
+and the rest is laid out channels last. In float32 that is the same function to rounding.
 
 In bfloat16 the networks' values have eight bits, and a potential from them two to three digits, though its sums are
-taken in float32. A Langevin step stands that: the rounding of its drift is far below the noise that it adds. An accept
-step does not, which compares two potentials of which each is in the hundreds; nor a log-partition, of which a potential
-is the exponent; nor a descent without noise. Those stay in float32.
+taken in float32. A Langevin step tolerates that: the rounding of its drift is far below the noise that it adds. An
+accept step does not, which compares two potentials of which each is in the hundreds; nor a log-partition, of which a
+potential is the exponent; nor a descent without noise. Those stay in float32.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,8 @@ from gebm.networks.layers import BatchNorm2d, DownsampleConv2d, UpsampleConv2d
 
 __all__ = ["folded", "folded_base"]
 
+_LayerT = TypeVar("_LayerT", bound=nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
+
 
 @torch.no_grad()
 def folded(model: GEBM, precision: torch.dtype = torch.float32) -> GEBM:
@@ -36,8 +39,8 @@ def folded(model: GEBM, precision: torch.dtype = torch.float32) -> GEBM:
 
     Args:
         model: The model, on its device.
-        precision: Of the networks of images: float32, float64, or bfloat16 for kernels without an accept step. Those
-            of vectors keep their own.
+        precision: Precision of the networks of images: float32, float64, or bfloat16 for kernels without an accept
+            step. Those of vectors keep their own.
 
     Returns:
         The model to sample.
@@ -70,7 +73,7 @@ def folded_base(base: nn.Module, precision: torch.dtype | None = None) -> nn.Mod
 
     Args:
         base: Maps latents (N, D) to samples (N, ...), on its device.
-        precision: Of a network of images; that of its weights if none. Pixels have float32 at least.
+        precision: Precision of a network of images (default: that of its weights). Pixels have float32 at least.
 
     Returns:
         A copy in evaluation mode, folded; the base itself if it is not of images, for there is nothing to fold.
@@ -99,7 +102,8 @@ class _InPrecision(nn.Module):
         # get what they were written for.
         computed = any(parametrize.is_parametrized(layer) for layer in network.modules())
         self.precision = precision if parameters and not computed else None
-        if self.precision == torch.bfloat16:  # batch normalisation that could not be folded mixes the two, at no cost
+        # Batch normalization that could not be folded mixes the two precisions, at no cost.
+        if self.precision == torch.bfloat16:
             for parameter in parameters:
                 parameter.data = parameter.data.to(precision)
         elif self.precision is not None:
@@ -113,7 +117,7 @@ class _InPrecision(nn.Module):
 
 
 # What an energy's layer does for its second derivative is done in Python, and a chain has only a first one.
-_SIMPLE: dict[type[nn.Module], Callable[[nn.Module], nn.Module]] = {
+_SIMPLE: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
     LeakyReLU: lambda layer: nn.LeakyReLU(layer.negative_slope),
     ReLU: lambda layer: nn.ReLU(),
     AvgPool2x2: lambda layer: nn.AvgPool2d(2),
@@ -125,60 +129,77 @@ def _is_of_images(base: nn.Module) -> bool:
 
 
 def _fold(module: nn.Module) -> nn.Module:
-    """Return the module with what can be folded in it folded, its parameters its own."""
+    """Return the module with its foldable layers folded, its parameters its own."""
     if type(module) in _SIMPLE:
         return _SIMPLE[type(module)](module)
     if parametrize.is_parametrized(module, "weight") or type(module) in (Conv2d, DownsampleConv2d, UpsampleConv2d):
         return _plain(module)
-    if type(module).forward is not nn.Sequential.forward:
+    if not isinstance(module, nn.Sequential) or type(module).forward is not nn.Sequential.forward:
         for name, child in list(module.named_children()):
             setattr(module, name, _fold(child))
         return module
     layers: list[nn.Module] = []
     for layer in map(_fold, module):
-        before = layers[-1] if layers else None
-        norm = type(layer) is BatchNorm2d and layer.affine and layer.track_running_stats
-        if norm and type(before) in (nn.Conv2d, nn.ConvTranspose2d):
-            layers[-1] = fuse_conv_bn_eval(before, layer, transpose=type(before) is nn.ConvTranspose2d)
-        elif norm and [type(one) for one in layers[-2:]] == [nn.Linear, nn.Unflatten]:
-            layers[-2] = _normalised(layers[-2], before, layer)
-        else:
+        if not (isinstance(layer, BatchNorm2d) and _fold_into(layers, layer)):
             layers.append(layer)
     return nn.Sequential(*layers)
 
 
-def _plain(layer: nn.Module) -> nn.Module:
-    """Return a layer with the weight that a normalised one has now, or that one of two layers in one is computed with.
+def _fold_into(layers: list[nn.Module], norm: BatchNorm2d) -> bool:
+    """Fold batch normalization into the last of the layers before it; return whether that can be done."""
+    if not (norm.affine and norm.track_running_stats and layers):
+        return False
+    before = layers[-1]
+    # A subclass may compute something else.
+    if isinstance(before, nn.Conv2d | nn.ConvTranspose2d) and type(before) in (nn.Conv2d, nn.ConvTranspose2d):
+        layers[-1] = fuse_conv_bn_eval(before, norm, transpose=isinstance(before, nn.ConvTranspose2d))
+        return True
+    linear = layers[-2] if len(layers) > 1 else None
+    if type(before) is nn.Unflatten and isinstance(linear, nn.Linear) and type(linear) is nn.Linear:
+        layers[-2] = _normalize_grid(linear, norm)
+        return True
+    return False
 
-    Not by removing the normalisation: torch would take it from the class, which the copy shares with the original.
+
+def _plain(layer: Any) -> nn.Module:
+    """Return a layer with the weight that a normalized one has now, or that one of two layers in one is computed with.
+
+    Not by removing the normalization: torch would take it from the class, which the copy shares with the original.
     """
     kind = parametrize.type_before_parametrizations(layer)
     bias = layer.bias is not None
     if kind is DownsampleConv2d:
-        plain = skip_init(nn.Conv2d, layer.in_channels, layer.out_channels, 4, stride=2, padding=1, bias=bias)
+        plain = _empty(nn.Conv2d, layer.in_channels, layer.out_channels, 4, stride=2, padding=1, bias=bias)
         return _with(plain, layer.strided(), layer.bias)
     if kind is UpsampleConv2d:
-        plain = skip_init(nn.ConvTranspose2d, layer.in_channels, layer.out_channels, 4, stride=2, padding=1, bias=bias)
+        plain = _empty(nn.ConvTranspose2d, layer.in_channels, layer.out_channels, 4, stride=2, padding=1, bias=bias)
         return _with(plain, layer.strided(), layer.bias)
     if kind is nn.Linear:
-        plain = skip_init(nn.Linear, layer.in_features, layer.out_features, bias)
+        plain = _empty(nn.Linear, layer.in_features, layer.out_features, bias)
     elif kind in (nn.Conv2d, Conv2d) and layer.groups == 1 and layer.padding_mode == "zeros":
         shape = layer.kernel_size, layer.stride, layer.padding, layer.dilation
-        plain = skip_init(nn.Conv2d, layer.in_channels, layer.out_channels, *shape, bias=bias)
+        plain = _empty(nn.Conv2d, layer.in_channels, layer.out_channels, *shape, bias=bias)
     else:
         return layer
     return _with(plain, layer.weight, layer.bias)
 
 
-def _normalised(linear: nn.Module, grid: nn.Unflatten, norm: BatchNorm2d) -> nn.Linear:
-    """Return a linear map with the batch normalisation of the grid that its outputs are laid out on."""
-    places = linear.out_features // norm.num_features
-    repeated = [x.repeat_interleave(places) for x in (norm.running_mean, norm.running_var, norm.weight, norm.bias)]
-    mean, variance, weight, bias = repeated
+def _normalize_grid(linear: nn.Linear, norm: BatchNorm2d) -> nn.Linear:
+    """Return a linear map with the batch normalization of the grid that its outputs are laid out on."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    num_pixels = linear.out_features // norm.num_features
+    per_channel = norm.running_mean, norm.running_var, norm.weight, norm.bias
+    mean, variance, weight, bias = (x.repeat_interleave(num_pixels) for x in per_channel)
     return _with(linear, *fuse_linear_bn_weights(linear.weight, linear.bias, mean, variance, norm.eps, weight, bias))
 
 
-def _with(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
+def _empty(kind: type[_LayerT], *args: Any, **kwargs: Any) -> _LayerT:
+    """Build a layer whose weights are not drawn; of its type, which torch does not say."""
+    return cast(_LayerT, skip_init(kind, *args, **kwargs))
+
+
+def _with(layer: _LayerT, weight: Tensor, bias: Tensor | None) -> _LayerT:
     layer.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
     if bias is not None:
         layer.bias = nn.Parameter(bias.clone(), requires_grad=False)

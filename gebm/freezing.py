@@ -1,4 +1,4 @@
-"""Networks that stand still for a while: one set of weights for many reads, and none of their gradients."""
+"""Context managers that hold networks fixed: weights computed once for many reads, and without gradients."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ __all__ = ["cached_parametrizations", "frozen"]
 
 @contextmanager
 def cached_parametrizations(*modules: nn.Module) -> Iterator[None]:
-    """Compute every normalised weight of the modules once, in full precision, and use it until the block ends.
+    """Compute every normalized weight of the modules once, in full precision, and use it until the block ends.
 
-    Spectral normalisation recomputes a weight wherever it is read, and in training mode moves its power iteration each
+    Spectral normalization recomputes a weight wherever it is read, and in training mode moves its power iteration each
     time. One gradient step reads an energy's weights twice (samples, penalty), a chain thousands of times: all those
     reads must see one and the same network. The weights are computed here, before any autocast region, because power
     iteration in bfloat16 would estimate the spectral norm to two digits only.
 
     Args:
-        *modules: Networks, with or without parametrised weights.
+        *modules: Networks, with or without parametrized weights.
 
     Example:
         >>> layer = torch.nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3))
@@ -35,25 +35,26 @@ def cached_parametrizations(*modules: nn.Module) -> Iterator[None]:
             device = next((parameter.device.type for parameter in module.parameters()), "cpu")
             with torch.autocast(device, enabled=False):
                 for layer in module.modules():
-                    if parametrize.is_parametrized(layer):
-                        for name in layer.parametrizations:
+                    if isinstance(parametrizations := getattr(layer, "parametrizations", None), nn.ModuleDict):
+                        for name in parametrizations:
                             getattr(layer, name)
         yield
 
 
-_held: set[int] = set()  # the modules that are held fixed now, by identity
+# Identities of the modules that are frozen now.
+_frozen: set[int] = set()
 
 
 @contextmanager
 def frozen(*modules: nn.Module) -> Iterator[None]:
-    """Hold modules fixed: evaluation mode, parameters outside the graph, normalised weights computed once.
+    """Hold modules fixed: evaluation mode, parameters outside the graph, normalized weights computed once.
 
     What is computed inside can still be differentiated with respect to its *inputs*; this is what a sampler and a base
     step need, and the parameters then cost neither memory nor time. On leaving, modes and flags are as they were.
-    In between they are not to be changed: what is held already is not looked at again.
+    In between they must not be changed: a module that is frozen already is not visited again.
 
     Args:
-        *modules: What to hold fixed.
+        *modules: Modules to hold fixed.
 
     Example:
         >>> network = nn.Linear(2, 1)
@@ -65,7 +66,7 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
     """
     # A potential holds its networks at each step of a chain that holds them already: looking them through again would
     # cost a small network as much as the step.
-    modules = tuple(module for module in modules if id(module) not in _held)
+    modules = tuple(module for module in modules if id(module) not in _frozen)
     if not modules:
         yield
         return
@@ -75,13 +76,13 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
         layer.training = False
     for parameter in trained:
         parameter.requires_grad_(False)
-    held = {id(layer) for layer, _ in modes} - _held
-    _held.update(held)
+    newly_frozen = {id(layer) for layer, _ in modes} - _frozen
+    _frozen.update(newly_frozen)
     try:
         with cached_parametrizations(*modules):
             yield
     finally:
-        _held.difference_update(held)
+        _frozen.difference_update(newly_frozen)
         for layer, training in modes:
             layer.training = training
         for parameter in trained:

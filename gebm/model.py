@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,29 @@ from torch import Tensor, nn
 from gebm import samplers
 from gebm.freezing import frozen
 
-__all__ = ["GEBM", "BoundedEnergy", "NoEnergy", "RelativeEnergy", "StandardNormal"]
+__all__ = ["GEBM", "BoundedEnergy", "Density", "LatentPrior", "NoEnergy", "RelativeEnergy", "StandardNormal"]
+
+
+class LatentPrior(samplers.Prior, Protocol):
+    """A latent prior as the model needs it: a module with the methods of :class:`StandardNormal`."""
+
+    @property
+    def dim(self) -> int:
+        """Latent dimension ``D``."""
+        ...
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw latents (n, D)."""
+        ...
+
+
+@runtime_checkable
+class Density(Protocol):
+    """A base with a density, such as a normalizing flow."""
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Map samples (N, D) to their log-densities (N,), in nats."""
+        ...
 
 
 class StandardNormal(nn.Module):
@@ -25,20 +48,22 @@ class StandardNormal(nn.Module):
         torch.Size([5])
     """
 
+    mean: Tensor
+
     def __init__(self, dim: int) -> None:
         super().__init__()
         if dim < 1:
             raise ValueError(f"the latent dimension is {dim}: choose at least 1")
         self.dim = dim
-        # It follows the model from device to device; being zero, it has no place in a checkpoint.
+        # It follows the model from device to device; being zero, it need not be in a checkpoint.
         self.register_buffer("mean", torch.zeros(dim), persistent=False)
 
     def extra_repr(self) -> str:
-        """Return what is printed between the brackets."""
+        """Return the settings that ``repr`` shows."""
         return f"dim={self.dim}"
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """Return the log-density, normalising constant included.
+        """Return the log-density, normalizing constant included.
 
         Args:
             z: Latents (N, D).
@@ -68,10 +93,10 @@ class StandardNormal(nn.Module):
         """Draw latents.
 
         Args:
-            n: How many.
-            generator: Source of every random number, on any device; torch's global one if none. One number is taken
+            n: Number of latents.
+            generator: Source of every random number, on any device (default: torch's global one). One number is taken
                 from it, whatever ``n`` is (see :mod:`gebm.samplers.philox`).
-            device: Where the result goes; where the prior is, if none.
+            device: Device of the result (default: the prior's).
 
         Returns:
             Latents (n, D). The first are the same for any ``n``.
@@ -104,7 +129,7 @@ class BoundedEnergy(nn.Module):
         self.floor = floor
 
     def extra_repr(self) -> str:
-        """Return what is printed between the brackets."""
+        """Return the settings that ``repr`` shows."""
         return f"floor={self.floor}"
 
     def forward(self, x: Tensor) -> Tensor:
@@ -157,7 +182,7 @@ class RelativeEnergy(nn.Module):
 
     def __init__(self, network: nn.Module, base: nn.Module) -> None:
         super().__init__()
-        if not hasattr(base, "log_prob"):
+        if not isinstance(base, Density):
             raise ValueError(f"an energy relative to {type(base).__name__} needs its log_prob: use a normalizing flow")
         _require_same_dimension("energy", network, "base", base)
         self.network = network
@@ -175,13 +200,15 @@ class RelativeEnergy(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map samples (N, ...) to energies (N,), differentiable in ``x`` and in the parameters of ``D``."""
-        with frozen(self.base):
-            log_base_N = self.base.log_prob(x)
+        base = self.base
+        assert isinstance(base, Density)
+        with frozen(base):
+            log_base_N = base.log_prob(x)
         return self.network(x).reshape(len(x)) + log_base_N
 
 
 class NoEnergy(nn.Module):
-    """The energy of a model that has none, nought everywhere: its samples are the base's.
+    """The energy of a model that has none, zero everywhere: its samples are the base's.
 
     Example:
         >>> NoEnergy()(torch.ones(2, 3))
@@ -189,7 +216,7 @@ class NoEnergy(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return noughts (N,) for samples (N, ...), with a gradient that is nought too."""
+        """Return zeros (N,) for samples (N, ...), with a gradient that is zero too."""
         return 0.0 * x.flatten(1).sum(1)
 
 
@@ -202,7 +229,7 @@ class GEBM(nn.Module):
             A :class:`RelativeEnergy` is made relative to this base.
         prior: Distribution of the latents: ``dim``, ``log_prob``, ``from_noise`` and ``sample``
             as :class:`StandardNormal` has them.
-        energy_floor: The least energy. If none, the paper's -10; but no floor under a :class:`RelativeEnergy`: it is
+        energy_floor: The least energy (default: the paper's -10); but no floor under a :class:`RelativeEnergy`: it is
             far below -10 wherever the base has next to no mass, and would stop learning there.
 
     Raises:
@@ -222,7 +249,14 @@ class GEBM(nn.Module):
         torch.Size([4])
     """
 
-    def __init__(self, base: nn.Module, energy: nn.Module, prior: nn.Module, energy_floor: float | None = None) -> None:
+    base: nn.Module
+    energy: BoundedEnergy
+    prior: LatentPrior
+    log_partition: nn.Parameter
+
+    def __init__(
+        self, base: nn.Module, energy: nn.Module, prior: LatentPrior, energy_floor: float | None = None
+    ) -> None:
         super().__init__()
         _require_same_dimension("base", base, "prior", prior)
         self.base = base
@@ -274,9 +308,9 @@ class GEBM(nn.Module):
     def potential(self, z: Tensor, beta: float = 1.0) -> Tensor:
         """Return the potential of the latent posterior, ``U(z) = -log eta(z) + beta E(B(z))``.
 
-        If ``z`` has density proportional to ``exp(-U)`` at ``beta = 1``, then ``B(z)`` is a sample of the model
-        (Arbel, Zhou and Gretton, ICLR 2021, section 4). Both networks are in evaluation mode and their parameters
-        outside the graph: the gradient with respect to ``z`` is the only one there is.
+        If ``z`` has density proportional to ``exp(-U)`` at ``beta = 1``, then ``B(z)`` is a sample of the model (Arbel,
+        Zhou and Gretton, ICLR 2021, section 4, the posterior latent distribution). Both networks are in evaluation mode
+        and their parameters outside the graph: the gradient with respect to ``z`` is the only one there is.
 
         Computed in float32 even inside an autocast region. Acceptance compares two potentials close to each other, and
         ``beta`` multiplies an energy's rounding error by up to a hundred; the eight bits of bfloat16 hold none of that.
@@ -309,9 +343,9 @@ class GEBM(nn.Module):
         """Draw from the base alone, the energy left out.
 
         Args:
-            n: How many samples.
+            n: Number of samples.
             generator: Source of every random number.
-            batch_size: How many go through the base at once; all if none.
+            batch_size: Number of samples that go through the base at once (default: all).
 
         Returns:
             Samples (n, ...).
@@ -340,12 +374,12 @@ class GEBM(nn.Module):
         chain that diverges is restarted at the prior.
 
         Args:
-            n: How many samples.
+            n: Number of samples.
             kernel: A kernel of :mod:`gebm.samplers`.
             num_steps: Steps of each chain.
             beta: Inverse temperature; 1 is the model itself, larger is colder.
             generator: Source of every random number.
-            batch_size: How many chains run at once; all if none.
+            batch_size: Number of chains that run at once (default: all).
 
         Returns:
             Samples (n, ...).
@@ -359,7 +393,7 @@ class GEBM(nn.Module):
         z0_ND = self.prior.sample(n, generator)
         seed = int(samplers.philox.draw_key(generator, z0_ND.device))
         samples, first = [], 0
-        # Frozen here as well as in the potential, so that normalised weights are computed once and not at every step.
+        # Frozen here as well as in the potential, so that normalized weights are computed once and not at every step.
         with frozen(self.base, self.energy):
             for size in sizes:
                 chain = samplers.run(
@@ -399,13 +433,14 @@ class GEBM(nn.Module):
             >>> GEBM(base, energy, StandardNormal(2)).data_potential(torch.zeros(3, 2)).shape
             torch.Size([3])
         """
-        if not hasattr(self.base, "log_prob"):
+        base = self.base
+        if not isinstance(base, Density):
             raise ValueError("this base has no density: use a base with log_prob, such as a normalizing flow")
-        with frozen(self.base, self.energy), torch.autocast(x.device.type, enabled=False):
+        with frozen(base, self.energy), torch.autocast(x.device.type, enabled=False):
             network = self.energy.network
             if isinstance(network, RelativeEnergy) and self.energy.floor == -math.inf:
                 return network.network(x).reshape(len(x))
-            return self.energy(x) - self.base.log_prob(x)
+            return self.energy(x) - base.log_prob(x)
 
     def log_prob(self, x: Tensor, log_partition: Tensor | float | None = None) -> Tensor:
         """Return the model's log-density, ``log b(x) - E(x) - A``, where the base has a density ``b``.
@@ -415,7 +450,7 @@ class GEBM(nn.Module):
 
         Args:
             x: Samples (N, ...).
-            log_partition: ``A``, a scalar in nats; the trained ``c`` if none.
+            log_partition: ``A``, a scalar in nats (default: the trained ``c``).
 
         Returns:
             Log-densities (N,), in nats.
@@ -434,8 +469,8 @@ class GEBM(nn.Module):
         return -self.data_potential(x) - log_partition
 
 
-def _require_same_dimension(name: str, module: nn.Module, other_name: str, other: nn.Module) -> None:
-    """Refuse two parts of a model of which both say their dimension, as flows and priors do, and say another."""
+def _require_same_dimension(name: str, module: object, other_name: str, other: object) -> None:
+    """Raise a ValueError if two parts of a model have a ``dim``, as flows and priors do, and not the same."""
     dim, other_dim = getattr(module, "dim", None), getattr(other, "dim", None)
     if None not in (dim, other_dim) and dim != other_dim:
         raise ValueError(f"the {name} has {dim} dimensions and the {other_name} {other_dim}: make them equal")

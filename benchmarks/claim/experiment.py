@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.claim.settings import SAMPLERS, SETTINGS, SamplerSetting, Setting, experiment
-from gebm import GEBM, EnergyPhase, Trainer, adam, energy_quality, initialise_log_partition, objectives, penalties
+from gebm import GEBM, EnergyPhase, Trainer, adam, energy_quality, initialize_log_partition, objectives, penalties
 from gebm.folding import folded
 from gebm.training.gradient_guard import ClipGradients
 from pipeline import config as schema
@@ -190,7 +190,7 @@ def _train_to_plateau(
     curve: list[dict[str, float]] = []
     position, seconds = Position(), 0.0
     if checkpoints.last is None:
-        initialise_log_partition(
+        initialize_log_partition(
             model, config.train.log_partition_samples, step_generator(config, "log-partition", 0, device)
         )
     trainer = make_trainer(model, config, device)
@@ -271,7 +271,7 @@ def train_phase(
     # The critic of the Wasserstein loss has no floor; in the phases all energies have the same.
     model.energy.floor = _FLOOR
     if objective.trains_log_partition:
-        initialise_log_partition(model, 4096, torch.Generator().manual_seed(config.seed))
+        initialize_log_partition(model, 4096, torch.Generator().manual_seed(config.seed))
     trainer = Trainer(
         model,
         objective=objective,

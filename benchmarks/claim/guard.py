@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.claim.experiment import Bench
 from benchmarks.claim.settings import OBJECTIVES, SETTINGS, experiment
-from gebm import initialise_log_partition
+from gebm import initialize_log_partition
 from gebm.training import gradient_guard
 from pipeline import tasks
 from pipeline.data import Position
@@ -40,7 +40,7 @@ def run_guard(bench: Bench, objective: str, guard: str, seed: int) -> dict[str, 
     batches = tasks.make(config).open(0, 1, device).batches(Position())
     model = model_to_train(config, device)
     generator = step_generator(config, "log-partition", 0, device)
-    initialise_log_partition(model, config.train.log_partition_samples, generator)
+    initialize_log_partition(model, config.train.log_partition_samples, generator)
     trainer = make_trainer(model, config, device)
     largest, moments, kales = 0.0, [], []
     for step in range(GUARD_STEPS):

@@ -23,7 +23,7 @@ from torch.nn.utils import parametrize
 
 from benchmarks.claim.experiment import Bench, train_phase
 from benchmarks.claim.settings import SETTINGS, experiment
-from gebm import GEBM, Trainer, energy_quality, initialise_log_partition
+from gebm import GEBM, Trainer, energy_quality, initialize_log_partition
 from pipeline import config as schema
 from pipeline import tasks
 from pipeline.data import Position
@@ -201,7 +201,7 @@ def _train(
     if not spectral_norm:
         remove_spectral_norm(model.energy)
     generator = step_generator(config, "log-partition", 0, device)
-    initialise_log_partition(model, config.train.log_partition_samples, generator)
+    initialize_log_partition(model, config.train.log_partition_samples, generator)
     trainer = make_trainer(model, config, device)
     losses = {"largest_energy_loss": float("-inf"), "largest_second_moment": 0.0, "nonfinite_losses": 0}
     for step in range(base_steps):

@@ -319,7 +319,7 @@ def figures(folder: Path) -> list[str]:
     Args:
         folder: where to write them.
     """
-    sizes = {"base": 200, "gebm": 200, "base_and_gebm": 400, "by_energy": 500, "neighbours": 200, "energies": 30}
+    sizes = {"base": 200, "gebm": 200, "base_and_gebm": 400, "by_energy": 500, "neighbors": 200, "energies": 30}
     sizes |= {"log_partition": 70, "fid_along_chain": 50}  # thousands of bytes
     found = [folder / "chain.gif", *(folder / f"{name}.png" for name in sizes)]
     found[0].write_bytes(os.urandom(1_000_000))

@@ -1,7 +1,7 @@
 """Base and energy networks, side by side, a file per family.
 
 Image bases map latents (N, D) to images (N, C, H, W) in [-1, 1]; energies map images to (N, 1). The base is
-batch-normalised, the energy spectrally normalised. For vectors (N, D) there are MLPs, and flows, whose base has a
+batch-normalized, the energy spectrally normalized. For vectors (N, D) there are MLPs, and flows, whose base has a
 density. Weights are drawn from torch's global random state: seed it first.
 """
 
@@ -44,12 +44,12 @@ def make(
             vectors, ``"mlp"`` and the flows ``"gaussian"``, ``"realnvp"``, ``"maf"``, ``"nsf"``: there ``channels``
             is the dimension and ``resolution`` means nothing.
         resolution: Height and width of the images in pixels, a power of two.
-        channels: Colour channels.
+        channels: Color channels.
         latent_dim: Latent dimension ``D``; a flow's is the dimension of its data.
         width: Channels at the full resolution, or hidden units; the family's own if none.
         energy: Which energy goes with a flow: if none, one with a known log-partition, minus the log-density of a
             second such flow and relative to the base. ``"mlp"``, with a flow or an MLP as base: an MLP that is not
-            spectrally normalised. The other families have one energy each.
+            spectrally normalized. The other families have one energy each.
         offset: Constant in a flow's energy, in nats: minus its true log-partition.
 
     Returns:

@@ -2,7 +2,7 @@
 
 A stack of strided convolutions with a 4x4 grid at its narrow end, channels doubling as the grid halves. Two departures:
 a 3x3 convolution works at full resolution on either side, so that even 8x8 images see more than one layer; and the
-energy is spectrally instead of batch-normalised, since an energy is a function of one sample, not of its batch.
+energy is spectrally instead of batch-normalized, since an energy is a function of one sample, not of its batch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class DCGANBase(nn.Sequential):
 
     Args:
         resolution: Pixels on a side: 8, 16, 32, 64 or 128.
-        channels: Colour channels.
+        channels: Color channels.
         latent_dim: Latent dimension ``D``.
         width: Channels at the full resolution, twice as many per halving.
 
@@ -49,15 +49,15 @@ class DCGANBase(nn.Sequential):
             layers += [nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1), BatchNorm2d(narrow), nn.ReLU()]
         super().__init__(*layers, nn.Conv2d(width, channels, 3, padding=1), TanhFloat32())
         for layer in self:
-            _initialise(layer)
+            _initialize(layer)
 
 
 class DCGANEnergy(nn.Sequential):
-    """The energy: 4x4 convolutions of stride 2 down to 4x4, LeakyReLU(0.2), linear to 1, spectrally normalised.
+    """The energy: 4x4 convolutions of stride 2 down to 4x4, LeakyReLU(0.2), linear to 1, spectrally normalized.
 
     Args:
         resolution: Pixels on a side: 8, 16, 32, 64 or 128.
-        channels: Colour channels.
+        channels: Color channels.
         width: Channels at the full resolution, twice as many per halving.
 
     Raises:
@@ -72,10 +72,10 @@ class DCGANEnergy(nn.Sequential):
     def __init__(self, resolution: int, channels: int, width: int = 64) -> None:
         stages = num_upsamplings(resolution, smallest=8, family="dcgan")
         widths = [width * 2**stage for stage in range(stages + 1)]
-        layers: list[nn.Module] = [spectral_norm(_initialise(Conv2d(channels, width, 3, padding=1)))]
+        layers: list[nn.Module] = [spectral_norm(_initialize(Conv2d(channels, width, 3, padding=1)))]
         for narrow, wide in pairwise(widths):
-            layers += [LeakyReLU(0.2), spectral_norm(_initialise(Conv2d(narrow, wide, 4, stride=2, padding=1)))]
-        linear = spectral_norm(_initialise(nn.Linear(widths[-1] * 16, 1)))
+            layers += [LeakyReLU(0.2), spectral_norm(_initialize(Conv2d(narrow, wide, 4, stride=2, padding=1)))]
+        linear = spectral_norm(_initialize(nn.Linear(widths[-1] * 16, 1)))
         super().__init__(*layers, LeakyReLU(0.2), nn.Flatten(), linear)
 
 
@@ -84,9 +84,10 @@ def make(resolution: int, channels: int, latent_dim: int, width: int = 64) -> tu
     return DCGANBase(resolution, channels, latent_dim, width), DCGANEnergy(resolution, channels, width)
 
 
-def _initialise(layer: nn.Module) -> nn.Module:
+def _initialize(layer: nn.Module) -> nn.Module:
     """Draw weights from N(0, 0.02^2), as both DCGAN and SNGAN's ConvNet do."""
     if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
         nn.init.normal_(layer.weight, std=0.02)
-        nn.init.zeros_(layer.bias)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
     return layer

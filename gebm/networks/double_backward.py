@@ -9,6 +9,7 @@ gradient of a convolution with respect to its weights is what every library has,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,8 +25,8 @@ class Conv2d(nn.Conv2d):
     Args:
         in_channels: Channels in.
         out_channels: Channels out.
-        kernel_size: Places on a side of the kernel.
-        stride: Places from one output to the next.
+        kernel_size: Pixels on a side of the kernel.
+        stride: Pixels from one output to the next.
         padding: Zeros on each side.
 
     Example:
@@ -38,9 +39,9 @@ class Conv2d(nn.Conv2d):
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map (N, in, H, W) to (N, out, H', W')."""
-        return convolve(x, self.weight, self.bias, self.stride[0], self.padding[0])
+        return convolve(input, self.weight, self.bias, self.stride[0], int(self.padding[0]))
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1, padding: int = 0) -> Tensor:
@@ -49,8 +50,8 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1, pa
     Args:
         x: Images (N, in, H, W).
         weight: The kernel (out, in, k, k).
-        bias: What is added (out,), or none.
-        stride: Places from one output to the next.
+        bias: The bias (out,), or ``None``.
+        stride: Pixels from one output to the next.
         padding: Zeros on each side.
 
     Returns:
@@ -83,11 +84,13 @@ class _Convolved(torch.autograd.Function):
         return F.conv2d(x, weight, bias, stride, padding)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
+        (gradient,) = grad_outputs
         if gradient is None:
             return None, None, None, None, None
         x, weight = ctx.saved_tensors
-        wanted = (*_wanted(ctx), False)[:3]  # there may be no bias
+        # Without a bias there are only two.
+        wanted = (*_wanted(ctx), False)[:3]
         if not torch.is_grad_enabled():
             return *_transposes(gradient, x, weight, ctx.geometry, wanted), None, None
         slots = x, weight, gradient
@@ -107,7 +110,7 @@ class _Derivative(torch.autograd.Function):
     """The derivative of ``T(x, w, y) = <convolution of x with w, y>`` with respect to one of the three.
 
     ``T`` is linear in each, so this is a function of the other two; of the third only the shape is looked at. Its own
-    derivatives with respect to those two are again derivatives of ``T``, with its gradient in the third's place.
+    derivatives with respect to those two are again derivatives of ``T``, with its gradient in place of the third.
     """
 
     @staticmethod
@@ -117,10 +120,13 @@ class _Derivative(torch.autograd.Function):
         ctx.slot, ctx.geometry = slot, geometry
         if slot == _Y:
             return F.conv2d(x, weight, None, *geometry)
-        return _transposes(y, x, weight, geometry, (slot == _X, slot == _WEIGHT, False))[slot]
+        derivative = _transposes(y, x, weight, geometry, (slot == _X, slot == _WEIGHT, False))[slot]
+        assert derivative is not None
+        return derivative
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
+        (gradient,) = grad_outputs
         if gradient is None:
             return None, None, None, None, None
         slots = list(ctx.saved_tensors)
@@ -131,7 +137,7 @@ class _Derivative(torch.autograd.Function):
 
 
 def _wanted(ctx: Any) -> tuple[bool, ...]:
-    """Return of which of the tensors that went in this backward pass has a use for the gradient.
+    """Return for each input whether this backward pass needs its gradient.
 
     ``needs_input_grad`` says only which could have one: weights can, and a penalty's first pass, that of a gradient
     with respect to ``x``, would compute theirs for nothing.
@@ -145,7 +151,7 @@ def _is_leaf(node: Any) -> bool:
 
 
 def _transposes(
-    gradient: Tensor, x: Tensor, weight: Tensor, geometry: tuple[int, int], wanted: tuple[bool, bool, bool]
+    gradient: Tensor, x: Tensor, weight: Tensor, geometry: tuple[int, int], wanted: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients with respect to images, kernel and bias, those that are wanted."""
     stride, padding = ((number, number) for number in geometry)
@@ -155,7 +161,7 @@ def _transposes(
 
 
 class LeakyReLU(nn.LeakyReLU):
-    """A leaky rectifier, whose second derivative is nought and costs nothing.
+    """A leaky rectifier, whose second derivative is zero and costs nothing.
 
     It keeps its output and not its input, which nothing else needs, so that half of the memory is free.
 
@@ -175,9 +181,9 @@ class LeakyReLU(nn.LeakyReLU):
             raise ValueError(f"the slope below zero is {negative_slope}: choose zero or more")
         super().__init__(negative_slope)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map a tensor of any shape to its rectified values."""
-        return _Rectified.apply(x, self.negative_slope)
+        return _Rectified.apply(input, self.negative_slope)
 
 
 class ReLU(nn.ReLU):
@@ -188,9 +194,9 @@ class ReLU(nn.ReLU):
         tensor([0., 2.])
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map a tensor of any shape to its rectified values."""
-        return _Rectified.apply(x, 0.0)
+        return _Rectified.apply(input, 0.0)
 
 
 class _Rectified(torch.autograd.Function):
@@ -205,7 +211,8 @@ class _Rectified(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, None]:
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, None]:
+        (gradient,) = grad_outputs
         return None if gradient is None else _Slope.apply(gradient, *ctx.saved_tensors, ctx.slope), None
 
 
@@ -222,12 +229,13 @@ class _Slope(torch.autograd.Function):
         return torch.ops.aten.leaky_relu_backward(gradient, y, slope, True)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, None, None]:
+        (gradient,) = grad_outputs
         return None if gradient is None else _Slope.apply(gradient, *ctx.saved_tensors, ctx.slope), None, None
 
 
 class AvgPool2x2(nn.Module):
-    """The mean over 2x2 places, whose second derivative is nought and costs nothing.
+    """The mean over 2x2 pixels, whose second derivative is zero and costs nothing.
 
     Example:
         >>> AvgPool2x2()(torch.arange(4.0).reshape(1, 1, 2, 2))
@@ -241,12 +249,12 @@ class AvgPool2x2(nn.Module):
             ValueError: If a side is odd.
         """
         if x.shape[-1] % 2 or x.shape[-2] % 2:
-            raise ValueError(f"a grid of {x.shape[-2]} x {x.shape[-1]} places has no half: both have to be even")
+            raise ValueError(f"a grid of {x.shape[-2]} x {x.shape[-1]} pixels has no half: both have to be even")
         return _Halved.apply(x)
 
 
 class _Halved(torch.autograd.Function):
-    """The mean over 2x2 places."""
+    """The mean over 2x2 pixels."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -254,12 +262,13 @@ class _Halved(torch.autograd.Function):
         return F.avg_pool2d(x, 2)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor | None) -> Tensor | None:
+    def backward(ctx: Any, *grad_outputs: Any) -> Tensor | None:
+        (gradient,) = grad_outputs
         return None if gradient is None else _Spread.apply(gradient)
 
 
 class _Spread(torch.autograd.Function):
-    """A quarter to each of 2x2 places: the transpose of the mean over them, as that is the transpose of this."""
+    """A quarter to each of 2x2 pixels: the transpose of the mean over them, as that is the transpose of this."""
 
     @staticmethod
     def forward(ctx: Any, gradient: Tensor) -> Tensor:
@@ -267,5 +276,6 @@ class _Spread(torch.autograd.Function):
         return F.interpolate(gradient, scale_factor=2) / 4
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor | None) -> Tensor | None:
+    def backward(ctx: Any, *grad_outputs: Any) -> Tensor | None:
+        (gradient,) = grad_outputs
         return None if gradient is None else _Halved.apply(gradient)

@@ -120,8 +120,8 @@ class GaussianFlow(FlowBase):
     def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map data (N, D) to latents (N, D), and return with them ``log |det dz/dx|`` (N,)."""
         with _full_precision(x):
-            centred_ND = self._rows(x) - self.mean
-            z_ND = torch.linalg.solve_triangular(self.factor, centred_ND.T, upper=False).T
+            centered_ND = self._rows(x) - self.mean
+            z_ND = torch.linalg.solve_triangular(self.factor, centered_ND.T, upper=False).T
             return z_ND, -self.log_diagonal.sum().expand(len(x))
 
 
@@ -249,8 +249,8 @@ class FlowEnergy(nn.Module):
     """Minus a flow's log-density plus a constant: ``D(x) = -log f(x) + offset``.
 
     Since ``f`` integrates to one, the log-partition of ``exp(-D) dx`` is minus the offset, whatever the flow has
-    learnt. What trains the energy is not told so, and its estimate can be held against it (Arbel, Zhou and Gretton,
-    ICLR 2021).
+    learned. Training does not use it, so its estimate can be compared with it (Arbel, Zhou and Gretton, ICLR 2021,
+    density estimation).
 
     Args:
         flow: The flow ``f``.
@@ -263,6 +263,8 @@ class FlowEnergy(nn.Module):
         >>> energy.known_log_partition
         tensor(-1.5000)
     """
+
+    offset: Tensor
 
     def __init__(self, flow: FlowBase, offset: float = 0.0) -> None:
         super().__init__()
@@ -286,7 +288,7 @@ FLOWS: dict[str, Callable[..., FlowBase]] = {
     "maf": MAF,
     "nsf": NSF,
 }
-"""The flows by the names that configurations use; the Gaussian takes no notice of a width."""
+"""The flows by the names that configurations use; the Gaussian ignores the width."""
 
 
 def make(
@@ -334,7 +336,7 @@ def make(
         raise ValueError(f"offset={offset}: an energy='mlp' has no known log-partition to move; leave the offset out")
     if energy == "mlp":
         # A flow is a good base already, and what is left to correct is small and sharp.
-        return base, MLPEnergy(channels, **{"width": 100, **sizes}, normalised=False)
+        return base, MLPEnergy(channels, **{"width": 100, **sizes}, normalized=False)
     return base, RelativeEnergy(FlowEnergy(FLOWS[name](channels, **sizes), offset), base)
 
 

@@ -1,6 +1,8 @@
-"""Pieces that the image networks share."""
+"""Layers that the image networks share."""
 
 from __future__ import annotations
+
+import functools
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +16,9 @@ __all__ = ["BatchNorm2d", "DownsampleConv2d", "TanhFloat32", "UpsampleConv2d", "
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation over the batches of all processes together (Ioffe and Szegedy, ICML 2015).
+    """Batch normalization over the batches of all processes together (Ioffe and Szegedy, ICML 2015).
 
-    With each process's own mean and variance, a batch of 128 on 64 processes would be normalised two images at a time,
+    With each process's own mean and variance, a batch of 128 on 64 processes would be normalized two images at a time,
     and what a base learns would depend on how many processes train it. In evaluation mode, and in a single process, it
     is torch's own; torch's ``SyncBatchNorm`` runs on a GPU only.
 
@@ -26,31 +28,36 @@ class BatchNorm2d(nn.BatchNorm2d):
         torch.Size([3, 2, 4, 4])
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise images (N, C, H, W); processes have as many each."""
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalize images (N, C, H, W); every process has the same number of them."""
         _, world_size = rank_and_world_size()
         if not self.training or world_size == 1:
-            return super().forward(x)
-        variances, means = torch.var_mean(x.to(self.weight.dtype), (0, 2, 3), correction=0)
+            return super().forward(input)
+        variances, means = torch.var_mean(input.to(self.weight.dtype), (0, 2, 3), correction=0)
         # Differentiated through the gather: each process's mean moves the outputs of all.
         moments = torch.stack(distributed_functional.all_gather(torch.stack([means, variances])))
         mean = moments[:, 0].mean(0)
         variance = (moments[:, 1] + (moments[:, 0] - mean).square()).mean(0)
+        # Layers without running statistics are not built here.
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
         with torch.no_grad():
-            count = world_size * x.numel() / self.num_features
+            count = world_size * input.numel() / self.num_features
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
             self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), self.momentum)
             self.num_batches_tracked += 1
         scale = self.weight * (variance + self.eps).rsqrt()
         shift = self.bias - mean * scale
-        return torch.addcmul(shift[:, None, None], x.to(scale.dtype), scale[:, None, None]).to(x.dtype)
+        return torch.addcmul(shift[:, None, None], input.to(scale.dtype), scale[:, None, None]).to(input.dtype)
 
 
 class DownsampleConv2d(nn.Conv2d):
-    """A 3x3 convolution and the mean over 2x2 places after it, as one convolution of 4x4 at every second place.
+    """A 3x3 convolution and the mean over 2x2 pixels after it, as one convolution of 4x4 at every second pixel.
 
     The mean of four outputs is the output of a kernel that is the mean of four shifts of the 3x3 one: 16 products a
-    place of the coarse grid instead of 36. The parameters are those of the 3x3 convolution.
+    pixel of the coarse grid instead of 36. The parameters are those of the 3x3 convolution.
 
     Args:
         in_channels: Channels in.
@@ -67,18 +74,18 @@ class DownsampleConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, 3, padding=1)
 
     def strided(self) -> Tensor:
-        """The kernel (out, in, 4, 4) of the one convolution, whose stride is 2."""
+        """Return the kernel (out, in, 4, 4) of the one convolution, whose stride is 2."""
         return _four_shifts(self.weight) / 4
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map (N, in, H, W) to (N, out, H / 2, W / 2)."""
-        return convolve(x, self.strided(), self.bias, stride=2, padding=1)
+        return convolve(input, self.strided(), self.bias, stride=2, padding=1)
 
 
 class UpsampleConv2d(nn.Conv2d):
     """The doubling of the grid by repetition and a 3x3 convolution after it, as one transposed convolution of 4x4.
 
-    A place of the coarse grid takes part in 36 products; the weights of those that go to one sum are added up before,
+    A pixel of the coarse grid takes part in 36 products; the weights of those that go to one sum are added up before,
     and 16 are left. The parameters are those of the 3x3 convolution.
 
     Args:
@@ -96,23 +103,24 @@ class UpsampleConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, 3, padding=1)
 
     def strided(self) -> Tensor:
-        """The kernel (in, out, 4, 4) of the one transposed convolution, whose stride is 2."""
+        """Return the kernel (in, out, 4, 4) of the one transposed convolution, whose stride is 2."""
         return _four_shifts(self.weight.flip(2, 3)).transpose(0, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map (N, in, H, W) to (N, out, 2 H, 2 W)."""
-        return F.conv_transpose2d(x, self.strided(), self.bias, stride=2, padding=1)
+        return F.conv_transpose2d(input, self.strided(), self.bias, stride=2, padding=1)
 
 
 def _four_shifts(weight: Tensor) -> Tensor:
     """Return the sum (..., 4, 4) of a kernel (..., 3, 3) at the four corners of a larger one."""
-    return sum(F.pad(weight, (left, 1 - left, top, 1 - top)) for left in (0, 1) for top in (0, 1))
+    corners = (F.pad(weight, (left, 1 - left, top, 1 - top)) for left in (0, 1) for top in (0, 1))
+    return functools.reduce(torch.add, corners)
 
 
 class TanhFloat32(nn.Module):
     """The hyperbolic tangent that ends a base, in full precision.
 
-    In an autocast region the convolution before it returns bfloat16. Its neighbours of one are 1/256 apart: a tangent
+    In an autocast region the convolution before it returns bfloat16. Its neighbors of one are 1/256 apart: a tangent
     taken in that format would put a grid into the bright and dark pixels, and the energy would learn the grid.
 
     Example:

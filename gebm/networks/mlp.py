@@ -36,12 +36,12 @@ class MLPBase(nn.Sequential):
 
 
 class MLPEnergy(nn.Sequential):
-    """The energy: two hidden layers with SiLU, spectrally normalised unless told otherwise.
+    """The energy: two hidden layers with SiLU, spectrally normalized unless told otherwise.
 
     Args:
         dim: Dimension of the data.
         width: Hidden units per layer.
-        normalised: Whether the layers are spectrally normalised, which bounds how steep the energy is. Without, the
+        normalized: Whether the layers are spectrally normalized, which bounds how steep the energy is. Without, the
             last layer starts at zero: on a base that is already good, the energy starts from the base.
 
     Example:
@@ -50,9 +50,9 @@ class MLPEnergy(nn.Sequential):
         torch.Size([4, 1])
     """
 
-    def __init__(self, dim: int, width: int = 64, normalised: bool = True) -> None:
+    def __init__(self, dim: int, width: int = 64, normalized: bool = True) -> None:
         layers = [nn.Linear(dim, width), nn.Linear(width, width), nn.Linear(width, 1)]
-        if normalised:
+        if normalized:
             layers = [spectral_norm(layer) for layer in layers]
         else:
             nn.init.zeros_(layers[-1].weight)
@@ -64,4 +64,4 @@ def make(
     resolution: int, channels: int, latent_dim: int, width: int = 64, energy: str | None = None
 ) -> tuple[MLPBase, MLPEnergy]:
     """Build both for vectors of ``channels`` entries; see :func:`gebm.networks.make`."""
-    return MLPBase(latent_dim, channels, width), MLPEnergy(channels, width, normalised=energy is None)
+    return MLPBase(latent_dim, channels, width), MLPEnergy(channels, width, normalized=energy is None)

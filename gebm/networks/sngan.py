@@ -29,11 +29,11 @@ __all__ = [
 
 
 class ConvNetBase(nn.Sequential):
-    """The ConvNet's base: linear to 512x4x4, transposed 4x4 convolutions 512-256-128-64, 3x3 to colours, tanh.
+    """The ConvNet's base: linear to 512x4x4, transposed 4x4 convolutions 512-256-128-64, 3x3 to colors, tanh.
 
     Args:
         resolution: Pixels on a side: 32, 64 or 128.
-        channels: Colour channels.
+        channels: Color channels.
         latent_dim: Latent dimension ``D``.
         width: Channels at the full resolution.
 
@@ -63,11 +63,11 @@ class ConvNetBase(nn.Sequential):
 class ConvNetEnergy(nn.Sequential):
     """The ConvNet's energy: 3x3 and 4x4 stride-2 convolutions in turn, 64-128-128-256-256-512-512, linear to 1.
 
-    Every layer is spectrally normalised; LeakyReLU(0.1) between.
+    Every layer is spectrally normalized; LeakyReLU(0.1) between.
 
     Args:
         resolution: Pixels on a side: 32, 64 or 128.
-        channels: Colour channels.
+        channels: Color channels.
         width: Channels at the full resolution.
 
     Raises:
@@ -123,7 +123,7 @@ class UpBlock(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """A residual block of the energy: ReLU, 3x3, ReLU, 3x3, spectrally normalised, and half the grid if so asked.
+    """A residual block of the energy: ReLU, 3x3, ReLU, 3x3, spectrally normalized, and half the grid if so asked.
 
     Args:
         channels: Channels in.
@@ -160,11 +160,11 @@ class DownBlock(nn.Module):
 
 
 class ResNetBase(nn.Sequential):
-    """The ResNet's base: linear to 128x4x4, up-sampling blocks of 128, BN, ReLU, 3x3 to colours, tanh.
+    """The ResNet's base: linear to 128x4x4, up-sampling blocks of 128, BN, ReLU, 3x3 to colors, tanh.
 
     Args:
         resolution: Pixels on a side: 32, 64 or 128.
-        channels: Colour channels.
+        channels: Color channels.
         latent_dim: Latent dimension ``D``.
         width: Channels of every block.
 
@@ -195,7 +195,7 @@ class ResNetEnergy(nn.Sequential):
 
     Args:
         resolution: Pixels on a side: 32, 64 or 128; each doubling adds a down-sampling block.
-        channels: Colour channels.
+        channels: Color channels.
         width: Channels of every block.
 
     Raises:
@@ -239,12 +239,14 @@ def _convnet_widths(resolution: int, width: int) -> list[int]:
 def _normal(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d) -> nn.Module:
     """Draw weights from N(0, 0.02^2)."""
     nn.init.normal_(layer.weight, std=0.02)
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
     return layer
 
 
 def _xavier(layer: nn.Linear | nn.Conv2d, gain: float = 1.0) -> nn.Module:
     """Draw weights uniformly, after Glorot and Bengio (2010)."""
     nn.init.xavier_uniform_(layer.weight, gain)
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
     return layer

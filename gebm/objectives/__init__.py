@@ -1,4 +1,4 @@
-"""What is minimised: objectives, and the negatives, penalties and losses they are made of."""
+"""Objectives, and the negatives, penalties and losses they are made of."""
 
 from __future__ import annotations
 

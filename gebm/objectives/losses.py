@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gebm.freezing import cached_parametrizations, frozen
-from gebm.model import GEBM, BoundedEnergy
+from gebm.model import GEBM, BoundedEnergy, Density
 from gebm.objectives.objectives import Objective
 from gebm.objectives.penalties import Penalty
 
@@ -21,7 +21,7 @@ __all__ = ["BaseLoss", "EnergyLoss", "EnergyTerms"]
 
 
 class EnergyTerms(NamedTuple):
-    """What an energy step computes: the loss to differentiate, and its parts, detached."""
+    """Terms of an energy step: the loss to differentiate, and its parts, detached."""
 
     loss: Tensor
     penalty: Tensor
@@ -30,7 +30,9 @@ class EnergyTerms(NamedTuple):
 
 
 class EnergyLoss(nn.Module):
-    """The complete loss of an energy step, in one forward.
+    """The complete loss of an energy step, in one forward: Algorithm 1 of Arbel, Zhou and Gretton (ICLR 2021).
+
+    Minus the KALE estimate of their section 3, or another objective's loss, plus the penalty.
 
     Being one module with one forward and one backward, it can be wrapped for data parallelism as it is.
 
@@ -38,9 +40,11 @@ class EnergyLoss(nn.Module):
         gebm: The model; its energy, and the log-partition where the objective trains it, become this module's
             parameters. Its base does not.
         objective: The pair of losses.
-        penalty: What regularises the energy, from :mod:`gebm.objectives.penalties`.
+        penalty: The regularizer of the energy, from :mod:`gebm.objectives.penalties`.
         precision: float32, or bfloat16 for autocast inside the networks; the loss itself is in float32.
     """
+
+    log_partition: nn.Parameter | None
 
     def __init__(
         self, gebm: GEBM, objective: Objective, penalty: Penalty, precision: torch.dtype = torch.float32
@@ -59,7 +63,7 @@ class EnergyLoss(nn.Module):
         Args:
             x_data: Data (N, ...).
             x_base: Base samples, or negatives from elsewhere (M, ...), without a graph.
-            position: What the penalty drew (min(N, M),); none if no penalty is due.
+            position: The draws of the penalty (min(N, M),); ``None`` if no penalty is due.
 
         Returns:
             The terms.
@@ -77,7 +81,7 @@ class EnergyLoss(nn.Module):
 
 
 class BaseLoss(nn.Module):
-    """The complete loss of a base step, in one forward.
+    """The complete loss of a base step, in one forward: Algorithm 1 of Arbel, Zhou and Gretton (ICLR 2021).
 
     Of latents, or, where the objective has the base learn from them, of data.
 
@@ -105,6 +109,7 @@ class BaseLoss(nn.Module):
             A scalar.
         """
         if self.objective.base_learns_from == "data":
+            assert isinstance(self.base, Density)
             return self.objective.base_loss(_autocast(self.base.log_prob, inputs.device, self.precision)(inputs))
         (energy,) = self._energy
         # Outside of what is frozen: an energy relative to the base holds this very base fixed while it evaluates log b.

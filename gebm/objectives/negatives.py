@@ -1,4 +1,4 @@
-"""Where an energy step's negatives come from: what the energy is raised on, against the data it is lowered on.
+"""Negatives of an energy step: the samples that the energy is raised on, against the data it is lowered on.
 
 - :class:`BaseDraws`: the base itself; KALE and the GANs.
 - :class:`LatentChain`: a Markov chain on latent space, towards the model; contrastive divergence for any base.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -21,17 +21,17 @@ from torch import Tensor
 from gebm import samplers
 from gebm.distributed import draw_local_rows, rank_and_world_size
 from gebm.freezing import frozen
-from gebm.model import GEBM
+from gebm.model import GEBM, Density
 
 __all__ = ["BaseDraws", "DataChain", "Draw", "LatentChain", "Negatives"]
 
 
 class Draw(NamedTuple):
-    """What was drawn.
+    """Result of a draw.
 
     Attributes:
         x: Negatives (M, ...), without a graph.
-        positions: Where the chains stand (M, D), to be passed to the next draw; none if nothing persists.
+        positions: Positions of the chains (M, D), to be passed to the next draw; ``None`` if nothing persists.
     """
 
     x: Tensor
@@ -39,13 +39,12 @@ class Draw(NamedTuple):
 
 
 class Negatives(Protocol):
-    """A source of negatives.
+    """A source of negatives."""
 
-    Attributes:
-        needs_density: Whether the base must have a ``log_prob``.
-    """
-
-    needs_density: bool
+    @property
+    def needs_density(self) -> bool:
+        """Whether the base must have a ``log_prob``."""
+        ...
 
     def draw(
         self,
@@ -55,7 +54,7 @@ class Negatives(Protocol):
         x_data: Tensor,
         positions: Tensor | None = None,
     ) -> Draw:
-        """Draw ``n`` negatives of a model, beside a batch of data (N, ...), from where the chains stood."""
+        """Draw ``n`` negatives of a model, beside a batch of data (N, ...), from the positions of the chains."""
         ...
 
 
@@ -85,7 +84,7 @@ class BaseDraws:
 
         Args:
             gebm: The model.
-            n: How many.
+            n: Number of negatives.
             generator: Source of every random number.
             x_data: Not used.
             positions: Not used.
@@ -98,9 +97,9 @@ class BaseDraws:
 
 @dataclass(frozen=True)
 class _Chain:
-    """What both chains share: their settings, and where they start."""
+    """Settings and starts of both kinds of chains."""
 
-    kernel: samplers.Kernel = field(default_factory=lambda: samplers.UnadjustedLangevin(step_size=1e-2))
+    kernel: samplers.Kernel[Any] = field(default_factory=lambda: samplers.UnadjustedLangevin(step_size=1e-2))
     num_steps: int = 10
     persistent: bool = False
     restart: float = 0.0
@@ -135,13 +134,13 @@ class LatentChain(_Chain):
 
     Long and exact, such a chain samples the model, and contrastive divergence is the gradient of the generalized
     likelihood. Started at the prior and short, it is biased towards the base. Persistent (Tieleman, ICML 2008), each
-    chain goes on from where the last energy step left it; what a kernel carries besides, velocities and the place in a
-    schedule, starts anew, as the potential has moved. A chain that diverges is restarted at the prior.
+    chain continues from where the last energy step left it; the rest of a kernel's state, velocities and the position
+    in a schedule, starts anew, as the potential has moved. A chain that diverges is restarted at the prior.
 
     Args:
         kernel: A kernel of :mod:`gebm.samplers`.
         num_steps: Steps per energy step.
-        persistent: Whether chains go on, instead of starting at the prior each time.
+        persistent: Whether chains continue, instead of starting at the prior each time.
         restart: Probability with which a persistent chain starts at the prior all the same (Du and Mordatch 2019).
 
     Raises:
@@ -170,15 +169,15 @@ class LatentChain(_Chain):
 
         Args:
             gebm: The model.
-            n: How many.
+            n: Number of negatives.
             generator: Source of every random number.
             x_data: Not used.
-            positions: Where persistent chains stood (any number, D); the first ``n`` of them go on.
+            positions: Positions of persistent chains (any number, D); the first ``n`` of them continue.
 
         Returns:
             The samples and, if persistent, the latents.
         """
-        # Held here as well as in the potential, so that normalised weights are computed once and not at every step.
+        # Held here as well as in the potential, so that normalized weights are computed once and not at every step.
         with torch.no_grad(), frozen(gebm.base, gebm.energy):
 
             def fresh(count: int) -> Tensor:
@@ -207,7 +206,7 @@ class DataChain(_Chain):
     Args:
         kernel: A kernel of :mod:`gebm.samplers`.
         num_steps: Steps per energy step.
-        persistent: Whether chains go on, instead of starting afresh each time.
+        persistent: Whether chains continue, instead of starting afresh each time.
         restart: Probability with which a persistent chain starts afresh all the same.
         start: Where chains start: ``"data"``, the batch's, or ``"base"``, draws from the base.
 
@@ -243,10 +242,10 @@ class DataChain(_Chain):
 
         Args:
             gebm: The model; its base has a density.
-            n: How many.
+            n: Number of negatives.
             generator: Source of every random number.
             x_data: Data (N, D), where chains start that start at the data; over again from the first if N < n.
-            positions: Where persistent chains stood (any number, D); the first ``n`` of them go on.
+            positions: Positions of persistent chains (any number, D); the first ``n`` of them continue.
 
         Returns:
             The samples and, if persistent, the same as positions.
@@ -290,6 +289,7 @@ class _BaseAsPrior:
         """Map standard normal noise (N, D) to base samples (N, D)."""
         return self.gebm.base(self.gebm.prior.from_noise(noise))
 
-    def log_prob(self, x: Tensor) -> Tensor:
+    def log_prob(self, z: Tensor) -> Tensor:
         """Return the base's log-densities (N,)."""
-        return self.gebm.base.log_prob(x)
+        assert isinstance(self.gebm.base, Density)
+        return self.gebm.base.log_prob(z)

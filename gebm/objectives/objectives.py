@@ -1,4 +1,4 @@
-"""What is minimised. Each objective is a pair: a loss of the energy and a loss of the base.
+"""Objectives: pairs of a loss of the energy and a loss of the base, both to be minimized.
 
 All of them are interchangeable in :class:`gebm.training.Trainer`. Losses see numbers per sample, never samples: the
 energy's, energies of data and of negatives, which come from the base or, for contrastive divergence, from chains
@@ -26,7 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.distributed.nn.functional as distributed_functional
@@ -51,37 +51,59 @@ __all__ = [
 
 
 class Objective(Protocol):
-    """A pair of losses.
+    """A pair of losses."""
 
-    Attributes:
-        trains_energy: Whether there are energy steps at all.
-        trains_log_partition: Whether the energy's loss depends on the log-partition estimate ``c``.
-        base_learns_from: What the base's loss is computed of: ``"energy"``, energies of base samples, or ``"data"``,
-            log-densities of data.
-        negatives: Where the energy's negatives come from.
-    """
+    @property
+    def trains_energy(self) -> bool:
+        """Whether there are energy steps at all."""
+        ...
 
-    trains_energy: bool
-    trains_log_partition: bool
-    base_learns_from: Literal["energy", "data"]
-    negatives: Negatives
+    @property
+    def trains_log_partition(self) -> bool:
+        """Whether the energy's loss depends on the log-partition estimate ``c``."""
+        ...
+
+    @property
+    def base_learns_from(self) -> Literal["energy", "data"]:
+        """What the base's loss is computed of: energies of base samples, or log-densities of data."""
+        ...
+
+    @property
+    def negatives(self) -> Negatives:
+        """The source of the energy's negatives."""
+        ...
 
     def energy_loss(self, energy_data: Tensor, energy_base: Tensor, log_partition: Tensor | None) -> Tensor:
-        """Return what an energy step minimises, from energies of data (N,) and of negatives (M,)."""
+        """Return the loss of an energy step, from energies of data (N,) and of negatives (M,)."""
         ...
 
     def base_loss(self, values: Tensor, /) -> Tensor:
-        """Return what a base step minimises, from energies of base samples (M,) or log-densities of data (N,)."""
+        """Return the loss of a base step, from energies of base samples (M,) or log-densities of data (N,)."""
         ...
 
 
 class _Adversarial:
-    """What most objectives have in common: both parts learn from energies, and the base itself gives the negatives."""
+    """Objectives of which both parts learn from energies, and whose negatives are the base's own draws."""
 
-    trains_energy = True
-    trains_log_partition = False
-    base_learns_from = "energy"
-    negatives: Negatives = BaseDraws()
+    @property
+    def trains_energy(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def trains_log_partition(self) -> bool:
+        """Whether the energy's loss depends on the log-partition estimate ``c``."""
+        return False
+
+    @property
+    def base_learns_from(self) -> Literal["energy", "data"]:
+        """The energies of base samples."""
+        return "energy"
+
+    @property
+    def negatives(self) -> Negatives:
+        """Draws of the base."""
+        return BaseDraws()
 
 
 def log_mean_exp(values: Tensor) -> Tensor:
@@ -109,16 +131,16 @@ def log_mean_exp(values: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class KALE(_Adversarial):
-    """KL Approximate Lower-bound Estimate (Arbel, Zhou and Gretton, ICLR 2021).
+    """KL Approximate Lower-bound Estimate (Arbel, Zhou and Gretton, ICLR 2021, section 3).
 
-    The energy maximises, with ``c`` the log-partition estimate,
+    The energy maximizes, with ``c`` the log-partition estimate,
 
     - Fenchel form: ``F(E, c) = -E_P[E + c] - E_B[exp(-(E + c))] + 1``, whose batch gradients are unbiased, or
     - Donsker-Varadhan form: ``-E_P[E] - log E_B[exp(-E)]`` with the batch's own mean in the logarithm, which is biased
       and leaves ``c`` untrained.
 
-    Both are at most ``KL(P || B)``. The base minimises ``-log mean exp(-E)``: its gradient is that of the energies,
-    weighted by self-normalised ``exp(-E)``.
+    Both are at most ``KL(P || B)``. The base minimizes ``-log mean exp(-E)``: its gradient is that of the energies,
+    weighted by self-normalized ``exp(-E)`` (section 3, the gradient of KALE).
 
     Args:
         form: ``"fenchel"`` or ``"donsker_varadhan"``.
@@ -154,8 +176,13 @@ class KALE(_Adversarial):
 
         Returns:
             A scalar, in nats.
+
+        Raises:
+            ValueError: If the Fenchel form is given no ``c``.
         """
         if self.form == "fenchel":
+            if log_partition is None:
+                raise ValueError("the Fenchel form needs the log-partition estimate: pass c")
             return (energy_data + log_partition).mean() + (-(energy_base + log_partition)).exp().mean() - 1
         return energy_data.mean() + log_mean_exp(-energy_base)
 
@@ -212,7 +239,7 @@ class Wasserstein(_Adversarial):
     """The Wasserstein GAN (Arjovsky et al. 2017); ``E`` is minus the critic.
 
     The loss does not know the energy's zero, which is free to drift: give the model ``energy_floor=-inf`` with it.
-    What makes it a Wasserstein distance is a critic that is 1-Lipschitz, by spectral normalisation or, as WGAN-GP
+    What makes it a Wasserstein distance is a critic that is 1-Lipschitz, by spectral normalization or, as WGAN-GP
     (Gulrajani et al. 2017), by the penalty ``GradientPenalty(10.0, target=1.0)``.
 
     Example:
@@ -249,7 +276,10 @@ class MaximumLikelihood:
 
     energy: Objective | None = None
 
-    base_learns_from = "data"
+    @property
+    def base_learns_from(self) -> Literal["energy", "data"]:
+        """The log-densities of data."""
+        return "data"
 
     @property
     def trains_energy(self) -> bool:
@@ -321,9 +351,20 @@ class ContrastiveDivergence:
 
     negatives: Negatives = field(default_factory=LatentChain)
 
-    trains_energy = True
-    trains_log_partition = False
-    base_learns_from = "energy"
+    @property
+    def trains_energy(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def trains_log_partition(self) -> bool:
+        """Never: the loss does not depend on it."""
+        return False
+
+    @property
+    def base_learns_from(self) -> Literal["energy", "data"]:
+        """The energies of base samples."""
+        return "energy"
 
     def energy_loss(self, energy_data: Tensor, energy_base: Tensor, log_partition: Tensor | None) -> Tensor:
         """Return ``E_data - E_negatives``.
@@ -350,10 +391,8 @@ class ContrastiveDivergence:
         return -log_mean_exp(-values)
 
 
-def _contrastive(
-    chain: Callable[..., Negatives], persistent: bool
-) -> Callable[[Kernel | None, int | None], ContrastiveDivergence]:
-    def build(kernel: Kernel | None = None, num_steps: int | None = None) -> ContrastiveDivergence:
+def _contrastive(chain: Callable[..., Negatives], persistent: bool) -> Callable[..., ContrastiveDivergence]:
+    def build(kernel: Kernel[Any] | None = None, num_steps: int | None = None) -> ContrastiveDivergence:
         given = {"kernel": kernel, "num_steps": num_steps}
         settings = {name: value for name, value in given.items() if value is not None}
         return ContrastiveDivergence(chain(persistent=persistent, **settings))
@@ -380,15 +419,15 @@ NAMES: dict[str, Callable[[], Objective]] = {
 }
 
 
-def make(name: str, *, kernel: Kernel | None = None, num_steps: int | None = None) -> Objective:
+def make(name: str, *, kernel: Kernel[Any] | None = None, num_steps: int | None = None) -> Objective:
     """Return an objective by its name.
 
     Args:
         name: A key of ``NAMES``. ``"cd"`` and ``"pcd"`` run their chains on latent space, ``"cd_data"`` and
             ``"pcd_data"`` on data space.
-        kernel: A kernel of :mod:`gebm.samplers` for the chains of contrastive divergence; 1e-2 steps of ULA if none.
-            Objectives without chains take no notice of it.
-        num_steps: Their length; 10 if none.
+        kernel: A kernel of :mod:`gebm.samplers` for the chains of contrastive divergence; (default: ULA with steps of
+            1e-2). Objectives without chains ignore it.
+        num_steps: Their length (default: 10).
 
     Returns:
         The objective.

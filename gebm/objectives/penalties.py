@@ -1,9 +1,9 @@
-"""What regularises the energy.
+"""Regularizers of the energy.
 
-A penalty is drawn and then computed: ``draw`` makes its random numbers, or says that none is due at this step, and the
-call returns the scalar that is added to the energy's loss. Each is a function of the energy alone and none knows of
-the objective, so that any goes with any. L2 of the weights is here and, without any cost, the energy optimiser's:
-``gebm.training.optimizers.adam(weight_decay=...)`` adds the gradient of half of it.
+A penalty is drawn and then computed: ``draw`` makes its random numbers, or returns ``None`` where none is due at this
+step, and the call returns the scalar that is added to the energy's loss. Each is a function of the energy alone and
+none knows of the objective, so that any goes with any. L2 of the weights is here and, without any cost, the energy
+optimizer's: ``gebm.training.optimizers.adam(weight_decay=...)`` adds the gradient of half of it.
 
 - drawn to zero between data and base (:class:`GradientPenalty`), as Arbel, Zhou and Gretton (ICLR 2021) have it;
 - drawn to one there (``GradientPenalty(10.0, target=1.0)``), which makes the Wasserstein baseline WGAN-GP;
@@ -27,10 +27,10 @@ Energy = Callable[[Tensor], Tensor]
 
 
 class Penalty(Protocol):
-    """What is added to the energy's loss."""
+    """A term that is added to the energy's loss."""
 
     def draw(self, n: int, generator: torch.Generator | None = None, step: int = 0) -> Tensor | None:
-        """Draw the positions of ``n`` points, or return none if at this energy step the penalty is not due."""
+        """Draw the positions of ``n`` points, or return ``None`` if no penalty is due at this energy step."""
         ...
 
     def __call__(
@@ -42,7 +42,7 @@ class Penalty(Protocol):
 
 @dataclass(frozen=True)
 class _Weighted:
-    """What the penalties with a weight share."""
+    """Penalties with a weight."""
 
     weight: float = 1.0
 
@@ -54,7 +54,7 @@ class _Weighted:
         """Draw nothing: this penalty is not random, and due at every step.
 
         Args:
-            n: How many points.
+            n: Number of points.
             generator: Not used.
             step: Energy steps done before.
 
@@ -101,7 +101,7 @@ class GradientPenalty(_Weighted):
         """Draw the uniform positions on the segments.
 
         Args:
-            n: How many segments.
+            n: Number of segments.
             generator: Source of every random number.
             step: Energy steps done before; every step has a penalty.
 
@@ -194,7 +194,7 @@ class R2(_Weighted):
 class L2(_Weighted):
     """Sum of the squared weights of the energy, ``weight * ||psi||^2``.
 
-    Single numbers are left out, as ``gebm.training.optimizers.adam`` leaves them out. A spectrally normalised layer
+    Single numbers are left out, as ``gebm.training.optimizers.adam`` leaves them out. A spectrally normalized layer
     divides its weight's size away again: there this sets how fast the weight turns, not how large the energy is.
 
     Args:
@@ -227,7 +227,7 @@ class NoPenalty:
     """
 
     def draw(self, n: int, generator: torch.Generator | None = None, step: int = 0) -> Tensor | None:
-        """Return none: it is never due."""
+        """Return ``None``: it is never due."""
         return None
 
     def __call__(
@@ -239,11 +239,11 @@ class NoPenalty:
 
 @dataclass(frozen=True)
 class Lazy:
-    """A penalty at every so many energy steps only, and by as much heavier (Karras et al. 2020, lazy regularisation).
+    """A penalty at every so many energy steps only, and by as much heavier (Karras et al. 2020, lazy regularization).
 
     On average over the steps it is the plain penalty, and where the plain one takes a second backward pass at each
-    step, this takes one in ``every``. Karras et al. adjust Adam's rate and betas for it, too, which is left to whoever
-    builds the optimiser. The random numbers it draws are the plain penalty's.
+    step, this takes one in ``every``. Karras et al. adjust Adam's rate and betas for it, too, which is left to the code
+    that builds the optimizer. The random numbers it draws are the plain penalty's.
 
     Args:
         penalty: The penalty.
@@ -272,12 +272,12 @@ class Lazy:
         """Draw what the penalty draws, and return it if it is due.
 
         Args:
-            n: How many points.
+            n: Number of points.
             generator: Source of every random number.
             step: Energy steps done before.
 
         Returns:
-            What the penalty drew, or none.
+            The draws of the penalty, or ``None``.
         """
         position = self.penalty.draw(n, generator, step)
         return position if step % self.every == 0 else None
@@ -304,7 +304,7 @@ def make(name: str, weight: float | None = None, every: int = 1) -> Penalty:
 
     Args:
         name: A key of ``NAMES``.
-        weight: Its weight; 1 if none, or the published 10 of ``"wgan_gp"``. ``"none"`` has none.
+        weight: Its weight (default: 1, or the published 10 of ``"wgan_gp"``). ``"none"`` has none.
         every: Energy steps from one to the next; above 1 it is a :class:`Lazy` one.
 
     Returns:

@@ -1,6 +1,6 @@
-"""Samplers of the latent posterior `nu(z) ~ eta(z) exp(-beta E(B(z)))`.
+"""Samplers of the latent posterior ``nu(z) ~ eta(z) exp(-beta E(B(z)))``.
 
-Every sampler is a kernel, a frozen dataclass with `init` and `step`, and `run` drives them all:
+Every sampler is a kernel, a frozen dataclass with ``init`` and ``step``, and ``run`` drives them all:
 
 >>> import torch
 >>> from gebm import samplers
@@ -9,9 +9,9 @@ Every sampler is a kernel, a frozen dataclass with `init` and `step`, and `run` 
 >>> chain.z.shape
 torch.Size([8, 2])
 
-`warm_up` finds a kernel's step size and masses; `ParallelTempering` runs a kernel at several temperatures at once;
-`state_dict` and `load_state_dict` write chains down and take them up again. A chain's noise is its own (`noise`): it
-goes the same way alone, among others, and in any batch.
+``warm_up`` finds a kernel's step size and masses; ``ParallelTempering`` runs a kernel at several temperatures at once;
+``state_dict`` and ``load_state_dict`` write chains down and take them up again. A chain's noise is its own (``noise``):
+it goes the same way alone, among others, and in any batch.
 """
 
 from __future__ import annotations
@@ -70,20 +70,20 @@ NAMES: dict[str, type] = {
     "ddls": UnadjustedLangevin,
     "tempering": ParallelTempering,
 }
-"""The kernels by the names that configurations use. DDLS, Che et al., NeurIPS 2020, is ULA at `beta = 1`."""
+"""The kernels by the names that configurations use. DDLS, Che et al., NeurIPS 2020, is ULA at ``beta = 1``."""
 
 
 def make(name: str, **settings: Any) -> Kernel:
-    """Builds a kernel from its name and from settings that may be meant for several kernels.
+    """Build a kernel from its name and from settings that may be meant for several kernels.
 
     A kernel takes the settings it has and leaves those of other kernels, so that one set of settings serves them all;
     a setting that no kernel has is an error. None stands for the kernel's own default.
 
     Args:
-        name: A key of `NAMES`.
-        **settings: Hyper-parameters: `step_size`, `friction`, `schedule`, `prior`, `num_leapfrog_steps`,
-            `initial_velocity`, `lipschitz`, `inverse_mass`, `betas`; and `kernel`, what tempering moves its levels by,
-            a kernel or the name of one that the settings are then for as well: MALA if None.
+        name: A key of ``NAMES``.
+        **settings: Hyper-parameters: ``step_size``, ``friction``, ``schedule``, ``prior``, ``num_leapfrog_steps``,
+            ``initial_velocity``, ``lipschitz``, ``inverse_mass``, ``betas``; and ``kernel``, what tempering moves its
+            levels by, a kernel or the name of one that the settings are then for as well: MALA if None.
 
     Returns:
         The kernel.

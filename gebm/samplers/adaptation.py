@@ -1,22 +1,22 @@
-"""Warm-up: a step size and a mass matrix that fit the target, found while chains run towards it."""
+"""Warm-up: adaptation of the step size and the mass matrix to the target while chains run towards it."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from gebm.samplers.base import Kernel, Potential, State, require_count
+from gebm.samplers.base import Info, Kernel, Potential, State, require_count
 from gebm.samplers.runner import run
 
 __all__ = ["DualAveraging", "History", "Variance", "WarmUp", "variance_windows", "warm_up"]
 
 
 class History(NamedTuple):
-    """How a warm-up went, a row a step, on the CPU.
+    """Measurements of a warm-up, a row a step, on the CPU.
 
     Attributes:
         step_size: The step size of the step (num_steps,), float64.
@@ -30,15 +30,15 @@ class History(NamedTuple):
 
 
 class WarmUp(NamedTuple):
-    """What a warm-up leaves behind.
+    """Result of a warm-up.
 
     Attributes:
         kernel: The kernel with its step size and inverse mass adapted.
-        state: Where the chains stand; pass it to `run` with the kernel.
-        history: How it went.
+        state: State of the chains; pass it to ``run`` with the kernel.
+        history: Measurements of its steps.
     """
 
-    kernel: Kernel
+    kernel: Any
     state: State
     history: History
 
@@ -50,8 +50,8 @@ class DualAveraging:
     Algorithm 5 of Hoffman and Gelman, *The No-U-Turn sampler*, JMLR 2014, after Nesterov 2009, with their constants.
 
     Args:
-        centre: The logarithm that the step size is drawn to, `mu`.
-        target: The acceptance rate to reach, `delta`.
+        center: The logarithm that the step size is drawn to, ``mu``.
+        target: The acceptance rate to reach, ``delta``.
         log_step: Logarithm of the step size to use next.
         log_average: Logarithm of the averaged step size, which is to be kept in the end.
         error: Average shortfall of acceptance so far.
@@ -65,7 +65,7 @@ class DualAveraging:
         True
     """
 
-    centre: float
+    center: float
     target: float
     log_step: float
     log_average: float = 0.0
@@ -74,8 +74,8 @@ class DualAveraging:
 
     @classmethod
     def start(cls, step_size: float, target: float) -> DualAveraging:
-        """Starts from a step size; towards ten times as much, since large steps are the cheap ones to try."""
-        return cls(centre=math.log(10 * step_size), target=target, log_step=math.log(step_size))
+        """Start from a step size; towards ten times as much, since large steps are the cheap ones to try."""
+        return cls(center=math.log(10 * step_size), target=target, log_step=math.log(step_size))
 
     @property
     def step_size(self) -> float:
@@ -88,13 +88,13 @@ class DualAveraging:
         return math.exp(self.log_average) if self.count else self.step_size
 
     def update(self, acceptance: float) -> DualAveraging:
-        """Learns from the acceptance rate that the step size had."""
+        """Learn from the acceptance rate that the step size had."""
         gamma, delay, kappa = 0.05, 10, 0.75
         count = self.count + 1
         weight = 1 / (count + delay)
         error = (1 - weight) * self.error + weight * (self.target - acceptance)
-        # Within e^-30 and e^30 of the centre: a potential that accepts everything would let it overflow.
-        log_step = self.centre + max(-30.0, min(30.0, -math.sqrt(count) / gamma * error))
+        # Within e^-30 and e^30 of the center: a potential that accepts everything would let it overflow.
+        log_step = self.center + max(-30.0, min(30.0, -math.sqrt(count) / gamma * error))
         share = count**-kappa
         log_average = share * log_step + (1 - share) * self.log_average
         return replace(self, log_step=log_step, log_average=log_average, error=error, count=count)
@@ -104,7 +104,7 @@ class Variance(NamedTuple):
     """Running variances of coordinates, after Welford 1962, many draws at a time (Chan, Golub and LeVeque 1983).
 
     Attributes:
-        count: Number of draws.
+        num_draws: Number of draws.
         mean: Their mean (D,), float64.
         squares: Sum of their squared deviations from it (D,), float64.
 
@@ -115,30 +115,31 @@ class Variance(NamedTuple):
         True
     """
 
-    count: int
+    num_draws: int
     mean: Tensor
     squares: Tensor
 
     @classmethod
     def start(cls, z: Tensor) -> Variance:
-        """Starts with no draws, of the dimension and on the device of `z` (N, D)."""
+        """Start with no draws, of the dimension and on the device of ``z`` (N, D)."""
         return cls(0, *(torch.zeros(z.shape[1], dtype=torch.float64, device=z.device) for _ in range(2)))
 
     def update(self, z: Tensor) -> Variance:
-        """Takes in draws (N, D)."""
+        """Take in draws (N, D)."""
         z = z.to(torch.float64)
-        count, mean = self.count + len(z), z.mean(0)
+        num_draws, mean = self.num_draws + len(z), z.mean(0)
         shift = mean - self.mean
-        squares = self.squares + (z - mean).square().sum(0) + shift.square() * (self.count * len(z) / count)
-        return Variance(count, self.mean + shift * (len(z) / count), squares)
+        squares = self.squares + (z - mean).square().sum(0) + shift.square() * (self.num_draws * len(z) / num_draws)
+        return Variance(num_draws, self.mean + shift * (len(z) / num_draws), squares)
 
-    def regularised(self) -> Tensor:
-        """Gives the variances (D,), drawn a little to 1e-3 where there are few draws, as Stan does."""
-        return (self.squares / max(1, self.count - 1) * self.count + 1e-3 * 5) / (self.count + 5)
+    def regularize(self) -> Tensor:
+        """Return the variances (D,), shrunk a little towards 1e-3 where there are few draws, as Stan does."""
+        n = self.num_draws
+        return (self.squares / max(1, n - 1) * n + 1e-3 * 5) / (n + 5)
 
 
 def variance_windows(num_steps: int) -> tuple[int, list[int]]:
-    """Gives the steps between which variances are estimated, as Stan's warm-up has them.
+    """Return the windows of steps in which variances are estimated, as in Stan's warm-up.
 
     75 steps to get near the target; windows of 25, 50, 100, ... steps, each of which forgets what came before; and 50
     steps in which the step size settles on the last window's masses. Where there are fewer than 150 steps, 15 % of
@@ -170,7 +171,7 @@ def variance_windows(num_steps: int) -> tuple[int, list[int]]:
 
 @torch.no_grad()
 def warm_up(
-    kernel: Kernel,
+    kernel: Kernel[Any],
     potential: Potential,
     z0: Tensor,
     num_steps: int,
@@ -179,25 +180,26 @@ def warm_up(
     generator: torch.Generator | None = None,
     first_chain: int = 0,
 ) -> WarmUp:
-    """Runs chains and adapts the kernel to what they meet.
+    """Run chains and adapt the kernel's step size and masses to what they meet.
 
-    The step size by dual averaging (Hoffman and Gelman, JMLR 2014), and where the kernel has an `inverse_mass`, that by
-    the variances of the chains in windows of growing length (Stan Reference Manual, chapter on HMC). All the chains
+    The step size by dual averaging (Hoffman and Gelman, JMLR 2014), and where the kernel has an ``inverse_mass``, that
+    by the variances of the chains in windows of growing length (Stan Reference Manual, chapter on HMC). All the chains
     teach one kernel: in the warm-up, and only here, a chain depends on those beside it. The chain that follows, with
     the kernel held fixed, is exact; throw away what went before.
 
     Args:
-        kernel: `MALA`, `HMC`, `RandomWalkMetropolis`, or another that has a `step_size` and accepts or rejects. Its own
-            settings are where the adaptation starts.
+        kernel: ``MALA``, ``HMC``, ``RandomWalkMetropolis``, or another that has a ``step_size`` and accepts or rejects.
+            Its own settings are where the adaptation starts.
         potential: Maps (N, D) to (N,).
         z0: Starting positions (N, D); with one chain alone the estimates are as noisy as Stan's.
         num_steps: Number of steps, at least 1; a few hundred are enough where chains reach the target in as many.
-        target_acceptance: The acceptance rate to reach, in (0, 1); None is the kernel's own `target_acceptance`.
+        target_acceptance: The acceptance rate to reach, in (0, 1); ``None`` means the kernel's own
+            ``target_acceptance``.
         generator: Source of all randomness, on any device; torch's default one if None.
         first_chain: Number of the first chain.
 
     Returns:
-        The adapted kernel, the state to go on from, and the history.
+        The adapted kernel, the state to continue from, and the history.
 
     Raises:
         ValueError: If the kernel has no step size or accepts everything, or a setting is out of range.
@@ -215,33 +217,44 @@ def warm_up(
         True
     """
     require_count("num_steps", num_steps)
-    names = {field.name for field in fields(kernel)}
-    if "step_size" not in names:
+    target = _check_kernel(kernel, target_acceptance)
+    state = run(kernel, potential, z0, 0, first_chain=first_chain).state
+    # A dataclass with a step size, as _check_kernel has seen: no protocol of typing can say that.
+    adapted: Any = kernel
+    averaging = DualAveraging.start(adapted.step_size, target)
+    begin, ends = variance_windows(num_steps) if hasattr(kernel, "inverse_mass") else (num_steps, [])
+    variance = Variance.start(state.z)
+    history: list[tuple[float, float, float]] = []
+    for step in range(num_steps):
+        adapted = replace(adapted, step_size=averaging.step_size)
+        state, info = adapted.step(state, potential, generator)
+        acceptance = _mean_acceptance(kernel, info)
+        history.append((averaging.step_size, acceptance, float(info.potential.double().mean())))
+        averaging = averaging.update(acceptance)
+        if begin <= step < (ends[-1] if ends else 0):
+            variance = variance.update(state.z)
+        if step + 1 in ends:
+            adapted = replace(adapted, inverse_mass=variance.regularize())
+            variance = Variance.start(state.z)
+            averaging = DualAveraging.start(averaging.average, target)
+    adapted = replace(adapted, step_size=averaging.average)
+    return WarmUp(adapted, state, History(*torch.tensor(history, dtype=torch.float64).unbind(1)))
+
+
+def _check_kernel(kernel: Kernel[Any], target_acceptance: float | None) -> float:
+    """Return the acceptance rate to reach, or raise a ValueError if a warm-up cannot adapt the kernel to it."""
+    if "step_size" not in {field.name for field in fields(cast(Any, kernel))}:
         raise ValueError(f"a warm-up adapts a step_size; {type(kernel).__name__} has none")
     target = getattr(kernel, "target_acceptance", None) if target_acceptance is None else target_acceptance
     if target is None:
         raise ValueError(f"give target_acceptance, in (0, 1): {type(kernel).__name__} has none of its own")
     if not 0 < target < 1:
         raise ValueError(f"target_acceptance must lie between 0 and 1, not {target!r}")
+    return target
 
-    state = run(kernel, potential, z0, 0, first_chain=first_chain).state
-    averaging = DualAveraging.start(kernel.step_size, target)
-    begin, ends = variance_windows(num_steps) if "inverse_mass" in names else (num_steps, [])
-    variance = Variance.start(state.z)
-    history: list[tuple[float, float, float]] = []
-    for step in range(num_steps):
-        kernel = replace(kernel, step_size=averaging.step_size)
-        state, info = kernel.step(state, potential, generator)
-        if not hasattr(info, "acceptance_probability"):
-            raise ValueError(f"a warm-up goes by acceptance; {type(kernel).__name__} accepts everything")
-        acceptance, value = float(info.acceptance_probability.double().mean()), float(info.potential.double().mean())
-        history.append((averaging.step_size, acceptance, value))
-        averaging = averaging.update(acceptance)
-        if begin <= step < (ends[-1] if ends else 0):
-            variance = variance.update(state.z)
-        if step + 1 in ends:
-            kernel = replace(kernel, inverse_mass=variance.regularised())
-            variance = Variance.start(state.z)
-            averaging = DualAveraging.start(averaging.average, target)
-    kernel = replace(kernel, step_size=averaging.average)
-    return WarmUp(kernel, state, History(*torch.tensor(history, dtype=torch.float64).unbind(1)))
+
+def _mean_acceptance(kernel: Kernel[Any], info: Info) -> float:
+    probability = getattr(info, "acceptance_probability", None)
+    if probability is None:
+        raise ValueError(f"a warm-up needs acceptance probabilities; {type(kernel).__name__} accepts everything")
+    return float(probability.double().mean())

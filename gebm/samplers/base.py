@@ -1,12 +1,12 @@
-"""What every sampler shares: the kernel protocol, the potential and its gradient, and the step-size schedule."""
+"""Protocols of kernels, states and infos, the potential and its gradient, and the step-size schedule."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ __all__ = [
     "Potential",
     "Prior",
     "State",
+    "StateT",
     "StepDecay",
     "as_latents",
     "counter",
@@ -31,23 +32,26 @@ __all__ = [
 ]
 
 Potential = Callable[[Tensor], Tensor]
-"""A function `(N, D) -> (N,)`: minus a log-density up to a constant, such as `U(z) = -log eta(z) + beta E(B(z))`."""
+"""A function ``(N, D) -> (N,)``: minus a log-density up to a constant.
+
+That of the latent posterior is ``U(z) = -log eta(z) + beta E(B(z))`` (Arbel, Zhou and Gretton, ICLR 2021, section 4).
+"""
 
 
 class Prior(Protocol):
-    """The latent distribution `eta`, as far as a kernel needs it: its density, and its draws as a map of noise."""
+    """The latent distribution ``eta`` as kernels need it: its density, and its draws as a map of noise."""
 
     def from_noise(self, noise: Tensor) -> Tensor:
-        """Maps standard normal noise (N, D) to latents (N, D), row by row; for `N(0, I)` it is the identity."""
+        """Map standard normal noise (N, D) to latents (N, D), row by row; for ``N(0, I)`` it is the identity."""
         ...
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """Maps latents (N, D) to their log-densities (N,)."""
+        """Map latents (N, D) to their log-densities (N,)."""
         ...
 
 
 class State(Protocol):
-    """Where a set of chains stands: a NamedTuple of tensors, so that it can be saved and read back."""
+    """State of a set of chains: a NamedTuple of tensors, so that it can be saved and read back."""
 
     @property
     def z(self) -> Tensor:
@@ -69,9 +73,25 @@ class State(Protocol):
         """The number of steps taken so far, a 0-dimensional int64 tensor on the CPU."""
         ...
 
+    def __iter__(self) -> Iterator[Any]:
+        """Iterate over the tensors."""
+        ...
+
+    def _asdict(self) -> dict[str, Any]:
+        """Return the tensors by name."""
+        ...
+
+    def _replace(self, **tensors: Any) -> Self:
+        """Return the state with some of its tensors replaced."""
+        ...
+
+
+StateT = TypeVar("StateT", bound=State)
+"""The state of one kind of kernel."""
+
 
 class Info(Protocol):
-    """What one step tells of itself: a NamedTuple of tensors (N, ...), at least these two."""
+    """Measurements of one step: a NamedTuple of tensors (N, ...), at least these two."""
 
     @property
     def potential(self) -> Tensor:
@@ -83,27 +103,35 @@ class Info(Protocol):
         """Whether the step met a position, a potential or a gradient that is not finite (N,), bool."""
         ...
 
+    def __iter__(self) -> Iterator[Any]:
+        """Iterate over the tensors."""
+        ...
 
-class Kernel(Protocol):
+
+class Kernel(Protocol[StateT]):
     """A Markov kernel: a frozen dataclass of hyper-parameters with two functions.
 
-    All randomness comes from the generator that is passed to `step`, and the state holds everything else that the
+    All randomness comes from the generator that is passed to ``step``, and the state holds everything else that the
     next step depends on. A chain can therefore be stopped, saved and resumed bit for bit. Of the generator a step
-    takes one key (`gebm.samplers.philox`), from which each chain computes noise of its own: no chain depends on which
+    takes one key (``gebm.samplers.philox``), from which each chain computes noise of its own: no chain depends on which
     others run beside it.
+
+    Generic in the type of its state.
     """
 
     @property
     def gradients_per_step(self) -> int:
-        """How often one step evaluates the gradient of the potential."""
+        """The number of gradients of the potential that one step evaluates."""
         ...
 
-    def init(self, z: Tensor, potential: Potential) -> State:
-        """Builds the state of chains that start at `z` (N, D), numbered from 0."""
+    def init(self, z: Tensor, potential: Potential) -> StateT:
+        """Build the state of chains that start at ``z`` (N, D), numbered from 0."""
         ...
 
-    def step(self, state: State, potential: Potential, generator: torch.Generator | None = None) -> tuple[State, Info]:
-        """Takes one step of all the chains."""
+    def step(
+        self, state: StateT, potential: Potential, generator: torch.Generator | None = None
+    ) -> tuple[StateT, Info]:
+        """Take one step of all the chains."""
         ...
 
 
@@ -112,8 +140,8 @@ class GradientState(NamedTuple):
 
     Attributes:
         z: Positions (N, D).
-        potential: Potential at `z` (N,).
-        gradient: Gradient of the potential at `z` (N, D).
+        potential: Potential at ``z`` (N,).
+        gradient: Gradient of the potential at ``z`` (N, D).
         chain: Numbers of the chains (N,), int64.
         step: Number of steps taken, 0-dimensional int64 on the CPU.
     """
@@ -129,15 +157,15 @@ class GradientState(NamedTuple):
 class StepDecay:
     """A step size that falls by a constant factor at regular intervals.
 
-    Called with the number of steps a chain has taken, it gives what to multiply the step size by. The default is the
-    schedule of the image experiments of Arbel, Zhou and Gretton, ICLR 2021: times 0.1 every 200 steps.
+    Called with the number of steps a chain has taken, it returns the factor of the step size. The default is the
+    schedule of the image experiments of Arbel, Zhou and Gretton (ICLR 2021, section 6): times 0.1 every 200 steps.
 
     Args:
-        factor: What the step size is multiplied by, in (0, 1].
+        factor: Factor of the step size at each change, in (0, 1].
         every: Number of steps between two changes.
 
     Raises:
-        ValueError: If `factor` or `every` is out of range.
+        ValueError: If ``factor`` or ``every`` is out of range.
 
     Example:
         >>> decay = StepDecay(factor=0.5, every=200)
@@ -155,12 +183,12 @@ class StepDecay:
         require_count("every", self.every)
 
     def __call__(self, step: int | Tensor) -> float:
-        """Gives the multiplier of the step size for a chain that has taken `step` steps."""
+        """Return the multiplier of the step size for a chain that has taken ``step`` steps."""
         return float(self.factor ** (int(step) // self.every))
 
 
 def require_positive(name: str, value: float) -> None:
-    """Raises a one-line ValueError unless `value` is a positive, finite number.
+    """Raise a one-line ValueError unless ``value`` is a positive, finite number.
 
     Example:
         >>> require_positive("step_size", -1.0)
@@ -173,7 +201,7 @@ def require_positive(name: str, value: float) -> None:
 
 
 def require_count(name: str, value: int, minimum: int = 1) -> None:
-    """Raises a one-line ValueError unless `value` is an integer of at least `minimum`.
+    """Raise a one-line ValueError unless ``value`` is an integer of at least ``minimum``.
 
     Example:
         >>> require_count("num_leapfrog_steps", 0)
@@ -186,7 +214,7 @@ def require_count(name: str, value: int, minimum: int = 1) -> None:
 
 
 def counter() -> Tensor:
-    """Gives the step counter of a chain that has not moved yet; on the CPU, so that reading it never waits for a GPU.
+    """Return the step counter of a new chain; on the CPU, so that reading it never waits for a GPU.
 
     Example:
         >>> counter()
@@ -196,7 +224,7 @@ def counter() -> Tensor:
 
 
 def as_latents(z: Tensor) -> Tensor:
-    """Gives starting positions as chains hold them: float32, cut off from any graph.
+    """Return starting positions in float32, detached from any graph.
 
     Args:
         z: Starting positions (N, D), of any floating-point type.
@@ -205,7 +233,7 @@ def as_latents(z: Tensor) -> Tensor:
         The same positions (N, D) in float32.
 
     Raises:
-        ValueError: If `z` is not a matrix.
+        ValueError: If ``z`` is not a matrix.
 
     Example:
         >>> as_latents(torch.zeros(2, 3, dtype=torch.float64)).dtype
@@ -217,13 +245,13 @@ def as_latents(z: Tensor) -> Tensor:
 
 
 def number_chains(z: Tensor) -> Tensor:
-    """Numbers chains from 0, as they are where nobody says otherwise.
+    """Return the numbers of chains that are counted from 0, the default.
 
     Args:
         z: Starting positions (N, D).
 
     Returns:
-        Numbers (N,), int64, where `z` is.
+        Numbers (N,), int64, where ``z`` is.
 
     Example:
         >>> number_chains(torch.zeros(3, 2))
@@ -233,7 +261,7 @@ def number_chains(z: Tensor) -> Tensor:
 
 
 def finite_rows(*tensors: Tensor) -> Tensor:
-    """Tells which chains have finite entries only.
+    """Return which chains have finite entries only.
 
     Args:
         *tensors: Tensors (N, ...), one at least.
@@ -250,7 +278,7 @@ def finite_rows(*tensors: Tensor) -> Tensor:
 
 
 def require_prior(prior: Prior) -> None:
-    """Raises a one-line ValueError unless `prior` has what `Prior` asks for.
+    """Raise a one-line ValueError unless ``prior`` has the methods of ``Prior``.
 
     Example:
         >>> require_prior(3)
@@ -263,7 +291,7 @@ def require_prior(prior: Prior) -> None:
 
 
 def evaluate(potential: Potential, z: Tensor) -> Tensor:
-    """Evaluates a potential without any gradient.
+    """Evaluate a potential without any gradient.
 
     Args:
         potential: Maps (N, D) to (N,).
@@ -284,10 +312,10 @@ def evaluate(potential: Potential, z: Tensor) -> Tensor:
 
 
 def value_and_gradient(potential: Potential, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Evaluates a potential and its gradient in `z`, and differentiates nothing else.
+    """Evaluate a potential and its gradient in ``z``, and differentiates nothing else.
 
     The parameters of a network inside the potential are left alone: they receive no gradient, and they may be frozen.
-    It works under `torch.no_grad` and under `torch.inference_mode`.
+    It works under ``torch.no_grad`` and under ``torch.inference_mode``.
 
     Args:
         potential: Maps (N, D) to (N,); each entry may depend on its own row only.
@@ -297,7 +325,7 @@ def value_and_gradient(potential: Potential, z: Tensor) -> tuple[Tensor, Tensor]
         The potential (N,) and its gradient (N, D), both float32.
 
     Raises:
-        ValueError: If the potential is not of shape (N,), or is cut off from `z`.
+        ValueError: If the potential is not of shape (N,), or is cut off from ``z``.
 
     Example:
         >>> value, gradient = value_and_gradient(lambda z: z.square().sum(1) / 2, torch.tensor([[1.0, 2.0]]))

@@ -15,7 +15,7 @@ from torch import Tensor
 from gebm.samplers.base import Info
 
 try:
-    from arviz_stats.base import array_stats
+    from arviz_stats.base.array import array_stats
 except ImportError as error:
     raise ImportError("gebm.samplers.diagnostics needs the package arviz-stats: pip install arviz-stats") from error
 
@@ -32,7 +32,7 @@ __all__ = [
 
 
 def acceptance_rate(infos: Info) -> float | None:
-    """Gives the share of proposals that were accepted.
+    """Return the share of proposals that were accepted.
 
     Args:
         infos: Infos of a run, with entries (T, N).
@@ -52,7 +52,7 @@ def acceptance_rate(infos: Info) -> float | None:
 
 
 def mean_potential(infos: Info) -> float:
-    """Gives the mean potential over all steps and chains but those that diverged.
+    """Return the mean potential over all steps and chains but those that diverged.
 
     Args:
         infos: Infos of a run, with entries (T, N).
@@ -71,7 +71,7 @@ def mean_potential(infos: Info) -> float:
 
 
 def divergences(infos: Info) -> int:
-    """Counts the steps of all chains that met a position, a potential or a gradient that is not finite.
+    """Count the steps of all chains that met a position, a potential or a gradient that is not finite.
 
     Args:
         infos: Infos of a run, with entries (T, N).
@@ -83,7 +83,7 @@ def divergences(infos: Info) -> int:
 
 
 def energy_error(infos: Info) -> float | None:
-    """Gives the mean absolute energy error of the proposals, those that diverged left out.
+    """Return the mean absolute energy error of the proposals, those that diverged left out.
 
     For HMC and MALA it is what the integrator gains or loses in total energy: near 0 the step size is too small, and
     far above 1 most proposals are rejected.
@@ -106,10 +106,10 @@ def energy_error(infos: Info) -> float | None:
 
 
 def swap_acceptance(infos: Info) -> Tensor | None:
-    """Gives the mean acceptance probability of the exchanges between neighbouring levels of parallel tempering.
+    """Return the mean acceptance probability of the exchanges between neighboring levels of parallel tempering.
 
     Args:
-        infos: Infos of a run, with `swap_acceptance` (T, N, L - 1).
+        infos: Infos of a run, with ``swap_acceptance`` (T, N, L - 1).
 
     Returns:
         A rate for each pair of levels (L - 1,), float64; not a number where a pair never had its turn. None for a
@@ -128,9 +128,9 @@ def swap_acceptance(infos: Info) -> Tensor | None:
 
 
 def effective_sample_size(positions: Tensor, method: str = "bulk") -> Tensor:
-    """Gives the effective sample size of each coordinate over parallel chains.
+    """Return the effective sample size of each coordinate over parallel chains.
 
-    Rank-normalised split ESS of Vehtari, Gelman, Simpson, Carpenter and Burkner, Bayesian Analysis 2021.
+    Rank-normalized split ESS of Vehtari, Gelman, Simpson, Carpenter and Burkner, Bayesian Analysis 2021.
 
     Args:
         positions: Positions of the chains (T, N, D), T at least 4.
@@ -155,9 +155,9 @@ def effective_sample_size(positions: Tensor, method: str = "bulk") -> Tensor:
 
 
 def r_hat(positions: Tensor) -> Tensor:
-    """Gives the potential scale reduction factor of each coordinate over parallel chains.
+    """Return the potential scale reduction factor of each coordinate over parallel chains.
 
-    Rank-normalised split R-hat of Vehtari et al., Bayesian Analysis 2021; chains that have mixed are below 1.01.
+    Rank-normalized split R-hat of Vehtari et al., Bayesian Analysis 2021; chains that have mixed are below 1.01.
 
     Args:
         positions: Positions of the chains (T, N, D), T at least 4, N at least 2.
@@ -181,24 +181,24 @@ def r_hat(positions: Tensor) -> Tensor:
 def summary(
     positions: Tensor, infos: Info, *, gradients_per_step: int | None = None, seconds: float | None = None
 ) -> dict[str, float]:
-    """Sums up a run of parallel chains in a few numbers, those of the worst coordinate where there is a choice.
+    """Sum up a run of parallel chains in a few numbers, those of the worst coordinate where there is a choice.
 
     Args:
         positions: Positions along the chains (T, N, D), T at least 4; steps may be left out. Chains that are not finite
             somewhere are left out of the statistics over positions.
         infos: Infos of all the steps that led there, with entries (num_steps, N).
-        gradients_per_step: The kernel's `gradients_per_step`; None leaves out the ESS per gradient.
+        gradients_per_step: The kernel's ``gradients_per_step``; None leaves out the ESS per gradient.
         seconds: How long all the chains took for these steps together; None leaves out the ESS per second.
 
     Returns:
-        `mean_potential`; `divergences`, the number of steps that diverged; `ess_bulk` and `ess_tail`, the smallest over
-        coordinates, zero where no chain is finite; with two chains or more `r_hat`, the largest; of a kernel that
-        accepts and rejects `acceptance_rate` and `energy_error`, the mean absolute one; of tempering `swap_acceptance`,
-        of the pair of levels that exchanges least; `ess_per_gradient`, the bulk ESS over the number of gradients all
-        the chains took together, if there were any; `ess_per_second`.
+        ``mean_potential``; ``divergences``, the number of steps that diverged; ``ess_bulk`` and ``ess_tail``, the
+        smallest over coordinates, zero where no chain is finite; with two chains or more ``r_hat``, the largest; of a
+        kernel that accepts and rejects ``acceptance_rate`` and ``energy_error``, the mean absolute one; of tempering
+        ``swap_acceptance``, of the pair of levels that exchanges least; ``ess_per_gradient``, the bulk ESS over the
+        number of gradients all the chains took together, if there were any; ``ess_per_second``.
 
     Raises:
-        ValueError: If the positions have another shape, or `seconds` is not positive.
+        ValueError: If the positions have another shape, or ``seconds`` is not positive.
 
     Example:
         >>> from gebm import samplers
@@ -251,6 +251,7 @@ def _require_positions(positions: Tensor) -> None:
         raise ValueError(f"positions must be of shape (T, N, D) with T at least 4, not {tuple(positions.shape)}")
 
 
-def _draws(positions: Tensor) -> Any:  # a numpy array: this package does not import numpy
+def _draws(positions: Tensor) -> Any:
+    """Return positions as a numpy array, whose type is not named here: this package does not import numpy."""
     _require_positions(positions)
     return positions.detach().to("cpu", torch.float64).numpy()

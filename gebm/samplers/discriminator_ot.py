@@ -25,15 +25,16 @@ from gebm.samplers.philox import normal
 
 __all__ = ["DiscriminatorOptimalTransport", "TransportInfo", "TransportState", "estimate_lipschitz"]
 
-_REFERENCE_LATENTS = 256  # the steepest of so many slopes hardly changes with the draw
+# The steepest of that many slopes hardly changes with the draw.
+_REFERENCE_LATENTS = 256
 
 
 class TransportInfo(NamedTuple):
-    """What one step of the descent tells.
+    """Measurements of one step of the descent.
 
     Attributes:
         potential: Energy (N,) after the step, without the prior's part; not a number where the descent diverged.
-        distance: How far each latent is from where it started (N,).
+        distance: Distance of each latent from its start (N,).
         diverged: Whether position, energy or gradient is not finite (N,), bool.
     """
 
@@ -47,10 +48,10 @@ class TransportState(NamedTuple):
 
     Attributes:
         z: Positions (N, D).
-        potential: Energy at `z` (N,), without the prior's part.
-        gradient: Gradient of that energy at `z` (N, D).
-        start: Where the latents came from (N, D).
-        lipschitz: The constant `K`, 0-dimensional.
+        potential: Energy at ``z`` (N,), without the prior's part.
+        gradient: Gradient of that energy at ``z`` (N, D).
+        start: Positions at which the latents started (N, D).
+        lipschitz: The constant ``K``, 0-dimensional.
         chain: Numbers of the latents (N,), int64.
         step: Number of steps taken, 0-dimensional int64 on the CPU.
     """
@@ -65,9 +66,9 @@ class TransportState(NamedTuple):
 
 
 def estimate_lipschitz(z: Tensor, energy: Tensor) -> Tensor:
-    """Estimates a Lipschitz constant as the steepest slope of an energy between pairs of points.
+    """Estimate a Lipschitz constant as the steepest slope of an energy between pairs of points.
 
-    The pairs are neighbouring rows, first and last included: independent draws make independent pairs. This
+    The pairs are neighboring rows, first and last included: independent draws make independent pairs. This
     is the estimate of Tanaka, *Discriminator optimal transport*, NeurIPS 2019. It bounds the true constant from below,
     which the method needs: with the true one no latent would move.
 
@@ -97,26 +98,26 @@ def estimate_lipschitz(z: Tensor, energy: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class DiscriminatorOptimalTransport:
-    """DOT in latent space: gradient descent of `E(B(z)) / K + ||z - z_prior||` from a draw `z_prior` of the prior.
+    """DOT in latent space: gradient descent of ``E(B(z)) / K + ||z - z_prior||`` from a draw ``z_prior`` of the prior.
 
-    Tanaka, *Discriminator optimal transport*, NeurIPS 2019. `K` is a Lipschitz constant of `z -> E(B(z))`. It moves
+    Tanaka, *Discriminator optimal transport*, NeurIPS 2019. ``K`` is a Lipschitz constant of ``z -> E(B(z))``. It moves
     each latent downhill as long as the energy gains more than the way costs; it is no Markov chain with a stationary
-    law. At `z = z_prior`, where the norm has no gradient, its part is zero. One gradient a step, no randomness.
+    law. At ``z = z_prior``, where the norm has no gradient, its part is zero. One gradient a step, no randomness.
 
-    DOT descends the energy alone. Which potential it expects is therefore settled by `prior`:
+    DOT descends the energy alone. Which potential it expects is therefore settled by ``prior``:
 
-    - with `prior`, the same potential as all other kernels, `U(z) = -log eta(z) + beta E(B(z))`; the prior's part is
-      taken off again, and what is descended is `beta E(B(z))`;
-    - without, the energy itself, `z -> beta E(B(z))`.
+    - with ``prior``, the same potential as all other kernels, ``U(z) = -log eta(z) + beta E(B(z))``; the prior's part
+      is taken off again, and what is descended is ``beta E(B(z))``;
+    - without, the energy itself, ``z -> beta E(B(z))``.
 
-    Where `K` is estimated, `beta` cancels. With `prior` it is estimated from latents of the prior that are the same in
-    every run, so that it belongs to the model: a chain goes the same way alone as among others. Without `prior` there
-    are only the latents that the run starts at, two at least, and `K` depends on which they are.
+    Where ``K`` is estimated, ``beta`` cancels. With ``prior`` it is estimated from latents of the prior that are the
+    same in every run, so that it belongs to the model: a chain goes the same way alone as among others. Without
+    ``prior`` there are only the latents that the run starts at, two at least, and ``K`` depends on which they are.
 
     Args:
-        step_size: Length scale of a step, in units of `z`.
-        lipschitz: The constant `K` of `beta E(B(z))`; None has `init` estimate it.
-        prior: The latent prior whose log-density the potential contains; None if it contains none.
+        step_size: Length scale of a step, in units of ``z``.
+        lipschitz: The constant ``K`` of ``beta E(B(z))``; ``None`` has ``init`` estimate it.
+        prior: The latent prior whose log-density the potential contains; ``None`` if it contains none.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -145,13 +146,13 @@ class DiscriminatorOptimalTransport:
         return 1
 
     def init(self, z: Tensor, potential: Potential) -> TransportState:
-        """Builds the state of latents that start at `z` (N, D), draws of the prior."""
+        """Build the state of latents that start at ``z`` (N, D), draws of the prior."""
         z = as_latents(z)
         energy, gradient = value_and_gradient(self._energy(potential), z)
         if self.lipschitz is not None:
             lipschitz = torch.tensor(self.lipschitz, dtype=z.dtype, device=z.device)
         elif self.prior is not None:
-            lipschitz = self._lipschitz_under_the_prior(z, potential)
+            lipschitz = self._lipschitz_under(self.prior, z, potential)
         else:
             lipschitz = estimate_lipschitz(z, energy)
         return TransportState(z, energy, gradient, z, lipschitz, number_chains(z), counter())
@@ -160,21 +161,21 @@ class DiscriminatorOptimalTransport:
     def step(
         self, state: TransportState, potential: Potential, generator: torch.Generator | None = None
     ) -> tuple[TransportState, TransportInfo]:
-        """Takes one step downhill; the generator is not used."""
-        way = state.z - state.start
-        length = way.norm(dim=1, keepdim=True)
-        pull = torch.where(length > 0, way / length, 0.0)
+        """Take one step downhill; the generator is not used."""
+        displacement = state.z - state.start
+        length = displacement.norm(dim=1, keepdim=True)
+        pull = torch.where(length > 0, displacement / length, 0.0)
         z = state.z - self.step_size * (state.gradient / state.lipschitz + pull)
         energy, gradient = value_and_gradient(self._energy(potential), z)
         diverged = ~finite_rows(z, energy, gradient)
         info = TransportInfo(energy.masked_fill(diverged, math.nan), (z - state.start).norm(dim=1), diverged)
         return TransportState(z, energy, gradient, state.start, state.lipschitz, state.chain, state.step + 1), info
 
-    def _lipschitz_under_the_prior(self, z: Tensor, potential: Potential) -> Tensor:
+    def _lipschitz_under(self, prior: Prior, z: Tensor, potential: Potential) -> Tensor:
         # No randomness of the chain's: like the nodes of a quadrature, these latents are a fixed part of the method.
         fixed = torch.zeros((), dtype=torch.int64, device=z.device)
         noise = normal(fixed, torch.arange(_REFERENCE_LATENTS, device=z.device), z.shape[1])
-        latents = as_latents(self.prior.from_noise(noise))
+        latents = as_latents(prior.from_noise(noise))
         # As many at once as there are chains, which the device has room for.
         energies = [evaluate(self._energy(potential), part) for part in latents.split(len(z))]
         return estimate_lipschitz(latents, torch.cat(energies))

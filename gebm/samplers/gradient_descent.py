@@ -17,24 +17,24 @@ from gebm.samplers.base import (
     require_positive,
     value_and_gradient,
 )
-from gebm.samplers.langevin import LangevinInfo, told
+from gebm.samplers.langevin import LangevinInfo, langevin_info
 
 __all__ = ["GradientDescent"]
 
 
 @dataclass(frozen=True)
 class GradientDescent:
-    """Gradient descent of the potential, `z' = z - h grad U(z)`: ULA without its noise.
+    """Gradient descent of the potential, ``z' = z - h grad U(z)``: ULA without its noise.
 
-    It samples nothing; it shows what the noise of a Langevin chain adds (Arbel, Zhou and Gretton, ICLR 2021). One
-    gradient a step, no randomness.
+    It samples nothing; it shows what the noise of a Langevin chain adds (Arbel, Zhou and Gretton, ICLR 2021, section
+    6). One gradient a step, no randomness.
 
     Args:
-        step_size: The step `h`, in squared units of `z`.
-        schedule: What `h` is multiplied by as the chain proceeds; None keeps it.
+        step_size: The step ``h``, in squared units of ``z``.
+        schedule: Factor of ``h`` as the chain proceeds; ``None`` keeps it constant.
 
     Raises:
-        ValueError: If `step_size` is not positive.
+        ValueError: If ``step_size`` is not positive.
 
     Example:
         >>> from gebm import samplers
@@ -54,7 +54,7 @@ class GradientDescent:
         return 1
 
     def init(self, z: Tensor, potential: Potential) -> GradientState:
-        """Builds the state of chains that start at `z` (N, D)."""
+        """Build the state of chains that start at ``z`` (N, D)."""
         z = as_latents(z)
         return GradientState(z, *value_and_gradient(potential, z), number_chains(z), counter())
 
@@ -62,8 +62,8 @@ class GradientDescent:
     def step(
         self, state: GradientState, potential: Potential, generator: torch.Generator | None = None
     ) -> tuple[GradientState, LangevinInfo]:
-        """Takes one step downhill; the generator is not used."""
+        """Take one step downhill; the generator is not used."""
         h = self.step_size * (self.schedule(state.step) if self.schedule else 1.0)
         z = state.z - h * state.gradient
         value, gradient = value_and_gradient(potential, z)
-        return GradientState(z, value, gradient, state.chain, state.step + 1), told(value, z, gradient)
+        return GradientState(z, value, gradient, state.chain, state.step + 1), langevin_info(value, z, gradient)

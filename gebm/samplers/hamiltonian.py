@@ -28,11 +28,11 @@ __all__ = ["HMC"]
 class HMC:
     """HMC, Hamiltonian Monte Carlo: fresh velocities, leapfrog steps, then accepted or rejected.
 
-    Neal, *MCMC using Hamiltonian dynamics*, 2011, with a diagonal mass. Exact: its stationary law is `exp(-U)`,
-    whatever the step size. `num_leapfrog_steps` gradients a step, since the one at the starting point is remembered.
+    Neal, *MCMC using Hamiltonian dynamics*, 2011, with a diagonal mass. Exact: its stationary law is ``exp(-U)``,
+    whatever the step size. ``num_leapfrog_steps`` gradients a step, since the one at the starting point is remembered.
 
     Args:
-        step_size: The leapfrog step `h`, in units of time: of `z` over velocity.
+        step_size: The leapfrog step ``h``, in units of time: of ``z`` over velocity.
         num_leapfrog_steps: Number of leapfrog steps in a proposal.
         inverse_mass: Diagonal of the inverse mass matrix (D,), about the variances of the target, from any sequence
             or tensor; None is 1. Velocities have this variance.
@@ -67,7 +67,7 @@ class HMC:
         return 0.8
 
     def init(self, z: Tensor, potential: Potential) -> GradientState:
-        """Builds the state of chains that start at `z` (N, D)."""
+        """Build the state of chains that start at ``z`` (N, D)."""
         z = as_latents(z)
         return GradientState(z, *value_and_gradient(potential, z), number_chains(z), counter())
 
@@ -75,7 +75,7 @@ class HMC:
     def step(
         self, state: GradientState, potential: Potential, generator: torch.Generator | None = None
     ) -> tuple[GradientState, MetropolisInfo]:
-        """Follows a trajectory and takes its end or not."""
+        """Follow a trajectory and takes its end or not."""
         h, scale = self.step_size, scales(self.inverse_mass, state.z)
         key = draw_key(generator, state.z.device)
         start = normal(key, state.chain, state.z.shape[1])
@@ -88,8 +88,10 @@ class HMC:
             velocity = velocity - h / 2 * scale * gradient
         log_velocities = (start.square().sum(1) - velocity.square().sum(1)) / 2
         log_ratio = state.potential - value + log_velocities
-        accepted, told = accept(log_ratio, finite_rows(z, value, gradient), uniform(key, state.chain))
+        accepted, decision = accept(log_ratio, finite_rows(z, value, gradient), uniform(key, state.chain))
         z = torch.where(accepted[:, None], z, state.z)
         value = torch.where(accepted, value, state.potential)
         gradient = torch.where(accepted[:, None], gradient, state.gradient)
-        return GradientState(z, value, gradient, state.chain, state.step + 1), MetropolisInfo(value, accepted, *told)
+        return GradientState(z, value, gradient, state.chain, state.step + 1), MetropolisInfo(
+            value, accepted, *decision
+        )

@@ -24,11 +24,11 @@ from gebm.samplers.base import (
 from gebm.samplers.metropolis import MetropolisInfo, accept, as_inverse_mass, scales
 from gebm.samplers.philox import VELOCITY, draw_key, normal, uniform
 
-__all__ = ["MALA", "KineticLangevin", "KineticState", "LangevinInfo", "UnadjustedLangevin", "told"]
+__all__ = ["MALA", "KineticLangevin", "KineticState", "LangevinInfo", "UnadjustedLangevin", "langevin_info"]
 
 
 class LangevinInfo(NamedTuple):
-    """What one unadjusted step tells.
+    """Measurements of one unadjusted step.
 
     Attributes:
         potential: The potential (N,) evaluated in the step; not a number where the chain diverged.
@@ -39,18 +39,18 @@ class LangevinInfo(NamedTuple):
     diverged: Tensor
 
 
-def told(potential: Tensor, *others: Tensor) -> LangevinInfo:
-    """Gives the infos of an unadjusted step: its potential, with the chains marked that have diverged.
+def langevin_info(potential: Tensor, *others: Tensor) -> LangevinInfo:
+    """Return the infos of an unadjusted step, in which chains that have diverged are marked.
 
     Args:
         potential: The potential evaluated in the step (N,).
-        *others: What else has to be finite (N, ...).
+        *others: Other tensors that have to be finite (N, ...).
 
     Returns:
         The infos.
 
     Example:
-        >>> told(torch.tensor([1.0, 2.0]), torch.tensor([[0.0], [float("inf")]]))
+        >>> langevin_info(torch.tensor([1.0, 2.0]), torch.tensor([[0.0], [float("inf")]]))
         LangevinInfo(potential=tensor([1., nan]), diverged=tensor([False,  True]))
     """
     diverged = ~finite_rows(potential, *others)
@@ -65,7 +65,7 @@ class KineticState(NamedTuple):
     Attributes:
         z: Positions (N, D).
         velocity: Velocities (N, D).
-        potential: Potential (N,) at the midpoint of the last step; at `z` before the first step.
+        potential: Potential (N,) at the midpoint of the last step; at ``z`` before the first step.
         chain: Numbers of the chains (N,), int64.
         step: Number of steps taken, 0-dimensional int64 on the CPU.
     """
@@ -79,19 +79,19 @@ class KineticState(NamedTuple):
 
 @dataclass(frozen=True)
 class UnadjustedLangevin:
-    """ULA, the unadjusted (overdamped) Langevin algorithm: `z' = z - h grad U(z) + sqrt(2h) xi`.
+    """ULA, the unadjusted (overdamped) Langevin algorithm: ``z' = z - h grad U(z) + sqrt(2h) xi``.
 
-    Algorithm 2 of Arbel, Zhou and Gretton, ICLR 2021; with `beta = 1` it is the DDLS of Che et al., NeurIPS 2020.
-    Its stationary law is off by an amount that shrinks in proportion to `h`: for a Gaussian target of precision `A`
-    the covariance solves `S = (I - hA) S (I - hA)' + 2h I`. One gradient a step. Where the step is written with `h/2`
-    and `sqrt(h)`, as in the paper's experiments, their `h` is twice the one here.
+    Algorithm 2 of Arbel, Zhou and Gretton, ICLR 2021; with ``beta = 1`` it is the DDLS of Che et al., NeurIPS 2020. Its
+    stationary law is off by an amount that shrinks in proportion to ``h``: for a Gaussian target of precision ``A`` the
+    covariance solves ``S = (I - hA) S (I - hA)' + 2h I``. One gradient a step. Where the step is written with ``h/2``
+    and ``sqrt(h)``, as in the paper's experiments, their ``h`` is twice the one here.
 
     Args:
-        step_size: The step `h`, in squared units of `z`.
-        schedule: What `h` is multiplied by as the chain proceeds; None keeps it.
+        step_size: The step ``h``, in squared units of ``z``.
+        schedule: Factor of ``h`` as the chain proceeds; ``None`` keeps it constant.
 
     Raises:
-        ValueError: If `step_size` is not positive.
+        ValueError: If ``step_size`` is not positive.
 
     Example:
         >>> from gebm import samplers
@@ -112,7 +112,7 @@ class UnadjustedLangevin:
         return 1
 
     def init(self, z: Tensor, potential: Potential) -> GradientState:
-        """Builds the state of chains that start at `z` (N, D)."""
+        """Build the state of chains that start at ``z`` (N, D)."""
         z = as_latents(z)
         return GradientState(z, *value_and_gradient(potential, z), number_chains(z), counter())
 
@@ -120,12 +120,12 @@ class UnadjustedLangevin:
     def step(
         self, state: GradientState, potential: Potential, generator: torch.Generator | None = None
     ) -> tuple[GradientState, LangevinInfo]:
-        """Takes one step downhill, with noise."""
+        """Take one step downhill, with noise."""
         h = self.step_size * (self.schedule(state.step) if self.schedule else 1.0)
         noise = normal(draw_key(generator, state.z.device), state.chain, state.z.shape[1])
         z = state.z - h * state.gradient + math.sqrt(2 * h) * noise
         value, gradient = value_and_gradient(potential, z)
-        return GradientState(z, value, gradient, state.chain, state.step + 1), told(value, z, gradient)
+        return GradientState(z, value, gradient, state.chain, state.step + 1), langevin_info(value, z, gradient)
 
 
 @dataclass(frozen=True)
@@ -133,14 +133,14 @@ class KineticLangevin:
     """KLA, kinetic (underdamped) Langevin dynamics of unit mass.
 
     Algorithm 3 of Arbel, Zhou and Gretton, ICLR 2021, the splitting of Sachs, Leimkuhler and Danos, Entropy 2017:
-    half a drift to `z + h/2 v`; there half a kick, `v <- C v + sqrt(1 - C^2) xi` with `C = exp(-kappa h)`, and half a
-    kick again; half a drift. Unadjusted, with a bias of order `h^2`; on a Gaussian target the velocities alone have it.
-    One gradient a step, at the midpoint.
+    half a drift to ``z + h/2 v``; there half a kick, ``v <- C v + sqrt(1 - C^2) xi`` with ``C = exp(-kappa h)``, and
+    half a kick again; half a drift. Unadjusted, with a bias of order ``h^2``; on a Gaussian target the velocities alone
+    have it. One gradient a step, at the midpoint.
 
     Args:
-        step_size: The step `h`, in units of time: of `z` over velocity.
-        friction: The friction `kappa`, per unit of time.
-        schedule: What `h` is multiplied by as the chain proceeds; None keeps it.
+        step_size: The step ``h``, in units of time: of ``z`` over velocity.
+        friction: The friction ``kappa``, per unit of time.
+        schedule: Factor of ``h`` as the chain proceeds; ``None`` keeps it constant.
         initial_velocity: "zero", or "normal" for standard normal velocities, drawn in the first step. A chain that is
             restarted after a divergence starts from rest.
 
@@ -171,7 +171,7 @@ class KineticLangevin:
         return 1
 
     def init(self, z: Tensor, potential: Potential) -> KineticState:
-        """Builds the state of chains that start at `z` (N, D)."""
+        """Build the state of chains that start at ``z`` (N, D)."""
         z = as_latents(z)
         return KineticState(z, torch.zeros_like(z), evaluate(potential, z), number_chains(z), counter())
 
@@ -179,7 +179,7 @@ class KineticLangevin:
     def step(
         self, state: KineticState, potential: Potential, generator: torch.Generator | None = None
     ) -> tuple[KineticState, LangevinInfo]:
-        """Takes one step of the splitting."""
+        """Take one step of the splitting."""
         h = self.step_size * (self.schedule(state.step) if self.schedule else 1.0)
         damping = math.exp(-self.friction * h)
         key, dim = draw_key(generator, state.z.device), state.z.shape[1]
@@ -193,19 +193,20 @@ class KineticLangevin:
         v = damping * v + math.sqrt(1 - damping**2) * normal(key, state.chain, dim)
         v = v - h / 2 * gradient
         z = middle + h / 2 * v
-        return KineticState(z, v, value, state.chain, state.step + 1), told(value, z, v)
+        return KineticState(z, v, value, state.chain, state.step + 1), langevin_info(value, z, v)
 
 
 @dataclass(frozen=True)
 class MALA:
     """MALA, the Metropolis-adjusted Langevin algorithm: a ULA proposal, accepted or rejected.
 
-    Roberts and Tweedie, Bernoulli 1996. Exact: its stationary law is `exp(-U)`, whatever the step size. One gradient
-    a step. With an inverse mass `m`, the preconditioner, the proposal is `z - h m grad U(z) + sqrt(2 h m) xi`.
+    Roberts and Tweedie, Bernoulli 1996. Exact: its stationary law is ``exp(-U)``, whatever the step size. One gradient
+    a step. With an inverse mass ``m``, the preconditioner, the proposal is ``z - h m grad U(z) + sqrt(2 h m) xi``.
 
     Args:
-        step_size: The step `h`, in squared units of `z`; of variances of `z` where there is an `inverse_mass`.
-        inverse_mass: The diagonal `m` (D,), about the variances of the target, from any sequence or tensor; None is 1.
+        step_size: The step ``h``, in squared units of ``z``; of variances of ``z`` where there is an ``inverse_mass``.
+        inverse_mass: The diagonal ``m`` (D,), about the variances of the target, from any sequence or tensor; None is
+            1.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -237,7 +238,7 @@ class MALA:
         return 0.574
 
     def init(self, z: Tensor, potential: Potential) -> GradientState:
-        """Builds the state of chains that start at `z` (N, D)."""
+        """Build the state of chains that start at ``z`` (N, D)."""
         z = as_latents(z)
         return GradientState(z, *value_and_gradient(potential, z), number_chains(z), counter())
 
@@ -245,7 +246,7 @@ class MALA:
     def step(
         self, state: GradientState, potential: Potential, generator: torch.Generator | None = None
     ) -> tuple[GradientState, MetropolisInfo]:
-        """Proposes a step of ULA and takes it or not."""
+        """Propose a step of ULA and takes it or not."""
         h, scale = self.step_size, scales(self.inverse_mass, state.z)
         key = draw_key(generator, state.z.device)
         noise = normal(key, state.chain, state.z.shape[1])
@@ -256,8 +257,10 @@ class MALA:
         back = math.sqrt(h / 2) * scale * (state.gradient + gradient) - noise
         log_proposals = (noise.square().sum(1) - back.square().sum(1)) / 2
         log_ratio = state.potential - value + log_proposals
-        accepted, told = accept(log_ratio, finite_rows(z, value, gradient), uniform(key, state.chain))
+        accepted, decision = accept(log_ratio, finite_rows(z, value, gradient), uniform(key, state.chain))
         z = torch.where(accepted[:, None], z, state.z)
         value = torch.where(accepted, value, state.potential)
         gradient = torch.where(accepted[:, None], gradient, state.gradient)
-        return GradientState(z, value, gradient, state.chain, state.step + 1), MetropolisInfo(value, accepted, *told)
+        return GradientState(z, value, gradient, state.chain, state.step + 1), MetropolisInfo(
+            value, accepted, *decision
+        )

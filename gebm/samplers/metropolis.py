@@ -37,12 +37,12 @@ __all__ = [
 
 
 class MetropolisInfo(NamedTuple):
-    """What one accepted-or-rejected step tells.
+    """Measurements of one step that is accepted or rejected.
 
     Attributes:
         potential: Potential after the step (N,).
         accepted: Whether the proposal was taken (N,), bool.
-        acceptance_probability: With what probability it was to be taken (N,).
+        acceptance_probability: Probability of taking it (N,).
         energy_error: Minus the log of the Metropolis-Hastings ratio (N,): for HMC and MALA the error of the integrator
             in the total energy; infinite where the proposal diverged.
         diverged: Whether position, potential or gradient of the proposal is not finite (N,), bool; it was rejected.
@@ -60,7 +60,7 @@ class MetropolisState(NamedTuple):
 
     Attributes:
         z: Positions (N, D).
-        potential: Potential at `z` (N,).
+        potential: Potential at ``z`` (N,).
         chain: Numbers of the chains (N,), int64.
         step: Number of steps taken, 0-dimensional int64 on the CPU.
     """
@@ -76,8 +76,8 @@ class IndependentState(NamedTuple):
 
     Attributes:
         z: Positions (N, D).
-        potential: Potential at `z` (N,).
-        log_prior: Log-density of the proposal at `z` (N,).
+        potential: Potential at ``z`` (N,).
+        log_prior: Log-density of the proposal at ``z`` (N,).
         chain: Numbers of the chains (N,), int64.
         step: Number of steps taken, 0-dimensional int64 on the CPU.
     """
@@ -90,10 +90,10 @@ class IndependentState(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What `accept` tells of its decisions: the last three of `MetropolisInfo`.
+    """Measurements of the decisions of ``accept``: the last three entries of ``MetropolisInfo``.
 
     Attributes:
-        acceptance_probability: With what probability a proposal was to be taken (N,).
+        acceptance_probability: Probability of taking a proposal (N,).
         energy_error: Minus the log-ratio (N,).
         diverged: Whether the proposal is not finite (N,), bool.
     """
@@ -104,7 +104,7 @@ class Decision(NamedTuple):
 
 
 def accept(log_ratio: Tensor, finite: Tensor, uniform: Tensor) -> tuple[Tensor, Decision]:
-    """Decides which proposals to take, with probability `min(1, exp(log_ratio))` each.
+    """Decide which proposals to take, with probability ``min(1, exp(log_ratio))`` each.
 
     A proposal that is not finite, as where a trajectory has diverged, is rejected, and so is one whose ratio is not a
     number.
@@ -115,12 +115,12 @@ def accept(log_ratio: Tensor, finite: Tensor, uniform: Tensor) -> tuple[Tensor, 
         uniform: Uniform numbers in [0, 1) to decide by (N,).
 
     Returns:
-        Decisions (N,), bool, and what there is to tell of them.
+        Decisions (N,), bool, and their measurements.
 
     Example:
         >>> ratio = torch.tensor([1.0, float("-inf"), float("nan"), float("inf")])
-        >>> accepted, told = accept(ratio, torch.tensor([True, True, True, False]), torch.full((4,), 0.5))
-        >>> accepted.tolist(), told.acceptance_probability.tolist()
+        >>> accepted, decision = accept(ratio, torch.tensor([True, True, True, False]), torch.full((4,), 0.5))
+        >>> accepted.tolist(), decision.acceptance_probability.tolist()
         ([True, False, False, False], [1.0, 0.0, 0.0, 0.0])
     """
     log_ratio = log_ratio.masked_fill(~finite, -math.inf)
@@ -129,7 +129,7 @@ def accept(log_ratio: Tensor, finite: Tensor, uniform: Tensor) -> tuple[Tensor, 
 
 
 def as_inverse_mass(values: Tensor | Sequence[float] | None) -> tuple[float, ...] | None:
-    """Gives the diagonal of an inverse mass matrix as kernels hold it: plain numbers, which compare, print and save.
+    """Return the diagonal of an inverse mass matrix as plain numbers, which compare, print and save.
 
     Args:
         values: Positive numbers (D,), or None for unit mass.
@@ -159,14 +159,14 @@ def as_inverse_mass(values: Tensor | Sequence[float] | None) -> tuple[float, ...
 
 
 def scales(inverse_mass: tuple[float, ...] | None, z: Tensor) -> Tensor | float:
-    """Gives what a velocity of unit mass is multiplied by, coordinate by coordinate.
+    """Return the factors of a velocity of unit mass, coordinate by coordinate.
 
     Args:
         inverse_mass: Diagonal of the inverse mass matrix, or None for unit mass.
         z: Positions (N, D).
 
     Returns:
-        Square roots of the diagonal (D,), of the type of `z`; 1.0 for unit mass.
+        Square roots of the diagonal (D,), of the type of ``z``; 1.0 for unit mass.
 
     Raises:
         ValueError: If the diagonal is not as long as a position.
@@ -186,13 +186,13 @@ def scales(inverse_mass: tuple[float, ...] | None, z: Tensor) -> Tensor | float:
 class RandomWalkMetropolis:
     """Random-walk Metropolis: a Gaussian proposal around the position, accepted or rejected (Metropolis et al. 1953).
 
-    Exact: its stationary law is `exp(-U)`, whatever the step size. One potential a step, no gradient.
+    Exact: its stationary law is ``exp(-U)``, whatever the step size. One potential a step, no gradient.
 
     Args:
-        step_size: Standard deviation of the proposal, in the units of `z`.
+        step_size: Standard deviation of the proposal, in the units of ``z``.
 
     Raises:
-        ValueError: If `step_size` is not positive.
+        ValueError: If ``step_size`` is not positive.
 
     Example:
         >>> kernel = RandomWalkMetropolis(step_size=0.5)
@@ -218,7 +218,7 @@ class RandomWalkMetropolis:
         return 0.234
 
     def init(self, z: Tensor, potential: Potential) -> MetropolisState:
-        """Builds the state of chains that start at `z` (N, D)."""
+        """Build the state of chains that start at ``z`` (N, D)."""
         z = as_latents(z)
         return MetropolisState(z, evaluate(potential, z), number_chains(z), counter())
 
@@ -226,29 +226,29 @@ class RandomWalkMetropolis:
     def step(
         self, state: MetropolisState, potential: Potential, generator: torch.Generator | None = None
     ) -> tuple[MetropolisState, MetropolisInfo]:
-        """Proposes a move and takes it or not."""
+        """Propose a move and takes it or not."""
         key = draw_key(generator, state.z.device)
         z = state.z + self.step_size * normal(key, state.chain, state.z.shape[1])
         value = evaluate(potential, z)
-        accepted, told = accept(state.potential - value, finite_rows(z, value), uniform(key, state.chain))
+        accepted, decision = accept(state.potential - value, finite_rows(z, value), uniform(key, state.chain))
         z = torch.where(accepted[:, None], z, state.z)
         value = torch.where(accepted, value, state.potential)
-        return MetropolisState(z, value, state.chain, state.step + 1), MetropolisInfo(value, accepted, *told)
+        return MetropolisState(z, value, state.chain, state.step + 1), MetropolisInfo(value, accepted, *decision)
 
 
 @dataclass(frozen=True)
 class IndependentMetropolis:
     """Independent Metropolis-Hastings with proposals from the latent prior.
 
-    With `U = -log eta + beta E(B(z))` the prior cancels, and a proposal is taken with probability
-    `min(1, exp(-beta (E' - E)))`: the sampler of Turner et al., *Metropolis-Hastings Generative Adversarial
+    With ``U = -log eta + beta E(B(z))`` the prior cancels, and a proposal is taken with probability
+    ``min(1, exp(-beta (E' - E)))``: the sampler of Turner et al., *Metropolis-Hastings Generative Adversarial
     Networks*, ICML 2019. Exact. One potential a step, no gradient.
 
     Args:
-        prior: The proposal `eta`, with `from_noise(noise)` and `log_prob(z)`.
+        prior: The proposal ``eta``, with ``from_noise(noise)`` and ``log_prob(z)``.
 
     Raises:
-        ValueError: If `prior` lacks one of these.
+        ValueError: If ``prior`` lacks one of these.
 
     Example:
         >>> class Normal:
@@ -276,7 +276,7 @@ class IndependentMetropolis:
 
     @torch.no_grad()
     def init(self, z: Tensor, potential: Potential) -> IndependentState:
-        """Builds the state of chains that start at `z` (N, D)."""
+        """Build the state of chains that start at ``z`` (N, D)."""
         z = as_latents(z)
         return IndependentState(z, evaluate(potential, z), self.prior.log_prob(z), number_chains(z), counter())
 
@@ -284,14 +284,14 @@ class IndependentMetropolis:
     def step(
         self, state: IndependentState, potential: Potential, generator: torch.Generator | None = None
     ) -> tuple[IndependentState, MetropolisInfo]:
-        """Proposes a draw of the prior and takes it or not."""
+        """Propose a draw of the prior and takes it or not."""
         key = draw_key(generator, state.z.device)
         z = self.prior.from_noise(normal(key, state.chain, state.z.shape[1]))
         value, log_prior = evaluate(potential, z), self.prior.log_prob(z)
         log_ratio = state.potential + state.log_prior - value - log_prior
-        accepted, told = accept(log_ratio, finite_rows(z, value, log_prior), uniform(key, state.chain))
+        accepted, decision = accept(log_ratio, finite_rows(z, value, log_prior), uniform(key, state.chain))
         z = torch.where(accepted[:, None], z, state.z)
         value = torch.where(accepted, value, state.potential)
         log_prior = torch.where(accepted, log_prior, state.log_prior)
         state = IndependentState(z, value, log_prior, state.chain, state.step + 1)
-        return state, MetropolisInfo(value, accepted, *told)
+        return state, MetropolisInfo(value, accepted, *decision)

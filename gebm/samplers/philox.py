@@ -38,10 +38,10 @@ _INCREMENTS = 0x9E3779B9, 0xBB67AE85
 
 
 def draw_key(generator: torch.Generator | None, device: torch.device | str) -> Tensor:
-    """Takes from a generator the one number that all the noise of a step is computed from.
+    """Take from a generator the one number that all the noise of a step is computed from.
 
     Args:
-        generator: Source of the randomness, on any device; torch's default one for `device` if None.
+        generator: Source of the randomness, on any device; torch's default one for ``device`` if None.
         device: Where the key is needed.
 
     Returns:
@@ -57,7 +57,7 @@ def draw_key(generator: torch.Generator | None, device: torch.device | str) -> T
 
 
 def philox(counter: Tensor, key: Tensor) -> Tensor:
-    """Computes Philox4x32-10: four random words from four words of counter and a key of 64 bits.
+    """Compute Philox4x32-10: four random words from four words of counter and a key of 64 bits.
 
     Args:
         counter: Counters (4, ...), int64, each word in [0, 2^32).
@@ -94,19 +94,19 @@ def philox(counter: Tensor, key: Tensor) -> Tensor:
 
 
 def normal(key: Tensor, chain: Tensor, dim: int, stream: int = PROPOSAL) -> Tensor:
-    """Computes standard normal noise, by the transformation of Box and Muller 1958.
+    """Compute standard normal noise, by the transformation of Box and Muller 1958.
 
     In float64 inside: a float32 logarithm of a number close to 1 has lost most of its digits, and a rounding that
     differs between two devices or two batch sizes is then below what float32 can show.
 
     Args:
-        key: The step's key, from `draw_key`.
+        key: The step's key, from ``draw_key``.
         chain: Numbers of the chains (N,), int64.
         dim: How many numbers each chain gets.
         stream: What they are for, one of this module's constants.
 
     Returns:
-        Noise (N, dim), float32. Row i depends on `chain[i]` alone, and its start not on `dim`.
+        Noise (N, dim), float32. Row i depends on ``chain[i]`` alone, and its start not on ``dim``.
 
     Example:
         >>> key = torch.tensor(7)
@@ -122,10 +122,10 @@ def normal(key: Tensor, chain: Tensor, dim: int, stream: int = PROPOSAL) -> Tens
 
 
 def uniform(key: Tensor, chain: Tensor, stream: int = ACCEPT) -> Tensor:
-    """Computes one uniform number for each chain.
+    """Compute one uniform number for each chain.
 
     Args:
-        key: The step's key, from `draw_key`.
+        key: The step's key, from ``draw_key``.
         chain: Numbers of the chains (N,), int64.
         stream: What they are for, one of this module's constants.
 

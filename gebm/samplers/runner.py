@@ -1,81 +1,81 @@
-"""The one driver that runs every kernel."""
+"""The driver that runs every kernel."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple
 
 import torch
 from torch import Tensor
 
-from gebm.samplers.base import Info, Kernel, Potential, Prior, State, finite_rows, require_count, require_prior
+from gebm.samplers.base import Info, Kernel, Potential, Prior, State, StateT, finite_rows, require_count, require_prior
 from gebm.samplers.philox import RESTART, draw_key, normal
 
 __all__ = ["Chain", "finite_chains", "restart", "run"]
 
 
-class Chain(NamedTuple):
-    """What a run leaves behind.
+class Chain(NamedTuple, Generic[StateT]):
+    """Result of a run.
 
     Attributes:
         z: Last positions (N, D).
-        state: Last state; pass it back to `run` to go on.
-        infos: The kernel's infos with all their entries stacked over the steps of this run, (num_steps, N, ...); None
-            if the run had no steps.
+        state: Last state; pass it back to ``run`` to continue.
+        infos: The kernel's infos with all their entries stacked over the steps of this run, (num_steps, N, ...);
+            ``None`` if the run had no steps. Their type is the kernel's own.
         divergences: In how many of this run's steps a chain met a number that is not finite (N,), int64. A Metropolis
-            kernel rejected these proposals; a chain of another kernel was lost, and restarted if `run` had a prior.
+            kernel rejected these proposals; a chain of another kernel was lost, and restarted if ``run`` had a prior.
     """
 
     z: Tensor
-    state: State
-    infos: Info | None
+    state: StateT
+    infos: Any
     divergences: Tensor
 
 
 @torch.no_grad()
 def run(
-    kernel: Kernel,
+    kernel: Kernel[StateT],
     potential: Potential,
     z0: Tensor | None,
     num_steps: int,
     *,
     generator: torch.Generator | None = None,
     every: int | None = None,
-    callback: Callable[[int, State], None] | None = None,
-    state: State | None = None,
+    callback: Callable[[int, StateT], None] | None = None,
+    state: StateT | None = None,
     prior: Prior | None = None,
     first_chain: int = 0,
-) -> Chain:
-    """Runs N chains side by side for a number of steps.
+) -> Chain[StateT]:
+    """Run N chains side by side for a number of steps.
 
-    A chain can be cut anywhere: `run` with the state of an earlier run and the same generator continues it bit for
+    A chain can be cut anywhere: ``run`` with the state of an earlier run and the same generator continues it bit for
     bit, schedules and callbacks included, since the state knows how many steps it has taken. Of the past only the
     infos are kept, a few numbers per chain and step; positions on the way go to the callback.
 
     A set of chains can be cut as well: a chain's noise depends on the generator and on the chain's number only. Parts
-    of a set that are run one after the other, each with `first_chain` and with a generator in the same state, give what
-    the set gives as a whole, as far as the potential of a row does not depend on the others.
+    of a set that are run one after the other, each with ``first_chain`` and with a generator in the same state, give
+    what the set gives as a whole, as far as the potential of a row does not depend on the others.
 
     Args:
-        kernel: The sampler, such as `UnadjustedLangevin(step_size=1e-2)`.
+        kernel: The sampler, such as ``UnadjustedLangevin(step_size=1e-2)``.
         potential: Maps (N, D) to (N,).
-        z0: Starting positions (N, D); not used, and may be None, where `state` is given.
+        z0: Starting positions (N, D); not used, and may be None, where ``state`` is given.
         num_steps: Number of steps, at least 0.
         generator: Source of all randomness, on any device; torch's default one if None.
-        every: Call `callback` whenever the chain's number of steps is a multiple of this.
-        callback: Called as `callback(step, state)` with the chain's number of steps so far; also after the last step.
+        every: Call ``callback`` whenever the chain's number of steps is a multiple of this.
+        callback: Called as ``callback(step, state)`` with the chain's number of steps so far; also after the last step.
         state: State to resume from.
         prior: Where a chain restarts that has become infinite or not a number; None leaves such a chain as it is. It
             takes a second key of the generator in each step, diverged or not, and one look at the state, for which a
             GPU is waited for.
-        first_chain: Number of the first chain; not used where `state` is given, which knows its chains.
+        first_chain: Number of the first chain; not used where ``state`` is given, which knows its chains.
 
     Returns:
         The last positions, the last state, the infos of this run's steps and the number of divergences.
 
     Raises:
-        ValueError: If `num_steps`, `every` or `first_chain` is out of range, there is neither `z0` nor `state`, or
-            chains start where potential or gradient is not finite: any of them, or with `prior` all.
+        ValueError: If ``num_steps``, ``every`` or ``first_chain`` is out of range, there is neither ``z0`` nor
+            ``state``, or chains start where potential or gradient is not finite: any of them, or with ``prior`` all.
 
     Example:
         >>> import torch
@@ -103,7 +103,7 @@ def run(
         require_prior(prior)
     if state is None:
         if z0 is None:
-            raise ValueError("a chain needs a place to start: give z0, or the state to resume from")
+            raise ValueError("a chain needs a starting position: give z0, or the state to resume from")
         state = kernel.init(z0, potential)
         state = state._replace(chain=state.chain + first_chain)
         _require_finite_start(state, prior)
@@ -111,14 +111,7 @@ def run(
     infos: list[Info] = []
     divergences = torch.zeros_like(state.chain)
     for index in range(num_steps):
-        state, info = kernel.step(state, potential, generator)
-        diverged = info.diverged
-        if prior is not None:
-            # The key is taken whether it is needed or not: what one chain suffers must not shift the others' noise.
-            key, lost = draw_key(generator, state.z.device), ~finite_chains(state)
-            diverged = diverged | lost
-            if lost.any():
-                state = restart(kernel, potential, prior, state, lost, key)
+        state, info, diverged = _step(kernel, potential, prior, state, generator)
         infos.append(info)
         divergences += diverged
         if callback is not None:
@@ -129,8 +122,23 @@ def run(
     return Chain(state.z, state, stacked, divergences)
 
 
+def _step(
+    kernel: Kernel[StateT], potential: Potential, prior: Prior | None, state: StateT, generator: torch.Generator | None
+) -> tuple[StateT, Info, Tensor]:
+    """Take one step and restart the chains that it lost; return the state, the infos and which chains diverged (N,)."""
+    state, info = kernel.step(state, potential, generator)
+    if prior is None:
+        return state, info, info.diverged
+    # The key is taken whether it is needed or not: what one chain suffers must not shift the others' noise.
+    key, lost = draw_key(generator, state.z.device), ~finite_chains(state)
+    diverged = info.diverged | lost
+    if lost.any():
+        state = restart(kernel, potential, prior, state, lost, key)
+    return state, info, diverged
+
+
 def finite_chains(state: State) -> Tensor:
-    """Tells which chains are finite in all that their state holds.
+    """Return which chains are finite in all that their state holds.
 
     Args:
         state: The state of N chains.
@@ -146,8 +154,10 @@ def finite_chains(state: State) -> Tensor:
     return finite_rows(*(entry for entry in state if entry.ndim > 0 and entry.is_floating_point()))
 
 
-def restart(kernel: Kernel, potential: Potential, prior: Prior, state: State, lost: Tensor, key: Tensor) -> State:
-    """Puts chains back to the prior, each to a draw of its own, and leaves the others alone.
+def restart(
+    kernel: Kernel[StateT], potential: Potential, prior: Prior, state: StateT, lost: Tensor, key: Tensor
+) -> StateT:
+    """Put chains back to the prior, each to a draw of its own, and leave the others alone.
 
     Args:
         kernel: The sampler.
@@ -155,10 +165,10 @@ def restart(kernel: Kernel, potential: Potential, prior: Prior, state: State, lo
         prior: Where to restart.
         state: The state of N chains.
         lost: Which to restart (N,), bool, one at least.
-        key: What their draws are computed from.
+        key: The key that their draws are computed from.
 
     Returns:
-        The state with those rows as `kernel.init` makes them. Numbers of chains and of steps go on.
+        The state with those rows as ``kernel.init`` makes them. Numbers of chains and of steps are kept.
 
     Example:
         >>> from gebm import samplers
@@ -172,10 +182,11 @@ def restart(kernel: Kernel, potential: Potential, prior: Prior, state: State, lo
     rows = lost.nonzero().squeeze(1)
     noise = normal(key, state.chain[rows], state.z.shape[1], RESTART)
     fresh = kernel.init(prior.from_noise(noise), potential)
+    # An entry without rows, such as the number of steps, is not one chain's.
     replaced = {
         name: old.index_copy(0, rows, getattr(fresh, name))
         for name, old in state._asdict().items()
-        if old.ndim > 0 and name != "chain"  # what has no rows, such as the number of steps, is not one chain's
+        if old.ndim > 0 and name != "chain"
     }
     return state._replace(**replaced)
 

@@ -18,9 +18,9 @@ _STATES = (GradientState, IndependentState, KineticState, MetropolisState, Tempe
 
 
 def state_dict(state: State) -> dict[str, Tensor]:
-    """Gives what a state holds, each entry in memory of its own, as safetensors and `torch.save` want it.
+    """Return the tensors of a state, each in memory of its own, as safetensors and ``torch.save`` need it.
 
-    With it and the generator's state, a chain goes on bit for bit.
+    With them and the generator's state, a chain continues bit for bit.
 
     Args:
         state: The state of chains.
@@ -48,10 +48,10 @@ def state_dict(state: State) -> dict[str, Tensor]:
 
 
 def load_state_dict(tensors: Mapping[str, Tensor]) -> State:
-    """Builds the state that `state_dict` took apart.
+    """Build the state whose tensors ``state_dict`` returned.
 
     Args:
-        tensors: Name of an entry -> tensor, on the device where the chains go on.
+        tensors: Name of an entry -> tensor, on the device where the chains continue.
 
     Returns:
         The state. Its number of steps is on the CPU, wherever it came from.

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from gebm.samplers.base import (
     GradientState,
+    Kernel,
     Potential,
     Prior,
     as_latents,
@@ -24,7 +25,7 @@ from gebm.samplers.base import (
 )
 from gebm.samplers.hamiltonian import HMC
 from gebm.samplers.langevin import MALA
-from gebm.samplers.metropolis import MetropolisState, RandomWalkMetropolis, accept
+from gebm.samplers.metropolis import MetropolisInfo, MetropolisState, RandomWalkMetropolis, accept
 from gebm.samplers.philox import SWAP, draw_key, uniform
 
 __all__ = ["ParallelTempering", "TemperingInfo", "TemperingState"]
@@ -33,16 +34,16 @@ _LADDER = (1.0, 0.5, 0.25, 0.1, 0.0)
 
 
 class TemperingInfo(NamedTuple):
-    """What one step tells; all but the last two of the coldest level.
+    """Measurements of one step; all but the last two of the coldest level.
 
     Attributes:
         potential: Potential after the step (N,).
         accepted: Whether the inner kernel's proposal was taken (N,), bool.
-        acceptance_probability: With what probability it was to be taken (N,).
+        acceptance_probability: Probability of taking it (N,).
         energy_error: Minus the log of the proposal's Metropolis-Hastings ratio (N,).
         diverged: Whether a level's proposal is not finite (N,), bool; it was rejected.
-        swap_acceptance: With what probability levels l and l + 1 were to exchange their positions (N, L - 1); not a
-            number for the pairs whose turn it was not.
+        swap_acceptance: Probability of exchanging the positions of levels l and l + 1 (N, L - 1); not a number for
+            the pairs whose turn it was not.
     """
 
     potential: Tensor
@@ -60,12 +61,12 @@ class TemperingState(NamedTuple):
 
     Attributes:
         z: Positions of the coldest level (N, D).
-        potential: Potential at `z` (N,).
+        potential: Potential at ``z`` (N,).
         positions: Positions of all levels (N, L, D).
-        potentials: Potential `U` at all positions (N, L), not tempered.
+        potentials: Potential ``U`` at all positions (N, L), not tempered.
         log_priors: Log-density of the prior at all positions (N, L).
-        potential_gradients: Gradients of `U` (N, L, D); of `U`'s and the prior's (N, L, 0) if the inner kernel needs
-            none.
+        potential_gradients: Gradients of ``U`` (N, L, D); of ``U``'s and the prior's (N, L, 0) if the inner kernel
+            needs none.
         prior_gradients: Gradients of minus the prior's log-density (N, L, D).
         chain: Numbers of the chains (N,), int64.
         step: Number of steps taken, 0-dimensional int64 on the CPU.
@@ -86,18 +87,19 @@ class TemperingState(NamedTuple):
 class ParallelTempering:
     """Parallel tempering: chains of several temperatures that exchange their positions, so that modes are left.
 
-    Level `b` samples `eta^(1 - b) exp(-b U)`, which for `U = -log eta + beta E(B(z))` is `eta exp(-b beta E(B(z)))`:
-    only the energy is tempered, and at `b = 0` nothing but the prior is left. After a step of the inner kernel on all
-    levels, neighbours are offered to exchange their positions, in turn those of even and of odd levels; the exchange
-    is accepted with probability `min(1, exp((b - b') (E - E')))`. Geyer, *Markov chain Monte Carlo maximum likelihood*,
-    1991; even and odd in turn after Syed, Bouchard-Cote, Deligiannidis and Doucet, JRSS B 2022. Exact on every level.
+    Level ``b`` samples ``eta^(1 - b) exp(-b U)``, which for ``U = -log eta + beta E(B(z))`` is ``eta exp(-b beta
+    E(B(z)))``: only the energy is tempered, and at ``b = 0`` nothing but the prior is left. After a step of the inner
+    kernel on all levels, neighbors are offered to exchange their positions, in turn those of even and of odd levels;
+    the exchange is accepted with probability ``min(1, exp((b - b') (E - E')))``. Geyer, *Markov chain Monte Carlo
+    maximum likelihood*, 1991; even and odd in turn after Syed, Bouchard-Cote, Deligiannidis and Doucet, JRSS B 2022.
+    Exact on every level.
 
     The potential is called on all levels together, (N L, D), and as often as the inner kernel calls it. A step takes
     two keys of the generator, the inner kernel's and one for the exchanges.
 
     Args:
-        kernel: What moves a level: `MALA`, `HMC` or `RandomWalkMetropolis`, the same for all.
-        prior: The latent prior `eta`.
+        kernel: Kernel that moves a level: ``MALA``, ``HMC`` or ``RandomWalkMetropolis``, the same for all.
+        prior: The latent prior ``eta``.
         betas: The ladder, from 1, the target, downwards; the last may be 0, the prior.
 
     Raises:
@@ -130,7 +132,7 @@ class ParallelTempering:
         return len(self.betas) * self.kernel.gradients_per_step
 
     def init(self, z: Tensor, potential: Potential) -> TemperingState:
-        """Builds the state of ladders all of whose levels start at `z` (N, D)."""
+        """Build the state of ladders all of whose levels start at ``z`` (N, D)."""
         z = as_latents(z)
         if self._has_gradient:
             value, gradient = value_and_gradient(potential, z)
@@ -138,30 +140,33 @@ class ParallelTempering:
         else:
             value, log_prior = evaluate(potential, z), evaluate(self.prior.log_prob, z)
             gradient = minus_prior_gradient = z[:, :0]
-        parts = (z, value, log_prior, gradient, -minus_prior_gradient)
-        levels = (part[:, None].repeat(1, len(self.betas), *(1,) * (part.ndim - 1)) for part in parts)
-        return TemperingState(z, value, *levels, number_chains(z), counter())
+        parts = _Parts(z, value, log_prior, gradient, -minus_prior_gradient)
+        levels = parts.map(lambda part: part[:, None].repeat(1, len(self.betas), *(1,) * (part.ndim - 1)))
+        return _tempering_state(levels, number_chains(z), counter())
 
     @torch.no_grad()
     def step(
         self, state: TemperingState, potential: Potential, generator: torch.Generator | None = None
     ) -> tuple[TemperingState, TemperingInfo]:
-        """Moves all levels by the inner kernel, then offers neighbours to exchange their positions."""
+        """Move all levels by the inner kernel, then offers neighbors to exchange their positions."""
         n, levels, _ = state.positions.shape
         betas = torch.tensor(self.betas, device=state.z.device)
         # A level is a chain of its own: its noise comes from a number whose high half is the level.
         level_chains = state.chain[:, None] + (torch.arange(levels, device=state.z.device) << 32)
         tempered = _Tempered(potential, self.prior, betas.repeat(n))
-        parts = [part.flatten(0, 1) for part in state[2:7]]
-        inner, info = self.kernel.step(
-            self._inner_state(parts, tempered, level_chains.flatten(), state.step), tempered, generator
+        before = _Parts(*state[2:7]).map(lambda part: part.flatten(0, 1))
+        # One kernel's step with that kernel's own state, a pair that a union of kernels does not show.
+        kernel = cast(Kernel[Any], self.kernel)
+        inner, info = kernel.step(
+            self._inner_state(before, tempered, level_chains.flatten(), state.step), tempered, generator
         )
-        taken = [inner.z, *tempered.taken(info.accepted, parts[1:])]
-        parts = [part.unflatten(0, (n, levels)) for part in taken]
+        assert isinstance(info, MetropolisInfo)
+        parts = tempered.after(inner.z, info.accepted, before).map(lambda part: part.unflatten(0, (n, levels)))
 
         # Pairs (l, l + 1) with l of the step's parity.
         lower = torch.arange(int(state.step) % 2, levels - 1, 2, device=state.z.device)
-        energy = parts[1] + parts[2]  # U + log eta: what is tempered
+        # What is tempered: U + log eta.
+        energy = parts.potential + parts.log_prior
         log_ratio = (betas[lower] - betas[lower + 1]) * (energy[:, lower] - energy[:, lower + 1])
         key = draw_key(generator, state.z.device)
         numbers = uniform(key, level_chains[:, lower].flatten(), SWAP).view_as(log_ratio)
@@ -170,20 +175,23 @@ class ParallelTempering:
         source[:, lower] += swapped.long()
         source[:, lower + 1] -= swapped.long()
         row = torch.arange(n, device=state.z.device)[:, None]
-        parts = [part[row, source] for part in parts]
+        parts = parts.map(lambda part: part[row, source])
 
         swap_acceptance = torch.full((n, levels - 1), math.nan, device=state.z.device)
         swap_acceptance[:, lower] = decision.acceptance_probability
-        z, value = parts[0][:, 0].clone(), parts[1][:, 0].clone()
+        new_state = _tempering_state(parts, state.chain, state.step + 1)
         accepted, probability, error, diverged = (entry.view(n, levels) for entry in info[1:])
-        told = TemperingInfo(value, accepted[:, 0], probability[:, 0], error[:, 0], diverged.any(1), swap_acceptance)
-        return TemperingState(z, value, *parts, state.chain, state.step + 1), told
+        return new_state, TemperingInfo(
+            new_state.potential, accepted[:, 0], probability[:, 0], error[:, 0], diverged.any(1), swap_acceptance
+        )
 
     @property
     def _has_gradient(self) -> bool:
         return self.kernel.gradients_per_step > 0
 
-    def _inner_state(self, parts: list[Tensor], tempered: _Tempered, chain: Tensor, step: Tensor) -> Any:
+    def _inner_state(
+        self, parts: _Parts, tempered: _Tempered, chain: Tensor, step: Tensor
+    ) -> GradientState | MetropolisState:
         z, value, log_prior, gradient, prior_gradient = parts
         mixed = tempered.mix(-log_prior, value)
         if self._has_gradient:
@@ -191,17 +199,36 @@ class ParallelTempering:
         return MetropolisState(z, mixed, chain, step)
 
 
+class _Parts(NamedTuple):
+    """What is known of positions, prior and ``U`` apart: the third to the seventh entry of ``TemperingState``."""
+
+    z: Tensor
+    potential: Tensor
+    log_prior: Tensor
+    potential_gradient: Tensor
+    prior_gradient: Tensor
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> _Parts:
+        """Apply a function to each of them."""
+        return _Parts(*(function(part) for part in self))
+
+
+def _tempering_state(parts: _Parts, chain: Tensor, step: Tensor) -> TemperingState:
+    """Return the state of ladders from the parts of all levels (N, L, ...)."""
+    return TemperingState(parts.z[:, 0].clone(), parts.potential[:, 0].clone(), *parts, chain, step)
+
+
 class _Tempered:
-    """The potential of all levels, which remembers prior and `U` of its last call apart, and their gradients.
+    """The potential of all levels, which remembers prior and ``U`` of its last call apart, and their gradients.
 
     The inner kernels end a step with the call at the proposal, so that the last call is the one to remember. The
     gradients are picked up on autograd's way back: each of the two parts is weighed not at its value but where it
-    meets `z`, and leaves its own gradient there before it is weighed.
+    meets ``z``, and leaves its own gradient there before it is weighed.
     """
 
     def __init__(self, potential: Potential, prior: Prior, betas: Tensor) -> None:
         self.potential, self.prior, self.betas = potential, prior, betas
-        self.values: tuple[Tensor, Tensor] | None = None
+        self.values: tuple[Tensor, ...] = ()
         self.gradients: dict[str, Tensor] = {}
 
     def __call__(self, z: Tensor) -> Tensor:
@@ -211,43 +238,47 @@ class _Tempered:
         return _Mix.apply(minus_log_prior, value, self)
 
     def mix(self, prior: Tensor, potential: Tensor) -> Tensor:
-        """The prior's part (N L, ...) and `U`'s, by their weights."""
+        """Return the weighted sum (N L, ...) of the prior's part and ``U``'s."""
         betas = self.betas.view(-1, *(1,) * (potential.ndim - 1))
         return (1 - betas) * prior + betas * potential
 
-    def taken(self, accepted: Tensor, before: Sequence[Tensor]) -> list[Tensor]:
-        """The parts after a step: those of the last call where it was accepted, and else those from before it."""
-        gradients = self.gradients or dict(zip(("potential", "prior"), before[2:], strict=True))  # no gradients needed
-        after = [*self.values, gradients["potential"], gradients["prior"]]
-        return [
+    def after(self, z: Tensor, accepted: Tensor, before: _Parts) -> _Parts:
+        """Return the parts at ``z``: those of the last call where it was accepted, and else those from before it."""
+        # A kernel that needs no gradient has left none: the empty ones stay.
+        potential_gradient = self.gradients.get("potential", before.potential_gradient)
+        prior_gradient = self.gradients.get("prior", before.prior_gradient)
+        merged = (
             torch.where(accepted.view(-1, *(1,) * (old.ndim - 1)), new, old)
-            for new, old in zip(after, before, strict=True)
-        ]
+            for new, old in zip((*self.values, potential_gradient, prior_gradient), before[1:], strict=True)
+        )
+        return _Parts(z, *merged)
 
 
 class _Meet(torch.autograd.Function):
-    """The identity, which on the way back keeps the gradient and then weighs it."""
+    """The identity, whose backward pass saves the gradient and then weighs it."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, weight: Tensor, kept: dict[str, Tensor], name: str) -> Tensor:
-        ctx.weight, ctx.kept, ctx.name = weight, kept, name
+    def forward(ctx: Any, z: Tensor, weight: Tensor, gradients: dict[str, Tensor], name: str) -> Tensor:
+        ctx.weight, ctx.gradients, ctx.name = weight, gradients, name
         return z.view_as(z)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        ctx.kept[ctx.name] = gradient.detach().to(torch.float32)
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor, None, None, None]:
+        (gradient,) = grad_outputs
+        ctx.gradients[ctx.name] = gradient.detach().to(torch.float32)
         return ctx.weight[:, None] * gradient, None, None, None
 
 
 class _Mix(torch.autograd.Function):
-    """The weighted sum, which on the way back leaves the weighing to `_Meet`."""
+    """The weighted sum, whose backward pass leaves the weighing to ``_Meet``."""
 
     @staticmethod
     def forward(ctx: Any, prior: Tensor, potential: Tensor, tempered: _Tempered) -> Tensor:
         return tempered.mix(prior, potential)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor, Tensor, None]:
+        (gradient,) = grad_outputs
         return gradient, gradient, None
 
 

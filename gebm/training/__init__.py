@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gebm.training.optimizers import Schedule, adam
 from gebm.training.plateau import PlateauDecay
-from gebm.training.trainer import Alternation, StepInfo, Trainer, initialise_log_partition
+from gebm.training.trainer import Alternation, StepInfo, Trainer, initialize_log_partition
 
 __all__ = [
     "Alternation",
@@ -13,5 +13,5 @@ __all__ = [
     "StepInfo",
     "Trainer",
     "adam",
-    "initialise_log_partition",
+    "initialize_log_partition",
 ]

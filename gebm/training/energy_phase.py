@@ -122,9 +122,9 @@ class EnergyPhase:
 
     Args:
         num_steps: Energy steps at most.
-        learning_rate: Of the energy's optimiser in this phase, constant; if none, what the trainer's is before its
+        learning_rate: Of the energy's optimizer in this phase, constant; if none, what the trainer's is before its
             schedule's factor.
-        penalty: What regularises the energy in this phase; the trainer's own, if none.
+        penalty: What regularizes the energy in this phase; the trainer's own, if none.
         check_every: Energy steps between two looks at the held-out data.
         patience: Looks in a row without a better one after which the phase ends; 0 takes all steps, keeps the last,
             and needs no held-out data.
@@ -189,7 +189,7 @@ class EnergyPhase:
         agree: Callable[[float], float] = lambda value: value,
         advance: Callable[[int], None] = lambda steps: None,
     ) -> PhaseResult:
-        """Take the steps; the trainer's energy, its optimiser and ``c`` are changed in place.
+        """Take the steps; the trainer's energy, its optimizer and ``c`` are changed in place.
 
         Args:
             trainer: What trains the energy.

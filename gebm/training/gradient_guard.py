@@ -10,7 +10,7 @@ gradients of the energy's weights and of the log-partition ``c`` in place:
   2021) does by default: ``2 g / (1 + g^2)`` for each entry of the energy's gradient, ``g / (1 - g)`` for that of ``c``;
 - :class:`NoGuard` leaves them alone, as Algorithm 1 is written.
 
-The base's gradients are never touched: they are weighted by self-normalised weights, which are at most one.
+The base's gradients are never touched: they are weighted by self-normalized weights, which are at most one.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class ClipGradients:
             # Times one where the norm is within bounds: a batch that needs no guard has the very same gradient. A norm
             # that is not a number makes all entries so, and then zero.
             factor = torch.where(norm <= self.max_norm, torch.ones_like(norm), self.max_norm / norm)
-            torch._foreach_mul_(gradients, factor)
+            torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]  (torch documents it)
             _zero_nonfinite(gradients)
 
 

@@ -1,4 +1,4 @@
-"""How the two parts are optimised: Adam with the paper's moments, and learning rates that fall with the base step."""
+"""How the two parts are optimized: Adam with the paper's moments, and learning rates that fall with the base step."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def adam(
             near zero.
 
     Returns:
-        The optimiser.
+        The optimizer.
 
     Example:
         >>> adam(nn.Linear(2, 1).parameters(), lr=1e-4).defaults["betas"]

@@ -1,4 +1,4 @@
-"""Learning rates that fall when the base has stopped improving, by the relative similarity test."""
+"""Decay of learning rates when the base has stopped improving, by the relative similarity test."""
 
 from __future__ import annotations
 
@@ -7,29 +7,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gebm.training.relative_mmd import RelativeMMD, _Between, _check, _compare, _measure, _Measured, _Within, _within
+from gebm.training.relative_mmd import (
+    Between,
+    Measurement,
+    RelativeMMD,
+    Within,
+    check_features,
+    compare,
+    measure,
+    measure_within,
+)
 
-__all__ = [
-    "PlateauDecay",
-]
+__all__ = ["PlateauDecay"]
 
 
 class PlateauDecay:
     """The learning-rate schedule of the paper: decay when the model has stopped improving.
 
-    Every `every` base steps the features of the model's samples are compared with those of `lag` base steps ago. If
-    the test does not find them significantly closer to the data's, that is a failure; `patience` failures in a row
+    Every ``every`` base steps the features of the model's samples are compared with those of ``lag`` base steps ago. If
+    the test does not find them significantly closer to the data's, that is a failure; ``patience`` failures in a row
     are the time to decay, and the buffer is then filled anew. Used for GANs by Binkowski et al., ICLR 2018, and for
-    GEBMs by Arbel, Zhou and Gretton, ICLR 2021, section 6. The object only decides: who holds the optimisers
-    multiplies their learning rates by `factor`.
+    GEBMs by Arbel, Zhou and Gretton, ICLR 2021, section 6. The object only decides: the owner of the optimizers
+    multiplies their learning rates by ``factor``.
 
-    The buffer has no features, but what the test computes of them: thousands of numbers, where those are millions.
+    The buffer holds no features, but the test's measurements of them: thousands of numbers instead of millions.
 
     Args:
         reference: Features of the data (n, d). They are not part of the state.
-        factor: What the learning rates are to be multiplied by, in (0, 1).
+        factor: Factor of the learning rates at a decay, in (0, 1).
         every: Base steps between two comparisons.
-        lag: Base steps between the features that are compared, a multiple of `every`.
+        lag: Base steps between the features that are compared, a multiple of ``every``.
         patience: Failures in a row that make a decay.
         significance: Level of the test, in (0, 1).
 
@@ -71,8 +78,9 @@ class PlateauDecay:
         self.failures = 0
         self.decays = 0
         self.latest: RelativeMMD | None = None
-        self._reference_mean: Tensor | None = None  # of its kernel with itself, computed when it is first needed
-        self._buffer: dict[int, _Measured] = {}
+        # Mean of the reference's kernel with itself, computed when it is first needed.
+        self._reference_mean: Tensor | None = None
+        self._buffer: dict[int, Measurement] = {}
 
     def __repr__(self) -> str:
         return (
@@ -81,94 +89,94 @@ class PlateauDecay:
         )
 
     def due(self, base_step: int) -> bool:
-        """Says whether `update` expects features at this base step.
+        """Return whether ``update`` expects features at this base step.
 
         Args:
             base_step: Number of base steps taken.
 
         Returns:
-            Whether `base_step` is a multiple of `every`.
+            Whether ``base_step`` is a multiple of ``every``.
         """
         return base_step % self.every == 0
 
     @torch.no_grad()
     def update(self, base_step: int, features: Tensor) -> bool:
-        """Takes note of the model's features and decides whether to decay.
+        """Record the model's features and decide whether to decay.
 
         Args:
-            base_step: Number of base steps taken, a multiple of `every`.
+            base_step: Number of base steps taken, a multiple of ``every``.
             features: Features of the model's samples now (m, d).
 
         Returns:
-            True if the learning rates are to be multiplied by `factor` now.
+            True if the learning rates are to be multiplied by ``factor`` now.
 
         Raises:
-            ValueError: If no features are due at `base_step`, or they do not fit the reference.
+            ValueError: If no features are due at ``base_step``, or they do not fit the reference.
         """
         if not self.due(base_step):
             raise ValueError(f"features are compared every {self.every} base steps, and {base_step} is no multiple")
-        _check(reference=self.reference, candidate=features)
+        check_features(reference=self.reference, candidate=features)
         reference = self.reference.to(features.device)
-        measured = _measure(reference, features)
-        self._buffer[base_step] = measured
-        # Whoever skips a comparison misses its partner later; what is older than the lag is of no use any more.
-        self._buffer = {step: kept for step, kept in self._buffer.items() if step >= base_step - self.lag}
+        measurement = measure(reference, features)
+        self._buffer[base_step] = measurement
+        # Measurements older than the lag will not be compared any more.
+        self._buffer = {step: measured for step, measured in self._buffer.items() if step >= base_step - self.lag}
         if base_step - self.lag not in self._buffer:
             return False
         if self._reference_mean is None:
-            self._reference_mean = _within(reference.to(torch.float64)).mean
-        old = _moved(self._buffer[base_step - self.lag], features.device)
-        self.latest = _compare(self._reference_mean.to(features.device), measured, old)
+            self._reference_mean = measure_within(reference.to(torch.float64)).mean
+        old = _to(self._buffer[base_step - self.lag], features.device)
+        self.latest = compare(self._reference_mean.to(features.device), measurement, old)
         self.failures = self.failures + 1 if self.latest.p_value > self.significance else 0
         if self.failures < self.patience:
             return False
         self.failures = 0
         self.decays += 1
-        self._buffer = {base_step: measured}
+        self._buffer = {base_step: measurement}
         return True
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Gives all that a resumed schedule needs besides its settings and the reference, as tensors.
+        """Return the tensors that a resumed schedule needs in addition to its settings and the reference.
 
         Returns:
-            The counts of failures and decays, what was measured at each base step still in the buffer, and the
-            reference's shape and sum, by which it is known again.
+            The counts of failures and decays, the measurements at each base step still in the buffer, and the
+            reference's shape and sum, by which it is recognized.
         """
         state = {"failures": torch.tensor(self.failures), "decays": torch.tensor(self.decays)}
-        state["reference"] = self._known_by()
+        state["reference"] = self._fingerprint()
         for step, measured in self._buffer.items():
             for kind, part in measured._asdict().items():
                 state |= {f"{step}.{kind}.{name}": tensor for name, tensor in part._asdict().items()}
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Takes up where the schedule that gave `state` stood.
+        """Resume from the state of another schedule.
 
         Args:
-            state: What `state_dict` gave. Where it was measured against another reference, the buffer is filled anew.
+            state: Result of ``state_dict``. Where it was measured against another reference, the buffer is filled anew.
         """
         self.failures = int(state["failures"])
         self.decays = int(state["decays"])
         steps = sorted({int(name.split(".")[0]) for name in state if "." in name})
         # Not bit for bit: another machine may add the features up in another order.
-        if not torch.allclose(state["reference"].cpu(), self._known_by(), rtol=1e-6):
+        if not torch.allclose(state["reference"].cpu(), self._fingerprint(), rtol=1e-6):
             steps = []
 
         def part(kind: type, prefix: str) -> Any:
             return kind(*(state[f"{prefix}.{name}"].clone() for name in kind._fields))
 
         self._buffer = {
-            step: _Measured(part(_Within, f"{step}.within"), part(_Between, f"{step}.between")) for step in steps
+            step: Measurement(part(Within, f"{step}.within"), part(Between, f"{step}.between")) for step in steps
         }
 
-    def _known_by(self) -> Tensor:
+    def _fingerprint(self) -> Tensor:
         return torch.tensor(
             [*self.reference.shape, float(self.reference.sum(dtype=torch.float64))], dtype=torch.float64
         )
 
 
-def _moved(measured: _Measured, device: torch.device) -> _Measured:
-    within, between = measured
-    return _Measured(
-        _Within(*(tensor.to(device) for tensor in within)), _Between(*(tensor.to(device) for tensor in between))
+def _to(measurement: Measurement, device: torch.device) -> Measurement:
+    within, between = measurement
+    return Measurement(
+        Within(*(tensor.to(device) for tensor in within)), Between(*(tensor.to(device) for tensor in between))
     )

@@ -9,13 +9,20 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "Between",
+    "Measurement",
     "RelativeMMD",
+    "Within",
+    "check_features",
+    "compare",
+    "measure",
+    "measure_within",
     "relative_mmd_test",
 ]
 
 
 class RelativeMMD(NamedTuple):
-    """The outcome of a relative MMD test.
+    """Result of a relative MMD test.
 
     Attributes:
         p_value: How likely a difference as large would be if the incumbent were as close to the reference as the
@@ -30,15 +37,15 @@ class RelativeMMD(NamedTuple):
     mmd2_incumbent: float
 
 
-class _Within(NamedTuple):
-    """A sample's kernel with itself: mean off the diagonal, what each point adds (n,), variance of the interaction."""
+class Within(NamedTuple):
+    """A sample's kernel with itself: mean off the diagonal, effects of the points (n,), variance of the interaction."""
 
     mean: Tensor
     effect: Tensor
     interaction: Tensor
 
 
-class _Between(NamedTuple):
+class Between(NamedTuple):
     """The kernel between two samples: mean, effects of the points (n,) and (m,), variance of the interaction."""
 
     mean: Tensor
@@ -48,47 +55,49 @@ class _Between(NamedTuple):
 
 
 def _kernel(x: Tensor, y: Tensor) -> Tensor:
-    """KID's cubic polynomial kernel `(x . y / d + 1)^3` of Binkowski et al., ICLR 2018: (n, d), (m, d) to (n, m)."""
+    """KID's cubic polynomial kernel ``(x . y / d + 1)^3`` of Binkowski et al., ICLR 2018: (n, d), (m, d) to (n, m)."""
     return (x @ y.T / x.shape[1] + 1).pow(3)
 
 
-def _within(x: Tensor) -> _Within:
+def measure_within(x: Tensor) -> Within:
+    """Measure the kernel of a sample (n, d) with itself."""
     gram = _kernel(x, x).fill_diagonal_(0)
     n = len(x)
-    # U-centring (Szekely and Rizzo 2014): with these denominators, in place of n - 1 and n (n - 1), the effects have
+    # U-centering (Szekely and Rizzo 2014): with these denominators, in place of n - 1 and n (n - 1), the effects have
     # no bias and the squares of the residuals sum to n (n - 3) times the variance they estimate.
     effect = gram.sum(1) / (n - 2)
     total = gram.sum()
     residual = (gram - effect[:, None] - effect + total / ((n - 1) * (n - 2))).fill_diagonal_(0)
-    return _Within(total / (n * (n - 1)), effect, residual.square().sum() / (n * (n - 3)))
+    return Within(total / (n * (n - 1)), effect, residual.square().sum() / (n * (n - 3)))
 
 
-def _between(x: Tensor, y: Tensor) -> _Between:
+def _between(x: Tensor, y: Tensor) -> Between:
     gram = _kernel(x, y)
     row_effect, column_effect, mean = gram.mean(1), gram.mean(0), gram.mean()
     residual = gram - row_effect[:, None] - column_effect + mean
-    return _Between(mean, row_effect, column_effect, residual.square().sum() / ((len(x) - 1) * (len(y) - 1)))
+    return Between(mean, row_effect, column_effect, residual.square().sum() / ((len(x) - 1) * (len(y) - 1)))
 
 
-class _Measured(NamedTuple):
-    """All that the test asks of a sample: its kernel with itself, and with the reference."""
+class Measurement(NamedTuple):
+    """Measurements of a sample for the test: its kernel with itself, and with the reference."""
 
-    within: _Within
-    between: _Between
+    within: Within
+    between: Between
 
 
-def _measure(reference: Tensor, sample: Tensor) -> _Measured:
+def measure(reference: Tensor, sample: Tensor) -> Measurement:
+    """Measure a sample (m, d) against the reference (n, d), in float64."""
     # The difference of two samples is of order 1/n next to kernel values of order one, too close to float32's rounding.
     x, y = reference.to(torch.float64), sample.to(torch.float64)
-    return _Measured(_within(y), _between(x, y))
+    return Measurement(measure_within(y), _between(x, y))
 
 
 def _difference_variance(
-    reference_candidate: _Between, reference_incumbent: _Between, candidate: _Within, incumbent: _Within
+    reference_candidate: Between, reference_incumbent: Between, candidate: Within, incumbent: Within
 ) -> Tensor:
     """Variance of the difference of the two unbiased MMD^2 estimates, covariance through the shared reference and all.
 
-    The difference is `K_yy - K_zz - 2 K_xy + 2 K_xz`: the reference's own term cancels. By Hoeffding's decomposition
+    The difference is ``K_yy - K_zz - 2 K_xy + 2 K_xz``: the reference's own term cancels. By Hoeffding's decomposition
     its variance is a sum over uncorrelated parts: one for what each point of each sample adds alone (of order 1/n, the
     asymptotic variance of Bounliphone et al.), and one for each interaction of two points (of order 1/n^2). The second
     is all there is when the three laws are equal. There the statistic is no longer normal, and the test is cautious: at
@@ -118,9 +127,9 @@ def _difference_variance(
 
 @torch.no_grad()
 def relative_mmd_test(reference: Tensor, candidate: Tensor, incumbent: Tensor) -> RelativeMMD:
-    """Tests whether one sample is closer to a reference than another is.
+    """Test whether one sample is closer to a reference than another is.
 
-    The null hypothesis is that the candidate is no closer: `MMD(reference, incumbent) <= MMD(reference, candidate)`.
+    The null hypothesis is that the candidate is no closer: ``MMD(reference, incumbent) <= MMD(reference, candidate)``.
     The alternative is that the candidate is strictly closer, and a small p-value speaks for it. This is the relative
     similarity test of Bounliphone, Belilovsky, Blaschko, Antonoglou and Gretton, ICLR 2016: the difference of two
     unbiased estimates of the squared MMD is asymptotically normal, with a variance that accounts for their covariance
@@ -145,12 +154,13 @@ def relative_mmd_test(reference: Tensor, candidate: Tensor, incumbent: Tensor) -
         >>> relative_mmd_test(data, candidate=far, incumbent=near).p_value > 0.99
         True
     """
-    _check(reference=reference, candidate=candidate, incumbent=incumbent)
-    within = _within(reference.to(torch.float64)).mean
-    return _compare(within, _measure(reference, candidate), _measure(reference, incumbent))
+    check_features(reference=reference, candidate=candidate, incumbent=incumbent)
+    within = measure_within(reference.to(torch.float64)).mean
+    return compare(within, measure(reference, candidate), measure(reference, incumbent))
 
 
-def _check(**samples: Tensor) -> None:
+def check_features(**samples: Tensor) -> None:
+    """Raise a ValueError unless the samples are features (n, d) of at least 4 rows, as wide as the reference."""
     width = samples["reference"].shape[-1]
     for name, sample in samples.items():
         if sample.ndim != 2 or len(sample) < 4:
@@ -159,9 +169,10 @@ def _check(**samples: Tensor) -> None:
             raise ValueError(f"{name} has {sample.shape[1]} features, the reference {width}: use the same")
 
 
-def _compare(reference: Tensor, candidate: _Measured, incumbent: _Measured) -> RelativeMMD:
-    """The test on what was measured; of the reference alone it needs the mean of its kernel."""
-    yy, xy, zz, xz = *candidate, *incumbent
+def compare(reference: Tensor, candidate: Measurement, incumbent: Measurement) -> RelativeMMD:
+    """Return the result of the test from measurements; of the reference it needs the mean of its kernel alone."""
+    yy, xy = candidate
+    zz, xz = incumbent
     mmd2_candidate = float(reference + yy.mean - 2 * xy.mean)
     mmd2_incumbent = float(reference + zz.mean - 2 * xz.mean)
     # Two collapsed samples have no variance; what differs then below rounding is no difference.

@@ -1,8 +1,8 @@
-"""Training: one energy step, one base step, and the alternation between them (Arbel, Zhou and Gretton, algorithm 1).
+"""Trainer: the alternation of energy steps and base steps (Arbel, Zhou and Gretton, ICLR 2021, algorithm 1).
 
 Modes matter. The energy learns to reweight the very distribution that is sampled later, so in an energy step the base
 runs in evaluation mode (running batch-norm statistics) and without gradients. In a base step the base trains, and the
-energy stands still: evaluation mode (its power iteration does not advance), no gradients of its parameters.
+energy is fixed: evaluation mode (its power iteration does not advance), no gradients of its parameters.
 
 With an exponential moving average of the base, the energy is trained against *the average*, and the average is what
 ``Trainer.sampling_model`` returns: an energy reweights the distribution it was trained against and no other. The price
@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 
 from gebm.distributed import all_gather_rows, broadcast_module, draw_local_rows, rank_and_world_size
 from gebm.folding import folded_base
-from gebm.model import GEBM
+from gebm.model import GEBM, Density
 from gebm.objectives import Objective
 from gebm.objectives.losses import BaseLoss, EnergyLoss, EnergyTerms
 from gebm.objectives.negatives import Negatives
@@ -33,18 +33,18 @@ from gebm.partition import log_partition_monte_carlo
 from gebm.training.gradient_guard import GradientGuard, NoGuard
 from gebm.training.optimizers import Schedule
 
-__all__ = ["Alternation", "StepInfo", "Trainer", "initialise_log_partition"]
+__all__ = ["Alternation", "StepInfo", "Trainer", "initialize_log_partition"]
 
 
 @dataclass(frozen=True)
 class Alternation:
-    """How many energy steps come before each base step (Arbel, Zhou and Gretton, ICLR 2021, algorithm 1).
+    """Numbers of energy steps before each base step (Arbel, Zhou and Gretton, ICLR 2021, algorithm 1).
 
     Args:
-        energy_steps: ``n_e``, energy steps per base step; none if zero.
+        energy_steps: ``n_e``, energy steps per base step; zero for none.
         warmup_energy_steps: ``n_e`` of the base steps named below.
-        warmup_base_steps: How many base steps at the beginning have the warm-up's ``n_e``.
-        warmup_every: Every so many base steps there is one more of them.
+        warmup_base_steps: Number of base steps at the beginning that have the warm-up's ``n_e``.
+        warmup_every: Period, in base steps, of the later ones.
 
     Raises:
         ValueError: If a number of steps is negative or the period is below 1.
@@ -96,9 +96,9 @@ class Alternation:
 
 
 class StepInfo(NamedTuple):
-    """What happened in one base step and the energy steps before it: 0-dim tensors without a graph, this process's own.
+    """Measurements of a base step and the energy steps before it: 0-dim tensors without a graph, this process's own.
 
-    Nothing here waits for the device; reading a value does. What there was no step for is not a number.
+    Nothing here waits for the device; reading a value does. A value is not a number where there was no such step.
 
     Attributes:
         energy_loss: Loss of the last energy step, penalty included; for KALE, minus the lower bound plus the penalty.
@@ -108,8 +108,8 @@ class StepInfo(NamedTuple):
         energy_data: Mean energy of data in the last energy step.
         energy_base: Mean energy of negatives in the last energy step: of base samples, unless they come from chains.
         log_partition: ``c`` after the step.
-        num_nonfinite: How many of the losses were infinite or not a number; zero in a healthy run.
-        energy_steps: How many energy steps were taken; a plain integer.
+        num_nonfinite: Number of losses that were infinite or not a number; zero in a healthy run.
+        energy_steps: Number of energy steps that were taken; a plain integer.
     """
 
     energy_loss: Tensor
@@ -130,27 +130,27 @@ class Trainer:
         gebm: The model, already on its device. Data are laid out as its weights are: after
             ``gebm.to(memory_format=torch.channels_last)`` convolutions are faster, on most hardware.
         objective: The pair of losses, from :mod:`gebm.objectives`.
-        penalty: What regularises the energy, from :mod:`gebm.objectives.penalties`; the paper's gradient penalty if
-            none.
+        penalty: The regularizer of the energy, from :mod:`gebm.objectives.penalties` (default: the paper's gradient
+            penalty).
         energy_optimizer: Owns the energy's parameters and the log-partition; may be left out if the objective trains
             no energy.
         base_optimizer: Owns the base's parameters; may be left out if the base is not trained.
-        alternation: How many energy steps per base step.
-        schedule: How both learning rates fall; they stay what they are, if none.
-        ema_decay: Decay per base step of the moving average of the base, in (0, 1); no average if none. See the top
-            of this module for which base the energy is then trained against.
-        latent_batch_size: How many base samples a step draws; as many as the data batch has, if none.
+        alternation: Numbers of energy steps per base step.
+        schedule: Decay of both learning rates (default: constant).
+        ema_decay: Decay per base step of the moving average of the base, in (0, 1) (default: no average). See the
+            top of this module for which base the energy is then trained against.
+        latent_batch_size: Number of base samples that a step draws (default: that of the data batch).
         precision: float32, or bfloat16 for autocast inside the networks.
         parallel: Wraps the two loss modules, for example in ``DistributedDataParallel``.
         train_base: Whether there are base steps. A base that is not trained stays in evaluation mode, and the
-            alternation goes on without it.
-        negatives: Where the energy's negatives come from, from :mod:`gebm.objectives.negatives`; the objective's own if
-            none.
-        gradient_guard: What bounds the energy's gradients before its optimiser's step, from
-            :mod:`gebm.training.gradient_guard`; nothing if none.
+            alternation runs without it.
+        negatives: Source of the energy's negatives, from :mod:`gebm.objectives.negatives` (default: the objective's
+            own).
+        gradient_guard: Bound of the energy's gradients before its optimizer's step, from
+            :mod:`gebm.training.gradient_guard` (default: none).
 
     Raises:
-        ValueError: If the optimisers do not own what they should, a setting is out of range, nothing is left to
+        ValueError: If the optimizers do not own what they should, a setting is out of range, nothing is left to
             train, or the objective needs a density that the base does not have.
 
     Example:
@@ -187,55 +187,101 @@ class Trainer:
         negatives: Negatives | None = None,
         gradient_guard: GradientGuard | None = None,
     ) -> None:
-        if precision not in (torch.float32, torch.bfloat16):
-            raise ValueError(f"no training in {precision}: choose torch.float32 or torch.bfloat16")
-        if ema_decay is not None and not 0 < ema_decay < 1:
-            raise ValueError(f"the average's decay is {ema_decay}: choose a number between 0 and 1, or none")
-        if latent_batch_size is not None and latent_batch_size < 1:
-            raise ValueError(f"the latent batch size is {latent_batch_size}: choose at least 1, or none")
-        if not (train_base or objective.trains_energy):
-            raise ValueError(f"{objective} trains no energy, and train_base is off: nothing is left to train")
-        negatives = objective.negatives if negatives is None else negatives
-        learns_from_data = train_base and objective.base_learns_from == "data"
-        if (learns_from_data or negatives.needs_density) and not hasattr(gebm.base, "log_prob"):
-            raise ValueError(f"{objective} needs a base with a density, not {type(gebm.base).__name__}: use a flow")
-        if energy_optimizer is not None or objective.trains_energy:
-            parameters = [*gebm.energy.parameters(), gebm.log_partition]
-            _check_owner(energy_optimizer, parameters, "the energy and log_partition")
-        if base_optimizer is not None or train_base:
-            _check_owner(base_optimizer, list(gebm.base.parameters()), "the base")
         self.gebm = gebm
         self.objective = objective
-        self.energy_optimizer = energy_optimizer
-        self.base_optimizer = base_optimizer
         self.alternation = Alternation() if alternation is None else alternation
         self.schedule = Schedule() if schedule is None else schedule
         self.ema_decay = ema_decay
         self.latent_batch_size = latent_batch_size
         self.train_base = train_base
-        self.negatives = negatives
+        self.negatives = objective.negatives if negatives is None else negatives
         self.gradient_guard = NoGuard() if gradient_guard is None else gradient_guard
+        self._precision = precision
+        self._check_arguments()
+        self._energy_optimizer = energy_optimizer
+        self._base_optimizer = base_optimizer
+        self._check_optimizers()
         self.base_step = 0
         self.energy_step = 0
-        # Where persistent chains stand (W N, D), of all W processes in turn: each can then save the whole state.
+        # Positions of persistent chains (W N, D), of all W processes in turn: each can then save the whole state.
         self.chains: Tensor | None = None
-        self._precision = precision
         last = any(_is_channels_last(parameter) for parameter in gebm.parameters())
         self._memory_format = torch.channels_last if last else torch.contiguous_format
         self.average = None if ema_decay is None else copy.deepcopy(gebm.base).eval().requires_grad_(False)
         self._sampled = gebm if self.average is None else gebm.with_base(self.average)
-        penalty = GradientPenalty() if penalty is None else penalty
-        # The module itself, beside the one that data parallelism may wrap around it: it knows the penalty.
-        self._energy_terms = energy_loss = EnergyLoss(self._sampled, objective, penalty, precision)
-        base_loss = BaseLoss(gebm, objective, precision)
-        # Data parallelism refuses what has nothing to learn, but gives every process the first one's weights otherwise.
-        self._energy_loss = parallel(energy_loss) if objective.trains_energy else broadcast_module(energy_loss)
-        self._base_loss = parallel(base_loss) if train_base else broadcast_module(base_loss)
+        # The module itself, in addition to the one that data parallelism may wrap around it: it owns the penalty.
+        self._energy_terms = EnergyLoss(
+            self._sampled, objective, GradientPenalty() if penalty is None else penalty, precision
+        )
+        self._energy_loss, self._base_loss = self._wrap_losses(parallel)
         if self.average is not None:
             self.average.load_state_dict(gebm.base.state_dict())
         for optimizer in self._optimizers().values():
             for group in optimizer.param_groups:
-                group["peak_lr"] = group["lr"]  # what the schedule starts from
+                # What the schedule starts from.
+                group["peak_lr"] = group["lr"]
+
+    def _check_arguments(self) -> None:
+        """Raise a ValueError if a setting is out of range or the parts do not go together."""
+        decay, size = self.ema_decay, self.latent_batch_size
+        if self._precision not in (torch.float32, torch.bfloat16):
+            raise ValueError(f"no training in {self._precision}: choose torch.float32 or torch.bfloat16")
+        if decay is not None and not 0 < decay < 1:
+            raise ValueError(f"the average's decay is {decay}: choose a number between 0 and 1, or none")
+        if size is not None and size < 1:
+            raise ValueError(f"the latent batch size is {size}: choose at least 1, or none")
+        if not (self.train_base or self.objective.trains_energy):
+            raise ValueError(f"{self.objective} trains no energy, and train_base is off: nothing is left to train")
+        needs_density = self._learns_from_data or self.negatives.needs_density
+        base = self.gebm.base
+        if needs_density and not isinstance(base, Density):
+            raise ValueError(f"{self.objective} needs a base with a density, not {type(base).__name__}: use a flow")
+
+    def _check_optimizers(self) -> None:
+        """Raise a ValueError unless each optimizer owns the parameters of its part."""
+        if self._energy_optimizer is not None or self.objective.trains_energy:
+            parameters = [*self.gebm.energy.parameters(), self.gebm.log_partition]
+            _check_owner(self._energy_optimizer, parameters, "the energy and log_partition")
+        if self._base_optimizer is not None or self.train_base:
+            _check_owner(self._base_optimizer, list(self.gebm.base.parameters()), "the base")
+
+    def _wrap_losses(self, parallel: Callable[[nn.Module], nn.Module]) -> tuple[nn.Module, nn.Module]:
+        """Return the losses of the energy and of the base, wrapped for data parallelism where they are trained.
+
+        Data parallelism refuses a module that has nothing to learn. Such a module gets the first process's weights.
+        """
+        base_loss = BaseLoss(self.gebm, self.objective, self._precision)
+        return (
+            (parallel if self.objective.trains_energy else broadcast_module)(self._energy_terms),
+            (parallel if self.train_base else broadcast_module)(base_loss),
+        )
+
+    @property
+    def energy_optimizer(self) -> Optimizer:
+        """The optimizer of the energy and the log-partition.
+
+        Raises:
+            ValueError: If there is none, as for an objective that trains no energy.
+        """
+        if self._energy_optimizer is None:
+            raise ValueError(f"{self.objective} trains no energy: this trainer has no optimizer for it")
+        return self._energy_optimizer
+
+    @property
+    def base_optimizer(self) -> Optimizer:
+        """The optimizer of the base.
+
+        Raises:
+            ValueError: If there is none, as where the base is not trained.
+        """
+        if self._base_optimizer is None:
+            raise ValueError("the base is not trained: this trainer has no optimizer for it")
+        return self._base_optimizer
+
+    @property
+    def _learns_from_data(self) -> bool:
+        """Whether base steps learn from data."""
+        return self.train_base and self.objective.base_learns_from == "data"
 
     def step(self, batches: Iterator[Tensor], generator: torch.Generator) -> StepInfo:
         """Take the energy steps that are due, then one base step.
@@ -243,26 +289,18 @@ class Trainer:
         Args:
             batches: Yields data (N, ...), images in [-1, 1]; one batch is taken per energy step. A base that learns
                 from data learns from the last of them; without energy steps, one batch is taken for the base step.
-            generator: Source of every random number; best on the model's device. Of several processes, each has one
-                in the same state, draws for all of them and keeps its own rows: what is learnt does not depend on how
-                many there are.
+            generator: Source of every random number; best on the model's device. Of several processes, each has one in
+                the same state, draws for all of them and keeps its own rows: the result does not depend on their
+                number.
 
         Returns:
-            What happened, without waiting for the device.
+            Measurements, without waiting for the device.
         """
         self._schedule_learning_rates()
         energy_steps = self.alternation.energy_steps_at(self.base_step) if self.objective.trains_energy else 0
         info, x_data = self._take_energy_steps(batches, generator, energy_steps)
         if self.train_base:
-            learns_from_data = self.objective.base_learns_from == "data"
-            if x_data is None and (learns_from_data or self.latent_batch_size is None):
-                x_data = self._moved(next(batches))
-            if learns_from_data:
-                inputs = x_data
-            else:
-                n = self.latent_batch_size or len(x_data)
-                inputs = draw_local_rows(n, lambda total: self.gebm.prior.sample(total, generator))
-            base_loss = self._step_base(inputs)
+            base_loss = self._step_base(self._base_inputs(batches, x_data, generator))
             info = info._replace(base_loss=base_loss, num_nonfinite=info.num_nonfinite + ~base_loss.isfinite())
         self.base_step += 1
         return info
@@ -275,17 +313,17 @@ class Trainer:
         *,
         learning_rate: float | None = None,
     ) -> StepInfo:
-        """Take energy steps alone: the base stands still, and ``base_step`` does not count them.
+        """Take energy steps alone: the base is fixed, and ``base_step`` does not count them.
 
         Args:
             batches: As :meth:`step` takes them, one for each step.
             generator: As :meth:`step` takes it.
-            num_steps: How many.
-            learning_rate: In these steps; if none, what the energy's is before the schedule's factor, which has come
-                to nothing at the end of some.
+            num_steps: Number of energy steps.
+            learning_rate: Learning rate in these steps (default: the energy's before the schedule's factor, which is
+                zero at the end of some schedules).
 
         Returns:
-            What happened, without waiting for the device.
+            Measurements, without waiting for the device.
 
         Raises:
             ValueError: If the objective trains no energy.
@@ -302,15 +340,15 @@ class Trainer:
     def _take_energy_steps(
         self, batches: Iterator[Tensor], generator: torch.Generator, num_steps: int
     ) -> tuple[StepInfo, Tensor | None]:
-        """Take energy steps, and return what happened and the last batch, if there was one."""
+        """Take energy steps, and return their measurements and the last batch, if there was one."""
         device = self.gebm.log_partition.device
         missing = torch.full((), float("nan"), device=device)
         terms, largest, x_data = EnergyTerms(missing, missing, missing, missing), missing, None
         num_nonfinite = torch.zeros((), dtype=torch.int64, device=device)
-        # The base stands still until its own step: it is folded once, and draws the faster for it.
+        # The base is fixed until its own step: it is folded once, and draws faster.
         source = self._source() if num_steps else self._sampled
         for _ in range(num_steps):
-            x_data = self._moved(next(batches))
+            x_data = self._to_device(next(batches))
             terms = self._step_energy(x_data, source, generator)
             loss = terms.loss.detach()
             largest = torch.fmax(largest, loss)
@@ -338,7 +376,7 @@ class Trainer:
 
     @property
     def penalty(self) -> Penalty:
-        """What regularizes the energy; another may take its place between two steps."""
+        """The regularizer of the energy; another may be set between two steps."""
         return self._energy_terms.penalty
 
     @penalty.setter
@@ -354,7 +392,7 @@ class Trainer:
         """Return the root mean square of the energy's gradients as Adam remembers it: a scalar on the device.
 
         One that has jumped by orders of magnitude says that a single batch has knocked the energy out. Zero before the
-        first step, or where the optimiser keeps no second moment.
+        first step, or where the optimizer keeps no second moment.
         """
         moments = [
             entry["exp_avg_sq"] for entry in self.energy_optimizer.state.values() if entry.get("exp_avg_sq") is not None
@@ -364,7 +402,7 @@ class Trainer:
         return (torch.stack([moment.sum() for moment in moments]).sum() / sum(m.numel() for m in moments)).sqrt()
 
     def energy_state(self) -> dict[str, Any]:
-        """Return a copy of all that energy steps change, to go back to it by :meth:`load_energy_state`."""
+        """Return a copy of all that energy steps change, for :meth:`load_energy_state`."""
         return {
             "energy": {name: tensor.clone() for name, tensor in self.gebm.energy.state_dict().items()},
             "log_partition": self.gebm.log_partition.detach().clone(),
@@ -374,10 +412,10 @@ class Trainer:
         }
 
     def load_energy_state(self, state: dict[str, Any]) -> None:
-        """Put the energy, ``c``, their optimiser and chains back where they were.
+        """Restore the energy, ``c``, their optimizer and chains.
 
         Args:
-            state: What :meth:`energy_state` returned.
+            state: Result of :meth:`energy_state`.
         """
         self.gebm.energy.load_state_dict(state["energy"])
         with torch.no_grad():
@@ -387,11 +425,11 @@ class Trainer:
         self.chains = state["chains"]
 
     def scale_learning_rates(self, energy: float, base: float) -> None:
-        """Multiply the learning rates, those that the schedule goes on from too.
+        """Multiply the learning rates, including those that the schedule starts from.
 
         Args:
-            energy: Factor of the energy's; the paper's, when a model stops improving, is 0.8.
-            base: Factor of the base's.
+            energy: Factor of the energy's learning rate; the paper's, when a model stops improving, is 0.8.
+            base: Factor of the base's learning rate.
         """
         factors = {"energy_optimizer": energy, "base_optimizer": base}
         for part, optimizer in self._optimizers().items():
@@ -400,7 +438,7 @@ class Trainer:
         self._schedule_learning_rates()
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        """Return what a resumed run needs besides ``gebm.state_dict()`` and the generator's state.
+        """Return what a resumed run needs in addition to ``gebm.state_dict()`` and the generator's state.
 
         Returns:
             Two flat dictionaries: ``"tensors"``, by name, and ``"values"``, which JSON can hold.
@@ -421,10 +459,10 @@ class Trainer:
         return {"tensors": tensors, "values": values}
 
     def load_state_dict(self, state: dict[str, dict[str, Any]]) -> None:
-        """Continue where another trainer with the same settings stood.
+        """Resume from the state of another trainer with the same settings.
 
         Args:
-            state: What :meth:`state_dict` returned.
+            state: Result of :meth:`state_dict`.
 
         Raises:
             ValueError: If one of the two trainers averages the base and the other does not.
@@ -445,30 +483,32 @@ class Trainer:
             for group, learning_rate in zip(groups, values[f"{part}.learning_rates"], strict=True):
                 group["peak_lr"] = learning_rate
             optimizer.load_state_dict({"state": entries, "param_groups": groups})
-        # Latents are no data: chains of negatives of another kind start afresh.
+        # Latents are not data: chains of negatives of another kind start afresh.
         kind = type(self.negatives).__name__
         ours = (
             "chains" in tensors and values.get("chains", kind) == kind and getattr(self.negatives, "persistent", False)
         )
         self.chains = tensors["chains"].to(self.gebm.log_partition.device, copy=True) if ours else None
         self.base_step = values["base_step"]
-        self.energy_step = values.get("energy_step", 0)  # states written before penalties could be lazy have none
+        # States written before penalties could be lazy have no such entry.
+        self.energy_step = values.get("energy_step", 0)
         self._schedule_learning_rates()
 
     def _schedule_learning_rates(self) -> None:
-        """Set the learning rates to what the schedule has for the next base step."""
+        """Set the learning rates that the schedule has for the next base step."""
         for optimizer in self._optimizers().values():
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * self.schedule(self.base_step)
 
-    def _moved(self, batch: Tensor) -> Tensor:
+    def _to_device(self, batch: Tensor) -> Tensor:
         return self._laid_out(batch.to(self.gebm.log_partition.device, non_blocking=True))
 
     def _laid_out(self, tensor: Tensor) -> Tensor:
-        """Return a tensor as the model's weights lie in memory, if it is of four dimensions like images are."""
+        """Return a tensor of four dimensions, such as images, in the memory format of the model's weights."""
         return tensor.contiguous(memory_format=self._memory_format) if tensor.dim() == 4 else tensor
 
     def _step_energy(self, x_data: Tensor, source: GEBM, generator: torch.Generator) -> EnergyTerms:
+        """Take an energy step: one ascent step of the KALE estimate, or of another objective, and its penalty."""
         num_negatives = self.latent_batch_size or len(x_data)
         x_base = self._draw_negatives(source, num_negatives, x_data, generator)
         rank, world_size = rank_and_world_size()
@@ -485,15 +525,17 @@ class Trainer:
         return terms
 
     def _source(self) -> GEBM:
-        """Return the model whose base the energy steps draw from, in a form that draws fast."""
+        """Return the model whose base the energy steps draw from, folded for speed."""
         half = self._precision == torch.bfloat16
         base = folded_base(self._sampled.base, torch.bfloat16 if half else None)
         return self._sampled if base is self._sampled.base else self._sampled.with_base(base)
 
     def _draw_negatives(self, source: GEBM, n: int, x_data: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw ``n`` negatives, and record where persistent chains have moved."""
         rank, world_size = rank_and_world_size()
         positions = None if self.chains is None else self.chains[rank * n : (rank + 1) * n]
-        if positions is not None and len(positions) == 0:  # fewer processes wrote this state than there are now
+        # Empty if fewer processes wrote this state than there are now.
+        if positions is not None and len(positions) == 0:
             positions = None
         # Only the networks' own forward passes run in half precision: potentials turn autocast off.
         with (
@@ -508,36 +550,46 @@ class Trainer:
             self.chains = torch.cat([moved, waiting])
         return draw.x
 
+    def _base_inputs(self, batches: Iterator[Tensor], x_data: Tensor | None, generator: torch.Generator) -> Tensor:
+        """Return what the base learns from: the last batch of data, or latents, by default as many."""
+        if self._learns_from_data:
+            return self._to_device(next(batches)) if x_data is None else x_data
+        n = self.latent_batch_size
+        if n is None:
+            n = len(self._to_device(next(batches)) if x_data is None else x_data)
+        return draw_local_rows(n, lambda total: self.gebm.prior.sample(total, generator))
+
     def _step_base(self, inputs: Tensor) -> Tensor:
+        """Take a base step: one descent step of ``-log mean exp(-E(B(z)))``, or of another objective's loss."""
         self.gebm.base.train()
         loss = self._base_loss(inputs)
         self.base_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.base_optimizer.step()
-        if self.average is not None:
+        if self.average is not None and self.ema_decay is not None:
             # The window grows from ten steps on: the random initial weights must not stay in it.
             _blend(self.average, self.gebm.base, min(self.ema_decay, (1 + self.base_step) / (10 + self.base_step)))
         return loss.detach()
 
     def _optimizers(self) -> dict[str, Optimizer]:
-        parts = {"energy_optimizer": self.energy_optimizer, "base_optimizer": self.base_optimizer}
+        parts = {"energy_optimizer": self._energy_optimizer, "base_optimizer": self._base_optimizer}
         return {part: optimizer for part, optimizer in parts.items() if optimizer is not None}
 
 
 @torch.no_grad()
-def initialise_log_partition(gebm: GEBM, num_samples: int, generator: torch.Generator | None = None) -> None:
+def initialize_log_partition(gebm: GEBM, num_samples: int, generator: torch.Generator | None = None) -> None:
     """Set ``c`` by Monte Carlo over the base, before training or after it with an objective that does not train ``c``.
 
     Args:
         gebm: The model, changed in place.
-        num_samples: How many base samples.
+        num_samples: Number of base samples.
         generator: Source of every random number.
 
     Example:
         >>> from gebm import StandardNormal
         >>> model = GEBM(nn.Identity(), nn.Linear(2, 1), StandardNormal(2))
         >>> _ = nn.init.zeros_(model.energy.network.weight), nn.init.ones_(model.energy.network.bias)
-        >>> initialise_log_partition(model, 16)
+        >>> initialize_log_partition(model, 16)
         >>> model.log_partition.item()
         -1.0
     """
@@ -551,10 +603,10 @@ def _is_channels_last(tensor: Tensor) -> bool:
 
 def _check_owner(optimizer: Optimizer | None, parameters: list[nn.Parameter], name: str) -> None:
     if optimizer is None:
-        raise ValueError(f"no optimiser for {name}: give the one that owns its parameters")
+        raise ValueError(f"no optimizer for {name}: give the one that owns its parameters")
     owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     if owned != {id(parameter) for parameter in parameters}:
-        raise ValueError(f"an optimiser does not own exactly the parameters of {name}: build it from those")
+        raise ValueError(f"an optimizer does not own exactly the parameters of {name}: build it from those")
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gebm import EnergyPhase, energy_quality, objectives, penalties
 from gebm.allocator import malloc_trim
-from gebm.training import StepInfo, initialise_log_partition
+from gebm.training import StepInfo, initialize_log_partition
 from gebm.training.plateau import PlateauDecay
 from pipeline import config as schema
 from pipeline import tasks
@@ -97,7 +97,7 @@ class TrialRun:
         self.model = model_to_train(config, self.device)
         if not (self.checkpoints.last or config.checkpoint) and config.train.log_partition_samples:
             generator = step_generator(config, "log-partition", 0, self.device)
-            initialise_log_partition(self.model, config.train.log_partition_samples, generator)
+            initialize_log_partition(self.model, config.train.log_partition_samples, generator)
         # From here on all workers have the weights and the log-partition of the first.
         self.trainer = make_trainer(self.model, config, self.device, self.world_size)
         self.plateau = self._make_plateau()
@@ -307,7 +307,7 @@ class TrialRun:
         if learns and not objectives.make(before.objective).trains_log_partition and now.log_partition_samples:
             # It is what it was before any training. All ranks take the first one's, for their copies stay one.
             generator = step_generator(config, "log-partition", trainer.base_step, self.device)
-            initialise_log_partition(trainer.sampling_model(), now.log_partition_samples, generator)
+            initialize_log_partition(trainer.sampling_model(), now.log_partition_samples, generator)
             if self.world_size > 1:
                 torch.distributed.broadcast(self.model.log_partition.data, src=0)
         return Position(**checkpoint.state["position"])

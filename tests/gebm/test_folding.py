@@ -129,7 +129,7 @@ def test_networks_of_vectors_are_copied_as_they_are(name):
         assert fixed.energy.network.base is fixed.base and fixed.base is not model.base
 
 
-class Centred(torch.nn.Conv2d):
+class Centered(torch.nn.Conv2d):
     """A convolution that is not what its class's parent is."""
 
     def forward(self, x):
@@ -143,7 +143,7 @@ def test_layers_that_are_something_else_are_left_alone():
         torch.nn.Linear(6, 4 * 16),
         torch.nn.Unflatten(1, (4, 4, 4)),
         torch.nn.BatchNorm2d(4, affine=False),
-        Centred(4, 4, 3, padding=1),
+        Centered(4, 4, 3, padding=1),
         torch.nn.BatchNorm2d(4),
         torch.nn.Conv2d(4, 3, 3, padding=1),
     )

@@ -35,7 +35,7 @@ def test_vectors():
 
 
 @pytest.mark.parametrize(("name", "resolution"), [*IMAGES, ("mlp", 0)])
-def test_every_weight_of_an_energy_is_spectrally_normalised_and_none_of_a_base(name, resolution):
+def test_every_weight_of_an_energy_is_spectrally_normalized_and_none_of_a_base(name, resolution):
     base, energy = networks.make(name, resolution=resolution, channels=3, latent_dim=5, width=2)
     weighted = [layer for layer in energy.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     assert weighted and all(parametrize.is_parametrized(layer, "weight") for layer in weighted)

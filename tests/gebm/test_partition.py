@@ -14,7 +14,7 @@ from gebm import (
     GEBM,
     StandardNormal,
     annealing_schedule,
-    initialise_log_partition,
+    initialize_log_partition,
     log_partition_annealed,
     log_partition_monte_carlo,
     networks,
@@ -66,9 +66,9 @@ def test_batches_do_not_matter():
     torch.testing.assert_close(whole, parts)
 
 
-def test_initialise_sets_the_estimate():
+def test_initialize_sets_the_estimate():
     model, _ = quadratic_model(1.0, 0.3, 2)
-    initialise_log_partition(model, 500, torch.Generator().manual_seed(0))
+    initialize_log_partition(model, 500, torch.Generator().manual_seed(0))
     estimate, _ = log_partition_monte_carlo(model, 500, torch.Generator().manual_seed(0))
     assert model.log_partition.item() == pytest.approx(estimate.item())
     assert model.log_partition.requires_grad

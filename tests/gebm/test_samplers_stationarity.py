@@ -66,16 +66,16 @@ class Mixture:
 
     dim = 2
     weight, scale = 0.3, 0.6
-    centres = ((-1.2, -0.5), (1.2, 0.5))
+    centers = ((-1.2, -0.5), (1.2, 0.5))
 
     def __call__(self, z):
-        a, b = ((z - torch.tensor(c)).square().sum(1) / (2 * self.scale**2) for c in self.centres)
+        a, b = ((z - torch.tensor(c)).square().sum(1) / (2 * self.scale**2) for c in self.centers)
         return -torch.logaddexp(math.log(self.weight) - a, math.log(1 - self.weight) - b)
 
     def sample(self, n, generator):
         first = torch.rand(n, generator=generator) < self.weight
-        centres = torch.where(first[:, None], *(torch.tensor(c) for c in self.centres))
-        return centres + self.scale * torch.randn(n, 2, generator=generator)
+        centers = torch.where(first[:, None], *(torch.tensor(c) for c in self.centers))
+        return centers + self.scale * torch.randn(n, 2, generator=generator)
 
 
 class Banana:
@@ -122,12 +122,12 @@ def starts(name: str, n: int = CHAINS, seed: int = 12) -> Tensor:
 def assert_same_law(z: Tensor, draws: Tensor) -> None:
     """Holds independent rows against exact draws: means, covariances and quantiles, within K standard errors."""
     assert z.isfinite().all()
-    centre, levels = draws.double().mean(0), torch.tensor([0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98]).double()
+    center, levels = draws.double().mean(0), torch.tensor([0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98]).double()
     quantiles = draws.double().quantile(levels, 0)
 
     def features(rows):
         rows = rows.double()
-        pairs = [(rows[:, i:] - centre[i:]) * (rows[:, i, None] - centre[i]) for i in range(rows.shape[1])]
+        pairs = [(rows[:, i:] - center[i:]) * (rows[:, i, None] - center[i]) for i in range(rows.shape[1])]
         return torch.cat([rows, *pairs, *((rows < quantile).double() for quantile in quantiles)], 1)
 
     by_chains, by_draws = features(z), features(draws)
@@ -439,13 +439,13 @@ def test_a_ladder_of_the_target_alone_moves_as_the_inner_kernel_does():
 
 def test_tempering_leaves_a_mode_that_langevin_steps_do_not():
     """Two modes 16 standard deviations apart, all chains in the lighter one."""
-    centre, weight, prior = torch.tensor([2.4, 0.0]), 0.25, Normal(2, 1.5)
+    center, weight, prior = torch.tensor([2.4, 0.0]), 0.25, Normal(2, 1.5)
 
     def potential(z):
-        a, b = ((z - c).square().sum(1) / (2 * 0.3**2) for c in (centre, -centre))
+        a, b = ((z - c).square().sum(1) / (2 * 0.3**2) for c in (center, -center))
         return -torch.logaddexp(math.log(weight) - a, math.log(1 - weight) - b)
 
-    z0, n = centre.repeat(2_000, 1), 2_000
+    z0, n = center.repeat(2_000, 1), 2_000
     mala = samplers.MALA(0.09)
     stuck = samplers.run(mala, potential, z0, 400, generator=rng(1)).z
     assert (stuck[:, 0] > 0).all()
@@ -455,7 +455,7 @@ def test_tempering_leaves_a_mode_that_langevin_steps_do_not():
     share = float((z[:, 0] > 0).double().mean())
     assert abs(share - weight) <= K * math.sqrt(weight * (1 - weight) / n)
     for side, sign in ((z[:, 0] > 0, 1), (z[:, 0] < 0, -1)):
-        rows = z[side].double() - sign * centre
+        rows = z[side].double() - sign * center
         assert (rows.mean(0).abs() <= K * 0.3 / math.sqrt(len(rows))).all()
         assert ((rows.var(0) / 0.09 - 1).abs() <= K * math.sqrt(2 / len(rows))).all()
 

@@ -335,9 +335,9 @@ def test_nothing_to_train_is_refused():
     model = flow_model()
     with pytest.raises(ValueError, match="nothing is left to train"):
         trainer_of(model, objective=objectives.make("ml"), train_base=False)
-    with pytest.raises(ValueError, match="no optimiser for the base"):
+    with pytest.raises(ValueError, match="no optimizer for the base"):
         trainer_of(model, base_optimizer=None)
-    with pytest.raises(ValueError, match="no optimiser for the energy and log_partition"):
+    with pytest.raises(ValueError, match="no optimizer for the energy and log_partition"):
         trainer_of(model, energy_optimizer=None)
 
 

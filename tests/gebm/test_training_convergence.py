@@ -17,7 +17,7 @@ from gebm import (
     StandardNormal,
     Trainer,
     adam,
-    initialise_log_partition,
+    initialize_log_partition,
     objectives,
 )
 from gebm.objectives.losses import EnergyLoss
@@ -44,7 +44,7 @@ def test_maximum_likelihood_finds_the_mean_and_covariance():
 
 @pytest.mark.parametrize(("objective", "ema_decay"), [("kale_fenchel", None), ("ml_kale", 0.9)])
 def test_fenchel_finds_the_known_log_partition(objective, ema_decay):
-    # exp(-D) dx has log-partition -1.3 at any time, whatever flows and base have learnt; c starts at zero.
+    # exp(-D) dx has log-partition -1.3 at any time, whatever flows and base have learned; c starts at zero.
     model = flow_model(name="realnvp", offset=1.3)
     trainer = trainer_of(
         model,
@@ -94,7 +94,7 @@ class Quadratic(nn.Module):
 
 
 def test_trained_kale_approaches_the_known_divergence():
-    # P = N(m, S), B = N(0, I): maximised on a fixed batch, the bound is at least its value at the optimal energy, which
+    # P = N(m, S), B = N(0, I): maximized on a fixed batch, the bound is at least its value at the optimal energy, which
     # estimates KL(P || B) with a known standard error; and on the distributions themselves it stays below KL(P || B).
     n, dim = 4_000, 2
     mean = torch.tensor([0.6, -0.3]).double()
@@ -150,7 +150,7 @@ def test_base_moves_onto_the_data(ema_decay):
     torch.manual_seed(0)
     target = torch.tensor([1.0, -1.0])
     model = GEBM(Shift(2), Quadratic(2), StandardNormal(2))
-    initialise_log_partition(model, 256)
+    initialize_log_partition(model, 256)
     trainer = trainer_of(model, lr=2e-2, penalty=GradientPenalty(0.1), ema_decay=ema_decay)
     generator = torch.Generator().manual_seed(0)
     batches = (target + torch.randn(256, 2, generator=generator) for _ in itertools.count())

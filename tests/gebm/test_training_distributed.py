@@ -1,4 +1,4 @@
-"""Data parallelism: what is learnt does not depend on the number of processes."""
+"""Data parallelism: what is learned does not depend on the number of processes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def trained_together(case: str, rank: int, world_size: int) -> Tensor:
     parts = (batch[mine] for batch in batches)
     for step in range(3):
         assert trainer.step(parts, torch.Generator().manual_seed(step)).num_nonfinite == 0
-    state = trainer.state_dict()["tensors"]  # optimisers, average, and the chains of all
+    state = trainer.state_dict()["tensors"]  # optimizers, average, and the chains of all
     return flattened([*model.state_dict().values(), *(state[name] for name in sorted(state))])
 
 
@@ -59,7 +59,7 @@ def train_one_process(rank: int, world_size: int, folder: str) -> None:
 
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_any_number_of_processes_learns_what_one_does(world_size, tmp_path):
-    # Networks, running statistics, average, optimisers, log-partition and chains, of the same batches altogether.
+    # Networks, running statistics, average, optimizers, log-partition and chains, of the same batches altogether.
     torch.multiprocessing.spawn(train_one_process, (world_size, str(tmp_path)), nprocs=world_size)
     found = [safetensors.torch.load_file(tmp_path / f"{world_size}-{rank}.safetensors") for rank in range(world_size)]
     for case in TOGETHER:
