@@ -48,21 +48,21 @@ def run_chains(
     """Run chains side by side; one that diverges starts again from the prior, and is counted.
 
     Args:
-        model: the GEBM, best as :func:`gebm.folding.folded` makes it.
-        sampler: the kernel and its settings.
-        z0: where they start (N, D); they share the device's memory.
-        seed: of the noise, another than the latents'. With it and its number, a chain is the same whatever runs
+        model: The GEBM, best as :func:`gebm.folding.folded` makes it.
+        sampler: The kernel and its settings.
+        z0: Where they start (N, D); they share the device's memory.
+        seed: Of the noise, another than the latents'. With it and its number, a chain is the same whatever runs
             beside it.
-        first_chain: the number of the first of them.
-        observe: called with the step and the latents (N, D), before the first step and after each.
+        first_chain: The number of the first of them.
+        observe: Called with the step and the latents (N, D), before the first step and after each.
 
     Returns:
         The chain's end.
 
     Raises:
-        UserError: every chain has diverged at every step, so what is left is the prior's.
+        UserError: Every chain has diverged at every step, so what is left is the prior's.
     """
-    # Held fixed out here as well as in the potential, so that normalised weights are computed once and not every step.
+    # Held fixed out here as well as in the potential, so that normalized weights are computed once and not every step.
     with frozen(model.base, model.energy):
         observe(0, z0)
         chain = samplers.run(

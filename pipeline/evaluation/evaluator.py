@@ -43,7 +43,7 @@ class ChainSamples(NamedTuple):
     Attributes:
         latents: (N, D), on the CPU, of which the base makes the samples once more where one is to be seen.
         energies: (N,), on the CPU, in nats.
-        features: what the judge found in them, each with a row a sample.
+        features: What the judge found in them, each with a row a sample.
     """
 
     latents: Tensor
@@ -57,11 +57,11 @@ class Evaluation:
 
     Attributes:
         scores: ``fid_base``, ``fid_gebm`` and what else was asked for, with the sampler's diagnostics.
-        chain: step of the chain -> the judge's first score there, such as the FID.
-        frames: step of the chain -> the same few samples there, as they are shown: images (G, C, H, W) uint8.
+        chain: Step of the chain -> the judge's first score there, such as the FID.
+        frames: Step of the chain -> the same few samples there, as they are shown: images (G, C, H, W) uint8.
         ends: ``base``, where the chain starts, and ``gebm``, where it ends, with all their samples.
-        pictures: file name -> its bytes; who draws fills them in.
-        notes: what the user should know of it, a line each, such as a batch size that did not fit.
+        pictures: File name -> its bytes; who draws fills them in.
+        notes: What the user should know of it, a line each, such as a batch size that did not fit.
     """
 
     scores: dict[str, float] = field(default_factory=dict)
@@ -76,7 +76,7 @@ class SampleScorer(Protocol):
     """What samples are measured by.
 
     Attributes:
-        primary: the score that is followed along the chain.
+        primary: The score that is followed along the chain.
     """
 
     primary: str
@@ -109,12 +109,12 @@ def evaluate(
     they belong to a chain, so that scores of samples depend neither on the number of workers nor on the batches.
 
     Args:
-        model: the GEBM to sample.
-        config: sampler and evaluation settings.
-        scorer: what samples are measured by.
-        rank: this worker.
-        world_size: workers, each of which runs its share of the chains.
-        advance: called with the chain-steps done since the last call; less than none if they have to be done again.
+        model: The GEBM to sample.
+        config: Sampler and evaluation settings.
+        scorer: What samples are measured by.
+        rank: This worker.
+        world_size: Workers, each of which runs its share of the chains.
+        advance: Called with the chain-steps done since the last call; less than none if they have to be done again.
 
     Returns:
         What was found. Scores and chain are the same on every rank, frames are of its own chains. Chains that do not
@@ -122,7 +122,7 @@ def evaluate(
         says so.
 
     Raises:
-        UserError: the chain diverged, or not even one fits.
+        UserError: The chain diverged, or not even one fits.
     """
     fused = folded(model, precision.sampling_dtype(config, model.log_partition.device))
     share = _share(config, world_size)
@@ -185,12 +185,12 @@ class _LocalChains(NamedTuple):
     """What one worker's chains leave behind.
 
     Attributes:
-        features: step of the chain -> the judge's features of all samples there.
-        frames: step of the chain -> the first samples there, as they are shown.
+        features: Step of the chain -> the judge's features of all samples there.
+        frames: Step of the chain -> the first samples there, as they are shown.
         ends: ``base`` and ``gebm`` -> latents and energies of all samples there.
-        diagnostics: of the first batch.
-        divergences: chain-steps that diverged.
-        log_partition: by Monte Carlo, in nats, and its standard error.
+        diagnostics: Of the first batch.
+        divergences: Chain-steps that diverged.
+        log_partition: By Monte Carlo, in nats, and its standard error.
     """
 
     features: dict[int, dict[str, Tensor]]
@@ -214,14 +214,14 @@ def _run_local_chains(
     """Run this worker's chains, so many at once: a function of what it is given, that waits for no other worker.
 
     Args:
-        model: the GEBM.
-        fused: as its chains have it.
-        config: sampler and evaluation settings.
-        scorer: what samples are measured by.
-        rank: this worker.
-        world_size: workers.
-        batch_size: chains at once.
-        advance: called with the chain-steps done since the last call.
+        model: The GEBM.
+        fused: As its chains have it.
+        config: Sampler and evaluation settings.
+        scorer: What samples are measured by.
+        rank: This worker.
+        world_size: Workers.
+        batch_size: Chains at once.
+        advance: Called with the chain-steps done since the last call.
     """
     settings, share = config.evaluation, _share(config, world_size)
     seed = config.seed if settings.seed is None else settings.seed

@@ -32,19 +32,19 @@ def halve_batch_on_oom(
     from the start, to the last bit. It costs little, for the first batch is the largest.
 
     Args:
-        work: called with the size of a batch and with what it has to call with the chain-steps done since its last
+        work: Called with the size of a batch and with what it has to call with the chain-steps done since its last
             call; runs all the chains. A function of the size, it can be called again; workers that wait for one
             another in it would wait for ever, for each has a size of its own.
-        num_chains: how many there are in all.
-        batch_size: how many run at once, if they fit.
-        advance: called with the chain-steps done since the last call; those that were in vain are taken back.
-        say: called with one line if a smaller size was needed.
+        num_chains: How many there are in all.
+        batch_size: How many run at once, if they fit.
+        advance: Called with the chain-steps done since the last call; those that were in vain are taken back.
+        say: Called with one line if a smaller size was needed.
 
     Returns:
         What the work returned.
 
     Raises:
-        UserError: not even one chain fits.
+        UserError: Not even one chain fits.
 
     Example:
         >>> def work(size, advance):

@@ -69,7 +69,7 @@ class Task(Protocol):
         """Refuse a store that is not what the experiment asks for.
 
         Raises:
-            UserError: one line that names the key.
+            UserError: One line that names the key.
         """
         ...
 

@@ -34,7 +34,7 @@ class Images:
     """Images of one resolution, from a store of encoding ``images`` or ``blocks``.
 
     Args:
-        config: the experiment.
+        config: The experiment.
     """
 
     def __init__(self, config: Config) -> None:
@@ -44,7 +44,7 @@ class Images:
         """Refuse a store of another resolution, or one with less than a batch.
 
         Raises:
-            UserError: one line that names the key.
+            UserError: One line that names the key.
         """
         data, found = self._config.data, store.manifest
         if (found.resolution, found.channels) != (data.resolution, data.channels):
@@ -98,9 +98,9 @@ class ImageScorer:
     """Images, by torch-fidelity.
 
     Args:
-        extractor: the feature extractor.
-        reference: what the store looks like to it.
-        wanted: which of ``fid``, ``kid``, ``is`` and ``prc`` are taken at the chain's ends, besides the FID.
+        extractor: The feature extractor.
+        reference: What the store looks like to it.
+        wanted: Which of ``fid``, ``kid``, ``is`` and ``prc`` are taken at the chain's ends, besides the FID.
     """
 
     primary = "fid"
@@ -165,7 +165,7 @@ class ImageTaskWorker:
     def batches(self, position: Position) -> _Batches:
         """Images in [-1, 1] from a position on, of a store that is held on the device or else read as it goes.
 
-        A small store is held although `data.num_workers` asks for processes: there is nothing left for them to read,
+        A small store is held although ``data.num_workers`` asks for processes: there is nothing left for them to read,
         each would come to keep a copy of its own, and handing a batch over takes longer than indexing it.
         """
         data, device = self._config.data, self._device

@@ -49,10 +49,10 @@ class PointScorer:
     """Points, by their distance to data.
 
     Args:
-        data: points held out (M, D), which are judged by and choose nothing.
-        validation: others held out (V, D), which trials are ranked by.
-        support: points that cover the true support (S, D), or None where it is not known.
-        restore: from the networks' units to the data's.
+        data: Points held out (M, D), which are judged by and choose nothing.
+        validation: Others held out (V, D), which trials are ranked by.
+        support: Points that cover the true support (S, D), or None where it is not known.
+        restore: From the networks' units to the data's.
     """
 
     primary = "distance"

@@ -29,12 +29,12 @@ class RowBatches(Iterator[Tensor]):
     r-th part of that slice; the remainder of the epoch, less than a batch, is dropped.
 
     Args:
-        rows: float32 (N, D), on any device, where the batches will be.
-        batch_size: size of the global batch, a multiple of ``world_size`` and at most N.
-        rank: this rank, from 0.
-        world_size: number of ranks.
-        seed: of the order.
-        position: where to begin.
+        rows: Float32 (N, D), on any device, where the batches will be.
+        batch_size: Size of the global batch, a multiple of ``world_size`` and at most N.
+        rank: This rank, from 0.
+        world_size: Number of ranks.
+        seed: Of the order.
+        position: Where to begin.
 
     Example:
         >>> batches = RowBatches(torch.arange(10.0)[:, None], batch_size=4)
@@ -77,7 +77,7 @@ class TableTask:
     """What the tasks over rows share before any data are touched.
 
     Args:
-        config: the experiment.
+        config: The experiment.
     """
 
     def __init__(self, config: Config) -> None:
@@ -87,7 +87,7 @@ class TableTask:
         """Refuse a store of another number of columns, or one with less than a batch to train on.
 
         Raises:
-            UserError: one line that names the key.
+            UserError: One line that names the key.
         """
         config, train = self._config, split_store(self._config, store).train
         if train.shape[1] != config.data.channels:

@@ -33,7 +33,7 @@ def open_data(data: Data) -> Store:
         data: ``store``, ``max_bad_shards``, ``cache``, ``cache_limit_gib`` and ``timeout``.
 
     Raises:
-        UserError: there is no finished store, it is damaged, or its storage does not answer.
+        UserError: There is no finished store, it is damaged, or its storage does not answer.
     """
     cache = None
     if data.cache is not None:
@@ -48,7 +48,7 @@ def ensure_store(config: Config) -> Store:
         config: ``data``.
 
     Raises:
-        UserError: there is no store, and the one line says which command makes it; or it is not what the experiment
+        UserError: There is no store, and the one line says which command makes it; or it is not what the experiment
             asks for.
     """
     data = config.data
@@ -78,10 +78,10 @@ def split_store(config: Config, store: Store) -> Splits:
 
     Args:
         config: ``data``; and ``seed`` where ``data.split_seed`` is not set, as before a model is trained.
-        store: a store of rows.
+        store: A store of rows.
 
     Raises:
-        UserError: the store is damaged, or holds no rows.
+        UserError: The store is damaged, or holds no rows.
     """
     data = config.data
     seed = config.seed if data.split_seed is None else data.split_seed

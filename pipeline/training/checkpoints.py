@@ -3,7 +3,7 @@
 A checkpoint is a folder behind any fsspec URL::
 
     <trial>/checkpoints/step-00001000/model.safetensors      the GEBM's state, as torch names it
-                                      training.safetensors   optimisers, moving average, buffers of the schedules
+                                      training.safetensors   optimizers, moving average, buffers of the schedules
                                       state.json             base step, position in the data, random state, config
     <trial>/checkpoints/index.json                           which of them is the last and which the best
 
@@ -48,10 +48,10 @@ class Checkpoint:
     """What a checkpoint holds.
 
     Attributes:
-        url: its folder.
-        model: the GEBM's ``state_dict``.
-        training: everything else that training goes on from, nested as it was saved.
-        state: base step, position in the data, seed, metrics and the whole config, as JSON gives them.
+        url: Its folder.
+        model: The GEBM's ``state_dict``.
+        training: Everything else that training goes on from, nested as it was saved.
+        state: Base step, position in the data, seed, metrics and the whole config, as JSON gives them.
     """
 
     url: str
@@ -64,7 +64,7 @@ class Checkpoints:
     """The checkpoints of one trial; the last and the best are kept.
 
     Args:
-        url: the trial's folder, behind any fsspec URL.
+        url: The trial's folder, behind any fsspec URL.
 
     Example:
         >>> kept = Checkpoints("memory://doctest/trial")
@@ -114,11 +114,11 @@ class Checkpoints:
         """Write a checkpoint and forget those that are neither the last nor the best, and what the killed left behind.
 
         Args:
-            base_step: base steps done.
-            model: the GEBM's ``state_dict``.
-            training: nested dicts and lists of tensors, numbers, strings and None.
-            state: anything JSON can hold.
-            score: the lower the better, for example ``fid_gebm``; none of a checkpoint between two evaluations, and
+            base_step: Base steps done.
+            model: The GEBM's ``state_dict``.
+            training: Nested dicts and lists of tensors, numbers, strings and None.
+            state: Anything JSON can hold.
+            score: The lower the better, for example ``fid_gebm``; none of a checkpoint between two evaluations, and
                 not finite where an evaluation has none.
 
         Returns:
@@ -149,13 +149,13 @@ class Checkpoints:
         """Make another trial's checkpoint the last one here, as population-based training does.
 
         Args:
-            url: the checkpoint's folder. Where its trial has gone on and no longer keeps it, that trial's newest.
+            url: The checkpoint's folder. Where its trial has gone on and no longer keeps it, that trial's newest.
 
         Returns:
             The URL of the copy.
 
         Raises:
-            UserError: that trial has no checkpoint.
+            UserError: That trial has no checkpoint.
         """
         try:
             files, path = filesystem(url)
@@ -203,10 +203,10 @@ def read(url: str) -> Checkpoint:
     """Read a checkpoint.
 
     Args:
-        url: its folder, or a trial's folder, whose best checkpoint is then taken.
+        url: Its folder, or a trial's folder, whose best checkpoint is then taken.
 
     Raises:
-        UserError: there is none, or it is damaged.
+        UserError: There is none, or it is damaged.
     """
     files, path = filesystem(url)
     with as_user_error(url):
@@ -249,11 +249,11 @@ def load_state(module: torch.nn.Module, checkpoint: Checkpoint) -> None:
     """Put a checkpoint's weights into a model.
 
     Args:
-        module: the model the config describes.
-        checkpoint: the weights.
+        module: The model the config describes.
+        checkpoint: The weights.
 
     Raises:
-        UserError: the checkpoint is of another architecture.
+        UserError: The checkpoint is of another architecture.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in checkpoint.model.items()}

@@ -45,8 +45,8 @@ def model_to_train(config: schema.Config, device: torch.device) -> GEBM:
     """A fresh model on its device, laid out in memory as it is trained.
 
     Args:
-        config: as :func:`build_model` takes it, with ``train.memory_format`` and ``task``.
-        device: where to put it.
+        config: As :func:`build_model` takes it, with ``train.memory_format`` and ``task``.
+        device: Where to put it.
     """
     model = build_model(config).to(device)
     if config.train.memory_format == "channels_last" or (config.train.memory_format, config.task) == ("auto", "images"):
@@ -58,10 +58,10 @@ def make_trainer(model: GEBM, config: schema.Config, device: torch.device, world
     """What trains a model as the config says.
 
     Args:
-        model: from :func:`model_to_train`.
+        model: From :func:`model_to_train`.
         config: ``train`` and ``task``.
-        device: where the model is.
-        world_size: workers, over which batches and gradients are shared.
+        device: Where the model is.
+        world_size: Workers, over which batches and gradients are shared.
     """
     train = config.train
     betas = (train.beta1, train.beta2)
@@ -102,12 +102,12 @@ def load_model(
     """A trained model, ready to be sampled, and the config to sample it with.
 
     Args:
-        url: a checkpoint's folder, or a trial's.
-        overrides: keys of the config it was trained with that are to be others now, such as ``sampler.step_size``.
-        device: where to put it.
+        url: A checkpoint's folder, or a trial's.
+        overrides: Keys of the config it was trained with that are to be others now, such as ``sampler.step_size``.
+        device: Where to put it.
 
     Raises:
-        UserError: there is no such checkpoint, it is damaged, or a key makes it another architecture.
+        UserError: There is no such checkpoint, it is damaged, or a key makes it another architecture.
     """
     if url is None:
         raise UserError("no checkpoint is named: give checkpoint=<the folder of a checkpoint or of a trial>")
@@ -134,10 +134,10 @@ def trained_config(checkpoint: Checkpoint) -> schema.Config:
     """The config that a model was trained with.
 
     Args:
-        checkpoint: of a trial.
+        checkpoint: Of a trial.
 
     Raises:
-        UserError: it is not of a trial, or of another version's schema.
+        UserError: It is not of a trial, or of another version's schema.
     """
     if not isinstance(checkpoint.state.get("config"), dict):
         raise UserError(f"{checkpoint.url} does not say what it was trained with: give a trial's checkpoint")
