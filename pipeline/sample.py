@@ -82,7 +82,7 @@ def main(config: schema.Config, named: dict[str, Any]) -> int:
             count,
             settings.evaluation.batch_size,
             advance=lambda steps: progress.advance(bar, steps),
-            say=print,
+            notify=print,
         )
     base, samples = map(task.show, parts)
     output = config.output or str(Path("results", f"samples-{time.strftime('%Y%m%d-%H%M%S')}").absolute())
