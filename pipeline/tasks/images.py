@@ -167,14 +167,22 @@ class ImageTaskWorker:
         self._figures = EvaluationFigures(store, statistics.features, extractor.label, device, temperature)
         self._trained = objectives.make(config.train.objective).trains_log_partition
 
-    @functools.cached_property
+    @property
     def held_out(self) -> Tensor:
-        """Images at the end of the store that no batch contains, in [-1, 1]."""
+        """Images at the end of the store that no batch contains, in [-1, 1]; read at the first use."""
+        return self._held_out
+
+    @property
+    def seen(self) -> Tensor:
+        """As many images of the training set, in [-1, 1]: the first of the store; read at the first use."""
+        return self._seen
+
+    @functools.cached_property
+    def _held_out(self) -> Tensor:
         return to_network_range(load_last_images(self._store, self._config.data.held_out), self._device)
 
     @functools.cached_property
-    def seen(self) -> Tensor:
-        """As many images of the training set, in [-1, 1]: the first of the store."""
+    def _seen(self) -> Tensor:
         images, _ = load_images(self._store, limit=self._config.data.held_out)
         return to_network_range(images, self._device)
 
