@@ -1,1 +1,1 @@
-"""What a model is measured by: chains, metrics and figures."""
+"""Evaluation of a model: MCMC chains, metrics and plots."""

@@ -1,10 +1,10 @@
-"""MCMC chains in latent space: their kernel, where they are looked at, and how they are run."""
+"""MCMC chains in latent space: their kernel, the steps at which they are measured, and their run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
+from torch import Generator, Tensor
 
 from gebm import GEBM, samplers
 from gebm.freezing import frozen
@@ -19,7 +19,12 @@ __all__ = [
 
 
 def make_kernel(sampler: schema.Sampler, model: GEBM) -> samplers.Kernel:
-    """The kernel that the config names, with its step-size schedule."""
+    """Return the kernel that the config names, with its step-size schedule.
+
+    Args:
+        sampler: Settings of the kernel.
+        model: The GEBM, whose prior is the proposal of an independent sampler.
+    """
     schedule = samplers.StepDecay(factor=sampler.decay, every=sampler.decay_every) if sampler.decay != 1.0 else None
     return samplers.make(
         sampler.name, step_size=sampler.step_size, friction=sampler.friction, schedule=schedule, prior=model.prior
@@ -27,7 +32,11 @@ def make_kernel(sampler: schema.Sampler, model: GEBM) -> samplers.Kernel:
 
 
 def chain_steps(num_steps: int, points: int) -> list[int]:
-    """Where along a chain to measure: its start, its end, and evenly in between.
+    """Return the steps at which a chain is measured: its start, its end, and evenly in between.
+
+    Args:
+        num_steps: Length of the chain.
+        points: Measurements after the start; fewer where the chain is shorter.
 
     Example:
         >>> chain_steps(100, 4), chain_steps(3, 5)
@@ -39,30 +48,30 @@ def chain_steps(num_steps: int, points: int) -> list[int]:
 def run_chains(
     model: GEBM,
     sampler: schema.Sampler,
-    z0: torch.Tensor,
+    z0: Tensor,
     *,
     seed: int,
     first_chain: int = 0,
-    observe: Callable[[int, torch.Tensor], None],
+    observe: Callable[[int, Tensor], None],
 ) -> samplers.Chain:
-    """Run chains side by side; one that diverges starts again from the prior, and is counted.
+    """Run chains side by side; one that diverges restarts from the prior, and is counted.
 
     Args:
-        model: the GEBM, best as :func:`gebm.folding.folded` makes it.
-        sampler: the kernel and its settings.
-        z0: where they start (N, D); they share the device's memory.
-        seed: of the noise, another than the latents'. With it and its number, a chain is the same whatever runs
-            beside it.
-        first_chain: the number of the first of them.
-        observe: called with the step and the latents (N, D), before the first step and after each.
+        model: The GEBM, best as :func:`gebm.folding.folded` makes it.
+        sampler: The kernel and its settings.
+        z0: Initial latents (N, D); they share the device's memory.
+        seed: Of the noise, another than the latents'. With it and its number, a chain is the same whatever runs
+            next to it.
+        first_chain: The number of the first of them.
+        observe: Called with the step and the latents (N, D), before the first step and after each.
 
     Returns:
         The chain's end.
 
     Raises:
-        UserError: every chain has diverged at every step, so what is left is the prior's.
+        UserError: Every chain has diverged at every step, so what is left is the prior's.
     """
-    # Held fixed out here as well as in the potential, so that normalised weights are computed once and not every step.
+    # Frozen out here as well as in the potential, so that normalized weights are computed once and not every step.
     with frozen(model.base, model.energy):
         observe(0, z0)
         chain = samplers.run(
@@ -70,7 +79,7 @@ def run_chains(
             lambda z: model.potential(z, beta=sampler.beta),
             z0,
             sampler.num_steps,
-            generator=torch.Generator(z0.device).manual_seed(seed),
+            generator=Generator(z0.device).manual_seed(seed),
             every=1,
             callback=lambda step, state: observe(step, state.z),
             prior=model.prior,

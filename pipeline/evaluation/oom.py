@@ -1,7 +1,7 @@
-"""Chains are split to fit: where a device has no memory for a batch of them, batches of half the size are run.
+"""Retry of chains in batches of half the size, on running out of memory.
 
-A chain is the same whatever runs beside it, so all that the size of a batch decides is memory and time. How much memory
-chains take depends on the networks, the sampler and what else is on the device, and the one who knows is the device.
+A chain is the same whatever runs next to it, so the size of a batch decides only memory and time. How much memory
+chains take depends on the networks, the sampler and what else is on the device, and only the device knows.
 """
 
 from __future__ import annotations
@@ -24,38 +24,39 @@ def halve_batch_on_oom(
     batch_size: int,
     *,
     advance: Callable[[int], None],
-    say: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> _Result:
-    """Run chains in batches, and again from the first of them in batches of half the size until they fit.
+    """Run chains in batches, and again from the first one in batches of half the size until they fit.
 
-    From the first, and not from the one that did not fit: so what is found is what the smaller size would have found
+    From the first, and not from the one that did not fit: so the result is what the smaller size would have given
     from the start, to the last bit. It costs little, for the first batch is the largest.
 
     Args:
-        work: called with the size of a batch and with what it has to call with the chain-steps done since its last
-            call; runs all the chains. A function of the size, it can be called again; workers that wait for one
-            another in it would wait for ever, for each has a size of its own.
-        num_chains: how many there are in all.
-        batch_size: how many run at once, if they fit.
-        advance: called with the chain-steps done since the last call; those that were in vain are taken back.
-        say: called with one line if a smaller size was needed.
+        work: Called with the size of a batch and with a callback for the chain-steps done since its last call; runs
+            all the chains. It can be called again, being a function of the size; it must not wait for other workers,
+            for each has a size of its own.
+        num_chains: Number of chains in all.
+        batch_size: Number of chains at once, if they fit.
+        advance: Called with the chain-steps done since the last call; those that were in vain are subtracted.
+        notify: Called with a one-line message if a smaller size was needed.
 
     Returns:
-        What the work returned.
+        The result of ``work``.
 
     Raises:
-        UserError: not even one chain fits.
+        UserError: Not even one chain fits.
 
     Example:
         >>> def work(size, advance):
         ...     if size > 30:
         ...         raise torch.OutOfMemoryError
         ...     return size
-        >>> halve_batch_on_oom(work, 1000, 500, advance=lambda steps: None, say=lambda line: print(line[:42]))
+        >>> halve_batch_on_oom(work, 1000, 500, advance=lambda steps: None, notify=lambda line: print(line[:42]))
         500 chains at once do not fit the device's
         15
     """
-    asked = size = min(batch_size, num_chains)  # half of more than there are may be as many as before
+    # Half of a batch larger than the number of chains may be as many as before.
+    requested = size = min(batch_size, num_chains)
     while True:
         done: list[int] = []
 
@@ -77,6 +78,8 @@ def halve_batch_on_oom(
         size //= 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    if size < asked:
-        say(f"{asked} chains at once do not fit the device's memory, {size} do: set evaluation.batch_size={size}")
+    if size < requested:
+        notify(
+            f"{requested} chains at once do not fit the device's memory, {size} do: set evaluation.batch_size={size}"
+        )
     return result

@@ -89,7 +89,7 @@ def _train(
     fewest, most = config.scale.min_workers or config.scale.num_workers, config.scale.num_workers
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"config": schema.to_dict(config), "url": url, "rates": rates},
+        train_loop_config={"config": schema.to_dict(config), "url": url, "lr_scale": rates},
         scaling_config=ray.train.ScalingConfig(
             num_workers=most if fewest == most else (fewest, most),
             use_gpu="GPU" in worker,

@@ -1,6 +1,6 @@
-"""What an experiment is about: how its data are read, what its model is measured by, and how the result is drawn.
+"""Tasks of an experiment: how its data are read, its model is scored, and the result is drawn.
 
-Everything else of a sweep, the alternation, the checkpoints, the search, the tracker, is the same for all of them.
+Everything else of a sweep, the alternation, the checkpoints, the search, the tracker, is the same for all tasks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["Batches", "Task", "TaskWorker", "make", "open_data"]
 
 
 def make(config: Config) -> Task:
-    """The task that the experiment names.
+    """Return the task that the experiment names.
 
     Args:
         config: ``task``, and the keys that the task reads.
@@ -29,7 +29,7 @@ def make(config: Config) -> Task:
         >>> make(config).measure("inception-v3-compat")
         'FID by inception-v3-compat'
     """
-    # Each is imported when it is asked for: torch-fidelity alone, which none but images want, takes seconds.
+    # Each is imported on demand: torch-fidelity alone, which only images need, takes seconds.
     match config.task:
         case "images":
             from pipeline.tasks.images import Images

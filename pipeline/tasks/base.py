@@ -1,4 +1,4 @@
-"""What a task has to be: the only place where images, tables and points of space differ."""
+"""Protocols of a task: the only part in which images, tables and points in space differ."""
 
 from __future__ import annotations
 
@@ -10,85 +10,109 @@ from torch import Tensor
 
 from gebm import GEBM
 from pipeline.data import Position, Store
-from pipeline.evaluation.evaluator import Evaluation
+from pipeline.evaluation.base import Evaluation
 
 __all__ = ["Batches", "Task", "TaskWorker"]
 
 
 class Batches(Protocol):
-    """Data as the networks take them, for ever."""
+    """Endless batches of data, as the networks take them."""
 
-    position: Position
-    """The position after the last batch that was taken."""
+    @property
+    def position(self) -> Position:
+        """Position after the last batch that was taken."""
+        ...
 
-    notes: tuple[str, ...]
-    """A line on each shard that was skipped so far, and on what went wrong with the store's cache."""
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """One-line messages on each shard skipped so far, and on errors of the store's cache."""
+        ...
 
-    bad_shards: int
-    """How many shards were skipped."""
+    @property
+    def bad_shards(self) -> int:
+        """Number of shards skipped so far."""
+        ...
 
     def __next__(self) -> Tensor:
-        """This worker's part of the next global batch, float32 (n, ...), on its device."""
+        """Return this worker's part of the next global batch, float32 (n, ...), on its device."""
         ...
 
     def __iter__(self) -> Iterator[Tensor]: ...
 
 
 class TaskWorker(Protocol):
-    """A task on one worker of a trial, its data at hand."""
+    """A task on one worker of a trial, with its data."""
 
-    label: str | None
-    """What the scores depend on besides model and data: the feature extractor; None where there is nothing."""
+    @property
+    def label(self) -> str | None:
+        """The feature extractor's label, which the scores depend on; ``None`` where there is no extractor."""
+        ...
 
-    held_out: Tensor
-    """Data (M, ...) that no training step sees, as the networks take them; none where none are held out."""
+    @property
+    def held_out(self) -> Tensor:
+        """Data (M, ...) that no training step sees, as the networks take them; M may be 0."""
+        ...
 
-    seen: Tensor
-    """As many data of the training set."""
+    @property
+    def seen(self) -> Tensor:
+        """As many data of the training set, (M, ...)."""
+        ...
 
-    reference: Tensor
-    """Features of the data (M, F), by which the learning rates' schedule knows whether the base still improves."""
+    @property
+    def reference(self) -> Tensor:
+        """Features of the data (M, F), to which the learning-rate schedule compares the base."""
+        ...
 
     def batches(self, position: Position) -> Batches:
-        """Batches from a position on."""
+        """Return the batches from a position on."""
         ...
 
     def features(self, samples: Tensor) -> Tensor:
-        """The same features of samples (N, ...), as the base makes them: (N, F)."""
+        """Return the features, as those of :attr:`reference`, of a base's samples (N, ...): (N, F)."""
         ...
 
     def evaluate(self, model: GEBM, advance: Callable[[int], None] = ...) -> Evaluation:
-        """Score base and GEBM, and draw them; the scores are the same on every rank."""
+        """Score base and GEBM, and draw them; the scores are the same on every rank.
+
+        Args:
+            model: The model to evaluate.
+            advance: Called with the chain-steps done since the last call.
+        """
         ...
 
 
 class Task(Protocol):
-    """What an experiment is about, before any data are touched."""
+    """Subject of an experiment, before any data are read."""
 
     def check(self, store: Store) -> None:
-        """Refuse a store that is not what the experiment asks for.
+        """Refuse a store that does not fit the experiment.
 
         Raises:
-            UserError: one line that names the key.
+            UserError: The store does not fit; one line names the key.
         """
         ...
 
     def prepare(self, store: Store, device: torch.device) -> str | None:
-        """Make what all trials need, once, and give the label of the scores."""
+        """Make what all trials need, once, and return the label of the scores."""
         ...
 
     def measure(self, label: str | None) -> str:
-        """What trials are compared by, in words, for the head of a table."""
+        """Return what trials are compared by, in words, for the head of a table."""
         ...
 
     def open(self, rank: int, world_size: int, device: torch.device) -> TaskWorker:
-        """The task on one worker."""
+        """Return the task on one worker."""
         ...
 
     def show(self, samples: Tensor) -> Tensor:
-        """Samples as a base makes them, in the form in which they are saved."""
+        """Return a base's samples in the form in which they are saved."""
         ...
 
     def pictures(self, base: Tensor, gebm: Tensor) -> dict[str, bytes]:
-        """Pictures of samples, shown, from the same latents before and after the chain: file name to PNG."""
+        """Return pictures of samples from the same latents before and after the chain: file name to PNG.
+
+        Args:
+            base: Samples of the base, as :meth:`show` returns them.
+            gebm: Samples at the chain's end, in the same order.
+        """
         ...

@@ -1,4 +1,4 @@
-"""Rows of a table, judged by the negative log-likelihood of rows that were held out, in nats.
+"""Task of density estimation on a table, scored by the negative log-likelihood of held-out rows, in nats.
 
 The base has a density ``b``, so the model has one: ``log q(x) = log b(x) - E(x) - A`` (Arbel, Zhou and Gretton, ICLR
 2021, density estimation). Trials are ranked by the validation rows; the test rows choose nothing.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -16,88 +17,103 @@ from gebm import GEBM, PartitionEstimate, annealing_schedule, log_partition_anne
 from gebm.freezing import frozen
 from pipeline.config.temperature import describe_temperature
 from pipeline.evaluation import plots
-from pipeline.evaluation.evaluator import Evaluation
+from pipeline.evaluation.base import Evaluation
 from pipeline.runtime.errors import UserError
 from pipeline.tasks.rows import TableTask, TableTaskWorker
 
 __all__ = ["Density"]
 
 _DIVERGED = "the negative log-likelihood is not finite, the model diverged: lower train.energy_lr or train.base_lr"
-_SHOWN = 2_000  # draws of the model in a picture
+# Draws of the model in a picture.
+_SHOWN = 2_000
 
 
 class Density(TableTask):
-    """Density estimation on a table."""
+    """Task of density estimation on a table."""
 
     def measure(self, label: str | None) -> str:
-        """Likelihood, with its unit."""
+        """Return the likelihood, with its unit."""
         return "negative log-likelihood of the test rows in nats, chosen by the validation rows"
 
     def open(self, rank: int, world_size: int, device: torch.device) -> DensityTaskWorker:
-        """The rows on one worker."""
+        """Return the rows on one worker."""
         return DensityTaskWorker(self._config, rank, world_size, device)
 
     def pictures(self, base: Tensor, gebm: Tensor) -> dict[str, bytes]:
-        """The columns' marginals, of base and GEBM."""
+        """Return the columns' marginals, of base and GEBM."""
         name = plots.at_temperature("GEBM", describe_temperature(self._config.sampler.beta))
         return {"marginals.png": plots.png(plots.marginals({"base": base, name: gebm}))}
 
 
 class DensityTaskWorker(TableTaskWorker):
-    """A table on one worker."""
+    """Task of density estimation on one worker."""
 
     @torch.no_grad()
     def evaluate(self, model: GEBM, advance: Callable[[int], None] = lambda steps: None) -> Evaluation:
-        """Likelihood of base and GEBM; marginals, energies and the density in two columns.
+        """Return the likelihood of base and GEBM, with marginals, energies and the density in two columns.
 
         The log-partition is that which ``evaluation.log_partition`` names. Its Monte-Carlo estimate over
-        ``evaluation.num_samples`` draws of the base is always there, with its standard error: the draws are needed
+        ``evaluation.num_samples`` draws of the base is always computed, with its standard error: the draws are needed
         anyway, and where it disagrees with another, one of the two is not to be believed.
+
+        Raises:
+            UserError: An energy or a likelihood is not finite.
         """
         settings = self._config.evaluation
         seed = self._config.seed if settings.seed is None else settings.seed
         generator = torch.Generator(self._device).manual_seed((seed + 1) * 1_000_003)
-        size, count = settings.batch_size, settings.num_samples
-        trained = objectives.make(self._config.train.objective).trains_energy
-        found = Evaluation()
+        evaluation = Evaluation()
         with frozen(model.base, model.energy):
-            draws = model.sample_base(count, generator, batch_size=size)
-            energy_base = _by_parts(model.energy, draws, size) if trained else draws.new_zeros(count)
-            estimate = PartitionEstimate.of(-energy_base)
-            found.scores |= _named("log_partition_monte_carlo", "log_partition", estimate)
-            if not bool((energy_base > -math.inf).all()):  # not a number, or minus infinity
+            draws = model.sample_base(settings.num_samples, generator, batch_size=settings.batch_size)
+            energies = {"base": self._energies(model, draws)}
+            estimate = PartitionEstimate.of(-energies["base"])
+            evaluation.scores |= _estimate_scores("log_partition_monte_carlo", "log_partition", estimate)
+            # False for NaN as well as for minus infinity.
+            if not bool((energies["base"] > -math.inf).all()):
                 raise UserError(_DIVERGED)
-            log_partition = self._log_partition(model, estimate, found) if trained else 0.0
-            energies = {"base": energy_base}
-            for name, rows in (
+            log_partition = self._log_partition(model, estimate, evaluation.scores) if self._trains_energy else 0.0
+            for split, rows in (
                 ("train", self._splits.train),
                 ("validation", self._splits.validation),
-                ("", self._splits.test),
+                ("test", self._splits.test),
             ):
                 rows = rows.to(self._device)
-                log_base = _by_parts(model.base.log_prob, rows, size).double()
-                energy = _by_parts(model.energy, rows, size) if trained else rows.new_zeros(len(rows))
-                energies[name or "test"] = energy
-                ending = f"_{name}" if name else ""
-                found.scores[f"nll_base{ending}"] = float(-log_base.mean())
-                found.scores[f"nll_gebm{ending}"] = float((energy.double() - log_base).mean() + log_partition)
-        if not math.isfinite(found.scores["nll_gebm"]):
+                log_base = self._in_batches(cast(_Density, model.base).log_prob, rows).double()
+                energies[split] = self._energies(model, rows)
+                # Scores of the test rows have no suffix.
+                suffix = "" if split == "test" else f"_{split}"
+                evaluation.scores[f"nll_base{suffix}"] = float(-log_base.mean())
+                nll = float((energies[split].double() - log_base).mean() + log_partition)
+                evaluation.scores[f"nll_gebm{suffix}"] = nll
+        if not math.isfinite(evaluation.scores["nll_gebm"]):
             raise UserError(_DIVERGED)
         if self._rank == 0:
             # The weights are at hand: resampling by them gives draws of the model at no further cost.
-            weights = (-energy_base.double()).softmax(0)
-            chosen = torch.multinomial(weights, min(_SHOWN, count), replacement=True, generator=generator)
-            found.pictures = self._draw(draws[chosen].cpu(), {name: e.cpu() for name, e in energies.items()})
-        return found
+            weights = (-energies["base"].double()).softmax(0)
+            chosen = torch.multinomial(weights, min(_SHOWN, len(draws)), replacement=True, generator=generator)
+            on_cpu = {name: values.cpu() for name, values in energies.items()}
+            evaluation.pictures = self._draw(draws[chosen].cpu(), on_cpu)
+        return evaluation
 
-    def _log_partition(self, model: GEBM, monte_carlo: PartitionEstimate, found: Evaluation) -> float:
-        """The log-partition that the likelihood is computed with, in nats; what is found on the way is a score."""
+    @property
+    def _trains_energy(self) -> bool:
+        return objectives.make(self._config.train.objective).trains_energy
+
+    def _energies(self, model: GEBM, rows: Tensor) -> Tensor:
+        """Return the energies (N,) of rows (N, D): zero where the objective trains none."""
+        return self._in_batches(model.energy, rows) if self._trains_energy else rows.new_zeros(len(rows))
+
+    def _in_batches(self, function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+        return torch.cat([function(batch) for batch in rows.split(self._config.evaluation.batch_size)])
+
+    def _log_partition(self, model: GEBM, monte_carlo: PartitionEstimate, scores: dict[str, float]) -> float:
+        """Return the log-partition that the likelihood is computed with, in nats; add the other ones to the scores."""
         kind, sampler = self._config.evaluation.log_partition, self._config.sampler
         known = model.known_log_partition
         if known is not None:
-            found.scores["log_partition_known"] = float(known)
+            scores["log_partition_known"] = float(known)
         if kind == "annealed":
-            # With random numbers of its own: the draws that are shown are the same whichever estimate is asked for.
+            # With random numbers of its own: the draws that are shown are the same whichever estimate is requested.
             annealed = log_partition_annealed(
                 model,
                 self._config.evaluation.num_samples,
@@ -106,7 +122,7 @@ class DensityTaskWorker(TableTaskWorker):
                 generator=torch.Generator(self._device).manual_seed((self._config.seed + 1) * 1_000_033),
                 batch_size=self._config.evaluation.batch_size,
             )
-            found.scores |= _named("log_partition_annealed", "log_partition_annealed", annealed)
+            scores |= _estimate_scores("log_partition_annealed", "log_partition_annealed", annealed)
             return float(annealed.log_partition)
         if kind == "trained":
             return float(model.log_partition)
@@ -123,7 +139,7 @@ class DensityTaskWorker(TableTaskWorker):
         }
 
 
-def _named(name: str, prefix: str, estimate: PartitionEstimate) -> dict[str, float]:
+def _estimate_scores(name: str, prefix: str, estimate: PartitionEstimate) -> dict[str, float]:
     return {
         name: float(estimate.log_partition),
         f"{prefix}_standard_error": float(estimate.standard_error),
@@ -131,5 +147,7 @@ def _named(name: str, prefix: str, estimate: PartitionEstimate) -> dict[str, flo
     }
 
 
-def _by_parts(function: Callable[[Tensor], Tensor], rows: Tensor, size: int) -> Tensor:
-    return torch.cat([function(part) for part in rows.split(size)])
+class _Density(Protocol):
+    """A base with a density, such as a normalizing flow."""
+
+    def log_prob(self, x: Tensor) -> Tensor: ...

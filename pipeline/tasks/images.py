@@ -1,4 +1,4 @@
-"""Images, judged by FID along the chain."""
+"""Task of images, scored by FID along the chain."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from pipeline.data import (
     load_last_images,
 )
 from pipeline.evaluation import metrics, plots
-from pipeline.evaluation.evaluator import Evaluation, evaluate
+from pipeline.evaluation.base import Evaluation
+from pipeline.evaluation.evaluator import evaluate
 from pipeline.evaluation.plots.evaluation_page import EvaluationFigures, to_network_range
 from pipeline.runtime.errors import UserError
 from pipeline.tasks.store import open_data
@@ -35,7 +36,7 @@ class Images:
     """Images of one resolution, from a store of encoding ``images`` or ``blocks``.
 
     Args:
-        config: the experiment.
+        config: The experiment.
     """
 
     def __init__(self, config: Config) -> None:
@@ -45,45 +46,47 @@ class Images:
         """Refuse a store of another resolution, or one with less than a batch.
 
         Raises:
-            UserError: one line that names the key.
+            UserError: The store does not fit; one line names the key.
         """
-        data, found = self._config.data, store.manifest
-        if (found.resolution, found.channels) != (data.resolution, data.channels):
+        data, manifest = self._config.data, store.manifest
+        if (manifest.resolution, manifest.channels) != (data.resolution, data.channels):
             raise UserError(
-                f"the store {store.url} holds images of {found.resolution} pixels and {found.channels} channels, and "
-                f"conf={self._config.name} asks for data.resolution={data.resolution} data.channels={data.channels}"
+                f"the store {store.url} holds images of {manifest.resolution} pixels and {manifest.channels} channels, "
+                f"and conf={self._config.name} asks for data.resolution={data.resolution} data.channels={data.channels}"
             )
         size = self._config.train.batch_size
-        if found.num_samples < size:
-            raise UserError(f"the store {store.url} has {found.num_samples} images, fewer than train.batch_size={size}")
-        if found.num_samples - data.held_out < size:
+        if manifest.num_samples < size:
             raise UserError(
-                f"the store {store.url} has {found.num_samples} images, and data.held_out={data.held_out} leaves fewer "
-                f"than train.batch_size={size} to train on"
+                f"the store {store.url} has {manifest.num_samples} images, fewer than train.batch_size={size}"
+            )
+        if manifest.num_samples - data.held_out < size:
+            raise UserError(
+                f"the store {store.url} has {manifest.num_samples} images, and data.held_out={data.held_out} leaves "
+                f"fewer than train.batch_size={size} to train on"
             )
 
     def prepare(self, store: Store, device: torch.device) -> str:
-        """Make the feature extractor and the reference statistics, and give the extractor's label."""
+        """Make the feature extractor and the reference statistics, and return the extractor's label."""
         extractor = self._extractor(store, device)
         metrics.reference(store, extractor)
         metrics.reference_images(store)
         return extractor.label
 
     def measure(self, label: str | None) -> str:
-        """FID, with its extractor."""
+        """Return FID, with its extractor."""
         return f"FID by {label}"
 
     def open(self, rank: int, world_size: int, device: torch.device) -> ImageTaskWorker:
-        """The store's reader, the extractor and the reference statistics, on one worker."""
+        """Return the store's reader, the extractor and the reference statistics, on one worker."""
         store = open_data(self._config.data)
         return ImageTaskWorker(self._config, store, self._extractor(store, device), rank, world_size, device)
 
     def show(self, samples: Tensor) -> Tensor:
-        """Images in [-1, 1] (N, C, H, W) as uint8."""
+        """Return images in [-1, 1] (N, C, H, W) as uint8."""
         return metrics.to_uint8(samples)
 
     def pictures(self, base: Tensor, gebm: Tensor) -> dict[str, bytes]:
-        """A grid of the GEBM's images, and both side by side."""
+        """Return a grid of the GEBM's images, and base and GEBM side by side."""
         temperature = describe_temperature(self._config.sampler.beta)
         return {
             "grid.png": plots.png(plots.grid(gebm, columns=8)),
@@ -96,34 +99,34 @@ class Images:
 
 
 class ImageScorer:
-    """Images, by torch-fidelity.
+    """Scores of images, by torch-fidelity.
 
     Args:
-        extractor: the feature extractor.
-        reference: what the store looks like to it.
-        wanted: which of ``fid``, ``kid``, ``is`` and ``prc`` are taken at the chain's ends, besides the FID.
+        extractor: The feature extractor.
+        reference: Statistics of the store in its features.
+        extra: Which of ``fid``, ``kid``, ``is`` and ``prc`` are taken at the chain's ends, in addition to the FID.
     """
 
     primary = "fid"
 
-    def __init__(self, extractor: metrics.Extractor, reference: metrics.Reference, wanted: list[str]) -> None:
-        self._extractor, self._reference, self._wanted = extractor, reference, wanted
+    def __init__(self, extractor: metrics.Extractor, reference: metrics.Reference, extra: list[str]) -> None:
+        self._extractor, self._reference, self._extra = extractor, reference, extra
 
     def show(self, samples: Tensor) -> Tensor:
-        """Images as uint8."""
+        """Return images as uint8."""
         return metrics.to_uint8(samples)
 
     def features(self, shown: Tensor) -> dict[str, Tensor]:
-        """The extractor's two layers."""
+        """Return the extractor's two layers."""
         return metrics.features(shown, self._extractor)
 
     def score(self, features: dict[str, Tensor], *, end: bool) -> dict[str, float]:
-        """FID, and at an end of the chain what else was asked for, and how far the samples are from training images."""
-        wanted = tuple(dict.fromkeys(("fid", *self._wanted))) if end else ("fid",)
-        found = metrics.score(features, self._reference, self._extractor, metrics=wanted)
+        """Return the FID, and at an end of the chain the other metrics and the distance to training images."""
+        names = tuple(dict.fromkeys(("fid", *self._extra))) if end else ("fid",)
+        scores = metrics.score(features, self._reference, self._extractor, metrics=names)
         if end:
-            found["nearest"] = metrics.nn_distance_ratio(features["embedding"], self._reference, self._among_data)
-        return found
+            scores["nearest"] = metrics.nn_distance_ratio(features["embedding"], self._reference, self._among_data)
+        return scores
 
     @functools.cached_property
     def _among_data(self) -> float:
@@ -131,7 +134,20 @@ class ImageScorer:
 
 
 class ImageTaskWorker:
-    """Images on one worker."""
+    """Task of images on one worker.
+
+    Args:
+        config: The experiment.
+        store: The images.
+        extractor: The feature extractor, on ``device``.
+        rank: This worker.
+        world_size: Number of workers.
+        device: Where batches and the model are.
+
+    Attributes:
+        label: The extractor's label.
+        reference: Features of the store's images (M, F).
+    """
 
     def __init__(
         self,
@@ -145,29 +161,37 @@ class ImageTaskWorker:
         self._config, self._store, self._extractor = config, store, extractor
         self._rank, self._world_size, self._device = rank, world_size, device
         statistics = metrics.reference(store, extractor)
-        self._judge = ImageScorer(extractor, statistics, config.evaluation.metrics)
-        self.label = extractor.label
+        self._scorer = ImageScorer(extractor, statistics, config.evaluation.metrics)
+        self.label: str | None = extractor.label
         self.reference = statistics.features
         temperature = describe_temperature(config.sampler.beta)
-        self._page = EvaluationFigures(store, statistics.features, extractor.label, device, temperature)
+        self._figures = EvaluationFigures(store, statistics.features, extractor.label, device, temperature)
         self._trained = objectives.make(config.train.objective).trains_log_partition
 
-    @functools.cached_property
+    @property
     def held_out(self) -> Tensor:
-        """The images at the end of the store that no batch has, in [-1, 1]."""
+        """Images at the end of the store that no batch contains, in [-1, 1]; read at the first use."""
+        return self._held_out
+
+    @property
+    def seen(self) -> Tensor:
+        """As many images of the training set, in [-1, 1]: the first of the store; read at the first use."""
+        return self._seen
+
+    @functools.cached_property
+    def _held_out(self) -> Tensor:
         return to_network_range(load_last_images(self._store, self._config.data.held_out), self._device)
 
     @functools.cached_property
-    def seen(self) -> Tensor:
-        """As many images that batches have, in [-1, 1]: the first of the store."""
+    def _seen(self) -> Tensor:
         images, _ = load_images(self._store, limit=self._config.data.held_out)
         return to_network_range(images, self._device)
 
     def batches(self, position: Position) -> _Batches:
-        """Images in [-1, 1] from a position on, of a store that is held on the device or else read as it goes.
+        """Return batches of images in [-1, 1] from a position on, from the device's memory or else streamed.
 
-        A small store is held although `data.num_workers` asks for processes: there is nothing left for them to read,
-        each would come to keep a copy of its own, and handing a batch over takes longer than indexing it.
+        A small store is device-resident although ``data.num_workers`` requests processes: nothing is left for them to
+        read, each would keep a copy of its own, and handing a batch over takes longer than indexing it.
         """
         data, device = self._config.data, self._device
         spec = BatchSpec(
@@ -187,21 +211,21 @@ class ImageTaskWorker:
         return _Batches(reader, position, device)
 
     def features(self, samples: Tensor) -> Tensor:
-        """Embeddings of images in [-1, 1]."""
+        """Return the embeddings of images in [-1, 1]."""
         return metrics.features(metrics.to_uint8(samples), self._extractor)["embedding"]
 
     def evaluate(self, model: GEBM, advance: Callable[[int], None] = lambda steps: None) -> Evaluation:
-        """FID of base and GEBM and along the chain, and pictures of where it leads, on the first worker."""
-        found = evaluate(
-            model, self._config, self._judge, rank=self._rank, world_size=self._world_size, advance=advance
+        """Return the FID of base and GEBM and along the chain, with pictures on the first worker."""
+        evaluation = evaluate(
+            model, self._config, self._scorer, rank=self._rank, world_size=self._world_size, advance=advance
         )
         if self._rank == 0:
-            found.pictures = self._page.draw(model, found, self._trained)
-        return found
+            evaluation.pictures = self._figures.draw(model, evaluation, self._trained)
+        return evaluation
 
 
 class _Batches(Iterator[Tensor]):
-    """The reader's batches as the networks take them, and the position after the last one that was used."""
+    """The reader's batches as the networks take them, with the position after the last one that was taken."""
 
     def __init__(self, reader: Iterable[Batch], position: Position, device: torch.device) -> None:
         self._batches, self._device = iter(reader), device

@@ -1,7 +1,7 @@
-"""Points of space without a density, judged by how far samples are from data: the toy of the paper.
+"""Task of points without a density, scored by their distance to data: the toy example of the paper.
 
-Where the support has a lower dimension than space, there is no likelihood to compare by. Samples are held against data
-that were held out, by the sliced Wasserstein distance, along the chain as images are by FID.
+Where the support has a lower dimension than space, there is no likelihood. Samples are compared to held-out data by
+the sliced Wasserstein distance, along the chain as images are by FID.
 """
 
 from __future__ import annotations
@@ -19,40 +19,42 @@ from pipeline.config import Config
 from pipeline.config.temperature import describe_temperature
 from pipeline.data.sources.tables import toy
 from pipeline.evaluation import plots
-from pipeline.evaluation.evaluator import Evaluation, evaluate
+from pipeline.evaluation.base import Evaluation
+from pipeline.evaluation.evaluator import evaluate
 from pipeline.tasks.rows import TableTask, TableTaskWorker
 
 __all__ = ["PointScorer", "Points"]
 
 _DIRECTIONS = 100
-_SUPPORT = 20_000  # points on a known support, so close that the nearest of them is as good as the support
+# Points on a known support, so dense that the nearest of them is as good as the support itself.
+_SUPPORT = 20_000
 
 
 class Points(TableTask):
-    """Points of space."""
+    """Task of points in space."""
 
     def measure(self, label: str | None) -> str:
-        """The distance, in the units of the data."""
+        """Return the distance, in the units of the data."""
         return "sliced Wasserstein distance to test points, chosen by that to validation points"
 
     def open(self, rank: int, world_size: int, device: torch.device) -> PointsTaskWorker:
-        """The points on one worker."""
+        """Return the points on one worker."""
         return PointsTaskWorker(self._config, rank, world_size, device)
 
     def pictures(self, base: Tensor, gebm: Tensor) -> dict[str, bytes]:
-        """Base and GEBM side by side."""
+        """Return a scatter plot of base and GEBM side by side."""
         name = plots.at_temperature("GEBM", describe_temperature(self._config.sampler.beta), separator="\n")
         return {"base_and_gebm.png": plots.png(plots.scatter_3d({"base": base, name: gebm}))}
 
 
 class PointScorer:
-    """Points, by their distance to data.
+    """Scores of points, by their distance to data.
 
     Args:
-        data: points held out (M, D), which are judged by and choose nothing.
-        validation: others held out (V, D), which trials are ranked by.
-        support: points that cover the true support (S, D), or None where it is not known.
-        restore: from the networks' units to the data's.
+        data: Held-out points (M, D) for the reported score; they choose nothing.
+        validation: Other held-out points (V, D), which trials are ranked by.
+        support: Points that cover the true support (S, D); ``None`` where it is not known.
+        restore: Map from the networks' units to the data's.
     """
 
     primary = "distance"
@@ -65,15 +67,15 @@ class PointScorer:
         self._directions = directions / directions.norm(dim=1, keepdim=True)
 
     def show(self, samples: Tensor) -> Tensor:
-        """Points in the units of the data."""
+        """Return points in the units of the data."""
         return self._restore(samples.cpu())
 
     def features(self, shown: Tensor) -> dict[str, Tensor]:
-        """The points themselves."""
+        """Return the points themselves."""
         return {"points": shown}
 
     def score(self, features: dict[str, Tensor], *, end: bool) -> dict[str, float]:
-        """Mean 1-Wasserstein distance over fixed directions.
+        """Return the mean 1-Wasserstein distance over fixed directions.
 
         At an end of the chain also that to the validation points, and the mean distance to the support.
         """
@@ -92,7 +94,7 @@ class PointScorer:
 
 
 class PointsTaskWorker(TableTaskWorker):
-    """Points on one worker."""
+    """Task of points on one worker."""
 
     def __init__(self, config: Config, rank: int, world_size: int, device: torch.device) -> None:
         super().__init__(config, rank, world_size, device)
@@ -102,28 +104,28 @@ class PointsTaskWorker(TableTaskWorker):
             uniform = (torch.arange(_SUPPORT, dtype=torch.float64) + 0.5) / _SUPPORT
             support = toy.base(torch.special.ndtri(uniform)[:, None]).float()
         validation = self._splits.restore(self._splits.validation)
-        self._judge = PointScorer(self._held_out, validation, support, self._splits.restore)
+        self._scorer = PointScorer(self._held_out, validation, support, self._splits.restore)
 
     def evaluate(self, model: GEBM, advance: Callable[[int], None] = lambda steps: None) -> Evaluation:
-        """Distance of base and GEBM to the data, and along the chain; the clouds beside the data's, and a curve."""
-        found = evaluate(
-            model, self._config, self._judge, rank=self._rank, world_size=self._world_size, advance=advance
+        """Return the distance of base and GEBM to the data, and along the chain, with pictures on the first worker."""
+        evaluation = evaluate(
+            model, self._config, self._scorer, rank=self._rank, world_size=self._world_size, advance=advance
         )
         if self._rank == 0:
-            found.pictures = self._draw(model, found)
-        return found
+            evaluation.pictures = self._draw(model, evaluation)
+        return evaluation
 
-    def _draw(self, model: GEBM, found: Evaluation) -> dict[str, bytes]:
-        steps = sorted(found.frames)
+    def _draw(self, model: GEBM, evaluation: Evaluation) -> dict[str, bytes]:
+        steps = sorted(evaluation.frames)
         temperature = describe_temperature(self._config.sampler.beta)
         name = plots.at_temperature("GEBM", temperature, separator="\n")
-        clouds = {"data": self._held_out, "base": found.frames[steps[0]], name: found.frames[steps[-1]]}
+        clouds = {"data": self._held_out, "base": evaluation.frames[steps[0]], name: evaluation.frames[steps[-1]]}
         measure = "sliced Wasserstein distance"
-        curve = plots.chain_curve(list(found.chain), list(found.chain.values()), measure, temperature)
+        curve = plots.chain_curve(list(evaluation.chain), list(evaluation.chain.values()), measure, temperature)
         with torch.no_grad(), frozen(model.energy):
             of_data = model.energy(self._splits.test.to(self._device)).cpu()
-        energies = {"data": of_data, "base": found.ends["base"].energies}
-        energies[plots.at_temperature("GEBM", temperature)] = found.ends["gebm"].energies
+        energies = {"data": of_data, "base": evaluation.ends["base"].energies}
+        energies[plots.at_temperature("GEBM", temperature)] = evaluation.ends["gebm"].energies
         trained = objectives.make(self._config.train.objective).trains_log_partition
         partition = plots.log_partition(energies["base"], model.log_partition.item() if trained else None)
         return {

@@ -1,4 +1,4 @@
-"""Rows of a table, held in memory: what the tasks over vectors share."""
+"""Rows of a table, in memory: base classes of the tasks over vectors."""
 
 from __future__ import annotations
 
@@ -19,22 +19,28 @@ __all__ = [
     "TableTaskWorker",
 ]
 
-_MAX_REFERENCE = 10_000  # rows that the base is compared with by the learning rates' schedule
+# Rows that the learning-rate schedule compares the base to.
+_MAX_REFERENCE = 10_000
 
 
 class RowBatches(Iterator[Tensor]):
-    """Batches of rows for ever, epoch after epoch, from a position on.
+    """Endless batches of rows, epoch after epoch, from a position on.
 
     The order of an epoch is a function of seed and epoch. Global batch g is the g-th slice of it, and rank r takes the
     r-th part of that slice; the remainder of the epoch, less than a batch, is dropped.
 
     Args:
-        rows: float32 (N, D), on any device, where the batches will be.
-        batch_size: size of the global batch, a multiple of ``world_size`` and at most N.
-        rank: this rank, from 0.
-        world_size: number of ranks.
-        seed: of the order.
-        position: where to begin.
+        rows: Float32 (N, D), on any device, where the batches will be.
+        batch_size: Size of the global batch, a multiple of ``world_size`` and at most N.
+        rank: This rank, from 0.
+        world_size: Number of ranks.
+        seed: Of the order.
+        position: Position of the first batch.
+
+    Attributes:
+        position: Position after the last batch that was taken.
+        notes: Empty: rows are in memory.
+        bad_shards: Zero, for the same reason.
 
     Example:
         >>> batches = RowBatches(torch.arange(10.0)[:, None], batch_size=4)
@@ -52,7 +58,8 @@ class RowBatches(Iterator[Tensor]):
         seed: int = 0,
         position: Position | None = None,
     ) -> None:
-        self.notes, self.bad_shards = (), 0
+        self.notes: tuple[str, ...] = ()
+        self.bad_shards = 0
         start, per_epoch = position or Position(), len(rows) // batch_size
         # A position of a smaller batch may lie beyond the end of an epoch of this one.
         self.position = Position(*divmod(start.epoch * per_epoch + start.step, per_epoch))
@@ -74,10 +81,10 @@ class RowBatches(Iterator[Tensor]):
 
 
 class TableTask:
-    """What the tasks over rows share before any data are touched.
+    """Base class of the tasks over rows, before any data are read.
 
     Args:
-        config: the experiment.
+        config: The experiment.
     """
 
     def __init__(self, config: Config) -> None:
@@ -87,7 +94,7 @@ class TableTask:
         """Refuse a store of another number of columns, or one with less than a batch to train on.
 
         Raises:
-            UserError: one line that names the key.
+            UserError: The store does not fit; one line names the key.
         """
         config, train = self._config, split_store(self._config, store).train
         if train.shape[1] != config.data.channels:
@@ -102,17 +109,30 @@ class TableTask:
             )
 
     def prepare(self, store: Store, device: torch.device) -> None:
-        """Nothing: rows are split in an instant, and measured without an extractor."""
+        """Do nothing: rows are split in an instant, and measured without an extractor."""
 
     def show(self, samples: Tensor) -> Tensor:
-        """Rows (N, D) in the units of the table."""
+        """Return rows (N, D) in the units of the table."""
         return split_store(self._config, open_data(self._config.data)).restore(samples)
 
 
 class TableTaskWorker:
-    """What the tasks over rows share on a worker."""
+    """Base class of the tasks over rows, on one worker.
 
-    label = None
+    Args:
+        config: The experiment.
+        rank: This worker.
+        world_size: Number of workers.
+        device: Where batches are.
+
+    Attributes:
+        label: ``None``: rows are scored without a feature extractor.
+        reference: The first training rows (M, D), at most 10,000.
+        held_out: The validation rows.
+        seen: As many training rows.
+    """
+
+    label: str | None = None
 
     def __init__(self, config: Config, rank: int, world_size: int, device: torch.device) -> None:
         self._config, self._rank, self._world_size, self._device = config, rank, world_size, device
@@ -122,7 +142,7 @@ class TableTaskWorker:
         self.seen = self._splits.train[: len(self.held_out)]
 
     def batches(self, position: Position) -> RowBatches:
-        """Whitened training rows from a position on."""
+        """Return batches of whitened training rows from a position on."""
         return RowBatches(
             self._splits.train.to(self._device),
             batch_size=self._config.train.batch_size,
@@ -133,5 +153,5 @@ class TableTaskWorker:
         )
 
     def features(self, samples: Tensor) -> Tensor:
-        """The rows themselves."""
+        """Return the rows themselves."""
         return samples.cpu()

@@ -1,4 +1,4 @@
-"""An experiment's store: opened as its config says, and written at first use where that is possible."""
+"""Store of an experiment: opened as its config says, and written at first use where that is possible."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ __all__ = [
 
 
 def open_data(data: Data) -> Store:
-    """The store of an experiment; see :func:`pipeline.data.open_store`.
+    """Open the store of an experiment; see :func:`pipeline.data.open_store`.
 
     Args:
         data: ``store``, ``max_bad_shards``, ``cache``, ``cache_limit_gib`` and ``timeout``.
 
     Raises:
-        UserError: there is no finished store, it is damaged, or its storage does not answer.
+        UserError: There is no finished store, it is damaged, or its storage does not answer.
     """
     cache = None
     if data.cache is not None:
@@ -42,14 +42,14 @@ def open_data(data: Data) -> Store:
 
 
 def ensure_store(config: Config) -> Store:
-    """The experiment's store; data that come with a package are written at first use.
+    """Open the experiment's store; data that come with a package are written at first use.
 
     Args:
         config: ``data``.
 
     Raises:
-        UserError: there is no store, and the one line says which command makes it; or it is not what the experiment
-            asks for.
+        UserError: There is no store, and the message names the command that makes it; or it does not fit the
+            experiment.
     """
     data = config.data
     try:
@@ -64,7 +64,8 @@ def ensure_store(config: Config) -> Store:
             sources.make(data.source.kind),
             data.store,
             resolution=data.resolution,
-            channels=None if data.encoding == "rows" else data.channels,  # a table has all of its columns
+            # A table keeps all of its columns.
+            channels=None if data.encoding == "rows" else data.channels,
             encoding=data.encoding,
             samples_per_shard=data.samples_per_shard,
         )
@@ -74,14 +75,14 @@ def ensure_store(config: Config) -> Store:
 
 
 def split_store(config: Config, store: Store) -> Splits:
-    """The store's rows, prepared and split as the experiment says; another seed is another split.
+    """Return the store's rows, prepared and split as the experiment says; another seed is another split.
 
     Args:
         config: ``data``; and ``seed`` where ``data.split_seed`` is not set, as before a model is trained.
-        store: a store of rows.
+        store: A store of rows.
 
     Raises:
-        UserError: the store is damaged, or holds no rows.
+        UserError: The store is damaged, or holds no rows.
     """
     data = config.data
     seed = config.seed if data.split_seed is None else data.split_seed

@@ -3,15 +3,14 @@
 A checkpoint is a folder behind any fsspec URL::
 
     <trial>/checkpoints/step-00001000/model.safetensors      the GEBM's state, as torch names it
-                                      training.safetensors   optimisers, moving average, buffers of the schedules
+                                      training.safetensors   optimizers, moving average, buffers of the schedules
                                       state.json             base step, position in the data, random state, config
-    <trial>/checkpoints/index.json                           which of them is the last and which the best
+    <trial>/checkpoints/index.json                           the names of the last and of the best checkpoint
 
 Its files are written first and its name gets into ``index.json`` last, so a checkpoint that was cut off is never
-found. A folder that the index names is never written to: a trial that comes by a base step again, as in
-population-based training, keeps it as ``step-00001000-2``. Tensors are safetensors and the rest is JSON: reading a
-stranger's file runs no code of his. Between evaluations checkpoints have no score, and are called
-``interim-00000600``.
+found. A folder that the index names is never written to: a trial that repeats a base step, as in population-based
+training, saves it as ``step-00001000-2``. Tensors are safetensors and the rest is JSON: reading an untrusted file runs
+no code. Between evaluations checkpoints have no score, and are called ``interim-00000600``.
 """
 
 from __future__ import annotations
@@ -22,10 +21,11 @@ import json
 import math
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import fsspec
 import torch
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -38,20 +38,58 @@ __all__ = ["Checkpoint", "Checkpoints", "load_state", "read"]
 FORMAT = 1
 _FILES = ("model.safetensors", "training.safetensors", "state.json")
 _TENSOR = "__tensor__"
-_NAME = re.compile(
-    r"(step|interim)-\d{8,}(-\d+)?"
-)  # a name that led elsewhere could have another folder read, or deleted
+# A name that led elsewhere could have another folder read, or deleted.
+_NAME = re.compile(r"(step|interim)-[0-9]{8,}(-[0-9]+)?")
+
+
+class _Strict(BaseModel):
+    """Untrusted JSON object whose values have to be of the declared types."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+
+_Document = TypeVar("_Document", bound=_Strict)
+
+
+class _Index(_Strict):
+    """Content of ``index.json``: names of the checkpoints that are kept, and the best one's score."""
+
+    last: Annotated[str, Field(pattern=f"^{_NAME.pattern}$")] | None = None
+    best: Annotated[str, Field(pattern=f"^{_NAME.pattern}$")] | None = None
+    score: FiniteFloat | None = None
+
+
+class _Position(_Strict):
+    """Position in the data, as a trial saves it."""
+
+    epoch: NonNegativeInt
+    step: NonNegativeInt
+
+
+class _State(_Strict):
+    """Content of ``state.json``, as far as this module and the training loop rely on it.
+
+    The learning rates' factor was called ``rates`` by earlier versions.
+    """
+
+    base_step: NonNegativeInt
+    score: float | None = None
+    sha256: dict[str, str]
+    training: Any
+    position: _Position | None = None
+    lr_scale: Annotated[FiniteFloat, Field(gt=0)] = Field(1.0, validation_alias=AliasChoices("lr_scale", "rates"))
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds.
+    """Content of a checkpoint.
 
     Attributes:
-        url: its folder.
-        model: the GEBM's ``state_dict``.
-        training: everything else that training goes on from, nested as it was saved.
-        state: base step, position in the data, seed, metrics and the whole config, as JSON gives them.
+        url: Its folder.
+        model: The GEBM's ``state_dict``.
+        training: Everything else that training resumes from, nested as it was saved.
+        state: Base step, position in the data, metrics, the whole config and what else was saved, as JSON has them,
+            and ``lr_scale``, the factor of the learning rates (default: 1).
     """
 
     url: str
@@ -61,46 +99,46 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one trial; the last and the best are kept.
+    """Checkpoints of one trial, of which the last and the best are kept.
 
     Args:
-        url: the trial's folder, behind any fsspec URL.
+        url: The trial's folder, behind any fsspec URL.
+
+    Raises:
+        UserError: The index cannot be read, or is damaged.
 
     Example:
-        >>> kept = Checkpoints("memory://doctest/trial")
-        >>> kept.last is None
+        >>> checkpoints = Checkpoints("memory://doctest/trial")
+        >>> checkpoints.last is None
         True
-        >>> _ = kept.save(10, model={"w": torch.ones(2)}, training={}, state={}, score=3.0)
-        >>> _ = kept.save(20, model={"w": torch.ones(2)}, training={}, state={}, score=5.0)
-        >>> kept.last, kept.best
+        >>> _ = checkpoints.save(10, model={"w": torch.ones(2)}, training={}, state={}, score=3.0)
+        >>> _ = checkpoints.save(20, model={"w": torch.ones(2)}, training={}, state={}, score=5.0)
+        >>> checkpoints.last, checkpoints.best
         ('memory://doctest/trial/checkpoints/step-00000020', 'memory://doctest/trial/checkpoints/step-00000010')
     """
 
     def __init__(self, url: str) -> None:
         self.url = f"{url.rstrip('/')}/checkpoints"
         self._files, self._path = filesystem(self.url)
-        self._index: dict[str, Any] = {}
+        self._index = _Index()
         with as_user_error(self.url):
-            kept = self._files.exists(f"{self._path}/index.json")
-        if kept:
-            self._index = _read_json(self._files, f"{self._path}/index.json")
-            names = [self._index[which] for which in ("last", "best") if which in self._index]
-            numbers = isinstance(self._index.get("score", 0.0), int | float)
-            if not numbers or not all(isinstance(name, str) and _NAME.fullmatch(name) for name in names):
-                raise UserError(f"{self.url}/index.json is damaged: it names no checkpoint; take a checkpoint's folder")
+            has_index = self._files.exists(f"{self._path}/index.json")
+        if has_index:
+            document = _read_json(self._files, f"{self._path}/index.json")
+            self._index = _parse(_Index, document, f"{self.url}/index.json", "take a checkpoint's folder")
 
     @property
     def last(self) -> str | None:
         """The newest checkpoint's URL."""
-        return self._url("last")
+        return self._url(self._index.last)
 
     @property
     def best(self) -> str | None:
         """The URL of the checkpoint with the lowest score."""
-        return self._url("best")
+        return self._url(self._index.best)
 
-    def _url(self, which: str) -> str | None:
-        return f"{self.url}/{self._index[which]}" if self._index.get(which) else None
+    def _url(self, name: str | None) -> str | None:
+        return f"{self.url}/{name}" if name else None
 
     def save(
         self,
@@ -111,15 +149,15 @@ class Checkpoints:
         state: dict[str, Any],
         score: float | None,
     ) -> str:
-        """Write a checkpoint and forget those that are neither the last nor the best, and what the killed left behind.
+        """Write a checkpoint, and delete those that are neither the last nor the best, or that a killed process left.
 
         Args:
-            base_step: base steps done.
-            model: the GEBM's ``state_dict``.
-            training: nested dicts and lists of tensors, numbers, strings and None.
-            state: anything JSON can hold.
-            score: the lower the better, for example ``fid_gebm``; none of a checkpoint between two evaluations, and
-                not finite where an evaluation has none.
+            base_step: Base steps done.
+            model: The GEBM's ``state_dict``.
+            training: Nested dicts and lists of tensors, numbers, strings and None.
+            state: Anything JSON can hold.
+            score: The lower the better, for example ``fid_gebm``; ``None`` for a checkpoint between two evaluations,
+                and not finite where an evaluation has no score.
 
         Returns:
             The checkpoint's URL.
@@ -128,7 +166,6 @@ class Checkpoints:
         outline = _flatten(training, "", tensors)
         intermediate = score is None
         score = math.nan if score is None else score
-        known = score if math.isfinite(score) else None
         contents = {
             "model.safetensors": save_tensors(_contiguous(model)),
             "training.safetensors": save_tensors(_contiguous(tensors)),
@@ -136,26 +173,26 @@ class Checkpoints:
         document = {
             "format": FORMAT,
             "base_step": base_step,
-            "score": known,
+            "score": score if math.isfinite(score) else None,
             # A folder whose files were copied or deleted in part does not pass for a whole one.
             "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
             **state,
             "training": outline,
         }
         contents["state.json"] = json.dumps(document, indent=1).encode()
-        return self._keep(f"{'interim' if intermediate else 'step'}-{base_step:08d}", contents, score)
+        return self._commit(f"{'interim' if intermediate else 'step'}-{base_step:08d}", contents, score)
 
     def import_checkpoint(self, url: str) -> str:
         """Make another trial's checkpoint the last one here, as population-based training does.
 
         Args:
-            url: the checkpoint's folder. Where its trial has gone on and no longer keeps it, that trial's newest.
+            url: The checkpoint's folder. Where its trial has deleted it since, that trial's newest is taken.
 
         Returns:
             The URL of the copy.
 
         Raises:
-            UserError: that trial has no checkpoint.
+            UserError: That trial has no checkpoint.
         """
         try:
             files, path = filesystem(url)
@@ -163,31 +200,34 @@ class Checkpoints:
         except FileNotFoundError:
             newest = Checkpoints(url.rstrip("/").rsplit("/checkpoints/", 1)[0]).last
             if newest in (None, url):
-                raise UserError(f"no checkpoint at {url} to go on from") from None
+                raise UserError(f"no checkpoint at {url} to resume from") from None
             return self.import_checkpoint(str(newest))
-        state = json.loads(contents["state.json"])
-        name = f"step-{state['base_step']:08d}"
-        return self._keep(name, contents, math.nan if state["score"] is None else state["score"])
+        state = _parse_state(json.loads(contents["state.json"]), url)
+        return self._commit(f"step-{state.base_step:08d}", contents, math.nan if state.score is None else state.score)
 
-    def _keep(self, name: str, contents: dict[str, bytes], score: float) -> str:
-        names = (f"{name}{suffix}" for suffix in ("", "-2", "-3"))  # the index names two at most
-        name = next(name for name in names if name not in (self._index.get("last"), self._index.get("best")))
+    def _commit(self, name: str, contents: dict[str, bytes], score: float) -> str:
+        """Write a checkpoint's files, name it in the index, and delete those that it supersedes."""
+        index = self._index
+        # The index names two at most, so one of three names is free.
+        candidates = (f"{name}{suffix}" for suffix in ("", "-2", "-3"))
+        name = next(candidate for candidate in candidates if candidate not in (index.last, index.best))
         for file, content in contents.items():
             write_file(f"{self.url}/{name}/{file}", content)
-        index = {**self._index, "last": name}
-        if math.isfinite(score) and score <= index.get("score", math.inf):
-            index.update(best=name, score=score)
-        write_file(f"{self.url}/index.json", json.dumps(index).encode())
-        superseded = {self._index.get("last"), self._index.get("best")} | self._left_behind(name)
-        self._index = index
-        for old in superseded - {index["last"], index.get("best"), None}:
-            # The new one is there; what cannot be removed only takes room.
+        changes: dict[str, Any] = {"last": name}
+        if math.isfinite(score) and score <= (math.inf if index.score is None else index.score):
+            changes |= {"best": name, "score": score}
+        committed = index.model_copy(update=changes)
+        write_file(f"{self.url}/index.json", json.dumps(committed.model_dump(exclude_none=True)).encode())
+        superseded = {index.last, index.best} | self._abandoned(name)
+        self._index = committed
+        for old in superseded - {committed.last, committed.best, None}:
+            # The new one is there; what cannot be deleted only takes space.
             with contextlib.suppress(Exception):
                 self._files.rm(f"{self._path}/{old}", recursive=True)
         return f"{self.url}/{name}"
 
-    def _left_behind(self, name: str) -> set[str]:
-        """Folders of this base step and earlier ones, among them those of a process killed while it wrote or removed.
+    def _abandoned(self, name: str) -> set[str]:
+        """Return the folders of this base step and earlier ones, such as those a killed process left half written.
 
         Later ones may be of a worker that was given up, as with a network that broke, and still writes.
         """
@@ -195,79 +235,98 @@ class Checkpoints:
             entries = self._files.ls(self._path, detail=False)
         except Exception:
             return set()
-        found = (match[0] for entry in entries if (match := _NAME.fullmatch(entry.rstrip("/").rsplit("/", 1)[-1])))
-        return {other for other in found if _step(other) <= _step(name)}
+        names = (entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries)
+        return {other for other in names if _NAME.fullmatch(other) and _base_step(other) <= _base_step(name)}
 
 
 def read(url: str) -> Checkpoint:
     """Read a checkpoint.
 
     Args:
-        url: its folder, or a trial's folder, whose best checkpoint is then taken.
+        url: Its folder, or a trial's folder, whose best checkpoint is then taken.
 
     Raises:
-        UserError: there is none, or it is damaged.
+        UserError: There is none, or it is damaged.
     """
     files, path = filesystem(url)
     with as_user_error(url):
-        whole = files.exists(f"{path}/state.json")
-    if not whole:
-        for trial in (url, url.rstrip("/").removesuffix("/checkpoints")):
-            kept = Checkpoints(trial)
-            if kept.best or kept.last:
-                return read(kept.best or kept.last or "")
-        raise UserError(f"no checkpoint at {url}: give the folder that holds state.json, or a trial's folder")
-    state = _read_json(files, f"{path}/state.json")
-    if state.get("format") != FORMAT:
-        raise UserError(f"{url} has checkpoint format {state.get('format')}; this version reads {FORMAT}")
-    contents = {}
-    digests = state.get("sha256") if isinstance(state.get("sha256"), dict) else {}
-    for name in ("model", "training"):
-        try:
-            with as_user_error(url):
-                try:
-                    content = files.cat_file(f"{path}/{name}.safetensors")
-                except FileNotFoundError:
-                    raise UserError(
-                        f"{url} is incomplete: {name}.safetensors is missing; take another checkpoint"
-                    ) from None
-            if hashlib.sha256(content).hexdigest() != digests.get(f"{name}.safetensors"):
-                raise UserError(f"{url}/{name}.safetensors is damaged: not what was saved; take another checkpoint")
-            contents[name] = load_tensors(content)
-        except SafetensorError as error:
-            raise UserError(f"{url}/{name}.safetensors is damaged ({error}); take another checkpoint") from None
+        is_checkpoint = files.exists(f"{path}/state.json")
+    if not is_checkpoint:
+        return read(_best_of_trial(url))
+    document = _read_json(files, f"{path}/state.json")
+    if document.get("format") != FORMAT:
+        raise UserError(f"{url} has checkpoint format {document.get('format')}; this version reads {FORMAT}")
+    state = _parse_state(document, url)
+    tensors = {name: _read_tensors(files, f"{path}/{name}", f"{url}/{name}", state) for name in _FILES[:2]}
     try:
-        training = _unflatten(state.pop("training"), contents["training"])
+        training = _unflatten(state.training, tensors["training.safetensors"])
     except KeyError as error:
         raise UserError(f"{url} is incomplete: {error} is missing; take another checkpoint") from None
     except (TypeError, ValueError) as error:
         raise UserError(f"{url}/state.json is damaged ({error}); take another checkpoint") from None
-    return Checkpoint(url, contents["model"], training, state)
+    rest = {key: value for key, value in document.items() if key not in ("training", "rates")}
+    return Checkpoint(url, tensors["model.safetensors"], training, {**rest, "lr_scale": state.lr_scale})
 
 
 def load_state(module: torch.nn.Module, checkpoint: Checkpoint) -> None:
     """Put a checkpoint's weights into a model.
 
     Args:
-        module: the model the config describes.
-        checkpoint: the weights.
+        module: The model the config describes.
+        checkpoint: The weights.
 
     Raises:
-        UserError: the checkpoint is of another architecture.
+        UserError: The checkpoint is of another architecture.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in checkpoint.model.items()}
-    if expected != found:
-        different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    saved = {name: tuple(tensor.shape) for name, tensor in checkpoint.model.items()}
+    if expected != saved:
+        different = sorted(name for name in expected.keys() | saved.keys() if expected.get(name) != saved.get(name))
         name = different[0]
         raise UserError(
-            f"{checkpoint.url} is of another architecture: {name} is {found.get(name, 'absent')} there and "
+            f"{checkpoint.url} is of another architecture: {name} is {saved.get(name, 'absent')} there and "
             f"{expected.get(name, 'absent')} here ({len(different)} differ); set model.* and data.* as it was trained"
         )
     module.load_state_dict(checkpoint.model)
 
 
-def _step(name: str) -> int:
+def _best_of_trial(url: str) -> str:
+    """Return the URL of the best checkpoint of a trial, or the last where none has a score.
+
+    Raises:
+        UserError: There is none.
+    """
+    for trial in (url, url.rstrip("/").removesuffix("/checkpoints")):
+        checkpoints = Checkpoints(trial)
+        best = checkpoints.best or checkpoints.last
+        if best:
+            return best
+    raise UserError(f"no checkpoint at {url}: give the folder that holds state.json, or a trial's folder")
+
+
+def _read_tensors(files: fsspec.AbstractFileSystem, path: str, url: str, state: _State) -> dict[str, torch.Tensor]:
+    """Read one of a checkpoint's files of tensors.
+
+    Raises:
+        UserError: It is missing, is not the file that was saved, or is no safetensors file.
+    """
+    folder, _, name = url.rpartition("/")
+    with as_user_error(folder):
+        try:
+            content = files.cat_file(path)
+        except FileNotFoundError:
+            raise UserError(f"{folder} is incomplete: {name} is missing; take another checkpoint") from None
+    # fsspec declares text as well, which a whole file never is.
+    content = bytes(content) if not isinstance(content, str) else content.encode()
+    if hashlib.sha256(content).hexdigest() != state.sha256.get(name):
+        raise UserError(f"{url} is damaged: not what was saved; take another checkpoint")
+    try:
+        return load_tensors(content)
+    except SafetensorError as error:
+        raise UserError(f"{url} is damaged ({error}); take another checkpoint") from None
+
+
+def _base_step(name: str) -> int:
     return int(name.split("-")[1])
 
 
@@ -276,9 +335,10 @@ def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _flatten(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
-    """The same nesting with each tensor moved to ``tensors`` and a reference in its place; keys keep their type."""
+    """Return the nesting with each tensor moved to ``tensors`` and a reference in its place; keys keep their type."""
     if isinstance(value, torch.Tensor):
-        name = f"{len(tensors):05d}{path}"  # numbered, since the keys 1 and "1" make the same path
+        # Numbered, since the keys 1 and "1" make the same path.
+        name = f"{len(tensors):05d}{path}"
         tensors[name] = value
         return {_TENSOR: name}
     if isinstance(value, dict):
@@ -308,3 +368,22 @@ def _read_json(files: fsspec.AbstractFileSystem, path: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise UserError(f"{path} is damaged: it is not a JSON object; take another checkpoint")
     return document
+
+
+def _parse_state(document: Any, url: str) -> _State:
+    return _parse(_State, document, f"{url}/state.json", "take another checkpoint")
+
+
+def _parse(model: type[_Document], document: Any, url: str, advice: str) -> _Document:
+    """Check an untrusted JSON document against a model.
+
+    Raises:
+        UserError: It does not fit; one line names the first key that does not.
+    """
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        # Only the declared field: what is inside of it may be named by anybody, over several lines.
+        field = "".join(map(str, first["loc"][:1]))
+        raise UserError(f"{url} is damaged ({field}: {first['msg']}); {advice}") from None

@@ -1,4 +1,4 @@
-"""Watch for an energy that was knocked out, and say so with what to do about it.
+"""Health of the energy: warnings of an energy that has collapsed, with what to do about it.
 
 The energy of a healthy run lies lower on data than on base samples, and its KALE is positive: it is a lower bound of
 ``KL(P || B)`` (Arbel, Zhou and Gretton, ICLR 2021). A single batch with a huge loss can end that: Adam remembers its
@@ -15,22 +15,51 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gebm import KALE, Objective
+from gebm import GEBM, KALE, Objective, energy_quality
 from gebm.training import StepInfo
 
-__all__ = ["EnergyHealth"]
+__all__ = ["EnergyHealth", "measure_energy"]
 
-_WINDOW = 100  # base steps that a mean is taken over
-_JUMP = 100.0  # times the usual loss, two orders of magnitude
-_MOMENT_JUMP = 10.0  # times the usual second moment's root: a gradient a hundred times as large, or more
-_MANY_AT_FLOOR = 0.5  # share of the data
+# Base steps that a mean is taken over.
+_WINDOW = 100
+# A loss this many times the usual one is a jump: two orders of magnitude.
+_JUMP = 100.0
+# So is a second moment whose root is this many times the usual: from a gradient a hundred times as large, or more.
+_MOMENT_JUMP = 10.0
+# Share of the data at the energy's floor from which a warning is given.
+_MANY_AT_FLOOR = 0.5
+
+
+def measure_energy(model: GEBM, held_out: Tensor, seen: Tensor, seed: int, device: torch.device) -> dict[str, float]:
+    """Return the quality of an energy on data that no step saw, and its KALE on as many that were trained on.
+
+    Args:
+        model: The model.
+        held_out: Held-out data (M, ...).
+        seen: Training data (M, ...).
+        seed: Of the base samples that both are compared to.
+        device: Where those are drawn.
+
+    Returns:
+        ``held_out_kale``, ``train_kale`` and ``energy_spread`` in nats, ``weights_ess`` and ``floor_share``.
+    """
+    unseen, trained_on = (
+        energy_quality(model, data, generator=torch.Generator(device).manual_seed(seed)) for data in (held_out, seen)
+    )
+    return {
+        "held_out_kale": unseen.kale,
+        "train_kale": trained_on.kale,
+        "energy_spread": unseen.spread,
+        "weights_ess": unseen.weights_ess,
+        "floor_share": unseen.floor_share,
+    }
 
 
 class EnergyHealth:
-    """Judges the steps of a trial, as they are reported.
+    """Warnings on the steps of a trial, as they are reported.
 
     Args:
-        objective: What is trained; KALE's own loss says what the KALE is.
+        objective: The objective; under KALE the loss itself is an estimate of the KALE.
         guard: The name of the gradient guard, for the advice.
         beta2: Adam's decay of the second moment.
 
@@ -48,10 +77,10 @@ class EnergyHealth:
         self._gaps: deque[float] = deque(maxlen=_WINDOW)
         self._losses: deque[float] = deque(maxlen=_WINDOW)
         self._moments: deque[float] = deque(maxlen=_WINDOW)
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
 
     def judge_steps(self, infos: Sequence[StepInfo], second_moment: Tensor, base_step: int) -> list[str]:
-        """Return warnings about the steps since the last call; each kind once, until it has been well again.
+        """Return warnings about the steps since the last call; each kind once, until it has recovered.
 
         Args:
             infos: The steps since the last call, the last of which is ``base_step``.
@@ -87,7 +116,7 @@ class EnergyHealth:
         return warnings
 
     def judge_quality(self, kale: float, floor_share: float, base_step: int) -> list[str]:
-        """Return warnings about what an evaluation measured on held-out data.
+        """Return warnings about an evaluation's measures on held-out data.
 
         Args:
             kale: Held-out KALE, in nats.
@@ -132,10 +161,10 @@ class EnergyHealth:
         ]
 
     def _once(self, kind: str, unwell: bool) -> bool:
-        """Whether this kind is unwell and was not at the last look."""
-        said = kind in self._said
-        (self._said.add if unwell else self._said.discard)(kind)
-        return unwell and not said
+        """Return whether this kind is unwell and was not at the last call."""
+        warned = kind in self._warned
+        (self._warned.add if unwell else self._warned.discard)(kind)
+        return unwell and not warned
 
     def _advice(self) -> str:
         if self._guard == "none":
@@ -144,7 +173,7 @@ class EnergyHealth:
 
 
 def _below_zero(values: Sequence[float]) -> bool:
-    """Whether the mean of a full window is below zero by more than twice its standard error."""
+    """Return whether the mean of a full window is below zero by more than twice its standard error."""
     if len(values) < _WINDOW:
         return False
     return statistics.fmean(values) + 2 * statistics.stdev(values) / len(values) ** 0.5 < 0

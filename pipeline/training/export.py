@@ -37,14 +37,14 @@ def write_package(
     """Write a trained model as an MLflow model.
 
     Args:
-        checkpoint: a checkpoint's folder, or a trial's.
-        folder: where to, on a disk of this machine; it must not be there yet.
-        sampler: settings of the config's ``sampler`` that it is to be sampled with, where a search over them found
+        checkpoint: A checkpoint's folder, or a trial's.
+        folder: Where to, on a disk of this machine; it must not be there yet.
+        sampler: Settings of the config's ``sampler`` that it is to be sampled with, where a search over them found
             others than it was trained with.
         run_id: MLflow's run that the model comes from.
 
     Raises:
-        UserError: there is no such checkpoint, it is damaged, or its store of rows is gone.
+        UserError: There is no such checkpoint, it is damaged, or its store of rows is gone.
     """
     model, config = load_model(checkpoint, {f"sampler.{key}": value for key, value in (sampler or {}).items()})
     images = config.task == "images"

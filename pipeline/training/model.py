@@ -1,13 +1,13 @@
-"""A model as an experiment's config has it: fresh, with what trains it, or from a checkpoint."""
+"""Model of an experiment: built from its config, with its trainer, or read from a checkpoint."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from gebm import GEBM, BoundedEnergy, NoEnergy, StandardNormal, networks, objectives, penalties, samplers
+from gebm import GEBM, BoundedEnergy, EnergyPhase, NoEnergy, StandardNormal, networks, objectives, penalties, samplers
 from gebm.training import Alternation, Trainer, gradient_guard
 from gebm.training.optimizers import Schedule, adam
 from pipeline import config as schema
@@ -16,14 +16,18 @@ from pipeline.config.validation import validate
 from pipeline.runtime.errors import UserError
 from pipeline.training.checkpoints import Checkpoint, load_state, read
 
-__all__ = ["build_model", "load_model", "make_trainer", "model_to_train", "trained_config"]
+__all__ = ["build_model", "load_model", "make_energy_phase", "make_trainer", "model_to_train", "trained_config"]
 
-_AVERAGE = "average."  # how the trainer names the tensors of the moving average
-_OURS = ("checkpoint", "output", "resume")  # keys of the command, not of the model it is about
+# Values of ``train.schedule``, as validated with the config.
+_ScheduleShape = Literal["constant", "linear", "cosine"]
+# Prefix of the moving average's tensors in the trainer's state.
+_AVERAGE = "average."
+# Keys of the command, not of the model it is about.
+_COMMAND_KEYS = ("checkpoint", "output", "resume")
 
 
 def build_model(config: schema.Config) -> GEBM:
-    """A fresh model, the same for the same seed.
+    """Build a fresh model, the same for the same seed.
 
     Args:
         config: ``model``, ``data.resolution``, ``data.channels`` and ``seed``.
@@ -42,11 +46,11 @@ def build_model(config: schema.Config) -> GEBM:
 
 
 def model_to_train(config: schema.Config, device: torch.device) -> GEBM:
-    """A fresh model on its device, laid out in memory as it is trained.
+    """Build a fresh model on its device, in the memory format that it is trained in.
 
     Args:
-        config: as :func:`build_model` takes it, with ``train.memory_format`` and ``task``.
-        device: where to put it.
+        config: As :func:`build_model` takes it, with ``train.memory_format`` and ``task``.
+        device: Where to put it.
     """
     model = build_model(config).to(device)
     if config.train.memory_format == "channels_last" or (config.train.memory_format, config.task) == ("auto", "images"):
@@ -55,13 +59,13 @@ def model_to_train(config: schema.Config, device: torch.device) -> GEBM:
 
 
 def make_trainer(model: GEBM, config: schema.Config, device: torch.device, world_size: int = 1) -> Trainer:
-    """What trains a model as the config says.
+    """Build the trainer of a model.
 
     Args:
-        model: from :func:`model_to_train`.
+        model: From :func:`model_to_train`.
         config: ``train`` and ``task``.
-        device: where the model is.
-        world_size: workers, over which batches and gradients are shared.
+        device: Where the model is.
+        world_size: Number of workers, over which batches and gradients are shared.
     """
     train = config.train
     betas = (train.beta1, train.beta2)
@@ -86,7 +90,7 @@ def make_trainer(model: GEBM, config: schema.Config, device: torch.device, world
             warmup_base_steps=train.warmup_base_steps,
             warmup_every=train.warmup_every,
         ),
-        schedule=Schedule(train.schedule, max(train.base_steps, 1)),
+        schedule=Schedule(cast(_ScheduleShape, train.schedule), max(train.base_steps, 1)),
         ema_decay=train.ema_decay,
         train_base=train.train_base,
         latent_batch_size=(train.latent_batch_size or train.batch_size) // world_size,
@@ -96,24 +100,41 @@ def make_trainer(model: GEBM, config: schema.Config, device: torch.device, world
     )
 
 
+def make_energy_phase(config: schema.Config) -> EnergyPhase:
+    """Build the final phase, which trains the energy alone.
+
+    Args:
+        config: ``train.final_energy_steps``, ``train.final_phase`` and ``train``'s penalty.
+    """
+    train, phase = config.train, config.train.final_phase
+    weight = train.penalty if phase.penalty is None else phase.penalty
+    return EnergyPhase(
+        train.final_energy_steps,
+        learning_rate=phase.energy_lr,
+        penalty=penalties.make(train.penalty_kind, weight, every=train.penalty_every),
+        check_every=phase.check_every,
+        patience=phase.patience,
+    )
+
+
 def load_model(
     url: str | None, overrides: dict[str, Any], device: torch.device | str = "cpu"
 ) -> tuple[GEBM, schema.Config]:
-    """A trained model, ready to be sampled, and the config to sample it with.
+    """Read a trained model, ready to be sampled, and the config to sample it with.
 
     Args:
-        url: a checkpoint's folder, or a trial's.
-        overrides: keys of the config it was trained with that are to be others now, such as ``sampler.step_size``.
-        device: where to put it.
+        url: A checkpoint's folder, or a trial's.
+        overrides: Keys of its config to change, such as ``sampler.step_size``, with their new values.
+        device: Where to put it.
 
     Raises:
-        UserError: there is no such checkpoint, it is damaged, or a key makes it another architecture.
+        UserError: There is no such checkpoint, it is damaged, or a key makes it another architecture.
     """
     if url is None:
         raise UserError("no checkpoint is named: give checkpoint=<the folder of a checkpoint or of a trial>")
     checkpoint = read(url)
     config = schema.apply(
-        trained_config(checkpoint), {key: value for key, value in overrides.items() if key not in _OURS}
+        trained_config(checkpoint), {key: value for key, value in overrides.items() if key not in _COMMAND_KEYS}
     )
     validate(config)
     model = build_model(config)
@@ -126,18 +147,19 @@ def load_model(
     if average:
         model.base.load_state_dict(average)
     if not objectives.make(config.train.objective).trains_energy:
-        model.energy = BoundedEnergy(NoEnergy())  # the one it came with is what it was at the start
+        # The energy that it was built with was never trained.
+        model.energy = BoundedEnergy(NoEnergy())
     return model.to(device).eval(), config
 
 
 def trained_config(checkpoint: Checkpoint) -> schema.Config:
-    """The config that a model was trained with.
+    """Return the config that a model was trained with.
 
     Args:
-        checkpoint: of a trial.
+        checkpoint: Of a trial.
 
     Raises:
-        UserError: it is not of a trial, or of another version's schema.
+        UserError: It is not of a trial, or of another version's schema.
     """
     if not isinstance(checkpoint.state.get("config"), dict):
         raise UserError(f"{checkpoint.url} does not say what it was trained with: give a trial's checkpoint")

@@ -1,4 +1,4 @@
-"""The numbers of a progress report: losses, rates, and the time that is left."""
+"""Progress report of a trial: losses, speed, learning rates, and the remaining time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["evaluation_due", "evaluations_left", "progress", "require_finite", "
 
 
 def evaluation_due(config: Config, base_step: int) -> bool:
-    """Return whether there is an evaluation after so many base steps; after the last there always is."""
+    """Return whether there is an evaluation after ``base_step`` base steps; after the last there always is."""
     return base_step % config.evaluation.every == 0 or base_step >= config.train.base_steps
 
 
@@ -50,18 +50,18 @@ def require_finite(infos: list[StepInfo], base_step: int) -> None:
 def progress(
     infos: list[StepInfo], trainer: Trainer, config: Config, *, seconds: float, evaluation_seconds: float
 ) -> dict[str, float]:
-    """Return what the steps since the last report did. Only reports wait for the device, not every step.
+    """Return the numbers of the steps since the last report. Only reports wait for the device, not every step.
 
     Args:
         infos: The steps since the last report, one at least.
-        trainer: What took them.
+        trainer: Their trainer.
         config: The experiment.
         seconds: How long they took.
         evaluation_seconds: How long an evaluation takes; 0 where that is not known yet.
 
     Returns:
-        The numbers by name, those that are finite: what there was no step for, such as an energy's under maximum
-        likelihood, is not a number and no result.
+        The numbers by name, those that are finite: a mean over no steps, such as an energy's under maximum
+        likelihood, is NaN and left out.
     """
     seconds = max(seconds, 1e-9)
     losses = torch.stack([torch.stack([info.energy_loss, info.base_loss]) for info in infos]).float().cpu()
@@ -86,8 +86,8 @@ def progress(
         "images_per_second": images / seconds,
         "seconds_left": steps_left * seconds_a_step + evaluation_seconds * evaluations_left(config, done),
         "seconds_an_evaluation": evaluation_seconds,
-        "energy_lr": trainer.energy_optimizer.param_groups[0]["lr"],
-        "base_lr": trainer.base_optimizer.param_groups[0]["lr"],
+        "energy_lr": _learning_rate(trainer.energy_optimizer),
+        "base_lr": _learning_rate(trainer.base_optimizer),
     }
     return {name: value for name, value in numbers.items() if math.isfinite(value)}
 
@@ -97,3 +97,8 @@ def steps_between(trainer: Trainer, start: int, stop: int) -> int:
     alternation = trainer.alternation
     energy_steps = alternation.energy_steps_before(stop) - alternation.energy_steps_before(start)
     return (stop - start) * trainer.train_base + energy_steps * trainer.objective.trains_energy
+
+
+def _learning_rate(optimizer: torch.optim.Optimizer | None) -> float:
+    """Return the present learning rate; NaN without an optimizer."""
+    return math.nan if optimizer is None else optimizer.param_groups[0]["lr"]

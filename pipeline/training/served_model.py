@@ -60,7 +60,7 @@ class ServedGEBM(mlflow.pyfunc.PythonModel):
 
         Args:
             context: MLflow's.
-            model_input: one row with ``num_samples``, 1 to 10,000.
+            model_input: One row with ``num_samples``, 1 to 10,000.
             params: ``sampler``, ``step_size``, ``num_steps``, ``beta``, ``friction`` and ``seed``, as the signature
                 has them.
 
@@ -69,7 +69,7 @@ class ServedGEBM(mlflow.pyfunc.PythonModel):
             the lower the more the model favours it.
 
         Raises:
-            MlflowException: a value is out of range (HTTP 400), or every chain diverged.
+            MlflowException: A value is out of range (HTTP 400), or every chain diverged.
         """
         asked = {**self.settings["sampler"], "seed": self.settings["seed"], **(params or {})}
         count = _count(model_input)

@@ -1,10 +1,10 @@
-"""How much arithmetic training does in a second, and what part that is of what the GPU could do at best.
+"""Throughput of training: floating-point operations per second, and their fraction of the GPU's peak rate.
 
 Floating-point operations are those of products and convolutions, forward, backward and in the penalty's second
 backward, by the formulas of torch's own counter, a multiplication and an addition counting as two. An alternation is
 counted while it is trained, and changes nothing by it. Alternations of one kind cost the same, so each kind is counted
-once, when it first comes: a warm-up has more energy steps, and a lazy penalty is due in some of them. What is left out
-is what depends on the numbers themselves: chains that diverge and start anew.
+once, at its first occurrence: a warm-up has more energy steps, and a lazy penalty is due in some of them. Left out is
+only what depends on the numbers themselves: chains that diverge and restart.
 
 The fraction of the peak is the time that the GPU would have taken at its data sheet's rate, for dense operands, by the
 time that it took. Each operation is held against the rate of the arithmetic it was done in, as far as torch's settings
@@ -34,7 +34,8 @@ __all__ = ["PEAKS", "Throughput", "fraction_of_peak"]
 _H100_SXM = {"bfloat16": 989.5, "tf32": 494.5, "float32": 67.0}
 _HOPPER_NVL = {"bfloat16": 835.5, "tf32": 417.5, "float32": 60.0}
 _A100 = {"bfloat16": 312.0, "tf32": 156.0, "float32": 19.5}
-_V100_SXM2 = {"tf32": 15.7, "float32": 15.7}  # without TF32: whoever asks for it gets float32
+# Without TF32: a request for it gives float32.
+_V100_SXM2 = {"tf32": 15.7, "float32": 15.7}
 _V100_PCIE = {"tf32": 14.0, "float32": 14.0}
 PEAKS: dict[str, dict[str, float]] = {
     "H100 80GB HBM3": _H100_SXM,
@@ -67,7 +68,7 @@ def fraction_of_peak(flops: Mapping[str, int], seconds: float, gpu: str) -> floa
         gpu: Its name, as :func:`torch.cuda.get_device_name` gives it.
 
     Returns:
-        A fraction; none where the GPU's peak, or that of one of the arithmetics, is not known here.
+        A fraction; ``None`` where the GPU's peak, or that of one of the arithmetics, is not known here.
 
     Example:
         >>> fraction_of_peak({"bfloat16": 78 * 10**12, "tf32": 39 * 10**12}, 1.0, "NVIDIA A100-SXM4-80GB")
@@ -82,34 +83,34 @@ def fraction_of_peak(flops: Mapping[str, int], seconds: float, gpu: str) -> floa
 
 
 class Throughput:
-    """The arithmetic of a training's alternations.
+    """Counter of the arithmetic of a trainer's alternations.
 
     Args:
-        trainer: Whose they are.
+        trainer: The trainer.
         device: Where it trains.
-        world_size: Workers that all do what this one does.
+        world_size: Number of workers, which all do the same amount.
     """
 
     def __init__(self, trainer: Trainer, device: torch.device, world_size: int = 1) -> None:
         self._trainer, self._world_size = trainer, world_size
         self._gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-        self._known: dict[tuple[int, int], Counter[str]] = {}
-        self._done: Counter[str] = Counter()
+        self._counted: dict[tuple[int, int], Counter[str]] = {}
+        self._pending: Counter[str] = Counter()
 
     @contextlib.contextmanager
     def count_step(self) -> Iterator[None]:
-        """Take note of the alternation that is trained inside, and count it if there was none of its kind before."""
+        """Record the alternation that is trained inside, and count its operations if it is the first of its kind."""
         kind = self._kind()
-        if kind in self._known:
+        if kind in self._counted:
             yield
         else:
             with _Operators() as operators:
                 yield
-            self._known[kind] = operators.flops
-        self._done.update(self._known[kind])
+            self._counted[kind] = operators.flops
+        self._pending.update(self._counted[kind])
 
     def compute(self, seconds: float) -> dict[str, float]:
-        """Return the rate of the alternations since this was last asked.
+        """Return the rate of the alternations since the last call.
 
         Args:
             seconds: How long they took.
@@ -118,10 +119,10 @@ class Throughput:
             ``flops_per_second``, of all workers together, and on a GPU whose peak is known ``fraction_of_peak``, of
             each worker's GPU.
         """
-        done, self._done = self._done, Counter()
-        found = {"flops_per_second": done.total() * self._world_size / seconds}
+        done, self._pending = self._pending, Counter()
+        rates = {"flops_per_second": done.total() * self._world_size / seconds}
         fraction = fraction_of_peak(done, seconds, self._gpu) if self._gpu else None
-        return found if fraction is None else {**found, "fraction_of_peak": fraction}
+        return rates if fraction is None else {**rates, "fraction_of_peak": fraction}
 
     def _kind(self) -> tuple[int, int]:
         """Return what the cost of the next alternation depends on: its energy steps, and the penalties due in them."""
@@ -133,7 +134,7 @@ class Throughput:
 
 
 class _Operators(TorchDispatchMode):
-    """Counts every product and convolution below autograd and autocast, by the arithmetic it is done in.
+    """Counter of every product and convolution below autograd and autocast, by the arithmetic it is done in.
 
     Torch's counter itself cannot be run: to tell modules apart it hooks into the graph, and these hooks refuse a
     gradient that is taken with respect to a module's input in the midst of a loss, as the penalty's is.
@@ -158,6 +159,8 @@ def _arithmetic(func: Any, operand: torch.Tensor) -> str:
     name = str(operand.dtype).removeprefix("torch.")
     if name == "float32" and operand.is_cuda:
         convolves = "convolution" in func.overloadpacket.__name__
-        chosen = torch.backends.cudnn.conv if convolves else torch.backends.cuda.matmul
-        return "tf32" if chosen.fp32_precision == "tf32" else name
+        # ``cudnn.conv`` is set when torch is imported, and missing from torch's own annotations.
+        conv = torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]
+        backend = conv if convolves else torch.backends.cuda.matmul
+        return "tf32" if backend.fp32_precision == "tf32" else name
     return name

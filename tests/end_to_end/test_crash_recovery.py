@@ -93,7 +93,7 @@ def lived(trial: tuple[Config, Path], name: str, world_size: int, hold: bool, de
     url, journal = output / "trials/000", output / "journal"
     journal.touch()
     for death in [*deaths, None]:
-        end = live({"config": to_dict(config), "url": str(url), "rates": 1.0}, journal, world_size, death)
+        end = live({"config": to_dict(config), "url": str(url), "lr_scale": 1.0}, journal, world_size, death)
         if end.startswith("preempted"):
             present = read(Checkpoints(str(url)).last).state["base_step"]
             assert f"base step {present} is in a checkpoint" in end

@@ -110,5 +110,5 @@ def test_words_are_whole_however_few_the_images():
     """A title that is wider than what it stands over makes room for itself."""
     one = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
     told = {"ratio": 1.0, "among": 10, "of": 1_000_000, "label": "inception-v3-compat"}
-    drawn = pixels(panels.neighbours(one, torch.zeros(1), one[:, None], torch.ones(1, 1), **told))
+    drawn = pixels(panels.neighbors(one, torch.zeros(1), one[:, None], torch.ones(1, 1), **told))
     assert (drawn[:, -1] == 255).all() and (drawn[:20] < 255).any()

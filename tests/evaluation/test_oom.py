@@ -141,7 +141,7 @@ def test_other_errors_are_no_reason_to_split():
         raise RuntimeError(f"{size} rows")
 
     with pytest.raises(RuntimeError, match="16 rows"):
-        halve_batch_on_oom(work, 100, 16, advance=print, say=print)
+        halve_batch_on_oom(work, 100, 16, advance=print, notify=print)
 
 
 def evaluate_on_rank(rank: int, folder: Path, limits: list[int]) -> None:

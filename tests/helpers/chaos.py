@@ -132,7 +132,7 @@ def train(home: Path, words: list[str], output: Path, *lives: tuple[int, Moment 
     config.data.store, config.output = str(home / "stores" / config.data.store), str(output)
     tasks.make(config).prepare(ensure_store(config), torch.device("cpu"))
     output.mkdir()
-    settings = {"config": schema.to_dict(config), "url": f"{output}/trials/000", "rates": 1.0}
+    settings = {"config": schema.to_dict(config), "url": f"{output}/trials/000", "lr_scale": 1.0}
     (output / "journal").touch()
     for num_workers, end in lives:
         how = live(settings, output / "journal", num_workers, end)

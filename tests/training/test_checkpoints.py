@@ -61,7 +61,24 @@ def test_training_state_of_any_nesting_comes_back_as_it_was(training):
     found = read(url)
     assert same(training, found.training)
     assert found.state.pop("sha256").keys() == {"model.safetensors", "training.safetensors"}
-    assert found.state == {"format": 1, "base_step": 1, "score": 0.0, "seed": 3}
+    assert found.state == {"format": 1, "base_step": 1, "score": 0.0, "seed": 3, "lr_scale": 1.0}
+
+
+@pytest.mark.parametrize("key", ["rates", "lr_scale"])
+def test_the_learning_rates_factor_is_read_by_its_name_of_before_as_well(key):
+    url = Checkpoints(f"memory://{key}/trial").save(1, model={}, training={}, state={key: 0.5}, score=0.0)
+    state = read(url).state
+    assert state["lr_scale"] == 0.5 and "rates" not in state
+
+
+@pytest.mark.parametrize(
+    "state", [{"lr_scale": "1"}, {"rates": 0}, {"position": [0, 3]}, {"position": {"epoch": -1, "step": 0}}]
+)
+def test_a_state_of_other_types_names_its_field(tmp_path, state):
+    url = Checkpoints(str(tmp_path)).save(1, model={}, training={}, state=state, score=0.0)
+    with pytest.raises(UserError, match=r"state\.json is damaged \((lr_scale|rates|position): ") as refusal:
+        read(url)
+    assert "\n" not in str(refusal.value)
 
 
 def test_tensors_that_are_views_or_shared_are_saved_whole():
@@ -313,6 +330,8 @@ def test_a_state_that_makes_no_sense_is_one_line(saved, state):
         '{"last": "../../precious", "best": "../../precious"}',
         '{"last": "/precious"}',
         '{"last": "step-00000005", "best": "step-00000005", "score": "low"}',
+        '{"last": "step-00000005", "best": "step-00000005", "score": true}',
+        '{"last": "step-00000005\\n"}',
     ],
 )
 def test_an_index_that_leads_elsewhere_is_refused_and_deletes_nothing(saved, tmp_path, index):

@@ -48,7 +48,7 @@ def trained(config: schema.Config, folder: Path) -> str:
     """A checkpoint as a trial leaves it, of a model that has learnt nothing yet."""
     model = build_model(config)
     training = {"trainer": make_trainer(model, config, torch.device("cpu")).state_dict(), "plateau": {}}
-    state = {"config": schema.to_dict(config), "report": {}, "rates": 1.0}
+    state = {"config": schema.to_dict(config), "report": {}, "lr_scale": 1.0}
     return Checkpoints(str(folder)).save(8, model=model.state_dict(), training=training, state=state, score=1.0)
 
 

@@ -2,7 +2,7 @@
 
 Where the images are not photographs of 1,000 kinds of things, or the Inception weights are out of reach, the
 Frechet distance can be taken in the features of a classifier of the very data. It is registered with torch-fidelity
-as `classifier`; its weights lie beside the store, so that everyone who measures on the store uses the same ones.
+as ``classifier``; its weights lie beside the store, so that everyone who measures on the store uses the same ones.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class Classifier(nn.Module):
     """Residual classifier of small cost: the trunk starts at 16x16 or so, whatever the resolution.
 
     Args:
-        resolution: height and width of the images, in pixels, at least 4.
+        resolution: Height and width of the images, in pixels, at least 4.
         channels: 1 or 3.
-        num_classes: number of labels.
+        num_classes: Number of labels.
 
     Example:
         >>> embedding, logits = Classifier(8, 1, 10)(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
@@ -75,7 +75,7 @@ class Classifier(nn.Module):
         """Embed and classify.
 
         Args:
-            images: uint8 (N, C, H, W).
+            images: Images, uint8 (N, C, H, W).
 
         Returns:
             The penultimate layer, the mean over positions (N, F), and the logits (N, K).
@@ -86,16 +86,16 @@ class Classifier(nn.Module):
 
 
 class ClassifierFeatures(FeatureExtractorBase):
-    """The trained classifier as torch-fidelity sees it: layers `penultimate` and `logits`.
+    """The trained classifier as torch-fidelity sees it: layers ``penultimate`` and ``logits``.
 
     Args:
-        name: the name under which it is registered.
-        features_list: which of its layers to return.
+        name: The name under which it is registered.
+        features_list: Which of its layers to return.
         feature_extractor_weights_path: URL of the safetensors file that :func:`train_classifier` wrote.
-        **kwargs: torch-fidelity's other settings, none of which concern it.
+        **kwargs: Torch-fidelity's other settings, none of which concern it.
 
     Raises:
-        UserError: the file cannot be read, or its tensors do not fit the network that its header describes.
+        UserError: The file cannot be read, or its tensors do not fit the network that its header describes.
     """
 
     def __init__(

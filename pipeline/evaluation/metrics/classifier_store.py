@@ -31,7 +31,7 @@ _WEIGHT_DECAY = 1e-2
 
 
 def classifier_label(network: ClassifierFeatures) -> str:
-    """The name that metrics carry: `classifier-` and the first eight digits of its training data's digest."""
+    """The name that metrics carry: ``classifier-`` and the first eight digits of its training data's digest."""
     return f"classifier-{network.header['digest'][:8]}"
 
 
@@ -44,14 +44,14 @@ def load_classifier(store: Store, weights: str | None = None) -> ClassifierFeatu
     """Load a classifier, both layers, on the CPU.
 
     Args:
-        store: the store that is to be measured.
+        store: The store that is to be measured.
         weights: URL of the classifier of another store; by default the one beside the store itself.
 
     Returns:
         The extractor, in evaluation mode.
 
     Raises:
-        UserError: it is missing, unreadable, of images of another size, or is the store's own and was trained on
+        UserError: It is missing, unreadable, of images of another size, or is the store's own and was trained on
             other data.
     """
     url = weights or classifier_url(store)
@@ -70,7 +70,7 @@ def load_classifier(store: Store, weights: str | None = None) -> ClassifierFeatu
 
 
 def _load_labelled(store: Store, seed: int) -> tuple[Tensor, Tensor]:
-    """At most `_MAX_SAMPLES` images uint8 (N, C, H, W) and labels (N,), in a seeded random order."""
+    """At most ``_MAX_SAMPLES`` images uint8 (N, C, H, W) and labels (N,), in a seeded random order."""
     num_samples = min(store.manifest.num_samples, _MAX_SAMPLES)
     images, labels = [], []
     for image_batch, label_batch in iter_subset(store, num_samples, seed=seed, batch_size=1000):
@@ -155,21 +155,21 @@ def train_classifier(
 
     It sees ten epochs of the training samples, but no fewer than 30,000 and no more than 450,000 samples: seconds
     for the digits, two minutes for 50,000 photographs of 32x32 on two processor cores. Residual network: He et al.,
-    "Deep residual learning", CVPR 2016; optimiser: Loshchilov and Hutter, "Decoupled weight decay", ICLR 2019.
+    "Deep residual learning", CVPR 2016; optimizer: Loshchilov and Hutter, "Decoupled weight decay", ICLR 2019.
 
     Args:
-        store: a labelled store.
-        device: where to train.
-        seed: of the split, the initial weights, the order and the shifts. On one machine the same seed gives the
+        store: A labelled store.
+        device: Where to train.
+        seed: Of the split, the initial weights, the order and the shifts. On one machine the same seed gives the
             same weights.
-        progress: called with (samples seen, samples in all) after every hundred batches.
+        progress: Called with (samples seen, samples in all) after every hundred batches.
 
     Returns:
-        The URL of the safetensors file. Its header has `accuracy` (on the held-out samples), `num_train`,
-        `num_held_out`, `seed`, and the store's `digest`, `resolution` and `channels`.
+        The URL of the safetensors file. Its header has ``accuracy`` (on the held-out samples), ``num_train``,
+        ``num_held_out``, ``seed``, and the store's ``digest``, ``resolution`` and ``channels``.
 
     Raises:
-        UserError: the store has no labels, or cannot be written.
+        UserError: The store has no labels, or cannot be written.
     """
     device = torch.device(device)
     manifest, url = store.manifest, classifier_url(store)

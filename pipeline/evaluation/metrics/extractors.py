@@ -45,15 +45,15 @@ class Extractor:
     """A torch-fidelity feature extractor, with the name that metrics carry.
 
     Attributes:
-        label: full name, such as `inception-v3-compat` or `classifier-1a2b3c4d`: figures with different labels
+        label: Full name, such as ``inception-v3-compat`` or ``classifier-1a2b3c4d``: figures with different labels
             cannot be compared. Weights other than the published ones add their own digest.
-        network: torch-fidelity's module.
-        layer: the layer that distances are taken in.
-        logits_layer: the layer of the Inception score.
-        channels: channels of the images it takes.
+        network: Torch-fidelity's module.
+        layer: The layer that distances are taken in.
+        logits_layer: The layer of the Inception score.
+        channels: Channels of the images it takes.
         digest: SHA-256 of its weights' file, hexadecimal; what is computed with other weights is never reused.
-        device: where it runs.
-        batch_size: images at a time.
+        device: Where it runs.
+        batch_size: Images at a time.
     """
 
     label: str
@@ -69,14 +69,14 @@ class Extractor:
         """Extract one batch.
 
         Args:
-            images: uint8 (N, C, H, W) on any device; one channel is repeated where the extractor wants three.
+            images: Images, uint8 (N, C, H, W) on any device; one channel is repeated where the extractor wants three.
 
         Returns:
-            `embedding` (N, F), the layer that distances are taken in, and `logits` (N, K), the layer whose softmax
+            ``embedding`` (N, F), the layer that distances are taken in, and ``logits`` (N, K), the layer whose softmax
             the Inception score uses: float32, on the extractor's device.
 
         Raises:
-            UserError: images of another type or shape, or features that are not finite.
+            UserError: Images of another type or shape, or features that are not finite.
         """
         if images.dtype != torch.uint8 or images.dim() != 4:
             raise UserError(
@@ -105,7 +105,7 @@ def to_uint8(images: Tensor) -> Tensor:
         uint8 of the same shape: -1 is 0, 1 is 255, rounded to nearest.
 
     Raises:
-        UserError: some are not finite, as after a chain that diverged.
+        UserError: Some are not finite, as after a chain that diverged.
 
     Example:
         >>> to_uint8(torch.tensor([[[[-1.0, 0.0, 1.0, 1.5]]]])).flatten().tolist()
@@ -127,22 +127,22 @@ def make_extractor(
     """Make a feature extractor by name.
 
     Args:
-        name: `classifier`, trained on the labelled store itself and kept beside it, or on another one (`weights`);
-            `inception-v3-compat`, the standard FID (Heusel et al., 2017); `vgg16`; or one that was registered with
-            `torch_fidelity.register_feature_extractor`.
-        store: the store, for `classifier`.
-        weights: for `classifier`, the file that was kept beside a labelled store of the same resolution, at any
+        name: ``classifier``, trained on the labelled store itself and kept beside it, or on another one (``weights``);
+            ``inception-v3-compat``, the standard FID (Heusel et al., 2017); ``vgg16``; or one that was registered with
+            ``torch_fidelity.register_feature_extractor``.
+        store: The store, for ``classifier``.
+        weights: For ``classifier``, the file that was kept beside a labelled store of the same resolution, at any
             fsspec URL: a store without labels can be measured in those features. For the others, a local file,
-            `.safetensors` or PyTorch's; without it the published weights are downloaded once and held against their
+            ``.safetensors`` or PyTorch's; without it the published weights are downloaded once and held against their
             hash. Never unpickles more than tensors.
-        device: where it runs.
-        progress: of the classifier's training, if it has to be trained: samples seen, samples in all.
+        device: Where it runs.
+        progress: Of the classifier's training, if it has to be trained: samples seen, samples in all.
 
     Returns:
         The extractor.
 
     Raises:
-        UserError: unknown name, no store or no labels, weights that are missing, damaged or of another network.
+        UserError: Unknown name, no store or no labels, weights that are missing, damaged or of another network.
     """
     device = torch.device(device)
     if name == "classifier":
@@ -249,15 +249,15 @@ def features(images: Tensor, extractor: Extractor, batch_size: int | None = None
     """Extract the features of many images.
 
     Args:
-        images: uint8 (N, C, H, W).
-        extractor: from :func:`make_extractor`.
-        batch_size: images at a time; by default the extractor's own.
+        images: Images, uint8 (N, C, H, W).
+        extractor: From :func:`make_extractor`.
+        batch_size: Images at a time; by default the extractor's own.
 
     Returns:
-        `embedding` (N, F) and `logits` (N, K), float32, on the CPU.
+        ``embedding`` (N, F) and ``logits`` (N, K), float32, on the CPU.
 
     Raises:
-        UserError: no images, images of another type or shape, or features that are not finite.
+        UserError: No images, images of another type or shape, or features that are not finite.
     """
     if len(images) == 0:
         raise UserError("no images to extract features from: ask for more samples")

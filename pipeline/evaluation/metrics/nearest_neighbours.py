@@ -25,16 +25,16 @@ _AT_ONCE = 500
 def reference_images(store: Store) -> Tensor:
     """The training images of :attr:`pipeline.evaluation.metrics.Reference.features`, in the same order.
 
-    They are read from `<store>/statistics/` where they lie, else from the store, in one pass, and kept.
+    They are read from ``<store>/statistics/`` where they lie, else from the store, in one pass, and kept.
 
     Args:
-        store: the store; its reference has to be of all of it.
+        store: The store; its reference has to be of all of it.
 
     Returns:
-        uint8 (M, C, H, W), M at most 10,000: in colour at 64 pixels 120 MB, however large the store.
+        uint8 (M, C, H, W), M at most 10,000: in color at 64 pixels 120 MB, however large the store.
 
     Raises:
-        UserError: the store is damaged.
+        UserError: The store is damaged.
     """
     manifest = store.manifest
     count = min(manifest.num_samples, MAX_FEATURES)
@@ -64,12 +64,12 @@ def nearest(embedding: Tensor, data: Tensor, count: int = 1) -> tuple[Tensor, Te
     """The nearest rows of the data, for each sample.
 
     Args:
-        embedding: features of samples (N, F).
-        data: features of the data (M, F), M at least `count`.
-        count: how many.
+        embedding: Features of samples (N, F).
+        data: Features of the data (M, F), M at least ``count``.
+        count: How many.
 
     Returns:
-        Distances and row numbers in the data, both (N, `count`), the nearest first.
+        Distances and row numbers in the data, both (N, ``count``), the nearest first.
 
     Example:
         >>> data = torch.tensor([[0.0, 0.0], [0.0, 1.0], [5.0, 5.0]])
@@ -90,7 +90,7 @@ def mean_nn_distance(data: Tensor) -> float:
     """The mean distance of the data to the nearest of the others, over an even 2,000 of them.
 
     Args:
-        data: features of the data (M, F), M at least 2.
+        data: Features of the data (M, F), M at least 2.
 
     Example:
         >>> mean_nn_distance(torch.tensor([[0.0], [1.0], [3.0]]))
@@ -109,9 +109,9 @@ def nn_distance_ratio(embedding: Tensor, reference: Reference, among_data: float
     in that part of its samples whose originals were kept.
 
     Args:
-        embedding: features of samples (N, F); an even 2,000 of them are looked at.
-        reference: of the data, by the same extractor.
-        among_data: what :func:`mean_nn_distance` gives of the reference's features.
+        embedding: Features of samples (N, F); an even 2,000 of them are looked at.
+        reference: Of the data, by the same extractor.
+        among_data: What :func:`mean_nn_distance` gives of the reference's features.
 
     Returns:
         The ratio; infinite, or not a number, where training images are all the same.

@@ -27,8 +27,8 @@ class Reference:
     """What samples are compared with.
 
     Attributes:
-        label: the extractor's full name.
-        num_samples: number of images behind `mu` and `sigma`.
+        label: The extractor's full name.
+        num_samples: Number of images behind ``mu`` and ``sigma``.
         mu: (F,) float64, mean embedding.
         sigma: (F, F) float64, covariance with divisor N - 1.
         features: (M, F) float32, a uniform subset of the embeddings, M at most 10,000.
@@ -54,8 +54,8 @@ class _Moments:
     def add(self, batch: Tensor) -> None:
         batch = batch.double()
         mean = batch.mean(dim=0)
-        centred = batch - mean
-        scatter, count = centred.T @ centred, len(batch)
+        centered = batch - mean
+        scatter, count = centered.T @ centered, len(batch)
         if self.count == 0:
             self.mean, self.scatter, self.count = mean, scatter, count
             return
@@ -76,22 +76,22 @@ def reference(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> Reference:
-    """Statistics of a store: read from `<store>/statistics/` where they lie, else computed in one pass and kept.
+    """Statistics of a store: read from ``<store>/statistics/`` where they lie, else computed in one pass and kept.
 
     The store is streamed, so memory does not grow with it. A cached file counts only if it names the same data,
     extractor weights and number of samples; one that is damaged is computed again, with a warning.
 
     Args:
-        store: the store.
-        extractor: from :func:`pipeline.evaluation.metrics.make_extractor`.
-        num_samples: how many samples, a seeded uniform subset; by default all.
-        progress: called with (samples done, samples in all).
+        store: The store.
+        extractor: From :func:`pipeline.evaluation.metrics.make_extractor`.
+        num_samples: How many samples, a seeded uniform subset; by default all.
+        progress: Called with (samples done, samples in all).
 
     Returns:
         The statistics.
 
     Raises:
-        UserError: fewer than two samples, or more than the store has.
+        UserError: Fewer than two samples, or more than the store has.
     """
     count = store.manifest.num_samples if num_samples is None else num_samples
     if count < 2:

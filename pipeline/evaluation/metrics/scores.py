@@ -21,25 +21,25 @@ __all__ = ["fid_from_features", "score"]
 _IS_SPLITS = FEWEST_SAMPLES["is"]
 _KID_SUBSETS = 100
 _KID_SUBSET_SIZE = 1000
-_NEIGHBOURS = FEWEST_SAMPLES["prc"] - 1
+_NEIGHBORS = FEWEST_SAMPLES["prc"] - 1
 
 
 def fid_from_features(embedding: Tensor, reference: Reference) -> float:
     """Frechet distance between Gaussians fitted to the samples' and the reference's embeddings.
 
-    `|mu - mu'|^2 + tr(S + S' - 2 (S S')^(1/2))`, Heusel et al., NeurIPS 2017. Biased upwards at finite N, by an
+    ``|mu - mu'|^2 + tr(S + S' - 2 (S S')^(1/2))``, Heusel et al., NeurIPS 2017. Biased upwards at finite N, by an
     amount that depends on the distribution: compare figures of the same N only. With fewer samples than features
     the covariance is singular and the bias large.
 
     Args:
         embedding: (N, F) features of the samples.
-        reference: of the data, by the same extractor.
+        reference: Of the data, by the same extractor.
 
     Returns:
         The distance, at least zero but for rounding.
 
     Raises:
-        UserError: fewer than two samples, features that are not finite, or of another extractor.
+        UserError: Fewer than two samples, features that are not finite, or of another extractor.
 
     Example:
         >>> import torch
@@ -64,20 +64,20 @@ def score(
     """Measure samples against a store.
 
     Args:
-        samples: images, uint8 (N, C, H, W), or what :func:`pipeline.evaluation.metrics.features` found in them.
-        reference: of the data, by the same extractor.
-        extractor: from :func:`pipeline.evaluation.metrics.make_extractor`.
-        metrics: any of `fid` (Heusel et al., 2017), `kid` (Binkowski et al., 2018: mean and deviation over 100
-            subsets of 1,000 samples, or of half of them where there are fewer than 2,000), `is` (Salimans et al.,
-            2016, of the extractor's own logits, ten splits), `prc` (precision and recall, Kynkaanniemi et al., 2019,
-            three neighbours, as many data as samples, 10,000 at most).
+        samples: Images, uint8 (N, C, H, W), or what :func:`pipeline.evaluation.metrics.features` found in them.
+        reference: Of the data, by the same extractor.
+        extractor: From :func:`pipeline.evaluation.metrics.make_extractor`.
+        metrics: Any of ``fid`` (Heusel et al., 2017), ``kid`` (Binkowski et al., 2018: mean and deviation over 100
+            subsets of 1,000 samples, or of half of them where there are fewer than 2,000), ``is`` (Salimans et al.,
+            2016, of the extractor's own logits, ten splits), ``prc`` (precision and recall, Kynkaanniemi et al., 2019,
+            three neighbors, as many data as samples, 10,000 at most).
 
     Returns:
-        `fid`, `kid`, `kid_std`, `is`, `is_std`, `precision` and `recall`, those asked for. They mean something only
-        together with `extractor.label` and N.
+        ``fid``, ``kid``, ``kid_std``, ``is``, ``is_std``, ``precision`` and ``recall``, those requested.
+        They mean something only together with ``extractor.label`` and N.
 
     Raises:
-        UserError: unknown metric, too few samples, another extractor, or features that are not finite.
+        UserError: Unknown metric, too few samples, another extractor, or features that are not finite.
     """
     unknown = [name for name in metrics if name not in FEWEST_SAMPLES]
     if unknown:
@@ -101,12 +101,12 @@ def score(
         inception = isc_features_to_metric(logits, splits=_IS_SPLITS)
         found |= {"is": inception[KEY_METRIC_ISC_MEAN], "is_std": inception[KEY_METRIC_ISC_STD]}
     if "prc" in metrics:
-        # The neighbourhoods' radii shrink with the number of points: both sides get the same number.
+        # The neighborhoods' radii shrink with the number of points: both sides get the same number.
         count = min(len(embedding), len(reference.features))
         prc = prc_features_to_metric(
             evenly_spaced(embedding, count),
             evenly_spaced(reference.features, count),
-            prc_neighborhood=_NEIGHBOURS,
+            prc_neighborhood=_NEIGHBORS,
             prc_batch_size=1000,
             save_cpu_ram=True,
             verbose=False,

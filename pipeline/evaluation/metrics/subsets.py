@@ -18,19 +18,19 @@ def iter_subset(
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Stream a uniform subset of a store's samples, in the store's order.
 
-    A published store is often sorted by class, so the first `num_samples` would be another distribution.
+    A published store is often sorted by class, so the first ``num_samples`` would be another distribution.
 
     Args:
-        store: the store.
-        num_samples: how many samples, at most what the store holds.
-        seed: which subset.
-        batch_size: samples read at a time; a batch that is yielded has at most so many.
+        store: The store.
+        num_samples: How many samples, at most what the store holds.
+        seed: Which subset.
+        batch_size: Samples read at a time; a batch that is yielded has at most so many.
 
     Yields:
         Images uint8 (N, C, H, W) and labels int64 (N,), or None where the store has none.
 
     Raises:
-        UserError: the store has fewer samples, or yields a number of them that its manifest does not promise.
+        UserError: The store has fewer samples, or yields a number of them that its manifest does not promise.
     """
     total = store.manifest.num_samples
     if not 0 < num_samples <= total:
@@ -52,7 +52,7 @@ def iter_subset(
 
 
 def evenly_spaced(rows: Tensor, count: int) -> Tensor:
-    """`count` of the rows, evenly spaced: they may be sorted by class or by chain; all, if there are no more.
+    """``count`` of the rows, evenly spaced: they may be sorted by class or by chain; all, if there are no more.
 
     Example:
         >>> evenly_spaced(torch.arange(10), 4).tolist(), evenly_spaced(torch.arange(2), 4).tolist()

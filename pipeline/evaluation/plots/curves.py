@@ -22,8 +22,8 @@ __all__ = [
     "scatter_3d",
 ]
 
-# Okabe and Ito's palette, told apart with every kind of colour vision.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# Okabe and Ito's palette, told apart with every kind of color vision.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 def at_temperature(title: str, temperature: str | None, separator: str = " ") -> str:
@@ -52,15 +52,15 @@ def chain_curve(steps: Sequence[int], values: Sequence[float], measure: str, tem
 
     Args:
         steps: MCMC steps, the first of which is the base.
-        values: the score at each, of one number of samples; the lower the better.
-        measure: what the score is, with its unit or its feature extractor, without which the numbers mean nothing.
+        values: The score at each, of one number of samples; the lower the better.
+        measure: What the score is, with its unit or its feature extractor, without which the numbers mean nothing.
         temperature: Of the chain, in words, for the title.
 
     Returns:
         A matplotlib figure; :func:`png` makes bytes of it.
 
     Raises:
-        ValueError: not one score for each step.
+        ValueError: Not one score for each step.
 
     Example:
         >>> from pipeline.evaluation.plots.images import png
@@ -72,9 +72,9 @@ def chain_curve(steps: Sequence[int], values: Sequence[float], measure: str, tem
     figure = _figure(6.4, 4.0)
     axes = figure.subplots()
     best = min(range(len(values)), key=lambda i: values[i] if math.isfinite(values[i]) else math.inf)
-    axes.axhline(values[0], color=_COLOURS[1], linestyle="--", label=f"base alone: {values[0]:.4g}")
+    axes.axhline(values[0], color=_COLORS[1], linestyle="--", label=f"base alone: {values[0]:.4g}")
     label = f"GEBM, best {values[best]:.4g} at step {steps[best]}"
-    axes.plot(steps, values, color=_COLOURS[0], marker="o", markersize=4, label=label)
+    axes.plot(steps, values, color=_COLORS[0], marker="o", markersize=4, label=label)
     if temperature is not None:
         axes.set_title(at_temperature("along the chain", temperature), fontsize=10)
     axes.set_xlabel("MCMC step")
@@ -89,8 +89,8 @@ def marginals(samples: Mapping[str, Tensor], max_columns: int = 12) -> Figure:
     """The marginal density of each column, one panel a column, those of all sets in one panel.
 
     Args:
-        samples: name of a set -> its rows (N, D); D is the same for all.
-        max_columns: panels; of more columns the first are drawn.
+        samples: Name of a set -> its rows (N, D); D is the same for all.
+        max_columns: Panels; of more columns the first are drawn.
 
     Returns:
         A matplotlib figure.
@@ -107,8 +107,8 @@ def marginals(samples: Mapping[str, Tensor], max_columns: int = 12) -> Figure:
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for column, panel in enumerate(panels[:width]):
         edges = _edges([rows[:, column] for rows in samples.values()])
-        for (name, values), colour in zip(samples.items(), _COLOURS, strict=False):
-            panel.hist(values[:, column].numpy(), edges, density=True, histtype="step", color=colour, label=name)
+        for (name, values), color in zip(samples.items(), _COLORS, strict=False):
+            panel.hist(values[:, column].numpy(), edges, density=True, histtype="step", color=color, label=name)
         panel.set_xlabel(f"column {column + 1}")
         panel.set_yticks([])
     for panel in panels[width:]:
@@ -121,7 +121,7 @@ def energy_histogram(energies: Mapping[str, Tensor]) -> Figure:
     """How the energies of data and of samples are distributed: the energy is to be low where the data are.
 
     Args:
-        energies: name of a set -> its energies (N,), in nats.
+        energies: Name of a set -> its energies (N,), in nats.
 
     Returns:
         A matplotlib figure.
@@ -135,9 +135,9 @@ def energy_histogram(energies: Mapping[str, Tensor]) -> Figure:
     axes = figure.subplots()
     energies = {name: values[values.isfinite()] for name, values in energies.items()}
     edges = _edges(list(energies.values()))
-    for (name, values), colour in zip(energies.items(), _COLOURS, strict=False):
+    for (name, values), color in zip(energies.items(), _COLORS, strict=False):
         axes.hist(
-            values.clamp(edges[0], edges[-1]).numpy(), edges, density=True, histtype="step", color=colour, label=name
+            values.clamp(edges[0], edges[-1]).numpy(), edges, density=True, histtype="step", color=color, label=name
         )
     axes.set_xlabel("energy E(x) in nats")
     axes.set_ylabel("density per nat")
@@ -149,8 +149,8 @@ def log_partition(energies: Tensor, trained: float | None = None) -> Figure:
     """The log-partition by Monte Carlo, ``log mean exp(-E)`` over more and more of the base's samples.
 
     Args:
-        energies: of samples of the base (N,), in nats, N at least 2, in the order in which they were drawn.
-        trained: the model's own scalar, ``c``, in nats; None where it has learnt none.
+        energies: Of samples of the base (N,), in nats, N at least 2, in the order in which they were drawn.
+        trained: The model's own scalar, ``c``, in nats; None where it has learnt none.
 
     Returns:
         A matplotlib figure.
@@ -172,12 +172,12 @@ def log_partition(energies: Tensor, trained: float | None = None) -> Figure:
     figure = _figure(6.4, 4.0)
     axes = figure.subplots()
     axes.fill_between(
-        counts, values - 2 * errors, values + 2 * errors, color=_COLOURS[0], alpha=0.25, linewidth=0,
+        counts, values - 2 * errors, values + 2 * errors, color=_COLORS[0], alpha=0.25, linewidth=0,
         label="plus and minus two standard errors",
     )  # fmt: skip
-    axes.plot(counts, values, color=_COLOURS[0], label=f"Monte Carlo over the base: {values[-1]:.4g}")
+    axes.plot(counts, values, color=_COLORS[0], label=f"Monte Carlo over the base: {values[-1]:.4g}")
     if trained is not None:
-        axes.axhline(trained, color=_COLOURS[1], linestyle="--", label=f"trained, c: {trained:.4g}")
+        axes.axhline(trained, color=_COLORS[1], linestyle="--", label=f"trained, c: {trained:.4g}")
     axes.set_xscale("log")
     axes.set_xlabel("samples of the base")
     axes.set_ylabel("log-partition log E[exp(-E(x))] in nats")
@@ -190,8 +190,8 @@ def scatter_2d(samples: Mapping[str, Tensor], pair: tuple[int, int]) -> Figure:
     """Where the rows lie in two of their columns, a panel a set, on the same axes.
 
     Args:
-        samples: name of a set -> its rows (N, D).
-        pair: the two columns, from 0.
+        samples: Name of a set -> its rows (N, D).
+        pair: The two columns, from 0.
 
     Returns:
         A matplotlib figure.
@@ -205,7 +205,7 @@ def scatter_2d(samples: Mapping[str, Tensor], pair: tuple[int, int]) -> Figure:
     x, y = (_edges([rows[:, column] for rows in samples.values()]) for column in pair)
     for panel, (name, rows) in zip(panels, samples.items(), strict=True):
         panel.scatter(
-            rows[:, pair[0]].numpy(), rows[:, pair[1]].numpy(), s=3, alpha=0.4, linewidths=0, color=_COLOURS[0]
+            rows[:, pair[0]].numpy(), rows[:, pair[1]].numpy(), s=3, alpha=0.4, linewidths=0, color=_COLORS[0]
         )
         panel.set_title(name)
         panel.set_xlabel(f"column {pair[0] + 1}")
@@ -219,7 +219,7 @@ def scatter_3d(samples: Mapping[str, Tensor]) -> Figure:
     """Points of space, a panel a set, on the same axes; of more than three coordinates the first three.
 
     Args:
-        samples: name of a set, on one line or more -> its points (N, D), D at least 2.
+        samples: Name of a set, on one line or more -> its points (N, D), D at least 2.
 
     Returns:
         A matplotlib figure.
@@ -231,7 +231,7 @@ def scatter_3d(samples: Mapping[str, Tensor]) -> Figure:
     dim = min(next(iter(samples.values())).shape[1], 3)
     figure = _figure(3.6 * len(samples), 3.8)
     limits = [_edges([points[:, axis] for points in samples.values()])[[0, -1]] for axis in range(dim)]
-    for index, ((name, points), colour) in enumerate(zip(samples.items(), _COLOURS, strict=False)):
+    for index, ((name, points), color) in enumerate(zip(samples.items(), _COLORS, strict=False)):
         panel = figure.add_subplot(1, len(samples), index + 1, projection="3d" if dim == 3 else None)
         inside = torch.ones(len(points), dtype=torch.bool)
         for axis, (low, high) in enumerate(limits):
@@ -240,7 +240,7 @@ def scatter_3d(samples: Mapping[str, Tensor]) -> Figure:
             getattr(panel, f"set_{'xyz'[axis]}label")(f"x{axis + 1}")
         if dim == 3:
             panel.set_box_aspect(None, zoom=0.75)  # or the labels of its axes are cut off
-        panel.scatter(*points[inside, :dim].T.numpy(), s=4, alpha=0.6, linewidths=0, color=colour)
+        panel.scatter(*points[inside, :dim].T.numpy(), s=4, alpha=0.6, linewidths=0, color=color)
         outside = len(points) - int(inside.sum())
         first, newline, rest = name.partition("\n")
         if outside:

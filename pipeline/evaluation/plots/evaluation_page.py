@@ -21,7 +21,7 @@ __all__ = ["EvaluationFigures", "to_network_range"]
 
 _EXTREME = 8  # samples that are shown for their low energy, and as many for their high one
 _BEST = 8  # samples of the GEBM that are shown beside the training images nearest to them
-_NEIGHBOURS = 3
+_NEIGHBORS = 3
 _DATA_ENERGIES = 2_000  # training images whose energies are drawn
 
 
@@ -32,10 +32,10 @@ class EvaluationFigures:
     here. Of the training images a fixed part is looked at, see :func:`pipeline.evaluation.metrics.reference_images`.
 
     Args:
-        store: the training images.
-        reference: embeddings of the images that :func:`pipeline.evaluation.metrics.reference_images` gives (M, F).
-        label: the extractor's.
-        device: where the model is.
+        store: The training images.
+        reference: Embeddings of the images that :func:`pipeline.evaluation.metrics.reference_images` gives (M, F).
+        label: The extractor's.
+        device: Where the model is.
         temperature: Of the chains, in words; every picture of their samples says it.
     """
 
@@ -47,9 +47,9 @@ class EvaluationFigures:
         """Draw an evaluation.
 
         Args:
-            model: the model that was evaluated.
-            found: what was found.
-            trained: whether the model learns its log-partition.
+            model: The model that was evaluated.
+            found: What was found.
+            trained: Whether the model learns its log-partition.
 
         Returns:
             File name to contents.
@@ -71,7 +71,7 @@ class EvaluationFigures:
             "gebm": grid(gebm, columns=8),
             "base_and_gebm": side_by_side(base, gebm, **told),
             "by_energy": panels.energy_panels(*sides, **told),
-            "neighbours": self._neighbours(model, found.ends["gebm"], found.scores["nearest_gebm"]),
+            "neighbours": self._neighbors(model, found.ends["gebm"], found.scores["nearest_gebm"]),
             "energies": histogram,
             "log_partition": partition,
             "fid_along_chain": curve,
@@ -94,11 +94,11 @@ class EvaluationFigures:
             len(order),
         )
 
-    def _neighbours(self, model: GEBM, end: ChainSamples, ratio: float) -> panels.Image.Image:
+    def _neighbors(self, model: GEBM, end: ChainSamples, ratio: float) -> panels.Image.Image:
         """The samples of lowest energy, which the model holds for its best, and the training images nearest to them."""
-        best, count = end.energies.argsort()[:_BEST], min(_NEIGHBOURS, len(self._gallery))
+        best, count = end.energies.argsort()[:_BEST], min(_NEIGHBORS, len(self._gallery))
         distances, rows = metrics.nearest(end.features["embedding"][best], self._reference, count)
-        return panels.neighbours(
+        return panels.neighbors(
             self._samples(model, end.latents[best]),
             end.energies[best],
             self._gallery[rows],

@@ -33,19 +33,19 @@ _FONT_SIZE = 16
 def grid(images: Tensor, columns: int, scale: int | None = None) -> Image.Image:
     """Lay images out in rows, left to right.
 
-    Image `i` has its top left pixel at `x = (i % columns) * (W * scale + 2)`, `y = (i // columns) * (H * scale + 2)`;
-    the gaps, and the cells that are left over, are white.
+    Image ``i`` has its top left pixel at ``x = (i % columns) * (W * scale + 2)`` and
+    ``y = (i // columns) * (H * scale + 2)``; the gaps, and the cells that are left over, are white.
 
     Args:
-        images: uint8 (N, C, H, W), C is 1 or 3.
-        columns: images in a row.
-        scale: every pixel becomes `scale` x `scale` of them; by default as many as make a cell of 48 pixels.
+        images: Images, uint8 (N, C, H, W), C is 1 or 3.
+        columns: Images in a row.
+        scale: Every pixel becomes ``scale`` x ``scale`` of them; by default as many as make a cell of 48 pixels.
 
     Returns:
         An RGB image.
 
     Raises:
-        ValueError: no images, or of another type or shape.
+        ValueError: No images, or of another type or shape.
 
     Example:
         >>> grid(torch.zeros(5, 1, 8, 8, dtype=torch.uint8), columns=3).size
@@ -80,16 +80,16 @@ def side_by_side(base: Tensor, gebm: Tensor, columns: int = 8, temperature: str 
     """Samples of the base on the left; on the right where the same latents end after the chain.
 
     Args:
-        base: uint8 (N, C, H, W), `B(z)` of the prior's latents.
-        gebm: uint8 (N, C, H, W), `B(z)` of the chain's last latents, in the same order.
-        columns: images in a row, on either side.
+        base: Images, uint8 (N, C, H, W), ``B(z)`` of the prior's latents.
+        gebm: Images, uint8 (N, C, H, W), ``B(z)`` of the chain's last latents, in the same order.
+        columns: Images in a row, on either side.
         temperature: Of the chain, in words, for the title; see :mod:`pipeline.config.temperature`.
 
     Returns:
         An RGB image.
 
     Raises:
-        ValueError: the two differ in shape.
+        ValueError: The two differ in shape.
 
     Example:
         >>> x = torch.zeros(16, 1, 8, 8, dtype=torch.uint8)
@@ -119,15 +119,15 @@ def animation(
     """Write an animated GIF, which every browser shows, of samples along a chain; the last frame stays for two seconds.
 
     Args:
-        frames: the samples at each step, uint8 (N, C, H, W), all of one shape.
-        steps: the MCMC step of each frame, written above it.
-        target: a binary file, open for writing.
-        columns: images in a row.
-        milliseconds: time that a frame is shown.
+        frames: The samples at each step, uint8 (N, C, H, W), all of one shape.
+        steps: The MCMC step of each frame, written above it.
+        target: A binary file, open for writing.
+        columns: Images in a row.
+        milliseconds: Time that a frame is shown.
         temperature: Of the chain, in words, written behind each step.
 
     Raises:
-        ValueError: no frames, or not one step for each.
+        ValueError: No frames, or not one step for each.
     """
     if not frames or len(frames) != len(steps):
         raise ValueError(f"an animation takes one step for each frame, got {len(frames)} frames, {len(steps)} steps")

@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline.evaluation.plots.curves import at_temperature
 from pipeline.evaluation.plots.images import grid
 
-__all__ = ["RankedSamples", "energy_panels", "labelled", "neighbours"]
+__all__ = ["RankedSamples", "energy_panels", "labelled", "neighbors"]
 
 _COLUMNS = 8
 _SPACE = 24  # between two parts of a picture
@@ -25,11 +25,11 @@ class RankedSamples(NamedTuple):
     """Samples in the order of their energy, the lowest first.
 
     Attributes:
-        images: some of them (N, C, H, W), uint8.
-        energies: theirs (N,), in nats.
-        lowest: of all samples those of the lowest energies, images and energies.
-        highest: those of the highest.
-        among: how many samples there are in all.
+        images: Some of them (N, C, H, W), uint8.
+        energies: Theirs (N,), in nats.
+        lowest: Of all samples those of the lowest energies, images and energies.
+        highest: Those of the highest.
+        among: How many samples there are in all.
     """
 
     images: Tensor
@@ -43,15 +43,15 @@ def labelled(images: Tensor, labels: Sequence[str], columns: int = _COLUMNS) -> 
     """Lay images out in rows, as :func:`pipeline.evaluation.plots.grid` does, with a word under each.
 
     Args:
-        images: uint8 (N, C, H, W), C is 1 or 3.
-        labels: a word for each, short enough for its image's width.
-        columns: images in a row.
+        images: Images, uint8 (N, C, H, W), C is 1 or 3.
+        labels: A word for each, short enough for its image's width.
+        columns: Images in a row.
 
     Returns:
         An RGB image.
 
     Raises:
-        ValueError: not one label for each image.
+        ValueError: Not one label for each image.
 
     Example:
         >>> import torch
@@ -71,8 +71,8 @@ def energy_panels(base: RankedSamples, gebm: RankedSamples, temperature: str | N
     """Base and GEBM side by side: some samples of each by their energy, and of all samples those at both ends.
 
     Args:
-        base: samples of the base.
-        gebm: where the same latents end after the chain.
+        base: Samples of the base.
+        gebm: Where the same latents end after the chain.
         temperature: Of the chain, in words, for the title.
 
     Returns:
@@ -93,7 +93,7 @@ def _column(name: str, samples: RankedSamples) -> Image.Image:
     return _stacked([_titled(grid(samples.images, _COLUMNS), words), *ends], _SPACE // 2)
 
 
-def neighbours(
+def neighbors(
     samples: Tensor,
     energies: Tensor,
     nearest: Tensor,
@@ -108,14 +108,14 @@ def neighbours(
     """Samples, and under each the training images nearest to it: is it one of them?
 
     Args:
-        samples: uint8 (N, C, H, W).
-        energies: theirs (N,), in nats.
-        nearest: training images (N, K, C, H, W), uint8, the nearest first.
-        distances: between the features of sample and training image (N, K).
-        ratio: of all samples, as :func:`pipeline.evaluation.metrics.nn_distance_ratio` gives it.
-        among: how many training images were looked at.
-        of: how many there are.
-        label: whose features.
+        samples: Images, uint8 (N, C, H, W).
+        energies: Theirs (N,), in nats.
+        nearest: Training images (N, K, C, H, W), uint8, the nearest first.
+        distances: Between the features of sample and training image (N, K).
+        ratio: Of all samples, as :func:`pipeline.evaluation.metrics.nn_distance_ratio` gives it.
+        among: How many training images were looked at.
+        of: How many there are.
+        label: Whose features.
         temperature: Of the samples, in words, for the title.
 
     Returns:

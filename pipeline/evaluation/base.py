@@ -1,0 +1,66 @@
+"""Result of an evaluation, and the protocol of what scores its samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+__all__ = ["ChainSamples", "Evaluation", "SampleScorer"]
+
+
+class ChainSamples(NamedTuple):
+    """All samples at one end of the chains, in the order of the chains, of all workers together.
+
+    Attributes:
+        latents: (N, D), on the CPU; the base maps them to the samples again where those are to be drawn.
+        energies: (N,), on the CPU, in nats.
+        features: The scorer's features of the samples, each with N rows.
+    """
+
+    latents: Tensor
+    energies: Tensor
+    features: dict[str, Tensor]
+
+
+@dataclass
+class Evaluation:
+    """Result of one evaluation.
+
+    Attributes:
+        scores: ``fid_base``, ``fid_gebm`` and the other requested metrics, with the sampler's diagnostics.
+        chain: Step of the chain -> the scorer's primary score there, such as the FID.
+        frames: Step of the chain -> the same few samples there, as they are shown: images (G, C, H, W) uint8.
+        ends: ``base``, where the chain starts, and ``gebm``, where it ends, with all their samples.
+        pictures: File name -> its bytes; filled in by the task, on the first worker.
+        notes: One-line messages for the user, such as a batch size that did not fit.
+    """
+
+    scores: dict[str, float] = field(default_factory=dict)
+    chain: dict[int, float] = field(default_factory=dict)
+    frames: dict[int, Tensor] = field(default_factory=dict)
+    ends: dict[str, ChainSamples] = field(default_factory=dict)
+    pictures: dict[str, bytes] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+class SampleScorer(Protocol):
+    """Metrics of samples, in three stages: shown, embedded, scored."""
+
+    @property
+    def primary(self) -> str:
+        """Name of the score that is followed along the chain."""
+        ...
+
+    def show(self, samples: Tensor) -> Tensor:
+        """Return samples of a base in the form in which they are measured and drawn: (N, ...)."""
+        ...
+
+    def features(self, shown: Tensor) -> dict[str, Tensor]:
+        """Return what the scores are computed from, each with a row a sample, on the CPU."""
+        ...
+
+    def score(self, features: dict[str, Tensor], *, end: bool) -> dict[str, float]:
+        """Return the primary score, and at an end of the chain all the others."""
+        ...

@@ -1,0 +1,82 @@
+"""Results of a trial that are written to its folder: checkpoints and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from pipeline import config as schema
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.filesystem import write_files
+from pipeline.runtime.redaction import redact
+from pipeline.training.checkpoints import Checkpoints
+
+__all__ = ["TrialFolder"]
+
+_Result = TypeVar("_Result")
+
+
+class TrialFolder:
+    """Folder of a trial, which training either needs or continues without, as ``checkpoints.on_failure`` says.
+
+    Args:
+        config: ``checkpoints.on_failure`` and ``output``.
+        url: The trial's folder, behind any fsspec URL.
+
+    Attributes:
+        checkpoints: The trial's checkpoints.
+    """
+
+    def __init__(self, config: schema.Config, url: str) -> None:
+        self._config, self._url = config, url
+        self.checkpoints = Checkpoints(url)
+
+    def save_checkpoint(
+        self,
+        base_step: int,
+        *,
+        model: dict[str, Any],
+        training: dict[str, Any],
+        state: dict[str, Any],
+        score: float | None,
+    ) -> tuple[str | None, list[str]]:
+        """Write a checkpoint, see :meth:`pipeline.training.checkpoints.Checkpoints.save`.
+
+        Returns:
+            Its URL, or ``None`` with notes on why it could not be written.
+
+        Raises:
+            UserError: It cannot be written, and ``checkpoints.on_failure`` is ``stop``.
+        """
+        return self._attempt(
+            f"the checkpoint of base step {base_step} at {self.checkpoints.url}",
+            lambda: self.checkpoints.save(base_step, model=model, training=training, state=state, score=score),
+        )
+
+    def write_figures(self, name: str, pictures: dict[str, bytes]) -> tuple[list[str], list[str]]:
+        """Write an evaluation's pictures, where the driver takes them from.
+
+        Args:
+            name: The evaluation, such as ``step-00001000``.
+            pictures: File name -> contents.
+
+        Returns:
+            Their URLs, none if they could not be written, and notes on why.
+
+        Raises:
+            UserError: They cannot be written, and ``checkpoints.on_failure`` is ``stop``.
+        """
+        url = f"{self._url}/figures/{name}"
+        urls, notes = self._attempt(f"figures at {url}", lambda: write_files(pictures, url))
+        return urls or [], notes
+
+    def _attempt(self, what: str, write: Callable[[], _Result]) -> tuple[_Result | None, list[str]]:
+        try:
+            return write(), []
+        # Each file system has exceptions of its own.
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            note = redact(f"{what} cannot be written ({reason})")
+            if self._config.checkpoints.on_failure == "stop":
+                raise UserError(f"{note}; free some space, then resume={self._config.output}") from error
+            return None, [note]
