@@ -16,7 +16,7 @@ _SEND = {"ray": ray_jobs.send, "kuberay": kuberay.send, "slurm": slurm.send}
 
 @command(
     "Run a sweep on a cluster: as a job of one that is up (launch=ray), or on one of its own that KubeRay or Slurm\n"
-    "brings up. The keys are those of pipeline.sweep, checked before anything is sent; docs/clusters.md tells more.",
+    "brings up. The keys are those of pipeline.sweep, checked before anything is sent; see docs/clusters.md.",
     [
         "python -m pipeline.submit conf=lsun launch=ray launch.address=http://127.0.0.1:8265 \\\n"
         "      output=s3://bucket/sweeps/lsun data.store=s3://bucket/stores/lsun-32",
@@ -29,9 +29,9 @@ _SEND = {"ray": ray_jobs.send, "kuberay": kuberay.send, "slurm": slurm.send}
     config_name=SUBMISSION,
     parse=Submission.from_dict,
 )
-def main(submission: Submission, named: dict[str, Any]) -> int:
-    """Send the sweep; what is wrong with it is said here, and nothing is sent."""
-    return _SEND[submission.launch.kind](submission, named)
+def main(submission: Submission, overrides: dict[str, Any]) -> int:
+    """Send the sweep; a config that is refused is not sent."""
+    return _SEND[submission.launch.kind](submission, overrides)
 
 
 if __name__ == "__main__":
