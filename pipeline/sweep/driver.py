@@ -135,7 +135,7 @@ def run(config: schema.Config, named: dict[str, Any], *, verb: str, console: Con
             artifacts=artifacts,
             journal=journal_path(output),
             folder=output,
-            say=display.say,
+            notify=display.say,
             package=write_package,
         )
         with cluster.connected(config) as capacity:

@@ -235,7 +235,7 @@ def test_no_error_of_a_trial_takes_a_credential_to_a_file_a_log_or_the_tracker(s
     display = Display(records, "small", 24, log=str(tmp_path / "events.jsonl"))
     uri, artifacts = f"sqlite:///{tmp_path / 'mlflow.db'}", (tmp_path / "artifacts").as_uri()
     tracker = Tracker(
-        uri, "small", artifacts=artifacts, journal=tmp_path / "out" / "journal", folder=str(tmp_path), say=display.say
+        uri, "small", artifacts=artifacts, journal=tmp_path / "out" / "journal", folder=str(tmp_path), notify=display.say
     )
     parent = tracker.start_sweep("sweep", {"leaked": told}, told, extractor=None)
     watch = SweepCallback(config, records, tracker, display)
