@@ -70,7 +70,7 @@ def _told(uri: str, folder: Path, repeat: int) -> Iterator[dict[str, Any]]:
             began = time.perf_counter()
             for n in range(count):
                 tell(n)
-                tracker._outbox.flush(60.0)
+                tracker._journal.flush(60.0)
             seconds = time.perf_counter() - began
         yield {"told": name, "requests": found[0] / count, "seconds": seconds / count}
     # As an outbox does that has fallen behind: what a trial has to say goes in one request.

@@ -1,7 +1,7 @@
-"""A sweep on somebody else's machines: a Ray cluster's job API, KubeRay, Slurm.
+"""Launchers that run a sweep on a cluster: Ray's job API, KubeRay, Slurm.
 
-``settings`` says what can be set, ``parcel`` what is sent, ``places`` what the cluster has to be able to reach; each
-launcher is a file of its own, and ``job`` is what all three of them run at the other end.
+:mod:`pipeline.config.launchers` has the settings, ``bundle`` builds what is sent, and ``reachability`` checks that the
+cluster can reach what the config names. Each launcher is a file of its own, and all three run ``job`` on the cluster.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ __all__ = ["main"]
 
 @command(
     "Run a sweep on a cluster: as a job of one that is up (launch=ray), or on one of its own that KubeRay or Slurm\n"
-    "brings up. The keys are those of pipeline.sweep, checked before anything is sent; docs/clusters.md tells more.",
+    "brings up. The keys are those of pipeline.sweep, checked before anything is sent; see docs/clusters.md.",
     [
         "python -m pipeline.submit conf=lsun launch=ray launch.address=http://127.0.0.1:8265 \\\n"
         "      output=s3://bucket/sweeps/lsun data.store=s3://bucket/stores/lsun-32",

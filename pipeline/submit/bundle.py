@@ -1,4 +1,4 @@
-"""What is sent: the project as it is, and a sweep's config as it was composed and checked at home."""
+"""Bundle that a launcher sends to a cluster: the code, and the sweep's config, composed and validated."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ JOB = "job.yaml"
 
 @dataclass(frozen=True)
 class JobBundle:
-    """A sweep that is ready to be sent: its config is whole, and the cluster can reach what it names.
+    """A sweep that is ready to be sent: its config is complete, and the cluster can reach what it names.
 
     Args:
-        name: of the job.
-        config: the experiment.
-        named: keys that the command line names, which hold above those of a checkpoint or of a sweep that is resumed.
-        nodes: Ray nodes that the sweep waits for before it begins, the head among them.
-        join_timeout: seconds that it waits for them.
+        name: Name of the job.
+        config: The experiment.
+        overrides: Keys that the command line names; they override those of a checkpoint or of a resumed sweep.
+        nodes: Number of Ray nodes that the sweep waits for, including the head.
+        join_timeout: Time to wait for them, in seconds.
     """
 
     name: str
     config: schema.Config
-    named: dict[str, Any]
+    overrides: dict[str, Any]
     nodes: int
     join_timeout: float
 
@@ -46,57 +46,60 @@ class JobBundle:
     def build(
         cls,
         config: schema.Config,
-        named: dict[str, Any],
+        overrides: dict[str, Any],
         *,
         nodes: int,
         join_timeout: float,
         shared: Callable[[str], bool],
         advice: str,
     ) -> JobBundle:
-        """Check a sweep as it would be at the other end, and make it ready.
+        """Validate a sweep as the cluster will, and build its bundle.
 
         Args:
-            config: the experiment.
-            named: keys that the command line names.
-            nodes: Ray nodes to wait for.
-            join_timeout: seconds.
-            shared: of an absolute path, whether all nodes of the cluster see it.
-            advice: what to write instead of a path that they do not see.
+            config: The experiment; its paths and URLs become absolute.
+            overrides: Keys that the command line names.
+            nodes: Number of Ray nodes to wait for.
+            join_timeout: Time to wait for them, in seconds.
+            shared: Predicate of an absolute path: whether all nodes of the cluster see it.
+            advice: What to write instead of a path that they do not see.
 
         Raises:
-            UserError: one line that names the key and what it may be.
+            UserError: When a key is refused, by a one-line message that names it and its valid values.
         """
         validate(config)
         space.parse_space(config)
-        named = {key: value for key, value in named.items() if key != "apply" and not key.startswith("launch.")}
-        resolve_paths(config, named, shared, advice)
-        bundle = cls(job_name(config.name), config, named, nodes, join_timeout)
+        overrides = {key: value for key, value in overrides.items() if key != "apply" and not key.startswith("launch.")}
+        resolve_paths(config, overrides, shared, advice)
+        bundle = cls(job_name(config.name), config, overrides, nodes, join_timeout)
         refuse_secrets(bundle.values())
         return bundle
 
     @property
     def output(self) -> str:
-        """Where the results will be."""
+        """Folder of the results, behind any fsspec URL."""
         return str(self.config.resume or self.config.output)
 
     def values(self) -> dict[str, Any]:
-        """What :mod:`pipeline.submit.job` reads."""
+        """Return the bundle as :func:`pipeline.submit.job.run` reads it."""
         return {
             "nodes": self.nodes,
             "join_timeout": self.join_timeout,
-            "named": self.named,
+            "named": self.overrides,
             "config": schema.to_dict(self.config),
         }
 
     def text(self) -> str:
-        """The same as YAML."""
+        """Return :meth:`values` as YAML."""
         return yaml.safe_dump(self.values(), sort_keys=False)
 
     def folder(self, chosen: str | None) -> Path:
-        """A new folder for what is written here.
+        """Create the folder that a launcher writes to on this machine.
 
         Args:
-            chosen: by the user; by default ``results/launches/<name>``.
+            chosen: Folder of the user's choice (default: ``results/launches/<name>``).
+
+        Returns:
+            Its absolute path.
         """
         folder = Path(chosen).expanduser() if chosen else Path("results") / "launches" / self.name
         folder = folder.absolute()
@@ -105,10 +108,10 @@ class JobBundle:
 
 
 def job_name(name: str) -> str:
-    """A name for a job: the experiment's and the time, in as few letters as every scheduler takes.
+    """Return a name for a job, of the experiment's name and the time, which every scheduler takes.
 
     Args:
-        name: of the experiment.
+        name: Name of the experiment.
 
     Example:
         >>> job_name("My_experiment")[:14]
@@ -122,13 +125,12 @@ def copy_code(folder: Path) -> None:
     """Copy the project's packages, experiments and searches: no results, no environment, no history.
 
     Args:
-        folder: where to; made to be an entry of ``PYTHONPATH``.
+        folder: Target, to be an entry of ``PYTHONPATH`` on the cluster.
     """
     ignore = shutil.ignore_patterns("__pycache__")
     packages = [Path(str(package.__file__)).parent for package in (gebm, pipeline)]
     root = schema.config_root()
-    groups = (
-        [] if root.parent in packages else [root / "conf", root / "sweeps"]
-    )  # in an installed wheel they are inside
+    # An installed wheel has them inside the package.
+    groups = [] if root.parent in packages else [root / "conf", root / "sweeps"]
     for source in (*packages, *groups):
         shutil.copytree(source, folder / source.name, ignore=ignore, dirs_exist_ok=True)

@@ -1,7 +1,7 @@
-"""``python -m pipeline.submit.job <file>``: what a launcher runs on the cluster.
+"""Entry point on the cluster: ``python -m pipeline.submit.job <file>``, which every launcher runs.
 
-The file is a :class:`~pipeline.submit.bundle.JobBundle`. Started once more, after its machine was taken away, the job
-goes on where it stopped.
+The file is a :class:`~pipeline.submit.bundle.JobBundle`. A job that is started again, after its node was lost, resumes
+the sweep where it stopped.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ __all__ = ["main", "run", "wait_for_nodes"]
 
 
 def wait_for_nodes(address: str, nodes: int, timeout: float) -> None:
-    """Wait until so many nodes of a Ray cluster are up.
+    """Wait until a number of nodes of a Ray cluster are up.
 
     Args:
-        address: of the cluster, as ``ray.init`` takes it.
-        nodes: how many, the head among them.
-        timeout: seconds.
+        address: Address of the cluster, as ``ray.init`` takes it.
+        nodes: Number of nodes, including the head.
+        timeout: Time limit in seconds.
 
     Raises:
-        UserError: they were not up in time.
+        UserError: When they are not up in time.
     """
     end = time.monotonic() + timeout
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -53,33 +53,33 @@ def wait_for_nodes(address: str, nodes: int, timeout: float) -> None:
 
 
 def run(values: dict[str, Any]) -> int:
-    """Run a sweep that was sent, or go on with it.
+    """Run a sweep that was sent, or resume it.
 
     Args:
-        values: of :meth:`pipeline.submit.bundle.JobBundle.values`.
+        values: Those of :meth:`pipeline.submit.bundle.JobBundle.values`.
 
     Returns:
-        The exit status, as of ``pipeline.sweep``.
+        The exit status of ``pipeline.sweep``.
 
     Raises:
-        UserError: something the user can mend.
+        UserError: When the config is refused, or the cluster is not up in time.
     """
-    config, named = schema.from_dict(values["config"]), values["named"]
+    config, overrides = schema.from_dict(values["config"]), values["named"]
     wait_for_nodes(os.environ.get("RAY_ADDRESS", "auto"), values["nodes"], values["join_timeout"])
-    if config.resume is None and _begun(str(config.output)):
-        print(f"going on with what {config.output} holds", flush=True)
+    if config.resume is None and _holds_sweep(str(config.output)):
+        print(f"resuming the sweep in {config.output}", flush=True)
         config.resume = config.output
-    return driver.exit_status(config, named, command="sweep")
+    return driver.exit_status(config, overrides, command="sweep")
 
 
-def _begun(output: str) -> bool:
+def _holds_sweep(output: str) -> bool:
     files, path = filesystem(output)
     return files.exists(f"{path}/summary.json")
 
 
 def main() -> int:
-    """Run what the file says; its exit status is that of ``pipeline.sweep``."""
-    # A shell takes Ctrl-C away from what it runs in the background, and it is what a batch script asks to stop with.
+    """Run the sweep that the file describes, and return the exit status of ``pipeline.sweep``."""
+    # A shell lets its background processes ignore SIGINT, which is what the batch script stops the sweep with.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return run(yaml.safe_load(Path(sys.argv[1]).read_text()))

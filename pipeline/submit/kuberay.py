@@ -1,4 +1,4 @@
-"""A sweep as a RayJob of the KubeRay operator: a cluster of its own that goes when the sweep has ended."""
+"""KubeRay launcher: a sweep as a RayJob, whose cluster is deleted when the sweep has ended."""
 
 from __future__ import annotations
 
@@ -15,26 +15,31 @@ from pipeline.submit.reachability import no_shared_fs, under_mount
 
 __all__ = ["manifest", "send"]
 
-_FILES = "/etc/gebm"  # where the pods of the cluster see the config
-_GROUP = 10001  # of files on a shared volume, so that the image's user can write there
+# Mount path of the config in the cluster's pods.
+_CONFIG_MOUNT = "/etc/gebm"
+# Group of the files on a shared volume, so that the image's user can write there.
+_GROUP = 10001
 
 
-def send(submission: Submission, named: dict[str, object]) -> int:
+def send(submission: Submission, overrides: dict[str, Any]) -> int:
     """Write the manifest, and with ``apply`` hand it to ``kubectl``.
 
     Args:
-        submission: with :class:`KubeRay`.
-        named: keys that the command line names.
+        submission: With :class:`KubeRay`.
+        overrides: Keys that the command line names.
+
+    Returns:
+        The exit status, 0.
 
     Raises:
-        UserError: the pods cannot reach what the config names, or ``kubectl`` refuses the manifest.
+        UserError: When the pods cannot reach what the config names, or ``kubectl`` refuses the manifest.
     """
     settings = submission.launch
     assert isinstance(settings, KubeRay)
     mounted = settings.volume_claim is not None
     bundle = JobBundle.build(
         submission.config,
-        named,
+        overrides,
         nodes=settings.nodes + 1,
         join_timeout=settings.join_timeout,
         shared=under_mount(settings.mount_path) if mounted else no_shared_fs,
@@ -48,48 +53,70 @@ def send(submission: Submission, named: dict[str, object]) -> int:
     kubectl = ["kubectl", *(["--namespace", settings.namespace] if settings.namespace else [])]
     apply = [*kubectl, "apply", "-f", str(path)]
     if submission.apply:
-        _call(apply)
-    called = " ".join(kubectl)
+        _run(apply)
+    prefix = " ".join(kubectl)
     print(
         f"  {'start it: ' if not submission.apply else 'started by:'} {' '.join(apply)}\n"
-        f"  follow it:  {called} logs --follow job/{bundle.name}\n"
-        f"  find it:    {called} get rayjob {bundle.name}\n"
-        f"  stop it:    {called} delete -f {path}"
+        f"  follow it:  {prefix} logs --follow job/{bundle.name}\n"
+        f"  find it:    {prefix} get rayjob {bundle.name}\n"
+        f"  stop it:    {prefix} delete -f {path}"
     )
     return 0
 
 
-def _call(command: list[str]) -> None:
+def _run(command: list[str]) -> None:
+    """Run a command of ``kubectl``, and print its output."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         raise UserError("apply=true needs kubectl on the PATH; without it, the manifest is written only") from None
-    if done.returncode:
-        reason = " ".join(done.stderr.split())[:300]
+    if process.returncode:
+        reason = " ".join(process.stderr.split())[:300]
         raise UserError(f"`{' '.join(command)}` failed: {reason}")
-    print(done.stdout.strip())
+    print(process.stdout.strip())
 
 
 def manifest(bundle: JobBundle, settings: KubeRay) -> list[dict[str, Any]]:
-    """The documents to apply: the sweep's config, and the RayJob that runs it.
+    """Return the documents to apply: the sweep's config, and the RayJob that runs it.
 
     Args:
-        bundle: the sweep.
-        settings: of the cluster.
+        bundle: The sweep.
+        settings: Settings of the cluster.
 
     Returns:
-        A ConfigMap and a RayJob. There is no credential in either: pods have them from a Secret that is named, or by
-        the role of their service account.
+        A ConfigMap and a RayJob. Neither contains a credential: pods have them from the named Secret, or by the role
+        of their service account.
     """
+    job = {
+        "entrypoint": f"python -m pipeline.submit.job {_CONFIG_MOUNT}/{JOB}",
+        "shutdownAfterJobFinishes": True,
+        "ttlSecondsAfterFinished": settings.keep_seconds,
+        "backoffLimit": settings.retries,
+        "rayClusterSpec": _cluster(bundle, settings),
+    }
+    metadata = {
+        "name": bundle.name,
+        **({"namespace": settings.namespace} if settings.namespace else {}),
+        "labels": {"app.kubernetes.io/name": "gebm", "app.kubernetes.io/instance": bundle.name},
+    }
+    return [
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {JOB: bundle.text()}},
+        {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": metadata, "spec": job},
+    ]
+
+
+def _cluster(bundle: JobBundle, settings: KubeRay) -> dict[str, Any]:
+    """Return the RayCluster's spec: a head without GPUs, and one group of workers."""
     gpu = {"nvidia.com/gpu": settings.gpus_per_node} if settings.gpus_per_node else {}
     worker = {"cpu": settings.cpus_per_node, "memory": settings.memory_per_node, **gpu}
     head = {"cpu": settings.head_cpus, "memory": settings.head_memory}
-    most = settings.max_nodes or settings.nodes
-    where = {"nodeSelector": settings.node_selector, "tolerations": settings.tolerations}
-    cluster = {
+    max_nodes = settings.max_nodes or settings.nodes
+    placement = {"nodeSelector": settings.node_selector, "tolerations": settings.tolerations}
+    return {
         "rayVersion": ray.__version__,
-        "authOptions": {"mode": "token"},  # the operator makes the token, and a Secret to keep it in
-        "enableInTreeAutoscaling": most > settings.nodes,
+        # The operator creates the token, and a Secret for it.
+        "authOptions": {"mode": "token"},
+        "enableInTreeAutoscaling": max_nodes > settings.nodes,
         "headGroupSpec": {
             "rayStartParams": {"dashboard-host": "0.0.0.0"},
             "template": {"spec": _pod("ray-head", head, bundle, settings)},
@@ -99,43 +126,28 @@ def manifest(bundle: JobBundle, settings: KubeRay) -> list[dict[str, Any]]:
                 "groupName": "workers",
                 "replicas": settings.nodes,
                 "minReplicas": settings.nodes,
-                "maxReplicas": most,
+                "maxReplicas": max_nodes,
                 "rayStartParams": {},
                 "template": {
                     "spec": {
                         **_pod("ray-worker", worker, bundle, settings),
-                        **{key: value for key, value in where.items() if value},
+                        **{key: value for key, value in placement.items() if value},
                     }
                 },
             }
         ],
     }
-    job = {
-        "entrypoint": f"python -m pipeline.submit.job {_FILES}/{JOB}",
-        "shutdownAfterJobFinishes": True,
-        "ttlSecondsAfterFinished": settings.keep_seconds,
-        "backoffLimit": settings.retries,
-        "rayClusterSpec": cluster,
-    }
-    meta = {
-        "name": bundle.name,
-        **({"namespace": settings.namespace} if settings.namespace else {}),
-        "labels": {"app.kubernetes.io/name": "gebm", "app.kubernetes.io/instance": bundle.name},
-    }
-    return [
-        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": {JOB: bundle.text()}},
-        {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": meta, "spec": job},
-    ]
 
 
 def _pod(name: str, resources: dict[str, Any], bundle: JobBundle, settings: KubeRay) -> dict[str, Any]:
+    """Return a pod's spec: one container, with the config mounted and the variables and volumes of the settings."""
     plain = [{"name": key, "value": value} for key, value in {"PYTHONUNBUFFERED": "1", **settings.env}.items()]
     secret = [
         {"name": key, "valueFrom": {"secretKeyRef": {"name": settings.secret, "key": key}}}
         for key in settings.secret_env
     ]
-    volumes = [{"name": "sweep", "configMap": {"name": bundle.name}}]
-    mounts = [{"name": "sweep", "mountPath": _FILES, "readOnly": True}]
+    volumes: list[dict[str, Any]] = [{"name": "sweep", "configMap": {"name": bundle.name}}]
+    mounts: list[dict[str, Any]] = [{"name": "sweep", "mountPath": _CONFIG_MOUNT, "readOnly": True}]
     if settings.volume_claim:
         volumes.append({"name": "shared", "persistentVolumeClaim": {"claimName": settings.volume_claim}})
         mounts.append({"name": "shared", "mountPath": settings.mount_path})

@@ -1,4 +1,4 @@
-"""A sweep as a job of a Ray cluster that is up already."""
+"""Ray launcher: a sweep as a job of a running Ray cluster, through its job API."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -24,34 +25,35 @@ from pipeline.sweep.cluster import require_reachable
 
 __all__ = ["follow", "send"]
 
-_ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # in the order that Ray has
+# In the order in which Ray reads them.
+_ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 _FAILURES = (OSError, RuntimeError, ValueError, requests.RequestException)
 
 
-def send(submission: Submission, named: dict[str, object]) -> int:
+def send(submission: Submission, overrides: dict[str, Any]) -> int:
     """Send a sweep to the cluster, and print its log.
 
     Args:
-        submission: with :class:`RayJobs`.
-        named: keys that the command line names.
+        submission: With :class:`RayJobs`.
+        overrides: Keys that the command line names.
 
     Returns:
-        0; the job's own exit status where it failed; 130 after Ctrl-C, which leaves the job alone.
+        0; the job's own exit status where it failed; 130 after Ctrl-C, which does not stop the job.
 
     Raises:
-        UserError: the cluster cannot be reached, or cannot reach what the config names.
+        UserError: When the cluster cannot be reached, or cannot reach what the config names.
     """
     settings = submission.launch
     assert isinstance(settings, RayJobs)
     bundle = JobBundle.build(
         submission.config,
-        named,
+        overrides,
         nodes=settings.nodes,
         join_timeout=settings.join_timeout,
         shared=shared_fs if settings.shared else no_shared_fs,
         advice="give {key}=s3://bucket/... or the like, or say launch.shared=true if all its nodes see that path",
     )
-    address = settings.address or next(filter(None, map(os.environ.get, _ADDRESSES)), None)
+    address = settings.address or next(filter(None, map(os.environ.get, _ADDRESS_VARIABLES)), None)
     if address is None:
         raise UserError(
             "which cluster? Give launch.address=http://<head>:8265, or set RAY_API_SERVER_ADDRESS; "
@@ -74,18 +76,18 @@ def send(submission: Submission, named: dict[str, object]) -> int:
     if not bundle.config.tracking.uri:
         print("note: without tracking.uri=... MLflow's runs stay on the cluster's head, in the job's own folder")
     if not settings.follow:
-        print(_ways(address, bundle.name))
+        print(_commands(address, bundle.name))
         return 0
     return follow(client, address, bundle.name)
 
 
 def follow(client: JobSubmissionClient, address: str, name: str) -> int:
-    """Print a job's log until the job ends or the user has seen enough.
+    """Print a job's log until the job ends or the user presses Ctrl-C.
 
     Args:
-        client: of the cluster.
-        address: of its job API, for the commands that are printed.
-        name: of the job.
+        client: Client of the cluster's job API.
+        address: Address of the job API, for the commands that are printed.
+        name: Name of the job.
 
     Returns:
         0; the job's own exit status where it failed; 130 after Ctrl-C.
@@ -95,10 +97,10 @@ def follow(client: JobSubmissionClient, address: str, name: str) -> int:
         while not (job := client.get_job_info(name)).status.is_terminal():
             time.sleep(0.5)
     except KeyboardInterrupt:
-        print(f"\nthe job goes on\n{_ways(address, name)}")
+        print(f"\nthe job keeps running\n{_commands(address, name)}")
         return 130
     except (*_FAILURES, aiohttp.ClientError) as error:
-        print(f"the log of {name} is lost ({_reason(error)}), which does not stop the job\n{_ways(address, name)}")
+        print(f"the log of {name} is lost ({_reason(error)}), which does not stop the job\n{_commands(address, name)}")
         return 1
     if job.status == JobStatus.SUCCEEDED:
         print(f"job {name} succeeded")
@@ -108,15 +110,18 @@ def follow(client: JobSubmissionClient, address: str, name: str) -> int:
 
 
 async def _print_log(client: JobSubmissionClient, name: str) -> None:
+    """Print the lines of a job's log as they arrive."""
     async for lines in client.tail_job_logs(name):
         print(lines, end="", flush=True)
 
 
 def _client(address: str) -> JobSubmissionClient:
-    logging.getLogger("ray").setLevel(logging.ERROR)  # it tells of each upload
+    """Connect to a job API; raise ``UserError`` where none answers."""
+    # Ray logs every upload.
+    logging.getLogger("ray").setLevel(logging.ERROR)
     try:
-        _knock(address)
-        with _alone(address):
+        _require_job_api(address)
+        with _without_address_variables():
             return JobSubmissionClient(address)
     except _FAILURES as error:
         raise UserError(
@@ -125,29 +130,32 @@ def _client(address: str) -> JobSubmissionClient:
         ) from None
 
 
-def _knock(address: str) -> None:
+def _require_job_api(address: str) -> None:
+    """Raise where no process listens at an address, which Ray itself would only find after minutes."""
     if "://" not in address:
-        require_reachable(address)  # Ray asks there where the job API is
+        # Ray asks the head for the address of the job API.
+        require_reachable(address)
     elif not requests.utils.get_environ_proxies(address):
         url = urlsplit(address)
         require_reachable(f"{url.hostname}:{url.port or (443 if url.scheme == 'https' else 80)}")
 
 
 @contextlib.contextmanager
-def _alone(address: str) -> Iterator[None]:
-    """Ray lets its environment variables win over an address that is given to it; here the key wins."""
-    kept = {name: os.environ.pop(name, None) for name in _ADDRESSES}
+def _without_address_variables() -> Iterator[None]:
+    """Unset Ray's address variables, which it prefers to the address that it is given."""
+    saved = {name: os.environ.pop(name, None) for name in _ADDRESS_VARIABLES}
     try:
         yield
     finally:
-        os.environ.update({name: value for name, value in kept.items() if value is not None})
+        os.environ.update({name: value for name, value in saved.items() if value is not None})
 
 
 def _reason(error: BaseException) -> str:
     return one_line(error, limit=200)
 
 
-def _ways(address: str, name: str) -> str:
+def _commands(address: str, name: str) -> str:
+    """Return the commands that follow, stop and find a job."""
     return "\n".join(
         [
             f"  follow it: ray job logs --follow --address {address} {name}",

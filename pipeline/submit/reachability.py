@@ -1,4 +1,4 @@
-"""What a cluster has to be able to reach."""
+"""Paths and URLs of a config, and whether the cluster can reach them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["no_shared_fs", "on_this_machine", "resolve_paths", "shared_fs", "und
 
 
 def on_this_machine(url: str) -> bool:
-    """Whether a URL leads nowhere but to this machine, or is a path.
+    """Return whether a URL is a path, or one that only this machine can resolve.
 
     Example:
         >>> [on_this_machine(url) for url in ("results", "file:///data", "memory://x", "s3://bucket/x")]
@@ -26,20 +26,23 @@ def on_this_machine(url: str) -> bool:
 
 
 def no_shared_fs(path: str) -> bool:
-    """Of a cluster that shares no file system: none of the paths there are."""
+    """Return ``False`` for every path: the cluster shares no file system."""
     return False
 
 
 def shared_fs(path: str) -> bool:
-    """Of a cluster that shares its file system with this machine: all of the paths there are."""
+    """Return ``True`` for every path: the cluster shares its file system with this machine."""
     return True
 
 
 def under_mount(mount: str) -> Callable[[str], bool]:
-    """Of a cluster that shares one folder: the paths in it.
+    """Return the predicate of a cluster that shares one folder.
 
     Args:
-        mount: the folder.
+        mount: The folder.
+
+    Returns:
+        A function of an absolute path: whether it is inside that folder.
 
     Example:
         >>> [under_mount("/data")(path) for path in ("/data/results", "/data", "/database", "/data/../etc")]
@@ -48,26 +51,26 @@ def under_mount(mount: str) -> Callable[[str], bool]:
     return lambda path: PurePosixPath(os.path.normpath(path)).is_relative_to(mount)
 
 
-def resolve_paths(config: schema.Config, named: dict[str, Any], shared: Callable[[str], bool], advice: str) -> None:
-    """Make every place of a config absolute, and refuse those that the cluster cannot reach.
+def resolve_paths(config: schema.Config, overrides: dict[str, Any], shared: Callable[[str], bool], advice: str) -> None:
+    """Make every path of a config absolute, and refuse those that the cluster cannot reach.
 
     Args:
-        config: the experiment; its places are replaced.
-        named: keys that the command line names; those that are places are replaced as well.
-        shared: of an absolute path, whether all nodes of the cluster see it.
-        advice: what to write instead of a path that they do not see, with ``{key}`` for the key.
+        config: The experiment; its paths and URLs are replaced.
+        overrides: Keys that the command line names; those that are paths or URLs are replaced as well.
+        shared: Predicate of an absolute path: whether all nodes of the cluster see it.
+        advice: What to write instead of a path that they do not see, with ``{key}`` for the key.
 
     Raises:
-        UserError: one line that names the key.
+        UserError: When the cluster cannot reach one of them, by a one-line message that names its key.
     """
     if config.ray.address is not None:
         raise UserError(f"ray.address={config.ray.address}: a job runs on the cluster it is sent to; leave it out")
-    places = {"checkpoint": config.checkpoint, "evaluation.weights": config.evaluation.weights}
-    places["resume" if config.resume else "output"] = config.resume or config.output or "results"
+    locations = {"checkpoint": config.checkpoint, "evaluation.weights": config.evaluation.weights}
+    locations["resume" if config.resume else "output"] = config.resume or config.output or "results"
     # A sweep that is resumed has a store already, and one from a checkpoint has that of the training.
-    if not config.resume and (not config.checkpoint or "data.store" in named):
-        places["data.store"] = resolve_url(config.data.store)
-    for key, url in places.items():
+    if not config.resume and (not config.checkpoint or "data.store" in overrides):
+        locations["data.store"] = resolve_url(config.data.store)
+    for key, url in locations.items():
         if url is None:
             continue
         if on_this_machine(url):
@@ -77,5 +80,5 @@ def resolve_paths(config: schema.Config, named: dict[str, Any], shared: Callable
             url = path
         group, _, name = key.rpartition(".")
         setattr(getattr(config, group) if group else config, name, url.rstrip("/"))
-        if key in named:
-            named[key] = url.rstrip("/")
+        if key in overrides:
+            overrides[key] = url.rstrip("/")

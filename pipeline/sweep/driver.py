@@ -118,7 +118,7 @@ def open_sweep(plan: SweepPlan, command: str, console: Console | None = None) ->
             artifacts=plan.artifacts,
             journal=journal_path(plan.output),
             folder=plan.output,
-            say=log.info,
+            notify=log.info,
             package=write_package,
         )
         with cluster.connected(config) as capacity:

@@ -1,96 +1,42 @@
-"""What the journal of a sweep may say, and the files that it may name.
+"""Entries of a sweep's journal, as models, and the files that they may name.
 
-The journal lies among the results, and whoever goes on with somebody else's sweep sends that one's entries with his own
-credentials. So an entry that is none of a sweep's is refused, and a file is named from the sweep's folder and can lie
-nowhere else.
+The journal is a file among the results, and the driver that resumes a sweep sends its entries with its own credentials.
+The journal is untrusted for that reason: an entry that no sweep can have written is refused, and a file is named
+relative to the sweep's folder and cannot be outside of it.
 """
 
 from __future__ import annotations
 
-import re
-import sys
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from pipeline.runtime.filesystem import filesystem, is_local
 from pipeline.tracking.journal import PermanentError
 
-__all__ = ["read_artifact", "relative_name", "validate_entry"]
+__all__ = [
+    "Dataset",
+    "DatasetEntry",
+    "EndEntry",
+    "Entry",
+    "FileEntry",
+    "ImageEntry",
+    "MetricsEntry",
+    "ModelEntry",
+    "StartEntry",
+    "TagsEntry",
+    "parse_entry",
+    "read_artifact",
+    "relative_name",
+]
 
-_TRIAL = re.compile(r"[0-9]{3,9}")
-_MOST = 2**53  # of a step or a time
-_LONGEST = 200  # letters of a name that becomes a file's
-_NONE = type(None)
-_KINDS: dict[str, dict[str, type | tuple[type, ...]]] = {
-    "start": {"params": dict, "tags": dict, "time": int},
-    "metrics": {"metrics": dict, "step": int, "time": int},
-    "file": {"file": str, "folder": (str, _NONE)},
-    "image": {"file": str, "key": str, "step": int, "time": int},
-    "data": {"data": dict},
-    "model": {
-        "name": str, "checkpoint": str, "sampler": dict, "base_step": int, "description": str, "tags": dict,
-    },
-    "tags": {"tags": dict},
-    "end": {"status": str, "time": int},
-}  # fmt: skip
-_DATA = {
-    "name": str, "url": str, "checksum": str, "num_samples": int, "sample_shape": list, "dtype": str, "num_shards": int,
-    "num_bytes": int,
-}  # fmt: skip
-
-
-def validate_entry(entry: dict[str, Any]) -> None:
-    """Refuse an entry that no sweep can have written.
-
-    Args:
-        entry: of the journal.
-
-    Raises:
-        Refused: it has another kind, lacks what its kind has, or has it of another type.
-
-    Example:
-        >>> validate_entry({"kind": "end", "trial": "007", "status": "FINISHED", "time": 1})
-        >>> validate_entry({"kind": "end", "trial": "' or '' = '"})
-        Traceback (most recent call last):
-        ...
-        pipeline.tracking.journal.PermanentError: an entry of the journal is none of a sweep's
-    """
-    kind, trial = entry.get("kind"), entry.get("trial")
-    wanted = _KINDS.get(kind) if isinstance(kind, str) else None
-    named = trial is None or (isinstance(trial, str) and _TRIAL.fullmatch(trial) is not None)
-    if wanted is None or not named or not _has(entry, {"trial": (str, _NONE), **wanted}):
-        raise PermanentError("an entry of the journal is none of a sweep's")
-    if "tags" in wanted and not all(isinstance(value, str) for value in entry["tags"].values()):
-        raise PermanentError("an entry of the journal has a tag that is no text")
-    if "metrics" in wanted and not all(_is_number(value) for value in entry["metrics"].values()):
-        raise PermanentError("an entry of the journal has a metric that is no number")
-    if "data" in wanted:
-        data = entry["data"]
-        shape = data.get("sample_shape")
-        if not (_has(data, _DATA) and all(_is_count(size) for size in shape) and data["dtype"] in ("uint8", "float32")):
-            raise PermanentError("an entry of the journal has data that are none of a store")
-    for key in ("folder", "key"):
-        if key in wanted and entry[key] is not None and not _is_name(entry[key]):
-            raise PermanentError(f"an entry of the journal has a {key} that is no name")
-
-
-def _has(entry: dict[str, Any], wanted: dict[str, type | tuple[type, ...]]) -> bool:
-    return all(
-        key in entry and (_is_count(entry[key]) if types is int else isinstance(entry[key], types))
-        for key, types in wanted.items()
-    )
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 <= value <= _MOST
-
-
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+# Letters of a name that becomes a file's.
+_MAX_NAME = 200
 
 
 def _is_name(text: str) -> bool:
-    """Whether a text names a place in a folder, and could be a file's name."""
+    """Return whether a text is a relative path without ``..``, and could be a file's name."""
     parts = PurePosixPath(text).parts
     return (
         bool(parts)
@@ -98,13 +44,155 @@ def _is_name(text: str) -> bool:
         and not text.startswith("/")
         and ".." not in parts
         and text.isprintable()
-        and all(len(part) <= _LONGEST for part in parts)
-        and len(text) <= 4 * _LONGEST
+        and all(len(part) <= _MAX_NAME for part in parts)
+        and len(text) <= 4 * _MAX_NAME
     )
 
 
+def _require_name(text: str) -> str:
+    if not _is_name(text):
+        raise ValueError("not a relative path")
+    return text
+
+
+# Steps, times in milliseconds and sizes.
+_Count = Annotated[int, Field(ge=0, le=2**53)]
+_Number = Annotated[float, Field(allow_inf_nan=False)]
+_Name = Annotated[str, AfterValidator(_require_name)]
+_TrialName = Annotated[str, Field(pattern=r"^[0-9]{3,9}$")]
+
+
+class _Model(BaseModel):
+    """Base of the models: no value is converted, and keys of a later version are ignored."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class _Entry(_Model):
+    """Base of the entries: the trial whose run is meant, or ``None`` for the sweep's own run."""
+
+    trial: _TrialName | None
+
+
+class StartEntry(_Entry):
+    """Start of a trial's run."""
+
+    kind: Literal["start"]
+    params: dict[str, Any]
+    tags: dict[str, str]
+    time: _Count
+
+
+class MetricsEntry(_Entry):
+    """Metrics of one step."""
+
+    kind: Literal["metrics"]
+    metrics: dict[str, _Number]
+    step: _Count
+    time: _Count
+
+
+class FileEntry(_Entry):
+    """A file of the sweep's folder, and the folder of the run's artifacts that it goes to."""
+
+    kind: Literal["file"]
+    file: str
+    folder: _Name | None
+
+
+class ImageEntry(_Entry):
+    """An image of the sweep's folder, on the slider ``key`` of MLflow's UI."""
+
+    kind: Literal["image"]
+    file: str
+    key: _Name
+    step: _Count
+    time: _Count
+
+
+class Dataset(_Model):
+    """A store, as :func:`pipeline.tracking.provenance.describe_dataset` describes it."""
+
+    name: str
+    url: str
+    checksum: str
+    num_samples: _Count
+    sample_shape: list[_Count]
+    dtype: Literal["uint8", "float32"]
+    num_shards: _Count
+    num_bytes: _Count
+
+
+class DatasetEntry(_Entry):
+    """Data set of a run."""
+
+    kind: Literal["data"]
+    data: Dataset
+
+
+class ModelEntry(_Entry):
+    """A checkpoint to register as a model; see :func:`pipeline.tracking.registry.register`."""
+
+    kind: Literal["model"]
+    name: str
+    checkpoint: str
+    sampler: dict[str, Any]
+    base_step: _Count
+    description: str
+    tags: dict[str, str]
+
+
+class TagsEntry(_Entry):
+    """Tags of a run, its description among them."""
+
+    kind: Literal["tags"]
+    tags: dict[str, str]
+
+
+class EndEntry(_Entry):
+    """End of a run."""
+
+    kind: Literal["end"]
+    status: str
+    time: _Count
+
+
+Entry = StartEntry | MetricsEntry | FileEntry | ImageEntry | DatasetEntry | ModelEntry | TagsEntry | EndEntry
+_ENTRY: TypeAdapter[Entry] = TypeAdapter(Annotated[Entry, Field(discriminator="kind")])
+
+
+def parse_entry(entry: dict[str, Any]) -> Entry:
+    """Parse an entry of the journal.
+
+    Args:
+        entry: The entry, as JSON has it.
+
+    Raises:
+        PermanentError: When no sweep can have written it: its kind is unknown, or a field is missing or invalid.
+
+    Example:
+        >>> parse_entry({"kind": "end", "trial": "007", "status": "FINISHED", "time": 1}).status
+        'FINISHED'
+        >>> parse_entry({"kind": "end", "trial": "007", "status": 3, "time": 1})
+        Traceback (most recent call last):
+        ...
+        pipeline.tracking.journal.PermanentError: invalid journal entry (status of kind end)
+    """
+    try:
+        return _ENTRY.validate_python(entry)
+    except ValidationError as error:
+        # Kind and field are names of the models. What is below them, and the values, may be anything.
+        location = error.errors(include_url=False, include_context=False, include_input=False)[0]["loc"][:2]
+        field = f"{location[1]} of kind {location[0]}" if len(location) == 2 else "kind"
+        raise PermanentError(f"invalid journal entry ({field})") from None
+
+
 def relative_name(folder: str, url: str) -> str:
-    """How an entry names a file of the sweep's folder; what lies elsewhere keeps its URL, and is refused when sent.
+    """Return the name by which an entry refers to a file of the sweep's folder.
+
+    Args:
+        folder: The sweep's folder, behind any fsspec URL.
+        url: The file. One that is elsewhere keeps its URL, and is refused when it is sent.
 
     Example:
         >>> relative_name("s3://bucket/sweep", "s3://bucket/sweep/trials/000/figures/step-8/base.png")
@@ -114,15 +202,15 @@ def relative_name(folder: str, url: str) -> str:
 
 
 def read_artifact(folder: str, name: str) -> bytes:
-    """A file of the sweep's folder.
+    """Read a file of the sweep's folder.
 
     Args:
-        folder: behind any fsspec URL.
-        name: from :func:`relative_name`.
+        folder: The sweep's folder, behind any fsspec URL.
+        name: Name of the file, from :func:`relative_name`.
 
     Raises:
-        Refused: the name leads out of the folder, by its words or by a link.
-        OSError: there is no such file.
+        PermanentError: When the name leads out of the folder, by ``..`` or by a link.
+        OSError: When there is no such file.
 
     Example:
         >>> read_artifact("memory://doctest/sweep", "../../secret")
@@ -136,4 +224,5 @@ def read_artifact(folder: str, name: str) -> bytes:
         inside = Path(root, name).resolve().is_relative_to(Path(root).resolve())
     if not inside:
         raise PermanentError(f"a file outside of the sweep's folder is not sent: {name}")
-    return files.cat_file(f"{root}/{name}")
+    # fsspec declares text as well, which no file system returns here.
+    return files.cat_file(f"{root}/{name}")  # pyright: ignore[reportReturnType]

@@ -1,10 +1,10 @@
-"""How the tracker calls a metric: its UI groups names by all that stands before the last slash, so each has one."""
+"""Names of metrics in the tracker, whose UI groups them by what is before the last slash."""
 
 from __future__ import annotations
 
 __all__ = ["SKIPPED", "metric_name"]
 
-# What a trial's report has besides: of the sampler, unless it is named here.
+# Group of each number of a trial's report; numbers that are not listed are the sampler's.
 _GROUPS = {
     "energy_loss": "train",
     "base_loss": "train",
@@ -28,20 +28,23 @@ _GROUPS = {
     "fraction_of_peak": "rate",
     "evaluation_seconds": "rate",
 }
-_OF_FEATURES = ("fid", "kid", "kid_std", "is", "is_std", "precision", "recall", "nearest")
-_OF_SAMPLES = ("nll", "distance", "off_support")  # what needs no extractor
-# What is scored: the base, the GEBM's chains, and the base's samples weighted by exp(-E), which is the GEBM at beta 1.
+# Scores that depend on a feature extractor.
+_FEATURE_SCORES = ("fid", "kid", "kid_std", "is", "is_std", "precision", "recall", "nearest")
+# Scores that need no extractor.
+_SAMPLE_SCORES = ("nll", "distance", "off_support")
+# The base, the GEBM's chains, and the base's samples weighted by exp(-E), which are the GEBM at beta 1.
 _MODELS = ("base", "gebm", "weighted")
 
-SKIPPED = ("base_step", "seconds_left", "seconds_an_evaluation")  # numbers of a report that are no metrics
+SKIPPED = ("base_step", "seconds_left", "seconds_an_evaluation")
+"""Numbers of a report that are not metrics."""
 
 
 def metric_name(name: str, extractor: str | None) -> str:
-    """How the tracker calls a metric; one that depends on a feature extractor carries its name.
+    """Return the name of a metric in the tracker; one that depends on a feature extractor ends in its name.
 
     Args:
-        name: as a trial reports it; one that has a group already, such as ``system/...``, keeps it.
-        extractor: the feature extractor; None where there is none.
+        name: Name in a trial's report; one that has a group already, such as ``system/...``, keeps it.
+        extractor: The feature extractor; ``None`` where there is none.
 
     Example:
         >>> metric_name("fid_gebm", "inception-v3-compat"), metric_name("energy_loss", "any")
@@ -54,9 +57,9 @@ def metric_name(name: str, extractor: str | None) -> str:
     if "/" in name:
         return name
     score, _, model = name.rpartition("_")
-    if model in _MODELS and score in _OF_FEATURES:
+    if model in _MODELS and score in _FEATURE_SCORES:
         return f"{score}/{model}.{extractor}"
-    for score in _OF_SAMPLES:
+    for score in _SAMPLE_SCORES:
         if name.startswith(f"{score}_"):
             return f"{score}/{name.removeprefix(f'{score}_')}"
     if name.startswith("log_partition"):

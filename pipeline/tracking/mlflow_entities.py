@@ -1,4 +1,4 @@
-"""What MLflow's UI wants in a form of its own: images that it shows over training, and the data that a run has seen."""
+"""MLflow entities with a format of their own: images that the UI shows over training, and the data set of a run."""
 
 from __future__ import annotations
 
@@ -20,37 +20,39 @@ from pipeline.tracking.journal import PermanentError
 
 __all__ = ["IMAGES", "dataset_input", "write_image"]
 
-IMAGES = "images"  # the folder of a run's artifacts that the UI looks for images in
+IMAGES = "images"
+"""Folder of a run's artifacts in which the UI looks for images."""
 
-_THUMBNAIL = 256  # pixels on the longer side, as MLflow itself makes them
+# Pixels of the longer side, as in MLflow's own thumbnails.
+_THUMBNAIL = 256
 
 
 def write_image(content: bytes, folder: Path, *, run_id: str, key: str, step: int, time: int) -> list[Path]:
-    """Write an image under the names by which MLflow's UI finds it, and its thumbnail.
+    """Write an image and its thumbnail under the names by which MLflow's UI finds them.
 
-    ``MlflowClient.log_image`` puts a random number into them, and so would show an image twice that is sent twice. Here
-    it is a function of what the image is.
+    ``MlflowClient.log_image`` puts a random number into the names, so that an image that is sent twice would be shown
+    twice. Here the number is a function of the run, the key, the step and the time.
 
     Args:
-        content: a PNG file.
-        folder: where to write.
-        run_id: the run it is of.
-        key: what it shows: images of one key make one slider.
-        step: the base step, at which it stands on the slider.
-        time: when it was made, in milliseconds.
+        content: A PNG file.
+        folder: Folder to write to.
+        run_id: Run of the image.
+        key: Name of the slider: images of one key share one.
+        step: Base step, its position on the slider.
+        time: Time at which it was made, in milliseconds.
 
     Returns:
         The two files.
 
     Raises:
-        Refused: it is no image.
+        PermanentError: When it is not an image.
 
     Example:
         >>> import tempfile
         >>> picture = io.BytesIO()
         >>> Image.new("RGB", (600, 300)).save(picture, "PNG")
-        >>> told = {"run_id": "0a1b", "key": "base_and_gebm", "step": 200, "time": 1_700_000_000_000}
-        >>> for path in write_image(picture.getvalue(), Path(tempfile.mkdtemp()), **told):
+        >>> fields = {"run_id": "0a1b", "key": "base_and_gebm", "step": 200, "time": 1_700_000_000_000}
+        >>> for path in write_image(picture.getvalue(), Path(tempfile.mkdtemp()), **fields):
         ...     print(path.name[:44], path.suffix, Image.open(path).size)
         base_and_gebm+step+200+timestamp+17000000000 .png (600, 300)
         base_and_gebm+step+200+timestamp+17000000000 .webp (256, 128)
@@ -61,7 +63,8 @@ def write_image(content: bytes, folder: Path, *, run_id: str, key: str, step: in
     try:
         with Image.open(io.BytesIO(content)) as opened:
             image = opened.convert("RGB")
-    except Exception as error:  # Pillow has many for one file
+    # Pillow raises exceptions of many kinds for a damaged file.
+    except Exception as error:
         raise PermanentError(f"the picture {key} of base step {step} is no image") from error
     whole.write_bytes(content)
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))
@@ -70,16 +73,16 @@ def write_image(content: bytes, folder: Path, *, run_id: str, key: str, step: in
 
 
 def dataset_input(data: dict[str, Any]) -> DatasetInput:
-    """A store as MLflow's data set.
+    """Return a store as MLflow's data set.
 
     Args:
-        data: from :func:`pipeline.tracking.provenance.describe_dataset`.
+        data: The store, from :func:`pipeline.tracking.provenance.describe_dataset`.
 
     Example:
-        >>> told = {"name": "digits-8", "checksum": "0123456789abcdef", "url": "s3://bucket/digits-8",
+        >>> data = {"name": "digits-8", "checksum": "0123456789abcdef", "url": "s3://bucket/digits-8",
         ...         "num_samples": 1797, "sample_shape": [1, 8, 8], "dtype": "uint8", "num_shards": 1, "num_bytes": 9}
-        >>> found = dataset_input(told).dataset
-        >>> found.name, found.digest, found.source_type, found.source
+        >>> dataset = dataset_input(data).dataset
+        >>> dataset.name, dataset.digest, dataset.source_type, dataset.source
         ('digits-8', '0123456789abcdef', 's3', '{"uri": "s3://bucket/digits-8"}')
     """
     url, scheme = data["url"], data["url"].partition("://")[0] if "://" in data["url"] else "local"
@@ -94,7 +97,7 @@ def dataset_input(data: dict[str, Any]) -> DatasetInput:
     dataset = Dataset(
         name=data["name"],
         digest=data["checksum"],
-        # As MLflow names them, so that mlflow.data.get_source finds the place.
+        # MLflow's names, so that mlflow.data.get_source resolves the URL.
         source_type="http" if web else scheme.replace("file", "local"),
         source=json.dumps({"url" if web else "uri": url}),
         schema=json.dumps(TensorDatasetSchema(Schema([numbers])).to_dict()),

@@ -1,4 +1,4 @@
-"""What a run is of: its code, its data and its parts, in words to search by."""
+"""Provenance of a run: version of the code, data set, and tags to search by."""
 
 from __future__ import annotations
 
@@ -19,31 +19,32 @@ _PACKAGE = "gebm-pipeline"
 
 @functools.cache
 def code_version(folder: Path = Path(__file__).parent) -> str:
-    """The revision of the code, with ``-dirty`` where files differ from it; of an installed package its version.
+    """Return the revision of the code, with ``-dirty`` where files differ from it, or an installed package's version.
 
     Args:
-        folder: where the code lies.
+        folder: Folder of the code.
 
     Example:
         >>> bool(code_version())
         True
     """
-    # Only where the repository has this very code: an environment may lie in somebody else's.
-    known = _git(folder, "ls-files", "--error-unmatch", Path(__file__).name)
-    revision = _git(folder, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") if known else None
+    # Only where the repository has this file: an environment may be inside another project's repository.
+    tracked = _git(folder, "ls-files", "--error-unmatch", Path(__file__).name)
+    revision = _git(folder, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") if tracked else None
     if revision:
         return revision
     try:
         return metadata.version(_PACKAGE)
-    except metadata.PackageNotFoundError:  # sent to a cluster as files
+    # The code was sent to a cluster as files.
+    except metadata.PackageNotFoundError:
         return "unknown"
 
 
 def tags(config: Config) -> dict[str, str]:
-    """What a search in the tracker may ask for of a run, beside the checksum of what it has seen.
+    """Return the tags of a run to search by in the tracker.
 
     Args:
-        config: the run's own.
+        config: Config of the run.
 
     Returns:
         Tags and their values.
@@ -58,13 +59,13 @@ def tags(config: Config) -> dict[str, str]:
 
 
 def describe_dataset(store: Store) -> dict[str, Any]:
-    """A store as the tracker is told of it.
+    """Describe a store for the tracker.
 
     Args:
-        store: what a run is trained on.
+        store: Training data of the run.
 
     Returns:
-        ``name``, ``url`` without what lets one in, ``checksum`` of the manifest, which has those of all shards,
+        ``name``, ``url`` without its credentials, ``checksum`` of the manifest, which has those of all shards,
         ``num_samples``, ``sample_shape``, ``dtype``, ``num_shards`` and ``num_bytes``.
     """
     manifest, url = store.manifest, str(without_query(store.url)).rstrip("/")
@@ -80,10 +81,10 @@ def describe_dataset(store: Store) -> dict[str, Any]:
     }
 
 
-def _git(folder: Path, *words: str) -> str | None:
-    """What git says, in a line; None where there is no git, or no repository."""
+def _git(folder: Path, *args: str) -> str | None:
+    """Return the output of a git command, or ``None`` where there is no git or no repository."""
     try:
-        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=20)
+        process = subprocess.run(["git", "-C", str(folder), *args], capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return process.stdout.strip() if process.returncode == 0 else None

@@ -1,4 +1,4 @@
-"""Which of an experiment's models is the best: MLflow's registry, and an alias that moves only to a better one."""
+"""MLflow's model registry: versions of an experiment's model, and an alias that moves only to a better one."""
 
 from __future__ import annotations
 
@@ -19,18 +19,20 @@ from pipeline.tracking.journal import PermanentError
 
 __all__ = ["BEST", "MEASURE", "is_better_version", "model_name", "register"]
 
-BEST = "best"  # the alias
+BEST = "best"
+"""The alias."""
+
 MEASURE = ("metric", "mode", "extractor", "num_samples", "store_checksum")
-"""Tags of a version that say how it was measured: only what was measured alike is compared.
+"""Tags of a version that state how it was measured: only versions that agree in all of them are compared.
 
 The sampler's settings are not among them. A version is weights together with the sampler that it is served with, so its
-beta is a part of what is compared, as its number of MCMC steps is, and not of how it is compared. It is a tag and in
-words in the description, and a line says so when the alias moves from one beta to another.
+beta is a part of what is compared, as its number of MCMC steps is, and not of how it is compared. Beta is a tag, and in
+words in the description, and a message reports when the alias moves from one beta to another.
 """
 
 
 def model_name(experiment: str) -> str:
-    """The name of an experiment's models in the registry, which takes no slash and no colon.
+    """Return the name of an experiment's model in the registry, which takes no slash and no colon.
 
     Example:
         >>> model_name("lsun"), model_name("team/lsun:2")
@@ -40,15 +42,15 @@ def model_name(experiment: str) -> str:
 
 
 def is_better_version(new: Mapping[str, str], old: Mapping[str, str] | None) -> bool:
-    """Whether the alias moves from one version to another.
+    """Return whether the alias moves from one version to another.
 
     Args:
-        new: tags of the one version: ``value``, and those of :data:`MEASURE`.
-        old: of the version that has the alias; None if there is none.
+        new: Tags of the new version: ``value``, and those of :data:`MEASURE`.
+        old: Tags of the version that has the alias; ``None`` if there is none.
 
     Returns:
-        True where the new one's value is a finite number, was measured as the old one's and is better, or where there
-        is no old one. What was measured otherwise says nothing, and the alias stays.
+        ``True`` where the new value is finite, was measured like the old one and is better, or where there is no old
+        one. Values that were measured differently are not compared, and the alias stays.
 
     Example:
         >>> old = {"metric": "fid_gebm", "mode": "min", "extractor": "x", "num_samples": "10000", "value": "12.5"}
@@ -66,8 +68,8 @@ def is_better_version(new: Mapping[str, str], old: Mapping[str, str] | None) -> 
         return True
     if any(new.get(key) != old.get(key) for key in MEASURE):
         return False
-    before = _value(old)
-    return math.isnan(before) or (value > before if new.get("mode") == "max" else value < before)
+    old_value = _value(old)
+    return math.isnan(old_value) or (value > old_value if new.get("mode") == "max" else value < old_value)
 
 
 def register(
@@ -78,45 +80,56 @@ def register(
     A second time changes nothing: a version is known by its run and its checkpoint.
 
     Args:
-        client: of the tracker.
+        client: Client of the tracker.
         experiment_id: MLflow's experiment.
-        run_id: the trial's run.
+        run_id: The trial's run.
         entry: ``name`` in the registry, ``checkpoint``, ``sampler`` as ``package`` takes it, ``base_step``,
             ``description``, and ``tags``: ``value``, ``checkpoint`` and those of :data:`MEASURE`.
-        package: writes a checkpoint as an MLflow model, as :func:`pipeline.training.export.write_package` does.
+        package: Writes a checkpoint as an MLflow model, as :func:`pipeline.training.export.write_package` does.
 
     Returns:
-        A line for the user where a better version may have been left without the alias, or where the alias moved to
-        a version that is sampled at another temperature; else None.
+        A message for the user where a better version may have been left without the alias, or where the alias moved to
+        a version that is sampled at another temperature; otherwise ``None``.
 
     Raises:
-        Refused: the checkpoint cannot be made a model.
-        MlflowException: the tracker does not answer, or refuses.
+        PermanentError: When the checkpoint cannot be packaged as a model.
+        MlflowException: When the tracker does not answer, or refuses.
     """
-    name, tags = entry["name"], entry["tags"]
-    _make_known(client, name)
-    version = _known_version(client, name, run_id, entry["checkpoint"])
+    name = entry["name"]
+    _create_registered_model(client, name)
+    version = _find_version(client, name, run_id, entry["checkpoint"])
     if version is None:
-        version = _new_version(client, experiment_id, run_id, entry, package)
-    best = _best(client, name)
-    if best is None or best.version != version.version:
-        if is_better_version(tags, None if best is None else best.tags):
+        version = _create_version(client, experiment_id, run_id, entry, package)
+    return _move_alias(client, name, version, entry["tags"])
+
+
+def _move_alias(client: MlflowClient, name: str, version: ModelVersion, tags: Mapping[str, str]) -> str | None:
+    """Move the alias to a version if it is better than the best, and return the message of :func:`register`."""
+    best = _best_version(client, name)
+    if best is None:
+        if is_better_version(tags, None):
             client.set_registered_model_alias(name, BEST, version.version)
-            betas = tags.get("beta"), None if best is None else best.tags.get("beta")
-            if best is not None and None not in betas and betas[0] != betas[1]:
-                return (
-                    f"version {version.version} of the model {name} is {BEST} from now on, sampled at beta {betas[0]}; "
-                    f"version {best.version} was at beta {betas[1]}, where 1 is the model itself and larger is colder"
-                )
-        elif best is not None and any(tags.get(key) != best.tags.get(key) for key in MEASURE):
-            return (
-                f"version {version.version} of the model {name} was measured otherwise than version {best.version}, "
-                f"which stays {BEST}: to move the alias by hand, see the model's page in MLflow"
-            )
+        return None
+    if best.version == version.version:
+        return None
+    if is_better_version(tags, best.tags):
+        client.set_registered_model_alias(name, BEST, version.version)
+        beta, best_beta = tags.get("beta"), best.tags.get("beta")
+        if beta is None or best_beta is None or beta == best_beta:
+            return None
+        return (
+            f"version {version.version} of the model {name} is {BEST} from now on, sampled at beta {beta}; "
+            f"version {best.version} was at beta {best_beta}, where 1 is the model itself and larger is colder"
+        )
+    if any(tags.get(key) != best.tags.get(key) for key in MEASURE):
+        return (
+            f"version {version.version} of the model {name} was measured otherwise than version {best.version}, "
+            f"which stays {BEST}: to move the alias by hand, see the model's page in MLflow"
+        )
     return None
 
 
-def _make_known(client: MlflowClient, name: str) -> None:
+def _create_registered_model(client: MlflowClient, name: str) -> None:
     try:
         client.create_registered_model(name, description=f"GEBMs of the experiment {name}, the best of each sweep.")
     except MlflowException as error:
@@ -124,21 +137,22 @@ def _make_known(client: MlflowClient, name: str) -> None:
             raise
 
 
-def _known_version(client: MlflowClient, name: str, run_id: str, checkpoint: str) -> ModelVersion | None:
-    # The registry searches by no tag on all its stores; by the run it does, and a run has few versions.
+def _find_version(client: MlflowClient, name: str, run_id: str, checkpoint: str) -> ModelVersion | None:
+    # Not every store of the registry searches by tags; all search by the run, which has few versions.
     versions = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
     return next((version for version in versions if version.tags.get("checkpoint") == checkpoint), None)
 
 
-def _new_version(
+def _create_version(
     client: MlflowClient, experiment_id: str, run_id: str, entry: Mapping[str, Any], package: Callable[..., None]
 ) -> ModelVersion:
-    model = _logged(client, experiment_id, run_id, entry["checkpoint"])
+    model = _find_logged_model(client, experiment_id, run_id, entry["checkpoint"])
     if model is None:
         model = _log(client, experiment_id, run_id, entry, package)
     return client.create_model_version(
         entry["name"],
-        source=model.artifact_location,  # of `models:/<id>` a database's registry knows only the global tracker's
+        # A database's registry resolves `models:/<id>` by the global tracker alone.
+        source=model.artifact_location,
         run_id=run_id,
         model_id=model.model_id,
         tags=dict(entry["tags"]),
@@ -146,10 +160,10 @@ def _new_version(
     )
 
 
-def _logged(client: MlflowClient, experiment_id: str, run_id: str, checkpoint: str) -> LoggedModel | None:
-    """The model that a driver logged which died before it was registered."""
-    found = client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'")
-    ready = [model for model in found if str(model.status) == "READY"]
+def _find_logged_model(client: MlflowClient, experiment_id: str, run_id: str, checkpoint: str) -> LoggedModel | None:
+    """Return the model that a driver logged before it died, if there is one."""
+    models = client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'")
+    ready = [model for model in models if str(model.status) == "READY"]
     return next((model for model in ready if model.tags.get("checkpoint") == checkpoint), None)
 
 
@@ -158,7 +172,7 @@ def _log(
 ) -> LoggedModel:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "model")
-        # The model is made before MLflow hears of it, so that a damaged checkpoint leaves nothing half done there.
+        # Packaged before it is created in MLflow, so that a damaged checkpoint leaves no half-made model there.
         try:
             package(entry["checkpoint"], folder, sampler=entry["sampler"], run_id=run_id)
         except (UserError, OSError, ValueError) as error:
@@ -171,11 +185,12 @@ def _log(
         return client.finalize_logged_model(model.model_id, "READY")
 
 
-def _best(client: MlflowClient, name: str) -> ModelVersion | None:
+def _best_version(client: MlflowClient, name: str) -> ModelVersion | None:
     try:
         return client.get_model_version_by_alias(name, BEST)
     except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # as stores differ
+        # Stores differ in the code for an alias that does not exist.
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
         raise
 

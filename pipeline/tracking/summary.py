@@ -1,17 +1,18 @@
-"""What a sweep knows of its trials, kept in ``summary.json`` while it runs.
+"""Summary of a sweep's trials, in ``summary.json`` while the sweep runs.
 
-The same file is the result that others read and the state from which an interrupted sweep goes on, so the two cannot
-disagree. It is JSON: resuming from a folder that somebody else wrote runs no code of theirs.
+The same file is the result that others read and the state from which an interrupted sweep is resumed, so the two cannot
+disagree. It is JSON, parsed by strict models: resuming from an untrusted folder runs no code of its author.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
 import statistics
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError
 
 from pipeline.runtime.errors import UserError, one_line
 from pipeline.runtime.filesystem import filesystem, write_file
@@ -28,53 +29,87 @@ __all__ = [
 
 TERMINAL_STATUSES = ("finished", "pruned", "failed")
 MAX_WARNINGS = 20
-"""Warnings that are kept of a trial, the first of them."""
+"""Number of warnings in a trial's record: the first of them."""
 
 _MAX_WARNING_LENGTH = 500
+
+
+def _one_line(text: str) -> str:
+    """Return a text on one line that a terminal prints as it is, cut where it is overlong."""
+    printable = "".join(letter if letter.isprintable() else " " for letter in text)
+    line = " ".join(printable.split())
+    return line if len(line) <= _MAX_WARNING_LENGTH else line[: _MAX_WARNING_LENGTH - 3] + "..."
+
+
+def _require_one_line(text: str) -> str:
+    if text != _one_line(text):
+        raise ValueError("not a line that a terminal prints as it is")
+    return text
+
+
+def _require_base_step(evaluation: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(evaluation.get("base_step"), int):
+        raise ValueError("no base step")
+    return evaluation
+
+
+# A trial's name becomes a folder's, which must not be elsewhere.
+_Name = Annotated[str, Field(pattern=r"^[0-9]{3,}$")]
+_Status = Annotated[str, Field(pattern=rf"^(pending|running|{'|'.join(TERMINAL_STATUSES)})$")]
+_Evaluation = Annotated[dict[str, Any], AfterValidator(_require_base_step)]
+_Warning = Annotated[str, AfterValidator(_require_one_line)]
 
 
 @dataclass
 class TrialRecord:
     """One trial.
 
+    The annotations hold where a record is read from ``summary.json``; see :func:`read_summary`.
+
     Attributes:
-        name: its number, and its folder under ``trials/``.
-        params: the keys that the search set.
-        status: pending, running, finished, pruned or failed.
-        metrics: the newest of each: ``fid_base``, ``fid_gebm`` and what else was measured.
-        checkpoint: the newest checkpoint's URL.
-        best_checkpoint: the URL of the checkpoint with the best score, and ``best_metrics`` what it scored.
-        evaluations: base step and metric of every evaluation, for schedulers and curves.
-        mlflow_run_id: where the tracker has it.
-        seconds: time it has run, over all its starts.
-        error: why it failed.
+        name: Number of the trial, and its folder under ``trials/``.
+        params: Keys that the search set.
+        status: ``pending``, ``running``, ``finished``, ``pruned`` or ``failed``.
+        metrics: Newest value of each metric: ``fid_base``, ``fid_gebm`` and others.
+        checkpoint: URL of the newest checkpoint.
+        best_checkpoint: URL of the checkpoint with the best score.
+        best_metrics: Metrics of that checkpoint.
+        evaluations: Base step and score of every evaluation, for schedulers and curves.
+        mlflow_run_id: Id of its run in the tracker.
+        seconds: Time it has run, over all its starts.
+        error: Reason of its failure.
         warnings: Lines on the health of its training, each once, in the order in which they came; see
             :meth:`SweepSummary.add_warnings`.
     """
 
-    name: str
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    name: _Name
     params: dict[str, Any]
-    status: str = "pending"
+    status: _Status = "pending"
     metrics: dict[str, Any] = field(default_factory=dict)
     checkpoint: str | None = None
     best_checkpoint: str | None = None
     best_metrics: dict[str, Any] = field(default_factory=dict)
-    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    evaluations: list[_Evaluation] = field(default_factory=list)
     mlflow_run_id: str | None = None
-    seconds: float = 0.0
+    seconds: Annotated[float, Strict()] = 0.0
     error: str | None = None
-    warnings: list[str] = field(default_factory=list)
+    warnings: Annotated[list[_Warning], Field(max_length=MAX_WARNINGS)] = field(default_factory=list)
+
+
+_TRIALS = TypeAdapter(list[TrialRecord])
 
 
 @dataclass(frozen=True)
 class SeedMean:
-    """Trials that differ in their seed alone.
+    """Mean scores of trials that differ in their seed alone.
 
     Attributes:
-        params: what they share.
-        trials: how many of them have a score.
-        mean: of each score that is followed, at each trial's best checkpoint.
-        standard_error: of these means; none of a single trial.
+        params: Params that they share.
+        trials: Number of trials that have a score.
+        mean: Mean of each monitored score, at each trial's best checkpoint.
+        standard_error: Standard error of each mean; empty for a single trial.
     """
 
     params: dict[str, Any]
@@ -87,12 +122,12 @@ class SweepSummary:
     """All trials of a sweep.
 
     Args:
-        output: the sweep's folder, behind any fsspec URL.
-        metric: what trials are ranked by.
+        output: Folder of the sweep, behind any fsspec URL.
+        metric: Score that trials are ranked by.
         mode: ``min`` or ``max``.
-        shown: the scores that the terminal follows, such as ``fid_base`` and ``fid_gebm``.
-        facts: what else the summary says: the experiment's name, the feature extractor, the tracker.
-        trials: earlier trials of a resumed sweep.
+        shown: Scores that the terminal monitors, such as ``fid_base`` and ``fid_gebm``.
+        facts: Other fields of the summary: the experiment's name, the feature extractor, the tracker.
+        trials: Earlier trials of a resumed sweep.
     """
 
     def __init__(
@@ -109,49 +144,50 @@ class SweepSummary:
         self.trials = list(trials or [])
 
     def get(self, name: str) -> TrialRecord | None:
-        """The trial of this name."""
+        """Return the trial of this name, or ``None``."""
         return next((trial for trial in self.trials if trial.name == name), None)
 
     def add(self, name: str, params: dict[str, Any]) -> TrialRecord:
-        """A trial that the search has come up with."""
+        """Add a trial that the search suggests."""
         record = TrialRecord(name, params)
         self.trials.append(record)
         return record
 
     def better(self, score: float, than: float | None) -> bool:
-        """Whether a score beats another; one that is not finite beats none."""
+        """Return whether a score beats another; one that is not finite beats none."""
         if not math.isfinite(score):
             return False
         return than is None or (score < than if self.mode == "min" else score > than)
 
     def evaluated(self, record: TrialRecord, metrics: dict[str, Any], checkpoint: str | None) -> None:
-        """Take in an evaluation.
+        """Add an evaluation to a trial's record.
 
         Args:
-            record: the trial.
-            metrics: with ``base_step`` and the sweep's metric among them.
-            checkpoint: the URL of the model that was evaluated; none if it could not be written.
+            record: The trial.
+            metrics: Metrics of the evaluation, including ``base_step`` and the sweep's metric.
+            checkpoint: URL of the model that was evaluated; ``None`` if it could not be written.
         """
         record.metrics.update(metrics)
         record.checkpoint = checkpoint or record.checkpoint
         record.evaluations.append(self.evaluation(metrics))
-        if checkpoint is None:  # it could not be written, and a model that is not there is nobody's best
+        # A model that is not on disk is not the best.
+        if checkpoint is None:
             return
-        # Who takes over another's weights goes back, and writes over what it had: that folder's score is the new one.
-        rewritten = checkpoint is not None and checkpoint == record.best_checkpoint
+        # A trial that exploits another's weights goes back in steps and overwrites its checkpoints and their scores.
+        rewritten = checkpoint == record.best_checkpoint
         if rewritten or self.better(metrics[self.metric], record.best_metrics.get(self.metric)):
             record.best_metrics, record.best_checkpoint = dict(metrics), checkpoint
 
     def add_warnings(self, record: TrialRecord, lines: Any) -> list[str]:
-        r"""Keep warnings of a trial, each once and at most :data:`MAX_WARNINGS` of them.
+        r"""Add warnings to a trial's record, each once and at most :data:`MAX_WARNINGS` of them.
 
         Args:
             record: The trial.
-            lines: ``warnings`` of a report; anything but a list of texts has none, for a report may come from an
-                untrusted checkpoint.
+            lines: Field ``warnings`` of a report. Anything but a list of texts is ignored, since a report may come from
+                an untrusted checkpoint.
 
         Returns:
-            Those that are new, as they are kept: on one line, without control characters, and cut where they are
+            The new ones, as they are in the record: on one line, without control characters, and cut where they are
             overlong.
 
         Example:
@@ -171,11 +207,11 @@ class SweepSummary:
         return new
 
     def evaluation(self, metrics: dict[str, Any]) -> dict[str, Any]:
-        """An evaluation as the summary's curves have it: base step and score."""
+        """Return the point of an evaluation on the trial's curve: base step and score."""
         return {"base_step": metrics["base_step"], self.metric: metrics[self.metric]}
 
     def ranking(self) -> list[TrialRecord]:
-        """Trials, the best first and those without a score last."""
+        """Return the trials, the best first and those without a score last."""
 
         def key(record: TrialRecord) -> tuple[bool, float]:
             score = record.best_metrics.get(self.metric, math.nan)
@@ -184,14 +220,14 @@ class SweepSummary:
         return sorted(self.trials, key=key)
 
     def best(self) -> TrialRecord | None:
-        """The trial with the best score."""
+        """Return the trial with the best score, or ``None``."""
         ranked = self.ranking()
         return ranked[0] if ranked and self.metric in ranked[0].best_metrics else None
 
     def mean_over_seeds(self) -> list[SeedMean]:
-        """Means over the seeds, the best first; empty if the trials have no seeds to average over.
+        """Return the means over the seeds, the best first; empty if there are no seeds to average over.
 
-        By the best checkpoints of the trials that finished, which the sweep's metric chooses; look at their number.
+        Only trials that finished count, each at its best checkpoint by the sweep's metric.
         """
         groups: dict[str, dict[int, TrialRecord]] = {}
         for record in self.trials:
@@ -201,7 +237,7 @@ class SweepSummary:
                 groups.setdefault(json.dumps(shared, sort_keys=True), {})[record.params["seed"]] = record
         if all(len(group) == 1 for group in groups.values()):
             return []
-        found = []
+        means_over_seeds = []
         for shared, group in groups.items():
             means, errors = {}, {}
             for name in dict.fromkeys([*self.shown, self.metric]):
@@ -211,8 +247,8 @@ class SweepSummary:
                     means[name] = statistics.fmean(values)
                 if len(values) > 1:
                     errors[name] = statistics.stdev(values) / math.sqrt(len(values))
-            found.append(SeedMean(json.loads(shared), len(group), means, errors))
-        return sorted(found, key=lambda group: group.mean[self.metric] * (1 if self.mode == "min" else -1))
+            means_over_seeds.append(SeedMean(json.loads(shared), len(group), means, errors))
+        return sorted(means_over_seeds, key=lambda group: group.mean[self.metric] * (1 if self.mode == "min" else -1))
 
     def write(self) -> None:
         """Write ``summary.json``."""
@@ -224,87 +260,67 @@ class SweepSummary:
             "best": drop_nonfinite(_at_its_best(best)) if best else None,
             "over_seeds": [drop_nonfinite(asdict(group)) for group in self.mean_over_seeds()],
         }
-        # A line a trial: json indents in Python, which is ten times slower, and there may be a thousand of them.
+        # One line per trial: json indents in Python, which is ten times slower, and there may be a thousand of them.
         trials = ",\n  ".join(_line(vars(trial)) for trial in self.trials)
         head = json.dumps(document, indent=1).removesuffix("\n}")
         write_file(f"{self.output}/summary.json", f'{head},\n "trials": [\n  {trials}\n ]\n}}\n'.encode())
 
 
 def _at_its_best(record: TrialRecord) -> dict[str, Any]:
-    """The trial with the checkpoint and the metrics that made it the best, which need not be its newest."""
+    """Return a trial with the checkpoint and the metrics of its best score, which need not be its newest."""
     return {**asdict(record), "checkpoint": record.best_checkpoint, "metrics": record.best_metrics}
 
 
 def drop_nonfinite(value: Any) -> Any:
-    """Without the numbers that are not finite: JSON has none, and other readers refuse Python's NaN.
+    """Return a value without the numbers that are not finite: JSON has none, and other readers refuse Python's NaN.
 
     Args:
-        value: what JSON can hold otherwise; of a dict the key goes, in a list None takes the place.
+        value: A value that is JSON otherwise. A dict loses the key, and in a list the number becomes ``None``.
 
     Example:
         >>> drop_nonfinite({"loss": float("nan"), "step": 3, "losses": [1.0, float("inf")]})
         {'step': 3, 'losses': [1.0, None]}
     """
     if isinstance(value, dict):
-        kept = {key: item for key, item in value.items() if not isinstance(item, float) or math.isfinite(item)}
-        return {key: drop_nonfinite(item) for key, item in kept.items()}
+        finite = {key: item for key, item in value.items() if not isinstance(item, float) or math.isfinite(item)}
+        return {key: drop_nonfinite(item) for key, item in finite.items()}
     if isinstance(value, list | tuple):
         return [drop_nonfinite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _line(value: dict[str, Any]) -> str:
-    """A line of JSON, without the keys whose number is not finite."""
+    """Return a line of JSON, without the keys whose number is not finite."""
     try:
         return json.dumps(value, allow_nan=False)
     except ValueError:
         return json.dumps(drop_nonfinite(value))
 
 
-def _one_line(text: str) -> str:
-    """Return a text on one line that a terminal prints as it is, cut where it is overlong."""
-    printable = "".join(letter if letter.isprintable() else " " for letter in text)
-    line = " ".join(printable.split())
-    return line if len(line) <= _MAX_WARNING_LENGTH else line[: _MAX_WARNING_LENGTH - 3] + "..."
-
-
-def _plausible(trial: TrialRecord) -> bool:
-    """Whether a sweep can have written it. Its name becomes a folder's, which must not lead elsewhere."""
-    dicts = (trial.params, trial.metrics, trial.best_metrics)
-    texts = (trial.checkpoint, trial.best_checkpoint, trial.mlflow_run_id, trial.error)
-    return (
-        isinstance(trial.name, str)
-        and re.fullmatch(r"[0-9]{3,}", trial.name) is not None
-        and trial.status in ("pending", "running", *TERMINAL_STATUSES)
-        and all(isinstance(one, dict) and all(isinstance(key, str) for key in one) for one in dicts)
-        and all(text is None or isinstance(text, str) for text in texts)
-        and isinstance(trial.seconds, int | float)
-        and isinstance(trial.evaluations, list)
-        and all(isinstance(one, dict) and isinstance(one.get("base_step"), int) for one in trial.evaluations)
-        and isinstance(trial.warnings, list)
-        and len(trial.warnings) <= MAX_WARNINGS
-        and all(isinstance(one, str) and one == _one_line(one) for one in trial.warnings)
-    )
-
-
 def read_summary(output: str) -> tuple[dict[str, Any], list[TrialRecord]]:
-    """The summary of a sweep's folder, and its trials.
+    """Read the summary of a sweep's folder, and its trials.
 
     Args:
-        output: the folder, behind any fsspec URL.
+        output: Folder of the sweep, behind any fsspec URL.
 
     Raises:
-        UserError: there is no sweep in that folder, or its summary is damaged.
+        UserError: When there is no sweep in that folder, or its summary is damaged.
     """
     files, path = filesystem(output)
     try:
         document = json.loads(files.cat_file(f"{path}/summary.json"))
-        trials = [TrialRecord(**trial) for trial in document["trials"]]
-        if not all(map(_plausible, trials)):
-            raise ValueError("a trial of it is none of a sweep's")
+        return document, _parse_trials(document["trials"])
     except FileNotFoundError:
         raise UserError(f"no sweep at {output}: give the folder that holds its summary.json") from None
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         reason = one_line(error)
         raise UserError(f"{output}/summary.json is damaged ({type(error).__name__}: {reason})") from None
-    return document, trials
+
+
+def _parse_trials(trials: Any) -> list[TrialRecord]:
+    """Return the records of trials; raise ``ValueError`` where a sweep cannot have written one."""
+    try:
+        return _TRIALS.validate_python(trials)
+    except ValidationError as error:
+        location = error.errors(include_url=False, include_context=False, include_input=False)[0]["loc"]
+        raise ValueError(f"invalid trial record at {'.'.join(map(str, ('trials', *location)))[:200]}") from None

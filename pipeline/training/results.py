@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from pipeline import config as schema
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, one_line
 from pipeline.runtime.filesystem import write_files
 from pipeline.runtime.redaction import redact
 from pipeline.training.checkpoints import Checkpoints
@@ -75,7 +75,7 @@ class TrialFolder:
             return write(), []
         # Each file system has exceptions of its own.
         except Exception as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line(error)
             note = redact(f"{what} cannot be written ({reason})")
             if self._config.checkpoints.on_failure == "stop":
                 raise UserError(f"{note}; free some space, then resume={self._config.output}") from error

@@ -99,5 +99,5 @@ def _sample(model: GEBM, config: schema.Config, device: torch.device) -> tuple[T
             sampler.num_samples,
             config.evaluation.batch_size,
             advance=lambda steps: progress.advance(bar, steps),
-            say=print,
+            notify=print,
         )

@@ -122,7 +122,8 @@ def test_every_key_is_needed(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [(b"", "is empty"), (b"{", "is not JSON"), (b"\xff", "is not JSON"), (b"[]", "it should be an object")]
+    ("text", "message"),
+    [(b"", "is empty"), (b"{", "is not JSON"), (b"\xff", "is not JSON"), (b"[]", "it should be an object")],
 )
 def test_a_manifest_that_is_none_is_one_line(store: Store, text: bytes, message: str) -> None:
     store.fs.pipe_file(f"{store.path}/manifest.json", text)

@@ -25,7 +25,7 @@ from pipeline.runtime.redaction import refuse_secrets
 from pipeline.submit.bundle import JobBundle, copy_code
 from pipeline.submit.kuberay import manifest
 from pipeline.submit.reachability import no_shared_fs
-from pipeline.submit.slurm import script
+from pipeline.submit.slurm import render_script
 from tests.helpers.sweep import TINY
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -207,14 +207,30 @@ def test_a_batch_script_is_bash_and_asks_for_what_was_said(nodes, gpus, cpus, pa
     config = schema.from_dict(
         {"name": "x", "data": {"store": "s", "source": {"kind": "x"}}, "model": {"networks": "x"}}
     )
-    text = script(JobBundle("x-1", config, {}, nodes, 60.0), asked, Path("/shared/launch"))
+    text = render_script(JobBundle("x-1", config, {}, nodes, 60.0), asked, Path("/shared/launch"))
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+    assert "@" not in text.replace("@]", "").replace("B:TERM@120", "")
     lines = [line.removeprefix("#SBATCH ") for line in text.splitlines() if line.startswith("#SBATCH ")]
     assert f"--nodes={nodes}" in lines
     assert (f"--gpus-per-node={gpus}" in lines) == (gpus > 0)
     assert ("--exclusive" in lines) == (cpus is None)
     assert [line for line in lines if "partition" in line] == ([f"--partition={partition}"] if partition else [])
     assert all(f"\n  {line}\n" in text for line in setup)
+
+
+def test_shellcheck_has_nothing_to_say_of_the_batch_script(small):
+    settings_ = Slurm(nodes=2, gpus_per_node=1, setup=["export GREETING='it is'"], python="/opt/py thon/bin/python")
+    rendered = render_script(bundle(small), settings_, Path("/shared/launch"))
+    template = Path(pipeline.submit.__file__).with_name("sweep.sh.in").read_text()
+    shellcheck = Path(sys.executable).with_name("shellcheck")
+    for text in (template, rendered):
+        checked = subprocess.run([shellcheck, "--shell=bash", "-"], input=text, capture_output=True, text=True)
+        assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_a_placeholder_in_a_value_stays_text(small):
+    text = render_script(bundle(small), Slurm(setup=["echo @FOLDER@"]), Path("/shared/@JOB@"))
+    assert "\n  echo @FOLDER@\n" in text and "folder=/shared/@JOB@\n" in text
 
 
 def test_the_autoscalers_file_is_what_ray_takes():
@@ -284,7 +300,7 @@ def test_a_job_of_a_ray_cluster_outlives_whoever_follows_it(head, tmp_path):
             break
     first.send_signal(signal.SIGINT)
     printed, _ = first.communicate(timeout=60)
-    assert first.returncode == 130 and "the job goes on" in printed, printed
+    assert first.returncode == 130 and "the job keeps running" in printed, printed
     [follow] = re.findall(r"ray job logs --follow (.*)", printed)
     assert "ray job stop" in printed and "ray job list" in printed
     followed = subprocess.run(
@@ -302,4 +318,4 @@ def test_a_job_of_a_ray_cluster_outlives_whoever_follows_it(head, tmp_path):
     again = submitted(tmp_path, *words)
     printed, _ = again.communicate(timeout=200)
     assert again.returncode == 0, printed
-    assert "going on with what" in printed and "succeeded" in printed
+    assert "resuming the sweep in" in printed and "succeeded" in printed

@@ -25,7 +25,7 @@ from PIL import Image
 
 from pipeline.runtime.errors import UserError
 from pipeline.tracking.journal import Journal, PermanentError
-from pipeline.tracking.journal_entries import read_artifact, validate_entry
+from pipeline.tracking.journal_entries import parse_entry, read_artifact
 from pipeline.tracking.tracker import Tracker, flatten
 from tests.helpers.sweep import DATA
 
@@ -176,7 +176,7 @@ def test_pictures_of_one_name_are_a_slider_over_base_steps(place, tmp_path):
         Image.new("RGB", (600, 300), (step, 0, 0)).save(tmp_path / "base_and_gebm.png")
         (tmp_path / "chain.gif").write_bytes(b"moving")
         tracker.log_pictures("000", [str(tmp_path / name) for name in ("base_and_gebm.png", "chain.gif")], step)
-        assert tracker._outbox.flush(flush_timeout=60) == 0
+        assert tracker._journal.flush(flush_timeout=60) == 0
     assert tracker.close(flush_timeout=60) == 0
     client, run = MlflowClient(uri), str(tracker.trial_run_id("000"))
     # What MLflow writes for an image of its own, read in the same way.
@@ -212,7 +212,7 @@ def test_a_resumed_sweep_goes_on_in_its_runs(place, tmp_path):
     assert again.start_sweep("sweep", {"seed": 1}, "note", extractor="any", run_id=parent) == parent
     again.start_trial("000", {"seed": 1}, {})
     client, child = MlflowClient(uri), str(first.trial_run_id("000"))
-    assert again._outbox.flush(flush_timeout=60) == 0
+    assert again._journal.flush(flush_timeout=60) == 0
     assert client.get_run(child).info.status == client.get_run(parent).info.status == "RUNNING"
     again.log_metrics("000", {"fid_gebm": 1.0}, 20)
     again.end("000", "FINISHED")
@@ -257,11 +257,11 @@ def test_a_tracker_that_goes_away_gets_all_of_it_once_when_it_is_back(tmp_path):
     uri, journal, picture = f"http://127.0.0.1:{port}", tmp_path / "journal", tmp_path / "grid.png"
     Image.new("L", (8, 8)).save(picture)
     process = serve(tmp_path, port)
-    tracker = Tracker(uri, "away", artifacts=None, journal=journal, folder=str(tmp_path), say=said.append)
+    tracker = Tracker(uri, "away", artifacts=None, journal=journal, folder=str(tmp_path), notify=said.append)
     parent = tracker.start_sweep("sweep", {"seed": 0}, "note", extractor="any")
     kill(process)
     sweep_of_two(tracker, picture)  # returns although nobody listens
-    assert tracker._outbox.flush(flush_timeout=3) == 26 and len(journal.read_text().splitlines()) == 26
+    assert tracker._journal.flush(flush_timeout=3) == 26 and len(journal.read_text().splitlines()) == 26
     assert len(said) == 1 and "does not answer" in said[0] and str(journal) in said[0]
     process = serve(tmp_path, port)
     assert tracker.close(flush_timeout=120) == 0
@@ -290,7 +290,7 @@ def test_entries_that_no_tracker_takes_do_not_hold_up_the_others(tmp_path):
     said = []
     uri, artifacts = f"sqlite:///{tmp_path / 'mlflow.db'}", (tmp_path / "artifacts").as_uri()
     tracker = Tracker(
-        uri, "refused", artifacts=artifacts, journal=tmp_path / "journal", folder=str(tmp_path), say=said.append
+        uri, "refused", artifacts=artifacts, journal=tmp_path / "journal", folder=str(tmp_path), notify=said.append
     )
     parent = tracker.start_sweep("sweep", {}, "note", extractor="any")
     tracker.log_metrics("000", {"fid_gebm": 1.0}, 1)  # a trial that was never started
@@ -328,9 +328,9 @@ def test_whatever_was_written_of_the_journal_is_sent_in_order(tmp_path, cut, los
     there = whole[: min(cut, len(whole))].count(b"\n")
     (folder / "journal.sent").write_text(str(min(lost, there)))
     sent = []
-    outbox = Journal(folder / "journal", sent.extend)
-    outbox.put({"number": "new"})
-    assert outbox.close(flush_timeout=30) == 0
+    journal = Journal(folder / "journal", sent.extend)
+    journal.put({"number": "new"})
+    assert journal.close(flush_timeout=30) == 0
     assert sent == [*entries[min(lost, there) : there], {"number": "new"}]
     assert (folder / "journal").read_bytes().count(b"\n") == there + 1 == int((folder / "journal.sent").read_text())
 
@@ -377,19 +377,19 @@ def test_a_tracker_that_is_not_there_is_one_line_within_seconds(tmp_path):
 
 def test_what_the_journal_has_no_room_for_is_sent_all_the_same(tmp_path):
     sent, said, path = [], [], tmp_path / "journal"
-    outbox = Journal(path, sent.extend, said.append)
-    outbox.put({"number": 0})
+    journal = Journal(path, sent.extend, said.append)
+    journal.put({"number": 0})
     whole = path.read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 3, limits[1]))  # room for a part of a line
     try:
-        outbox.put({"number": 1})
-        outbox.put({"number": 2})
+        journal.put({"number": 1})
+        journal.put({"number": 2})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert path.read_bytes() == whole and len(said) == 1 and "told from memory" in said[0]
-    outbox.put({"number": 3})
-    assert outbox.close(flush_timeout=20) == 0
+    assert path.read_bytes() == whole and len(said) == 1 and "queueing in memory" in said[0]
+    journal.put({"number": 3})
+    assert journal.close(flush_timeout=20) == 0
     assert sent == [{"number": number} for number in range(4)]
     again = Journal(path, sent.extend)
     assert again.close(flush_timeout=20) == 0 and len(sent) == 4  # the journal knows what of it is out
@@ -404,7 +404,7 @@ KINDS = st.sampled_from(["start", "metrics", "file", "image", "data", "model", "
 @given(st.dictionaries(KEYS, st.one_of(WORDS, KINDS, st.dictionaries(st.text(max_size=3), WORDS), st.lists(WORDS))))
 def test_an_entry_is_a_sweeps_or_refused(entry):
     try:
-        validate_entry(entry)
+        parse_entry(entry)
     except PermanentError:
         return
     assert entry["trial"] is None if entry.get("trial") is None else entry["trial"].isdigit()
@@ -443,7 +443,7 @@ def test_a_strangers_journal_sends_nothing_of_this_machine(tmp_path):
     ]
     (sweep / "journal").write_text("".join(f"{json.dumps(entry)}\n" for entry in [*foreign, ours]))
     uri, artifacts = f"sqlite:///{tmp_path / 'mlflow.db'}", (tmp_path / "artifacts").as_uri()
-    told = {"artifacts": artifacts, "journal": sweep / "journal", "folder": str(sweep), "say": said.append}
+    told = {"artifacts": artifacts, "journal": sweep / "journal", "folder": str(sweep), "notify": said.append}
     tracker = Tracker(uri, "strange", **told)
     run = tracker.start_sweep("strange", {}, "", extractor=None)
     assert tracker.close(flush_timeout=60) == 0
