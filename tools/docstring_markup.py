@@ -1,7 +1,7 @@
 """Griffe extension that turns the roles of docstrings into Markdown, for the site's reference.
 
-Docstrings name other objects as ``:class:`Trainer```, which ``help()`` shows as it is, and have one ``Example:``. The site
-wants code in backticks and a section ``Examples:``.
+Docstrings name other objects by roles such as ``:class:``, which ``help()`` shows as they are, and have a section
+``Example:``. The site needs code in backticks and a section ``Examples:``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Hooks of the site: pages that are generated, and links out of ``docs/`` that become links between pages.
 
-The README, the contributing guide, the changelog and the table of speeds are pages of the repository, outside ``docs/``.
-Each is added under a name of its own. The reference of keys is printed by :mod:`pipeline.config.reference`.
+The README, the contributing guide, the changelog and the table of speeds are files of the repository outside ``docs/``.
+Each is added as a page. The reference of keys is printed by :mod:`pipeline.config.reference`.
 """
 
 from __future__ import annotations
