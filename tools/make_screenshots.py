@@ -222,7 +222,7 @@ class Review:
         self.driver.get("about:blank")
         self.driver.get(f"{self.address}/#/{route}")
 
-    def _until(self, what: str, condition: Callable[[], T]) -> T:
+    def _until(self, what: str, condition: Callable[[], T | None]) -> T:
         passing = (NoSuchElementException, StaleElementReferenceException)
         wait = WebDriverWait(self.driver, _TIMEOUT, poll_frequency=0.2, ignored_exceptions=passing)
         try:
@@ -269,7 +269,7 @@ def _count_colored_pixels(element: WebElement) -> int:
 
 def main() -> None:
     """Visit the pages and save a screenshot of each."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Take the screenshots of the README from an MLflow server.")
     parser.add_argument("server", help="address of an MLflow server")
     parser.add_argument("sweep", help="run id of a sweep that has ended")
     arguments = parser.parse_args()
