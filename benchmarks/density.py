@@ -103,7 +103,7 @@ def measure(name: str, folder: Path) -> dict[str, list[dict]]:
 
 
 def document(found: dict[str, dict[str, list[dict]]]) -> str:
-    """The page, from the scores of each data set."""
+    """Return the page, from the scores of each data set."""
     sets = list(found)
     lines = [
         HEAD.format(seeds=len(SEEDS), sets=" ".join(sets)),
