@@ -131,7 +131,7 @@ def recover(steps: int = 3_000, draws: int = 20_000) -> dict[str, float]:
 
 
 def floor(test: int, samples: int, repeats: int = 20) -> float:
-    """The distance of exact samples to exact test points, on average."""
+    """Return the mean distance of exact samples to exact test points."""
     found = []
     for repeat in range(repeats):
         points = toy.sample(test, seed=100 + repeat)
@@ -141,7 +141,7 @@ def floor(test: int, samples: int, repeats: int = 20) -> float:
 
 
 def document(rows: list[dict[str, Any]], config: Config) -> str:
-    """The page."""
+    """Return the page."""
     keys = ("distance_base", "distance_gebm", "off_support_base", "off_support_gebm")
     lines = [
         f"| {row['label']} | {' | '.join(spread([scores[key] for scores in row['trials']], 3) for key in keys)} |"
