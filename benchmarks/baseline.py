@@ -5,7 +5,7 @@ Algorithms 1 and 2 of Arbel, Zhou and Gretton (ICLR 2021) on the same networks a
 
 - a ResNet doubles the grid and then convolves, or convolves and then averages;
 - layers are torch's own, so that the penalty's second derivative goes down the network once more than it need;
-- every forward of the energy normalises its weights anew, three times in an energy step;
+- every forward of the energy normalizes its weights anew, three times in an energy step;
 - data and base samples go through the energy in two forwards;
 - a base step evaluates the whole KALE, data included, whose gradient with respect to the base is zero, and the energy's
   parameters receive gradients that nobody reads;

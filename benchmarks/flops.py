@@ -2,7 +2,7 @@
 
 Floating-point operations are those of products and convolutions, by the formulas of torch's own counter, a
 multiplication and an addition counting as two. Traffic is every operator's inputs and outputs, read or written once:
-what happens if no operator is fused with its neighbour and no cache keeps anything between them. The roofline is taken
+what happens if no operator is fused with its neighbor and no cache keeps anything between them. The roofline is taken
 operator by operator, for a network alternates between convolutions, bound by arithmetic, and activations, bound by
 memory.
 """

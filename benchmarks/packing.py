@@ -35,7 +35,7 @@ __all__ = ["RandomImages", "main"]
 
 
 class RandomImages:
-    """A source of images (H, W, 3): coarse patches of colour with a little noise, which PNG packs about as photographs.
+    """A source of images (H, W, 3): coarse patches of color with a little noise, which PNG packs about as photographs.
 
     Args:
         count: How many.

@@ -12,7 +12,7 @@ first must be far smaller than the second, or the comparison says nothing.
 
 *Peak memory*: each of two numbers of steps in a process of its own. A chain's memory must not grow with its length.
 
-Networks are freshly initialised: what a step costs does not depend on the weights.
+Networks are freshly initialized: what a step costs does not depend on the weights.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ NETWORKS = "sngan_resnet"
 GPUS = (1, 8, 64, 512)
 TRIALS = (1, 10, 100, 1000)
 _TOGETHER = 10  # results of a trial in the tracker's table that go together
-# Okabe and Ito's colours, which are told apart without colour vision, and a line of its own for each.
+# Okabe and Ito's colors, which can be distinguished without color vision, and a line style for each.
 _LINES = {
     "network": ("#0072B2", "-"),
     "storage, gets": ("#56B4E9", "--"),
@@ -134,8 +134,8 @@ def figure(results: Mapping[str, list[dict[str, Any]]]) -> Figure:
         coefficients = measured(results, resolution)
         for axis, trials in zip(row, (1, 1000), strict=True):
             found = [loads(Case(resolution, count, trials), Settings(), coefficients, assumed) for count in gpus]
-            for part, (colour, style) in _LINES.items():
-                axis.plot(gpus, [one.shares[part] for one in found], style, color=colour, label=part, linewidth=1.8)
+            for part, (color, style) in _LINES.items():
+                axis.plot(gpus, [one.shares[part] for one in found], style, color=color, label=part, linewidth=1.8)
             axis.axhline(1.0, color="#000000", linewidth=0.8)
             axis.text(1, 1.15, "saturated", fontsize=8)
             axis.set_xscale("log", base=2)
