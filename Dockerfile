@@ -3,7 +3,7 @@ FROM nvidia/cuda:13.0.1-runtime-ubuntu24.04
 
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 
-# wget is what KubeRay asks a pod with, whether Ray is well.
+# KubeRay's health checks call wget in the pod.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends make python3 python3-venv wget \

@@ -1,18 +1,18 @@
 # Two commands do all the set-up on a fresh machine with Python 3.11 to 3.13:
 #   make sweep    the main job on an embedded data set
-#   make test     lint, the layers' contract, and the tests
+#   make test     lint, types, and every test
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help install sweep test lint format review dist clean
+.PHONY: help install sweep test lint types docs format review dist clean
 
-help:  ## what there is
+help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-install: $(VENV)/.installed  ## the virtual environment, with everything in it
+install: $(VENV)/.installed  ## create the virtual environment
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11 to 3.13 is needed: make PYTHON=python3.11 ...")'
@@ -24,24 +24,32 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 sweep: install  ## sweep the default experiment; ARGS="conf=cifar10 ..." for another
 	$(BIN)/python -m pipeline.sweep $(ARGS)
 
-test: lint  ## lint, the layers' contract, and every test
+test: lint types  ## run lint, types, and every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-lint: install
+lint: install  ## check style, layers, and the Dockerfile
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile
 
-format: install  ## what the linter can mend by itself
+types: install  ## run the type checker on gebm, pipeline and benchmarks
+	$(BIN)/basedpyright
+
+# The variable silences an announcement of mkdocs-material, which is no warning of ours.
+docs: install  ## build the site in site/; a broken link or name fails the build
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "documentation   site/index.html"
+
+format: install  ## fix what the linter can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-review: install  ## the MLflow UI on the results here
+review: install  ## open the MLflow UI on the results here
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/results/mlflow.db
 
-dist: install  ## a wheel
+dist: install  ## build a wheel
 	$(BIN)/python -m build --wheel
 
-clean:  ## everything that was made here, results excepted
-	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+clean:  ## remove everything that was made here, except results
+	rm -rf $(VENV) dist build site .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -64,7 +64,7 @@ def _serve(told: Connection, delay: float) -> None:
 
 @contextlib.contextmanager
 def _storage(delay: float) -> Iterator[None]:
-    """A storage with a bucket named ``bucket``, found through the environment."""
+    """Start a storage with a bucket named ``bucket``, which the environment points to."""
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe()
     process = spawn.Process(target=_serve, args=(there, delay), daemon=True)

@@ -33,7 +33,7 @@ ON_TOP_STEPS = 2000  # energy steps on a base that stands still
 
 HEAD = """# Density estimation on UCI
 
-Test negative log-likelihood in nats of whitened rows, the lower the better: mean and standard error over {seeds} seeds
+Test negative log-likelihood in nats of whitened rows (lower is better): mean and standard error over {seeds} seeds
 of split, dequantization and initialization. Each number is of the checkpoint with the best validation likelihood.
 Splits and preparation are those of the paper (Arbel, Zhou and Gretton, ICLR 2021); this table is made by
 
@@ -45,12 +45,12 @@ python -m benchmarks.density <folder> --sets {sets}
 NOTES = """
 *Maximum likelihood* trains a flow alone. *KALE* (Fenchel and Donsker-Varadhan) and *persistent contrastive divergence*
 train an energy that is minus a second flow's log-density, on a flow as base: the same networks throughout, Real NVP of
-5 couplings with 100 hidden units. They are not told that the log-partition of this energy is zero; the table uses the
-true one. *Flow with an energy on top* takes the flow trained by maximum likelihood as it is, and trains a small network
-on it by KALE: its log-partition is estimated from 50,000 draws of the base, with the standard error given last. The
-gain is that over the very flow below it, paired by seed.
+5 couplings with 100 hidden units. The log-partition of this energy is zero. Training does not use that; the table does.
+*Flow with an energy on top* takes the flow trained by maximum likelihood as it is, and trains a small network on it by
+KALE: its log-partition is estimated from 50,000 draws of the base, with the standard error given last. The gain is over
+the same flow without the energy, paired by seed.
 
-Test means hang on a few outlying rows, and so on the split: compare within a column, and with the single Gaussian. On
+Test means depend on a few outlying rows, and so on the split: compare within a column, and with the single Gaussian. On
 white wine KALE is further behind maximum likelihood on the test rows than on the validation rows, for that reason.
 
 Within a column all methods have the same rates, batches and steps, those of the experiment's file, but persistent
@@ -103,7 +103,7 @@ def measure(name: str, folder: Path) -> dict[str, list[dict]]:
 
 
 def document(found: dict[str, dict[str, list[dict]]]) -> str:
-    """The page, from the scores of each data set."""
+    """Return the page, from the scores of each data set."""
     sets = list(found)
     lines = [
         HEAD.format(seeds=len(SEEDS), sets=" ".join(sets)),

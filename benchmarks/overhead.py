@@ -184,7 +184,7 @@ def _trial(overrides: dict[str, Any], folder: Path, name: str) -> Trial:
 
 
 def _tables(bares: list[Bare], trials: list[Trial], steps: int) -> dict[str, list[dict[str, Any]]]:
-    """What was found, as tables.
+    """Return the results as tables.
 
     Args:
         bares: One a round.

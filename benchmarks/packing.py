@@ -57,7 +57,7 @@ class RandomImages:
         return self._count
 
     def name(self, index: int) -> str:
-        """The image's number."""
+        """Return the image's number."""
         return f"image {index}"
 
     def read(self, index: int) -> tuple[np.ndarray, None]:

@@ -23,7 +23,7 @@ the rounds' own ratios ± their interquartile range.
 
 
 def document(found: list[dict[str, Any]]) -> str:
-    """The page.
+    """Return the page.
 
     Args:
         found: contents of the JSON files.

@@ -28,25 +28,25 @@ EBM = ["model.networks=gaussian", "model.latent_dim=3", "train.train_base=false"
 
 PAGE = """# A curve in three dimensions
 
-Data are made by a known base, which puts a normal latent on a closed curve, and a known energy, which makes two parts
-of the curve more likely: `conf=toy`, after the toy of Arbel, Zhou and Gretton (ICLR 2021). A support without volume is
-where a GEBM and its relatives differ. Made by
+The data come from a known base, which maps a normal latent to a closed curve, and a known energy, which makes two parts
+of the curve more likely: `conf=toy`, after the toy of Arbel, Zhou and Gretton (ICLR 2021). On a support without volume,
+a GEBM and the methods it is compared with differ. The page is made by
 
 ```sh
 python -m benchmarks.toy <folder>
 ```
 
-Means over three seeds ± their standard errors, {steps} base steps of {energy_steps} energy steps each, MLPs of the
-same size throughout (the EBM's base is a standard normal on all of space that does not learn). *Distance* is the sliced
-Wasserstein distance to test points, of the checkpoint that is best by validation points; two samples of the true law of
-that size are {floor:.3f} apart. *Off the curve* is the mean distance to the nearest point of the true support.
+Means over three seeds ± their standard errors, {steps} base steps of {energy_steps} energy steps each, MLPs of the same
+size throughout (the EBM's base is a fixed standard normal on the whole space). *Distance* is the sliced Wasserstein
+distance to test points, of the checkpoint that is best by validation points; two samples of that size of the true
+distribution are {floor:.3f} apart. *Off the curve* is the mean distance to the nearest point of the true support.
 
 | | distance: base | distance: with the energy | off the curve: base | off the curve: with the energy |
 |---|---|---|---|---|
 {rows}
 
-For a GAN, the energy is its discriminator's, by which its samples are reweighted after training, as a GEBM's are; the
-GAN as usually used is its base.
+For a GAN, the energy is its discriminator's, by which its samples are reweighted after training, as a GEBM's are. A
+GAN as it is usually used is its base.
 
 ![Data, base and GEBM](../images/toy.png)
 
@@ -59,8 +59,8 @@ On the very base that made the data, an energy trained by KALE for {recovery_ste
 energy's own is {spread:.3f}. The trained log-partition `c` is {learned:+.3f}, that of the trained energy by 200,000
 draws {estimate:+.3f}; and the KALE is {kale:.3f} nats where the Kullback-Leibler divergence is {divergence:.3f}.
 
-With a base that is trained, no energy is the right one: the nearer the base comes to the data, the less is left for the
-energy to say.
+With a trained base there is no single right energy: the closer the base comes to the data, the less is left for the
+energy to correct.
 """
 
 
@@ -131,7 +131,7 @@ def recover(steps: int = 3_000, draws: int = 20_000) -> dict[str, float]:
 
 
 def floor(test: int, samples: int, repeats: int = 20) -> float:
-    """The distance of exact samples to exact test points, on average."""
+    """Return the mean distance of exact samples to exact test points."""
     found = []
     for repeat in range(repeats):
         points = toy.sample(test, seed=100 + repeat)
@@ -141,7 +141,7 @@ def floor(test: int, samples: int, repeats: int = 20) -> float:
 
 
 def document(rows: list[dict[str, Any]], config: Config) -> str:
-    """The page."""
+    """Return the page."""
     keys = ("distance_base", "distance_gebm", "off_support_base", "off_support_gebm")
     lines = [
         f"| {row['label']} | {' | '.join(spread([scores[key] for scores in row['trials']], 3) for key in keys)} |"

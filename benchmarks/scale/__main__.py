@@ -95,7 +95,7 @@ def _merged(earlier: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[d
 
 
 def _drive(arguments: argparse.Namespace, folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """The driver as it is, and with Tune's own files of each trial, as it was."""
+    """Measure the driver as it is, and with Tune's own files of each trial, as it was."""
     speed, memory = [], []
     for trials, disabled in itertools.product(arguments.trials, ("0", "1") if arguments.files else ("1",)):
         load = driver.Load(trials, (arguments.period, 0.0), arguments.seconds, settings={_LOGGERS: disabled})

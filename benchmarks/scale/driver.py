@@ -143,7 +143,7 @@ class Driven(NamedTuple):
 
 
 def experiment(trials: int) -> schema.Config:
-    """The experiment whose results the trials pretend to have: LSUN's, with as many trials."""
+    """Return the experiment whose results the trials imitate: LSUN's, with this number of trials."""
     values = yaml.safe_load((schema.config_root() / "conf" / "lsun.yaml").read_text())
     config = schema.apply(schema.from_dict(values), {"sweep.num_trials": trials, "sweep.scheduler": "asha"})
     # No trial ends before its time, and ASHA has to look at each result.
@@ -339,7 +339,7 @@ def _free_bytes() -> int:
 
 
 def percentile(values: list[float], percent: int) -> float:
-    """The value that so many percent of the values do not exceed.
+    """Return a percentile of the values.
 
     Example:
         >>> percentile([1.0, 2.0, 3.0, 4.0, 100.0], 50)

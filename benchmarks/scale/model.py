@@ -169,7 +169,7 @@ class Loads:
 
 
 def loads(case: Case, settings: Settings, measured: Measured, assumed: Assumptions) -> Loads:
-    """What a sweep asks for.
+    """Return the loads of a sweep.
 
     *Storage, read.* A reader's process fetches whole shards, and the images of a batch lie in all shards of a window,
     whichever rank they are for. So each of the ``W * reader_workers`` processes of a trial reads the whole store each
@@ -257,7 +257,7 @@ def loads(case: Case, settings: Settings, measured: Measured, assumed: Assumptio
 
 
 def recommend(case: Case, measured: Measured, assumed: Assumptions) -> Settings:
-    """What the config should be, so that no part has more than half of what it can carry, and a reader nine tenths.
+    """Return the config with which no part is more than half full, and no reader more than nine tenths.
 
     - A store of at most a quarter of a GPU's memory is held there.
     - Shards are of about 32 MiB: few requests, and several in a window of 128 MiB, over which images are mixed.
@@ -302,7 +302,7 @@ def recommend(case: Case, measured: Measured, assumed: Assumptions) -> Settings:
 
 
 def round_number(value: float) -> int:
-    """The nearest of 1, 2, 5, 10, 20, 50 and so on, from above.
+    """Round up to 1, 2, 5, 10, 20, 50 and so on.
 
     Example:
         >>> [round_number(value) for value in (0.3, 50, 51, 130, 4000)]

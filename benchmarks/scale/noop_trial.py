@@ -20,7 +20,7 @@ _POLLED = 0.5  # seconds between two looks for the gate
 
 
 def dummy(params: dict[str, Any], settings: dict[str, Any]) -> None:
-    """What Tune runs in place of ``pipeline.sweep.trainable.trainable``.
+    """Run in place of ``pipeline.sweep.trainable.trainable``, under Tune.
 
     It reports once, and waits until the gate is opened. Then it reports through phases, each with a start, an end and a
     period: every so many seconds, each trial at a moment of its own, or as soon as the report before is taken where the
@@ -49,7 +49,7 @@ def dummy(params: dict[str, Any], settings: dict[str, Any]) -> None:
 
 
 def report(number: int, figures: list[str] | None = None, checkpoint: str | None = None) -> dict[str, Any]:
-    """A report with as many numbers as a trial of images has.
+    """Return a report with as many numbers as a trial of images has.
 
     Args:
         number: of the report.

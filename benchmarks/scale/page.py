@@ -21,7 +21,7 @@ NETWORKS = "sngan_resnet"
 GPUS = (1, 8, 64, 512)
 TRIALS = (1, 10, 100, 1000)
 _TOGETHER = 10  # results of a trial in the tracker's table that go together
-# Okabe and Ito's colors, which are told apart without color vision, and a line of its own for each.
+# Okabe and Ito's colors, which can be distinguished without color vision, and a line style for each.
 _LINES = {
     "network": ("#0072B2", "-"),
     "storage, gets": ("#56B4E9", "--"),
@@ -34,7 +34,7 @@ _LINES = {
 
 
 def measured(results: Mapping[str, list[dict[str, Any]]], resolution: int, networks: str = NETWORKS) -> Measured:
-    """The model's coefficients, from the tables of ``python -m benchmarks.scale measure``.
+    """Return the model's coefficients, from the tables of ``python -m benchmarks.scale measure``.
 
     Args:
         results: the tables.
@@ -87,7 +87,7 @@ def write(found: dict[str, Any], page: Path) -> None:
 
 
 def document(found: dict[str, Any]) -> str:
-    """The page.
+    """Return the page.
 
     Args:
         found: contents of the JSON file.
@@ -221,7 +221,7 @@ def _row(rows: Iterable[dict[str, Any]], **wanted: Any) -> dict[str, Any]:
 
 
 def _short(value: float) -> str:
-    """A number as one reads it.
+    """Format a number for a reader.
 
     Example:
         >>> [_short(value) for value in (0.0, 0.00123, 4.56, 78.9, 12345.6)]

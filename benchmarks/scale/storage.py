@@ -58,7 +58,7 @@ class Photographs:
         return self._count
 
     def name(self, index: int) -> str:
-        """The crop's number."""
+        """Return the crop's number."""
         return f"crop {index}"
 
     def read(self, index: int) -> tuple[np.ndarray, None]:
@@ -147,7 +147,7 @@ def _checkpoint(networks: str, resolution: int) -> dict[str, Any]:
 
 
 def requests(shards: int, workers: int) -> list[dict[str, Any]]:
-    """Requests that reach the storage when a store is opened, and when ranks read it through once.
+    """Count the requests to the storage when a store is opened, and when ranks read it once.
 
     Args:
         shards: of the store.
@@ -196,7 +196,7 @@ def _experiment(networks: str, resolution: int) -> schema.Config:
 
 @contextlib.contextmanager
 def _storage() -> Iterator[Counter[str]]:
-    """A bucket on this machine, named ``bucket``, and what reaches it: requests by kind, and bytes that come."""
+    """Start a bucket on this machine, named ``bucket``, that counts its requests by kind and the bytes it receives."""
     seen: Counter[str] = Counter()
     application = DomainDispatcherApplication(create_backend_app)
 

@@ -1,4 +1,4 @@
-"""The tour: its code runs as it stands on the page, draws the pictures that are shown, and prints what is printed."""
+"""The tutorial: its code runs as it is on the page, draws the figures that are shown, and prints what is printed."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ ROOT = Path(__file__).parents[2]
 NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?")
 
 
-def load_tour() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_tour", ROOT / "tools" / "make_tour.py")
+def load_maker() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_tutorial", ROOT / "tools" / "make_tutorial.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-tour = load_tour()
-PAGE = tour.PAGE.read_text(encoding="utf-8")
+maker = load_maker()
+PAGE = maker.PAGE.read_text(encoding="utf-8")
 
 
 class Run(NamedTuple):
@@ -38,33 +38,33 @@ class Run(NamedTuple):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    folder, threads = tmp_path_factory.mktemp("tour"), torch.get_num_threads()
+    folder, threads = tmp_path_factory.mktemp("tutorial"), torch.get_num_threads()
     with torch.random.fork_rng():
-        yield Run(folder, *tour.run(PAGE, folder))
+        yield Run(folder, *maker.run(PAGE, folder))
     torch.set_num_threads(threads)
 
 
-def test_the_page_has_the_pictures_that_it_shows_and_each_is_small(run: Run) -> None:
-    shown = tour.pictures(PAGE)
+def test_the_page_has_the_figures_that_it_shows_and_each_is_small(run: Run) -> None:
+    shown = maker.images(PAGE)
     assert shown and sorted(shown) == sorted(path.name for path in run.folder.iterdir())
     for name in shown:
-        kept = ROOT / "docs" / "images" / name
-        assert kept.stat().st_size < 60_000
-        with Image.open(run.folder / name) as drawn, Image.open(kept) as image:
+        committed = ROOT / "docs" / "images" / name
+        assert committed.stat().st_size < 60_000
+        with Image.open(run.folder / name) as drawn, Image.open(committed) as image:
             assert abs(drawn.width - image.width) < 10 and abs(drawn.height - image.height) < 10
             assert len(drawn.convert("L").getcolors()) > 50, "something is on it"
 
 
 def test_the_page_prints_what_it_says(run: Run) -> None:
     """Word for word; numbers up to what many steps of training and chains make of another processor's rounding."""
-    for block, printed in zip(tour.blocks(PAGE), run.printed, strict=True):
+    for block, printed in zip(maker.blocks(PAGE), run.printed, strict=True):
         assert NUMBER.sub("#", printed).split() == NUMBER.sub("#", block.printed).split()
-        for found, claimed in zip(NUMBER.findall(printed), NUMBER.findall(block.printed), strict=True):
-            assert float(found) == pytest.approx(float(claimed), rel=0.3, abs=0.01)
+        for actual, claimed in zip(NUMBER.findall(printed), NUMBER.findall(block.printed), strict=True):
+            assert float(actual) == pytest.approx(float(claimed), rel=0.3, abs=0.01)
 
 
 def test_short_blocks(run: Run) -> None:
-    assert all(len(block.code.strip().splitlines()) <= 14 for block in tour.blocks(PAGE))
+    assert all(len(block.code.strip().splitlines()) <= 14 for block in maker.blocks(PAGE))
 
 
 def test_samples_of_the_model_are_nearer_to_the_data_than_those_of_the_base(run: Run) -> None:
@@ -77,10 +77,10 @@ def test_samples_of_the_model_are_nearer_to_the_data_than_those_of_the_base(run:
 
 
 def test_what_the_page_says_of_kernels(run: Run) -> None:
-    found = {name: summary for name, (_, summary, _) in run.names["results"].items()}
-    assert found["tempering"]["ess_per_gradient"] > found["MALA"]["ess_per_gradient"]
-    assert "ess_per_gradient" not in found["random walk"] and "acceptance_rate" not in found["ULA"]
-    assert all(summary["divergences"] == 0 for summary in found.values())
+    summaries = {name: summary for name, (_, summary, _) in run.names["results"].items()}
+    assert summaries["tempering"]["ess_per_gradient"] > summaries["MALA"]["ess_per_gradient"]
+    assert "ess_per_gradient" not in summaries["random walk"] and "acceptance_rate" not in summaries["ULA"]
+    assert all(summary["divergences"] == 0 for summary in summaries.values())
 
 
 def test_a_model_beats_the_base_that_a_gan_keeps(run: Run) -> None:
@@ -102,5 +102,5 @@ def test_the_three_log_partitions_agree_and_the_density_integrates_to_one(run: R
 
 
 def test_the_page_is_what_the_command_writes() -> None:
-    assert tour.renewed(PAGE, [block.printed for block in tour.blocks(PAGE)]) == PAGE
-    assert PAGE.count("```python") == len(tour.blocks(PAGE)), "each block is found"
+    assert maker.with_outputs(PAGE, [block.printed for block in maker.blocks(PAGE)]) == PAGE
+    assert PAGE.count("```python") == len(maker.blocks(PAGE)), "each block is found"

@@ -1,7 +1,7 @@
-"""Make the pictures and the printed numbers of docs/tutorial.md again: `python tools/make_tour.py`.
+"""Maker of the figures and printed numbers of docs/tutorial.md: ``python tools/make_tutorial.py``.
 
-The page is the single source. Its blocks of Python run in order, in one namespace; the pictures that they save land in
-docs/images, and what a block prints becomes the block of text below it.
+The page is the only source. Its blocks of Python run in order, in one namespace. The figures that they save are written
+to docs/images, and the output of a block becomes the block of text below it.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["PAGE", "Block", "blocks", "pictures", "renewed", "run"]
+__all__ = ["PAGE", "Block", "blocks", "images", "run", "with_outputs"]
 
 PAGE = Path(__file__).parents[1] / "docs" / "tutorial.md"
 
 _BLOCK = re.compile(r"^```python\n(?P<code>.*?)^```\n(?:\n```text\n(?P<printed>.*?)^```\n)?", re.MULTILINE | re.DOTALL)
-_PICTURE = re.compile(r"!\[[^\]]*\]\(images/([^)]+)\)")
+_IMAGE = re.compile(r"!\[[^\]]*\]\(images/([^)]+)\)")
 
 
 class Block(NamedTuple):
     """A block of Python on the page.
 
     Attributes:
-        code: The code, which begins at the line of the page that it stands on, so that a traceback says where to look.
-        printed: What the page says that it prints; empty if nothing.
+        code: The code, padded with empty lines up to its line of the page, so that a traceback points there.
+        printed: The output that the page shows; empty if there is none.
     """
 
     code: str
@@ -34,7 +34,7 @@ class Block(NamedTuple):
 
 
 def blocks(page: str) -> list[Block]:
-    """Return the page's blocks of Python, each with the block of text that follows it, if one does.
+    """Return the page's blocks of Python, each with the output below it.
 
     Args:
         page: The page's text.
@@ -48,8 +48,8 @@ def blocks(page: str) -> list[Block]:
     ]
 
 
-def pictures(page: str) -> list[str]:
-    """Return the names of the pictures that the page shows.
+def images(page: str) -> list[str]:
+    """Return the names of the images that the page shows.
 
     Args:
         page: The page's text.
@@ -57,20 +57,20 @@ def pictures(page: str) -> list[str]:
     Returns:
         File names, as the page's code saves them.
     """
-    return _PICTURE.findall(page)
+    return _IMAGE.findall(page)
 
 
 def run(page: str, folder: Path) -> tuple[list[str], dict[str, object]]:
-    """Run the page's code, in a folder where it saves its pictures.
+    """Run the page's code, in a folder where it saves its figures.
 
     Args:
         page: The page's text.
         folder: The working directory while it runs.
 
     Returns:
-        What each block printed, and the names that are defined in the end.
+        The output of each block, and the names that are defined at the end.
     """
-    namespace: dict[str, object] = {"__name__": "tour"}
+    namespace: dict[str, object] = {"__name__": "tutorial"}
     printed = []
     with contextlib.chdir(folder):
         for block in blocks(page):
@@ -81,28 +81,29 @@ def run(page: str, folder: Path) -> tuple[list[str], dict[str, object]]:
     return printed, namespace
 
 
-def renewed(page: str, printed: list[str]) -> str:
-    """Return the page with what its blocks printed.
+def with_outputs(page: str, printed: list[str]) -> str:
+    """Return the page with new outputs of its blocks.
 
     Args:
         page: The page's text.
-        printed: What each block printed.
+        printed: The output of each block.
 
     Returns:
         The page's new text.
     """
     outputs = iter(printed)
 
-    def with_output(match: re.Match[str]) -> str:
+    def replace(match: re.Match[str]) -> str:
         output = next(outputs)
         return f"```python\n{match['code']}```\n" + (f"\n```text\n{output}```\n" if output else "")
 
-    return _BLOCK.sub(with_output, page)
+    return _BLOCK.sub(replace, page)
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # sums of floats depend on how many threads there are
+    # Sums of floats depend on the number of threads.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     text = PAGE.read_text(encoding="utf-8")
     outputs, _ = run(text, PAGE.parent / "images")
-    PAGE.write_text(renewed(text, outputs), encoding="utf-8")
+    PAGE.write_text(with_outputs(text, outputs), encoding="utf-8")
     print("\n".join(output for output in outputs if output))
