@@ -1,4 +1,4 @@
-"""``python -m pipeline.report``: a sweep as one HTML file, for people without the tracker."""
+"""``python -m pipeline.report``: write the report of a sweep as one HTML file."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ exit status:
 
 
 def main() -> None:
-    """Write the report, and say where it is."""
+    """Write the report, and print its path."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.report",
-        description="Write the report of a sweep as one HTML file: what was asked, what was found, every trial, the "
-        "charts to point at, and the commands to go on with. Nothing else is needed to read it.",
+        description="Write the report of a sweep as one self-contained HTML file: setup, best trial, every trial, "
+        "interactive charts, and the commands for the next steps.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -45,20 +45,21 @@ def main() -> None:
     try:
         folder = arguments.sweep.rstrip("/")
         if re.fullmatch(r"[0-9a-f]{32}", folder):
-            from pipeline.tracking.tracker import run_folder  # a second to import, and only a run's id needs it
+            # Takes a second to import, and only a run's id needs it.
+            from pipeline.tracking.tracker import run_folder
 
             folder = run_folder(folder)
         content = report(load_results(folder))["report.html"]
-        place = arguments.output or f"{folder}/report/report.html"
+        path = arguments.output or f"{folder}/report/report.html"
         try:
-            write_file(place, content)
-        except Exception as error:  # each file system has exceptions of its own
-            reason = one_line(error)
-            raise UserError(f"{place} cannot be written ({reason}): name another with --output") from None
+            write_file(path, content)
+        # Each file system has exceptions of its own.
+        except Exception as error:
+            raise UserError(f"cannot write {path} ({one_line(error)}): choose another file with --output") from None
     except UserError as error:
         print(f"error: {redact(str(error))}", file=sys.stderr)
         sys.exit(2)
-    print(f"report   {place}, {len(content) / 1e6:.1f} MB")
+    print(f"report   {path}, {len(content) / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a sweep has found, from its folder alone: no drawing, no tracker."""
+"""Results of a sweep, from its folder alone: no drawing, no tracker."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from pipeline.tracking.trial_temperature import sweep_betas, sweep_temperature, 
 
 __all__ = ["SweepResults", "collect_results", "importances", "load_results"]
 
-_FEWEST = 8  # trials with a score, below which importances say nothing
+# Trials with a score, below which importances mean nothing.
+_MIN_TRIALS = 8
 _SEED = 0
 
 
 @dataclass(frozen=True)
 class SweepResults:
-    """What there is to report.
+    """Results of a sweep.
 
     Attributes:
-        output: the sweep's folder.
-        records: its trials.
-        experiment: its name.
-        measure: what trials are ranked by, in words, such as ``FID by classifier-0ae9f006``.
-        settings: ``search``, ``scheduler``, ``space`` and ``num_samples``, as far as the folder says.
+        output: Folder of the sweep.
+        records: Its trials.
+        experiment: Name of the experiment.
+        measure: Score that trials are ranked by, in words, such as ``FID by classifier-0ae9f006``.
+        settings: ``search``, ``scheduler``, ``space`` and ``num_samples``, as far as the folder has them.
     """
 
     output: str
@@ -40,11 +41,11 @@ class SweepResults:
 
     @property
     def metric(self) -> str:
-        """The score that trials are ranked by."""
+        """Name of the score that trials are ranked by."""
         return self.records.metric
 
     def score(self, trial: TrialRecord) -> float:
-        """A trial's best score; NaN if it has none."""
+        """Return a trial's best score; NaN if it has none."""
         value = trial.best_metrics.get(self.metric, math.nan)
         return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
 
@@ -59,11 +60,11 @@ class SweepResults:
         return len(sweep_betas(self.records)) > 1
 
     def trial_beta(self, trial: TrialRecord) -> float | None:
-        """Beta at which a trial's best score was sampled; ``None`` where it has none or it is not known."""
+        """Return the beta at which a trial's best score was sampled; ``None`` where it has none or it is not known."""
         return trial_beta(self.records, trial)
 
     def trial_temperature(self, trial: TrialRecord) -> str | None:
-        """Temperature of a trial's best score in words; ``None`` where it has none or it is not known."""
+        """Return the temperature of a trial's best score in words; ``None`` where it has none or it is not known."""
         return trial_temperature(self.records, trial)
 
     @property
@@ -73,7 +74,7 @@ class SweepResults:
 
     @property
     def scored(self) -> list[TrialRecord]:
-        """The trials that have a score, the best first."""
+        """Trials that have a score, the best first."""
         return [trial for trial in self.records.ranking() if math.isfinite(self.score(trial))]
 
     @property
@@ -84,11 +85,11 @@ class SweepResults:
 
     @property
     def hours(self) -> float:
-        """Hours that the trials have run, one after the other."""
+        """Running time of all trials together, in hours."""
         return sum(trial.seconds for trial in self.records.trials) / 3600
 
     def count(self, status: str) -> int:
-        """How many trials have a status."""
+        """Return the number of trials with a status."""
         return sum(trial.status == status for trial in self.records.trials)
 
     @property
@@ -96,16 +97,16 @@ class SweepResults:
         """Keys that the search set to numbers in every scored trial, more than one of them."""
         trials = self.scored
         values = {key: {_number(trial.params.get(key)) for trial in trials} for trial in trials for key in trial.params}
-        return [key for key, found in values.items() if len(found) > 1 and None not in found]
+        return [key for key, numbers in values.items() if len(numbers) > 1 and None not in numbers]
 
 
 def collect_results(output: str, records: SweepSummary, settings: dict[str, Any]) -> SweepResults:
-    """What a sweep that is at hand has found.
+    """Collect the results of a sweep in memory.
 
     Args:
-        output: its folder.
-        records: its trials.
-        settings: see :class:`SweepResults`.
+        output: Folder of the sweep.
+        records: Its trials.
+        settings: Settings of the search; see :class:`SweepResults`.
     """
     facts = records.facts
     return SweepResults(
@@ -114,13 +115,13 @@ def collect_results(output: str, records: SweepSummary, settings: dict[str, Any]
 
 
 def load_results(output: str) -> SweepResults:
-    """What the sweep in a folder has found.
+    """Load the results of the sweep in a folder.
 
     Args:
-        output: the folder, behind any fsspec URL.
+        output: Folder of the sweep, behind any fsspec URL.
 
     Raises:
-        UserError: there is no sweep, or its files are damaged.
+        UserError: When there is no sweep, or its files are damaged.
     """
     document, trials = read_summary(output)
     metric, mode = document.get("metric"), document.get("mode")
@@ -135,44 +136,48 @@ def load_results(output: str) -> SweepResults:
     return collect_results(output, records, settings)
 
 
-def importances(found: SweepResults) -> dict[str, float] | None:
-    """How much of the score each key decides, by the permutation importance of a random forest.
+def importances(results: SweepResults) -> dict[str, float] | None:
+    """Return the importance of each key for the score, by the permutation importance of a random forest.
 
     Args:
-        found: the sweep.
+        results: Results of the sweep.
 
     Returns:
-        Key to a share of their sum; None where the trials are too few to tell.
+        Share of the sum by key; ``None`` where there are too few trials.
     """
-    keys, trials = found.numeric, found.scored
-    if len(trials) < _FEWEST or not keys:
+    keys, trials = results.numeric, results.scored
+    if len(trials) < _MIN_TRIALS or not keys:
         return None
-    from sklearn.ensemble import RandomForestRegressor  # a second to import, and only reports want it
+    # Takes a second to import, and only reports need it.
+    from sklearn.ensemble import RandomForestRegressor
     from sklearn.inspection import permutation_importance
 
     rows = [[_number(trial.params.get(key)) or 0.0 for key in keys] for trial in trials]
-    # By rank: one trial that went astray would otherwise be all that a forest explains.
+    # By rank: a single outlier would otherwise be all that a forest explains.
     ranks = [float(rank) for rank in range(len(trials))]
     forest = RandomForestRegressor(n_estimators=200, min_samples_leaf=2, random_state=_SEED).fit(rows, ranks)
-    means = permutation_importance(forest, rows, ranks, n_repeats=20, random_state=_SEED).importances_mean
+    importance = permutation_importance(forest, rows, ranks, n_repeats=20, random_state=_SEED)
+    # scikit-learn declares a dict of several scores as well, which only several scorers return.
+    means = importance.importances_mean  # pyright: ignore[reportAttributeAccessIssue]
     total = sum(max(0.0, value) for value in means) or 1.0
     return {key: max(0.0, float(value)) / total for key, value in zip(keys, means, strict=True)}
 
 
 def _number(value: Any) -> float | None:
+    """Return a finite number as it is, and anything else as ``None``."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
 
 
 def _settings(output: str) -> dict[str, Any]:
-    """What the sweep's config says of the search; nothing where it cannot be read, for the report stands without."""
+    """Read the settings of the search from the sweep's config; empty where it cannot be read."""
     files, path = filesystem(output)
     try:
         config = yaml.safe_load(files.cat_file(f"{path}/config.yaml"))
         sweep, evaluation = config["sweep"], config["evaluation"]
         space = sweep["space"] if isinstance(sweep["space"], dict) else {}
-        # Of a summary from before it said so; a likelihood has no temperature.
+        # Older summaries do not have it; a likelihood has no temperature.
         beta = None if config.get("task") == "density" else config.get("sampler", {}).get("beta")
         return {
             BETA: beta,

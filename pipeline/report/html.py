@@ -1,4 +1,4 @@
-"""A report as one HTML file that needs nothing else, with charts to point at."""
+"""Report as one self-contained HTML file with interactive charts."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from plotly.offline import get_plotlyjs
 
 from pipeline.evaluation import plots
 from pipeline.report.analysis import SweepResults
-from pipeline.report.charts import charts, draw, interactive
+from pipeline.report.charts import charts
 from pipeline.report.markdown import markdown
 
 __all__ = [
     "report",
 ]
 
-_BAR = {"displaylogo": False, "showSendToCloud": False}  # no button leads to somebody else's host
+# No button of plotly's mode bar leads to another host.
+_PLOTLY_CONFIG = {"displaylogo": False, "showSendToCloud": False}
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -28,26 +29,27 @@ img { max-width: 100%; }
 """
 
 
-def report(found: SweepResults) -> dict[str, bytes]:
-    """The report's files: the page, for which no address outside of it is asked for anything, and its charts as PNG.
+def report(results: SweepResults) -> dict[str, bytes]:
+    """Return the report's files: the page, which requests nothing from any address, and its charts as PNG.
 
     Args:
-        found: what the sweep has found.
+        results: Results of the sweep.
 
     Returns:
-        File name to contents, ``report.html`` first.
+        Contents by file name, ``report.html`` first.
     """
-    made = charts(found)
-    stills = {f"{chart.key}.png": plots.png(draw(chart)) for chart in made}
-    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown(found, limit=None))
+    drawn = charts(results)
+    images = {f"{chart.key}.png": plots.png(chart.to_matplotlib()) for chart in drawn}
+    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown(results, limit=None))
     parts = []
-    for chart, still in zip(made, stills.values(), strict=True):
-        drawn = interactive(chart).to_html(full_html=False, include_plotlyjs=False, div_id=chart.key, config=_BAR)
-        source = f"data:image/png;base64,{base64.b64encode(still).decode()}"
-        parts.append(f'{drawn}<noscript><img alt="{html.escape(chart.title)}" src="{source}"></noscript>')
-    title = html.escape(f"{found.experiment}: report of a sweep")
+    for chart, image in zip(drawn, images.values(), strict=True):
+        figure = chart.to_plotly()
+        div = figure.to_html(full_html=False, include_plotlyjs=False, div_id=chart.key, config=_PLOTLY_CONFIG)
+        source = f"data:image/png;base64,{base64.b64encode(image).decode()}"
+        parts.append(f'{div}<noscript><img alt="{html.escape(chart.title)}" src="{source}"></noscript>')
+    title = html.escape(f"{results.experiment}: report of a sweep")
     page = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
         f"<script>{get_plotlyjs()}</script></head><body>{body}{''.join(parts)}</body></html>"
     )
-    return {"report.html": page.encode(), **stills}
+    return {"report.html": page.encode(), **images}

@@ -20,7 +20,7 @@ from PIL import Image
 from pipeline.config.compose import format_overrides
 from pipeline.report.__main__ import main as command
 from pipeline.report.analysis import collect_results, importances, load_results
-from pipeline.report.charts import charts, draw, interactive
+from pipeline.report.charts import charts
 from pipeline.report.html import report
 from pipeline.report.markdown import LIMIT, markdown
 from pipeline.tracking.summary import TERMINAL_STATUSES, SweepSummary, TrialRecord
@@ -98,7 +98,7 @@ def test_every_chart_has_the_same_points_on_the_page_and_in_the_picture(records)
     keys = [chart.key for chart in charts(found)]
     assert len(set(keys)) == len(keys)
     for chart in charts(found):
-        still, moving = draw(chart), interactive(chart)
+        still, moving = chart.to_matplotlib(), chart.to_plotly()
         assert still.axes[0].get_xlabel() == moving.layout.xaxis.title.text == chart.x
         assert [len(trace.x) for trace in moving.data] == [len(series.x) for series in chart.series]
         assert all(math.isfinite(value) for series in chart.series for value in series.x if isinstance(value, float))
@@ -133,7 +133,7 @@ def test_scores_at_the_ends_of_what_a_number_can_be_have_charts(largest):
             metrics = {"base_step": step, "fid_gebm": score, "fid_base": score}
             records.evaluated(trial, metrics, f"folder/trials/{trial.name}/checkpoints/step-{step:08d}")
     for chart in charts(collect_results("folder", records, {})):
-        assert draw(chart) and interactive(chart)
+        assert chart.to_matplotlib() and chart.to_plotly()
 
 
 def test_of_a_search_over_samplers_the_commands_have_the_best_settings():
@@ -154,7 +154,7 @@ def test_the_best_trial_is_trained_anew_by_one_command_that_names_what_the_sweep
     rates = f"train.energy_lr={best.params['train.energy_lr']!r} train.base_lr={best.params['train.base_lr']!r}"
     named = "train.base_steps=40 'data.store=a b' ';' '$(id)'"  # a stranger's words run nothing in a shell
     told = " ".join(markdown(collect_results("folder", records, {})).replace("\\\n", "").split())
-    assert f"# train it anew python -m pipeline.train conf=digits {named} {rates} #" in told
+    assert f"# train it again python -m pipeline.train conf=digits {named} {rates} #" in told
     records.facts["named"] = "'unfinished"
     assert f"conf=digits {rates}" in " ".join(
         markdown(collect_results("folder", records, {})).replace("\\\n", "").split()

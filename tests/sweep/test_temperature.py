@@ -20,7 +20,7 @@ from pipeline.config.temperature import describe_temperature, sampling_beta
 from pipeline.data import open_store
 from pipeline.evaluation import plots
 from pipeline.report.analysis import collect_results, load_results
-from pipeline.report.charts import charts, draw, interactive
+from pipeline.report.charts import charts
 from pipeline.report.markdown import markdown
 from pipeline.sweep.display.console import results_table, seeds_table
 from pipeline.sweep.display.table import SweepStatus
@@ -89,8 +89,8 @@ def test_tables_report_and_charts_say_the_beta_of_a_sweep(beta):
     axes = [chart for chart in charts(found) if chart.key in ("learning_curves", "against_train_base_lr")]
     assert len(axes) == 2
     for chart in axes:
-        assert draw(chart).axes[0].get_ylabel() == f"FID by any\n{words}"
-        assert interactive(chart).layout.yaxis.title.text == f"FID by any<br>{words}"
+        assert chart.to_matplotlib().axes[0].get_ylabel() == f"FID by any\n{words}"
+        assert chart.to_plotly().layout.yaxis.title.text == f"FID by any<br>{words}"
     assert all(words in told for series in axes[1].series for told in series.words)
 
 
