@@ -126,7 +126,7 @@ def load_results(output: str) -> SweepResults:
     document, trials = read_summary(output)
     metric, mode = document.get("metric"), document.get("mode")
     if not isinstance(metric, str) or mode not in ("min", "max"):
-        raise UserError(f"{output}/summary.json is damaged: it does not say by what trials are ranked")
+        raise UserError(f"{output}/summary.json is damaged: it lacks the metric or the mode that trials are ranked by")
     prefix = metric.removesuffix("_gebm").removesuffix("_base")
     facts: dict[str, Any] = {key: value for key, value in document.items() if isinstance(value, str)}
     settings = _settings(output)

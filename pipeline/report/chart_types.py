@@ -14,7 +14,7 @@ from matplotlib.ticker import NullLocator
 
 __all__ = ["BEST_COLOR", "STATUS_COLORS", "BarChart", "Chart", "LineChart", "ScatterChart", "Series"]
 
-# Okabe and Ito's colors, which are told apart without color vision.
+# Okabe and Ito's colors, which are distinct without color vision.
 STATUS_COLORS = {
     "finished": "#0072B2",
     "pruned": "#E69F00",

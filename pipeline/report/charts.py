@@ -35,8 +35,7 @@ def _learning_curves(results: SweepResults) -> Chart | None:
     best = results.records.best()
     series: list[Series] = []
     for trial in results.records.trials:
-        points = [(evaluation["base_step"], evaluation.get(results.metric)) for evaluation in trial.evaluations]
-        points = [(step, value) for step, value in points if isinstance(value, int | float) and math.isfinite(value)]
+        points = _finite_evaluations(results, trial)
         if not points:
             continue
         labels = [f"trial {trial.name}, base step {step}: {value:.4g}" for step, value in points]
@@ -56,6 +55,12 @@ def _learning_curves(results: SweepResults) -> Chart | None:
     return LineChart(
         "learning_curves", "Learning curves of all trials", "base steps", _score_label(results), series, log
     )
+
+
+def _finite_evaluations(results: SweepResults, trial: TrialRecord) -> list[tuple[int, float]]:
+    """Return base step and score of a trial's evaluations, without scores that are not finite numbers."""
+    points = [(evaluation["base_step"], evaluation.get(results.metric)) for evaluation in trial.evaluations]
+    return [(step, value) for step, value in points if isinstance(value, int | float) and math.isfinite(value)]
 
 
 def _response(results: SweepResults) -> Chart | None:

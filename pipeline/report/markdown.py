@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
+from collections.abc import Callable
 from typing import Any
 
 from pipeline.config.compose import format_overrides
@@ -109,16 +110,20 @@ def _best_trial(results: SweepResults, items: int) -> str:
         scores += f" ({temperature})"
     if best.warnings:
         scores += f". **Do not rely on this score before its warnings are looked into**: {_list_warnings(best, items)}"
-    base, gebm = (best.best_metrics.get(name, math.nan) for name in results.records.shown[:2])
-    gain = ""
-    if all(isinstance(value, int | float) and math.isfinite(value) for value in (base, gebm)):
-        gained = (base - gebm) * (1 if results.records.mode == "min" else -1)
-        verdict = "better" if gained > 0 else "no better" if gained == 0 else "worse"
-        gain = f" With its energy it is {verdict} than its base alone, by {abs(gained):.3g}."
     return (
         f"## Best trial\n\nThe best is trial {best.name} at base step {best.best_metrics.get('base_step', '?')}: "
-        f"{scores}.{gain} Its parameters: {params}. {spent}"
+        f"{scores}.{_gain(results, best)} Its parameters: {params}. {spent}"
     )
+
+
+def _gain(results: SweepResults, trial: TrialRecord) -> str:
+    """Return a sentence that compares a trial's GEBM with its base; empty where one has no score."""
+    base, gebm = (trial.best_metrics.get(name, math.nan) for name in results.records.shown[:2])
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in (base, gebm)):
+        return ""
+    gain = (base - gebm) * (1 if results.records.mode == "min" else -1)
+    verdict = "better" if gain > 0 else "no better" if gain == 0 else "worse"
+    return f" With its energy it is {verdict} than its base alone, by {abs(gain):.3g}."
 
 
 def _list_warnings(trial: TrialRecord, items: int) -> str:
@@ -150,24 +155,34 @@ def _table(results: SweepResults, rows: int) -> str:
     shown = results.records.ranking()[:rows]
     if not shown:
         return ""
-    keys = list(dict.fromkeys(key for trial in results.records.trials for key in trial.params))[:8]
-    names = [name for name in results.records.shown if any(name in trial.best_metrics for trial in shown)]
-    warned, differs = bool(results.warned), results.differs_in_beta and "sampler.beta" not in keys
-    extra = [*(["warnings"] if warned else []), *(["beta"] if differs else [])]
-    head = ["trial", "status", *extra, *names, "base steps", "minutes", *map(escape, keys)]
-    lines = [[cell + _CELL_END for cell in head], ["---"] * len(head)]
-    for trial in shown:
-        scores = [_value(trial.best_metrics.get(name)) for name in names]
-        params = [escape(_value(trial.params.get(key))) for key in keys]
-        steps = _value(trial.metrics.get("base_step"))
-        marks = [str(len(trial.warnings) or "-")] if warned else []
-        marks += [_value(results.trial_beta(trial))] if differs else []
-        lines.append([trial.name, trial.status, *marks, *scores, steps, f"{trial.seconds / 60:.1f}", *params])
+    columns = _columns(results, shown)
+    lines = [[head + _CELL_END for head, _ in columns], ["---"] * len(columns)]
+    lines += [[cell(trial) for _, cell in columns] for trial in shown]
     left = len(results.records.trials) - len(shown)
     more = f"\n\nand {left} more." if left else ""
     temperature = f"Scores of the GEBM: {results.temperature}.\n\n" if results.temperature else ""
-    rows_of_table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"## The trials, best first\n\n{temperature}{rows_of_table}{more}"
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"## The trials, best first\n\n{temperature}{table}{more}"
+
+
+def _columns(results: SweepResults, shown: list[TrialRecord]) -> list[tuple[str, Callable[[TrialRecord], str]]]:
+    """Return the columns of the table: heads, and the cell of a trial."""
+    keys = list(dict.fromkeys(key for trial in results.records.trials for key in trial.params))[:8]
+    columns: list[tuple[str, Callable[[TrialRecord], str]]] = [
+        ("trial", lambda trial: trial.name),
+        ("status", lambda trial: trial.status),
+    ]
+    if results.warned:
+        columns.append(("warnings", lambda trial: str(len(trial.warnings) or "-")))
+    if results.differs_in_beta and "sampler.beta" not in keys:
+        columns.append(("beta", lambda trial: _value(results.trial_beta(trial))))
+    for name in results.records.shown:
+        if any(name in trial.best_metrics for trial in shown):
+            columns.append((name, lambda trial, name=name: _value(trial.best_metrics.get(name))))
+    columns.append(("base steps", lambda trial: _value(trial.metrics.get("base_step"))))
+    columns.append(("minutes", lambda trial: f"{trial.seconds / 60:.1f}"))
+    columns += [(escape(key), lambda trial, key=key: escape(_value(trial.params.get(key)))) for key in keys]
+    return columns
 
 
 def _pruned_and_failed(results: SweepResults, items: int) -> str:

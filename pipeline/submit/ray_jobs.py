@@ -51,7 +51,7 @@ def send(submission: Submission, overrides: dict[str, Any]) -> int:
         nodes=settings.nodes,
         join_timeout=settings.join_timeout,
         shared=shared_fs if settings.shared else no_shared_fs,
-        advice="give {key}=s3://bucket/... or the like, or say launch.shared=true if all its nodes see that path",
+        advice="give {key}=s3://bucket/... or the like, or set launch.shared=true if all its nodes see that path",
     )
     address = settings.address or next(filter(None, map(os.environ.get, _ADDRESS_VARIABLES)), None)
     if address is None:

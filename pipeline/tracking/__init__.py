@@ -1,1 +1,1 @@
-"""What is kept of a sweep: its summary, and all that touches MLflow."""
+"""Records of a sweep: its summary, the journal, and MLflow."""

@@ -200,7 +200,7 @@ def log_params(client: MlflowClient, run_id: str, params: dict[str, Any]) -> Non
 
 @contextlib.contextmanager
 def _permanent_errors(entry: Entry | None = None) -> Iterator[None]:
-    """Raise ``PermanentError`` in place of an error that a second attempt would meet as well."""
+    """Raise ``PermanentError`` for an error that would recur at every attempt."""
     try:
         yield
     except MlflowException as error:

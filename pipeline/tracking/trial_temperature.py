@@ -12,7 +12,7 @@ def trial_beta(records: SweepSummary, trial: TrialRecord) -> float | None:
     """Return the inverse temperature at which a trial's best score was sampled.
 
     Args:
-        records: The sweep; ``facts`` has the beta of trials that do not say their own.
+        records: The sweep; ``facts`` has the beta of trials without their own.
         trial: One of its trials.
 
     Returns:
