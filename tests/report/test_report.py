@@ -49,8 +49,8 @@ def sweeps(draw_from):
         trial = records.add(f"{index:03d}", draw_from(params))
         trial.seconds = draw_from(st.floats(0, 1e6))
         for step in range(draw_from(st.integers(0, 3))):
-            found = {"base_step": 10 * (step + 1), "fid_base": draw_from(numbers), "fid_gebm": draw_from(numbers)}
-            records.evaluated(trial, found, f"folder/trials/{trial.name}/checkpoints/step-{step:08d}")
+            metrics = {"base_step": 10 * (step + 1), "fid_base": draw_from(numbers), "fid_gebm": draw_from(numbers)}
+            records.evaluated(trial, metrics, f"folder/trials/{trial.name}/checkpoints/step-{step:08d}")
         trial.status = draw_from(st.sampled_from([*TERMINAL_STATUSES, "running", "pending"]))
         if trial.status == "failed":
             trial.error = draw_from(st.sampled_from(STRANGE))
@@ -74,8 +74,8 @@ class Page(html.parser.HTMLParser):
 @settings(max_examples=60)
 @given(sweeps(), st.booleans())
 def test_the_description_says_what_was_found_and_fits(records, with_settings):
-    found = collect_results("folder", records, SETTINGS if with_settings else {})
-    text = markdown(found)
+    results = collect_results("folder", records, SETTINGS if with_settings else {})
+    text = markdown(results)
     assert len(text) <= LIMIT and "pipeline.sweep" in text
     assert "<script" not in re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL).replace("\\<", "")
     best = records.best()
@@ -84,7 +84,7 @@ def test_the_description_says_what_was_found_and_fits(records, with_settings):
     else:
         assert f"The best is trial {best.name} at base step {best.best_metrics['base_step']}" in text
         assert str(best.best_checkpoint) in text
-    rows = [line for line in markdown(found, limit=None).splitlines() if re.match(r"\| \d{3} \|", line)]
+    rows = [line for line in markdown(results, limit=None).splitlines() if re.match(r"\| \d{3} \|", line)]
     assert [row[2:5] for row in rows] == [trial.name for trial in records.ranking()]
     # Nothing that a stranger wrote adds a column: pipes of his are escaped.
     columns = {len(re.findall(r"(?<!\\)\|", row)) for row in rows}
@@ -94,10 +94,10 @@ def test_the_description_says_what_was_found_and_fits(records, with_settings):
 @settings(max_examples=5)
 @given(sweeps())
 def test_every_chart_has_the_same_points_on_the_page_and_in_the_picture(records):
-    found = collect_results("folder", records, SETTINGS)
-    keys = [chart.key for chart in charts(found)]
+    results = collect_results("folder", records, SETTINGS)
+    keys = [chart.key for chart in charts(results)]
     assert len(set(keys)) == len(keys)
-    for chart in charts(found):
+    for chart in charts(results):
         still, moving = chart.to_matplotlib(), chart.to_plotly()
         assert still.axes[0].get_xlabel() == moving.layout.xaxis.title.text == chart.x
         assert [len(trace.x) for trace in moving.data] == [len(series.x) for series in chart.series]
@@ -153,8 +153,8 @@ def test_the_best_trial_is_trained_anew_by_one_command_that_names_what_the_sweep
     best = records.best()
     rates = f"train.energy_lr={best.params['train.energy_lr']!r} train.base_lr={best.params['train.base_lr']!r}"
     named = "train.base_steps=40 'data.store=a b' ';' '$(id)'"  # a stranger's words run nothing in a shell
-    told = " ".join(markdown(collect_results("folder", records, {})).replace("\\\n", "").split())
-    assert f"# train it again python -m pipeline.train conf=digits {named} {rates} #" in told
+    text = " ".join(markdown(collect_results("folder", records, {})).replace("\\\n", "").split())
+    assert f"# train it again python -m pipeline.train conf=digits {named} {rates} #" in text
     records.facts["named"] = "'unfinished"
     assert f"conf=digits {rates}" in " ".join(
         markdown(collect_results("folder", records, {})).replace("\\\n", "").split()
@@ -167,9 +167,9 @@ def test_a_command_of_many_words_is_folded_and_a_shell_reads_it_whole():
         trial.params = {f"train.key{index}": f"a 'value' of {trial.name}" for index in range(30)}
     block = markdown(collect_results("folder", records, {}), limit=None).partition("```sh\n")[2].partition("```")[0]
     assert max(map(len, block.splitlines())) <= 110
-    found = [shlex.split(command) for command in block.replace("\\\n", " ").splitlines() if command[0] != "#"]
+    commands = [shlex.split(command) for command in block.replace("\\\n", " ").splitlines() if command[0] != "#"]
     params = shlex.split(" ".join(format_overrides(records.best().params)))
-    assert ["python", "-m", "pipeline.train", "conf=digits", *params] in found
+    assert ["python", "-m", "pipeline.train", "conf=digits", *params] in commands
 
 
 def test_the_parameter_that_decides_is_found_out():
@@ -197,8 +197,8 @@ def test_the_command_writes_one_page_that_needs_nothing_else(tmp_path):
     folder = tmp_path / "sweep"
     records = a_sweep(str(folder), error=STRANGE[0])
     records.write()
-    words = [sys.executable, "-m", "pipeline.report", str(folder)]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, check=True)
+    args = [sys.executable, "-m", "pipeline.report", str(folder)]
+    done = subprocess.run(args, capture_output=True, text=True, cwd=tmp_path, check=True)
     assert f"{folder}/report/report.html" in done.stdout
     text = (folder / "report/report.html").read_text()
     parsed = Page(text)
@@ -215,7 +215,7 @@ def test_the_command_writes_one_page_that_needs_nothing_else(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [
         (None, "no sweep"),
         ("{", "damaged"),
@@ -223,14 +223,14 @@ def test_the_command_writes_one_page_that_needs_nothing_else(tmp_path):
         (json.dumps({"trials": [{"name": "../x", "params": {}}], "metric": "fid", "mode": "min"}), "damaged"),
     ],
 )
-def test_what_is_no_sweep_is_one_line(tmp_path, content, told, monkeypatch, capsys):
+def test_what_is_no_sweep_is_one_line(tmp_path, content, expected, monkeypatch, capsys):
     if content is not None:
         (tmp_path / "summary.json").write_text(content)
     monkeypatch.setattr(sys, "argv", ["report", str(tmp_path)])
     with pytest.raises(SystemExit) as stopped:
         command()
     printed = capsys.readouterr().err
-    assert stopped.value.code == 2 and told in printed and printed.count("\n") == 1
+    assert stopped.value.code == 2 and expected in printed and printed.count("\n") == 1
 
 
 def test_a_trial_without_anything_is_no_trouble():

@@ -35,7 +35,7 @@ AWAY = ("output=s3://bucket/sweep", "data.store=s3://bucket/store")
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("args", "expected"),
     [
         ([], ["launch", "kuberay, ray, slurm"]),
         (["launch=slrum"], ["launch/slrum", "kuberay, ray, slurm"]),
@@ -66,11 +66,11 @@ AWAY = ("output=s3://bucket/sweep", "data.store=s3://bucket/store")
         (["launch=ray", *AWAY, "launch.address=http://127.0.0.1:1"], ["no job API", "http://127.0.0.1:1"]),
     ],
 )
-def test_what_is_refused_before_anything_is_sent(refused, monkeypatch, tmp_path, words, told):
+def test_what_is_refused_before_anything_is_sent(refused, monkeypatch, tmp_path, args, expected):
     for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
-    line = refused("submit", *(word.strip("'") for word in words))
-    assert all(part in line for part in told), line
+    line = refused("submit", *(arg.strip("'") for arg in args))
+    assert all(part in line for part in expected), line
     assert "hush" not in line
     assert list(tmp_path.iterdir()) == []
 
@@ -152,11 +152,11 @@ def test_the_schema_refuses_what_kubectl_would(small):
 @pytest.mark.parametrize("variable", ["AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN", "MLFLOW_TRACKING_PASSWORD"])
 def test_no_credential_of_the_environment_is_written_anywhere(call, monkeypatch, tmp_path, variable):
     monkeypatch.setenv(variable, "not-for-everybody")
-    for words in ([*KUBERAY, *AWAY], ["launch=slurm"]):
-        status, printed, errors = call("submit", *words)
+    for args in ([*KUBERAY, *AWAY], ["launch=slurm"]):
+        status, printed, errors = call("submit", *args)
         assert status == 0 and "not-for-everybody" not in printed + errors
         interpolated = f"tracking.experiment=${{oc.env:{variable}}}"
-        status, printed, errors = call("submit", *words, interpolated)
+        status, printed, errors = call("submit", *args, interpolated)
         assert status == 2 and "tracking.experiment" in errors and variable in errors
         assert "not-for-everybody" not in printed + errors
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -172,13 +172,13 @@ def test_a_url_with_a_password_is_refused_and_not_repeated(password, key):
 
 
 def test_a_volume_that_all_pods_mount_counts_as_reachable(call, tmp_path):
-    words = [*KUBERAY, "launch.volume_claim=shared", "output=/data/sweep", "data.store=/data/stores/digits"]
-    status, _, errors = call("submit", *words, "launch.folder=here")
+    args = [*KUBERAY, "launch.volume_claim=shared", "output=/data/sweep", "data.store=/data/stores/digits"]
+    status, _, errors = call("submit", *args, "launch.folder=here")
     assert status == 0, errors
     held, job = yaml.safe_load_all((tmp_path / "here" / "rayjob.yaml").read_text())
     assert yaml.safe_load(held["data"]["job.yaml"])["config"]["output"] == "/data/sweep"
     RAYJOB.validate(job)
-    status, _, errors = call("submit", *words, "output=/scratch/sweep")
+    status, _, errors = call("submit", *args, "output=/scratch/sweep")
     assert status == 2 and "output=/scratch/sweep" in errors
 
 
@@ -279,9 +279,9 @@ def _path() -> str:
     return f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 
-def submitted(home: Path, *words: str) -> subprocess.Popen:
+def submitted(home: Path, *args: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "pipeline.submit", "launch=ray", "launch.shared=true", *words],
+        [sys.executable, "-m", "pipeline.submit", "launch=ray", "launch.shared=true", *args],
         cwd=home,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "GEBM_STORES": str(home / "stores")},
         stdout=subprocess.PIPE,
@@ -293,8 +293,8 @@ def submitted(home: Path, *words: str) -> subprocess.Popen:
 @pytest.mark.timeout(400)
 def test_a_job_of_a_ray_cluster_outlives_whoever_follows_it(head, tmp_path):
     """Followed for a while, left alone by Ctrl-C, found again by what was printed, and done in the end."""
-    words = [*TINY, f"output={tmp_path / 'swept'}", f"launch.address={head}"]
-    first = submitted(tmp_path, *words)
+    args = [*TINY, f"output={tmp_path / 'swept'}", f"launch.address={head}"]
+    first = submitted(tmp_path, *args)
     for line in first.stdout:
         if "of Ray are up" in line:  # of the job's log
             break
@@ -315,7 +315,7 @@ def test_a_job_of_a_ray_cluster_outlives_whoever_follows_it(head, tmp_path):
     summary = json.loads((tmp_path / "swept" / "summary.json").read_text())
     assert [trial["status"] for trial in summary["trials"]] == ["finished"]
     # The same output once more: the job finds nothing left to do, and its end is this command's end.
-    again = submitted(tmp_path, *words)
+    again = submitted(tmp_path, *args)
     printed, _ = again.communicate(timeout=200)
     assert again.returncode == 0, printed
     assert "resuming the sweep in" in printed and "succeeded" in printed
