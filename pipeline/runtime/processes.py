@@ -19,5 +19,7 @@ def exit_with_parent() -> None:
 
 
 def _wait() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -65,14 +65,18 @@ def trainable(params: dict[str, Any], settings: dict[str, Any]) -> None:
             tune.report({"error": str(error), "reported": ["error"]})
             return
     reports: Queue = Queue(actor_options={"num_cpus": 0})
-    restarts_left, nonfinite_retries_left, rates = config.scale.max_restarts, config.train.max_nonfinite_restarts, 1.0
+    restarts_left, nonfinite_retries_left, lr_scale = (
+        config.scale.max_restarts,
+        config.train.max_nonfinite_restarts,
+        1.0,
+    )
     while True:
-        error = _train(config, url, name, rates, settings["worker"], reports)
+        error = _train(config, url, name, lr_scale, settings["worker"], reports)
         if error is None:
             return
         kind, cause = _cause(error)
         if kind is NonFiniteLoss and nonfinite_retries_left:
-            nonfinite_retries_left, rates = nonfinite_retries_left - 1, rates / 2
+            nonfinite_retries_left, lr_scale = nonfinite_retries_left - 1, lr_scale / 2
             cause = f"{cause}; with half the learning rates"
         elif kind is Exception and restarts_left:
             restarts_left -= 1
@@ -84,13 +88,13 @@ def trainable(params: dict[str, Any], settings: dict[str, Any]) -> None:
 
 
 def _train(
-    config: schema.Config, url: str, name: str, rates: float, worker: dict[str, float], reports: Queue
+    config: schema.Config, url: str, name: str, lr_scale: float, worker: dict[str, float], reports: Queue
 ) -> ray.train.TrainingFailedError | None:
     """Train to the end, or to the workers' failure, which is returned; they resume from the trial's last checkpoint."""
     min_workers, num_workers = config.scale.min_workers or config.scale.num_workers, config.scale.num_workers
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"config": schema.to_dict(config), "url": url, "lr_scale": rates},
+        train_loop_config={"config": schema.to_dict(config), "url": url, "lr_scale": lr_scale},
         scaling_config=ray.train.ScalingConfig(
             num_workers=num_workers if min_workers == num_workers else (min_workers, num_workers),
             use_gpu="GPU" in worker,
