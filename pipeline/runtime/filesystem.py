@@ -1,4 +1,4 @@
-"""Whole files behind any fsspec URL."""
+"""Atomic writes of whole files, and file systems behind any fsspec URL."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = [
 
 
 def is_local(files: fsspec.AbstractFileSystem) -> bool:
-    """Whether it is this machine's own file system.
+    """Return whether a file system is this machine's own.
 
     Example:
         >>> is_local(fsspec.filesystem("file")), is_local(fsspec.filesystem("memory"))
@@ -35,8 +35,8 @@ def write_file(url: str, content: bytes) -> None:
     """Write a file so that no reader ever sees half of it.
 
     Args:
-        url: where, behind any fsspec URL; its folder is made.
-        content: all of it. Where several processes write at once, one of them is the last, whole.
+        url: The file, behind any fsspec URL; its folder is made.
+        content: All of it. Where several processes write at once, the content of one of them remains, whole.
 
     Example:
         >>> write_file("memory://doctest/whole.txt", b"whole")
@@ -57,8 +57,8 @@ def write_files(contents: dict[str, bytes], url: str) -> list[str]:
     """Write files into one folder, each whole.
 
     Args:
-        contents: file name to what is in it.
-        url: their folder, behind any fsspec URL.
+        contents: File name to content.
+        url: Their folder, behind any fsspec URL.
 
     Returns:
         Their URLs.
@@ -75,19 +75,19 @@ def write_files(contents: dict[str, bytes], url: str) -> list[str]:
 def _write_local(path: Path, content: bytes) -> None:
     # A name of its own, since several processes may write the same file; on the disk before it gets the right one,
     # since otherwise a power cut could leave the name and not the content.
-    beside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     try:
-        with open(beside, "wb") as file:
+        with open(partial, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(partial, path)
     finally:
-        beside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system behind a URL, and the path in it, without a slash at the end.
+    """Return the file system behind a URL, and the path in it, without a trailing slash.
 
     Args:
         url: A path or an fsspec URL.
@@ -109,7 +109,7 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 @contextmanager
 def as_user_error(url: str) -> Iterator[None]:
-    """Turns whatever a file system raises into one line that names the URL.
+    """Turn whatever a file system raises into one line that names the URL.
 
     Args:
         url: What is read or written inside the block.

@@ -1,8 +1,8 @@
-"""What must not be told: a log, a config, a manifest, a job and a tracker can be read by others.
+"""Redaction of secrets: a log, a config, a manifest, a job and a tracker can be read by others.
 
-Two things are done about it, and both here. A config that has a credential in it is refused before anything starts, for
-it is written into the results, into each checkpoint and into MLflow. And whatever is said or written of what went wrong
-is :func:`redact` first, for libraries quote URLs, and now and then a piece of the environment, in their errors.
+A config that has a credential in it is refused before anything starts, since it is written into the results, into each
+checkpoint and into MLflow. Whatever is logged or written of an error goes through :func:`redact` first, since libraries
+quote URLs, and now and then a piece of the environment, in their errors.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from pipeline.runtime.errors import UserError
 __all__ = ["is_secret_name", "redact", "refuse_secrets", "without_query"]
 
 _NAMES = re.compile(r"SECRET|TOKEN(?!IZ)|PASSW|PASSPHRASE|CREDENTIAL|PRIVATE|(^|_)KEY($|_)|APIKEY", re.IGNORECASE)
-_PLACES = re.compile(r"_(FILE|PATH|DIR|HOME)$", re.IGNORECASE)  # where a secret lies is none
-_SHORTEST = 8  # characters of what counts as a secret: a shorter one is found in anything
+# The location of a secret is none itself.
+_LOCATIONS = re.compile(r"_(FILE|PATH|DIR|HOME)$", re.IGNORECASE)
+# A shorter text does not count as a secret, since it is found in anything.
+_MIN_LENGTH = 8
 _HIDDEN = "***"
 
 # What stands between the scheme and the host. Of HTTP a name alone may be a token; elsewhere it is a container's, as in
@@ -41,23 +43,23 @@ _HEADER = re.compile(
 
 
 def is_secret_name(variable: str) -> bool:
-    """Whether the name of an environment variable says that its value is not for everybody.
+    """Return whether the name of an environment variable says that its value is secret.
 
     Example:
         >>> [is_secret_name(name) for name in ("AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "AWS_ENDPOINT_URL")]
         [True, True, False]
     """
-    return _NAMES.search(variable) is not None and _PLACES.search(variable) is None
+    return _NAMES.search(variable) is not None and _LOCATIONS.search(variable) is None
 
 
 def redact(value: Any) -> Any:
-    """The same without what lets one in: passwords and signatures of URLs, and secrets of this process's environment.
+    """Return a value without credentials: passwords and signatures of URLs, and secrets of this process's environment.
 
     Args:
-        value: a text, or dicts and lists of them, of which all texts are gone through; anything else stays as it is.
+        value: A text, or dicts and lists with texts at any depth; anything else is returned as it is.
 
     Returns:
-        The value, with ``***`` in each place.
+        The value, with ``***`` in place of each credential.
 
     Example:
         >>> redact("no host at https://me:hush@mlflow.example.org/a, nor at /x.zip?X-Amz-Signature=c0ffee")
@@ -87,19 +89,19 @@ def _text_without(text: str, hidden: dict[str, str]) -> str:
     return _HEADER.sub(rf"\g<scheme>\g<blank>{_HIDDEN}", text)
 
 
-def _login_without(found: re.Match[str]) -> str:
-    scheme, login = found["scheme"], found["login"]
+def _login_without(match: re.Match[str]) -> str:
+    scheme, login = match["scheme"], match["login"]
     user, colon, _ = login.partition(":")
     if scheme.lower() in ("http", "https"):
         return f"{scheme}://{_HIDDEN}@"
-    return f"{scheme}://{user}:{_HIDDEN}@" if colon else found[0]
+    return f"{scheme}://{user}:{_HIDDEN}@" if colon else match[0]
 
 
 def without_query(url: str | None) -> str | None:
-    """A URL as it is noted for good: a signature, which ends with the hour, goes with all that belongs to it.
+    """Return a URL without its query if that signs it, since a signature expires within hours.
 
     Args:
-        url: a path or a URL.
+        url: A path or a URL.
 
     Example:
         >>> without_query("https://bucket.s3.amazonaws.com/lsun.zip?X-Amz-Date=20260101T000000Z&X-Amz-Signature=c0ffee")
@@ -116,12 +118,12 @@ def refuse_secrets(values: dict[str, Any], but: tuple[str, ...] = ()) -> None:
     """Refuse values that others must not read.
 
     Args:
-        values: nested keys, as they are sent or written.
-        but: keys that may have one, since they are written nowhere as they are.
+        values: Nested keys, as they are sent or written.
+        but: Keys that may have one, since they are written nowhere as they are.
 
     Raises:
-        UserError: a URL has a password or a signature in it, or a value has that of an environment variable whose name
-            says that it is secret. The line names the key, and never the value.
+        UserError: If a URL has a password or a signature in it, or a value has that of an environment variable whose
+            name says that it is secret. The line names the key, and never the value.
 
     Example:
         >>> refuse_secrets({"tracking": {"uri": "https://me:hush@mlflow.example.org"}})
@@ -135,22 +137,22 @@ leave it out, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in t
     for key, text in _texts(values):
         if key in but:
             continue
-        found = next((f"the value of {name}" for secret, name in hidden.items() if secret in text), None)
-        found = found or _credential(text)
-        if found:
+        credential = next((f"the value of {name}" for secret, name in hidden.items() if secret in text), None)
+        credential = credential or _credential(text)
+        if credential:
             raise UserError(
-                f"{key} has {found} in it, and would be written where others can read it: leave it out, and "
+                f"{key} has {credential} in it, and would be written where others can read it: leave it out, and "
                 f"{_instead(key, text)}"
             )
 
 
 def _credential(text: str) -> str | None:
-    """What a URL has in it, in words."""
+    """Describe the credential of a URL; None if it has none."""
     if "://" not in text:
         return None
-    for found in _LOGIN.finditer(text):
-        if _login_without(found) != found[0] and found["login"] != _HIDDEN:
-            return "a password" if ":" in found["login"] else "a name or a token"
+    for match in _LOGIN.finditer(text):
+        if _login_without(match) != match[0] and match["login"] != _HIDDEN:
+            return "a password" if ":" in match["login"] else "a name or a token"
     return "a signature or a token" if _PARAMETER.search(text) else None
 
 
@@ -163,25 +165,26 @@ def _instead(key: str, text: str) -> str:
 
 
 def _hidden() -> dict[str, str]:
-    """The secrets of this process's environment, also as a URL writes them, each with its variable's name."""
-    found = {}
+    """Return the secrets of this process's environment, also as a URL writes them, each with its variable's name."""
+    secrets = {}
     for name, value in os.environ.items():
         # A file that holds the secret is none itself.
-        if is_secret_name(name) and len(value) >= _SHORTEST and not os.path.exists(value):
-            found |= {value: name, quote(value, safe=""): name, quote(value): name}
+        if is_secret_name(name) and len(value) >= _MIN_LENGTH and not os.path.exists(value):
+            secrets |= {value: name, quote(value, safe=""): name, quote(value): name}
         elif "://" in value and (password := _password(value)):
-            found |= {password: name, unquote(password): name}
+            secrets |= {password: name, unquote(password): name}
     # The longest first: one may be a part of another.
-    return dict(sorted(found.items(), key=lambda entry: -len(entry[0])))
+    return dict(sorted(secrets.items(), key=lambda entry: -len(entry[0])))
 
 
 def _password(url: str) -> str | None:
-    """The password of a URL, such as MLFLOW_TRACKING_URI's or a proxy's, where it is long enough to be looked for."""
+    """Return the password of a URL, such as MLFLOW_TRACKING_URI, where it is long enough to be searched for."""
     try:
         password = urlsplit(url).password
-    except ValueError:  # no URL after all
+    # Not a URL after all.
+    except ValueError:
         return None
-    return password if password and len(password) >= _SHORTEST else None
+    return password if password and len(password) >= _MIN_LENGTH else None
 
 
 def _texts(values: Any, key: str = "") -> Iterator[tuple[str, str]]:

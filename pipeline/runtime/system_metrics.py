@@ -1,7 +1,7 @@
-"""How busy a worker's machine is, under the names of MLflow's own monitor, so that its UI has a page for them.
+"""System metrics of a worker's machine, under the names of MLflow's own monitor, so that its UI has a page for them.
 
-That monitor talks to the tracker from where it runs, and here the driver alone does. So it is looked at when a trial
-reports, and what is seen goes the way of all metrics.
+That monitor connects to the tracker from where it runs, and here the driver alone does. So a sample is taken when a
+trial reports, and is logged with its other metrics.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _MEGA = 1e6
 
 
 class SystemMetrics:
-    """A worker's machine, all that runs on it included.
+    """System metrics of a worker's machine, with everything that runs on it.
 
     Args:
-        device: the worker's.
+        device: The worker's device.
 
     Example:
         >>> sorted(SystemMetrics(torch.device("cpu")).sample())[:2]
@@ -30,10 +30,11 @@ class SystemMetrics:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        psutil.cpu_percent()  # from here on; the first answer means nothing
+        # The next call measures from here on; the value of the first means nothing.
+        psutil.cpu_percent()
 
     def sample(self) -> dict[str, float]:
-        """What is in use: of the processors since the last look, of a GPU in the last second, of the rest now.
+        """Return what is in use: of the processors since the last sample, of a GPU in the last second, of the rest now.
 
         Returns:
             ``cpu_utilization_percentage``; ``system_memory_usage_percentage`` and ``..._megabytes``; of the disk with
@@ -42,7 +43,7 @@ class SystemMetrics:
             ``gpu_0_memory_usage_percentage`` and ``..._megabytes``. A megabyte is a million bytes.
         """
         memory, disk = psutil.virtual_memory(), psutil.disk_usage(tempfile.gettempdir())
-        found = {
+        metrics = {
             "cpu_utilization_percentage": psutil.cpu_percent(),
             "system_memory_usage_megabytes": memory.used / _MEGA,
             "system_memory_usage_percentage": 100 * memory.used / memory.total,
@@ -52,8 +53,9 @@ class SystemMetrics:
         }
         if self._device.type == "cuda":
             free, total = torch.cuda.mem_get_info(self._device)
-            found["gpu_0_memory_usage_megabytes"] = (total - free) / _MEGA
-            found["gpu_0_memory_usage_percentage"] = 100 * (total - free) / total
-            with contextlib.suppress(Exception):  # a part of a GPU has no such number, and a driver errors of its own
-                found["gpu_0_utilization_percentage"] = float(torch.cuda.utilization(self._device))
-        return found
+            metrics["gpu_0_memory_usage_megabytes"] = (total - free) / _MEGA
+            metrics["gpu_0_memory_usage_percentage"] = 100 * (total - free) / total
+            # A part of a GPU has no such number, and a driver has errors of its own.
+            with contextlib.suppress(Exception):
+                metrics["gpu_0_utilization_percentage"] = float(torch.cuda.utilization(self._device))
+        return metrics

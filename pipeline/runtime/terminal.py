@@ -1,4 +1,4 @@
-"""What a terminal shows: consoles, and how far a long job over images or rows has come."""
+"""Terminal output: consoles, and the progress of a long job over images or rows."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """Samples done, samples per second and time left: a bar on a terminal, a line every ten seconds elsewhere.
+    """Progress in samples, samples per second and time left: a bar on a terminal, a line every ten seconds elsewhere.
 
     Everything goes to standard error.
 
     Args:
         total: Number of samples.
         done: Number of samples that an earlier run has done.
-        show: False to say nothing.
-        unit: What the samples are called: "images" or "rows".
+        show: False to print nothing.
+        unit: Name of the samples: "images" or "rows".
     """
 
     def __init__(self, total: int, done: int = 0, show: bool = True, unit: str = "images") -> None:
@@ -47,10 +47,10 @@ class Progress:
         self._task = self._bar.add_task(unit, total=total, completed=done, rate="")
 
     def advance(self, samples: int) -> None:
-        """Says that more samples are done.
+        """Count samples that are done.
 
         Args:
-            samples: How many.
+            samples: Number of samples since the last call.
         """
         self._done += samples
         now = time.monotonic()
@@ -75,10 +75,10 @@ class Progress:
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """A console that does not fold its tables where nobody can widen the window, as in a log file.
+    """Return a console that does not fold its tables where no window can be widened, as in a log file.
 
     Args:
-        stderr: standard error in place of standard output.
+        stderr: Whether to print to standard error in place of standard output.
     """
     console = Console(stderr=stderr)
     return console if console.is_terminal else Console(stderr=stderr, width=160)

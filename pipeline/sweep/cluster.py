@@ -1,4 +1,4 @@
-"""The Ray cluster a sweep runs on, and how many of its trials fit there side by side."""
+"""Ray cluster of a sweep, and the number of trials that fit there side by side."""
 
 from __future__ import annotations
 
@@ -31,44 +31,56 @@ __all__ = [
     "trials_that_fit",
 ]
 
-# What Tune reserves for a trial's own process, which only waits for its workers. It has to be something, and is a MiB
+# What Tune reserves for a trial's own process, which only waits for its workers. It cannot be nothing, and is a MiB
 # and no part of a CPU: Ray scales an elastic trial by the CPUs that nodes have, not by those that are free of them, and
 # would wait for ever for a worker that a hundredth leaves no room for.
 TRIAL_RESOURCES = {"memory": 2**20}
 
-_BOOKS = ".ray"
+_STORAGE = ".ray"
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """What a cluster has and what a trial asks of it."""
+    """Resources of a cluster and of a trial.
+
+    Attributes:
+        nodes: Resources of each node.
+        worker: Resources of one worker of a trial.
+        num_workers: Workers of a trial.
+        min_workers: Workers with which an elastic trial starts; None for a trial that is not elastic.
+        ours: Whether the cluster was started for this sweep, so that nothing else runs on it.
+    """
 
     nodes: list[dict[str, float]]
     worker: dict[str, float]
     num_workers: int
-    min_workers: int | None = None  # that a trial makes do with
-    ours: bool = False  # started for this sweep, so nobody else is on it
+    min_workers: int | None = None
+    ours: bool = False
 
     @property
     def preparation(self) -> dict[str, float]:
-        """What to take for the work that all trials wait for: a worker's share, or all that a cluster of ours has."""
+        """Resources for the work that all trials wait for: a worker's share, or a whole node of a cluster of ours."""
         cpus = max(float(int(node.get("CPU", 0.0))) for node in self.nodes)
         return {**self.worker, "CPU": max(cpus, self.worker["CPU"])} if self.ours else self.worker
 
     @property
     def concurrent_trials(self) -> int:
-        """Trials that fit at the same time; one that is elastic has all the room where there is none for more."""
-        alone = self.min_workers and trials_that_fit(self.nodes, self.worker, self.min_workers)
-        return trials_that_fit(self.nodes, self.worker, self.num_workers) or min(alone or 0, 1)
+        """Trials that fit at the same time; where none does, one that is elastic may still run alone."""
+        whole = trials_that_fit(self.nodes, self.worker, self.num_workers)
+        if whole > 0:
+            return whole
+        if not self.min_workers:
+            return 0
+        return min(trials_that_fit(self.nodes, self.worker, self.min_workers), 1)
 
 
 def trials_that_fit(nodes: list[dict[str, float]], worker: dict[str, float], num_workers: int) -> int:
-    """How many trials fit, each ``num_workers`` workers on any nodes.
+    """Return the number of trials that fit, each of ``num_workers`` workers on any nodes.
 
     Args:
-        nodes: resources of each node.
-        worker: resources of one worker.
-        num_workers: workers of one trial.
+        nodes: Resources of each node.
+        worker: Resources of one worker.
+        num_workers: Workers of one trial.
 
     Example:
         >>> trials_that_fit([{"CPU": 4}], {"CPU": 1}, 2)
@@ -82,12 +94,12 @@ def trials_that_fit(nodes: list[dict[str, float]], worker: dict[str, float], num
 
 
 def _workers_that_fit(node: dict[str, float], worker: dict[str, float]) -> int:
-    """How many workers fit a node; none stretches over two."""
+    """Return the number of workers that fit a node; none stretches over two."""
     return int(min(node.get(name, 0.0) // amount for name, amount in worker.items()))
 
 
 def demand(config: Config) -> dict[str, float]:
-    """Resources of one worker of a trial, on the cluster that is connected."""
+    """Return the resources of one worker of a trial, on the cluster that is connected."""
     use_gpu = config.scale.use_gpu
     if use_gpu is None:
         use_gpu = any(node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"])
@@ -96,13 +108,13 @@ def demand(config: Config) -> dict[str, float]:
 
 
 def require_reachable(address: str) -> None:
-    """Find out in seconds whether anybody is there; Ray asks for minutes, and prints a warning each time.
+    """Check within seconds that an address answers; Ray tries for minutes, and prints a warning each time.
 
     Args:
         address: ``host:port``; anything else is left to Ray.
 
     Raises:
-        OSError: nobody answers.
+        OSError: If nothing answers.
     """
     host, _, port = address.rpartition(":")
     if host and port.isdigit():
@@ -114,64 +126,73 @@ def connected(config: Config) -> Iterator[Capacity]:
     """Connect to the cluster, or start one on this machine, and leave it as it was found.
 
     Args:
-        config: ``ray.address`` and what ``scale`` asks for.
+        config: The experiment, with ``ray.address`` and ``scale``.
 
     Yields:
-        What the cluster has.
+        Resources of the cluster and of a worker.
 
     Raises:
-        UserError: the cluster cannot be reached, or a trial can never fit it.
+        UserError: If the cluster cannot be reached, or a trial can never fit it.
     """
     configure_tune()
+    # Ray sets the variable for the jobs that it starts.
+    address = config.ray.address or os.environ.get("RAY_ADDRESS")
+    _connect(address)
+    try:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        capacity = Capacity(nodes, demand(config), config.scale.num_workers, config.scale.min_workers, ours=not address)
+        if capacity.concurrent_trials == 0:
+            raise UserError(_never_fits(capacity))
+        yield capacity
+    finally:
+        ray.shutdown()
+
+
+def _connect(address: str | None) -> None:
+    """Connect to a cluster, or start one where there is no address."""
     # We print our own progress; Ray keeps what its processes print in its log files.
-    settings = {"log_to_driver": False, "logging_level": logging.ERROR}
-    address = config.ray.address or os.environ.get("RAY_ADDRESS")  # which Ray sets for the jobs it starts
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if address:
             require_reachable(address)
-            ray.init(address=address, **settings)
+            ray.init(address=address, **options)
         else:
-            # The dashboard's API is what the clean-up of a dead trial's resources asks.
+            # The clean-up of a dead trial's resources needs the dashboard's API.
             hook = {"worker_process_setup_hook": f"{__name__}.{pin_ray_address.__name__}"}
-            ray.init(
-                address="local", num_cpus=os.cpu_count() or 1, include_dashboard=True, runtime_env=hook, **settings
-            )
+            ray.init(address="local", num_cpus=os.cpu_count() or 1, include_dashboard=True, runtime_env=hook, **options)
     except (OSError, RuntimeError, ValueError) as error:
         where = address or "this machine"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"no Ray cluster at {where} ({reason}): start one with `ray start --head`, or leave out ray.address"
         ) from None
-    try:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        capacity = Capacity(nodes, demand(config), config.scale.num_workers, config.scale.min_workers, ours=not address)
-        if capacity.concurrent_trials == 0:
-            has = {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
-            asks = ", ".join(f"{amount:g} {name}" for name, amount in capacity.worker.items())
-            least = capacity.min_workers
-            scale = f"scale.min_workers={least}" if least else f"scale.num_workers={capacity.num_workers}"
-            raise UserError(
-                f"a trial never fits: {scale} workers of {asks} each, and the cluster "
-                f"has {int(has['CPU'])} CPU and {int(has['GPU'])} GPU on {len(nodes)} node(s); lower "
-                f"scale.num_workers or scale.cpus_per_worker, or add nodes"
-            )
-        yield capacity
-    finally:
-        ray.shutdown()
+
+
+def _never_fits(capacity: Capacity) -> str:
+    nodes, least = capacity.nodes, capacity.min_workers
+    total = {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
+    worker = ", ".join(f"{amount:g} {name}" for name, amount in capacity.worker.items())
+    scale = f"scale.min_workers={least}" if least else f"scale.num_workers={capacity.num_workers}"
+    return (
+        f"a trial never fits: {scale} workers of {worker} each, and the cluster "
+        f"has {int(total['CPU'])} CPU and {int(total['GPU'])} GPU on {len(nodes)} node(s); lower "
+        f"scale.num_workers or scale.cpus_per_worker, or add nodes"
+    )
 
 
 def configure_tune() -> None:
-    """Set what Tune takes from the environment, before it runs."""
-    # It asks for the metric in every report; ours come between evaluations too, without one.
+    """Set Tune's environment variables, before it runs."""
+    # Tune expects the metric in every report; ours come between evaluations too, without one.
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new output ignores verbose=0
-    # Tables, JSON lines and TensorBoard files of each trial: nobody reads them here, and they cost most of the driver's
-    # time. Whoever wants them sets this to 0.
+    # The new output ignores verbose=0.
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    # Tables, JSON lines and TensorBoard files of each trial are not read here, and cost most of the driver's time. The
+    # user can set this to 0 to have them.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 
 
 def pin_ray_address() -> None:
-    """Tell a worker's process which cluster it is of, when it starts.
+    """Set the address of a worker's own cluster in its environment, when its process starts.
 
     Where two sweeps run on one machine there are two clusters. What cleans up after a trial that was stopped looks for
     *the* cluster, and would find two and free nothing: its CPUs would be taken for ever.
@@ -180,16 +201,16 @@ def pin_ray_address() -> None:
 
 
 def ray_storage(output: str, name: str = "sweep") -> dict[str, Any]:
-    """Where Ray keeps its own books: a folder among the results, through fsspec like all else.
+    """Return Ray's storage: a folder among the results, through fsspec like everything else.
 
     Args:
-        output: the results' folder, behind any fsspec URL.
-        name: of the run in Ray.
+        output: The results' folder, behind any fsspec URL.
+        name: Name of the run in Ray.
 
     Returns:
-        The arguments that Tune's ``run`` and Train's ``RunConfig`` have for it.
+        Its arguments of Tune's ``run`` and Train's ``RunConfig``.
     """
-    files, path = fsspec.url_to_fs(f"{output}/{_BOOKS}")
+    files, path = fsspec.url_to_fs(f"{output}/{_STORAGE}")
     if is_local(files):
         return {"storage_path": path, "name": name}
     filesystem = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(files))
@@ -197,7 +218,7 @@ def ray_storage(output: str, name: str = "sweep") -> dict[str, Any]:
 
 
 def remove_ray_storage(output: str) -> None:
-    """Remove Ray's books. They are pickles, and nothing here reads them: a sweep goes on from ``summary.json``."""
-    files, path = fsspec.url_to_fs(f"{output}/{_BOOKS}")
+    """Remove Ray's storage. It holds pickles that nothing here reads: a sweep resumes from ``summary.json``."""
+    files, path = fsspec.url_to_fs(f"{output}/{_STORAGE}")
     with contextlib.suppress(FileNotFoundError):
         files.rm(path, recursive=True)

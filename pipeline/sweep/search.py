@@ -1,4 +1,4 @@
-"""How a space is searched: who proposes the next trial, and who is pruned."""
+"""Search algorithms and schedulers: which trial is next, and which trials are pruned."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
-from ray.tune.search.sample import Domain
+from ray.tune.search.sample import Domain, Float, Integer
 
 from pipeline.config import Config
 from pipeline.sweep.trainable import TRIAL_NAME_KEY
@@ -24,12 +24,12 @@ __all__ = [
 
 
 class ResumableSearcher(Searcher):
-    """Hands Tune the trials that are left, by name: those that were planned, then those that Optuna proposes.
+    """Searcher that gives Tune the trials that are left, by name: planned ones, then those that Optuna proposes.
 
     Args:
-        planned: names and parameters of trials to run, in order.
-        names: names for trials that are still to be proposed.
-        proposer: Optuna's searcher, told of what is known already; None where everything is planned.
+        planned: Names and parameters of trials to run, in order.
+        names: Names for trials that are still to be proposed.
+        proposer: Optuna's searcher, with the trials that have ended; None where everything is planned.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class ResumableSearcher(Searcher):
         self._proposed: set[str] = set()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """The next trial's parameters."""
+        """Return the next trial's parameters."""
         if self._planned:
             name, params = self._planned.pop(0)
             return {TRIAL_NAME_KEY: name, **params}
@@ -51,30 +51,30 @@ class ResumableSearcher(Searcher):
         return {TRIAL_NAME_KEY: self._names.pop(0), **params}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Let the proposer learn."""
+        """Report a trial's result to the proposer."""
         if self._proposer is not None and trial_id in self._proposed:
-            known = result if result and self._proposer.metric in result else None
-            self._proposer.on_trial_complete(trial_id, known, error=error or known is None)
+            scored = result if result and self._proposer.metric in result else None
+            self._proposer.on_trial_complete(trial_id, scored, error=error or scored is None)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: ``summary.json`` is what a sweep resumes from."""
+        """Do nothing: a sweep resumes from ``summary.json``."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: ``summary.json`` is what a sweep resumes from."""
+        """Do nothing: a sweep resumes from ``summary.json``."""
 
 
 def make_searcher(
     config: Config, space: dict[str, Domain], records: list[TrialRecord]
 ) -> tuple[ResumableSearcher, int]:
-    """The trials that are left to run.
+    """Return a searcher of the trials that are left to run.
 
     Args:
-        config: the experiment.
-        space: its search space.
-        records: the trials of ``summary.json`` where a sweep is resumed; those that have ended stay ended.
+        config: The experiment.
+        space: Its search space.
+        records: The trials of ``summary.json`` where a sweep is resumed; those that have ended stay ended.
 
     Returns:
-        The searcher, and how many trials it has to give.
+        The searcher, and the number of trials that it has to give.
     """
     unfinished = [(record.name, record.params) for record in records if record.status not in TERMINAL_STATUSES]
     proposed = config.sweep.search == "optuna"
@@ -91,69 +91,79 @@ def make_searcher(
 
 
 def pbt_config(space: dict[str, Domain], records: list[TrialRecord]) -> dict[str, Any]:
-    """The trials that are left, as Tune wants them of population-based training, which takes no searcher.
+    """Return the trials that are left in Tune's form for population-based training, which takes no searcher.
 
     Args:
-        space: the sweep's search space.
-        records: all trials; those that have ended stay ended.
+        space: The sweep's search space.
+        records: All trials; those that have ended stay ended.
 
     Returns:
         Tune's ``config``: one trial for each name, with its own parameters.
     """
     params = {record.name: record.params for record in records if record.status not in TERMINAL_STATUSES}
 
-    def own(key: str) -> Any:
+    def sample(key: str) -> Any:
         return tune.sample_from(lambda spec: params[spec.config[TRIAL_NAME_KEY]][key])
 
-    return {TRIAL_NAME_KEY: tune.grid_search(list(params)), **{key: own(key) for key in space}}
+    return {TRIAL_NAME_KEY: tune.grid_search(list(params)), **{key: sample(key) for key in space}}
 
 
 def _clip_to_space(space: dict[str, Domain], params: dict[str, Any]) -> dict[str, Any]:
-    """What population-based training has perturbed, back between the bounds of the space."""
+    """Return perturbed parameters, back between the bounds of the space."""
 
-    def clamped(key: str, value: Any) -> Any:
-        domain = space.get(key)
-        if not hasattr(domain, "lower"):
-            return value
-        whole = isinstance(domain, tune.search.sample.Integer)
-        return min(max(value, domain.lower), domain.upper - 1 if whole else domain.upper)
+    def clip(key: str, value: Any) -> Any:
+        match space.get(key):
+            case Integer(lower=low, upper=high):
+                return min(max(value, low), high - 1)
+            case Float(lower=low, upper=high):
+                return min(max(value, low), high)
+        return value
 
-    return {key: clamped(key, value) for key, value in params.items()}
+    return {key: clip(key, value) for key, value in params.items()}
 
 
 def make_scheduler(config: Config, space: dict[str, Domain], records: list[TrialRecord]) -> TrialScheduler:
-    """Who is pruned, and who takes over whose weights.
+    """Return the scheduler that prunes trials, or has them exploit better ones.
 
     Args:
-        config: the experiment.
-        space: its search space.
-        records: earlier trials, whose results count towards the cut-offs of a resumed sweep.
+        config: The experiment.
+        space: Its search space.
+        records: Earlier trials, whose results count towards the cut-offs of a resumed sweep.
     """
-    objective = {"metric": config.sweep.metric, "mode": config.sweep.mode}
-    total = max(1, config.train.base_steps)
     if config.sweep.scheduler == "asha":
-        asha = AsyncHyperBandScheduler(
-            time_attr="base_step",
-            max_t=total,
-            grace_period=min(config.sweep.grace_steps or max(1, total // 4), total),
-            reduction_factor=config.sweep.reduction_factor,
-            **objective,
-        )
-        for record in records:
-            earlier = SimpleNamespace(trial_id=f"earlier-{record.name}")
-            asha.on_trial_add(None, earlier)
-            if record.status in TERMINAL_STATUSES:  # the others will report for themselves
-                for evaluation in record.evaluations:
-                    asha.on_trial_result(None, earlier, evaluation)
-        return asha
+        return _make_asha(config, records)
     if config.sweep.scheduler == "pbt":
         return PopulationBasedTraining(
             time_attr="base_step",
-            perturbation_interval=config.sweep.perturbation_steps or max(1, total // 10),
-            hyperparam_mutations=space,
+            metric=config.sweep.metric,
+            mode=config.sweep.mode,
+            perturbation_interval=config.sweep.perturbation_steps or max(1, config.train.base_steps // 10),
+            hyperparam_mutations=dict(space),
             custom_explore_fn=lambda params: _clip_to_space(space, params),
             require_attrs=False,
             log_config=False,
-            **objective,
         )
     return FIFOScheduler()
+
+
+def _make_asha(config: Config, records: list[TrialRecord]) -> AsyncHyperBandScheduler:
+    """Return the scheduler of successive halving, with the evaluations of trials that have ended."""
+    total = max(1, config.train.base_steps)
+    asha = AsyncHyperBandScheduler(
+        time_attr="base_step",
+        metric=config.sweep.metric,
+        mode=config.sweep.mode,
+        max_t=total,
+        grace_period=min(config.sweep.grace_steps or max(1, total // 4), total),
+        reduction_factor=config.sweep.reduction_factor,
+    )
+    for record in records:
+        # Successive halving reads nothing but the identity of a trial.
+        earlier: Any = SimpleNamespace(trial_id=f"earlier-{record.name}")
+        controller: Any = None
+        asha.on_trial_add(controller, earlier)
+        # The others will report for themselves.
+        if record.status in TERMINAL_STATUSES:
+            for evaluation in record.evaluations:
+                asha.on_trial_result(controller, earlier, evaluation)
+    return asha

@@ -1,4 +1,4 @@
-"""A trial as Tune sees it: a function that runs a ``TorchTrainer`` and passes its reports on.
+"""Trainable of Tune: a function that runs a ``TorchTrainer`` and passes its reports on.
 
 Three processes of every trial only wait for the workers, so this file imports little: what a worker needs is imported
 on the worker.
@@ -30,22 +30,23 @@ from pipeline.training.checkpoints import Checkpoints
 
 __all__ = ["TRIAL_NAME_KEY", "report_to_tune", "trainable"]
 
-TRIAL_NAME_KEY = "trial"  # the key under which the search puts a trial's name among its parameters
+# The search puts a trial's name among its parameters under this key.
+TRIAL_NAME_KEY = "trial"
 
 _POINTER = "checkpoint.json"
 
 
 def trainable(params: dict[str, Any], settings: dict[str, Any]) -> None:
-    """What Tune runs for a trial: a ``TorchTrainer``, whose reports it passes on.
+    """Run a trial: a ``TorchTrainer``, whose reports are passed on to Tune.
 
-    Each report that has a checkpoint comes with a file that names it, which is what population-based training hands to
-    the trial that goes on from there. The weights themselves never pass through Tune.
+    Each report that has a checkpoint comes with a file that names it, which is what population-based training gives to
+    the trial that exploits it. The weights themselves never pass through Tune.
 
     Args:
-        params: keys of the experiment that the search has set, and the trial's name.
-        settings: the experiment as a nested dict, and the resources of a worker.
+        params: Keys of the experiment that the search has set, and the trial's name.
+        settings: The experiment as a nested dict, and the resources of a worker.
     """
-    # Not what stands under TRIAL: population-based training copies that, too, from the trial whose weights it takes.
+    # Not the parameter of that name: population-based training copies it, too, from the trial that is exploited.
     name = tune.get_context().get_trial_name()
     # A worker waits with its next report until this one is fetched, by default every two seconds.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
@@ -53,10 +54,10 @@ def trainable(params: dict[str, Any], settings: dict[str, Any]) -> None:
     os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
     params = {key: value for key, value in params.items() if key != TRIAL_NAME_KEY}
     config = schema.apply(schema.from_dict(settings["config"]), params)
-    # One that does not even answer is hung as a whole, and cannot end itself as the watchdog has it do.
+    # A worker that does not even answer is hung as a whole, and cannot end itself by its watchdog.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(config.scale.timeout)
     url = f"{config.output}/trials/{name}"
-    exploited = _named_by(tune.get_checkpoint())
+    exploited = _checkpoint_url(tune.get_checkpoint())
     if exploited and not exploited.startswith(f"{url}/"):
         try:
             Checkpoints(url).import_checkpoint(exploited)
@@ -64,34 +65,38 @@ def trainable(params: dict[str, Any], settings: dict[str, Any]) -> None:
             tune.report({"error": str(error), "reported": ["error"]})
             return
     reports: Queue = Queue(actor_options={"num_cpus": 0})
-    restarts_left, nonfinite_retries_left, rates = config.scale.max_restarts, config.train.max_nonfinite_restarts, 1.0
+    restarts_left, nonfinite_retries_left, lr_scale = (
+        config.scale.max_restarts,
+        config.train.max_nonfinite_restarts,
+        1.0,
+    )
     while True:
-        error = _train(config, url, name, rates, settings["worker"], reports)
+        error = _train(config, url, name, lr_scale, settings["worker"], reports)
         if error is None:
             return
         kind, cause = _cause(error)
         if kind is NonFiniteLoss and nonfinite_retries_left:
-            nonfinite_retries_left, rates = nonfinite_retries_left - 1, rates / 2
+            nonfinite_retries_left, lr_scale = nonfinite_retries_left - 1, lr_scale / 2
             cause = f"{cause}; with half the learning rates"
         elif kind is Exception and restarts_left:
             restarts_left -= 1
         elif kind is not Preempted:
-            # Said and not raised: what is raised, as when this process dies with its machine, Tune tries again.
+            # Reported and not raised: after an exception, as when this process dies with its machine, Tune tries again.
             tune.report({"error": cause, "reported": ["error"]})
             return
         tune.report({"restart": cause, "reported": ["restart"]})
 
 
 def _train(
-    config: schema.Config, url: str, name: str, rates: float, worker: dict[str, float], reports: Queue
+    config: schema.Config, url: str, name: str, lr_scale: float, worker: dict[str, float], reports: Queue
 ) -> ray.train.TrainingFailedError | None:
-    """Train to the end, or to what the workers die of; they go on from the trial's last checkpoint by themselves."""
-    fewest, most = config.scale.min_workers or config.scale.num_workers, config.scale.num_workers
+    """Train to the end, or to the workers' failure, which is returned; they resume from the trial's last checkpoint."""
+    min_workers, num_workers = config.scale.min_workers or config.scale.num_workers, config.scale.num_workers
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"config": schema.to_dict(config), "url": url, "lr_scale": rates},
+        train_loop_config={"config": schema.to_dict(config), "url": url, "lr_scale": lr_scale},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=most if fewest == most else (fewest, most),
+            num_workers=num_workers if min_workers == num_workers else (min_workers, num_workers),
             use_gpu="GPU" in worker,
             resources_per_worker=worker,
         ),
@@ -115,10 +120,10 @@ def _train(
 
 
 def report_to_tune(report: dict[str, Any]) -> None:
-    """Give a report to Tune, with a file that names its checkpoint if it has one.
+    """Pass a report to Tune, with a file that names its checkpoint if it has one.
 
     Args:
-        report: what a trial's first worker reported.
+        report: Report of a trial's first worker.
     """
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = None
@@ -129,10 +134,10 @@ def report_to_tune(report: dict[str, Any]) -> None:
 
 
 def _cause(error: ray.train.TrainingFailedError) -> tuple[type[Exception], str]:
-    """What the training died of: its kind, and one line.
+    """Return the kind of a failure, and its reason on one line.
 
-    What has a name comes first, for the other workers only lost a peer. Anything else is an ``Exception``, a process
-    that was killed, a machine that went away, a network that broke: that need not happen a second time.
+    An exception with a name comes first, since the other workers only lost a peer. Anything else is an ``Exception``: a
+    process that was killed, a node that was lost, a network that broke, which need not happen a second time.
     """
     failures = getattr(error, "worker_failures", None) or {0: error}
     causes = {rank: getattr(failure, "cause", None) or failure for rank, failure in sorted(failures.items())}
@@ -143,12 +148,12 @@ def _cause(error: ray.train.TrainingFailedError) -> tuple[type[Exception], str]:
     rank, cause = next(iter(causes.items()))
     lines = [line for line in str(cause).splitlines() if line.strip()] or [""]
     if "out of memory" in str(cause):
-        lines = ["it was killed for want of memory; a smaller batch, or fewer trials side by side, need less"]
+        lines = ["out of memory, and killed; a smaller batch, or fewer trials side by side, need less"]
     return Exception, f"worker {rank}: {type(cause).__name__}: {lines[-1].strip()}"
 
 
 class _Forward(UserCallback):
-    """Hands the first worker's reports to the trial's own process."""
+    """Callback that puts the first worker's reports on the queue of the trial's own process."""
 
     def __init__(self, reports: Queue) -> None:
         self._reports = reports
@@ -157,8 +162,8 @@ class _Forward(UserCallback):
         self._reports.put(metrics[0])
 
 
-def _named_by(checkpoint: tune.Checkpoint | None) -> str | None:
-    """The URL in the file that stands for a checkpoint in Tune."""
+def _checkpoint_url(checkpoint: tune.Checkpoint | None) -> str | None:
+    """Return the URL in the file that represents a checkpoint in Tune."""
     if checkpoint is None:
         return None
     with checkpoint.as_directory() as folder:
@@ -171,9 +176,9 @@ def _work(settings: dict[str, Any]) -> None:
     try:
         train_loop(settings)
     except Exception as error:
-        # Ray writes it down where it happens, with all that it came from; only here are this machine's secrets known.
-        told = traceback.format_exc()
-        if redact(told) == told:
+        # Ray logs the whole traceback where it happens, and only here are this machine's secrets known.
+        text = traceback.format_exc()
+        if redact(text) == text:
             raise
         kind = type(error) if isinstance(error, UserError | NonFiniteLoss | Preempted) else RuntimeError
         raise kind(redact(str(error))) from None

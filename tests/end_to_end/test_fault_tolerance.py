@@ -81,7 +81,7 @@ def test_killed_hung_and_resumed_it_is_bit_for_bit_what_no_interruption_gives(ho
     assert "another sweep writes" in run(home, "train", f"resume={output}", status=2)
     kill(everything)
     printed, _ = process.communicate()
-    assert set(third) <= set(everything) and printed.count("goes on from its last checkpoint") == 2, printed
+    assert set(third) <= set(everything) and printed.count("restarts from its last checkpoint") == 2, printed
     assert summary(output)["trials"][0]["status"] == "running"
     run(home, "train", f"resume={output}")
     assert same_weights(weights(output), weights(undisturbed))
@@ -187,7 +187,7 @@ def test_a_trial_survives_its_machines(home, machines):
     time.sleep(chance.uniform(0, 1))
     kill([process.pid])
     printed, _ = process.communicate()
-    assert "a machine is about to be taken away" in printed and printed.count("goes on from its last") >= 3, printed
+    assert "a machine is about to be taken away" in printed and printed.count("restarts from its last") >= 3, printed
     run(home, "train", f"resume={output}", "scale.num_workers=1", RAY_ADDRESS=address)
     [trial] = summary(output)["trials"]
     assert {one["base_step"]: one["fid_gebm"] for one in trial["evaluations"]} == {

@@ -25,6 +25,7 @@ from pipeline.sweep.resolve import load_sweep
 from pipeline.sweep.trainable import TRIAL_NAME_KEY
 from pipeline.tracking.summary import MAX_WARNINGS, SweepSummary, TrialRecord, read_summary
 from pipeline.tracking.tracker import Tracker
+from pipeline.training.export import write_package
 
 NEGATIVE, ABOVE = "KALE is negative at base step 8", "the energy of data is above that of the base"
 SHOWN = ("fid_base", "fid_gebm")
@@ -49,7 +50,7 @@ class Driver:
         self.display.__enter__()
         self.tracker = Tracker(
             config.tracking.uri, "small", artifacts=(folder / "artifacts").as_uri(),
-            journal=folder / "out" / "tracking.jsonl", folder=config.output,
+            journal=folder / "out" / "tracking.jsonl", folder=config.output, package=write_package,
         )  # fmt: skip
         self.run_id = self.tracker.start_sweep("sweep", {}, "note", extractor="any", run_id=run_id)
         self.watch = SweepCallback(config, self.records, self.tracker, self.display)

@@ -1,1 +1,1 @@
-"""A sweep as it is shown: a live table, plain lines, and a log for programs."""
+"""Display of a sweep: a live table, plain lines, and an event log for programs."""

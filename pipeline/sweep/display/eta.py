@@ -1,4 +1,4 @@
-"""How long a sweep still takes, from how its trials have gone so far.
+"""ETA of a sweep, estimated from its trials so far.
 
 Trials do not all run to the end: a scheduler prunes most of them. The mean of those that have ended would say too
 little while the long ones still run, and the time of a whole trial too much. This is the estimate of survival analysis
@@ -15,12 +15,12 @@ __all__ = ["Eta", "TrialProgress", "estimate_eta"]
 
 
 class TrialProgress(NamedTuple):
-    """How far one trial has come.
+    """Progress of one trial.
 
     Attributes:
-        fraction: of its time, from 0 to 1.
-        seconds: it has run.
-        ended: whether it has ended, there or at its end.
+        fraction: Part of its time that is over, from 0 to 1.
+        seconds: Time it has run.
+        ended: Whether it has ended, early or not.
     """
 
     fraction: float
@@ -29,11 +29,11 @@ class TrialProgress(NamedTuple):
 
 
 class Eta(NamedTuple):
-    """What is left of a sweep.
+    """Estimate of what is left of a sweep.
 
     Attributes:
-        seconds: until its last trial ends.
-        done: the part of all its work that is done, from 0 to 1.
+        seconds: Time until its last trial ends.
+        done: Part of all its work that is done, from 0 to 1.
     """
 
     seconds: float
@@ -41,15 +41,15 @@ class Eta(NamedTuple):
 
 
 def estimate_eta(courses: Sequence[TrialProgress], waiting: int, at_a_time: int) -> Eta | None:
-    """What is left of a sweep.
+    """Estimate what is left of a sweep.
 
     Args:
-        courses: of the trials that have started.
-        waiting: trials that have not.
-        at_a_time: trials that run side by side.
+        courses: Progress of the trials that have started.
+        waiting: Number of trials that have not.
+        at_a_time: Number of trials that run side by side.
 
     Returns:
-        The estimate; None while no trial has come anywhere.
+        The estimate; None while no trial has made any progress.
 
     Example:
         >>> half_way = TrialProgress(0.5, seconds=60.0, ended=False)
@@ -60,7 +60,8 @@ def estimate_eta(courses: Sequence[TrialProgress], waiting: int, at_a_time: int)
     way = sum(course.fraction for course in courses)
     if not (way > 0 and work > 0):
         return None
-    cost = work / way  # seconds of a whole trial
+    # Seconds of a whole trial.
+    cost = work / way
     rest = _rest(courses)
     running = [cost * rest(course.fraction) for course in courses if not course.ended]
     left = sum(running) + waiting * cost * rest(0.0)
@@ -69,7 +70,7 @@ def estimate_eta(courses: Sequence[TrialProgress], waiting: int, at_a_time: int)
 
 
 def _rest(courses: Sequence[TrialProgress]) -> Callable[[float], float]:
-    """The expected way of a trial from a fraction of its time on, as a function of that fraction."""
+    """Return the expected rest of a trial from a fraction of its time on, as a function of that fraction."""
     # Where trials have ended early, and which part of those that came so far went on: as if one more had done so, for
     # else the first few that are pruned would say that all will be.
     ends = sorted({course.fraction for course in courses if course.ended and course.fraction < 1})
