@@ -186,6 +186,7 @@ class Submission:
         if missing:
             raise UserError(f"launch={launch['kind']} needs launch.{missing[0]}=...; see docs/clusters.md")
         settings = OmegaConf.to_object(typed)
+        assert isinstance(settings, RayJobs | KubeRay | Slurm)
         check(settings)
         return cls(compose.from_dict(experiment), settings, bool(values["apply"]) if "apply" in values else False)
 

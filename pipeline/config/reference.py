@@ -50,7 +50,7 @@ def markdown() -> str:
 def _groups(config_class: type, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yield the name and the meaning of each group of keys."""
     for name, nested in get_type_hints(config_class).items():
-        if is_dataclass(nested):
+        if is_dataclass(nested) and isinstance(nested, type):
             yield f"{prefix}{name}", inspect.cleandoc(nested.__doc__ or "")
             yield from _groups(nested, f"{prefix}{name}.")
 
