@@ -1,8 +1,8 @@
-"""An experiment's config: the schema of every key, how it is composed, and what has to hold of it.
+"""Config of an experiment: its schema, composition, validation and command line.
 
 ``conf/<experiment>.yaml`` says what to run and ``sweeps/<search>.yaml`` how to search; both are Hydra config groups
 over the dataclasses of :mod:`pipeline.config.schema`, so an unknown key or a wrong type is refused by name.
-:mod:`pipeline.config.validation` adds what a type cannot say.
+:mod:`pipeline.config.validation` checks what a type cannot express.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How an experiment is composed: from files and keys to a typed config, and back to what is typed."""
+"""Composition of an experiment: from files and keys to a typed config, and back to overrides on a command line."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ __all__ = [
     "to_dict",
 ]
 
-# What each task follows: the score of its base and of its GEBM.
+# Score that is monitored for the base and the GEBM of each task.
 _MONITORED = {"images": "fid", "density": "nll", "points": "distance"}
 
 
 def config_root() -> Path:
-    """The folder that holds ``conf/`` and ``sweeps/``: the checkout's top, or their copy inside an installed wheel.
+    """Return the folder that holds ``conf/`` and ``sweeps/``: the top of a checkout, or a copy in an installed wheel.
 
     Example:
         >>> sorted(path.name for path in config_root().iterdir() if path.name in ("conf", "sweeps"))
@@ -46,12 +46,12 @@ def config_root() -> Path:
 
 
 def experiments() -> dict[str, str]:
-    """Names of the experiments, each with the first comment line of its file."""
+    """Return the names of the experiments, each with the first comment line of its file."""
     return _first_lines(config_root() / "conf")
 
 
 def searches() -> dict[str, str]:
-    """Names of the searches, each with the first comment line of its file."""
+    """Return the names of the searches, each with the first comment line of its file."""
     return _first_lines(config_root() / "sweeps")
 
 
@@ -64,11 +64,11 @@ def _first_lines(folder: Path) -> dict[str, str]:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """A plain nested dict, for JSON and for workers."""
+    """Return a plain nested dict, for JSON and for workers."""
     return dataclasses.asdict(config)
 
 
-# Keys by the names that they had before, in which earlier runs have written their configs.
+# Former names of keys, by which earlier runs have written their configs.
 RENAMED_KEYS = {
     "data.hold": "data.device_resident",
     "data.writers": "data.num_writers",
@@ -81,13 +81,13 @@ RENAMED_KEYS = {
 
 
 def from_saved(values: Any) -> Config:
-    """A typed config from what an earlier run has written, whose keys may have the names of that time.
+    """Make a typed config from what an earlier run has written, whose keys may have former names.
 
     Args:
-        values: nested keys, from a checkpoint's state or from the ``config.yaml`` of a sweep.
+        values: Nested keys, from a checkpoint's state or from the ``config.yaml`` of a sweep.
 
     Raises:
-        UserError: a key is unknown, missing or of the wrong type.
+        UserError: A key is unknown or has the wrong type.
 
     Example:
         >>> from_saved({"name": "x", "data": {"store": "s", "hold": True, "source": {"kind": "digits"}},
@@ -111,13 +111,13 @@ def from_saved(values: Any) -> Config:
 
 
 def from_dict(values: dict[str, Any] | DictConfig) -> Config:
-    """A typed config from a nested dict.
+    """Make a typed config from a nested dict.
 
     Args:
-        values: nested keys, as :func:`to_dict` gives them or as Hydra composed them.
+        values: Nested keys, from :func:`to_dict` or as Hydra composed them.
 
     Raises:
-        UserError: a key is unknown, missing or of the wrong type.
+        UserError: A key is unknown or has the wrong type.
 
     Example:
         >>> from_dict({"name": "x", "data": {"store": "s"}, "train": {"base_stepz": 1}})
@@ -125,14 +125,15 @@ def from_dict(values: dict[str, Any] | DictConfig) -> Config:
         ...
         pipeline.runtime.errors.UserError: no such key: train.base_stepz
     """
-    if isinstance(values, DictConfig):
-        values = OmegaConf.to_container(values, resolve=False)
-    if not isinstance(values, dict):
-        raise UserError(f"a config is a mapping of keys, such as train and model, and this is {values!r}")
+    plain: Any = OmegaConf.to_container(values, resolve=False) if isinstance(values, DictConfig) else values
+    if not isinstance(plain, dict):
+        raise UserError(f"a config is a mapping of keys, such as train and model, and this is {plain!r}")
     try:
-        _refuse_interpolations(values)
-        merged = OmegaConf.merge(OmegaConf.structured(Config), values)
-        return OmegaConf.to_object(merged)
+        _refuse_interpolations(plain)
+        merged = OmegaConf.merge(OmegaConf.structured(Config), plain)
+        config = OmegaConf.to_object(merged)
+        assert isinstance(config, Config)
+        return config
     except RecursionError:
         raise UserError("a config is a mapping of keys, and this one is nested without end") from None
     except OmegaConfBaseException as error:
@@ -141,18 +142,19 @@ def from_dict(values: dict[str, Any] | DictConfig) -> Config:
             raise UserError(f"no such key: {key}{_new_name_of(key)}") from None
         reason = " ".join(str(error).strip().splitlines()[:1]) or type(error).__name__
         raise UserError(f"{key}: {reason}" if key and key not in reason else reason) from None
-    except (TypeError, ValueError, AttributeError, OverflowError) as error:  # OmegaConf's, of keys that are no words
+    # Raised by OmegaConf for keys that are not identifiers.
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         reason = one_line(error)
         raise UserError(f"a config is a mapping of keys, such as train and model: {reason}") from None
 
 
 def _new_name_of(key: str) -> str:
-    """The end of a refusal that says what a key is called now; empty where it never had another name."""
+    """Return the end of an error message that gives a key's new name; empty where it never had another one."""
     return f"; it is called {RENAMED_KEYS[key]} now" if key in RENAMED_KEYS else ""
 
 
 def _refuse_interpolations(values: Any, key: str = "") -> None:
-    """Refuse what OmegaConf would replace: Hydra has done so already, and a stranger's file could name our secrets."""
+    """Refuse what OmegaConf would interpolate: Hydra has done so, and an untrusted file could name our secrets."""
     if isinstance(values, str) and "${" in values:
         raise UserError(f"{key}: a value cannot have ${{ in it; write what it stands for")
     if isinstance(values, dict):
@@ -165,14 +167,14 @@ def _refuse_interpolations(values: Any, key: str = "") -> None:
 
 
 def apply(config: Config, overrides: dict[str, Any]) -> Config:
-    """The config with dotted keys replaced, as a trial gets it from the search.
+    """Return the config with dotted keys replaced, as a trial gets it from the search.
 
     Args:
-        config: the experiment.
-        overrides: for example ``{"train.energy_lr": 3e-4}``.
+        config: The experiment.
+        overrides: Dotted keys to values, for example ``{"train.energy_lr": 3e-4}``.
 
     Raises:
-        UserError: a key does not exist or its value has the wrong type.
+        UserError: A key does not exist or its value has the wrong type.
     """
     values = OmegaConf.create(to_dict(config))
     for key, value in overrides.items():
@@ -189,7 +191,7 @@ _ABSENT = object()
 
 
 def monitored_metrics(config: Config) -> tuple[str, str]:
-    """The two scores that are followed while a sweep runs: the base's and the GEBM's.
+    """Return the two scores that are monitored while a sweep runs: the base's and the GEBM's.
 
     Example:
         >>> config = from_dict({"name": "x", "task": "density", "data": {"store": "s", "source": {"kind": "redwine"}},
@@ -200,18 +202,19 @@ def monitored_metrics(config: Config) -> tuple[str, str]:
     return f"{_MONITORED[config.task]}_base", f"{_MONITORED[config.task]}_gebm"
 
 
-_PLAIN = re.compile(r"[a-z_/.][\w/.:@%+-]*", re.ASCII | re.IGNORECASE)  # what Hydra takes for a string without quotes
+# What Hydra reads as a string without quotes.
+_PLAIN = re.compile(r"[a-z_/.][\w/.:@%+-]*", re.ASCII | re.IGNORECASE)
 _NOT_STRINGS = re.compile(r"null|true|false|nan|inf", re.IGNORECASE)
 
 
 def format_overrides(keys: Mapping[str, Any]) -> list[str]:
-    """What to type so that Hydra sets these keys to these values.
+    """Format keys and values as Hydra's overrides.
 
     Args:
-        keys: key to a number, a string, a truth value, None, or a list or mapping of such.
+        keys: Key to a number, a string, a boolean, ``None``, or a list or mapping of these.
 
     Returns:
-        A word a key, quoted for a shell where it has to be.
+        One override a key, quoted for a shell where necessary.
 
     Example:
         >>> print(*format_overrides({"train.base_lr": 1e-4, "sampler.name": "ula", "model.energy": None}))
@@ -219,14 +222,14 @@ def format_overrides(keys: Mapping[str, Any]) -> list[str]:
         >>> print(*format_overrides({"evaluation.metrics": ["fid", "kid"], "data.store": "s3://bucket/my store"}))
         'evaluation.metrics=[fid,kid]' 'data.store="s3://bucket/my store"'
     """
-    return [shlex.quote(f"{key}={_value(value)}") for key, value in keys.items()]
+    return [shlex.quote(f"{key}={_format_value(value)}") for key, value in keys.items()]
 
 
-def _value(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{_value(key)}:{_value(inner)}" for key, inner in value.items()) + "}"
+        return "{" + ",".join(f"{_format_value(key)}:{_format_value(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ",".join(map(_value, value)) + "]"
+        return "[" + ",".join(map(_format_value, value)) + "]"
     if isinstance(value, str):
         plain = _PLAIN.fullmatch(value) and not _NOT_STRINGS.fullmatch(value)
         return value if plain else QuotedString(value, Quote.double).with_quotes()

@@ -18,7 +18,7 @@ from pipeline.config.fields import Key, Pattern, bounded, documented, key, keys,
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.redaction import is_secret_name
 
-__all__ = ["SUBMISSION", "KubeRay", "RayJobs", "Slurm", "Submission", "check"]
+__all__ = ["LAUNCHERS", "SUBMISSION", "KubeRay", "RayJobs", "Slurm", "Submission", "check"]
 
 SUBMISSION = "gebm-submission"
 
@@ -127,7 +127,7 @@ class Slurm:
 
 
 Settings = RayJobs | KubeRay | Slurm
-_LAUNCHERS: dict[str, type[Settings]] = {"ray": RayJobs, "kuberay": KubeRay, "slurm": Slurm}
+LAUNCHERS: dict[str, type[Settings]] = {"ray": RayJobs, "kuberay": KubeRay, "slurm": Slurm}
 
 
 @dataclass
@@ -149,7 +149,7 @@ class _Primary(schema.Primary):
 
 
 ConfigStore.instance().store(name=SUBMISSION, node=_Primary)
-for _name, _node in _LAUNCHERS.items():
+for _name, _node in LAUNCHERS.items():
     ConfigStore.instance().store(group="launch", name=_name, node=_node)
 
 
@@ -181,11 +181,12 @@ class Submission:
         """
         experiment = {key: value for key, value in values.items() if key not in ("launch", "apply")}
         launch = values["launch"]
-        typed = OmegaConf.merge(OmegaConf.structured(_LAUNCHERS[launch["kind"]]), launch)
+        typed = OmegaConf.merge(OmegaConf.structured(LAUNCHERS[launch["kind"]]), launch)
         missing = sorted(OmegaConf.missing_keys(typed))
         if missing:
             raise UserError(f"launch={launch['kind']} needs launch.{missing[0]}=...; see docs/clusters.md")
         settings = OmegaConf.to_object(typed)
+        assert isinstance(settings, RayJobs | KubeRay | Slurm)
         check(settings)
         return cls(compose.from_dict(experiment), settings, bool(values["apply"]) if "apply" in values else False)
 

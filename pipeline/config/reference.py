@@ -6,18 +6,15 @@ import inspect
 import json
 from collections.abc import Iterator
 from dataclasses import is_dataclass
-from itertools import groupby
 from typing import Any, get_type_hints
 
 from omegaconf import MISSING
 
 from pipeline.config.fields import Key, keys
-from pipeline.config.launchers import KubeRay, RayJobs, Slurm
+from pipeline.config.launchers import LAUNCHERS
 from pipeline.config.schema import Config
 
 __all__ = ["markdown", "reference"]
-
-_LAUNCHERS = {"ray": RayJobs, "kuberay": KubeRay, "slurm": Slurm}
 
 
 def reference() -> list[Key]:
@@ -39,9 +36,12 @@ def markdown() -> str:
         "Written by `python -m pipeline.config.reference`. Any key is set on the command line as `key=value`; "
         "`python -m pipeline.sweep conf=<experiment> --cfg job` prints the values of an experiment.",
     ]
-    for name, group in groupby(sorted(reference(), key=_group), key=_group):
-        parts += [f"## {f'`{name}`' if name else 'The run'}", meanings.get(name, ""), _table(list(group))]
-    for kind, launcher in _LAUNCHERS.items():
+    groups: dict[str, list[Key]] = {}
+    for key in reference():
+        groups.setdefault(key.name.rpartition(".")[0], []).append(key)
+    for name, entries in groups.items():
+        parts += [f"## {f'`{name}`' if name else 'The run'}", meanings.get(name, ""), _table(entries)]
+    for kind, launcher in LAUNCHERS.items():
         meaning = inspect.cleandoc(launcher.__doc__ or "")
         parts += [f"## `launch={kind}`", meaning, _table(list(keys(launcher, "launch.")))]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -50,20 +50,18 @@ def markdown() -> str:
 def _groups(config_class: type, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yield the name and the meaning of each group of keys."""
     for name, nested in get_type_hints(config_class).items():
-        if is_dataclass(nested):
+        if is_dataclass(nested) and isinstance(nested, type):
             yield f"{prefix}{name}", inspect.cleandoc(nested.__doc__ or "")
             yield from _groups(nested, f"{prefix}{name}.")
-
-
-def _group(key: Key) -> str:
-    return key.name.rpartition(".")[0]
 
 
 def _table(entries: list[Key]) -> str:
     lines = ["| Key | Type | Default | Values | Meaning |", "| --- | --- | --- | --- | --- |"]
     for key in entries:
-        cells = (f"`{key.name}`", f"`{key.type}`", _default(key.default), key.rule.limits(), key.rule.help)
-        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+        code = (f"`{key.name}`", f"`{key.type}`", _default(key.default))
+        # Outside of backticks Markdown would take <name> for an HTML tag.
+        text = (part.replace("<", "&lt;") for part in (key.rule.limits(), key.rule.help))
+        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in (*code, *text))} |")
     return "\n".join(lines)
 
 

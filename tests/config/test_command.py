@@ -35,7 +35,7 @@ def closed_port() -> int:
 
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize(
-    ("word", "told"),
+    ("word", "expected"),
     [
         ("train.base_lrr=1", ["base_lrr", "Train"]),
         ("nothing.at_all=1", ["nothing"]),
@@ -48,14 +48,14 @@ def closed_port() -> int:
         ("train.base_lr=1e-4,1e-3", ["train.base_lr"]),
     ],
 )
-def test_words_that_no_verb_understands(refused, verb, word, told):
+def test_words_that_no_verb_understands(refused, verb, word, expected):
     line = refused(verb, word)
-    assert all(part in line for part in told), line
+    assert all(part in line for part in expected), line
 
 
 @pytest.mark.parametrize("verb", ["sweep", "train"])
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("args", "expected"),
     [
         (["sampler.name=nuts"], ["sampler.name=nuts", "ula", "mala"]),
         (["model.networks=unet"], ["model.networks=unet", "dcgan", "sngan_resnet"]),
@@ -75,13 +75,13 @@ def test_words_that_no_verb_understands(refused, verb, word, told):
         (["tracking.uri=foo://x"], ["foo://x", "tracking.uri"]),
     ],
 )
-def test_what_a_sweep_and_a_training_run_refuse(refused, verb, words, told):
-    line = refused(verb, *words)
-    assert all(part in line for part in told), line
+def test_what_a_sweep_and_a_training_run_refuse(refused, verb, args, expected):
+    line = refused(verb, *args)
+    assert all(part in line for part in expected), line
 
 
 @pytest.mark.parametrize(
-    ("space", "told"),
+    ("space", "expected"),
     [
         ("{train.base_lrr:{choice:[1,2]}}", ["train.base_lrr"]),
         ("{train.base_lr:{log_uniform:[1e-3,1e-4]}}", ["train.base_lr", "the lower first"]),
@@ -91,9 +91,9 @@ def test_what_a_sweep_and_a_training_run_refuse(refused, verb, words, told):
         ("{train.batch_size:{uniform:[32,64]}}", ["train.batch_size"]),
     ],
 )
-def test_search_spaces_that_cannot_be(refused, space, told):
+def test_search_spaces_that_cannot_be(refused, space, expected):
     line = refused("sweep", f"++sweep.space={space}")
-    assert "sweep.space" in line and all(part in line for part in told), line
+    assert "sweep.space" in line and all(part in line for part in expected), line
 
 
 @pytest.mark.parametrize("experiment", ["lsun", "cifar10", "celeba", "imagenet32"])
@@ -136,13 +136,13 @@ def test_sampling_and_evaluating_need_a_model(refused, verb, stores, tmp_path):
     state = {"config": schema.to_dict(config)}
     training = {"trainer": {"tensors": {}}}
     url = trial.save(1, model=build_model(config).state_dict(), training=training, state=state, score=1.0)
-    for words, told in (
+    for args, expected in (
         (["sampler.name=nuts"], "sampler.name=nuts"),
         (["sampler.step_size=-1"], "sampler.step_size=-1"),
         (["model.latent_dim=5"], "another architecture"),
         (["model.networks=sngan_convnet"], "resolution"),
     ):
-        assert told in refused(verb, f"checkpoint={url}", *words)
+        assert expected in refused(verb, f"checkpoint={url}", *args)
     Path(url, "model.safetensors").write_bytes(b"\x80\x04")
     assert "model.safetensors is damaged" in refused(verb, f"checkpoint={url}")
 
@@ -232,13 +232,13 @@ def test_help_lists_experiments_searches_and_examples(call, verb):
 @pytest.mark.parametrize("verb", GROUPS)
 def test_each_example_of_the_help_is_a_command_that_can_be_read(call, verb):
     _, printed, _ = call(verb, "--help")
-    told = printed.partition("Examples:\n")[2].partition("\n\n")[0].replace("\\\n", " ")
-    examples = [shlex.split(line, comments=True) for line in told.splitlines()]
+    printed_examples = printed.partition("Examples:\n")[2].partition("\n\n")[0].replace("\\\n", " ")
+    examples = [shlex.split(line, comments=True) for line in printed_examples.splitlines()]
     assert len(examples) >= {"sweep": 5, "submit": 4, "train": 4, "shards": 5}.get(verb, 3)
-    for python, flag, module, *words in examples:
+    for python, flag, module, *args in examples:
         assert (python, flag, module) == ("python", "-m", f"pipeline.{verb}")
-        words = [re.sub(r"<\w+>|\.\.\.", "x", word) for word in words]
-        status, printed, errors = call(verb, *words, *([] if "--cfg" in words else ["--cfg", "job"]))
+        args = [re.sub(r"<\w+>|\.\.\.", "x", word) for word in args]
+        status, printed, errors = call(verb, *args, *([] if "--cfg" in args else ["--cfg", "job"]))
         assert status == 0 and printed, errors
 
 
@@ -342,9 +342,9 @@ def test_the_tabulator_completes_in_a_real_bash(tmp_path, call):
         os.close(leader)
 
 
-@pytest.mark.parametrize("words", [["-sc", "install=fish"], ["--shell-completion", "query"]])
-def test_of_other_shells_it_says_which_there_is(refused, words):
-    assert "install=bash" in refused("sweep", *words)
+@pytest.mark.parametrize("args", [["-sc", "install=fish"], ["--shell-completion", "query"]])
+def test_of_other_shells_it_says_which_there_is(refused, args):
+    assert "install=bash" in refused("sweep", *args)
 
 
 def test_the_config_can_be_shown(call):
@@ -353,10 +353,10 @@ def test_the_config_can_be_shown(call):
     assert "networks: sngan_resnet" in printed and "base_steps: 150000" in printed
 
 
-@pytest.mark.parametrize("words", [["conf=lsun"], ["train.base_lr=fast"]])
-def test_it_is_the_same_from_any_directory(tmp_path, words):
+@pytest.mark.parametrize("args", [["conf=lsun"], ["train.base_lr=fast"]])
+def test_it_is_the_same_from_any_directory(tmp_path, args):
     ran = subprocess.run(
-        [sys.executable, "-m", "pipeline.sweep", *words],
+        [sys.executable, "-m", "pipeline.sweep", *args],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "GEBM_STORES": str(tmp_path / "stores")},
         capture_output=True,

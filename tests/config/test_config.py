@@ -21,7 +21,7 @@ TABLES = ("redwine", "whitewine", "parkinsons", "hepmass", "miniboone")
 
 
 def composed(*overrides: str) -> schema.Config:
-    """What Hydra makes of these words, from the real files."""
+    """What Hydra makes of these overrides, from the real files."""
     with initialize_config_dir(str(schema.config_root()), version_base="1.3"):
         values = OmegaConf.to_container(
             compose(config_name=schema.CONFIG_NAME, overrides=list(overrides)), resolve=True
@@ -259,27 +259,29 @@ def test_keys_that_contradict_each_other_are_refused(small, overrides, named):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "expected"),
     [
         ({"sampler.precision": "bfloat16", "sampler.name": "mala"}, "sampler.name=mala for task=images needs float32"),
         ({"sampler.precision": "bfloat16", "sampler.name": "descent"}, "only ula, kla, ddls"),
         ({"evaluation.log_partition": "annealed", "sampler.name": "mala"}, "task=images has no likelihood"),
     ],
 )
-def test_what_does_not_go_together_is_refused(small, overrides, told):
+def test_what_does_not_go_together_is_refused(small, overrides, expected):
     with pytest.raises(UserError) as refusal:
         validate(schema.apply(small(), overrides))
-    assert told in str(refusal.value) and "\n" not in str(refusal.value)
+    assert expected in str(refusal.value) and "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("name", ["ula", "kla", "mala", "hmc", "dot", "descent"])
 def test_no_kernel_that_needs_float32_gets_less_by_default(small, name):
-    found = precision.sampling_dtype(schema.apply(small(), {"sampler.name": name}), torch.device("cpu"))
-    assert found in ((torch.float32, torch.bfloat16) if name in ("ula", "kla") else (torch.float32,))
-    for asked in ("float32", "bfloat16"):
-        config = schema.apply(small(), {"sampler.name": name, "sampler.precision": asked, "train.precision": asked})
-        assert precision.sampling_dtype(config, torch.device("cpu")) == getattr(torch, asked)
-        assert precision.training_dtype(config, torch.device("cpu")) == getattr(torch, asked)
+    dtype = precision.sampling_dtype(schema.apply(small(), {"sampler.name": name}), torch.device("cpu"))
+    assert dtype in ((torch.float32, torch.bfloat16) if name in ("ula", "kla") else (torch.float32,))
+    for requested in ("float32", "bfloat16"):
+        config = schema.apply(
+            small(), {"sampler.name": name, "sampler.precision": requested, "train.precision": requested}
+        )
+        assert precision.sampling_dtype(config, torch.device("cpu")) == getattr(torch, requested)
+        assert precision.training_dtype(config, torch.device("cpu")) == getattr(torch, requested)
     assert precision.training_dtype(small(), torch.device("cpu")) == torch.float32
 
 

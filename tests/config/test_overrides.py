@@ -34,8 +34,8 @@ def meant(parsed):
 @settings(max_examples=500)
 @given(VALUES)
 def test_what_a_word_sets_is_what_it_was_made_of(value):
-    [word] = shlex.split(" ".join(format_overrides({"a.b": value})))
-    override = OverridesParser.create().parse_override(word)
+    [argument] = shlex.split(" ".join(format_overrides({"a.b": value})))
+    override = OverridesParser.create().parse_override(argument)
     assert override.key_or_group == "a.b"
-    found = meant(override.value())
-    assert found == value and type(found) is type(value), word
+    result = meant(override.value())
+    assert result == value and type(result) is type(value), argument
