@@ -289,7 +289,7 @@ def test_numbers_are_read_as_they_were_written(rows: np.ndarray, at_once: int, d
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(numbers, "_AT_ONCE", at_once)
         lines = numbers.RowReader(io.StringIO(text("names", rows, delimiter).decode()), "here")
-        assert lines.take() == "names"
+        assert lines.read_line() == "names"
         blocks = list(lines.numbers({rows.shape[1]}, delimiter.strip() or None))
     assert all(len(block) <= at_once for block in blocks)
     assert np.array_equal(np.concatenate(blocks).astype(np.float32), rows)

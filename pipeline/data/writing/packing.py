@@ -155,7 +155,7 @@ class ImageShardEncoder:
         self.labels = source.labels
 
     def order(self) -> np.ndarray:
-        """Return a fixed permutation: published files are often sorted by class, and each shard is to mix all classes."""
+        """Return a fixed permutation: published files are often sorted by class, and each shard mixes all of them."""
         return permutation(len(self.source), _MIXING_SEED)
 
     def encode(self, indices: np.ndarray, first: int, advance: Callable[[int], None]) -> EncodedShard:

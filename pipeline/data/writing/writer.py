@@ -79,9 +79,9 @@ def write_store(
     """Write the images of a source, or the rows of a table, as a store.
 
     Each image's central square is resized to the resolution (``pipeline.data.image_codec.resize_center_crop``) and
-    converted to the number of channels. Published files are often sorted by class, so the images are dealt to the shards
-    by a fixed permutation of the source, and each shard is a mixture of all classes. A broken image is left out and
-    named in the report.
+    converted to the number of channels. Published files are often sorted by class, so the images are distributed over
+    the shards by a fixed permutation, and each shard is a mixture of all classes. A broken image is left out and named
+    in the report.
 
     The rows of a table are written as they are, in the order of their publisher.
 
