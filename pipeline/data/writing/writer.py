@@ -30,7 +30,7 @@ import numpy as np
 from pydantic import NonNegativeInt
 from webdataset.writer import TarWriter
 
-from pipeline.data.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, Shard, ShardEntry, StrictModel
+from pipeline.data.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, Shard, ShardEntry, StrictModel, Text
 from pipeline.data.manifest import Source as SourceEntry
 from pipeline.data.sources.base import Source, Table
 from pipeline.data.store import is_process_local, resolve_url
@@ -197,7 +197,7 @@ class _Sidecar(StrictModel):
 
     settings: dict[str, Any]
     shard: _SidecarShard
-    broken: list[str]
+    broken: list[Text]
 
 
 class _Stopped(Exception):

@@ -100,8 +100,8 @@ class RowReader:
         for number, line in enumerate(block, first):
             fields = line.split(delimiter) if line.strip() else []
             if len(fields) not in widths:
-                wanted = " or ".join(str(width) for width in sorted(widths))
-                return self.damaged(number, f"has {len(fields)} columns, not {wanted}")
+                expected = " or ".join(str(width) for width in sorted(widths))
+                return self.damaged(number, f"has {len(fields)} columns, not {expected}")
             widths = {len(fields)}
             for column, field in enumerate(fields, 1):
                 parsed = _parse([field], None)

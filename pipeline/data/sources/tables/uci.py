@@ -120,8 +120,8 @@ def hepmass(url: str, split: str | None) -> Table:
             if any(files.values()) and (split is None or files[split]):
                 parts = [_signal(archive, name, each, data_set) for each, name in files.items() if name]
                 return Table("hepmass", url, split, np.concatenate(parts))
-        wanted = " or ".join(f"1000_{each}.csv.gz" for each in splits)
-        raise UserError(f"there is no {wanted} at {url}: check the source's url and split")
+        names = " or ".join(f"1000_{each}.csv.gz" for each in splits)
+        raise UserError(f"there is no {names} at {url}: check the source's url and split")
     finally:
         archive.close()
 
