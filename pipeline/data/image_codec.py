@@ -1,4 +1,4 @@
-"""From an encoded photograph to the pixels of a store, and from a store's image file back to pixels."""
+"""Image codec: resizing of a source's images, and encoding and decoding of a store's."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from PIL import Image, ImageOps
 
 __all__ = ["decode", "encode", "resize_center_crop"]
 
-# Named one by one: Pillow also opens formats that start other programs (EPS starts Ghostscript).
+# An explicit list: Pillow also opens formats that start other programs (EPS starts Ghostscript).
 _PHOTOGRAPHS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 _STORED = ("PNG", "JPEG", "WEBP")
 
 
 def resize_center_crop(image: bytes | np.ndarray, resolution: int, channels: int) -> np.ndarray:
-    """Brings one image of a source to the size and channels of a store.
+    """Convert one image of a source to the size and channels of a store.
 
-    The central square is resized, which is the shorter side brought to the resolution and the rest cropped alike on
-    both sides. The filter is Lanczos: Pillow widens it by the factor of reduction, so it antialiases, and it keeps
-    more detail than a box. An image of the right size is not resampled.
+    The longer side is cropped equally on both ends, and the central square is resized. The filter is Lanczos: Pillow
+    widens it by the factor of reduction, so it antialiases, and it keeps more detail than a box. An image of the right
+    size is not resampled.
 
     Args:
         image: An encoded image, or uint8 pixels (H, W, C) with C = 1 or 3.
         resolution: Height and width of the result, in pixels.
-        channels: 1 for grey, 3 for RGB.
+        channels: 1 for gray, 3 for RGB.
 
     Returns:
         Pixels, uint8 (C, resolution, resolution).
 
     Raises:
-        Exception: Pillow raises many kinds for a broken image.
+        Exception: If the image is broken; Pillow raises many kinds.
 
     Example:
         >>> resize_center_crop(np.zeros((20, 30, 3), np.uint8), resolution=8, channels=1).shape
@@ -43,7 +43,7 @@ def resize_center_crop(image: bytes | np.ndarray, resolution: int, channels: int
     else:
         picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
     if picture.mode.startswith("I"):
-        # Sixteen bits a pixel: Pillow's own conversion would clip to white rather than scale.
+        # Sixteen bits a pixel, which Pillow's own conversion would clip to white instead of scaling.
         picture = Image.fromarray((np.asarray(picture).clip(0, 65535) // 257).astype(np.uint8))
     picture = picture.convert("L" if channels == 1 else "RGB")
     side = min(picture.size)
@@ -55,7 +55,7 @@ def resize_center_crop(image: bytes | np.ndarray, resolution: int, channels: int
 
 
 def encode(pixels: np.ndarray) -> bytes:
-    """One image as PNG, which loses nothing.
+    """Encode one image as PNG, which is lossless.
 
     Args:
         pixels: uint8 (C, H, W) with C = 1 or 3.
@@ -74,16 +74,16 @@ def encode(pixels: np.ndarray) -> bytes:
 
 
 def decode(data: bytes) -> np.ndarray:
-    """The pixels of an image file of a store.
+    """Decode an image file of a store.
 
     Args:
-        data: The bytes of a PNG, JPEG or WebP file, grey or RGB.
+        data: The bytes of a PNG, JPEG or WebP file, gray or RGB.
 
     Returns:
         Pixels, uint8 (C, H, W).
 
     Raises:
-        Exception: Pillow raises many kinds for a broken image.
+        Exception: If the image is broken; Pillow raises many kinds.
     """
     picture = Image.open(io.BytesIO(data), formats=_STORED)
     if picture.mode not in ("L", "RGB"):

@@ -48,6 +48,7 @@ __all__ = [
     "ShardEntry",
     "Source",
     "StrictModel",
+    "Text",
     "describe",
 ]
 
@@ -220,8 +221,8 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
 
-# Not ``str``: pydantic refuses a lone surrogate, which JSON may escape.
-_Text = InstanceOf[str]
+# Not ``str``: pydantic refuses a lone surrogate, which JSON may escape and the names of files may have.
+Text = InstanceOf[str]
 
 
 class ShardEntry(StrictModel):
@@ -235,9 +236,9 @@ class ShardEntry(StrictModel):
 
 
 class _SourceEntry(StrictModel):
-    kind: _Text
-    url: _Text | None
-    split: _Text | None
+    kind: Text
+    url: Text | None
+    split: Text | None
 
 
 def _check_version(value: object) -> object:
@@ -256,7 +257,7 @@ class _ManifestFile(StrictModel):
     resolution: PositiveInt | None
     channels: PositiveInt
     encoding: Literal["images", "blocks", "rows"]
-    labels: Annotated[list[_Text], Field(min_length=1)] | None
+    labels: Annotated[list[Text], Field(min_length=1)] | None
     source: _SourceEntry
     num_samples: Any
     shards: Annotated[list[ShardEntry], Field(min_length=1)]

@@ -1,4 +1,4 @@
-"""Training, validation and test rows of a table, prepared for density estimation."""
+"""Splits of a table: training, validation and test rows, prepared for density estimation."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from pipeline.runtime.errors import UserError
 __all__ = ["Splits", "split_rows"]
 
 _MOST_VALIDATION_ROWS = 1000
-_NOISE = 1  # a key of random numbers beside that of the permutation, which has none
-_DEPENDENT = 1e-8  # an eigenvalue of the correlations: below it, a column is a sum of others up to float32's rounding
+# Second part of the key of the noise's random numbers; the permutation's key has none.
+_NOISE = 1
+# Smallest eigenvalue of the correlations: below it, a column is a sum of others up to float32's rounding.
+_DEPENDENT = 1e-8
 
 
 class Splits(NamedTuple):
-    """The parts of a table, whitened: the training rows have mean zero and the identity as their covariance.
+    """Parts of a table, whitened: the training rows have mean zero and the identity as their covariance.
 
-    A row was `(row[columns] - mean) @ whitening.T`, so a density in the units of the table is the whitened one times
-    `|det whitening|`. Figures in nats are of whitened rows, as published ones are.
+    A whitened row is ``(row[columns] - mean) @ whitening.T``, so a density in the units of the table is the whitened
+    one times ``|det whitening|``. Figures in nats are of whitened rows, as published ones are.
 
     Args:
         train: float32 (N, D).
@@ -40,7 +42,7 @@ class Splits(NamedTuple):
     columns: tuple[int, ...]
 
     def restore(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows in the units of the table, of the columns that were kept.
+        """Return rows in the units of the table, of the columns that were kept.
 
         Args:
             rows: Whitened rows (N, D).
@@ -60,7 +62,7 @@ class Splits(NamedTuple):
 
 
 def split_rows(rows: torch.Tensor, seed: int, *, dequantise: bool, max_correlation: float | None) -> Splits:
-    """Splits a table at random and prepares it as Wenliang et al. (2019) and Arbel, Zhou and Gretton (2021) did.
+    """Split a table at random and prepare it as Wenliang et al. (2019) and Arbel, Zhou and Gretton (2021) did.
 
     A tenth of the rows is for testing and a tenth of the rest, 1,000 at most, for validation. All that is estimated is
     estimated on the training rows alone: which columns go together, how finely a column was recorded, mean and
@@ -71,8 +73,8 @@ def split_rows(rows: torch.Tensor, seed: int, *, dequantise: bool, max_correlati
     not depend on the units of a column.
 
     Args:
-        rows: The table, float32 (N, D), see `pipeline.data.load_rows`.
-        seed: From 0 up. It decides everything that is random.
+        rows: The table, float32 (N, D), see ``pipeline.data.load_rows``.
+        seed: Seed of everything that is random, from 0 up.
         dequantise: Whether to add to each column uniform noise as wide as its quantum, the median distance of two
             values that are next to each other. Wine is recorded in steps, and a density of steps is infinite.
         max_correlation: Of two columns with a correlation of larger absolute value, the first is dropped. None keeps
@@ -120,7 +122,7 @@ def split_rows(rows: torch.Tensor, seed: int, *, dequantise: bool, max_correlati
 
 
 def _parts(num_rows: int, num_columns: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The rows for testing, validation and training, by their numbers."""
+    """Return the indices of the rows for testing, validation and training."""
     num_test = num_rows // 10
     num_validation = min((num_rows - num_test) // 10, _MOST_VALIDATION_ROWS)
     if not num_validation or num_rows - num_test - num_validation <= num_columns:
@@ -132,7 +134,7 @@ def _parts(num_rows: int, num_columns: int, seed: int) -> tuple[np.ndarray, np.n
 
 
 def _columns(train: np.ndarray, max_correlation: float | None) -> np.ndarray:
-    """The columns to keep, by their numbers."""
+    """Return the indices of the columns to keep."""
     constant = np.flatnonzero(np.ptp(train, 0) == 0)
     if len(constant):
         raise UserError(
@@ -145,15 +147,16 @@ def _columns(train: np.ndarray, max_correlation: float | None) -> np.ndarray:
 
 
 def _quanta(train: np.ndarray) -> np.ndarray:
-    """How finely each column was recorded (D,)."""
-    return np.array([np.median(np.diff(np.unique(column))) for column in train.T])
+    """Return the quantum of each column: the median distance of its neighboring values (D,)."""
+    columns = [np.unique(column) for column in train.T]
+    return np.array([np.median(values[1:] - values[:-1]) for values in columns])
 
 
-def _whitening(centred: np.ndarray) -> np.ndarray:
-    """The inverse of the Cholesky factor of the covariance, (D, D)."""
+def _whitening(centered: np.ndarray) -> np.ndarray:
+    """Return the inverse of the Cholesky factor of the covariance, (D, D)."""
     # By way of the correlations: columns in units of very different sizes would lose digits to each other.
-    scale = np.sqrt((centred**2).mean(0))
-    scaled = centred / scale
+    scale = np.sqrt((centered**2).mean(0))
+    scaled = centered / scale
     correlations = scaled.T @ scaled / len(scaled)
     if np.linalg.eigvalsh(correlations)[0] < _DEPENDENT:
         raise UserError("a column of the table is a linear combination of others: drop it, as max_correlation=0.98 may")

@@ -1,4 +1,4 @@
-"""Where a store lies, and the check made each time one is opened."""
+"""Store: its URL, its file system and its manifest, checked each time it is opened."""
 
 from __future__ import annotations
 
@@ -16,34 +16,27 @@ from pipeline.data.shard_cache import ShardCache
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.filesystem import as_user_error, filesystem, is_local
 
-__all__ = [
-    "TIMEOUT",
-    "MissingStore",
-    "Store",
-    "is_process_local",
-    "open_store",
-    "resolve_url",
-]
+__all__ = ["TIMEOUT", "MissingStore", "Store", "is_process_local", "open_store", "resolve_url"]
 
 TIMEOUT = 300.0
 """Seconds that one request of a store may take."""
 
 
 class MissingStore(UserError):
-    """There is no finished store at a URL. The message names the URL only: the caller knows the command to make it."""
+    """Error that a URL has no finished store. The message has the URL only: the caller adds the command to make it."""
 
 
 @dataclass(frozen=True)
 class Store:
-    """A finished store.
+    """Finished store.
 
     Args:
-        url: The store's URL, as the user gave it or as `resolve_url` found it.
-        fs: The fsspec file system behind the URL.
+        url: The store's URL, as returned by ``resolve_url``.
+        fs: The fsspec file system of the URL.
         path: The store's directory in that file system.
-        manifest: What the store holds.
-        cache: Where its shards are kept on this machine once they are read, or None.
-        timeout: Seconds that one request of it may take; see `open_store`.
+        manifest: Description of the samples and the shards.
+        cache: Disk cache of its shards on this machine, or None.
+        timeout: Seconds that one request may take; see ``open_store``.
     """
 
     url: str
@@ -54,19 +47,19 @@ class Store:
     timeout: float = TIMEOUT
 
     def shard_path(self, shard: Shard) -> str:
-        """Where one shard lies in the file system."""
+        """Return the path of a shard in the file system."""
         return f"{self.path}/{shard.name}"
 
     def fetch(self, shard: Shard) -> bytes:
-        """A shard as the file system has it now; nothing of it is checked."""
-        return _ask(self.fs, "cat_file", self.shard_path(shard), timeout=self.timeout)
+        """Return the bytes of a shard, unchecked."""
+        return _request(self.fs, "cat_file", self.shard_path(shard), timeout=self.timeout)
 
 
 def resolve_url(name_or_url: str) -> str:
-    """The URL of a store.
+    """Return the URL of a store.
 
-    A URL, an absolute path and a path that starts with "." or "~" are what they say. Any other name lies under the
-    stores' root: the environment variable `GEBM_STORES` (a path or an fsspec URL), or a folder in the user's cache.
+    A URL, an absolute path and a path that starts with "." or "~" are taken as they are. Any other name is under the
+    stores' root: the environment variable ``GEBM_STORES`` (a path or an fsspec URL), or a folder in the user's cache.
 
     Args:
         name_or_url: A store's name, path or URL.
@@ -83,31 +76,31 @@ def resolve_url(name_or_url: str) -> str:
     """
     if not name_or_url.strip():
         raise UserError("the store's name is empty: give a name, a path or an fsspec URL")
-    place = name_or_url
-    if "://" not in place and not os.path.isabs(place) and not place.startswith((".", "~")):
+    url = name_or_url
+    if "://" not in url and not os.path.isabs(url) and not url.startswith((".", "~")):
         root = os.environ.get("GEBM_STORES") or os.path.join(platformdirs.user_cache_dir("gebm"), "stores")
-        place = f"{root.rstrip('/')}/{place}"
-    return place.rstrip("/") if "://" in place else os.path.abspath(os.path.expanduser(place))
+        url = f"{root.rstrip('/')}/{url}"
+    return url.rstrip("/") if "://" in url else os.path.abspath(os.path.expanduser(url))
 
 
 def open_store(
     name_or_url: str, max_bad_shards: int = 0, *, cache: ShardCache | None = None, timeout: float = TIMEOUT
 ) -> Store:
-    """Opens a store and checks, without reading them, that its shards are there whole.
+    """Open a store and check, without reading them, that its shards exist and have the right size.
 
     Args:
-        name_or_url: A store's name, path or URL; see `resolve_url`.
-        max_bad_shards: How many shards may be missing or of another size.
-        cache: Where shards are kept on this machine once they are read. Of a store on this machine none are.
-        timeout: Seconds that one request may take, with all that the file system tries again by itself: that of a shard
-            brings all of it. A network storage that then has not answered counts as hung.
+        name_or_url: A store's name, path or URL; see ``resolve_url``.
+        max_bad_shards: Number of shards that may be missing or of another size.
+        cache: Disk cache of shards on this machine. A store on this machine does not use it.
+        timeout: Seconds that one request may take, including the file system's own retries; one request reads a whole
+            shard. A network storage that has not answered by then counts as hung.
 
     Returns:
         The store. Every other shard of its manifest exists and has the manifest's size in bytes.
 
     Raises:
         MissingStore: If there is no finished store.
-        UserError: If the manifest is invalid, or more shards are missing or of another size than may be.
+        UserError: If the manifest is invalid, or more shards than allowed are missing or of another size.
 
     Example:
         >>> from pipeline.data import sources, write_store
@@ -121,7 +114,7 @@ def open_store(
     fs.invalidate_cache(path)
     with as_user_error(url):
         try:
-            text = _ask(fs, "cat_file", f"{path}/{MANIFEST_NAME}", timeout=timeout)
+            text = _request(fs, "cat_file", f"{path}/{MANIFEST_NAME}", timeout=timeout)
         except (FileNotFoundError, NotADirectoryError):
             raise MissingStore(f"no finished store at {url}") from None
     store = Store(url, fs, path, Manifest.from_json(text, url), None if is_local(fs) else cache, timeout)
@@ -133,8 +126,9 @@ def open_store(
 def _check_sizes(store: Store, max_bad: int) -> None:
     paths = [store.shard_path(shard) for shard in store.manifest.shards]
     try:
-        sizes = _ask(store.fs, "sizes", paths, timeout=store.timeout)
-    except FileNotFoundError:  # one by one, for the others are asked for together
+        sizes = _request(store.fs, "sizes", paths, timeout=store.timeout)
+    # The request for all sizes fails as a whole.
+    except FileNotFoundError:
         sizes = [_size(store, path) for path in paths]
     bad = []
     for shard, size in zip(store.manifest.shards, sizes, strict=True):
@@ -149,15 +143,16 @@ def _check_sizes(store: Store, max_bad: int) -> None:
 
 def _size(store: Store, path: str) -> int | None:
     try:
-        return _ask(store.fs, "size", path, timeout=store.timeout)
+        return _request(store.fs, "size", path, timeout=store.timeout)
     except FileNotFoundError:
         return None
 
 
-def _ask(fs: fsspec.AbstractFileSystem, question: str, *arguments: object, timeout: float) -> Any:
-    """What a file system answers to one of its methods; a network storage has to do so in time."""
-    method = getattr(fs, question)
-    if not fs.async_impl:  # it is asked in this thread, which nobody else can call back
+def _request(fs: fsspec.AbstractFileSystem, method_name: str, *arguments: object, timeout: float) -> Any:
+    """Return the result of a file system's method, which a network storage has to deliver in time."""
+    method = getattr(fs, method_name)
+    # It runs in this thread, where no timeout can interrupt it.
+    if not fs.async_impl:
         return method(*arguments)
     try:
         return method(*arguments, timeout=timeout)
@@ -166,5 +161,5 @@ def _ask(fs: fsspec.AbstractFileSystem, question: str, *arguments: object, timeo
 
 
 def is_process_local(fs: fsspec.AbstractFileSystem) -> bool:
-    """Whether no other process can see what lies in a file system."""
+    """Return whether no other process can see the files of a file system."""
     return isinstance(fs, MemoryFileSystem)

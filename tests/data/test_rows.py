@@ -96,16 +96,16 @@ def test_an_interrupted_table_is_no_store_and_is_finished_by_the_next_run(tmp_pa
     class Interrupted(Exception):
         pass
 
-    pack = packing.RowShardEncoder.pack
+    encode = packing.RowShardEncoder.encode
 
     def interrupted(self: object, indices: np.ndarray, *args: object) -> packing.EncodedShard:
         if indices[0] >= 12:
             raise Interrupted
-        return pack(self, indices, *args)
+        return encode(self, indices, *args)
 
     store = tmp_path / "store"
     with monkeypatch.context() as patch:
-        patch.setattr(packing.RowShardEncoder, "pack", interrupted)
+        patch.setattr(packing.RowShardEncoder, "encode", interrupted)
         with pytest.raises(Interrupted):
             write_store(table(30), str(store), samples_per_shard=4)
     with pytest.raises(MissingStore):

@@ -191,7 +191,7 @@ def test_threads_fetch_a_shard_once(tmp_path):
 
 
 def test_who_does_not_end_is_not_waited_for_without_end(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.data.shard_cache._PATIENCE", 0.1)
+    monkeypatch.setattr("pipeline.data.shard_cache._LOCK_TIMEOUT", 0.1)
     cache, ends = ShardCache(tmp_path, 10**6), threading.Event()
     hangs = threading.Thread(target=cache.read, args=(shard(b"abc"), lambda: ends.wait() and b"abc"))
     hangs.start()

@@ -186,7 +186,7 @@ def test_a_damaged_line_is_named_by_its_number(tmp_path, kind: str) -> None:
 @pytest.mark.parametrize("kind", NAMES)
 def test_a_line_is_named_wherever_the_file_lies(tmp_path, kind: str, monkeypatch) -> None:
     """Also behind the first block of lines that is read at once."""
-    monkeypatch.setattr(numbers, "_AT_ONCE", 4)
+    monkeypatch.setattr(numbers, "_BLOCK", 4)
     data, rows = small(kind)
     url = packed(tmp_path, NAMES[kind], data, "zip of gz")
     assert np.array_equal(sources.make(kind, url).rows, rows)
@@ -287,9 +287,9 @@ def test_miniboone_that_contradicts_its_first_line(tmp_path) -> None:
 @example(rows=np.full((1, 1), np.finfo(np.float32).max), at_once=1, delimiter=";")
 def test_numbers_are_read_as_they_were_written(rows: np.ndarray, at_once: int, delimiter: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(numbers, "_AT_ONCE", at_once)
+        patch.setattr(numbers, "_BLOCK", at_once)
         lines = numbers.RowReader(io.StringIO(text("names", rows, delimiter).decode()), "here")
-        assert lines.take() == "names"
+        assert lines.read_line() == "names"
         blocks = list(lines.numbers({rows.shape[1]}, delimiter.strip() or None))
     assert all(len(block) <= at_once for block in blocks)
     assert np.array_equal(np.concatenate(blocks).astype(np.float32), rows)

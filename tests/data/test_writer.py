@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from PIL import Image
 
 from pipeline.data import MissingStore, Position, load_images, open_store, sources, write_store
 from pipeline.data.image_codec import resize_center_crop
+from pipeline.data.writing import writer
 from pipeline.runtime.errors import UserError
 from tests.helpers.numbered_source import Numbered, forget, make_reader
 
@@ -248,6 +250,39 @@ def test_shards_of_other_settings_are_made_again(tmp_path) -> None:
     for path in (other, wanted):
         write_store(Numbered(40), str(path), resolution=2, channels=1, samples_per_shard=10, num_processes=1)
     assert sums(other) == {**sums(wanted), "notes.txt": sums(other)["notes.txt"]}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "shard-000000.tar"},
+        {"name": "../shard-000001.tar"},
+        {"num_samples": "4"},
+        {"num_samples": -1},
+        {"bytes": True},
+        {"sha256": None},
+        {"more": 1},
+    ],
+)
+def test_a_sidecar_is_only_trusted_as_it_was_written(tmp_path, monkeypatch, change: dict) -> None:
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    store, undisturbed = tmp_path / "store", tmp_path / "undisturbed"
+    settings = {"resolution": 2, "channels": 1, "samples_per_shard": 4, "num_processes": 1}
+    write_store(Numbered(12), str(undisturbed), **settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "_publish_manifest", interrupt)
+        with pytest.raises(Interrupted):
+            write_store(Numbered(12), str(store), **settings)
+    sidecar = store / "shard-000001.tar.json"
+    entry = json.loads(sidecar.read_text())
+    sidecar.write_text(json.dumps(entry | {"shard": entry["shard"] | change}))
+    write_store(Numbered(12), str(store), **settings)
+    assert sums(store) == sums(undisturbed)
 
 
 @pytest.fixture(scope="module")

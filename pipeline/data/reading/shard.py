@@ -1,4 +1,4 @@
-"""What lies inside one shard: the names of its members, and how they are read without trusting them."""
+"""Decoded shards: the members of an untrusted tar file become arrays."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import re
 import tarfile
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from webdataset.tariterators import group_by_keys, tar_file_iterator
@@ -30,25 +30,30 @@ _IMAGE_SUFFIXES = (IMAGE, "jpg", "jpeg", "webp")
 
 
 class DecodedShard(Protocol):
-    """The images or rows of one shard, held in memory.
+    """Images or rows of one shard in memory."""
 
-    Args:
-        num_samples: Number of images or rows, N.
-        labels: int64 (N,), or None.
-        nbytes: Memory it may come to hold, in bytes.
-    """
+    @property
+    def num_samples(self) -> int:
+        """Number of images or rows, N."""
+        ...
 
-    num_samples: int
-    labels: np.ndarray | None
-    nbytes: int
+    @property
+    def labels(self) -> np.ndarray | None:
+        """Labels, int64 (N,), or None."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it may use once all samples are decoded, in bytes."""
+        ...
 
     def gather(self, indices: np.ndarray) -> np.ndarray:
-        """Those at `indices` (n,): images, uint8 (n, C, H, W), or rows, float32 (n, D)."""
+        """Return the samples at ``indices`` (n,): images, uint8 (n, C, H, W), or rows, float32 (n, D)."""
         ...
 
 
 def read_shard(store: Store, shard: Shard) -> DecodedShard:
-    """Reads one shard and checks it against the manifest.
+    """Read one shard and check it against the manifest.
 
     Members are images, decimal numbers or arrays of plain numbers; nothing in a shard can be executed.
 
@@ -60,13 +65,14 @@ def read_shard(store: Store, shard: Shard) -> DecodedShard:
         The shard's images or rows, in store order.
 
     Raises:
-        UserError: If the SHA-256 or the number of samples differs from the manifest's, or a member is not what a store
-            of this encoding holds.
+        UserError: If the SHA-256 or the number of samples differs from the manifest's, or a member is not of a store of
+            this encoding.
     """
     where = f"{shard.name} of the store {store.url}"
 
     def fetch() -> bytes:
-        for _ in range(2):  # what the way here has damaged is whole the second time
+        # Twice, for a transfer may have damaged it.
+        for _ in range(2):
             with as_user_error(where):
                 data = store.fetch(shard)
             if hashlib.sha256(data).hexdigest() == shard.sha256:
@@ -76,31 +82,37 @@ def read_shard(store: Store, shard: Shard) -> DecodedShard:
     try:
         data = fetch() if store.cache is None else store.cache.read(shard, fetch)
         samples = list(_samples(data, store.manifest))
-        contents = _KINDS[store.manifest.encoding](where, samples, store.manifest)
-        if contents.num_samples != shard.num_samples:
-            found = f"{contents.num_samples} {store.manifest.unit}"
-            raise _Invalid(f"holds {found}, its manifest says {shard.num_samples}")
+        decoded = _KINDS[store.manifest.encoding](where, samples, store.manifest)
+        if decoded.num_samples != shard.num_samples:
+            count = f"{decoded.num_samples} {store.manifest.unit}"
+            raise _Invalid(f"holds {count}, its manifest says {shard.num_samples}")
     except _Invalid as error:
         raise UserError(f"{where} {error}: make the store again") from None
-    return contents
+    return decoded
 
 
 class _Invalid(Exception):
-    """The rest of a sentence that begins "<shard> of the store <url>"."""
+    """Error of a shard: the rest of a sentence that begins "<shard> of the store <url>"."""
 
 
-def _samples(data: bytes, manifest: Manifest) -> Iterator[dict[str, bytes]]:
+# A sample has the contents of its members by suffix, and the common part of their names as ``__key__``.
+_Sample = dict[str, Any]
+
+
+def _samples(data: bytes, manifest: Manifest) -> Iterator[_Sample]:
     labels = manifest.labels is not None
     if manifest.encoding == "images":
-        wanted = [{suffix} | ({IMAGE_LABEL} if labels else set()) for suffix in _IMAGE_SUFFIXES]
+        expected = [{suffix} | ({IMAGE_LABEL} if labels else set()) for suffix in _IMAGE_SUFFIXES]
     elif manifest.encoding == "blocks":
-        wanted = [{BLOCK_IMAGES} | ({BLOCK_LABELS} if labels else set())]
+        expected = [{BLOCK_IMAGES} | ({BLOCK_LABELS} if labels else set())]
     else:
-        wanted = [{ROWS}]
-    known = set().union(*wanted)
+        expected = [{ROWS}]
+    known = set().union(*expected)
 
-    def members() -> Iterator[dict[str, object]]:
-        for member in tar_file_iterator(io.BytesIO(data), skip_meta=None):
+    def members() -> Iterator[_Sample]:
+        # The library opens any binary file; its annotation names an open tar file.
+        file: Any = io.BytesIO(data)
+        for member in tar_file_iterator(file, skip_meta=None):
             name = member["fname"]
             if name.partition(".")[2] not in known or "/" in name:
                 raise _Invalid(f"has the member {name!r}, no part of a store with encoding {manifest.encoding!r}")
@@ -109,29 +121,28 @@ def _samples(data: bytes, manifest: Manifest) -> Iterator[dict[str, bytes]]:
     try:
         for sample in group_by_keys(members()):
             suffixes = {suffix for suffix in sample if not suffix.startswith("__")}
-            if suffixes not in wanted:
+            if suffixes not in expected:
                 raise _Invalid(f"has the sample {sample['__key__']!r} with {', '.join(sorted(suffixes))} only")
             yield sample
     except (tarfile.TarError, ValueError, EOFError) as error:
-        raise _Invalid(f"is not a readable tar file ({_first(error)})") from None
+        raise _Invalid(f"is not a readable tar file ({_first_line(error)})") from None
 
 
 class _Images:
-    """Encoded images. One is decoded when it is first asked for, and then kept in place of its file."""
+    """Encoded images. Each is decoded when it is first gathered, and then kept in place of its file."""
 
-    def __init__(self, where: str, samples: list[dict[str, bytes]], manifest: Manifest) -> None:
+    def __init__(self, where: str, samples: list[_Sample], manifest: Manifest) -> None:
         self.num_samples = len(samples)
         self._where = where
         self._keys = [sample["__key__"] for sample in samples]
-        self._files: list[bytes | None] = [
-            next(sample[suffix] for suffix in _IMAGE_SUFFIXES if suffix in sample) for sample in samples
-        ]
+        files = [next(sample[suffix] for suffix in _IMAGE_SUFFIXES if suffix in sample) for sample in samples]
+        self._files: list[bytes | None] = [*files]
         self.labels = None if manifest.labels is None else self._labels(samples, len(manifest.labels))
-        # Memory that is not written to is not used: a rank that takes an eighth of the images holds an eighth.
+        # Memory that is not written to is not used: a rank that reads an eighth of the images needs an eighth.
         self._pixels = np.empty((len(samples), *manifest.sample_shape), manifest.dtype)
-        self.nbytes = self._pixels.nbytes + sum(map(len, self._files))
+        self.nbytes = self._pixels.nbytes + sum(map(len, files))
 
-    def _labels(self, samples: list[dict[str, bytes]], num_classes: int) -> np.ndarray:
+    def _labels(self, samples: list[_Sample], num_classes: int) -> np.ndarray:
         labels = np.empty(len(samples), np.int64)
         for index, sample in enumerate(samples):
             text = sample[IMAGE_LABEL]
@@ -143,16 +154,18 @@ class _Images:
 
     def gather(self, indices: np.ndarray) -> np.ndarray:
         for index in indices:
-            if self._files[index] is not None:
-                self._pixels[index] = self._decode(index)
+            file = self._files[index]
+            if file is not None:
+                self._pixels[index] = self._decode(index, file)
                 self._files[index] = None
         return self._pixels[indices]
 
-    def _decode(self, index: int) -> np.ndarray:
+    def _decode(self, index: int, file: bytes) -> np.ndarray:
         try:
-            image = image_codec.decode(self._files[index])
-        except Exception as error:  # Pillow raises what it likes for bytes that are no image.
-            raise self._broken(index, f"is not an image of a store ({_first(error)})") from None
+            image = image_codec.decode(file)
+        # Pillow raises exceptions of many kinds for bytes that are no image.
+        except Exception as error:
+            raise self._broken(index, f"is not an image of a store ({_first_line(error)})") from None
         if image.shape != self._pixels.shape[1:]:
             raise self._broken(index, f"has shape {image.shape}, its manifest says {self._pixels.shape[1:]}")
         return image
@@ -164,7 +177,7 @@ class _Images:
 class _Blocks:
     """Arrays of decoded images."""
 
-    def __init__(self, where: str, samples: list[dict[str, bytes]], manifest: Manifest) -> None:
+    def __init__(self, where: str, samples: list[_Sample], manifest: Manifest) -> None:
         images = [_array(sample, BLOCK_IMAGES, manifest.dtype, manifest.sample_shape) for sample in samples]
         self._pixels = np.concatenate(images) if images else np.empty((0, *manifest.sample_shape), manifest.dtype)
         self.num_samples = len(self._pixels)
@@ -189,7 +202,7 @@ class _Rows:
 
     labels = None
 
-    def __init__(self, where: str, samples: list[dict[str, bytes]], manifest: Manifest) -> None:
+    def __init__(self, where: str, samples: list[_Sample], manifest: Manifest) -> None:
         rows = [_array(sample, ROWS, manifest.dtype, manifest.sample_shape) for sample in samples]
         for sample, block in zip(samples, rows, strict=True):
             if not np.isfinite(block).all():
@@ -206,17 +219,18 @@ class _Rows:
 _KINDS = {"images": _Images, "blocks": _Blocks, "rows": _Rows}
 
 
-def _array(sample: dict[str, bytes], suffix: str, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+def _array(sample: _Sample, suffix: str, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
     member = f"{sample['__key__']}.{suffix}"
     try:
         array = np.load(io.BytesIO(sample[suffix]), allow_pickle=False)
-    except Exception as error:  # numpy reads the header as a literal of Python, and raises whatever comes of that
-        raise _Invalid(f"has the member {member!r}, which is no array of numbers ({_first(error)})") from None
+    # NumPy parses the header as a Python literal, which raises exceptions of many kinds.
+    except Exception as error:
+        raise _Invalid(f"has the member {member!r}, which is no array of numbers ({_first_line(error)})") from None
     if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim == 0 or array.shape[1:] != shape:
-        wanted = f"{dtype.name} (N{''.join(f', {size}' for size in shape)})"
-        raise _Invalid(f"has the member {member!r}, which is not an array {wanted}")
+        expected = f"{dtype.name} (N{''.join(f', {size}' for size in shape)})"
+        raise _Invalid(f"has the member {member!r}, which is not an array {expected}")
     return array
 
 
-def _first(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0] or type(error).__name__

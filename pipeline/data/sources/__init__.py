@@ -1,4 +1,4 @@
-"""Published data sets, in the files their publishers made.
+"""Sources: published data sets, in the files of their publishers.
 
 A source of images reads one at a time, in any order, and can be sent to another process: it opens its files again
 there. A table gives all its rows at once.
@@ -22,6 +22,7 @@ from pipeline.runtime.errors import UserError
 
 __all__ = ["BUILTIN", "IMAGES", "KINDS", "TABLES", "BrokenImage", "Source", "Table", "make"]
 
+# Each is made of the URL of the publisher's files, empty for those in BUILTIN, and a split or None.
 IMAGES: dict[str, Callable[[str, str | None], Source]] = {
     "celeba": CelebA,
     "cifar10": Cifar10,
@@ -38,25 +39,25 @@ TABLES: dict[str, Callable[[str, str | None], Table]] = {
     "toy": toy.table,
     "whitewine": whitewine,
 }
-KINDS = IMAGES | TABLES
+KINDS: dict[str, Callable[[str, str | None], Source | Table]] = {**IMAGES, **TABLES}
 
 BUILTIN = {"digits": "the digits come with scikit-learn", "toy": "the toy data are made here"}
 
 
 def make(kind: str, url: str | None = None, split: str | None = None) -> Source | Table:
-    """Opens a source.
+    """Open a source.
 
     Args:
-        kind: A name of `KINDS`.
+        kind: A name of ``KINDS``.
         url: A path or any fsspec URL of the publisher's file or folder. Only "digits" and "toy" have none.
-        split: The split to take, by the publisher's name for it, or None for everything there is.
+        split: The split to take, by the publisher's name for it. ``None`` (default) for everything.
 
     Returns:
         The source of images, or the table.
 
     Raises:
-        UserError: If the kind is unknown, the URL is missing, the files are damaged or not of this format, or there is
-            no room to unpack them.
+        UserError: If the kind is unknown, the URL is missing, the files are damaged or not of this format, or the disk
+            is too full to unpack them.
 
     Example:
         >>> len(make("digits"))
@@ -70,4 +71,4 @@ def make(kind: str, url: str | None = None, split: str | None = None) -> Source 
     elif not url:
         raise UserError(f"a source of kind {kind!r} needs a url: give the path or URL of its files")
     with archive_errors(str(url)):
-        return KINDS[kind](url or None, split or None)
+        return KINDS[kind](url or "", split or None)

@@ -1,7 +1,7 @@
-"""Folders, zip files, tar files and files by themselves, read member by member in any order.
+"""Archives of a source: folders, zip files, tar files and single files, read member by member in any order.
 
-Nothing is extracted under a name that an archive chose. What must lie on a local disk for random access is copied or
-decompressed into a temporary folder, which is deleted when the source is closed; `TMPDIR` says where.
+Nothing is extracted under a name that an archive chose. An archive that needs a local disk for random access is copied
+or decompressed into a temporary folder under ``TMPDIR``, which is deleted when the source is closed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO, Protocol
+from typing import IO, Any, BinaryIO, Protocol, cast
 
 from pipeline.data.sources.base import BrokenImage
 from pipeline.runtime.errors import UserError, one_line
@@ -27,15 +27,16 @@ from pipeline.runtime.filesystem import as_user_error, filesystem
 
 __all__ = ["Archive", "File", "Folder", "Tar", "TempFolder", "Zip", "archive_errors", "open_archive", "open_files"]
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk, a quota, a file system's largest file
+# Error numbers of a full disk, a used-up quota and a file system's largest file.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
 def archive_errors(url: str) -> Iterator[None]:
-    """Turns what can go wrong with an archive, or with the disk it is unpacked to, into one line that says what to do.
+    """Turn the errors of an archive, or of the disk it is unpacked to, into a one-line message that says what to do.
 
     Args:
-        url: What is unpacked inside the block.
+        url: URL of the archive that is unpacked inside the block.
 
     Raises:
         UserError: If the disk is full, or the archive is damaged or cannot be read.
@@ -54,7 +55,8 @@ def archive_errors(url: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in _FULL:
             raise _no_room(url) from None
-        if error.errno is None:  # gzip and bz2 say so of their streams; the operating system's errors have a number
+        # An error of gzip or bz2 about the stream: those of the operating system have a number.
+        if error.errno is None:
             raise UserError(f"{url} is damaged ({one_line(error)}): fetch it again") from None
         raise UserError(f"{url} cannot be unpacked ({one_line(error)}): check it and TMPDIR") from None
 
@@ -65,14 +67,14 @@ def _no_room(url: str) -> UserError:
 
 
 class TempFolder:
-    """A temporary folder, made when it is first used. The process that made it deletes it; others know its path."""
+    """Temporary folder, made when it is first used. The process that made it deletes it; others know its path."""
 
     def __init__(self) -> None:
         self._owner: tempfile.TemporaryDirectory[str] | None = None
         self._path: str | None = None
 
     def file(self, name: str) -> str:
-        """The path of a file in the folder.
+        """Return the path of a file in the folder.
 
         Args:
             name: A name that this program chose, never one out of an archive.
@@ -83,41 +85,43 @@ class TempFolder:
         return os.path.join(self._path, name)
 
     def close(self) -> None:
-        """Deletes the folder, in the process that made it."""
+        """Delete the folder, in the process that made it."""
         if self._owner is not None:
             self._owner.cleanup()
             self._owner = self._path = None
 
-    def __getstate__(self) -> dict[str, object]:
+    def __getstate__(self) -> dict[str, Any]:
         return {"_owner": None, "_path": self._path}
 
 
 class Archive(Protocol):
-    """A folder, zip or tar file, or a file by itself.
+    """Folder, zip or tar file, or a single file."""
 
-    Args:
-        url: Where it is.
-        names: Names of the files in it, with slashes, sorted.
-    """
-
-    url: str
-    names: list[str]
-
-    def read(self, name: str) -> bytes:
-        """The contents of one file."""
+    @property
+    def url(self) -> str:
+        """URL of the archive."""
         ...
 
-    def open(self, name: str) -> BinaryIO:
-        """One file as a stream."""
+    @property
+    def names(self) -> list[str]:
+        """Names of the files in it, with slashes, sorted."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """Return the contents of one file."""
+        ...
+
+    def open(self, name: str) -> IO[bytes]:
+        """Open one file as a stream."""
         ...
 
     def close(self) -> None:
-        """Closes the archive and deletes its local copy."""
+        """Close the archive and delete its local copy."""
         ...
 
 
 class Folder:
-    """A folder behind any fsspec URL."""
+    """Folder behind any fsspec URL."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -126,26 +130,28 @@ class Folder:
             self.names = sorted(path[len(self._root) + 1 :] for path in self._fs.find(self._root))
 
     def read(self, name: str) -> bytes:
-        """The contents of one file."""
+        """Return the contents of one file."""
         with as_user_error(self.url):
-            return self._fs.cat_file(f"{self._root}/{name}")
+            # fsspec annotates ``str``, too, which no file system returns.
+            return cast("bytes", self._fs.cat_file(f"{self._root}/{name}"))
 
-    def open(self, name: str) -> BinaryIO:
-        """One file as a stream."""
+    def open(self, name: str) -> IO[bytes]:
+        """Open one file as a stream."""
         with as_user_error(self.url):
-            return self._fs.open(f"{self._root}/{name}", "rb")
+            # fsspec annotates the files of all modes.
+            return cast("IO[bytes]", self._fs.open(f"{self._root}/{name}", "rb"))
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing: no file is open."""
 
 
 class Zip:
-    """A zip file on a local disk."""
+    """Zip file on a local disk."""
 
-    def __init__(self, url: str, path: str, scratch: TempFolder) -> None:
+    def __init__(self, url: str, path: str, temp: TempFolder) -> None:
         self.url = url
         self._path = path
-        self._scratch = scratch
+        self._temp = temp
         self._file: zipfile.ZipFile | None = None
         try:
             self.names = sorted(info.filename for info in self._opened().infolist() if not info.is_dir())
@@ -153,104 +159,105 @@ class Zip:
             raise UserError(f"{url} is a damaged zip file ({error}): fetch it again") from None
 
     def read(self, name: str) -> bytes:
-        """The contents of one file."""
+        """Return the contents of one file."""
         try:
             return self._opened().read(name)
         # A wrong checksum, a broken stream, a password, a method of compression that Python lacks.
         except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as error:
             raise BrokenImage(name) from error
 
-    def open(self, name: str) -> BinaryIO:
-        """One file as a stream."""
+    def open(self, name: str) -> IO[bytes]:
+        """Open one file as a stream."""
         try:
             return self._opened().open(name)
-        except RuntimeError as error:  # a password, or a method of compression that Python lacks
+        # A password, or a method of compression that Python lacks.
+        except RuntimeError as error:
             raise UserError(f"{name} of {self.url} cannot be unpacked ({error}): fetch it again") from None
 
     def close(self) -> None:
-        """Closes the file and deletes its local copy, if there is one."""
+        """Close the file and delete its local copy, if there is one."""
         if self._file is not None:
             self._file.close()
             self._file = None
-        self._scratch.close()
+        self._temp.close()
 
     def _opened(self) -> zipfile.ZipFile:
         if self._file is None:
             self._file = zipfile.ZipFile(self._path)
         return self._file
 
-    def __getstate__(self) -> dict[str, object]:
+    def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_file": None}
 
 
 class Tar:
-    """A tar file on a local disk, without compression."""
+    """Tar file on a local disk, without compression."""
 
-    def __init__(self, url: str, path: str, scratch: TempFolder) -> None:
+    def __init__(self, url: str, path: str, temp: TempFolder) -> None:
         self.url = url
         self._path = path
-        self._scratch = scratch
+        self._temp = temp
         self._file: BinaryIO | None = None
         with tarfile.open(path, "r:") as tar:
             try:
                 # Links are left out: they could name any file of this machine.
-                self._places = {info.name: (info.offset_data, info.size) for info in tar if info.isreg()}
+                self._members = {info.name: (info.offset_data, info.size) for info in tar if info.isreg()}
             except tarfile.TarError as error:
                 raise UserError(f"{url} is a damaged tar file ({error}): fetch it again") from None
-        self.names = sorted(self._places)
+        self.names = sorted(self._members)
 
     def read(self, name: str) -> bytes:
-        """The contents of one file."""
+        """Return the contents of one file."""
         if self._file is None:
-            # Kept open for the next image.
+            # It stays open for the next image.
             self._file = open(self._path, "rb")  # noqa: SIM115
-        offset, size = self._places[name]
+        offset, size = self._members[name]
         self._file.seek(offset)
         data = self._file.read(size)
         if len(data) != size:
             raise BrokenImage(name)
         return data
 
-    def open(self, name: str) -> BinaryIO:
-        """One file as a stream."""
+    def open(self, name: str) -> IO[bytes]:
+        """Open one file as a stream."""
         return io.BytesIO(self.read(name))
 
     def close(self) -> None:
-        """Closes the file and deletes its local copy, if there is one."""
+        """Close the file and delete its local copy, if there is one."""
         if self._file is not None:
             self._file.close()
             self._file = None
-        self._scratch.close()
+        self._temp.close()
 
-    def __getstate__(self) -> dict[str, object]:
+    def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_file": None}
 
 
 class File:
-    """A file by itself on a local disk, under the name that its URL ends with."""
+    """Single file on a local disk, under the name that its URL ends with."""
 
-    def __init__(self, url: str, path: str, scratch: TempFolder) -> None:
+    def __init__(self, url: str, path: str, temp: TempFolder) -> None:
         self.url = url
         self.names = [url.rstrip("/").rpartition("/")[2]]
         self._path = path
-        self._scratch = scratch
+        self._temp = temp
 
     def read(self, name: str) -> bytes:
-        """The contents of the file."""
+        """Return the contents of the file."""
         with self.open(name) as file:
             return file.read()
 
-    def open(self, name: str) -> BinaryIO:
-        """The file as a stream."""
+    def open(self, name: str) -> IO[bytes]:
+        """Open the file as a stream."""
         return open(self._path, "rb")
 
     def close(self) -> None:
-        """Deletes the local copy, if there is one."""
-        self._scratch.close()
+        """Delete the local copy, if there is one."""
+        self._temp.close()
 
 
 def open_archive(url: str) -> Archive:
-    """Opens a folder, a zip file or a tar file, compressed or not.
+    """Open a folder, a zip file or a tar file, compressed or not.
 
     A remote zip or tar file is copied to the local disk first.
 
@@ -265,38 +272,38 @@ def open_archive(url: str) -> Archive:
     """
     if _is_folder(url):
         return Folder(url)
-    path, scratch = _local(url)
+    path, temp = _local(url)
     with archive_errors(url):
         if zipfile.is_zipfile(path):
-            return Zip(url, path, scratch)
-        path = _decompressed(path, scratch)
+            return Zip(url, path, temp)
+        path = _decompressed(path, temp)
         is_tar = tarfile.is_tarfile(path)
     if not is_tar:
         raise UserError(f"{url} is neither a folder nor a zip or tar file: check the source's url")
-    return Tar(url, path, scratch)
+    return Tar(url, path, temp)
 
 
 def open_files(url: str) -> Archive:
-    """Opens a folder, a zip file, or else a file by itself. Anything remote but a folder is copied to the local disk.
+    """Open a folder, a zip file, or else a single file. Anything remote but a folder is copied to the local disk.
 
     Args:
         url: A path or any fsspec URL.
 
     Returns:
-        The files. Those of a tar file are not looked for: it is a file by itself.
+        The files. A tar file is not opened: it is a single file.
 
     Raises:
         UserError: If there is nothing at the URL.
     """
     if _is_folder(url):
         return Folder(url)
-    path, scratch = _local(url)
+    path, temp = _local(url)
     with archive_errors(url):
-        return (Zip if zipfile.is_zipfile(path) else File)(url, path, scratch)
+        return (Zip if zipfile.is_zipfile(path) else File)(url, path, temp)
 
 
 def _is_folder(url: str) -> bool:
-    """Whether there is a folder at a URL; there must be something."""
+    """Return whether a URL is of a folder; there must be something."""
     fs, path = filesystem(url)
     with as_user_error(url):
         if fs.isdir(path):
@@ -307,27 +314,27 @@ def _is_folder(url: str) -> bool:
 
 
 def _local(url: str) -> tuple[str, TempFolder]:
-    """The path of a file on the local disk, and the folder that its copy lies in if it was remote."""
+    """Return the path of a file on the local disk, and the folder of its copy if it was remote."""
     fs, path = filesystem(url)
-    scratch = TempFolder()
+    temp = TempFolder()
     if "file" in fs.protocol:
-        return path, scratch
+        return path, temp
     with as_user_error(url):
         try:
-            copy = scratch.file("copy")
+            copy = temp.file("copy")
             fs.get_file(path, copy)
         except OSError as error:
             raise _no_room(url) if error.errno in _FULL else error from None
-    return copy, scratch
+    return copy, temp
 
 
-def _decompressed(path: str, scratch: TempFolder) -> str:
+def _decompressed(path: str, temp: TempFolder) -> str:
     openers = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
     with open(path, "rb") as file:
         opener = openers.get(file.read(2))
     if opener is None:
         return path
-    plain = scratch.file("plain")
+    plain = temp.file("plain")
     with opener(path, "rb") as source, open(plain, "wb") as target:
         shutil.copyfileobj(source, target, 2**20)
     return plain

@@ -1,4 +1,4 @@
-"""What every source of images can do, and what a table is."""
+"""Protocol of the sources of images, and the table of a source of rows."""
 
 from __future__ import annotations
 
@@ -18,31 +18,39 @@ class BrokenImage(Exception):
 
 
 class Source(Protocol):
-    """The images of a published data set.
+    """Images of a published data set."""
 
-    Args:
-        kind: Name of the format.
-        url: Where its files are, or None.
-        split: The split that was chosen, or None for everything.
-        labels: Class names, or None.
-    """
+    @property
+    def kind(self) -> str:
+        """Name of the format."""
+        ...
 
-    kind: str
-    url: str | None
-    split: str | None
-    labels: tuple[str, ...] | None
+    @property
+    def url(self) -> str | None:
+        """URL of the files, or None."""
+        ...
+
+    @property
+    def split(self) -> str | None:
+        """The split that was chosen, or None for everything."""
+        ...
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """Class names, or None."""
+        ...
 
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
-        """What the publisher calls an image, for a report."""
+        """Return the publisher's name of an image, for a report."""
         ...
 
     def read(self, index: int) -> tuple[bytes | np.ndarray, int | None]:
-        """One image, in any order.
+        """Read one image, in any order.
 
         Args:
-            index: From 0 to the number of images less one.
+            index: Index of the image, from 0 to the number of images less one.
 
         Returns:
             The encoded image or uint8 pixels (H, W, C), and its label or None.
@@ -53,17 +61,18 @@ class Source(Protocol):
         ...
 
     def close(self) -> None:
-        """Closes the files and deletes temporary copies."""
+        """Close the files and delete temporary copies."""
         ...
 
 
-@dataclass(frozen=True, eq=False)  # arrays compare number by number
+# Without a comparison: arrays compare number by number.
+@dataclass(frozen=True, eq=False)
 class Table:
-    """The rows of a published table, all at once: the largest is a few dozen megabytes.
+    """All rows of a published table in memory: the largest is a few dozen megabytes.
 
     Args:
         kind: Name of the format.
-        url: Where its file is, or None.
+        url: URL of the file, or None.
         split: The split that was chosen, or None for everything.
         rows: float32 (N, D), all finite, in the order of their publisher. N and D are 1 or more.
     """
@@ -77,14 +86,14 @@ class Table:
         return len(self.rows)
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing: no file is open."""
 
 
 def choose(split: str | None, choices: Sequence[str], kind: str) -> str | None:
-    """A split that exists.
+    """Return a split that exists.
 
     Args:
-        split: What the user wrote.
+        split: The user's setting.
         choices: The splits of the data set.
         kind: The source's kind, for the message.
 

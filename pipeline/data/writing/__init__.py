@@ -1,1 +1,1 @@
-"""A source becomes shards."""
+"""Writing of a store: a source becomes shards."""

@@ -1,6 +1,6 @@
-"""What goes into a shard: how the samples of a source become members of a tar file.
+"""Shard encoders: the samples of a source become members of a tar file.
 
-The writer knows of shards, processes and interruptions; a packing knows of images or of rows.
+The writer handles shards, processes and interruptions; an encoder handles images or rows.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ from pipeline.runtime.errors import UserError
 
 __all__ = ["EncodedShard", "ImageShardEncoder", "RowShardEncoder", "ShardEncoder", "choose_encoder"]
 
-_BLOCK = 1024  # images: large enough that a block costs nothing to find, small enough to look at one alone
+# Images in a block: enough that the overhead of a block is small, few enough to inspect one by itself.
+_BLOCK = 1024
 _MIXING_SEED = 0
 
 
 class EncodedShard(NamedTuple):
-    """The contents of one shard.
+    """Contents of one shard.
 
     Args:
         members: The samples of the tar file, as webdataset writes them.
         num_samples: Number of images or rows in them.
-        broken: Names of the images of the source that could not be read, and are left out.
+        broken: Names of the images of the source that could not be read and are left out.
     """
 
     members: Iterator[dict[str, str | bytes]]
@@ -39,52 +40,69 @@ class EncodedShard(NamedTuple):
 
 
 class ShardEncoder(Protocol):
-    """A source, and how a store holds it. It can be sent to another process.
+    """Source and its encoding in a store. It can be sent to another process."""
 
-    Args:
-        source: Where the samples come from.
-        resolution: Height and width of the images, in pixels, or None for rows.
-        channels: Channels of the images or columns of the rows.
-        encoding: One of `pipeline.data.manifest.ENCODINGS`.
-        labels: Class names, or None.
-        unit: What the samples are called: "images" or "rows".
-        worth_processes: Whether packing a shard takes longer than starting a process.
-    """
-
-    source: Source | Table
-    resolution: int | None
-    channels: int
-    encoding: str
-    labels: tuple[str, ...] | None
-    unit: str
-    worth_processes: bool
-
-    def order(self) -> np.ndarray:
-        """The samples of the source, int64 (N,), in the order of the store."""
+    @property
+    def source(self) -> Source | Table:
+        """Source of the samples."""
         ...
 
-    def pack(self, indices: np.ndarray, first: int, advance: Callable[[int], None]) -> EncodedShard:
-        """The contents of a shard.
+    @property
+    def resolution(self) -> int | None:
+        """Height and width of the images, in pixels, or None for rows."""
+        ...
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images or columns of the rows."""
+        ...
+
+    @property
+    def encoding(self) -> str:
+        """One of ``pipeline.data.manifest.ENCODINGS``."""
+        ...
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """Class names, or None."""
+        ...
+
+    @property
+    def unit(self) -> str:
+        """Noun for the samples in a message: "images" or "rows"."""
+        ...
+
+    @property
+    def worth_processes(self) -> bool:
+        """Whether encoding a shard takes longer than starting a process."""
+        ...
+
+    def order(self) -> np.ndarray:
+        """Return the samples of the source, int64 (N,), in the order of the store."""
+        ...
+
+    def encode(self, indices: np.ndarray, first: int, advance: Callable[[int], None]) -> EncodedShard:
+        """Encode the samples of one shard.
 
         Args:
-            indices: Its samples, as indices in the source, int64 (n,).
-            first: The place of the first of them in the store.
+            indices: The samples, as indices in the source, int64 (n,).
+            first: Index of the first of them in the store.
             advance: Called with a number of samples whenever that many more are done.
         """
         ...
 
 
 def choose_encoder(source: Source | Table, resolution: int | None, channels: int | None, encoding: str) -> ShardEncoder:
-    """The packing of a source in an encoding.
+    """Return the encoder of a source.
 
     Args:
         source: A source of images or a table.
         resolution: Height and width of the images, in pixels. None for rows.
-        channels: 1 (grey) or 3 (RGB). For rows, their number of columns, or None for as many as there are.
+        channels: 1 (gray) or 3 (RGB). For rows, their number of columns, or None for the table's.
         encoding: "images" or "blocks" for images, "rows" for a table.
 
     Returns:
-        The packing.
+        The encoder.
 
     Raises:
         UserError: If the source does not fit the encoding, or a number is out of its range.
@@ -117,12 +135,12 @@ def choose_encoder(source: Source | Table, resolution: int | None, channels: int
 
 
 class ImageShardEncoder:
-    """Images, brought to one size and mixed.
+    """Encoder of images, which are resized and mixed.
 
     Args:
-        source: Where the images come from.
+        source: Source of the images.
         resolution: Height and width of the images, in pixels.
-        channels: 1 (grey) or 3 (RGB).
+        channels: 1 (gray) or 3 (RGB).
         encoding: "images" (a PNG file a sample) or "blocks" (arrays of many images).
     """
 
@@ -137,12 +155,14 @@ class ImageShardEncoder:
         self.labels = source.labels
 
     def order(self) -> np.ndarray:
-        """A fixed permutation: published files are often sorted by class, and each shard is to be a mixture of all."""
+        """Return a fixed permutation: published files are often sorted by class, and each shard mixes all of them."""
         return permutation(len(self.source), _MIXING_SEED)
 
-    def pack(self, indices: np.ndarray, first: int, advance: Callable[[int], None]) -> EncodedShard:
-        """The images at `indices`; broken ones are named and left out."""
-        images, labels, broken = [], [], []
+    def encode(self, indices: np.ndarray, first: int, advance: Callable[[int], None]) -> EncodedShard:
+        """Encode the images at ``indices``; broken ones are named and left out."""
+        images: list[np.ndarray] = []
+        labels: list[int | None] = []
+        broken: list[str] = []
         for index in indices:
             try:
                 image, label = self.source.read(int(index))
@@ -152,30 +172,38 @@ class ImageShardEncoder:
                 try:
                     images.append(image_codec.resize_center_crop(image, self.resolution, self.channels))
                     labels.append(label)
-                except Exception:  # Pillow raises what it likes for a broken image; the report names it.
+                # Pillow raises exceptions of many kinds for a broken image; the report names it.
+                except Exception:
                     broken.append(self.source.name(int(index)))
             advance(1)
         members = self._encoded if self.encoding == "images" else self._blocks
         return EncodedShard(members(images, labels, first), len(images), tuple(broken))
 
-    def _encoded(self, images: list[np.ndarray], labels: list[int], first: int) -> Iterator[dict[str, str | bytes]]:
+    def _encoded(
+        self, images: list[np.ndarray], labels: list[int | None], first: int
+    ) -> Iterator[dict[str, str | bytes]]:
         for offset, image in enumerate(images):
             sample: dict[str, str | bytes] = {"__key__": f"{first + offset:09d}", IMAGE: image_codec.encode(image)}
             if self.labels is not None:
                 sample[IMAGE_LABEL] = str(labels[offset]).encode()
             yield sample
 
-    def _blocks(self, images: list[np.ndarray], labels: list[int], first: int) -> Iterator[dict[str, str | bytes]]:
+    def _blocks(
+        self, images: list[np.ndarray], labels: list[int | None], first: int
+    ) -> Iterator[dict[str, str | bytes]]:
         for offset in range(0, len(images), _BLOCK):
             block = slice(offset, offset + _BLOCK)
-            sample = {"__key__": f"{first + offset:09d}", BLOCK_IMAGES: _npy(np.stack(images[block]))}
+            sample: dict[str, str | bytes] = {
+                "__key__": f"{first + offset:09d}",
+                BLOCK_IMAGES: _npy(np.stack(images[block])),
+            }
             if self.labels is not None:
                 sample[BLOCK_LABELS] = _npy(np.array(labels[block], np.int64))
             yield sample
 
 
 class RowShardEncoder:
-    """The rows of a table, one array a shard, in the order of their publisher: whoever splits them mixes them.
+    """Encoder of a table's rows, one array a shard, in the order of their publisher: a split of them mixes them.
 
     Args:
         source: The table.
@@ -192,11 +220,11 @@ class RowShardEncoder:
         self.channels = source.rows.shape[1]
 
     def order(self) -> np.ndarray:
-        """As they were published."""
+        """Return the order of the publisher."""
         return np.arange(len(self.source))
 
-    def pack(self, indices: np.ndarray, first: int, advance: Callable[[int], None]) -> EncodedShard:
-        """The rows at `indices`."""
+    def encode(self, indices: np.ndarray, first: int, advance: Callable[[int], None]) -> EncodedShard:
+        """Encode the rows at ``indices``."""
         rows = self.source.rows[indices]
         advance(len(rows))
         return EncodedShard(iter([{"__key__": f"{first:09d}", ROWS: _npy(rows)}]), len(rows), ())

@@ -1,12 +1,14 @@
-"""Makes a store of a source, in parallel, and so that an interrupted run can be taken up again.
+"""Writer of stores, in parallel processes and resumable after an interruption.
 
-Every shard is written beside its name and then moved there, and a small file beside it says what it holds and with
-which settings it was made. The manifest comes last: until then there is no store. A run that finds shards made with the
-same settings keeps them. The bytes depend on the source and the settings only, not on processes or interruptions.
+Every shard is written under a temporary name and then renamed, and a small file next to it (its sidecar) has its
+contents and the settings it was made with. The manifest comes last: until then there is no store. A run keeps the
+shards that were made with the same settings. The bytes depend on the source and the settings only, not on processes or
+interruptions.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -14,18 +16,21 @@ import multiprocessing
 import os
 import re
 import signal
-import threading
+import struct
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
+from multiprocessing.shared_memory import SharedMemory
+from typing import Any
 
 import fsspec
 import numpy as np
-import webdataset
+from pydantic import NonNegativeInt
+from webdataset.writer import TarWriter
 
-from pipeline.data.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, Shard
+from pipeline.data.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, Shard, ShardEntry, StrictModel, Text
 from pipeline.data.manifest import Source as SourceEntry
 from pipeline.data.sources.base import Source, Table
 from pipeline.data.store import is_process_local, resolve_url
@@ -40,17 +45,17 @@ __all__ = ["SAMPLES_PER_SHARD", "Report", "write_store"]
 
 SAMPLES_PER_SHARD = 4096
 
-_OURS = re.compile(r"shard-\d{6}\.tar(\.json)?(\.part)?")
+_OWN_FILE = re.compile(r"shard-\d{6}\.tar(\.json)?(\.part)?")
 
 
 @dataclass(frozen=True)
 class Report:
-    """What making a store came to.
+    """Result of writing a store.
 
     Args:
         manifest: The store's manifest.
         num_images: Number of images or rows in the store.
-        broken: Names of the images of the source that could not be read, and are left out.
+        broken: Names of the images of the source that could not be read and are left out.
         seconds: Wall time of this run.
     """
 
@@ -71,12 +76,12 @@ def write_store(
     num_processes: int | None = None,
     progress: bool = False,
 ) -> Report:
-    """Writes the images of a source, or the rows of a table, as a store.
+    """Write the images of a source, or the rows of a table, as a store.
 
-    Each image's central square is resized to the resolution (`pipeline.data.image_codec.resize_center_crop`) and
-    brought to the number of channels. Published files are often sorted by class, so the images are dealt to the shards
-    by a fixed permutation of the source, and each shard is a mixture of all classes. A broken image is left out and
-    named in the report.
+    Each image's central square is resized to the resolution (``pipeline.data.image_codec.resize_center_crop``) and
+    converted to the number of channels. Published files are often sorted by class, so the images are distributed over
+    the shards by a fixed permutation, and each shard is a mixture of all classes. A broken image is left out and named
+    in the report.
 
     The rows of a table are written as they are, in the order of their publisher.
 
@@ -84,15 +89,15 @@ def write_store(
     settings finishes it. Every process holds one shard in memory.
 
     Args:
-        source: Where the images or rows come from, see `pipeline.data.sources.make`. It is closed in the end.
-        url: The store's name, path or URL, see `pipeline.data.resolve_url`.
+        source: Source of the images or rows, see ``pipeline.data.sources.make``. It is closed in the end.
+        url: The store's name, path or URL, see ``pipeline.data.resolve_url``.
         resolution: Height and width of the images, in pixels. None for rows.
-        channels: 1 (grey) or 3 (RGB). For rows, their number of columns, or None for as many as there are.
-        encoding: "images" (a PNG file a sample) or "blocks" (arrays of many images, quicker to read), or "rows". None
-            for blocks of images and for rows of a table.
+        channels: 1 (gray) or 3 (RGB). For rows, their number of columns, or None for the table's.
+        encoding: "images" (a PNG file a sample) or "blocks" (arrays of many images, quicker to read), or "rows".
+            ``None`` (default) for blocks of images and for rows of a table.
         samples_per_shard: Number of images or rows in a shard.
-        num_processes: Number of processes, or None for one per core. Tables, stores of one shard, and those that only
-            this process can see (memory://), are written in this process.
+        num_processes: Number of processes. ``None`` (default) for one per core. Tables, stores of one shard, and those
+            that only this process can see (memory://), are written in this process.
         progress: True to show samples done, samples per second and time left on standard error.
 
     Returns:
@@ -100,7 +105,7 @@ def write_store(
 
     Raises:
         UserError: If there is a store already, a setting is invalid or does not fit the source, no image can be read,
-            or the place cannot be written to.
+            or the URL cannot be written to.
 
     Example:
         >>> from pipeline.data import sources
@@ -114,70 +119,57 @@ def write_store(
     url = resolve_url(url)
     num_processes = _available_cores() if num_processes is None else num_processes
     try:
-        if samples_per_shard < 1 or num_processes < 1:
-            raise UserError("a shard has at least one sample and a job at least one process: give larger numbers")
+        _check_settings(samples_per_shard, num_processes)
         encoding = encoding or ("rows" if isinstance(source, Table) else "blocks")
-        packing = choose_encoder(source, resolution, channels, encoding)
-        fs, path = filesystem(url)
-        with as_user_error(url):
-            fs.invalidate_cache(path)
-            if fs.exists(f"{path}/{MANIFEST_NAME}"):
-                raise UserError(f"there is a finished store at {url}: delete it, or choose another name")
-            fs.makedirs(path, exist_ok=True)
-            earlier = {entry.rpartition("/")[2] for entry in fs.find(path, maxdepth=1)}
-        job = _Job(fs, path, url, packing, samples_per_shard)
-        finished = _run(job, earlier, num_processes, progress)
+        encoder = choose_encoder(source, resolution, channels, encoding)
+        job = _Job(*filesystem(url), url, encoder, samples_per_shard)
+        earlier = _prepare_folder(job)
+        finished = _write_shards(job, earlier, num_processes, progress)
     finally:
         source.close()
-    kept = tuple(entry.shard for entry in finished if entry.shard.num_samples)
+    manifest = _publish_manifest(job, finished)
     broken = tuple(name for entry in finished for name in entry.broken)
-    if not kept:
-        raise UserError(
-            f"none of the {len(broken)} images of the source could be read: check the source's url and kind"
-        )
-    num_images = sum(shard.num_samples for shard in kept)
-    manifest = Manifest(
-        packing.resolution, packing.channels, packing.encoding, packing.labels, job.entry, num_images, kept
-    )
-    with as_user_error(url):
-        _put(fs, f"{path}/{MANIFEST_NAME}", manifest.to_json().encode())
-        _remove_leftovers(fs, path, {shard.name for shard in kept})
-    return Report(manifest, num_images, broken, time.monotonic() - start)
+    return Report(manifest, manifest.num_samples, broken, time.monotonic() - start)
+
+
+def _check_settings(samples_per_shard: int, num_processes: int) -> None:
+    if samples_per_shard < 1 or num_processes < 1:
+        raise UserError("a shard has at least one sample and a job at least one process: give larger numbers")
 
 
 @dataclass(frozen=True)
 class _Job:
-    """All that a process needs to write any of the shards."""
+    """Arguments of each process, enough to write any of the shards."""
 
     fs: fsspec.AbstractFileSystem
     path: str
     url: str
-    packing: ShardEncoder
+    encoder: ShardEncoder
     samples_per_shard: int
 
     @property
-    def entry(self) -> SourceEntry:
-        """What the manifest says of the source."""
-        source = self.packing.source
+    def source(self) -> SourceEntry:
+        """The manifest's entry of the source."""
+        source = self.encoder.source
         return SourceEntry(source.kind, without_query(source.url), source.split)
 
-    def settings(self) -> dict[str, object]:
-        """All that decides the bytes of a shard."""
+    def settings(self) -> dict[str, Any]:
+        """Return all settings that the bytes of a shard depend on."""
         return {
             "format_version": FORMAT_VERSION,
-            "source": asdict(self.entry),
-            "source_samples": len(self.packing.source),
-            "labels": None if self.packing.labels is None else list(self.packing.labels),
-            "resolution": self.packing.resolution,
-            "channels": self.packing.channels,
-            "encoding": self.packing.encoding,
+            "source": asdict(self.source),
+            "source_samples": len(self.encoder.source),
+            "labels": None if self.encoder.labels is None else list(self.encoder.labels),
+            "resolution": self.encoder.resolution,
+            "channels": self.encoder.channels,
+            "encoding": self.encoder.encoding,
             "samples_per_shard": self.samples_per_shard,
         }
 
 
 @dataclass(frozen=True)
 class _Task:
-    """One shard: its number and the samples of the source that belong to it, in order."""
+    """Shard to write: its number and its samples, as indices in the source, in order."""
 
     number: int
     indices: np.ndarray
@@ -189,44 +181,87 @@ class _Task:
 
 @dataclass(frozen=True)
 class _Finished:
-    """One written shard. It has no file if each of its images was broken."""
+    """Written shard. It has no file if each of its images was broken."""
 
     number: int
     shard: Shard
     broken: tuple[str, ...]
 
 
+class _SidecarShard(ShardEntry):
+    num_samples: NonNegativeInt
+
+
+class _Sidecar(StrictModel):
+    """File next to a shard, which a later run trusts only if it is of this form."""
+
+    settings: dict[str, Any]
+    shard: _SidecarShard
+    broken: list[Text]
+
+
 class _Stopped(Exception):
-    """The run is over, and this shard is not wanted any more."""
+    """The run is over, and this shard is no longer needed."""
 
 
-def _run(job: _Job, earlier: set[str], num_processes: int, show: bool) -> list[_Finished]:
-    """Writes all shards that an earlier run has not, and returns all of them in order."""
-    order = job.packing.order()
+def _prepare_folder(job: _Job) -> set[str]:
+    """Make the store's folder, and return the names of the files of an interrupted run in it."""
+    with as_user_error(job.url):
+        job.fs.invalidate_cache(job.path)
+        if job.fs.exists(f"{job.path}/{MANIFEST_NAME}"):
+            raise UserError(f"there is a finished store at {job.url}: delete it, or choose another name")
+        job.fs.makedirs(job.path, exist_ok=True)
+        return {path.rpartition("/")[2] for path in job.fs.find(job.path, maxdepth=1)}
+
+
+def _write_shards(job: _Job, earlier: set[str], num_processes: int, show: bool) -> list[_Finished]:
+    """Write all shards that an earlier run has not, and return all of them in order."""
+    order = job.encoder.order()
     starts = range(0, len(order), job.samples_per_shard)
     tasks = [_Task(number, order[start : start + job.samples_per_shard]) for number, start in enumerate(starts)]
     with as_user_error(job.url):
-        finished = [entry for task in tasks if (entry := _finished_before(job, task, earlier)) is not None]
+        finished = [entry for task in tasks if (entry := _read_sidecar(job, task, earlier)) is not None]
     done = {entry.number for entry in finished}
-    left = [task for task in tasks if task.number not in done]
-    num_processes = min(num_processes, len(left))
-    alone = num_processes <= 1 or not job.packing.worth_processes or is_process_local(job.fs)
-    before = sum(len(task.indices) for task in tasks) - sum(len(task.indices) for task in left)
-    with Progress(len(order), before, show, job.packing.unit) as bar:
-        if alone:
-            finished += [_write_shard(job, task, bar.advance) for task in left]
+    remaining = [task for task in tasks if task.number not in done]
+    num_processes = min(num_processes, len(remaining))
+    in_this_process = num_processes <= 1 or not job.encoder.worth_processes or is_process_local(job.fs)
+    num_done = sum(len(task.indices) for task in tasks) - sum(len(task.indices) for task in remaining)
+    with Progress(len(order), num_done, show, job.encoder.unit) as bar:
+        if in_this_process:
+            finished += [_write_shard(job, bar.advance, task) for task in remaining]
         else:
-            finished += _in_processes(job, left, num_processes, bar.advance)
+            finished += _write_in_processes(job, remaining, num_processes, bar.advance)
     return sorted(finished, key=lambda entry: entry.number)
 
 
-def _write_shard(job: _Job, task: _Task, advance: Callable[[int], None]) -> _Finished:
-    packed = job.packing.pack(task.indices, task.number * job.samples_per_shard, advance)
-    data = _tar(packed.members)
-    shard = Shard(task.name, packed.num_samples, len(data), hashlib.sha256(data).hexdigest())
-    finished = _Finished(task.number, shard, packed.broken)
+def _publish_manifest(job: _Job, finished: list[_Finished]) -> Manifest:
+    """Write the manifest, which makes the shards a store, and remove the files of interrupted runs."""
+    shards = tuple(entry.shard for entry in finished if entry.shard.num_samples)
+    if not shards:
+        num_broken = sum(len(entry.broken) for entry in finished)
+        raise UserError(f"none of the {num_broken} images of the source could be read: check the source's url and kind")
+    manifest = Manifest(
+        resolution=job.encoder.resolution,
+        channels=job.encoder.channels,
+        encoding=job.encoder.encoding,
+        labels=job.encoder.labels,
+        source=job.source,
+        num_samples=sum(shard.num_samples for shard in shards),
+        shards=shards,
+    )
     with as_user_error(job.url):
-        if packed.num_samples:
+        _put(job.fs, f"{job.path}/{MANIFEST_NAME}", manifest.to_json().encode())
+        _remove_leftovers(job, {shard.name for shard in shards})
+    return manifest
+
+
+def _write_shard(job: _Job, advance: Callable[[int], None], task: _Task) -> _Finished:
+    encoded = job.encoder.encode(task.indices, task.number * job.samples_per_shard, advance)
+    data = _tar(encoded.members)
+    shard = Shard(task.name, encoded.num_samples, len(data), hashlib.sha256(data).hexdigest())
+    finished = _Finished(task.number, shard, encoded.broken)
+    with as_user_error(job.url):
+        if encoded.num_samples:
             _put(job.fs, f"{job.path}/{task.name}", data)
         _put(job.fs, f"{job.path}/{task.name}.json", _sidecar(job, finished))
     return finished
@@ -235,14 +270,14 @@ def _write_shard(job: _Job, task: _Task, advance: Callable[[int], None]) -> _Fin
 def _tar(samples: Iterable[dict[str, str | bytes]]) -> bytes:
     buffer = io.BytesIO()
     # A fixed time, owner and mode: the same images give the same SHA-256.
-    with webdataset.TarWriter(buffer, encoder=False, mtime=0, user="gebm", group="gebm", mode=0o644) as tar:
+    with TarWriter(buffer, encoder=False, mtime=0, user="gebm", group="gebm", mode=0o644) as tar:
         for sample in samples:
             tar.write(sample)
     return buffer.getvalue()
 
 
 def _put(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
-    """Writes a whole file or none of it."""
+    """Write a whole file or none of it."""
     fs.pipe_file(f"{path}.part", data)
     fs.mv(f"{path}.part", path)
 
@@ -252,81 +287,125 @@ def _sidecar(job: _Job, finished: _Finished) -> bytes:
     return json.dumps(entry, indent=1).encode()
 
 
-def _finished_before(job: _Job, task: _Task, earlier: set[str]) -> _Finished | None:
-    """The shard of an interrupted run, if it is what this run would write."""
+def _read_sidecar(job: _Job, task: _Task, earlier: set[str]) -> _Finished | None:
+    """Return the shard of an interrupted run, if it is what this run would write."""
     if f"{task.name}.json" not in earlier:
         return None
     path = f"{job.path}/{task.name}"
     try:
-        entry = json.loads(job.fs.cat_file(f"{path}.json"))
-        finished = _Finished(task.number, Shard(**entry["shard"]), tuple(entry["broken"]))
-        if entry["settings"] != job.settings():
-            return None
-    except (ValueError, KeyError, TypeError):
+        sidecar = _Sidecar.model_validate(json.loads(job.fs.cat_file(f"{path}.json")))
+    except (ValueError, RecursionError):
         return None
-    if finished.shard.num_samples and (task.name not in earlier or job.fs.size(path) != finished.shard.bytes):
+    shard = Shard(**sidecar.shard.model_dump())
+    if sidecar.settings != job.settings() or shard.name != task.name:
         return None
-    return finished
+    if shard.num_samples and (task.name not in earlier or job.fs.size(path) != shard.bytes):
+        return None
+    return _Finished(task.number, shard, tuple(sidecar.broken))
 
 
-def _remove_leftovers(fs: fsspec.AbstractFileSystem, path: str, shards: set[str]) -> None:
-    """Removes what interrupted runs left beside the store, and nothing that this module would not have written."""
-    fs.invalidate_cache(path)
-    for entry in fs.find(path, maxdepth=1):
-        name = entry.rpartition("/")[2]
-        if name not in shards and (_OURS.fullmatch(name) or name == f"{MANIFEST_NAME}.part"):
-            fs.rm_file(entry)
+def _remove_leftovers(job: _Job, shards: set[str]) -> None:
+    """Remove what interrupted runs left beside the shards, and no file that this module would not have written."""
+    job.fs.invalidate_cache(job.path)
+    for path in job.fs.find(job.path, maxdepth=1):
+        name = path.rpartition("/")[2]
+        if name not in shards and (_OWN_FILE.fullmatch(name) or name == f"{MANIFEST_NAME}.part"):
+            job.fs.rm_file(path)
 
 
-def _in_processes(job: _Job, tasks: list[_Task], num_processes: int, advance: Callable[[int], None]) -> list[_Finished]:
+class _SharedProgress:
+    """Samples done, and a request to stop, in memory that all processes of a run map.
+
+    It is sent to another process by its name. Each batch of tasks counts in a slot of its own, so there is no lock.
+
+    Args:
+        num_slots: Number of batches of tasks.
+    """
+
+    def __init__(self, num_slots: int) -> None:
+        self._format = f"{1 + num_slots}q"
+        self._memory = SharedMemory(create=True, size=struct.calcsize(self._format))
+
+    def count(self, slot: int, samples: int) -> None:
+        """Count samples that are done.
+
+        Raises:
+            _Stopped: If the run is over.
+        """
+        stopped, *counts = self._values()
+        if stopped:
+            raise _Stopped
+        struct.pack_into("q", self._buffer, struct.calcsize(f"{1 + slot}q"), counts[slot] + samples)
+
+    def total(self) -> int:
+        """Return the number of samples done in all processes."""
+        return sum(self._values()[1:])
+
+    def stop(self) -> None:
+        """Make the other processes stop at their next image."""
+        struct.pack_into("q", self._buffer, 0, 1)
+
+    def close(self) -> None:
+        """Delete the memory, in the process that made it."""
+        self._memory.close()
+        self._memory.unlink()
+
+    @property
+    def _buffer(self) -> memoryview:
+        if self._memory.buf is None:
+            raise ValueError("the shared memory is closed")
+        return self._memory.buf
+
+    def _values(self) -> tuple[int, ...]:
+        return struct.unpack_from(self._format, self._buffer)
+
+
+def _write_in_processes(
+    job: _Job, tasks: list[_Task], num_processes: int, advance: Callable[[int], None]
+) -> list[_Finished]:
     # Not fork: this process may hold threads (object stores run one), and a lock held by one would stay locked.
     context = multiprocessing.get_context("spawn")
-    counter, stop = context.Value("q", 0), context.Event()
-    finished, seen = [], 0
-    with ProcessPoolExecutor(num_processes, context, _begin, (job, counter, stop)) as pool:
-        try:
-            waiting = {pool.submit(_write_shard_here, task) for task in tasks}
-            while waiting:
-                done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
-                now = counter.value
-                advance(now - seen)
-                seen = now
-                finished += [future.result() for future in done]
-        except BrokenProcessPool:
-            raise UserError(
-                f"a process that wrote {job.url} was killed, most likely for want of memory: run it again with fewer "
-                "processes; the finished shards are kept"
-            ) from None
-        finally:
-            # After an error or an interruption they stop at the next image. To wait here and not on leaving the block,
-            # which would find nothing to wait for: a pool that is still ending as Python ends writes a traceback.
-            stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
+    progress = _SharedProgress(num_processes)
+    finished, num_done = [], 0
+    try:
+        with ProcessPoolExecutor(num_processes, context, _initialize_process) as pool:
+            # One batch of tasks a process: the job is sent with it, and its source may list millions of names.
+            waiting = {
+                pool.submit(_write_batch, job, progress, slot, tasks[slot::num_processes])
+                for slot in range(num_processes)
+            }
+            try:
+                while waiting:
+                    done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+                    total = progress.total()
+                    advance(total - num_done)
+                    num_done = total
+                    finished += [entry for future in done for entry in future.result()]
+            finally:
+                # After an error or an interruption they stop at the next image. This waits here rather than at the end
+                # of the block, which would find nothing to wait for: a pool that is still ending as Python ends writes
+                # a traceback.
+                progress.stop()
+                pool.shutdown(wait=True, cancel_futures=True)
+    except BrokenProcessPool:
+        raise UserError(
+            f"a process that wrote {job.url} was killed, most likely out of memory: run it again with fewer "
+            "processes; the finished shards are kept"
+        ) from None
+    finally:
+        progress.close()
     return finished
 
 
-_here: tuple[_Job, Callable[[int], None]] | None = None
-
-
-def _begin(job: _Job, counter: multiprocessing.sharedctypes.Synchronized, stop: threading.Event) -> None:
-    """Prepares a new process, which writes shards of one job only."""
-    global _here
+def _initialize_process() -> None:
     # An interruption from the keyboard reaches every process; the first one decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     exit_with_parent()
 
-    def advance(samples: int) -> None:
-        if stop.is_set():
-            raise _Stopped
-        with counter.get_lock():
-            counter.value += samples
 
-    _here = job, advance
-
-
-def _write_shard_here(task: _Task) -> _Finished:
-    job, advance = _here
-    return _write_shard(job, task, advance)
+def _write_batch(job: _Job, progress: _SharedProgress, slot: int, tasks: list[_Task]) -> list[_Finished]:
+    advance = functools.partial(progress.count, slot)
+    return [_write_shard(job, advance, task) for task in tasks]
 
 
 def _available_cores() -> int:

@@ -1,1 +1,1 @@
-"""Published data sets of images."""
+"""Sources of images: published data sets."""

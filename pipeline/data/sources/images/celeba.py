@@ -1,8 +1,9 @@
-"""CelebA: 202,599 aligned faces of 178x218."""
+"""CelebA source: 202,599 aligned faces of 178x218."""
 
 from __future__ import annotations
 
 from pathlib import PurePosixPath
+from typing import cast
 
 from pipeline.data.sources.archives import open_archive
 from pipeline.data.sources.base import choose
@@ -17,14 +18,14 @@ _SPLITS = ("train", "valid", "test")
 
 
 class CelebA:
-    """`img_align_celeba.zip` (Liu, Luo, Wang and Tang, ICCV 2015), or the folder it holds.
+    """Source of ``img_align_celeba.zip`` (Liu, Luo, Wang and Tang, ICCV 2015), or the folder it holds.
 
     The writer takes the central square of 178x178, which is the usual preparation of these faces, and resizes it.
 
     Args:
         url: The zip file or folder.
-        split: "train", "valid" or "test": needs the publisher's `list_eval_partition.txt` beside the zip file or
-            folder. None for everything.
+        split: "train", "valid" or "test": needs the publisher's ``list_eval_partition.txt`` next to the zip file
+            or folder. None for everything.
 
     Raises:
         UserError: If there are no images, or the split's list is missing or does not name them.
@@ -48,29 +49,30 @@ class CelebA:
         return len(self._names)
 
     def name(self, index: int) -> str:
-        """The file's name in the archive."""
+        """Return the file's name in the archive."""
         return self._names[index]
 
     def read(self, index: int) -> tuple[bytes, None]:
-        """The encoded image."""
+        """Return the encoded image."""
         return self._archive.read(self._names[index]), None
 
     def close(self) -> None:
-        """Closes the archive."""
+        """Close the archive."""
         self._archive.close()
 
 
 def _members(url: str, partition: int) -> set[str]:
     fs, path = filesystem(url)
-    beside = f"{path.rpartition('/')[0]}/{_PARTITION}"
+    partition_path = f"{path.rpartition('/')[0]}/{_PARTITION}"
     with as_user_error(url):
         try:
-            lines = fs.cat_file(beside).decode(errors="replace").splitlines()
+            # fsspec annotates ``str``, too, which no file system returns.
+            text = cast("bytes", fs.cat_file(partition_path)).decode(errors="replace")
         except FileNotFoundError:
             raise UserError(
                 f"a split of CelebA needs {_PARTITION} beside {url}: add it, or set data.source.split=null for all"
             ) from None
-    rows = [line.split() for line in lines if line.strip()]
+    rows = [line.split() for line in text.splitlines() if line.strip()]
     if any(len(row) != 2 or row[1] not in ("0", "1", "2") for row in rows):
         raise UserError(f"the {_PARTITION} beside {url} is not CelebA's list of names and 0, 1 or 2: fetch it again")
     return {name for name, number in rows if number == str(partition)}

@@ -1,9 +1,10 @@
-"""CIFAR-10, the binary version: 60,000 RGB images of 32x32."""
+"""CIFAR-10 source, of the binary version: 60,000 RGB images of 32x32."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ _NAMES = "batches.meta.txt"
 
 
 class Cifar10:
-    """`cifar-10-binary.tar.gz` (Krizhevsky 2009), or the folder it holds. The pickled Python version is refused.
+    """Source of ``cifar-10-binary.tar.gz`` (Krizhevsky 2009) or the folder in it; the pickled version is refused.
 
     Args:
         url: The tar file or folder.
@@ -39,21 +40,21 @@ class Cifar10:
         self.split = choose(split, tuple(_FILES), self.kind)
         archive = open_archive(url)
         try:
-            places = {PurePosixPath(name).name: name for name in archive.names}
-            if {"data_batch_1", "test_batch"} & places.keys():
+            paths = {PurePosixPath(name).name: name for name in archive.names}
+            if {"data_batch_1", "test_batch"} & paths.keys():
                 raise UserError(
                     f"{url} is the pickled version of CIFAR-10, never opened here: get cifar-10-binary.tar.gz"
                 )
             files = [name for each in ([split] if split else _FILES) for name in _FILES[each]]
             for name in (*files, _NAMES):
-                if name not in places:
+                if name not in paths:
                     raise UserError(f"{url} has no {name}: give the path of cifar-10-binary.tar.gz")
-            self.labels = tuple(archive.read(places[_NAMES]).decode(errors="replace").split())
+            self.labels = tuple(archive.read(paths[_NAMES]).decode(errors="replace").split())
             if len(self.labels) != 10:
                 raise UserError(f"{_NAMES} of {url} does not name 10 classes: fetch it again")
-            self._scratch = TempFolder()
-            self._path = self._scratch.file("records")
-            self._origins = _collect(archive, places, files, self._path)
+            self._temp = TempFolder()
+            self._path = self._temp.file("records")
+            self._origins = _collect(archive, paths, files, self._path)
         finally:
             archive.close()
         self._records: np.ndarray | None = None
@@ -64,7 +65,7 @@ class Cifar10:
         return sum(count for _, count in self._origins)
 
     def name(self, index: int) -> str:
-        """The batch file and the number of the record in it."""
+        """Return the batch file and the index of the record in it."""
         for file, count in self._origins:
             if index < count:
                 return f"{file}[{index}]"
@@ -72,14 +73,14 @@ class Cifar10:
         raise IndexError(index)
 
     def read(self, index: int) -> tuple[np.ndarray, int]:
-        """Pixels, uint8 (32, 32, 3), and the class."""
+        """Return the pixels, uint8 (32, 32, 3), and the class."""
         record = self._opened()[index]
         return np.ascontiguousarray(record[1:].reshape(3, 32, 32).transpose(1, 2, 0)), int(record[0])
 
     def close(self) -> None:
-        """Deletes the decompressed records."""
+        """Delete the decompressed records."""
         self._records = None
-        self._scratch.close()
+        self._temp.close()
 
     def _opened(self) -> np.ndarray:
         if self._records is None:
@@ -87,17 +88,17 @@ class Cifar10:
             self._records = np.memmap(self._path, np.uint8, mode="r").reshape(-1, _RECORD)
         return self._records
 
-    def __getstate__(self) -> dict[str, object]:
+    def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_records": None}
 
 
-def _collect(archive: Archive, places: dict[str, str], files: list[str], path: str) -> list[tuple[str, int]]:
-    """Puts the records of some batch files one after the other and says how many each gave."""
+def _collect(archive: Archive, paths: dict[str, str], files: list[str], path: str) -> list[tuple[str, int]]:
+    """Concatenate the records of some batch files, and return the number of each."""
     origins = []
     with open(path, "wb") as target:
         for name in files:
             start = target.tell()
-            with archive.open(places[name]) as source:
+            with archive.open(paths[name]) as source:
                 shutil.copyfileobj(source, target, 2**20)
             size = target.tell() - start
             if size == 0 or size % _RECORD:

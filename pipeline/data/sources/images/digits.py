@@ -1,6 +1,8 @@
-"""The handwritten digits that come with scikit-learn: 1,797 grey images of 8x8."""
+"""Digits source: the 1,797 handwritten digits of 8x8 that come with scikit-learn."""
 
 from __future__ import annotations
+
+from typing import Any, cast
 
 import numpy as np
 
@@ -13,7 +15,7 @@ class Digits:
     """The test part of UCI's Optical Recognition of Handwritten Digits (Alpaydin and Kaynak 1998), as in scikit-learn.
 
     Args:
-        url: None.
+        url: Ignored: the digits come with scikit-learn.
         split: None: there is one split only.
 
     Example:
@@ -25,12 +27,14 @@ class Digits:
     kind = "digits"
 
     def __init__(self, url: str | None, split: str | None) -> None:
-        from sklearn.datasets import load_digits  # takes most of a second, and every source is imported by every verb
+        # Imported here, for it takes most of a second and every command imports every source.
+        from sklearn.datasets import load_digits
 
         self.url = None
         self.split = choose(split, (), self.kind)
         self.labels = tuple(str(digit) for digit in range(10))
-        published = load_digits()
+        # scikit-learn's annotation leaves out the attributes of the result.
+        published = cast("Any", load_digits())
         # Published as counts from 0 to 16.
         self._images = np.rint(published.images * (255 / 16)).astype(np.uint8)[..., None]
         self._digits = published.target
@@ -39,12 +43,12 @@ class Digits:
         return len(self._images)
 
     def name(self, index: int) -> str:
-        """The image's number."""
+        """Return the image's number."""
         return f"digit {index}"
 
     def read(self, index: int) -> tuple[np.ndarray, int]:
-        """Pixels, uint8 (8, 8, 1), and the digit."""
+        """Return the pixels, uint8 (8, 8, 1), and the digit."""
         return self._images[index], int(self._digits[index])
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing: no file is open."""

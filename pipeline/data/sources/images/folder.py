@@ -1,4 +1,4 @@
-"""Any folder, zip or tar file of images."""
+"""Image-folder source: any folder, zip or tar file of images."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _SPLITS = ("train", "test", "val", "valid", "validation")
 
 
 class Images:
-    """Images in files, with the name of the folder that holds a file as its class.
+    """Source of images in files, with the name of a file's folder as its class.
 
-    There are labels if every image lies in a class folder and there are two classes or more. A folder named "train",
+    There are labels if every image is in a class folder and there are two classes or more. A folder named "train",
     "test", "val", "valid" or "validation" is a split and no class.
 
     Args:
         url: A folder, zip or tar file.
-        split: The name of a folder, anywhere above the images: only what lies under it is taken. None for everything.
+        split: The name of a folder, anywhere above the images: only what is under it is taken. None for everything.
 
     Raises:
         UserError: If there are no images, or none in this split.
@@ -44,28 +44,28 @@ class Images:
                 )
         folders = [PurePosixPath(name).parent.name for name in self._names]
         classes = sorted(set(folders))
-        labelled = len(classes) > 1 and not {"", split, *_SPLITS} & set(classes)
-        self.labels = tuple(classes) if labelled else None
-        self._classes = [classes.index(folder) for folder in folders] if labelled else None
+        labeled = len(classes) > 1 and not {"", split, *_SPLITS} & set(classes)
+        self.labels = tuple(classes) if labeled else None
+        self._classes = [classes.index(folder) for folder in folders] if labeled else None
 
     def __len__(self) -> int:
         return len(self._names)
 
     def name(self, index: int) -> str:
-        """The file's name in the folder or archive."""
+        """Return the file's name in the folder or archive."""
         return self._names[index]
 
     def read(self, index: int) -> tuple[bytes, int | None]:
-        """The encoded image and its class."""
+        """Return the encoded image and its class."""
         return self._archive.read(self._names[index]), None if self._classes is None else self._classes[index]
 
     def close(self) -> None:
-        """Closes the archive."""
+        """Close the archive."""
         self._archive.close()
 
 
 def image_names(names: list[str]) -> list[str]:
-    """Those of some file names that are images, and not hidden ones that an operating system left.
+    """Return the file names that are images, without the hidden ones that an operating system left.
 
     Args:
         names: File names.

@@ -1,4 +1,4 @@
-"""Downsampled ImageNet: 1,281,167 RGB images of 32x32, in NumPy's format."""
+"""ImageNet32 source, downsampled ImageNet: 1,281,167 RGB images of 32x32, in NumPy's format."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 import zipfile
 import zlib
 from pathlib import PurePosixPath
-from typing import BinaryIO
+from typing import IO, Any
 
 import numpy as np
 
@@ -21,10 +21,10 @@ _NUM_CLASSES = 1000
 
 
 class ImageNet32:
-    """The npz version of downsampled ImageNet (Chrabaszcz, Loshchilov and Hutter 2017). The pickled one is refused.
+    """Source of the npz version of downsampled ImageNet (Chrabaszcz, Loshchilov and Hutter 2017); pickles are refused.
 
-    Files are `train_data_batch_1.npz` to `train_data_batch_10.npz` and `val_data.npz`, each with `data`, uint8
-    (N, 3 x side x side), and `labels`, from 1 to 1000. The publisher's 64x64 version has the same form and works too.
+    Files are ``train_data_batch_1.npz`` to ``train_data_batch_10.npz`` and ``val_data.npz``, each with ``data``, uint8
+    (N, 3 x side x side), and ``labels``, from 1 to 1000. The publisher's 64x64 version has the same form and works too.
 
     Args:
         url: A folder or zip file of npz files.
@@ -40,7 +40,7 @@ class ImageNet32:
         self.url = url
         self.split = choose(split, ("train", "val"), self.kind)
         self.labels = tuple(str(number) for number in range(1, _NUM_CLASSES + 1))
-        self._scratch = TempFolder()
+        self._temp = TempFolder()
         self._files: list[str] = []
         self._paths: list[str] = []
         self._arrays: list[np.ndarray] | None = None
@@ -53,7 +53,7 @@ class ImageNet32:
             if not batches:
                 raise UserError(f"there are no npz batches of ImageNet32 in {url}: check the source's url and split")
             for name in sorted(batches, key=lambda name: (len(name), name)):
-                path = self._scratch.file(f"data-{len(self._paths)}.npy")
+                path = self._temp.file(f"data-{len(self._paths)}.npy")
                 with archive.open(name) as file:
                     labels.append(_unpack(file, path, f"{PurePosixPath(name).name} of {url}"))
                 self._files.append(PurePosixPath(name).name)
@@ -67,29 +67,29 @@ class ImageNet32:
         return len(self._labels)
 
     def name(self, index: int) -> str:
-        """The batch file and the number of the row in it."""
-        batch, row = self._place(index)
+        """Return the batch file and the index of the row in it."""
+        batch, row = self._locate(index)
         return f"{self._files[batch]}[{row}]"
 
     def read(self, index: int) -> tuple[np.ndarray, int]:
-        """Pixels, uint8 (side, side, 3), and the class, from 0."""
+        """Return the pixels, uint8 (side, side, 3), and the class, from 0."""
         if self._arrays is None:
             self._arrays = [_mapped(path) for path in self._paths]
-        batch, row = self._place(index)
+        batch, row = self._locate(index)
         flat = self._arrays[batch][row]
         side = _side(len(flat))
         return np.ascontiguousarray(flat.reshape(3, side, side).transpose(1, 2, 0)), int(self._labels[index]) - 1
 
     def close(self) -> None:
-        """Deletes the unpacked arrays."""
+        """Delete the unpacked arrays."""
         self._arrays = None
-        self._scratch.close()
+        self._temp.close()
 
-    def _place(self, index: int) -> tuple[int, int]:
+    def _locate(self, index: int) -> tuple[int, int]:
         batch = int(np.searchsorted(self._starts, index, side="right")) - 1
         return batch, index - int(self._starts[batch])
 
-    def __getstate__(self) -> dict[str, object]:
+    def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_arrays": None}
 
 
@@ -99,8 +99,8 @@ def _is_batch(name: str, split: str | None, suffix: str) -> bool:
     return path.suffix == suffix and path.name.startswith(prefixes)
 
 
-def _unpack(file: BinaryIO, path: str, where: str) -> np.ndarray:
-    """Writes the pixels of one npz file to `path`, so that they can be mapped, and returns its labels."""
+def _unpack(file: IO[bytes], path: str, where: str) -> np.ndarray:
+    """Write the pixels of one npz file to ``path``, so that they can be mapped, and return its labels."""
     try:
         with zipfile.ZipFile(file) as npz:
             with npz.open("labels.npy") as member:

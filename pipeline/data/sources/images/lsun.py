@@ -1,10 +1,11 @@
-"""LSUN: one LMDB database of encoded images per category and split."""
+"""LSUN source: one LMDB database of encoded images per category and split."""
 
 from __future__ import annotations
 
 import os
 import shutil
 from pathlib import PurePosixPath
+from typing import Any
 
 import lmdb
 import numpy as np
@@ -20,14 +21,14 @@ _DATABASE = "data.mdb"
 
 
 class LSUN:
-    """A category of LSUN (Yu et al. 2015): `bedroom_train_lmdb.zip`, or the LMDB folder it holds.
+    """Source of a category of LSUN (Yu et al. 2015): ``bedroom_train_lmdb.zip``, or the LMDB folder in it.
 
     The values are images in WebP or JPEG, about 256 pixels on the shorter side. A database that is zipped or remote is
-    unpacked to the temporary folder (`TMPDIR`) first, and bedroom takes 43 GB there.
+    unpacked to the temporary folder (``TMPDIR``) first, and bedroom takes 43 GB there.
 
     Args:
-        url: The zip file, or the folder with `data.mdb`, or a folder or zip file with several such folders.
-        split: "train" or "val", to choose between folders such as `bedroom_train_lmdb`. None where there is one.
+        url: The zip file, or the folder with ``data.mdb``, or a folder or zip file with several such folders.
+        split: "train" or "val", to choose between folders such as ``bedroom_train_lmdb``. None where there is one.
 
     Raises:
         UserError: If there is not exactly one database, or it is damaged or empty.
@@ -39,7 +40,7 @@ class LSUN:
         self.url = url
         self.split = choose(split, ("train", "val"), self.kind)
         self.labels = None
-        self._scratch = TempFolder()
+        self._temp = TempFolder()
         self._environment: lmdb.Environment | None = None
         archive = open_archive(url)
         try:
@@ -54,7 +55,7 @@ class LSUN:
             if isinstance(archive, Folder) and "file" in fs.protocol:
                 self._path = os.path.join(root, databases[0])
             else:
-                self._path = self._scratch.file(_DATABASE)
+                self._path = self._temp.file(_DATABASE)
                 with archive.open(databases[0]) as source, open(self._path, "wb") as target:
                     shutil.copyfileobj(source, target, 2**20)
         finally:
@@ -72,11 +73,11 @@ class LSUN:
         return len(self._keys)
 
     def name(self, index: int) -> str:
-        """The key of the image."""
+        """Return the key of the image."""
         return self._keys[index].decode(errors="backslashreplace")
 
     def read(self, index: int) -> tuple[bytes, None]:
-        """The encoded image."""
+        """Return the encoded image."""
         database = self._opened()
         try:
             with database.begin() as transaction:
@@ -88,11 +89,11 @@ class LSUN:
         return value, None
 
     def close(self) -> None:
-        """Closes the database and deletes its local copy, if there is one."""
+        """Close the database and delete its local copy, if there is one."""
         if self._environment is not None:
             self._environment.close()
             self._environment = None
-        self._scratch.close()
+        self._temp.close()
 
     def _opened(self) -> lmdb.Environment:
         if self._environment is None:
@@ -101,5 +102,5 @@ class LSUN:
             )
         return self._environment
 
-    def __getstate__(self) -> dict[str, object]:
+    def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_environment": None}

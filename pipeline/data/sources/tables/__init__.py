@@ -1,1 +1,1 @@
-"""Published tables, and a toy."""
+"""Sources of rows: published tables, and a toy."""

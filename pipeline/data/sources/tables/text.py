@@ -1,6 +1,6 @@
-"""Tables of numbers in text files, one row a line, read so that what is damaged is named by its line.
+"""Text tables: numbers in text files, one row a line, with the line number in each error.
 
-Numbers are read by NumPy and nothing is executed.
+Numbers are parsed by NumPy and nothing is executed.
 """
 
 from __future__ import annotations
@@ -19,20 +19,21 @@ from pipeline.runtime.errors import UserError
 
 __all__ = ["RowReader", "open_lines"]
 
-_AT_ONCE = 2**15  # lines: enough that NumPy's own loop does the work, few enough to look at one by one
+# Lines that are parsed together: enough that NumPy's own loop does the work, few enough to inspect one by one.
+_BLOCK = 2**15
 _GZIP = b"\x1f\x8b"
 
 
 class RowReader:
-    r"""The lines of a text file, counted.
+    r"""Reader of the rows of a text file, which counts lines.
 
     Args:
         file: The text.
-        where: What to call it in a message.
+        where: Name of the file in a message.
 
     Example:
         >>> lines = RowReader(io.StringIO("x;y\n1;2\n3;4\n"), "points.csv")
-        >>> lines.take()
+        >>> lines.read_line()
         'x;y'
         >>> next(lines.numbers({2}, ";"))
         array([[1., 2.],
@@ -44,66 +45,66 @@ class RowReader:
         self._file = file
         self._done = 0
 
-    def take(self) -> str:
-        """The next line, or an empty one at the end."""
+    def read_line(self) -> str:
+        """Return the next line, or an empty one at the end."""
         self._done += 1
         return self._file.readline().rstrip("\r\n")
 
     def numbers(self, widths: Collection[int], delimiter: str | None, limit: int | None = None) -> Iterator[np.ndarray]:
-        """All lines that are left, or the next ones, as numbers.
+        """Yield the remaining lines as numbers.
 
         Args:
-            widths: How many numbers a line may have. All have as many as the first.
-            delimiter: What stands between two numbers, or None for any white space.
-            limit: Largest number of lines, or None for all.
+            widths: Allowed numbers of columns. All lines have as many as the first.
+            delimiter: Separator of two numbers, or None for any white space.
+            limit: Largest number of lines. ``None`` (default) for all.
 
         Yields:
             Some rows at a time, float64 (n, width), all of them finite and within the range of float32.
 
         Raises:
             UserError: If a line is not numbers of such a width; the message has the number of the line. Empty lines at
-                the end are none.
+                the end are skipped.
         """
         lines = itertools.islice(self._file, limit)
-        while block := list(itertools.islice(lines, _AT_ONCE)):
+        while block := list(itertools.islice(lines, _BLOCK)):
             first = self._done + 1
             self._done += len(block)
             if not block[-1].strip():
-                block = self._without_the_end(block)
+                block = self._without_empty_end(block)
             if not block:
                 return
-            rows = _parsed(block, delimiter)
+            rows = _parse(block, delimiter)
             if rows is None or rows.shape[1] not in widths or not _fit_float32(rows).all():
-                raise self._damage(block, first, widths, delimiter)
+                raise self._find_damage(block, first, widths, delimiter)
             widths = {rows.shape[1]}
             yield rows
 
-    def damaged(self, line: int, what: str) -> UserError:
-        """The error that a line is not what it should be.
+    def damaged(self, line: int, problem: str) -> UserError:
+        """Return the error of a damaged line.
 
         Args:
             line: Number of the line, from 1.
-            what: The rest of a sentence that begins "line <number> of <file>".
+            problem: The rest of a sentence that begins "line <number> of <file>".
         """
-        return UserError(f"line {line} of {self.where} {what}: fetch it again")
+        return UserError(f"line {line} of {self.where} {problem}: fetch it again")
 
-    def _without_the_end(self, block: list[str]) -> list[str]:
-        """The block without the empty lines that end the file, or as it is if there is more after it."""
+    def _without_empty_end(self, block: list[str]) -> list[str]:
+        """Return the block without the empty lines that end the file, or unchanged if there is more after it."""
         if any(line.strip() for line in self._file):
             return block
         while block and not block[-1].strip():
             block.pop()
         return block
 
-    def _damage(self, block: list[str], first: int, widths: Collection[int], delimiter: str | None) -> UserError:
+    def _find_damage(self, block: list[str], first: int, widths: Collection[int], delimiter: str | None) -> UserError:
         for number, line in enumerate(block, first):
             fields = line.split(delimiter) if line.strip() else []
             if len(fields) not in widths:
-                wanted = " or ".join(str(width) for width in sorted(widths))
-                return self.damaged(number, f"has {len(fields)} columns, not {wanted}")
+                expected = " or ".join(str(width) for width in sorted(widths))
+                return self.damaged(number, f"has {len(fields)} columns, not {expected}")
             widths = {len(fields)}
             for column, field in enumerate(fields, 1):
-                parsed = _parsed([field], None)
+                parsed = _parse([field], None)
                 if parsed is None or parsed.shape != (1, 1):
                     return self.damaged(number, f"has {field.strip()[:40]!r} in column {column}, which is no number")
                 if not _fit_float32(parsed).all():
@@ -111,10 +112,11 @@ class RowReader:
         return self.damaged(first, f"or one of the {len(block) - 1} after it is not numbers")
 
 
-def _parsed(lines: list[str], delimiter: str | None) -> np.ndarray | None:
-    """The numbers of some lines, one row each, or None if there is a line that is none."""
+def _parse(lines: list[str], delimiter: str | None) -> np.ndarray | None:
+    """Return the numbers of some lines, one row each, or None if a line is not numbers."""
+    # NumPy would skip an empty line.
     if not all(line.strip() for line in lines):
-        return None  # NumPy would leave it out
+        return None
     try:
         return np.loadtxt(lines, np.float64, comments=None, delimiter=delimiter, ndmin=2)
     except ValueError:
@@ -122,20 +124,21 @@ def _parsed(lines: list[str], delimiter: str | None) -> np.ndarray | None:
 
 
 def _fit_float32(numbers: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # the largest float32 is printed as a little more than it is
+    # The largest float32 is printed as a little more than it is.
+    with np.errstate(over="ignore"):
         return np.isfinite(numbers.astype(np.float32))
 
 
 @contextmanager
 def open_lines(archive: Archive, name: str) -> Iterator[RowReader]:
-    """Opens a text file, gzipped or not.
+    """Open a text file, gzipped or not.
 
     Args:
-        archive: Where it lies.
-        name: Its name there.
+        archive: Archive of the file.
+        name: Name of the file in it.
 
     Yields:
-        Its lines.
+        The reader of its rows.
     """
     plain = name.removesuffix(".gz").rpartition("/")[2]
     where = archive.url if archive.url.endswith(name) else f"{plain} of {archive.url}"
@@ -143,5 +146,5 @@ def open_lines(archive: Archive, name: str) -> Iterator[RowReader]:
         zipped = packed.read(len(_GZIP)) == _GZIP
         packed.seek(0)
         with gzip.open(packed) if zipped else packed as file:
-            # A byte order mark is no part of the first name; bytes that are no UTF-8 are no part of a number.
+            # A byte order mark is not part of the first name; bytes that are not UTF-8 are not part of a number.
             yield RowReader(io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace"), where)

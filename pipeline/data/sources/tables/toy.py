@@ -1,4 +1,4 @@
-"""Data made by a known base and a known energy, on a closed curve in three dimensions.
+"""Toy data of a known base and a known energy, on a closed curve in three dimensions.
 
     base:    z ~ N(0, 1),  a = 2 pi Phi(z),  B(z) = (cos a, sin a, sin(2a) / 2)
     energy:  E(x) = 4 x_3, which is 2 sin(2a) on the curve
@@ -23,15 +23,16 @@ __all__ = ["LATENT_DIM", "NUM_ROWS", "base", "energy", "log_partition", "sample"
 LATENT_DIM = 1
 NUM_ROWS = 10_000
 
-_LOWEST_ENERGY = -2.0  # on the curve
+# Of all points on the curve.
+_LOWEST_ENERGY = -2.0
 _SEED = 0
 
 
 def table(url: str | None, split: str | None) -> Table:
-    """10,000 exact samples of the model, the same each time.
+    """Return 10,000 exact samples of the model, the same each time.
 
     Args:
-        url: None.
+        url: Ignored: the data are made here.
         split: None: there is one split only.
 
     Returns:
@@ -45,7 +46,7 @@ def table(url: str | None, split: str | None) -> Table:
 
 
 def base(latents: torch.Tensor) -> torch.Tensor:
-    """The base: puts a standard normal latent on the curve.
+    """Map standard normal latents to the curve, which is the base.
 
     Args:
         latents: Shape (N, 1).
@@ -62,7 +63,7 @@ def base(latents: torch.Tensor) -> torch.Tensor:
 
 
 def energy(x: torch.Tensor) -> torch.Tensor:
-    """The energy, of any point in space.
+    """Return the energy of points in space.
 
     Args:
         x: Shape (N, 3).
@@ -78,7 +79,7 @@ def energy(x: torch.Tensor) -> torch.Tensor:
 
 
 def log_partition() -> float:
-    """The log-partition `log E_B[exp(-E)] = log I_0(2)`, exact to rounding.
+    """Return the log-partition ``log E_B[exp(-E)] = log I_0(2)``, exact to rounding.
 
     Example:
         >>> round(log_partition(), 4)
@@ -88,21 +89,21 @@ def log_partition() -> float:
 
 
 def sample(num_samples: int, seed: int) -> torch.Tensor:
-    """Exact samples of the model: those of the base, each kept with probability `exp(min E - E)`.
+    """Draw exact samples of the model by rejection: a sample of the base has probability ``exp(min E - E)``.
 
     Args:
         num_samples: Number of samples, N.
-        seed: From 0 up. The same seed gives the same samples for ever.
+        seed: Seed, from 0 up. It determines the samples in every version of NumPy.
 
     Returns:
         Samples, float32 (N, 3).
     """
-    # numpy keeps the stream of `RandomState`; those of torch and of `Generator` may change with a version.
+    # NumPy keeps the stream of ``RandomState``; those of torch and of ``Generator`` may change with a version.
     random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))
-    kept, missing = [torch.empty(0, 3, dtype=torch.float64)], num_samples
+    accepted, missing = [torch.empty(0, 3, dtype=torch.float64)], num_samples
     while missing > 0:
         x = base(torch.from_numpy(random.standard_normal((4096, LATENT_DIM))))
         probability = (_LOWEST_ENERGY - energy(x)).exp()
-        kept.append(x[torch.from_numpy(random.random_sample(len(x))) < probability])
-        missing -= len(kept[-1])
-    return torch.cat(kept)[:num_samples].float()
+        accepted.append(x[torch.from_numpy(random.random_sample(len(x))) < probability])
+        missing -= len(accepted[-1])
+    return torch.cat(accepted)[:num_samples].float()

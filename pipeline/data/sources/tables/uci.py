@@ -1,4 +1,4 @@
-"""The tables of UCI's repository on which density estimation is measured, as their publishers distribute them.
+"""UCI tables on which density estimation is measured, in the files of their publishers.
 
 Each is read from its text file, gzipped or not, by itself, in a folder, or in the zip file that UCI offers.
 """
@@ -37,72 +37,72 @@ _MINIBOONE_REPEATS = 5
 
 
 def redwine(url: str, split: str | None) -> Table:
-    """Wine Quality, the red ones (Cortez et al. 2009): 1,599 wines, and the 11 columns that a laboratory measured.
+    """Read Wine Quality, the red ones (Cortez et al. 2009): 1,599 wines, and 11 columns of laboratory measurements.
 
     Args:
-        url: `winequality-red.csv`, or a folder or zip file with it, such as `wine+quality.zip`.
+        url: ``winequality-red.csv``, or a folder or zip file with it, such as ``wine+quality.zip``.
         split: None: there is one split only.
 
     Returns:
         The table.
 
     Raises:
-        UserError: If the file is not there, or a line of it is damaged.
+        UserError: If the file does not exist, or a line of it is damaged.
     """
     choose(split, (), "redwine")
     return Table("redwine", url, split, _read(url, "winequality-red.csv", _WINE, ";", slice(11)))
 
 
 def whitewine(url: str, split: str | None) -> Table:
-    """Wine Quality, the white ones (Cortez et al. 2009): 4,898 wines, and the 11 columns that a laboratory measured.
+    """Read Wine Quality, the white ones (Cortez et al. 2009): 4,898 wines, and 11 columns of laboratory measurements.
 
     Args:
-        url: `winequality-white.csv`, or a folder or zip file with it, such as `wine+quality.zip`.
+        url: ``winequality-white.csv``, or a folder or zip file with it, such as ``wine+quality.zip``.
         split: None: there is one split only.
 
     Returns:
         The table.
 
     Raises:
-        UserError: If the file is not there, or a line of it is damaged.
+        UserError: If the file does not exist, or a line of it is damaged.
     """
     choose(split, (), "whitewine")
     return Table("whitewine", url, split, _read(url, "winequality-white.csv", _WINE, ";", slice(11)))
 
 
 def parkinsons(url: str, split: str | None) -> Table:
-    """Parkinsons Telemonitoring (Tsanas et al. 2009): 5,875 recordings of voices, 19 columns.
+    """Read Parkinsons Telemonitoring (Tsanas et al. 2009): 5,875 recordings of voices, 19 columns.
 
     These are the columns from the fourth on. The first three, subject, age and sex, say who was recorded.
 
     Args:
-        url: `parkinsons_updrs.data`, or a folder or zip file with it, such as `parkinsons+telemonitoring.zip`.
+        url: ``parkinsons_updrs.data``, or a folder or zip file with it, such as ``parkinsons+telemonitoring.zip``.
         split: None: there is one split only.
 
     Returns:
         The table.
 
     Raises:
-        UserError: If the file is not there, or a line of it is damaged.
+        UserError: If the file does not exist, or a line of it is damaged.
     """
     choose(split, (), "parkinsons")
     return Table("parkinsons", url, split, _read(url, "parkinsons_updrs.data", _PARKINSONS, ",", slice(3, None)))
 
 
 def hepmass(url: str, split: str | None) -> Table:
-    """HEPMASS (Baldi et al. 2016): collisions that made a particle of mass 1000, in 22 columns.
+    """Read HEPMASS (Baldi et al. 2016): collisions that made a particle of mass 1000, in 22 columns.
 
-    What is taken is what Papamakarios, Pavlakou and Murray (2017) took for density estimation: of the data set "1000",
-    the signal (label 1) among the first tenth of the events, which are the first 700,000 of `train` and the first
-    350,000 of `test`. Of the 27 features the number of jets and the four tags of jets are left out: they take a few
+    The selection is that of Papamakarios, Pavlakou and Murray (2017) for density estimation: of the data set "1000",
+    the signal (label 1) among the first tenth of the events, which are the first 700,000 of ``train`` and the first
+    350,000 of ``test``. Of the 27 features the number of jets and the four tags of jets are left out: they take a few
     values only, over and over, and have no density. Wenliang et al. (2019) leave out these five as well, and have 22
     columns; Papamakarios et al. leave out one more, found by counting a value that recurs, and have 21.
 
-    The files `all_*.csv.gz` hold several masses, named in a last column. Of these, the events of mass 1000 are taken.
+    The files ``all_*.csv.gz`` hold several masses, named in a last column. Of these, the events of mass 1000 are taken.
 
     Args:
-        url: `1000_train.csv.gz`, `1000_test.csv.gz`, `all_train.csv.gz` or `all_test.csv.gz`, or a folder or zip file
-            with them, in which the data set "1000" is preferred.
+        url: ``1000_train.csv.gz``, ``1000_test.csv.gz``, ``all_train.csv.gz`` or ``all_test.csv.gz``, or a folder or
+            zip file with them, in which the data set "1000" is preferred.
         split: "train" or "test", to choose between files. None for all there are: first train, then test.
 
     Returns:
@@ -120,41 +120,41 @@ def hepmass(url: str, split: str | None) -> Table:
             if any(files.values()) and (split is None or files[split]):
                 parts = [_signal(archive, name, each, data_set) for each, name in files.items() if name]
                 return Table("hepmass", url, split, np.concatenate(parts))
-        wanted = " or ".join(f"1000_{each}.csv.gz" for each in splits)
-        raise UserError(f"there is no {wanted} at {url}: check the source's url and split")
+        names = " or ".join(f"1000_{each}.csv.gz" for each in splits)
+        raise UserError(f"there is no {names} at {url}: check the source's url and split")
     finally:
         archive.close()
 
 
 def miniboone(url: str, split: str | None) -> Table:
-    """MiniBooNE particle identification (Roe et al. 2005): 36,488 electron neutrinos, 43 columns.
+    """Read MiniBooNE particle identification (Roe et al. 2005): 36,488 electron neutrinos, 43 columns.
 
-    What is taken is what Papamakarios, Pavlakou and Murray (2017) took for density estimation: the signal, without the
+    The selection is that of Papamakarios, Pavlakou and Murray (2017) for density estimation: the signal, without the
     few events whose variables are all missing (-999), and of the 50 columns those whose smallest value occurs five
     times at most. The other seven are at their lower end over and over, and have no density there.
 
     Args:
-        url: `MiniBooNE_PID.txt`, or a folder or zip file with it, such as `miniboone+particle+identification.zip`. Its
-            first line is the number of signal and of background events, and each other line the 50 variables of one
-            event; the signal comes first.
+        url: ``MiniBooNE_PID.txt``, or a folder or zip file with it, such as
+            ``miniboone+particle+identification.zip``. Its first line is the number of signal and of background
+            events, and each other line the 50 variables of one event; the signal comes first.
         split: None: there is one split only.
 
     Returns:
         The table.
 
     Raises:
-        UserError: If the file is not there, a line of it is damaged, or it has another number of events than its first
-            line says.
+        UserError: If the file does not exist, a line of it is damaged, or it has another number of events than in
+            its first line.
     """
     choose(split, (), "miniboone")
     archive = open_files(url)
     try:
         with open_lines(archive, _one(archive, "MiniBooNE_PID.txt")) as lines:
-            counts = re.fullmatch(r"\s*(\d{1,9})\s+(\d{1,9})\s*", lines.take())
+            counts = re.fullmatch(r"\s*(\d{1,9})\s+(\d{1,9})\s*", lines.read_line())
             if counts is None:
                 raise lines.damaged(1, "is not two numbers of events")
             num_signal, num_background = map(int, counts.groups())
-            rows = _collected(lines.numbers({_MINIBOONE_COLUMNS}, None), _MINIBOONE_COLUMNS)
+            rows = _concatenate(lines.numbers({_MINIBOONE_COLUMNS}, None), _MINIBOONE_COLUMNS)
             if len(rows) != num_signal + num_background:
                 raise lines.damaged(1, f"says {num_signal + num_background} events, and {len(rows)} follow")
     finally:
@@ -170,14 +170,14 @@ def miniboone(url: str, split: str | None) -> Table:
 
 
 def _read(url: str, name: str, header: str, delimiter: str, columns: slice) -> np.ndarray:
-    """Some columns of a file with a line of names, float32 (N, D)."""
+    """Read some columns of a file with a line of names, float32 (N, D)."""
     archive = open_files(url)
     try:
         with open_lines(archive, _one(archive, name)) as lines:
-            if lines.take().replace('"', "").strip() != header:
+            if lines.read_line().replace('"', "").strip() != header:
                 raise lines.damaged(1, f"is not the names of the columns of {name}")
             width = header.count(delimiter) + 1
-            rows = _collected(lines.numbers({width}, delimiter), width)
+            rows = _concatenate(lines.numbers({width}, delimiter), width)
     finally:
         archive.close()
     if not len(rows):
@@ -186,39 +186,39 @@ def _read(url: str, name: str, header: str, delimiter: str, columns: slice) -> n
 
 
 def _signal(archive: Archive, name: str, split: str, data_set: str) -> np.ndarray:
-    """The events of one file of HEPMASS that are taken, float32 (N, 22)."""
+    """Read the selected events of one file of HEPMASS, float32 (N, 22)."""
     with open_lines(archive, name) as lines:
-        if "label" not in lines.take().partition(",")[0]:
+        if "label" not in lines.read_line().partition(",")[0]:
             raise lines.damaged(1, "is not the names of the columns of HEPMASS, of which the first is the label")
         # Not every published file of the data set "1000" lacks the mass.
         widths = {28, 29} if data_set == "1000" else {29}
         columns = [column for column in range(1, 28) if column not in _HEPMASS_DISCRETE]
 
-        def taken(events: np.ndarray) -> np.ndarray:
+        def select(events: np.ndarray) -> np.ndarray:
             signal = events[:, 0] == 1
             if data_set == "all":
                 signal &= np.abs(events[:, 28] - _HEPMASS_MASS) < 1
             return events[signal][:, columns]
 
         blocks = lines.numbers(widths, ",", limit=_HEPMASS_EVENTS[split])
-        rows = _collected(map(taken, blocks), len(columns))
+        rows = _concatenate(map(select, blocks), len(columns))
         if not len(rows):
             raise UserError(f"{lines.where} has no signal of mass 1000: check the source's url")
     return rows
 
 
-def _collected(blocks: Iterable[np.ndarray], columns: int) -> np.ndarray:
+def _concatenate(blocks: Iterable[np.ndarray], columns: int) -> np.ndarray:
     return np.concatenate([np.empty((0, columns), np.float32), *(block.astype(np.float32) for block in blocks)])
 
 
 def _one(archive: Archive, name: str) -> str:
-    """The name of a published file where it lies; a file by itself may have any name."""
-    found = archive.names[0] if isinstance(archive, File) else _find(archive, name)
-    if found is None:
+    """Return the name of a published file in an archive; a single file may have any name."""
+    match = archive.names[0] if isinstance(archive, File) else _find(archive, name)
+    if match is None:
         raise UserError(f"there is no {name} at {archive.url}: check the source's url")
-    return found
+    return match
 
 
 def _find(archive: Archive, name: str) -> str | None:
-    """The name of a published file in a folder or zip file, gzipped or not, or None."""
+    """Return the name of a published file in a folder or zip file, gzipped or not, or None."""
     return next((each for each in archive.names if each.rpartition("/")[2].removesuffix(".gz") == name), None)
