@@ -37,7 +37,7 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 
 from benchmarks import cli, harness
 from benchmarks.packing import RandomImages
-from pipeline.data import Batch, Reader, ShardCache, Store, open_store, write_store
+from pipeline.data import Batch, BatchSpec, Reader, ShardCache, Store, open_store, write_store
 
 __all__ = ["main"]
 

@@ -127,10 +127,10 @@ def main() -> None:
             )
 
         def read(encoding: str) -> Reader:
-            return Reader(open_store(str(paths[encoding])), batch_size=arguments.batch)
+            return Reader(open_store(str(paths[encoding])), BatchSpec(arguments.batch))
 
         def hold() -> DeviceResidentReader:
-            return DeviceResidentReader(open_store(str(paths["blocks"])), device, batch_size=arguments.batch)
+            return DeviceResidentReader(open_store(str(paths["blocks"])), device, BatchSpec(arguments.batch))
 
         works = {
             "images, one at a time": read_one_at_a_time(paths["images"], arguments.batch, device),

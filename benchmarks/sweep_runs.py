@@ -13,7 +13,7 @@ __all__ = ["evaluation", "spread", "summary"]
 
 
 def summary(folder: Path, verb: str, *words: str) -> dict[str, Any]:
-    """Return the result of a sweep, which is run if it is not there, and resumed if it was interrupted.
+    """Return the summary of a sweep, which is run if it is missing, and resumed if it was interrupted.
 
     Args:
         folder: of the sweep.
@@ -32,7 +32,7 @@ def summary(folder: Path, verb: str, *words: str) -> dict[str, Any]:
 
 
 def evaluation(folder: Path, *words: str) -> dict[str, Any]:
-    """Return the result of an evaluation, which is run if it is not there.
+    """Return the result of an evaluation, which is run if it is missing.
 
     Args:
         folder: of the evaluation.

@@ -131,7 +131,7 @@ def recover(steps: int = 3_000, draws: int = 20_000) -> dict[str, float]:
 
 
 def floor(test: int, samples: int, repeats: int = 20) -> float:
-    """Return the distance of exact samples to exact test points, on average."""
+    """Return the mean distance of exact samples to exact test points."""
     found = []
     for repeat in range(repeats):
         points = toy.sample(test, seed=100 + repeat)

@@ -292,7 +292,7 @@ class _Sweep:
         console = Console(file=io.StringIO(), width=160)
         display = Display(self.records, self.config.name, self.config.train.base_steps, console)
         resources: dict[str, float] = {**cluster.TRIAL_RESOURCES}
-        with display.sweep(self.load.trials, self.load.trials):
+        with display, display.sweep(self.load.trials, self.load.trials):
             meter = _Meter(SweepCallback(self.config, self.records, self.tracker, display), self.load, self.gate)
             tune.run(
                 tune.with_resources(tune.with_parameters(dummy, settings=trial_settings), resources),

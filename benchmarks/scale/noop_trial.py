@@ -20,7 +20,7 @@ _POLLED = 0.5  # seconds between two looks for the gate
 
 
 def dummy(params: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Report as Tune's trainable does, in place of ``pipeline.sweep.trainable.trainable``.
+    """Run in place of ``pipeline.sweep.trainable.trainable``, under Tune.
 
     It reports once, and waits until the gate is opened. Then it reports through phases, each with a start, an end and a
     period: every so many seconds, each trial at a moment of its own, or as soon as the report before is taken where the

@@ -221,7 +221,7 @@ def _row(rows: Iterable[dict[str, Any]], **wanted: Any) -> dict[str, Any]:
 
 
 def _short(value: float) -> str:
-    """Return a number in a readable form.
+    """Format a number for a reader.
 
     Example:
         >>> [_short(value) for value in (0.0, 0.00123, 4.56, 78.9, 12345.6)]

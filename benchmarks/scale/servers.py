@@ -29,7 +29,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def mlflow_server(folder: Path, database: str | None = None, workers: int = 1) -> Iterator[str]:
-    """Run an MLflow server that keeps artifacts in a folder, and hands them on itself.
+    """Start an MLflow server that stores artifacts in a folder, and serves them itself.
 
     Args:
         folder: of its files.
@@ -68,7 +68,7 @@ def _wait(address: str, process: subprocess.Popen, log: Path) -> None:
 
 @contextlib.contextmanager
 def postgresql(folder: Path) -> Iterator[str | None]:
-    """Run a PostgreSQL server with an empty database, where its programs and a driver are installed.
+    """Start a PostgreSQL server with an empty database, where its programs and a driver are installed.
 
     Args:
         folder: of its files; made, and readable by the account that runs it.

@@ -30,7 +30,7 @@ _SHOWN = ("fid_base", "fid_gebm")
 
 
 def measure(folder: Path, trials: int, repeat: int) -> list[dict[str, Any]]:
-    """Return a table: seconds of each, and how many times faster the new way is, round by round.
+    """Return a table: seconds of each way, and the ratio of old to new, round by round.
 
     Args:
         folder: for the summary.
@@ -60,7 +60,7 @@ def measure(folder: Path, trials: int, repeat: int) -> list[dict[str, Any]]:
 
 
 def many_trials(folder: Path, trials: int, evaluations: int = 15) -> SweepSummary:
-    """Return records as a sweep of LSUN's experiment comes to have them.
+    """Return records as in a sweep of LSUN's experiment.
 
     Args:
         folder: of the sweep.

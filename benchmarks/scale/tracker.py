@@ -26,7 +26,7 @@ _TOGETHER = 10  # reports of a trial that wait, where many are sent together
 
 
 def measure(folder: Path, repeat: int) -> list[dict[str, Any]]:
-    """Return a table: requests and seconds of each kind of entry, for each database.
+    """Return a table: the requests and seconds of each kind of entry, for each database.
 
     Args:
         folder: of the servers' files.
