@@ -35,19 +35,25 @@ __all__ = ["PlainTrainer", "bounded", "literal", "ula"]
 def literal(network: nn.Module) -> nn.Module:
     """Return the network with each layer computed as one writes it: changed in place, its weights the same."""
     for layer in network.modules():
-        if isinstance(layer, DownsampleConv2d):
-            layer.forward = partial(_halve_after, layer)
-        elif isinstance(layer, UpsampleConv2d):
-            layer.forward = partial(_double_before, layer)
-        elif isinstance(layer, Conv2d):
-            layer.forward = partial(nn.Conv2d.forward, layer)
-        elif isinstance(layer, AvgPool2x2):
-            layer.forward = partial(F.avg_pool2d, kernel_size=2)
-        elif isinstance(layer, LeakyReLU):
-            layer.forward = partial(F.leaky_relu, negative_slope=layer.negative_slope)
-        elif isinstance(layer, ReLU):
-            layer.forward = F.relu
+        forward = _literal_forward(layer)
+        if forward is not None:
+            layer.forward = forward
     return network
+
+
+def _literal_forward(layer: nn.Module) -> Callable[..., Tensor] | None:
+    """Return the forward of a layer as one writes it, or ``None`` if it is so already."""
+    if isinstance(layer, DownsampleConv2d):
+        return partial(_halve_after, layer)
+    if isinstance(layer, UpsampleConv2d):
+        return partial(_double_before, layer)
+    if isinstance(layer, Conv2d):
+        return partial(nn.Conv2d.forward, layer)
+    if isinstance(layer, AvgPool2x2):
+        return partial(F.avg_pool2d, kernel_size=2)
+    if isinstance(layer, LeakyReLU):
+        return partial(F.leaky_relu, negative_slope=layer.negative_slope)
+    return F.relu if isinstance(layer, ReLU) else None
 
 
 def _halve_after(layer: nn.Conv2d, x: Tensor) -> Tensor:
@@ -83,21 +89,24 @@ def ula(
     Args:
         base: Maps latents (N, D) to images (N, C, H, W).
         energy: Maps images to (N, 1).
-        z: Where the chains start (N, D).
+        z: Starting positions (N, D).
         num_steps: Steps of each chain.
         step_size: The step ``h``.
         beta: Inverse temperature.
         noise: Gives ``xi`` (N, D) for positions (N, D).
 
     Returns:
-        Where the chains end (N, D).
+        Last positions (N, D).
     """
-    base.eval(), energy.eval()
+    base.eval()
+    energy.eval()
     for _ in range(num_steps):
         z = z.detach().requires_grad_(True)
         potential = beta * bounded(energy, base(z)) + z.square().sum(1) / 2
-        base.zero_grad(), energy.zero_grad()
+        base.zero_grad()
+        energy.zero_grad()
         potential.sum().backward()
+        assert z.grad is not None
         z = z.detach() - step_size * z.grad + math.sqrt(2 * step_size) * noise(z)
     return z
 
@@ -110,9 +119,9 @@ class PlainTrainer:
         energy: Maps images to (N, 1).
         latent_dim: Latent dimension ``D``.
         lr: Learning rate of both parts.
-        energy_steps: Energy steps per base step.
+        energy_steps: Energy steps per base step, at least 1.
         penalty: Weight of the gradient penalty.
-        draw_latents: Gives latents (n, D) for their number and a generator; ``torch.randn`` if none.
+        draw_latents: Gives latents (n, D) for their number and a generator (default: ``torch.randn``).
     """
 
     def __init__(
@@ -147,14 +156,15 @@ class PlainTrainer:
             The loss of the last energy step, penalty included, and that of the base step, without the part of it that
             no base changes: two scalars.
         """
-        for _ in range(self.energy_steps):
-            x_data = next(batches)
-            energy_loss = self.step_energy(x_data, generator)
-        return energy_loss, self.step_base(x_data, generator)
+        for _ in range(self.energy_steps - 1):
+            self.step_energy(next(batches), generator)
+        x_data = next(batches)
+        return self.step_energy(x_data, generator), self.step_base(x_data, generator)
 
     def step_energy(self, x_data: Tensor, generator: torch.Generator) -> Tensor:
         """Train the energy on images (N, C, H, W) against as many base samples, and return the loss, a scalar."""
-        self.base.eval(), self.energy.train()
+        self.base.eval()
+        self.energy.train()
         with torch.no_grad():
             x_base = self.base(self._draw_latents(len(x_data), generator))
         energy_data, energy_base = bounded(self.energy, x_data), bounded(self.energy, x_base)
@@ -167,7 +177,8 @@ class PlainTrainer:
 
     def step_base(self, x_data: Tensor, generator: torch.Generator) -> Tensor:
         """Train the base on KALE, which images (N, C, H, W) enter, and return the base's part of it, a scalar."""
-        self.base.train(), self.energy.eval()
+        self.base.train()
+        self.energy.eval()
         energy_base = bounded(self.energy, self.base(self._draw_latents(len(x_data), generator)))
         base_part = math.log(len(x_data)) - torch.logsumexp(-energy_base, 0)
         kale = base_part - bounded(self.energy, x_data).mean()

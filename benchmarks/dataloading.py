@@ -23,7 +23,7 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,12 @@ import boto3
 import fsspec
 import numpy as np
 import torch
-from moto.server import DomainDispatcherApplication, create_backend_app
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from benchmarks import cli, harness
 from benchmarks.packing import RandomImages
-from pipeline.data import BatchSpec, Reader, ShardCache, Store, open_store, write_store
+from pipeline.data import Batch, BatchSpec, Reader, ShardCache, Store, open_store, write_store
 
 __all__ = ["main"]
 
@@ -49,7 +49,7 @@ class _Quiet(WSGIRequestHandler):
         """Say nothing of each request."""
 
 
-def _serve(told: Connection, delay: float) -> None:
+def _serve(parent: Connection, delay: float) -> None:
     """Answer S3's requests, each after some seconds, until the process is ended."""
     application = DomainDispatcherApplication(create_backend_app)
 
@@ -58,13 +58,13 @@ def _serve(told: Connection, delay: float) -> None:
         return application(environ, start_response)
 
     server = make_server("127.0.0.1", 0, late, threaded=True, request_handler=_Quiet)
-    told.send(server.server_port)
+    parent.send(server.server_port)
     server.serve_forever()
 
 
 @contextlib.contextmanager
 def _storage(delay: float) -> Iterator[None]:
-    """Start a storage with a bucket named ``bucket``, which the environment points to."""
+    """Serve a bucket named ``bucket``, to which the environment points."""
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe()
     process = spawn.Process(target=_serve, args=(there, delay), daemon=True)
@@ -94,7 +94,7 @@ class _Training:
     def __call__(self) -> None:
         reader = self._read()
         began, waited = time.perf_counter(), 0.0
-        batches = iter(reader)
+        batches = _generator(reader)
         for _ in range(reader.batches_per_epoch):
             asked = time.perf_counter()
             next(batches).images.to(self._device, non_blocking=True)
@@ -104,10 +104,17 @@ class _Training:
         batches.close()
 
 
+def _generator(reader: Reader) -> Generator[Batch, None, None]:
+    """Iterate over the batches of a reader, which is a generator: closing it closes the reader's workers."""
+    batches = iter(reader)
+    assert isinstance(batches, Generator)
+    return batches
+
+
 def _epoch(read: Callable[[], Reader], device: torch.device) -> Callable[[], None]:
     def work() -> None:
         reader = read()
-        batches = iter(reader)
+        batches = _generator(reader)
         for batch in itertools.islice(batches, reader.batches_per_epoch):
             batch.images.to(device, non_blocking=True)
         batches.close()

@@ -71,7 +71,8 @@ def describe(device: torch.device) -> dict[str, Any]:
             "gpu_capability": f"{properties.major}.{properties.minor}",
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
-            "float32_convolutions": torch.backends.cudnn.conv.fp32_precision,
+            # torch makes this attribute at run time, where no type checker sees it.
+            "float32_convolutions": torch.backends.cudnn.conv.fp32_precision,  # pyright: ignore[reportAttributeAccessIssue]
         }
     return found
 

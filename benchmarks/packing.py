@@ -23,10 +23,11 @@ import itertools
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import webdataset
+from webdataset.compat import WebDataset
 
 from benchmarks import cli, harness
 from pipeline.data import BatchSpec, DeviceResidentReader, Reader, open_store, write_store
@@ -44,9 +45,9 @@ class RandomImages:
     """
 
     kind = "random"
-    url = None
-    split = None
-    labels = None
+    url: str | None = None
+    split: str | None = None
+    labels: tuple[str, ...] | None = None
 
     def __init__(self, count: int, resolution: int, seed: int) -> None:
         self._count = count
@@ -96,7 +97,9 @@ def read_one_at_a_time(folder: Path, batch: int, device: torch.device) -> Callab
     shards = sorted(str(path) for path in folder.glob("*.tar"))
 
     def read() -> None:
-        images = iter(webdataset.WebDataset(shards, shardshuffle=False).decode("rgb8").to_tuple("png"))
+        # webdataset adds its methods at run time, where no type checker sees them.
+        dataset: Any = WebDataset(shards, shardshuffle=False)
+        images = iter(dataset.decode("rgb8").to_tuple("png"))
         while several := [image for (image,) in itertools.islice(images, batch)]:
             torch.from_numpy(np.stack(several).transpose(0, 3, 1, 2).copy()).to(device)
 
@@ -116,20 +119,21 @@ def main() -> None:
     arguments = _arguments()
     device = cli.pick_device(arguments.device)
     with tempfile.TemporaryDirectory() as folder:
-        places = {encoding: Path(folder) / encoding for encoding in ("blocks", "images")}
-        for encoding, place in places.items():
+        paths = {encoding: Path(folder) / encoding for encoding in ("blocks", "images")}
+        for encoding, path in paths.items():
             source = RandomImages(arguments.images, arguments.resolution, arguments.seed)
-            size = {"resolution": arguments.resolution, "channels": 3}
-            write_store(source, str(place), encoding=encoding, num_processes=1, **size)
+            write_store(
+                source, str(path), resolution=arguments.resolution, channels=3, encoding=encoding, num_processes=1
+            )
 
         def read(encoding: str) -> Reader:
-            return Reader(open_store(str(places[encoding])), BatchSpec(arguments.batch))
+            return Reader(open_store(str(paths[encoding])), BatchSpec(arguments.batch))
 
         def hold() -> DeviceResidentReader:
-            return DeviceResidentReader(open_store(str(places["blocks"])), device, BatchSpec(arguments.batch))
+            return DeviceResidentReader(open_store(str(paths["blocks"])), device, BatchSpec(arguments.batch))
 
         works = {
-            "images, one at a time": read_one_at_a_time(places["images"], arguments.batch, device),
+            "images, one at a time": read_one_at_a_time(paths["images"], arguments.batch, device),
             "images": first_epoch(lambda: read("images"), device),
             "blocks": first_epoch(lambda: read("blocks"), device),
             "blocks, held": first_epoch(hold, device),

@@ -142,7 +142,8 @@ def _one_chain(arguments: argparse.Namespace, name: str, device: torch.device, s
     arguments.steps = steps
     model, z0 = _model(arguments, name, device)
     if sampler == _REFERENCE:
-        plain_chain(arguments, baseline.literal(model), z0)
+        baseline.literal(model)
+        plain_chain(arguments, model, z0)
     else:
         gebm_chain(arguments, WAYS[sampler](model), z0)
 

@@ -174,7 +174,9 @@ def _roofline(
 
 def _arithmetic(precision: str, device: torch.device) -> str:
     """Return what convolutions in a precision are really computed in."""
-    tf32 = device.type == "cuda" and torch.backends.cudnn.conv.fp32_precision == "tf32"
+    # torch makes this attribute at run time, where no type checker sees it.
+    convolutions = torch.backends.cudnn.conv.fp32_precision  # pyright: ignore[reportAttributeAccessIssue]
+    tf32 = device.type == "cuda" and convolutions == "tf32"
     return "tf32" if precision == "float32" and tf32 else precision
 
 
@@ -201,19 +203,19 @@ def main() -> None:
     arguments = _arguments()
     device = cli.pick_device(arguments.device)
     ceilings = _ceilings(device, arguments.budget)
-    results: dict[str, list[dict[str, Any]]] = {"speed": [], "roofline": [], "losses": []}
+    tables: dict[str, list[dict[str, Any]]] = {"speed": [], "roofline": [], "losses": []}
     for name in arguments.networks:
         sides = _sides(arguments, name, device, same_latents=False)
         speed = _speed(arguments, name, device, sides)
-        results["speed"] += speed
-        results["roofline"] += _roofline(speed, sides, ceilings, device)
-        results["losses"] += _losses(arguments, name, device)
-    for rows in results.values():
+        tables["speed"] += speed
+        tables["roofline"] += _roofline(speed, sides, ceilings, device)
+        tables["losses"] += _losses(arguments, name, device)
+    for rows in tables.values():
         if rows:
             print(harness.table(rows), end="\n\n")
     gigas = ", ".join(f"{name} {value / 1e9:.4g}" for name, value in ceilings.items() if name != "copy")
     print(f"ceilings: products in GFLOP/s: {gigas}; copies in GB/s: {ceilings['copy'] / 1e9:.4g}")
-    results["ceilings"] = ceilings
+    results = {**tables, "ceilings": ceilings}
     print(f"written: {harness.write(arguments.out, 'training', device, vars(arguments), results)}")
 
 

@@ -8,12 +8,12 @@ Where to look:
 
 - :mod:`gebm.model`: the model itself, its prior, the latent potential that samplers walk on, and its density where the
   base has one.
-- :mod:`gebm.objectives`: what is minimized: KALE in both forms, maximum likelihood, contrastive divergence, and the GAN
+- :mod:`gebm.objectives`: the losses: KALE in both forms, maximum likelihood, contrastive divergence, and the GAN
   losses as baselines.
-- :mod:`gebm.objectives.negatives`: what the energy is held against in an energy step: base samples, or the ends of
+- :mod:`gebm.objectives.negatives`: the samples that an energy step raises the energy on: the base's, or the ends of
   chains.
-- :mod:`gebm.objectives.penalties`: what keeps the energy smooth.
-- :mod:`gebm.training.gradient_guard`: what bounds the energy's gradients, so that no single batch knocks it out.
+- :mod:`gebm.objectives.penalties`: regularizers of the energy.
+- :mod:`gebm.training.gradient_guard`: bounds of the energy's gradients against single batches.
 - :mod:`gebm.objectives.losses`, :mod:`gebm.training.optimizers`, :mod:`gebm.training`: the loss of an energy step and
   of a base step, Adam, and the alternation between the two.
 - :mod:`gebm.training.energy_phase`: the energy trained alone at the end, until held-out data say enough; how much it
@@ -22,7 +22,7 @@ Where to look:
   density.
 - :mod:`gebm.samplers`: Markov chains on the latent space, all driven by one function.
 - :mod:`gebm.partition`: estimators of the log-partition function.
-- :mod:`gebm.allocator`: freed memory that a process on the CPU keeps, for speed.
+- :mod:`gebm.allocator`: memory that a process on the CPU keeps when it is freed, for speed.
 - :mod:`gebm.samplers.diagnostics`: whether the chains have mixed. Not imported here, since it needs one package more
   than torch.
 
@@ -61,10 +61,11 @@ Example:
     ... )
     >>> vectors = itertools.repeat(torch.randn(64, 2, generator=generator))
     >>> info = trainer.step(vectors, generator)
-    >>> found = gebm.log_partition_annealed(model, 64, gebm.samplers.MALA(0.5), betas=[0.5, 1.0], generator=generator)
-    >>> bool(abs(found.log_partition - -0.5) < 0.1)
+    >>> kernel = gebm.samplers.MALA(0.5)
+    >>> estimate = gebm.log_partition_annealed(model, 64, kernel, betas=[0.5, 1.0], generator=generator)
+    >>> bool(abs(estimate.log_partition - -0.5) < 0.1)
     True
-    >>> model.log_prob(torch.zeros(3, 2), found.log_partition).shape
+    >>> model.log_prob(torch.zeros(3, 2), estimate.log_partition).shape
     torch.Size([3])
 """
 
@@ -99,7 +100,7 @@ from gebm.training.optimizers import Schedule, adam
 
 
 def __getattr__(name: str) -> ModuleType:
-    """``gebm.diagnostics``, which is imported when it is asked for."""
+    """Import ``gebm.diagnostics`` on its first use."""
     if name == "diagnostics":
         return import_module("gebm.samplers.diagnostics")
     raise AttributeError(f"module 'gebm' has no attribute {name!r}")

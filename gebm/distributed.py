@@ -1,4 +1,4 @@
-"""What several processes that train one model have to agree on."""
+"""Collective operations of the processes that train one model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def draw_local_rows(n: int, draw: Callable[[int], Tensor]) -> Tensor:
 
     Args:
         n: Rows that this process takes; the others take as many.
-        draw: Makes so many rows, the same on every process.
+        draw: Draws that many rows, the same on every process.
 
     Returns:
         Rows (n, ...).
@@ -50,6 +50,7 @@ def broadcast_module(module: nn.Module) -> nn.Module:
     """Give every process the first one's weights and buffers."""
     _, world_size = rank_and_world_size()
     if world_size > 1:
-        for tensor in module.state_dict().values():  # these share the modules' storage
+        # A state dict's tensors share the module's storage.
+        for tensor in module.state_dict().values():
             distributed.broadcast(tensor, src=0)
     return module

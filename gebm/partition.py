@@ -22,7 +22,7 @@ __all__ = ["PartitionEstimate", "annealing_schedule", "log_partition_annealed", 
 
 
 class PartitionEstimate(NamedTuple):
-    """An estimate of the log-partition, and how far to believe it.
+    """An estimate of the log-partition, and its uncertainty.
 
     Attributes:
         log_partition: The estimate, a scalar in nats, float64.
@@ -39,7 +39,7 @@ class PartitionEstimate(NamedTuple):
 
     @classmethod
     def of(cls, log_weights: Tensor) -> PartitionEstimate:
-        """Return the log of the mean weight, and how far to believe it.
+        """Return the log of the mean weight, and its uncertainty.
 
         Args:
             log_weights: Log-weights (N,), at least 2; of draws from the base these are minus their energies.
@@ -65,9 +65,9 @@ def log_partition_monte_carlo(
 
     Args:
         gebm: The model.
-        num_samples: How many base samples, at least 2.
+        num_samples: Number of base samples, at least 2.
         generator: Source of every random number.
-        batch_size: How many go through the networks at once.
+        batch_size: Number of samples that go through the networks at once.
 
     Returns:
         The estimate and its standard error, two scalars in nats, float64.
@@ -133,20 +133,20 @@ def log_partition_annealed(
 ) -> PartitionEstimate:
     """Estimate ``log Z`` by annealed importance sampling in latent space (Neal, Statistics and Computing 2001).
 
-    Latents are drawn from the prior and moved through the laws ``exp(-U_beta)``, ``U_beta(z) = -log eta(z) + beta
-    E(B(z))``, from ``beta = 0``, whose constant is known, to ``beta = 1``, the model. A latent's weight is
-    ``exp(-sum_k (beta_k - beta_{k-1}) E(B(z_{k-1})))``. The kernel has to leave each law alone, as
+    Latents are drawn from the prior and moved through the distributions ``exp(-U_beta)``, ``U_beta(z) = -log eta(z) +
+    beta E(B(z))``, from ``beta = 0``, whose constant is known, to ``beta = 1``, the model. A latent's weight is
+    ``exp(-sum_k (beta_k - beta_{k-1}) E(B(z_{k-1})))``. The kernel has to leave each of them invariant, as
     :class:`~gebm.samplers.MALA`, :class:`~gebm.samplers.HMC` and other Metropolis kernels do, or the estimate is
     biased; it need not mix well, for then only the standard error grows. One temperature is plain Monte Carlo.
 
     Args:
         gebm: The model.
-        num_samples: How many latents, at least 2.
-        kernel: What moves them, an exact kernel of :mod:`gebm.samplers`.
-        betas: Inverse temperatures, increasing, from above 0 to 1; ``annealing_schedule(100)`` if none.
+        num_samples: Number of latents, at least 2.
+        kernel: An exact kernel of :mod:`gebm.samplers`.
+        betas: Inverse temperatures, increasing, from above 0 to 1 (default: ``annealing_schedule(100)``).
         num_steps: Steps of the kernel at each temperature but the last.
         generator: Source of every random number.
-        batch_size: How many go through the networks at once.
+        batch_size: Number of samples that go through the networks at once.
 
     Returns:
         The estimate, its standard error and the effective sample size.
@@ -158,8 +158,8 @@ def log_partition_annealed(
         >>> from gebm import StandardNormal, networks
         >>> base, energy = networks.make("gaussian", resolution=0, channels=2, latent_dim=2, offset=0.5)
         >>> model = GEBM(base, energy, StandardNormal(2))
-        >>> found = log_partition_annealed(model, 10, samplers.MALA(0.1), betas=[0.5, 1.0])
-        >>> round(found.log_partition.item(), 3), round(found.effective_sample_size.item(), 3)
+        >>> estimate = log_partition_annealed(model, 10, samplers.MALA(0.1), betas=[0.5, 1.0])
+        >>> round(estimate.log_partition.item(), 3), round(estimate.effective_sample_size.item(), 3)
         (-0.5, 10.0)
     """
     if num_samples < 2:
@@ -176,7 +176,8 @@ def log_partition_annealed(
             log_weight_N = z_ND.new_zeros(len(z_ND), dtype=torch.float64)
             for warmer, colder in pairwise(betas):
                 log_weight_N -= (colder - warmer) * gebm.energy(gebm.base(z_ND)).double()
-                if colder < 1:  # where they end up at the last temperature, no weight asks
+                # No weight depends on the positions after the last temperature.
+                if colder < 1:
                     z_ND = samplers.run(
                         kernel,
                         lambda z, beta=colder: gebm.potential(z, beta),

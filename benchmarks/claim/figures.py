@@ -217,7 +217,9 @@ def _legend(figure: Figure) -> None:
     for axis in figure.axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    columns = min(4, 2 * figure.axes[0].get_subplotspec().get_gridspec().ncols)
+    subplot = figure.axes[0].get_subplotspec()
+    assert subplot is not None
+    columns = min(4, 2 * subplot.get_gridspec().ncols)
     figure.legend(
         handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False, fontsize=8
     )

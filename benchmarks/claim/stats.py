@@ -25,7 +25,8 @@ class Estimate(NamedTuple):
 
     mean: float
     error: float
-    count: int
+    # A name that result pages use; no caller wants tuple.count.
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 class Difference(NamedTuple):
@@ -43,7 +44,8 @@ class Difference(NamedTuple):
     error: float
     low: float
     high: float
-    count: int
+    # A name that result pages use; no caller wants tuple.count.
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def __neg__(self) -> Difference:
         """Return the difference the other way round."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import math
 import multiprocessing
 import os
@@ -44,8 +45,10 @@ from pipeline.tracking.tracker import Tracker
 
 __all__ = ["Driven", "Load", "Phase", "drive", "experiment", "figures", "percentile"]
 
-_PATIENCE = 60.0  # seconds to wait for what MLflow has not got yet
-_LEAST_MEMORY = 2.5 * 2**30  # bytes that stay free, or the measurement ends
+# Seconds to wait for the entries that MLflow has not got yet.
+_PATIENCE = 60.0
+# Bytes that stay free, or the measurement ends.
+_LEAST_MEMORY = 2.5 * 2**30
 # What Ray's workers and Tune's trials import sooner or later, so that no process has a copy of its own.
 _SHARED = (
     "benchmarks.scale.noop_trial",
@@ -143,7 +146,7 @@ class Driven(NamedTuple):
 
 
 def experiment(trials: int) -> schema.Config:
-    """Return the experiment whose results the trials imitate: LSUN's, with this number of trials."""
+    """Return the experiment whose results the trials pretend to have: LSUN's, with that many trials."""
     values = yaml.safe_load((schema.config_root() / "conf" / "lsun.yaml").read_text())
     config = schema.apply(schema.from_dict(values), {"sweep.num_trials": trials, "sweep.scheduler": "asha"})
     # No trial ends before its time, and ASHA has to look at each result.
@@ -165,7 +168,7 @@ def drive(load: Load, uri: str, folder: Path) -> Driven:
 
 
 class _Meter(tune.Callback):
-    """Stands before and after the project's callback, and takes the times."""
+    """Callback that wraps the project's own and measures its times."""
 
     def __init__(self, watch: SweepCallback, load: Load, gate: Path) -> None:
         self._watch, self._load, self._gate = watch, load, gate
@@ -176,28 +179,30 @@ class _Meter(tune.Callback):
         self.started: tuple[float, float] = (0.0, 0.0)
         self.bytes_started = self.free_started = 0
 
-    def on_trial_start(self, **info: Any) -> None:
-        self._watch.on_trial_start(**info)
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._watch.on_trial_start(iteration=iteration, trials=trials, trial=trial, **info)
 
-    def on_trial_complete(self, **info: Any) -> None:
-        self._watch.on_trial_complete(**info)
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._watch.on_trial_complete(iteration=iteration, trials=trials, trial=trial, **info)
 
-    def on_trial_error(self, **info: Any) -> None:
-        self._watch.on_trial_error(**info)
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._watch.on_trial_error(iteration=iteration, trials=trials, trial=trial, **info)
 
-    def on_step_end(self, **info: Any) -> None:
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         if _free_bytes() < _LEAST_MEMORY:
             raise MemoryError("too little memory is left for so many trials")
         began = time.thread_time()
-        self._watch.on_step_end(**info)
+        self._watch.on_step_end(iteration=iteration, trials=trials, **info)
         if self._phase:
             self._phase.watch_seconds += time.thread_time() - began
 
-    def on_trial_result(self, trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         arrived, sent = time.time(), result[SENT]
         result["reported"] = [key for key in result["reported"] if key != SENT]
         began = time.thread_time()
-        self._watch.on_trial_result(trial=trial, result=result, **info)
+        self._watch.on_trial_result(iteration=iteration, trials=trials, trial=trial, result=result, **info)
         now = time.time(), time.process_time(), time.thread_time()
         self._phase = next((phase for phase in self.phases if phase.start <= sent < phase.end), None)
         if self._phase:
@@ -214,7 +219,7 @@ class _Meter(tune.Callback):
             self._open()
 
     def _open(self) -> None:
-        """All trials are there, and wait for the gate."""
+        """Open the gate that all the trials wait for."""
         self.started = time.monotonic() - self._began, time.process_time() - self._cpu_began
         self.bytes_started, self.free_started = _resident_bytes(), _free_bytes()
         start = time.time() + _OPENS_IN
@@ -230,11 +235,12 @@ class _Meter(tune.Callback):
 
 
 class _Timed(Tracker):
-    """A tracker that notes when each entry was out."""
+    """A tracker that records when each entry was delivered."""
 
-    def __init__(self, *args: Any, **named: Any) -> None:
-        self.out: list[tuple[float, float]] = []  # when it was put, where it says so, and when it was out
-        super().__init__(*args, **named)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # When an entry was put, where it says so, and when it was delivered.
+        self.out: list[tuple[float, float]] = []
+        super().__init__(*args, **kwargs)
 
     def _deliver(self, entries: list[dict[str, Any]]) -> None:
         super()._deliver(entries)
@@ -242,59 +248,94 @@ class _Timed(Tracker):
         self.out += [(entry.get("time", 0) / 1000, now) for entry in entries]
 
 
-def _drive(load: Load, uri: str, folder: Path) -> Driven:
-    os.environ.update(load.settings)
-    os.environ["OMP_NUM_THREADS"] = "1"
-    config = experiment(load.trials)
-    config.output = str(folder)
-    space = parse_space(config)
-    trials = [TrialRecord(f"{i:03d}", point) for i, point in enumerate(initial_points(config, space))]
-    shown = schema.monitored_metrics(config)
-    records = SweepSummary(config.output, metric=config.sweep.metric, mode="min", shown=shown, facts={}, trials=trials)
-    tracker = _Timed(uri, folder.name, artifacts=None, journal=folder / "tracking.jsonl", folder=str(folder))
-    tracker.start_sweep(folder.name, schema.to_dict(config), "", extractor="inception-v3-compat")
-    shown_figures = figures(folder)
-    gate = folder / "gate.json"
-    settings = {
-        "gate": str(gate),
-        "trials": load.trials,
-        "evaluate_every": load.evaluate_every,
-        "figures": shown_figures,
-        "output": config.output,
-    }
-    with forked_workers(_SHARED) as executable:
-        cluster.configure_tune()
-        environment = {"py_executable": executable, "env_vars": {"OMP_NUM_THREADS": "1"}}
-        ray.init(
-            address="local",
-            num_cpus=1,
-            include_dashboard=False,
-            object_store_memory=200 * 2**20,
-            _system_config={"worker_register_timeout_seconds": 20},  # who is stuck is started anew
-            runtime_env=environment,
-            log_to_driver=False,
-            logging_level="ERROR",
+@dataclass
+class _Sweep:
+    """A sweep of trials that train nothing, with the project's records, tracker and display."""
+
+    load: Load
+    config: schema.Config
+    space: dict[str, Any]
+    records: SweepSummary
+    tracker: _Timed
+    folder: Path
+
+    @classmethod
+    def start(cls, load: Load, uri: str, folder: Path) -> _Sweep:
+        """Plan the trials and start the sweep's run at the tracker."""
+        config = experiment(load.trials)
+        config.output = str(folder)
+        space = parse_space(config)
+        trials = [TrialRecord(f"{i:03d}", point) for i, point in enumerate(initial_points(config, space))]
+        shown = schema.monitored_metrics(config)
+        records = SweepSummary(
+            config.output, metric=config.sweep.metric, mode="min", shown=shown, facts={}, trials=trials
         )
-        before, free_before = _resident_bytes(), _free_bytes()
-        searcher, count = search.make_searcher(config, space, records.trials)
-        display = Display(records, config.name, config.train.base_steps, Console(file=io.StringIO(), width=160))
-        with display, display.sweep(load.trials, load.trials):
-            meter = _Meter(SweepCallback(config, records, tracker, display), load, gate)
+        tracker = _Timed(uri, folder.name, artifacts=None, journal=folder / "tracking.jsonl", folder=str(folder))
+        tracker.start_sweep(folder.name, schema.to_dict(config), "", extractor="inception-v3-compat")
+        return cls(load, config, space, records, tracker, folder)
+
+    @property
+    def gate(self) -> Path:
+        """The file that the trials wait for."""
+        return self.folder / "gate.json"
+
+    def run(self) -> _Meter:
+        """Run the trials under Tune, and return the measurements."""
+        trial_settings = {
+            "gate": str(self.gate),
+            "trials": self.load.trials,
+            "evaluate_every": self.load.evaluate_every,
+            "figures": figures(self.folder),
+            "output": self.config.output,
+        }
+        searcher, count = search.make_searcher(self.config, self.space, self.records.trials)
+        console = Console(file=io.StringIO(), width=160)
+        display = Display(self.records, self.config.name, self.config.train.base_steps, console)
+        resources: dict[str, float] = {**cluster.TRIAL_RESOURCES}
+        with display, display.sweep(self.load.trials, self.load.trials):
+            meter = _Meter(SweepCallback(self.config, self.records, self.tracker, display), self.load, self.gate)
             tune.run(
-                tune.with_resources(tune.with_parameters(dummy, settings=settings), cluster.TRIAL_RESOURCES),
+                tune.with_resources(tune.with_parameters(dummy, settings=trial_settings), resources),
                 search_alg=searcher,
                 num_samples=count,
-                scheduler=search.make_scheduler(config, space, []),
-                max_concurrent_trials=load.trials,
+                scheduler=search.make_scheduler(self.config, self.space, []),
+                max_concurrent_trials=self.load.trials,
                 callbacks=[meter],
                 raise_on_failed_trial=False,
                 trial_name_creator=lambda trial: trial.config[TRIAL_NAME_KEY],
                 trial_dirname_creator=lambda trial: f"{trial.config[TRIAL_NAME_KEY]}-{trial.trial_id}",
                 verbose=0,
-                **cluster.ray_storage(config.output),
+                **cluster.ray_storage(str(self.folder)),
             )
+        return meter
+
+
+def _start_ray(executable: str) -> None:
+    cluster.configure_tune()
+    ray.init(
+        address="local",
+        num_cpus=1,
+        include_dashboard=False,
+        object_store_memory=200 * 2**20,
+        # A worker that hangs at its start is replaced.
+        _system_config={"worker_register_timeout_seconds": 20},
+        runtime_env={"py_executable": executable, "env_vars": {"OMP_NUM_THREADS": "1"}},
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+
+
+def _drive(load: Load, uri: str, folder: Path) -> Driven:
+    os.environ.update(load.settings)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    sweep = _Sweep.start(load, uri, folder)
+    with forked_workers(_SHARED) as executable:
+        _start_ray(executable)
+        before, free_before = _resident_bytes(), _free_bytes()
+        meter = sweep.run()
         after = _resident_bytes()
         ray.shutdown()
+    tracker = sweep.tracker
     put = len((folder / "tracking.jsonl").read_bytes().splitlines())
     waiting = put - len(tracker.out)
     left = tracker.close(_PATIENCE)
@@ -314,7 +355,7 @@ def _drive(load: Load, uri: str, folder: Path) -> Driven:
 
 
 def figures(folder: Path) -> list[str]:
-    """Files of about the sizes that an evaluation's figures have, of the same names.
+    """Write files of about the sizes that an evaluation's figures have, under the same names.
 
     Args:
         folder: where to write them.
@@ -339,7 +380,7 @@ def _free_bytes() -> int:
 
 
 def percentile(values: list[float], percent: int) -> float:
-    """Return a percentile of the values.
+    """Return the percentile of the values.
 
     Example:
         >>> percentile([1.0, 2.0, 3.0, 4.0, 100.0], 50)

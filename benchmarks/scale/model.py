@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 __all__ = ["Assumptions", "Case", "Loads", "Measured", "Settings", "loads", "recommend", "round_number", "saturation"]
 
@@ -132,7 +133,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Loads:
-    """What a sweep asks for.
+    """Load of a sweep on each part.
 
     Attributes:
         concurrent: trials at the same time, and ``workers``, GPUs of each.
@@ -169,7 +170,7 @@ class Loads:
 
 
 def loads(case: Case, settings: Settings, measured: Measured, assumed: Assumptions) -> Loads:
-    """Return the loads of a sweep.
+    """Return the load of a sweep on each part.
 
     *Storage, read.* A reader's process fetches whole shards, and the images of a batch lie in all shards of a window,
     whichever rank they are for. So each of the ``W * reader_workers`` processes of a trial reads the whole store each
@@ -190,74 +191,109 @@ def loads(case: Case, settings: Settings, measured: Measured, assumed: Assumptio
 
     Example:
         >>> measured = Measured(3000, 3e5, 5e9, 1e8, 8, 4, 1e7, 1, 1, 2e-3, 1e9, 5e5, 0.05, 1e-3, 0.1, 0.3, 0.1)
-        >>> found = loads(Case(32, 8, 4), Settings(), measured, Assumptions())
-        >>> found.concurrent, found.workers, round(found.steps, 1), found.first
+        >>> load = loads(Case(32, 8, 4), Settings(), measured, Assumptions())
+        >>> load.concurrent, load.workers, round(load.steps, 1), load.first
         (4, 2, 62.5, 'reader')
     """
+    pace = _pace(case, settings, measured, assumed)
+    traffic = _traffic(pace, settings, measured)
+    shards = math.ceil(assumed.num_images / settings.samples_per_shard)
+    machines = max(1, math.ceil(pace.ranks / assumed.gpus_per_machine))
+    exchanged = 0.0
+    if pace.workers > assumed.gpus_per_machine:
+        exchanged = 2 * measured.gradient_bytes * pace.steps * (settings.energy_steps + 1)
+    results = pace.all_steps / settings.report_every
+    tracker, lag = _tracker(pace, settings, measured)
+    driver_bytes = measured.driver_bytes + pace.concurrent * measured.driver_trial_bytes
+    on_network = (traffic.read + traffic.written) / machines + exchanged
+    return Loads(
+        concurrent=pace.concurrent,
+        workers=pace.workers,
+        steps=pace.steps,
+        seconds=settings.base_steps / pace.steps,
+        read_bytes=traffic.read,
+        gets=traffic.gets,
+        puts=traffic.puts,
+        start_bytes=pace.ranks * (assumed.num_images * measured.image_bytes) if settings.hold else 0.0,
+        start_gets=pace.ranks * shards * (measured.opening_gets + (measured.shard_gets if settings.hold else 0)),
+        checkpoint_bytes=traffic.written,
+        results=results,
+        driver_bytes=driver_bytes,
+        tracker_lag=lag,
+        shares={
+            "network": on_network / assumed.machine_bytes_per_second,
+            "storage, gets": traffic.gets / assumed.gets_per_second,
+            "storage, puts": traffic.puts / assumed.puts_per_second,
+            "reader": 0.0 if settings.hold else pace.images / measured.reader_images,
+            "driver": results * measured.driver_seconds,
+            "driver's memory": driver_bytes / assumed.host_bytes,
+            "tracker": tracker,
+        },
+    )
+
+
+class _Pace(NamedTuple):
+    """Size and speed of the trials: trials at once, GPUs of each, and images and base steps a second of each."""
+
+    concurrent: int
+    workers: int
+    images: float
+    steps: float
+
+    @property
+    def ranks(self) -> int:
+        """The number of GPUs of all trials."""
+        return self.concurrent * self.workers
+
+    @property
+    def all_steps(self) -> float:
+        """Base steps a second of all trials."""
+        return self.concurrent * self.steps
+
+
+def _pace(case: Case, settings: Settings, measured: Measured, assumed: Assumptions) -> _Pace:
     concurrent = min(case.trials, case.gpus, settings.max_concurrent or case.trials)
     workers = min(settings.num_workers or case.gpus, case.gpus // concurrent)
     workers = max(1, min(workers, settings.batch_size // assumed.least_part))
     workers = next(count for count in range(workers, 0, -1) if settings.batch_size % count == 0)
     images = workers * assumed.gpu_flops / measured.flops
-    steps = images / (settings.batch_size * settings.energy_steps)
-    all_steps = concurrent * steps
-    processes = concurrent * workers * max(1, settings.reader_workers)
-    shards = math.ceil(assumed.num_images / settings.samples_per_shard)
-    store_bytes = assumed.num_images * measured.image_bytes
-    read = 0.0 if settings.hold else processes * images * measured.image_bytes
-    gets = 0.0 if settings.hold else processes * images / settings.samples_per_shard * measured.shard_gets
-    saves = all_steps * (
+    return _Pace(concurrent, workers, images, images / (settings.batch_size * settings.energy_steps))
+
+
+class _Traffic(NamedTuple):
+    """Bytes read and written, and requests to the storage, each in a second."""
+
+    read: float
+    written: float
+    gets: float
+    puts: float
+
+
+def _traffic(pace: _Pace, settings: Settings, measured: Measured) -> _Traffic:
+    processes = pace.ranks * max(1, settings.reader_workers)
+    read = 0.0 if settings.hold else processes * pace.images * measured.image_bytes
+    gets = 0.0 if settings.hold else processes * pace.images / settings.samples_per_shard * measured.shard_gets
+    saves = pace.all_steps * (
         2 / settings.evaluate_every + (1 / settings.checkpoint_every if settings.checkpoint_every else 0)
     )
     gets += saves * measured.checkpoint_gets
-    puts = saves * measured.checkpoint_puts
-    written = saves * measured.checkpoint_bytes
-    machines = max(1, math.ceil(concurrent * workers / assumed.gpus_per_machine))
-    exchanged = 0.0
-    if workers > assumed.gpus_per_machine:
-        exchanged = 2 * measured.gradient_bytes * steps * (settings.energy_steps + 1)
-    results = all_steps / settings.report_every
-    evaluations = all_steps / settings.evaluate_every
-    trains = settings.base_steps / steps
-    turns = concurrent / trains  # trials that start, and that end, in a second
-    told = (
-        results * measured.result_seconds
-        + evaluations * measured.evaluation_seconds
+    return _Traffic(read, saves * measured.checkpoint_bytes, gets, saves * measured.checkpoint_puts)
+
+
+def _tracker(pace: _Pace, settings: Settings, measured: Measured) -> tuple[float, float]:
+    """Return the tracker's share, and the seconds until a result is there."""
+    # Trials that start, and that end, in a second.
+    turns = pace.concurrent / (settings.base_steps / pace.steps)
+    share = (
+        pace.all_steps / settings.report_every * measured.result_seconds
+        + pace.all_steps / settings.evaluate_every * measured.evaluation_seconds
         + turns * (measured.start_seconds + measured.end_seconds)
     )
-    lag = concurrent * measured.request_seconds / (1 - told) if told < 1 else math.inf
-    driver_bytes = measured.driver_bytes + concurrent * measured.driver_trial_bytes
-    return Loads(
-        concurrent=concurrent,
-        workers=workers,
-        steps=steps,
-        seconds=trains,
-        read_bytes=read,
-        gets=gets,
-        puts=puts,
-        start_bytes=concurrent * workers * store_bytes if settings.hold else 0.0,
-        start_gets=concurrent
-        * workers
-        * shards
-        * (measured.opening_gets + (measured.shard_gets if settings.hold else 0)),
-        checkpoint_bytes=written,
-        results=results,
-        driver_bytes=driver_bytes,
-        tracker_lag=lag,
-        shares={
-            "network": ((read + written) / machines + exchanged) / assumed.machine_bytes_per_second,
-            "storage, gets": gets / assumed.gets_per_second,
-            "storage, puts": puts / assumed.puts_per_second,
-            "reader": 0.0 if settings.hold else images / measured.reader_images,
-            "driver": results * measured.driver_seconds,
-            "driver's memory": driver_bytes / assumed.host_bytes,
-            "tracker": told,
-        },
-    )
+    return share, pace.concurrent * measured.request_seconds / (1 - share) if share < 1 else math.inf
 
 
 def recommend(case: Case, measured: Measured, assumed: Assumptions) -> Settings:
-    """Return the config with which no part is more than half full, and no reader more than nine tenths.
+    """Return the config under which no part has more than half of what it can carry, and a reader nine tenths.
 
     - A store of at most a quarter of a GPU's memory is held there.
     - Shards are of about 32 MiB: few requests, and several in a window of 128 MiB, over which images are mixed.
@@ -268,8 +304,8 @@ def recommend(case: Case, measured: Measured, assumed: Assumptions) -> Settings:
 
     Example:
         >>> measured = Measured(3000, 3e5, 5e9, 1e8, 8, 4, 1e7, 1, 1, 2e-3, 1e9, 5e5, 0.05, 1e-3, 0.1, 0.3, 0.1)
-        >>> found = recommend(Case(32, 512, 512), measured, Assumptions())
-        >>> found.hold, found.report_every, found.num_workers
+        >>> settings = recommend(Case(32, 512, 512), measured, Assumptions())
+        >>> settings.hold, settings.report_every, settings.num_workers
         (True, 100, 1)
     """
     store_bytes = assumed.num_images * measured.image_bytes
@@ -278,18 +314,18 @@ def recommend(case: Case, measured: Measured, assumed: Assumptions) -> Settings:
     settings = Settings(hold=hold, samples_per_shard=samples, max_concurrent=min(case.trials, case.gpus))
     workers = loads(case, settings, measured, assumed).workers
 
-    def found(**keys: int | None) -> Loads:
+    def loads_with(**keys: Any) -> Loads:
         return loads(case, replace(settings, **keys), measured, assumed)
 
     def crowded(shares: dict[str, float]) -> bool:
         return shares["reader"] > 0.9 or max(shares["network"], shares["storage, gets"]) > 0.5
 
-    while workers > 1 and crowded(found(num_workers=workers).shares):
-        workers = found(num_workers=workers - 1).workers
+    while workers > 1 and crowded(loads_with(num_workers=workers).shares):
+        workers = loads_with(num_workers=workers - 1).workers
     settings = replace(settings, num_workers=workers)
     report = settings.report_every
     # Half of what reports may take, for evaluations, starts and ends take their part as well.
-    while max(found(report_every=report).shares[part] for part in ("driver", "tracker")) > 0.5:
+    while max(loads_with(report_every=report).shares[part] for part in ("driver", "tracker")) > 0.5:
         if report >= settings.evaluate_every:
             break
         report = round_number(report * 1.5)
@@ -297,12 +333,12 @@ def recommend(case: Case, measured: Measured, assumed: Assumptions) -> Settings:
     cost = measured.checkpoint_bytes / (assumed.machine_bytes_per_second / 10)
     machines = math.ceil(workers / assumed.gpus_per_machine)
     seconds = math.sqrt(2 * cost * assumed.lifetime / machines)
-    steps = round_number(seconds * found().steps)
+    steps = round_number(seconds * loads_with().steps)
     return replace(settings, checkpoint_every=steps if steps < settings.evaluate_every else None)
 
 
 def round_number(value: float) -> int:
-    """Round up to 1, 2, 5, 10, 20, 50 and so on.
+    """Return the nearest of 1, 2, 5, 10, 20, 50 and so on, from above.
 
     Example:
         >>> [round_number(value) for value in (0.3, 50, 51, 130, 4000)]
@@ -315,7 +351,7 @@ def round_number(value: float) -> int:
 
 
 def saturation(share: Callable[[float], float], low: float = 1e-9, high: float = 1e12) -> float:
-    """Where a share that grows with its argument comes to one, by bisection.
+    """Return the argument at which a growing share comes to one, by bisection.
 
     Args:
         share: of one number.

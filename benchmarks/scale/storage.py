@@ -21,7 +21,7 @@ import fsspec
 import numpy as np
 import torch
 import yaml
-from moto.server import DomainDispatcherApplication, create_backend_app
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from werkzeug.serving import make_server
@@ -47,9 +47,9 @@ class Photographs:
     """
 
     kind = "photographs"
-    url = None
-    split = None
-    labels = None
+    url: str | None = None
+    split: str | None = None
+    labels: tuple[str, ...] | None = None
 
     def __init__(self, count: int, resolution: int) -> None:
         self._count, self._resolution = count, resolution
@@ -85,24 +85,24 @@ def images(folder: Path, resolutions: Iterable[int], count: int) -> list[dict[st
     """
     rows = []
     for resolution, encoding in itertools.product(resolutions, ("blocks", "images")):
-        place = str(folder / f"{encoding}-{resolution}")
-        size = {"resolution": resolution, "channels": 3, "encoding": encoding, "num_processes": 1}
-        write_store(Photographs(count, resolution), place, **size)
-        store = open_store(place)
-        rates = []
+        path = str(folder / f"{encoding}-{resolution}")
+        source = Photographs(count, resolution)
+        write_store(source, path, resolution=resolution, channels=3, encoding=encoding, num_processes=1)
+        store = open_store(path)
+        speeds = []
         for _ in range(3):
             reader = Reader(store, BatchSpec(batch_size=128))
             began = time.perf_counter()
             for _ in itertools.islice(reader, reader.batches_per_epoch):
                 pass
-            rates.append(128 * reader.batches_per_epoch / (time.perf_counter() - began))
+            speeds.append(128 * reader.batches_per_epoch / (time.perf_counter() - began))
         written = sum(shard.bytes for shard in store.manifest.shards)
         rows.append(
             {
                 "encoding": encoding,
                 "pixels": resolution,
                 "bytes an image": written / count,
-                "images/s, one process": sorted(rates)[1],
+                "images/s, one process": sorted(speeds)[1],
             }
         )
     return rows
@@ -147,7 +147,7 @@ def _checkpoint(networks: str, resolution: int) -> dict[str, Any]:
 
 
 def requests(shards: int, workers: int) -> list[dict[str, Any]]:
-    """Count the requests to the storage when a store is opened, and when ranks read it once.
+    """Count the requests that reach the storage when a store is opened, and when ranks read it through once.
 
     Args:
         shards: of the store.
@@ -167,8 +167,8 @@ def requests(shards: int, workers: int) -> list[dict[str, Any]]:
             pass
 
     with _storage() as seen:
-        size = {"resolution": 8, "channels": 3, "samples_per_shard": _SHARD, "num_processes": 1}
-        write_store(Photographs(shards * _SHARD, 8), "s3://bucket/store", **size)
+        source = Photographs(shards * _SHARD, 8)
+        write_store(source, "s3://bucket/store", resolution=8, channels=3, samples_per_shard=_SHARD, num_processes=1)
         store = open_store("s3://bucket/store")
         count("a store is opened", lambda: open_store("s3://bucket/store"))
         count("one rank of one reads it through", lambda: _alone(store))
@@ -196,7 +196,7 @@ def _experiment(networks: str, resolution: int) -> schema.Config:
 
 @contextlib.contextmanager
 def _storage() -> Iterator[Counter[str]]:
-    """Start a bucket on this machine, named ``bucket``, that counts its requests by kind and the bytes it receives."""
+    """Serve a bucket on this machine, named ``bucket``, and count its requests by kind, and the bytes that come."""
     seen: Counter[str] = Counter()
     application = DomainDispatcherApplication(create_backend_app)
 

@@ -46,8 +46,8 @@ def make(
         resolution: Height and width of the images in pixels, a power of two.
         channels: Color channels.
         latent_dim: Latent dimension ``D``; a flow's is the dimension of its data.
-        width: Channels at the full resolution, or hidden units; the family's own if none.
-        energy: Which energy goes with a flow: if none, one with a known log-partition, minus the log-density of a
+        width: Channels at the full resolution, or hidden units (default: the family's own).
+        energy: Energy of a flow: by default one with a known log-partition, minus the log-density of a
             second such flow and relative to the base. ``"mlp"``, with a flow or an MLP as base: an MLP that is not
             spectrally normalized. The other families have one energy each.
         offset: Constant in a flow's energy, in nats: minus its true log-partition.

@@ -307,8 +307,8 @@ def make(
         resolution: Means nothing for vectors.
         channels: Dimension of the data.
         latent_dim: The same: a flow is invertible.
-        width: Hidden units per layer; 100 if none.
-        energy: If none, minus the log-density of a second flow of the family, written relative to the base;
+        width: Hidden units per layer (default: 100).
+        energy: By default minus the log-density of a second flow of the family, written relative to the base;
             ``"mlp"`` for an MLP that multiplies the base's density.
         offset: Constant in the flow's energy; minus the true log-partition.
 

@@ -10,7 +10,7 @@ Every sampler is a kernel, a frozen dataclass with ``init`` and ``step``, and ``
 torch.Size([8, 2])
 
 ``warm_up`` finds a kernel's step size and masses; ``ParallelTempering`` runs a kernel at several temperatures at once;
-``state_dict`` and ``load_state_dict`` write chains down and take them up again. A chain's noise is its own (``noise``):
+``state_dict`` and ``load_state_dict`` save and restore chains. A chain's noise is its own (``noise``):
 it goes the same way alone, among others, and in any batch.
 """
 
@@ -77,7 +77,7 @@ def make(name: str, **settings: Any) -> Kernel:
     """Build a kernel from its name and from settings that may be meant for several kernels.
 
     A kernel takes the settings it has and leaves those of other kernels, so that one set of settings serves them all;
-    a setting that no kernel has is an error. None stands for the kernel's own default.
+    a setting that no kernel has is an error. ``None`` means the kernel's own default.
 
     Args:
         name: A key of ``NAMES``.

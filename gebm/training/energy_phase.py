@@ -23,7 +23,7 @@ __all__ = ["EnergyPhase", "EnergyQuality", "PhaseResult", "energy_quality"]
 
 
 class EnergyQuality(NamedTuple):
-    """How much an energy knows, measured on data and base samples that it was not trained on.
+    """Measures of an energy, on data and base samples that it was not trained on.
 
     Attributes:
         kale: ``-E_P[E] - log E_B[exp(-E)]``, a lower bound of ``KL(P || B)`` up to sampling error, in nats. Near zero
@@ -101,7 +101,7 @@ def energy_quality(
 
 
 class PhaseResult(NamedTuple):
-    """How a phase went.
+    """Result of a phase.
 
     Attributes:
         steps: Energy steps after which the energy was best; what the energy is now.
@@ -122,9 +122,9 @@ class EnergyPhase:
 
     Args:
         num_steps: Energy steps at most.
-        learning_rate: Of the energy's optimizer in this phase, constant; if none, what the trainer's is before its
-            schedule's factor.
-        penalty: What regularizes the energy in this phase; the trainer's own, if none.
+        learning_rate: Constant learning rate of the energy in this phase (default: the trainer's before its
+            schedule's factor).
+        penalty: Regularizer of the energy in this phase (default: the trainer's own).
         check_every: Energy steps between two looks at the held-out data.
         patience: Looks in a row without a better one after which the phase ends; 0 takes all steps, keeps the last,
             and needs no held-out data.
@@ -196,7 +196,7 @@ class EnergyPhase:
             batches: As :meth:`gebm.Trainer.step` takes them.
             generator_at: The random numbers from an energy step on, as a function of its number.
             held_out: Data (M, ...) that no step sees.
-            seen: Data of the training set (M, ...), measured likewise for comparison; none if none.
+            seen: Data of the training set (M, ...), measured likewise for comparison (default: none).
             agree: Makes one number of several processes' own, which may differ in their last bits.
             advance: Called with the energy steps taken since the last call.
 

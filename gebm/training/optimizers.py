@@ -1,4 +1,4 @@
-"""How the two parts are optimized: Adam with the paper's moments, and learning rates that fall with the base step."""
+"""Optimizers of the two parts: Adam with the paper's moments, and learning rates that fall with the base step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def adam(
     """Return Adam with the paper's betas, fused into one kernel.
 
     Args:
-        parameters: What it owns.
+        parameters: The parameters that it owns.
         lr: Learning rate.
         betas: Decay rates of the two moments.
         weight_decay: L2 of the weights; a 0-dim parameter, the log-partition, is left out, for it has no reason to be
@@ -45,7 +45,7 @@ def adam(
 
 @dataclass(frozen=True)
 class Schedule:
-    """What both learning rates are multiplied by at each base step.
+    """Factor of both learning rates at each base step.
 
     Late in a run the noise of the steps is what moves the energy; with rates that fall to zero it settles.
 
