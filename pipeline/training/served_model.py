@@ -1,6 +1,6 @@
 """Served model: a trained GEBM as MLflow loads and serves it.
 
-MLflow copies this file into the package, beside the weights and a copy of ``gebm``, and runs it when the model is
+MLflow copies this file into the package, next to the weights and a copy of ``gebm``, and runs it when the model is
 loaded; nothing is unpickled. It needs ``gebm``, Pillow and what MLflow itself needs, and nothing of the pipeline. A
 request is a table of one row, ``num_samples``; the sampler's settings are MLflow's parameters, by default those of the
 training's own evaluation.

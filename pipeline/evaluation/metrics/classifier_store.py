@@ -236,6 +236,6 @@ def _save(network: Classifier, header: dict[str, object], url: str) -> None:
         safetensors_io.write(url, tensors, header)
     except safetensors_io.TensorFileError as error:
         raise UserError(
-            f"the trained classifier cannot be kept ({error}): make the store writable, or pass "
+            f"the trained classifier cannot be saved ({error}): make the store writable, or pass "
             "`evaluation.extractor=inception-v3-compat evaluation.weights=<file>`"
         ) from error

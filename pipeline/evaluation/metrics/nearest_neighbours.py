@@ -51,13 +51,13 @@ def reference_images(store: Store) -> Tensor:
     except FileNotFoundError:
         pass
     except safetensors_io.TensorFileError as error:
-        warnings.warn(f"the kept images cannot be read and are taken from the store again: {error}", stacklevel=2)
+        warnings.warn(f"the cached images cannot be read and are taken from the store again: {error}", stacklevel=2)
     # Of all samples, the reference keeps the features of those that this very permutation begins with.
     images = torch.cat([batch for batch, _ in iter_subset(store, count, seed=SEED, batch_size=1000)])
     try:
         safetensors_io.write(url, {"images": images}, key)
     except safetensors_io.TensorFileError as error:
-        warnings.warn(f"the images cannot be kept and will be read again: {error}", stacklevel=2)
+        warnings.warn(f"the images cannot be saved and will be read again: {error}", stacklevel=2)
     return images
 
 
@@ -105,7 +105,7 @@ def nn_distance_ratio(embedding: Tensor, reference: Reference, among_data: float
 
     One: as far as these are from one another. Well below one: the samples are copies. Above one: they are no images of
     this kind. Where the store has more images than the reference keeps features of, a model that copies them all shows
-    in that part of its samples whose originals were kept.
+    in that part of its samples whose originals are among those.
 
     Args:
         embedding: Features of samples (N, F), of which 2,000 evenly spaced ones are used.

@@ -113,7 +113,7 @@ def reference(
     try:
         safetensors_io.write(url, tensors, key)
     except safetensors_io.TensorFileError as error:
-        warnings.warn(f"the statistics cannot be kept and will be computed again: {error}", stacklevel=2)
+        warnings.warn(f"the statistics cannot be saved and will be computed again: {error}", stacklevel=2)
     return computed
 
 
