@@ -97,7 +97,7 @@ class Task(Protocol):
         ...
 
     def measure(self, label: str | None) -> str:
-        """Return what trials are compared by, in words, for the head of a table."""
+        """Return the name of the score that trials are compared by, for the head of a table."""
         ...
 
     def open(self, rank: int, world_size: int, device: torch.device) -> TaskWorker:

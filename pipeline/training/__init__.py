@@ -1,1 +1,1 @@
-"""One trial on its workers: the loop, its checkpoints, and the model as it is exported."""
+"""Training of one trial on its workers: the loop, its checkpoints, and the export of its model."""

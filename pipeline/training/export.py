@@ -1,4 +1,4 @@
-"""A checkpoint as a folder that MLflow loads and serves: weights, settings, a copy of ``gebm``, and no pickle."""
+"""Export of a checkpoint to a folder that MLflow loads and serves: weights, settings, a copy of ``gebm``, no pickle."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import pandas as pd
+from mlflow import pyfunc
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array, DataType
 from safetensors.torch import save_file
+from torch import Tensor
 
 import gebm
+from gebm import GEBM
 from gebm.model import NoEnergy
 from pipeline import config as schema
 from pipeline.tasks import open_data
@@ -26,9 +28,9 @@ from pipeline.training.model import load_model
 
 __all__ = ["write_package"]
 
-# What the copy of gebm and the file that serves it import, and MLflow, which serves.
-_NEEDS = ("mlflow", "torch", "zuko", "safetensors", "numpy", "pandas", "pillow")
-_SAMPLER = ("step_size", "num_steps", "beta", "friction", "decay", "decay_every")
+# Packages that the copy of gebm and ``served_model.py`` import, and MLflow itself.
+_REQUIREMENTS = ("mlflow", "torch", "zuko", "safetensors", "numpy", "pandas", "pillow")
+_SAMPLER_KEYS = ("step_size", "num_steps", "beta", "friction", "decay", "decay_every")
 
 
 def write_package(
@@ -38,65 +40,75 @@ def write_package(
 
     Args:
         checkpoint: A checkpoint's folder, or a trial's.
-        folder: Where to, on a disk of this machine; it must not be there yet.
-        sampler: Settings of the config's ``sampler`` that it is to be sampled with, where a search over them found
-            others than it was trained with.
+        folder: The folder to make, on a local disk; it must not exist.
+        sampler: Settings of the config's ``sampler`` to change, where a search over them found others than the model
+            was trained with.
         run_id: MLflow's run that the model comes from.
 
     Raises:
         UserError: There is no such checkpoint, it is damaged, or its store of rows is gone.
     """
     model, config = load_model(checkpoint, {f"sampler.{key}": value for key, value in (sampler or {}).items()})
-    images = config.task == "images"
+    settings = _settings(model, config, checkpoint)
     with tempfile.TemporaryDirectory() as scratch:
         artifacts, code = Path(scratch, "gebm-model"), Path(scratch, "code", "gebm")
         artifacts.mkdir()
-        tensors = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
-        if not images:  # they are told in the units of the table
-            splits = split_store(config, open_data(config.data))
-            tensors |= {"rows.mean": splits.mean.clone(), "rows.whitening": splits.whitening.contiguous().clone()}
-        save_file(tensors, artifacts / "weights.safetensors")
-        settings = {
-            "experiment": config.name,
-            "checkpoint": checkpoint,
-            "kind": "images" if images else "rows",
-            "networks": {
-                "name": config.model.networks,
-                "resolution": config.data.resolution or 0,
-                "channels": config.data.channels,
-                "latent_dim": config.model.latent_dim,
-                "width": config.model.width,
-                "energy": config.model.energy,
-                "offset": config.model.energy_offset,
-            },
-            "energy_floor": config.model.energy_floor,
-            "has_energy": not isinstance(model.energy.network, NoEnergy),
-            "sampler": {"sampler": config.sampler.name, **{key: getattr(config.sampler, key) for key in _SAMPLER}},
-            "seed": config.seed,
-        }
+        save_file(_tensors(model, config), artifacts / "weights.safetensors")
         (artifacts / "settings.json").write_text(json.dumps(settings, indent=1))
         shutil.copytree(Path(gebm.__file__).parent, code, ignore=shutil.ignore_patterns("__pycache__"))
         # It warns of type hints that it does not need, having a signature.
         logging.getLogger("mlflow").setLevel(logging.ERROR)
-        mlflow.pyfunc.save_model(
+        pyfunc.save_model(
             path=str(folder),
             python_model=str(Path(__file__).with_name("served_model.py")),
             artifacts={"gebm": str(artifacts)},
             code_paths=[str(code)],
-            signature=_signature(config, settings),
+            signature=_signature(settings),
             input_example=(pd.DataFrame({"num_samples": [4]}), {"seed": config.seed}),
-            pip_requirements=[f"{name}=={metadata.version(name).partition('+')[0]}" for name in _NEEDS],
+            pip_requirements=[f"{name}=={metadata.version(name).partition('+')[0]}" for name in _REQUIREMENTS],
             mlflow_model=Model(run_id=run_id),
             metadata={"experiment": config.name, "networks": config.model.networks},
         )
-        _leave_out_this_machine(folder)
+        _remove_local_traces(folder)
 
 
-def _leave_out_this_machine(folder: Path) -> None:
-    """Take out what MLflow adds of the machine and the folder that it runs in."""
+def _tensors(model: GEBM, config: schema.Config) -> dict[str, Tensor]:
+    """Return the model's weights; for rows, with the map from the networks' units to those of the table."""
+    tensors = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
+    if config.task != "images":
+        splits = split_store(config, open_data(config.data))
+        tensors |= {"rows.mean": splits.mean.clone(), "rows.whitening": splits.whitening.contiguous().clone()}
+    return tensors
+
+
+def _settings(model: GEBM, config: schema.Config, checkpoint: str) -> dict[str, Any]:
+    """Return the content of ``settings.json``, from which the served model is built."""
+    return {
+        "experiment": config.name,
+        "checkpoint": checkpoint,
+        "kind": "images" if config.task == "images" else "rows",
+        "networks": {
+            "name": config.model.networks,
+            "resolution": config.data.resolution or 0,
+            "channels": config.data.channels,
+            "latent_dim": config.model.latent_dim,
+            "width": config.model.width,
+            "energy": config.model.energy,
+            "offset": config.model.energy_offset,
+        },
+        "energy_floor": config.model.energy_floor,
+        "has_energy": not isinstance(model.energy.network, NoEnergy),
+        "sampler": {"sampler": config.sampler.name, **{key: getattr(config.sampler, key) for key in _SAMPLER_KEYS}},
+        "seed": config.seed,
+    }
+
+
+def _remove_local_traces(folder: Path) -> None:
+    """Remove what MLflow adds of the machine and the working directory that it runs in."""
     for cache in folder.rglob("__pycache__"):
         shutil.rmtree(cache)
-    for name in ("uv.lock", "pyproject.toml", ".python-version"):  # of whatever project the driver was started in
+    # Files of whatever project the driver was started in.
+    for name in ("uv.lock", "pyproject.toml", ".python-version"):
         (folder / name).unlink(missing_ok=True)
     model = Model.load(str(folder / "MLmodel"))
     flavor = model.flavors["python_function"]
@@ -106,7 +118,8 @@ def _leave_out_this_machine(folder: Path) -> None:
     model.save(str(folder / "MLmodel"))
 
 
-def _signature(config: schema.Config, settings: dict[str, Any]) -> ModelSignature:
+def _signature(settings: dict[str, Any]) -> ModelSignature:
+    """Return MLflow's types of a request, of its parameters and of the response."""
     sampler = settings["sampler"]
     sample = ColSpec("string", "image") if settings["kind"] == "images" else ColSpec(Array(DataType.double), "row")
     return ModelSignature(
@@ -119,7 +132,7 @@ def _signature(config: schema.Config, settings: dict[str, Any]) -> ModelSignatur
                 ParamSpec("num_steps", "long", int(sampler["num_steps"])),
                 ParamSpec("beta", "double", float(sampler["beta"])),
                 ParamSpec("friction", "double", float(sampler["friction"])),
-                ParamSpec("seed", "long", int(config.seed)),
+                ParamSpec("seed", "long", int(settings["seed"])),
             ]
         ),
     )

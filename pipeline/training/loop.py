@@ -125,7 +125,7 @@ class TrialRun:
                 continue
             self.make_report()
             if due.save:
-                # Before an evaluation, too, which may outlast the machine; a report then names the checkpoint after it.
+                # Before an evaluation, too, which may outlast the machine; the report names the one after it.
                 saved = self.save(score=None)
                 self.report |= {} if due.evaluate and not due.preempt else saved
             if due.preempt:
@@ -222,7 +222,7 @@ class TrialRun:
         Interrupted, it restarts from the checkpoint before it, and gives the same bits.
 
         Returns:
-            How many energy steps were kept and taken.
+            The numbers of energy steps that were kept, and that were taken.
         """
         phase = make_energy_phase(self.config)
         result = phase.run(

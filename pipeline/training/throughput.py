@@ -7,8 +7,8 @@ once, at its first occurrence: a warm-up has more energy steps, and a lazy penal
 only what depends on the numbers themselves: chains that diverge and restart.
 
 The fraction of the peak is the time that the GPU would have taken at its data sheet's rate, for dense operands, by the
-time that it took. Each operation is held against the rate of the arithmetic it was done in, as far as torch's settings
-say: convolutions in float32 are TF32's on a GPU, unless torch is told otherwise.
+time that it took. Each operation is compared to the rate of the arithmetic it was done in, by torch's settings:
+convolutions in float32 are TF32's on a GPU, unless those settings forbid it.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ def test_other_weights_under_one_label_are_never_mixed(store: Store, stand_in: E
 def test_a_store_that_cannot_be_written_is_measured_all_the_same(store: Store, stand_in: Extractor) -> None:
     # A file where the folder should be stops every user, the privileged one too.
     (Path(store.url) / "statistics").write_text("in the way")
-    with pytest.warns(UserWarning, match="cannot be read"), pytest.warns(UserWarning, match="cannot be kept"):
+    with pytest.warns(UserWarning, match="cannot be read"), pytest.warns(UserWarning, match="cannot be saved"):
         found = reference(store, stand_in)
     assert found.num_samples == 1797
 

@@ -1,8 +1,8 @@
-"""A feature extractor trained on the labelled store itself: a small residual classifier.
+"""Feature extractor of a labelled store: a small residual classifier, trained on the store itself.
 
 Where the images are not photographs of 1,000 kinds of things, or the Inception weights are out of reach, the
 Frechet distance can be taken in the features of a classifier of the very data. It is registered with torch-fidelity
-as ``classifier``; its weights lie beside the store, so that everyone who measures on the store uses the same ones.
+as ``classifier``; its weights are next to the store, so that all measurements on the store use the same ones.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class _Block(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Residual classifier of small cost: the trunk starts at 16x16 or so, whatever the resolution.
+    """Small residual classifier: the trunk starts at 16x16 or so, whatever the resolution.
 
     Args:
         resolution: Height and width of the images, in pixels, at least 4.
@@ -118,21 +118,21 @@ class ClassifierFeatures(FeatureExtractorBase):
 
     @staticmethod
     def get_provided_features_list() -> tuple[str, ...]:
-        """Names of the layers."""
+        """Return the names of the layers."""
         return "penultimate", "logits"
 
     @staticmethod
     def get_default_feature_layer_for_metric(metric: str) -> str:
-        """The logits for the Inception score, the penultimate layer for the distances."""
+        """Return the logits for the Inception score, the penultimate layer for the distances."""
         return {"isc": "logits", "fid": "penultimate", "kid": "penultimate", "prc": "penultimate"}[metric]
 
     @staticmethod
     def can_be_compiled() -> bool:
-        """It is too small to gain."""
+        """Return ``False``: it is too small to gain from compilation."""
         return False
 
     def forward(self, input: Tensor) -> tuple[Tensor, ...]:
-        """Images uint8 (N, C, H, W) to the requested layers."""
+        """Map images uint8 (N, C, H, W) to the requested layers."""
         layers = dict(zip(self.get_provided_features_list(), self.network(input), strict=True))
         return tuple(layers[name] for name in self.features_list)
 

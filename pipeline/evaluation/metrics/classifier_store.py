@@ -1,4 +1,4 @@
-"""The classifier of a store: where it lies, and how it is loaded or trained on the store's own labels."""
+"""Classifier of a store: its URL, and its training on the store's own labels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = [
     "train_classifier",
 ]
 
-# Above this many samples more data adds little, and they are held in memory while training.
+# More samples than this add little, and all of them are in memory during training.
 _MAX_SAMPLES = 100_000
 _HELD_OUT = 0.1
 _BATCH_SIZE = 128
@@ -31,12 +31,12 @@ _WEIGHT_DECAY = 1e-2
 
 
 def classifier_label(network: ClassifierFeatures) -> str:
-    """The name that metrics carry: ``classifier-`` and the first eight digits of its training data's digest."""
+    """Return the label of its metrics: ``classifier-`` and the first eight digits of its training data's digest."""
     return f"classifier-{network.header['digest'][:8]}"
 
 
 def classifier_url(store: Store) -> str:
-    """Where the store's classifier lies."""
+    """Return the URL of the store's classifier."""
     return f"{store.url.rstrip('/')}/extractors/classifier-{store.manifest.digest[:8]}.safetensors"
 
 
@@ -45,7 +45,7 @@ def load_classifier(store: Store, weights: str | None = None) -> ClassifierFeatu
 
     Args:
         store: The store that is to be measured.
-        weights: URL of the classifier of another store; by default the one beside the store itself.
+        weights: URL of the classifier of another store; ``None`` for the store's own.
 
     Returns:
         The extractor, in evaluation mode.
@@ -57,91 +57,16 @@ def load_classifier(store: Store, weights: str | None = None) -> ClassifierFeatu
     url = weights or classifier_url(store)
     extractor = ClassifierFeatures("classifier", ["penultimate", "logits"], feature_extractor_weights_path=url)
     manifest = store.manifest
-    wanted = {"resolution": manifest.resolution, "channels": manifest.channels}
+    required: dict[str, object] = {"resolution": manifest.resolution, "channels": manifest.channels}
     if weights is None:
-        wanted["digest"] = manifest.digest
-    for key, value in wanted.items():
+        required["digest"] = manifest.digest
+    for key, value in required.items():
         if extractor.header.get(key) != value:
             remedy = "take one of another store" if weights else "delete it to train anew"
             raise UserError(
                 f"{url} was trained on data with {key} {extractor.header.get(key)}, the store has {value}: {remedy}"
             )
     return extractor
-
-
-def _load_labelled(store: Store, seed: int) -> tuple[Tensor, Tensor]:
-    """At most ``_MAX_SAMPLES`` images uint8 (N, C, H, W) and labels (N,), in a seeded random order."""
-    num_samples = min(store.manifest.num_samples, _MAX_SAMPLES)
-    images, labels = [], []
-    for image_batch, label_batch in iter_subset(store, num_samples, seed=seed, batch_size=1000):
-        if label_batch is None:
-            raise UserError(
-                f"{store.url} has no labels to train a classifier on: "
-                "pass `evaluation.extractor=inception-v3-compat evaluation.weights=<file>`, or as `evaluation.weights` "
-                "the classifier of a labelled store (its extractors/*.safetensors)"
-            )
-        images.append(image_batch)
-        labels.append(label_batch)
-    order = torch.randperm(num_samples, generator=torch.Generator().manual_seed(seed))
-    all_labels = torch.cat(labels)[order]
-    if all_labels.min() < 0 or all_labels.unique().numel() < 2 or num_samples < 20:
-        raise UserError(f"{store.url} has too few samples or classes, or negative labels: choose another extractor")
-    return torch.cat(images)[order], all_labels
-
-
-def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Shift a batch by up to 1/8 of its size, the one augmentation that is as good for digits as for photographs."""
-    reach = images.shape[-1] // 8
-    dy, dx = (int(d) for d in torch.randint(-reach, reach + 1, (2,), generator=generator))
-    padded = F.pad(images, (reach, reach, reach, reach))
-    return padded[..., reach + dy : reach + dy + images.shape[-2], reach + dx : reach + dx + images.shape[-1]]
-
-
-def _fast_bfloat16(device: torch.device) -> bool:
-    # Older processors emulate bfloat16, slower than float32.
-    return device.type == "cuda" or "AVX512" in torch.backends.cpu.get_cpu_capability()
-
-
-@contextmanager
-def _useful_threads(resolution: int) -> Iterator[None]:
-    """One thread for tiny images: more gain nothing, and wait for one another where the machine is busy."""
-    before = torch.get_num_threads()
-    if resolution <= 16:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _fit(
-    network: Classifier,
-    images: Tensor,
-    labels: Tensor,
-    generator: torch.Generator,
-    progress: Callable[[int, int], None] | None,
-) -> None:
-    """Train on images uint8 (N, C, H, W) and labels (N,), which lie on the network's device."""
-    device, batch_size = images.device, min(_BATCH_SIZE, len(images))
-    per_epoch = len(images) // batch_size
-    num_steps = min(450_000, max(30_000, 10 * len(images))) // batch_size
-    optimizer = torch.optim.AdamW(network.parameters(), lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=num_steps + 1)
-
-    for step in range(num_steps):
-        if step % per_epoch == 0:
-            order = torch.randperm(len(images), generator=generator).to(device)
-        start = step % per_epoch * batch_size
-        index = order[start : start + batch_size]
-        with torch.autocast(device.type, torch.bfloat16, enabled=_fast_bfloat16(device)):
-            _, logits = network(_shifted(images[index], generator))
-        loss = F.cross_entropy(logits.float(), labels[index])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if progress is not None and (step % 100 == 99 or step == num_steps - 1):
-            progress((step + 1) * batch_size, num_steps * batch_size)
 
 
 def train_classifier(
@@ -151,7 +76,7 @@ def train_classifier(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> str:
-    """Train the store's classifier on 90 % of its samples, measure it on the rest, and save it beside the store.
+    """Train the store's classifier on 90 % of its samples, measure it on the rest, and save it next to the store.
 
     It sees ten epochs of the training samples, but no fewer than 30,000 and no more than 450,000 samples: seconds
     for the digits, two minutes for 50,000 photographs of 32x32 on two processor cores. Residual network: He et al.,
@@ -173,41 +98,144 @@ def train_classifier(
     """
     device = torch.device(device)
     manifest, url = store.manifest, classifier_url(store)
+    if manifest.resolution is None:
+        raise UserError(f"{store.url} holds rows: a classifier takes images")
     trained_before = safetensors_io.exists(url)
-    images, labels = _load_labelled(store, seed)
-    num_held_out = max(1, round(_HELD_OUT * len(images)))
-    num_train, num_classes = len(images) - num_held_out, int(labels.max()) + 1
-    images, labels = images.to(device), labels.to(device)
+    train, held_out, num_classes = _split(*_load_labelled(store, seed), device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = Classifier(manifest.resolution, manifest.channels, num_classes)
-    network = network.to(device, memory_format=torch.channels_last)
+    # torch's annotations of ``Module.to`` lack the combination of a device and a memory format.
+    network = network.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     with _useful_threads(manifest.resolution):
-        _fit(network, images[:num_train], labels[:num_train], torch.Generator().manual_seed(seed), progress)
-    network.eval()
-    with torch.no_grad():
-        correct = sum(
-            int((network(x)[1].argmax(dim=1) == y).sum())
-            for x, y in zip(images[num_train:].split(1000), labels[num_train:].split(1000), strict=True)
-        )
+        _fit(network, *train, torch.Generator().manual_seed(seed), progress)
     header = {
         "digest": manifest.digest,
         "resolution": manifest.resolution,
         "channels": manifest.channels,
         "num_classes": num_classes,
-        "num_train": num_train,
-        "num_held_out": num_held_out,
-        "accuracy": correct / num_held_out,
+        "num_train": len(train[0]),
+        "num_held_out": len(held_out[0]),
+        "accuracy": _accuracy(network.eval(), *held_out),
         "seed": seed,
     }
-    if not trained_before and safetensors_io.exists(url):
-        return url  # another process was faster; what it measures and what we measure has to be in the same features
+    # Where another process was faster, both have to measure in the same features: its classifier is taken.
+    if trained_before or not safetensors_io.exists(url):
+        _save(network, header, url)
+    return url
+
+
+def _load_labelled(store: Store, seed: int) -> tuple[Tensor, Tensor]:
+    """Load at most ``_MAX_SAMPLES`` images uint8 (N, C, H, W) and labels (N,), in a seeded random order.
+
+    Raises:
+        UserError: The store has no labels, or too few of them.
+    """
+    num_samples = min(store.manifest.num_samples, _MAX_SAMPLES)
+    images, labels = [], []
+    for image_batch, label_batch in iter_subset(store, num_samples, seed=seed, batch_size=1000):
+        if label_batch is None:
+            raise UserError(
+                f"{store.url} has no labels to train a classifier on: "
+                "pass `evaluation.extractor=inception-v3-compat evaluation.weights=<file>`, or as `evaluation.weights` "
+                "the classifier of a labelled store (its extractors/*.safetensors)"
+            )
+        images.append(image_batch)
+        labels.append(label_batch)
+    order = torch.randperm(num_samples, generator=torch.Generator().manual_seed(seed))
+    all_labels = torch.cat(labels)[order]
+    if all_labels.min() < 0 or all_labels.unique().numel() < 2 or num_samples < 20:
+        raise UserError(f"{store.url} has too few samples or classes, or negative labels: choose another extractor")
+    return torch.cat(images)[order], all_labels
+
+
+def _split(
+    images: Tensor, labels: Tensor, device: torch.device
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], int]:
+    """Return training images and labels, held-out images and labels, on the device, and the number of classes."""
+    num_train = len(images) - max(1, round(_HELD_OUT * len(images)))
+    num_classes = int(labels.max()) + 1
+    images, labels = images.to(device), labels.to(device)
+    return (images[:num_train], labels[:num_train]), (images[num_train:], labels[num_train:]), num_classes
+
+
+def _random_shift(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Shift a batch by up to 1/8 of its size, the one augmentation that is as good for digits as for photographs."""
+    reach = images.shape[-1] // 8
+    dy, dx = (int(d) for d in torch.randint(-reach, reach + 1, (2,), generator=generator))
+    padded = F.pad(images, (reach, reach, reach, reach))
+    return padded[..., reach + dy : reach + dy + images.shape[-2], reach + dx : reach + dx + images.shape[-1]]
+
+
+def _fast_bfloat16(device: torch.device) -> bool:
+    # Older processors emulate bfloat16, slower than float32.
+    return device.type == "cuda" or "AVX512" in torch.backends.cpu.get_cpu_capability()
+
+
+@contextmanager
+def _useful_threads(resolution: int) -> Iterator[None]:
+    """Use one thread for tiny images: more gain nothing, and wait for one another where the machine is busy."""
+    before = torch.get_num_threads()
+    if resolution <= 16:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _fit(
+    network: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    generator: torch.Generator,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Train on images uint8 (N, C, H, W) and labels (N,), which are on the network's device."""
+    device, batch_size = images.device, min(_BATCH_SIZE, len(images))
+    per_epoch = len(images) // batch_size
+    num_steps = min(450_000, max(30_000, 10 * len(images))) // batch_size
+    optimizer = torch.optim.AdamW(network.parameters(), lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=num_steps + 1)
+
+    order = torch.empty(0, dtype=torch.long)
+    for step in range(num_steps):
+        if step % per_epoch == 0:
+            order = torch.randperm(len(images), generator=generator).to(device)
+        start = step % per_epoch * batch_size
+        index = order[start : start + batch_size]
+        with torch.autocast(device.type, torch.bfloat16, enabled=_fast_bfloat16(device)):
+            _, logits = network(_random_shift(images[index], generator))
+        loss = F.cross_entropy(logits.float(), labels[index])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if progress is not None and (step % 100 == 99 or step == num_steps - 1):
+            progress((step + 1) * batch_size, num_steps * batch_size)
+
+
+@torch.no_grad()
+def _accuracy(network: Classifier, images: Tensor, labels: Tensor) -> float:
+    """Return the fraction of images that a network, in evaluation mode, classifies as labelled."""
+    correct = sum(
+        int((network(x)[1].argmax(dim=1) == y).sum())
+        for x, y in zip(images.split(1000), labels.split(1000), strict=True)
+    )
+    return correct / len(images)
+
+
+def _save(network: Classifier, header: dict[str, object], url: str) -> None:
+    """Save a classifier.
+
+    Raises:
+        UserError: It cannot be written.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     try:
         safetensors_io.write(url, tensors, header)
     except safetensors_io.TensorFileError as error:
         raise UserError(
-            f"the trained classifier cannot be kept ({error}): make the store writable, or pass "
+            f"the trained classifier cannot be saved ({error}): make the store writable, or pass "
             "`evaluation.extractor=inception-v3-compat evaluation.weights=<file>`"
         ) from error
-    return url

@@ -1,4 +1,4 @@
-"""Feature extractors: what turns images into the vectors that all metrics compare."""
+"""Feature extractors, which map images to the vectors that all metrics compare."""
 
 from __future__ import annotations
 
@@ -89,10 +89,10 @@ class Extractor:
         with torch.no_grad():
             tensors = self.network(images.to(self.device))
         layers = self.network.convert_features_tuple_to_dict(tensors)
-        found = {"embedding": layers[self.layer].float(), "logits": layers[self.logits_layer].float()}
-        if not all(bool(tensor.isfinite().all()) for tensor in found.values()):
+        requested = {"embedding": layers[self.layer].float(), "logits": layers[self.logits_layer].float()}
+        if not all(bool(tensor.isfinite().all()) for tensor in requested.values()):
             raise UserError(f"{self.label} gives features that are not finite: its weights are damaged, get them again")
-        return found
+        return requested
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -127,13 +127,14 @@ def make_extractor(
     """Make a feature extractor by name.
 
     Args:
-        name: ``classifier``, trained on the labelled store itself and kept beside it, or on another one (``weights``);
+        name: ``classifier``, trained on the labelled store itself and saved next to it, or on another
+            one (``weights``);
             ``inception-v3-compat``, the standard FID (Heusel et al., 2017); ``vgg16``; or one that was registered with
             ``torch_fidelity.register_feature_extractor``.
         store: The store, for ``classifier``.
-        weights: For ``classifier``, the file that was kept beside a labelled store of the same resolution, at any
+        weights: For ``classifier``, the file that was saved next to a labelled store of the same resolution, at any
             fsspec URL: a store without labels can be measured in those features. For the others, a local file,
-            ``.safetensors`` or PyTorch's; without it the published weights are downloaded once and held against their
+            ``.safetensors`` or PyTorch's; without it the published weights are downloaded once and checked by their
             hash. Never unpickles more than tensors.
         device: Where it runs.
         progress: Of the classifier's training, if it has to be trained: samples seen, samples in all.
@@ -208,7 +209,7 @@ _ADVICE = "pass `evaluation.weights=<file>` or `evaluation.extractor=classifier`
 
 
 def _download(name: str) -> str:
-    """The published weights in torch's cache, downloaded once, refused if their hash is not the published one."""
+    """Return the path of the published weights in torch's cache, downloaded once and checked by their hash."""
     url, prefix = _PUBLISHED[name]
     folder = os.path.join(torch.hub.get_dir(), "checkpoints")
     path = os.path.join(folder, url.rsplit("/", 1)[1])
@@ -222,10 +223,10 @@ def _download(name: str) -> str:
 
 
 def _checked_weights(path: str) -> tuple[io.BytesIO, str]:
-    """The tensors of a weights file, in a buffer of our own making, and the SHA-256 of the file.
+    """Return the tensors of an untrusted weights file, in a new buffer, and the SHA-256 of the file.
 
     torch-fidelity unpickles the file that it is given. So the file is read here by readers that make tensors and
-    nothing else, and torch-fidelity gets what they made: bytes that no stranger wrote.
+    nothing else, and torch-fidelity gets a file written from those tensors.
     """
     try:
         with open(path, "rb") as file:
@@ -237,7 +238,8 @@ def _checked_weights(path: str) -> tuple[io.BytesIO, str]:
             state = safetensors.torch.load(data)
         else:
             state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # the restricted unpickler fails in many ways on a file that is not one
+    # The restricted unpickler fails in many ways on a file that is not one.
+    except Exception as error:
         raise UserError(f"{path} holds more than tensors, or is damaged, and was not loaded: {_ADVICE}") from error
     buffer = io.BytesIO()
     torch.save(state, buffer)

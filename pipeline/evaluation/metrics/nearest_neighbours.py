@@ -1,7 +1,7 @@
-"""The training images nearest to a sample: does the model make images, or remember them?
+"""Nearest training images of a sample, which show whether the model makes images or copies them.
 
-Distances are Euclidean, between the embeddings of an extractor. Those of training images are at hand, up to 10,000 of
-them, for precision and recall are computed with them; the same images themselves are kept beside them, to be looked at.
+Distances are Euclidean, between the embeddings of an extractor. Those of training images, up to 10,000 of them, are
+there for precision and recall; the same images themselves are saved next to them, to be drawn.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from pipeline.runtime import safetensors_io
 
 __all__ = ["mean_nn_distance", "nearest", "nn_distance_ratio", "reference_images"]
 
-_MEASURED = 2_000  # so many samples, and training images, tell a mean distance to a percent or two
-_AT_ONCE = 500
+# This many samples, and training images, give a mean distance to a percent or two.
+_MEASURED = 2_000
+_BATCH_SIZE = 500
 
 
 def reference_images(store: Store) -> Tensor:
-    """The training images of :attr:`pipeline.evaluation.metrics.Reference.features`, in the same order.
+    """Return the training images of :attr:`pipeline.evaluation.metrics.Reference.features`, in the same order.
 
-    They are read from ``<store>/statistics/`` where they lie, else from the store, in one pass, and kept.
+    They are read from ``<store>/statistics/``, or from the store in one pass and then saved there.
 
     Args:
         store: The store; its reference has to be of all of it.
@@ -43,25 +44,25 @@ def reference_images(store: Store) -> Tensor:
     try:
         file = safetensors_io.read(url)
         images = file.tensors.get("images")
-        whole = images is not None and images.dtype == torch.uint8
-        if whole and file.header == key and images.shape == (count, *manifest.sample_shape):
+        expected = (count, *manifest.sample_shape)
+        if images is not None and images.dtype == torch.uint8 and file.header == key and images.shape == expected:
             return images
         warnings.warn(f"{url} is damaged, or of other data: the images are read again", stacklevel=2)
     except FileNotFoundError:
         pass
     except safetensors_io.TensorFileError as error:
-        warnings.warn(f"the kept images cannot be read and are taken from the store again: {error}", stacklevel=2)
+        warnings.warn(f"the cached images cannot be read and are taken from the store again: {error}", stacklevel=2)
     # Of all samples, the reference keeps the features of those that this very permutation begins with.
     images = torch.cat([batch for batch, _ in iter_subset(store, count, seed=SEED, batch_size=1000)])
     try:
         safetensors_io.write(url, {"images": images}, key)
     except safetensors_io.TensorFileError as error:
-        warnings.warn(f"the images cannot be kept and will be read again: {error}", stacklevel=2)
+        warnings.warn(f"the images cannot be saved and will be read again: {error}", stacklevel=2)
     return images
 
 
 def nearest(embedding: Tensor, data: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:
-    """The nearest rows of the data, for each sample.
+    """Return the nearest rows of the data, for each sample.
 
     Args:
         embedding: Features of samples (N, F).
@@ -76,18 +77,16 @@ def nearest(embedding: Tensor, data: Tensor, count: int = 1) -> tuple[Tensor, Te
         >>> nearest(torch.tensor([[5.0, 4.0]]), data, count=2)
         (tensor([[1.0000, 5.8310]]), tensor([[2, 1]]))
     """
-    # About their mean: far from it, the distance of two that are close is lost to rounding.
+    # Relative to their mean: far from it, the distance between two close rows is lost to rounding.
     mean = data.mean(0)
     data = data - mean
-    parts = [
-        torch.cdist(part - mean, data).topk(count, largest=False)  # sorted
-        for part in embedding.split(_AT_ONCE)
-    ]
+    # Sorted, as ``topk`` returns them.
+    parts = [torch.cdist(part - mean, data).topk(count, largest=False) for part in embedding.split(_BATCH_SIZE)]
     return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
 
 
 def mean_nn_distance(data: Tensor) -> float:
-    """The mean distance of the data to the nearest of the others, over an even 2,000 of them.
+    """Return the mean distance of a datum to its nearest neighbor, over 2,000 evenly spaced rows.
 
     Args:
         data: Features of the data (M, F), M at least 2.
@@ -102,16 +101,16 @@ def mean_nn_distance(data: Tensor) -> float:
 
 
 def nn_distance_ratio(embedding: Tensor, reference: Reference, among_data: float) -> float:
-    """How far samples are from the nearest training image, relative to training images among themselves.
+    """Return the samples' mean distance to the nearest training image, relative to training images among themselves.
 
     One: as far as these are from one another. Well below one: the samples are copies. Above one: they are no images of
     this kind. Where the store has more images than the reference keeps features of, a model that copies them all shows
-    in that part of its samples whose originals were kept.
+    in that part of its samples whose originals are among those.
 
     Args:
-        embedding: Features of samples (N, F); an even 2,000 of them are looked at.
+        embedding: Features of samples (N, F), of which 2,000 evenly spaced ones are used.
         reference: Of the data, by the same extractor.
-        among_data: What :func:`mean_nn_distance` gives of the reference's features.
+        among_data: The :func:`mean_nn_distance` of the reference's features.
 
     Returns:
         The ratio; infinite, or not a number, where training images are all the same.

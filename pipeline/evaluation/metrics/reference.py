@@ -1,4 +1,4 @@
-"""Statistics of a store in an extractor's features, computed once and kept with the store."""
+"""Reference statistics of a store in an extractor's features, computed once and cached with the store."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ __all__ = ["MAX_FEATURES", "SEED", "Reference", "reference"]
 
 # KID and precision/recall compare features themselves; ten thousand are what they are usually computed with.
 MAX_FEATURES = 10_000
-SEED = 0  # of the subset, and of the rows whose features are kept
+# Of the subset, and of the rows whose features are saved.
+SEED = 0
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What samples are compared with.
+    """Statistics of data that samples are compared to.
 
     Attributes:
         label: The extractor's full name.
@@ -76,7 +77,7 @@ def reference(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> Reference:
-    """Statistics of a store: read from ``<store>/statistics/`` where they lie, else computed in one pass and kept.
+    """Return the statistics of a store: read from ``<store>/statistics/``, or computed in one pass and saved there.
 
     The store is streamed, so memory does not grow with it. A cached file counts only if it names the same data,
     extractor weights and number of samples; one that is damaged is computed again, with a warning.
@@ -95,7 +96,7 @@ def reference(
     """
     count = store.manifest.num_samples if num_samples is None else num_samples
     if count < 2:
-        raise UserError(f"statistics need 2 samples, {count} were asked for: raise `evaluation.num_samples`")
+        raise UserError(f"statistics need 2 samples, {count} were requested: raise `evaluation.num_samples`")
     url = f"{store.url.rstrip('/')}/statistics/{extractor.label}-{count}.safetensors"
     key = {
         "extractor": extractor.label,
@@ -112,7 +113,7 @@ def reference(
     try:
         safetensors_io.write(url, tensors, key)
     except safetensors_io.TensorFileError as error:
-        warnings.warn(f"the statistics cannot be kept and will be computed again: {error}", stacklevel=2)
+        warnings.warn(f"the statistics cannot be saved and will be computed again: {error}", stacklevel=2)
     return computed
 
 
@@ -128,32 +129,38 @@ def _read(url: str, key: dict[str, object]) -> Reference | None:
         warnings.warn(f"{url} has statistics of other data or weights: they are computed again", stacklevel=3)
         return None
     mu, sigma, features = (file.tensors.get(name) for name in ("mu", "sigma", "features"))
-    fits = (
-        mu is not None
-        and sigma is not None
-        and features is not None
-        and mu.dim() == 1
-        and sigma.shape == (len(mu), len(mu))
-        and features.shape == (key["num_features"], len(mu))
-        and mu.dtype == sigma.dtype == torch.float64
-        and features.dtype == torch.float32
-        and all(bool(tensor.isfinite().all()) for tensor in (mu, sigma, features))
-    )
-    if not fits:
+    if (
+        mu is None
+        or sigma is None
+        or features is None
+        or not _are_valid(mu, sigma, features, int(str(key["num_features"])))
+    ):
         warnings.warn(f"{url} is damaged: the statistics are computed again", stacklevel=3)
         return None
     return Reference(str(key["extractor"]), int(str(key["num_samples"])), mu, sigma, features)
 
 
+def _are_valid(mu: Tensor, sigma: Tensor, features: Tensor, num_features: int) -> bool:
+    """Return whether the tensors are of the shapes and types of a :class:`Reference`, and finite."""
+    return (
+        mu.dim() == 1
+        and sigma.shape == (len(mu), len(mu))
+        and features.shape == (num_features, len(mu))
+        and mu.dtype == sigma.dtype == torch.float64
+        and features.dtype == torch.float32
+        and all(bool(tensor.isfinite().all()) for tensor in (mu, sigma, features))
+    )
+
+
 def _compute(store: Store, extractor: Extractor, count: int, progress: Callable[[int, int], None] | None) -> Reference:
-    kept_rows = torch.zeros(count, dtype=torch.bool)
-    kept_rows[torch.randperm(count, generator=torch.Generator().manual_seed(SEED))[:MAX_FEATURES]] = True
-    moments, kept, done = _Moments(), [], 0
+    in_subset = torch.zeros(count, dtype=torch.bool)
+    in_subset[torch.randperm(count, generator=torch.Generator().manual_seed(SEED))[:MAX_FEATURES]] = True
+    moments, subset, done = _Moments(), [], 0
     for images, _ in iter_subset(store, count, seed=SEED, batch_size=extractor.batch_size):
         embedding = extractor(images)["embedding"]
         moments.add(embedding)
-        kept.append(embedding.cpu()[kept_rows[done : done + len(images)]])
+        subset.append(embedding.cpu()[in_subset[done : done + len(images)]])
         done += len(images)
         if progress is not None:
             progress(done, count)
-    return Reference(extractor.label, count, moments.mean.cpu(), moments.covariance().cpu(), torch.cat(kept))
+    return Reference(extractor.label, count, moments.mean.cpu(), moments.covariance().cpu(), torch.cat(subset))

@@ -1,4 +1,4 @@
-"""The figures of merit, from features."""
+"""Metrics of sample quality, computed from features: FID, KID, IS, precision and recall."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NEIGHBORS = FEWEST_SAMPLES["prc"] - 1
 
 
 def fid_from_features(embedding: Tensor, reference: Reference) -> float:
-    """Frechet distance between Gaussians fitted to the samples' and the reference's embeddings.
+    """Return the Frechet distance between Gaussians fitted to the samples' and the reference's embeddings.
 
     ``|mu - mu'|^2 + tr(S + S' - 2 (S S')^(1/2))``, Heusel et al., NeurIPS 2017. Biased upwards at finite N, by an
     amount that depends on the distribution: compare figures of the same N only. With fewer samples than features
@@ -64,7 +64,7 @@ def score(
     """Measure samples against a store.
 
     Args:
-        samples: Images, uint8 (N, C, H, W), or what :func:`pipeline.evaluation.metrics.features` found in them.
+        samples: Images, uint8 (N, C, H, W), or their :func:`pipeline.evaluation.metrics.features`.
         reference: Of the data, by the same extractor.
         extractor: From :func:`pipeline.evaluation.metrics.make_extractor`.
         metrics: Any of ``fid`` (Heusel et al., 2017), ``kid`` (Binkowski et al., 2018: mean and deviation over 100
@@ -88,18 +88,18 @@ def score(
     embedding, logits = layers["embedding"], layers["logits"]
     for name in metrics:
         _require(embedding, reference, name)
-    found: dict[str, float] = {}
+    results: dict[str, float] = {}
     if "fid" in metrics:
-        found["fid"] = fid_from_features(embedding, reference)
+        results["fid"] = fid_from_features(embedding, reference)
     if "kid" in metrics:
         size = min(_KID_SUBSET_SIZE, len(embedding) // 2, len(reference.features) // 2)
         kid = kid_features_to_metric(
             embedding, reference.features, kid_subsets=_KID_SUBSETS, kid_subset_size=size, verbose=False
         )
-        found |= {"kid": kid[KEY_METRIC_KID_MEAN], "kid_std": kid[KEY_METRIC_KID_STD]}
+        results |= {"kid": kid[KEY_METRIC_KID_MEAN], "kid_std": kid[KEY_METRIC_KID_STD]}
     if "is" in metrics:
         inception = isc_features_to_metric(logits, splits=_IS_SPLITS)
-        found |= {"is": inception[KEY_METRIC_ISC_MEAN], "is_std": inception[KEY_METRIC_ISC_STD]}
+        results |= {"is": inception[KEY_METRIC_ISC_MEAN], "is_std": inception[KEY_METRIC_ISC_STD]}
     if "prc" in metrics:
         # The neighborhoods' radii shrink with the number of points: both sides get the same number.
         count = min(len(embedding), len(reference.features))
@@ -111,8 +111,8 @@ def score(
             save_cpu_ram=True,
             verbose=False,
         )
-        found |= {"precision": prc[KEY_METRIC_PRECISION], "recall": prc[KEY_METRIC_RECALL]}
-    return found
+        results |= {"precision": prc[KEY_METRIC_PRECISION], "recall": prc[KEY_METRIC_RECALL]}
+    return results
 
 
 def _require(embedding: Tensor, reference: Reference, metric: str) -> None:

@@ -1,4 +1,4 @@
-"""Some of many: a seeded, uniform subset of a store, streamed, and rows that are evenly spaced."""
+"""Subsets: a seeded, uniform one of a store, streamed, and evenly spaced rows."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ def iter_subset(
         store: The store.
         num_samples: How many samples, at most what the store holds.
         seed: Which subset.
-        batch_size: Samples read at a time; a batch that is yielded has at most so many.
+        batch_size: Samples read at a time, and the most that a yielded batch has.
 
     Yields:
-        Images uint8 (N, C, H, W) and labels int64 (N,), or None where the store has none.
+        Images uint8 (N, C, H, W) and labels int64 (N,), or ``None`` where the store has no labels.
 
     Raises:
         UserError: The store has fewer samples, or yields a number of them that its manifest does not promise.
     """
     total = store.manifest.num_samples
     if not 0 < num_samples <= total:
-        raise UserError(f"{store.url} has {total} samples, {num_samples} were asked for: ask for 1 to {total}")
-    chosen = torch.zeros(total, dtype=torch.bool)
-    chosen[torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:num_samples]] = True
+        raise UserError(f"{store.url} has {total} samples, {num_samples} were requested: take 1 to {total}")
+    in_subset = torch.zeros(total, dtype=torch.bool)
+    in_subset[torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:num_samples]] = True
     position = 0
     for images, labels in iter_images(store, batch_size):
-        keep = chosen[position : position + len(images)]
+        keep = in_subset[position : position + len(images)]
         position += len(images)
         if position > total:
             break
@@ -52,7 +52,7 @@ def iter_subset(
 
 
 def evenly_spaced(rows: Tensor, count: int) -> Tensor:
-    """``count`` of the rows, evenly spaced: they may be sorted by class or by chain; all, if there are no more.
+    """Return ``count`` evenly spaced rows, for they may be sorted by class or by chain; all, if there are no more.
 
     Example:
         >>> evenly_spaced(torch.arange(10), 4).tolist(), evenly_spaced(torch.arange(2), 4).tolist()

@@ -1,9 +1,8 @@
-"""Figures: curves by matplotlib, images by Pillow."""
+"""Plots of an evaluation: curves by matplotlib, images by Pillow."""
 
 from __future__ import annotations
 
 from pipeline.evaluation.plots.curves import (
-    at_temperature,
     chain_curve,
     energy_histogram,
     log_partition,
@@ -12,6 +11,7 @@ from pipeline.evaluation.plots.curves import (
     scatter_3d,
 )
 from pipeline.evaluation.plots.images import animation, grid, png, side_by_side
+from pipeline.evaluation.plots.titles import at_temperature
 
 __all__ = [
     "animation",

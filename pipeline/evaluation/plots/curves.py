@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from pipeline.evaluation.plots.titles import at_temperature
+
 __all__ = [
-    "at_temperature",
     "chain_curve",
     "energy_histogram",
     "log_partition",
@@ -22,23 +23,8 @@ __all__ = [
     "scatter_3d",
 ]
 
-# Okabe and Ito's palette, told apart with every kind of color vision.
+# Okabe and Ito's palette, distinguishable with every kind of color vision.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-
-
-def at_temperature(title: str, temperature: str | None, separator: str = " ") -> str:
-    """Return a title with the temperature of the samples that it is about.
-
-    Args:
-        title: What is shown.
-        temperature: In words; ``None`` for the title alone.
-        separator: Between the two.
-
-    Example:
-        >>> at_temperature("GEBM", "beta 10: colder than the model"), at_temperature("GEBM", None)
-        ('GEBM (beta 10: colder than the model)', 'GEBM')
-    """
-    return title if temperature is None else f"{title}{separator}({temperature})"
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -48,7 +34,7 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def chain_curve(steps: Sequence[int], values: Sequence[float], measure: str, temperature: str | None = None) -> Figure:
-    """A score of the samples along the chain, against the base's, where the chain starts.
+    """Draw a score of the samples along the chain, with the base's, where the chain starts, as a line.
 
     Args:
         steps: MCMC steps, the first of which is the base.
@@ -86,7 +72,7 @@ def chain_curve(steps: Sequence[int], values: Sequence[float], measure: str, tem
 
 
 def marginals(samples: Mapping[str, Tensor], max_columns: int = 12) -> Figure:
-    """The marginal density of each column, one panel a column, those of all sets in one panel.
+    """Draw the marginal density of each column, one panel a column, those of all sets in one panel.
 
     Args:
         samples: Name of a set -> its rows (N, D); D is the same for all.
@@ -118,7 +104,7 @@ def marginals(samples: Mapping[str, Tensor], max_columns: int = 12) -> Figure:
 
 
 def energy_histogram(energies: Mapping[str, Tensor]) -> Figure:
-    """How the energies of data and of samples are distributed: the energy is to be low where the data are.
+    """Draw the distributions of the energies of data and of samples: the energy is to be low on the data.
 
     Args:
         energies: Name of a set -> its energies (N,), in nats.
@@ -137,7 +123,12 @@ def energy_histogram(energies: Mapping[str, Tensor]) -> Figure:
     edges = _edges(list(energies.values()))
     for (name, values), color in zip(energies.items(), _COLORS, strict=False):
         axes.hist(
-            values.clamp(edges[0], edges[-1]).numpy(), edges, density=True, histtype="step", color=color, label=name
+            values.clamp(edges[0], edges[-1]).numpy(),
+            edges.tolist(),
+            density=True,
+            histtype="step",
+            color=color,
+            label=name,
         )
     axes.set_xlabel("energy E(x) in nats")
     axes.set_ylabel("density per nat")
@@ -146,11 +137,11 @@ def energy_histogram(energies: Mapping[str, Tensor]) -> Figure:
 
 
 def log_partition(energies: Tensor, trained: float | None = None) -> Figure:
-    """The log-partition by Monte Carlo, ``log mean exp(-E)`` over more and more of the base's samples.
+    """Draw the log-partition by Monte Carlo, ``log mean exp(-E)`` over more and more of the base's samples.
 
     Args:
         energies: Of samples of the base (N,), in nats, N at least 2, in the order in which they were drawn.
-        trained: The model's own scalar, ``c``, in nats; None where it has learnt none.
+        trained: The model's own scalar, ``c``, in nats; ``None`` where it is not trained.
 
     Returns:
         A matplotlib figure.
@@ -165,9 +156,11 @@ def log_partition(energies: Tensor, trained: float | None = None) -> Figure:
     weights = (lowest - energies.double()).exp()
     means = weights.cumsum(0) / counts
     spreads = (weights.square().cumsum(0) / counts - means.square()).clamp(min=0)
-    errors = (spreads / (counts - 1)).sqrt() / means  # of a logarithm, to first order
+    # Of a logarithm, to first order.
+    errors = (spreads / (counts - 1)).sqrt() / means
     values = means.log() - lowest
-    start = min(9, len(energies) - 2)  # of fewer a standard error says nothing
+    # Of fewer samples a standard error means nothing.
+    start = min(9, len(energies) - 2)
     counts, values, errors = (line[start:].numpy() for line in (counts, values, errors))
     figure = _figure(6.4, 4.0)
     axes = figure.subplots()
@@ -187,7 +180,7 @@ def log_partition(energies: Tensor, trained: float | None = None) -> Figure:
 
 
 def scatter_2d(samples: Mapping[str, Tensor], pair: tuple[int, int]) -> Figure:
-    """Where the rows lie in two of their columns, a panel a set, on the same axes.
+    """Draw the rows in two of their columns, a panel a set, on the same axes.
 
     Args:
         samples: Name of a set -> its rows (N, D).
@@ -216,7 +209,7 @@ def scatter_2d(samples: Mapping[str, Tensor], pair: tuple[int, int]) -> Figure:
 
 
 def scatter_3d(samples: Mapping[str, Tensor]) -> Figure:
-    """Points of space, a panel a set, on the same axes; of more than three coordinates the first three.
+    """Draw points in space, a panel a set, on the same axes; of more than three coordinates the first three.
 
     Args:
         samples: Name of a set, on one line or more -> its points (N, D), D at least 2.
@@ -239,7 +232,8 @@ def scatter_3d(samples: Mapping[str, Tensor]) -> Figure:
             getattr(panel, f"set_{'xyz'[axis]}lim")(low, high)
             getattr(panel, f"set_{'xyz'[axis]}label")(f"x{axis + 1}")
         if dim == 3:
-            panel.set_box_aspect(None, zoom=0.75)  # or the labels of its axes are cut off
+            # Smaller, or the labels of its axes are cut off. The panel is an ``Axes3D``, which has the parameter.
+            panel.set_box_aspect(None, zoom=0.75)  # pyright: ignore[reportCallIssue]
         panel.scatter(*points[inside, :dim].T.numpy(), s=4, alpha=0.6, linewidths=0, color=color)
         outside = len(points) - int(inside.sum())
         first, newline, rest = name.partition("\n")
@@ -250,7 +244,7 @@ def scatter_3d(samples: Mapping[str, Tensor]) -> Figure:
 
 
 def _edges(sets: Sequence[Tensor], bins: int = 40) -> np.ndarray:
-    """Bins over the middle 99 % of all sets: one far sample would leave nothing to see."""
+    """Return the edges of bins over the middle 99 % of all sets: one outlier would leave nothing to see."""
     joined = torch.cat([values.flatten().float() for values in sets]).numpy()
     low, high = np.quantile(joined[np.isfinite(joined)], [0.005, 0.995])
     margin = 0.05 * (high - low) or 0.5

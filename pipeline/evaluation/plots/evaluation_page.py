@@ -1,4 +1,4 @@
-"""The pictures of an evaluation of images: what its samples look like, how good the energy is, what is remembered."""
+"""Pictures of an evaluation of images: its samples, their energies, and their nearest training images."""
 
 from __future__ import annotations
 
@@ -12,77 +12,84 @@ from gebm import GEBM
 from gebm.freezing import frozen
 from pipeline.data import Store
 from pipeline.evaluation import metrics
-from pipeline.evaluation.evaluator import ChainSamples, Evaluation
+from pipeline.evaluation.base import ChainSamples, Evaluation
 from pipeline.evaluation.metrics.subsets import evenly_spaced
 from pipeline.evaluation.plots import curves, panels
 from pipeline.evaluation.plots.images import animation, grid, png, side_by_side
+from pipeline.evaluation.plots.titles import at_temperature
 
 __all__ = ["EvaluationFigures", "to_network_range"]
 
-_EXTREME = 8  # samples that are shown for their low energy, and as many for their high one
-_BEST = 8  # samples of the GEBM that are shown beside the training images nearest to them
+# Samples that are shown for their low energy, and as many for their high one.
+_EXTREME = 8
+# Samples of the GEBM that are shown above the training images nearest to them.
+_BEST = 8
 _NEIGHBORS = 3
-_DATA_ENERGIES = 2_000  # training images whose energies are drawn
+# Training images whose energies are drawn.
+_DATA_ENERGIES = 2_000
 
 
 class EvaluationFigures:
-    """Draws evaluations of one run, one after another, so that they can be compared.
+    """Pictures of a run's evaluations, drawn alike so that they can be compared.
 
-    Samples are of the latents that the evaluation has always from the same random numbers; nothing is drawn at random
-    here. Of the training images a fixed part is looked at, see :func:`pipeline.evaluation.metrics.reference_images`.
+    Samples are of latents that are the same in each evaluation; nothing is drawn at random here. The training images
+    are a fixed subset, see :func:`pipeline.evaluation.metrics.reference_images`.
 
     Args:
         store: The training images.
         reference: Embeddings of the images that :func:`pipeline.evaluation.metrics.reference_images` gives (M, F).
-        label: The extractor's.
+        label: Label of the feature extractor.
         device: Where the model is.
-        temperature: Of the chains, in words; every picture of their samples says it.
+        temperature: Of the chains, in words; in the title of every picture of their samples.
     """
 
     def __init__(self, store: Store, reference: Tensor, label: str, device: torch.device, temperature: str) -> None:
         self._store, self._reference, self._label, self._device = store, reference, label, device
         self._temperature = temperature
 
-    def draw(self, model: GEBM, found: Evaluation, trained: bool) -> dict[str, bytes]:
+    def draw(self, model: GEBM, evaluation: Evaluation, trained: bool) -> dict[str, bytes]:
         """Draw an evaluation.
 
         Args:
             model: The model that was evaluated.
-            found: What was found.
+            evaluation: Its evaluation.
             trained: Whether the model learns its log-partition.
 
         Returns:
             File name to contents.
         """
-        steps = sorted(found.frames)
-        base, gebm = found.frames[steps[0]], found.frames[steps[-1]]
-        energies = {name: end.energies for name, end in found.ends.items()}
+        temperature = self._temperature
+        steps, ends = sorted(evaluation.frames), evaluation.ends
+        base, gebm = evaluation.frames[steps[0]], evaluation.frames[steps[-1]]
         animated = io.BytesIO()
-        told = {"temperature": self._temperature}
-        animation([found.frames[step] for step in steps], steps, animated, **told)
-        curve = curves.chain_curve(list(found.chain), list(found.chain.values()), f"FID ({self._label})", **told)
-        of_data = self._energies(model, evenly_spaced(self._gallery, _DATA_ENERGIES))
-        gebm_name = curves.at_temperature("GEBM", self._temperature)
-        histogram = curves.energy_histogram({"data": of_data, "base": energies["base"], gebm_name: energies["gebm"]})
-        partition = curves.log_partition(energies["base"], model.log_partition.item() if trained else None)
-        sides = (self._sorted(model, frame, found.ends[name]) for name, frame in (("base", base), ("gebm", gebm)))
-        drawn = {
+        animation([evaluation.frames[step] for step in steps], steps, animated, temperature=temperature)
+        scores = list(evaluation.chain.values())
+        curve = curves.chain_curve(list(evaluation.chain), scores, f"FID ({self._label})", temperature)
+        energies = {
+            "data": self._energies(model, evenly_spaced(self._reference_images, _DATA_ENERGIES)),
+            "base": ends["base"].energies,
+            at_temperature("GEBM", temperature): ends["gebm"].energies,
+        }
+        partition = curves.log_partition(ends["base"].energies, model.log_partition.item() if trained else None)
+        ranked_base = self._ranked(model, base, ends["base"])
+        ranked_gebm = self._ranked(model, gebm, ends["gebm"])
+        figures = {
             "base": grid(base, columns=8),
             "gebm": grid(gebm, columns=8),
-            "base_and_gebm": side_by_side(base, gebm, **told),
-            "by_energy": panels.energy_panels(*sides, **told),
-            "neighbours": self._neighbors(model, found.ends["gebm"], found.scores["nearest_gebm"]),
-            "energies": histogram,
+            "base_and_gebm": side_by_side(base, gebm, temperature=temperature),
+            "by_energy": panels.energy_panels(ranked_base, ranked_gebm, temperature),
+            "neighbours": self._neighbors(model, ends["gebm"], evaluation.scores["nearest_gebm"]),
+            "energies": curves.energy_histogram(energies),
             "log_partition": partition,
             "fid_along_chain": curve,
         }
         return {
-            **{f"{name}.png": png(figure) for name, figure in drawn.items()},
+            **{f"{name}.png": png(figure) for name, figure in figures.items()},
             "chain.gif": animated.getvalue(),
         }
 
-    def _sorted(self, model: GEBM, shown: Tensor, end: ChainSamples) -> panels.RankedSamples:
-        """By energy: those that are shown, which are the first of all, and of all those at both ends."""
+    def _ranked(self, model: GEBM, shown: Tensor, end: ChainSamples) -> panels.RankedSamples:
+        """Rank samples by energy: those shown, which are the first of all, and the extremes of all."""
         few, order = end.energies[: len(shown)], end.energies.argsort()
         ordered = few.argsort()
         lowest, highest = order[:_EXTREME], order[-_EXTREME:]
@@ -95,23 +102,23 @@ class EvaluationFigures:
         )
 
     def _neighbors(self, model: GEBM, end: ChainSamples, ratio: float) -> panels.Image.Image:
-        """The samples of lowest energy, which the model holds for its best, and the training images nearest to them."""
-        best, count = end.energies.argsort()[:_BEST], min(_NEIGHBORS, len(self._gallery))
+        """Draw the samples of lowest energy, the model's most probable, and the training images nearest to them."""
+        best, count = end.energies.argsort()[:_BEST], min(_NEIGHBORS, len(self._reference_images))
         distances, rows = metrics.nearest(end.features["embedding"][best], self._reference, count)
         return panels.neighbors(
             self._samples(model, end.latents[best]),
             end.energies[best],
-            self._gallery[rows],
+            self._reference_images[rows],
             distances,
             ratio=ratio,
-            among=len(self._gallery),
+            among=len(self._reference_images),
             of=self._store.manifest.num_samples,
             label=self._label,
             temperature=self._temperature,
         )
 
     @functools.cached_property
-    def _gallery(self) -> Tensor:
+    def _reference_images(self) -> Tensor:
         return metrics.reference_images(self._store)
 
     @torch.no_grad()
@@ -121,11 +128,11 @@ class EvaluationFigures:
 
     @torch.no_grad()
     def _energies(self, model: GEBM, images: Tensor) -> Tensor:
-        """Energies of images, in batches so small that they fit beside a model in training."""
+        """Return the energies of images, in batches small enough to fit next to a model in training."""
         with frozen(model.energy):
             return torch.cat([model.energy(to_network_range(part, self._device)).cpu() for part in images.split(64)])
 
 
 def to_network_range(images: Tensor, device: torch.device) -> Tensor:
-    """Images uint8 (N, C, H, W) as floats in [-1, 1], on the device."""
+    """Return images uint8 (N, C, H, W) as floats in [-1, 1], on the device."""
     return images.to(device, non_blocking=True).float().div_(127.5).sub_(1.0)

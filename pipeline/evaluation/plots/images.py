@@ -1,6 +1,6 @@
-"""Grids of samples and animations along a chain, by Pillow, which keeps every pixel.
+"""Grids of samples and animations along a chain, by Pillow, which preserves every pixel.
 
-Everything comes back as an object or as PNG bytes, so that a caller can save it behind any URL.
+Functions return an object or PNG bytes, so that a caller can save it behind any URL.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from typing import BinaryIO
 
 import torch
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
-from pipeline.evaluation.plots.curves import at_temperature
+from pipeline.evaluation.plots.layout import GAP, beside, titled
+from pipeline.evaluation.plots.titles import at_temperature
 
 __all__ = [
     "animation",
@@ -25,8 +26,7 @@ __all__ = [
 ]
 
 _MIN_CELL = 48
-_GAP = 2
-_TITLE = 28
+_TITLE_HEIGHT = 28
 _FONT_SIZE = 16
 
 
@@ -58,8 +58,8 @@ def grid(images: Tensor, columns: int, scale: int | None = None) -> Image.Image:
     rows = math.ceil(num / columns)
     scale = scale or max(1, math.ceil(_MIN_CELL / min(height, width)))
     cells = images.cpu().expand(-1, 3, -1, -1).repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-    step_y, step_x = height * scale + _GAP, width * scale + _GAP
-    canvas = torch.full((3, rows * step_y - _GAP, columns * step_x - _GAP), 255, dtype=torch.uint8)
+    step_y, step_x = height * scale + GAP, width * scale + GAP
+    canvas = torch.full((3, rows * step_y - GAP, columns * step_x - GAP), 255, dtype=torch.uint8)
     for i, cell in enumerate(cells):
         y, x = i // columns * step_y, i % columns * step_x
         canvas[:, y : y + height * scale, x : x + width * scale] = cell
@@ -67,17 +67,11 @@ def grid(images: Tensor, columns: int, scale: int | None = None) -> Image.Image:
 
 
 def _titled(image: Image.Image, title: str) -> Image.Image:
-    """The image under a line of text on white; wider than the image where the text is."""
-    font = ImageFont.load_default(_FONT_SIZE)
-    width = max(image.width, math.ceil(font.getlength(title)) + 2 * _GAP)
-    canvas = Image.new("RGB", (width, image.height + _TITLE), "white")
-    canvas.paste(image, (0, _TITLE))
-    ImageDraw.Draw(canvas).text((_GAP, _TITLE // 2), title, fill="black", font=font, anchor="lm")
-    return canvas
+    return titled(image, [title], font_size=_FONT_SIZE, line_height=_TITLE_HEIGHT)
 
 
 def side_by_side(base: Tensor, gebm: Tensor, columns: int = 8, temperature: str | None = None) -> Image.Image:
-    """Samples of the base on the left; on the right where the same latents end after the chain.
+    """Draw samples of the base on the left, and those of the same latents after the chain on the right.
 
     Args:
         base: Images, uint8 (N, C, H, W), ``B(z)`` of the prior's latents.
@@ -100,11 +94,7 @@ def side_by_side(base: Tensor, gebm: Tensor, columns: int = 8, temperature: str 
         raise ValueError(f"base {tuple(base.shape)} and GEBM {tuple(gebm.shape)} are not of the same latents")
     left = _titled(grid(base, columns), "base")
     right = _titled(grid(gebm, columns), at_temperature("GEBM, same latents", temperature))
-    space = 24
-    canvas = Image.new("RGB", (left.width + space + right.width, left.height), "white")
-    canvas.paste(left, (0, 0))
-    canvas.paste(right, (left.width + space, 0))
-    return canvas
+    return beside(left, right)
 
 
 def animation(
@@ -116,7 +106,7 @@ def animation(
     milliseconds: int = 200,
     temperature: str | None = None,
 ) -> None:
-    """Write an animated GIF, which every browser shows, of samples along a chain; the last frame stays for two seconds.
+    """Write an animated GIF of samples along a chain; the last frame is shown for two seconds.
 
     Args:
         frames: The samples at each step, uint8 (N, C, H, W), all of one shape.
@@ -124,7 +114,7 @@ def animation(
         target: A binary file, open for writing.
         columns: Images in a row.
         milliseconds: Time that a frame is shown.
-        temperature: Of the chain, in words, written behind each step.
+        temperature: Of the chain, in words, written after each step.
 
     Raises:
         ValueError: No frames, or not one step for each.
@@ -146,7 +136,7 @@ def animation(
 
 
 def png(figure: Figure | Image.Image) -> bytes:
-    """A figure or an image as the bytes of a PNG file.
+    """Return a figure or an image as the bytes of a PNG file.
 
     Example:
         >>> png(grid(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), columns=1))[1:4]
