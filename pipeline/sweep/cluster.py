@@ -34,7 +34,7 @@ __all__ = [
 # What Tune reserves for a trial's own process, which only waits for its workers. It cannot be nothing, and is a MiB
 # and no part of a CPU: Ray scales an elastic trial by the CPUs that nodes have, not by those that are free of them, and
 # would wait for ever for a worker that a hundredth leaves no room for.
-TRIAL_RESOURCES = {"memory": 2**20}
+TRIAL_RESOURCES: dict[str, float] = {"memory": 2**20}
 
 _STORAGE = ".ray"
 

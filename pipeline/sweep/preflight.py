@@ -7,6 +7,7 @@ from typing import Any
 
 import ray
 import torch
+from ray.exceptions import RayTaskError
 
 from pipeline import config as schema
 from pipeline import tasks
@@ -82,7 +83,7 @@ def prepare_shared(config: schema.Config, capacity: Capacity) -> str | None:
     remote = ray.remote(num_cpus=capacity.preparation["CPU"], num_gpus=gpus)(_prepare_task)
     try:
         return ray.get(remote.remote(schema.to_dict(config), "cuda" if gpus else "cpu"))
-    except ray.exceptions.RayTaskError as error:
+    except RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise UserError(str(error.cause)) from None
         raise

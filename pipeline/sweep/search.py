@@ -39,7 +39,8 @@ class ResumableSearcher(Searcher):
         self._planned, self._names, self._proposer = list(planned), list(names), proposer
         self._proposed: set[str] = set()
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    # Ray's annotation leaves out FINISHED, a string, which its own searchers return as well.
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return the next trial's parameters."""
         if self._planned:
             name, params = self._planned.pop(0)
@@ -47,6 +48,8 @@ class ResumableSearcher(Searcher):
         if self._proposer is None or not self._names:
             return Searcher.FINISHED
         params = self._proposer.suggest(trial_id)
+        if params is None:
+            return None
         self._proposed.add(trial_id)
         return {TRIAL_NAME_KEY: self._names.pop(0), **params}
 
@@ -103,7 +106,10 @@ def pbt_config(space: dict[str, Domain], records: list[TrialRecord]) -> dict[str
     params = {record.name: record.params for record in records if record.status not in TERMINAL_STATUSES}
 
     def sample(key: str) -> Any:
-        return tune.sample_from(lambda spec: params[spec.config[TRIAL_NAME_KEY]][key])
+        def value(spec: Any) -> Any:
+            return params[spec.config[TRIAL_NAME_KEY]][key]
+
+        return tune.sample_from(value)
 
     return {TRIAL_NAME_KEY: tune.grid_search(list(params)), **{key: sample(key) for key in space}}
 
