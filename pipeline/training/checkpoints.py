@@ -21,7 +21,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 import fsspec
 import torch
@@ -196,7 +196,7 @@ class Checkpoints:
         """
         try:
             files, path = filesystem(url)
-            contents = {name: files.cat_file(f"{path}/{name}") for name in _FILES}
+            contents = {name: cast(bytes, files.cat_file(f"{path}/{name}")) for name in _FILES}
         except FileNotFoundError:
             newest = Checkpoints(url.rstrip("/").rsplit("/checkpoints/", 1)[0]).last
             if newest in (None, url):
