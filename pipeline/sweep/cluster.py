@@ -15,7 +15,7 @@ import pyarrow.fs
 import ray
 
 from pipeline.config import Config
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, one_line
 from pipeline.runtime.filesystem import is_local
 
 __all__ = [
@@ -160,12 +160,14 @@ def _connect(address: str | None) -> None:
             # The clean-up of a dead trial's resources needs the dashboard's API.
             hook = {"worker_process_setup_hook": f"{__name__}.{pin_ray_address.__name__}"}
             ray.init(address="local", num_cpus=os.cpu_count() or 1, include_dashboard=True, runtime_env=hook, **options)
-    except (OSError, RuntimeError, ValueError) as error:
-        where = address or "this machine"
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"no Ray cluster at {where} ({reason}): start one with `ray start --head`, or leave out ray.address"
-        ) from None
+    # Ray raises a bare Exception where a process of its own does not start in time, as on an overloaded machine.
+    except Exception as error:
+        reason = one_line(error, limit=200)
+        if address:
+            fix = f"no Ray cluster at {address} ({reason}): start one with `ray start --head`, or leave out ray.address"
+        else:
+            fix = f"Ray does not start on this machine ({reason}): try again when less else runs, or give ray.address"
+        raise UserError(fix) from None
 
 
 def _never_fits(capacity: Capacity) -> str:

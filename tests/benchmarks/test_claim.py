@@ -243,7 +243,7 @@ def test_a_page_of_some_results_has_them_all_and_no_others(folder, tmp_path: Pat
     pictures = sorted(path.stem for path in (tmp_path / page.IMAGES).iterdir())
     assert pictures == [f"claim-{name}" for name in ("beta", "curves", "fid", "overfit", "phases", "precision")]
     for name in pictures:
-        assert f"](images/{name}.png)" in text
+        assert f"](../images/{name}.png)" in text
     tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
     assert all(len({line.count("|") for line in lines}) == 1 for lines in tables), "a row has as many cells as its head"
     readme = (tmp_path / "README.md").read_text()

@@ -202,10 +202,10 @@ def test_rows_that_are_not_what_the_manifest_says(change: dict, message: str) ->
     ("key", "value", "message"),
     [
         ("resolution", 8, "rows have no pixels"),
-        ("channels", 0, "number of columns"),
-        ("channels", True, "number of columns"),
+        ("channels", 0, "channels should be greater than 0"),
+        ("channels", True, "channels should be a valid integer"),
         ("labels", ["a"], "rows have none"),
-        ("encoding", "blocks", "resolution is not a positive"),
+        ("encoding", "blocks", "resolution should be a number of pixels"),
     ],
 )
 def test_a_wrong_manifest_of_rows_is_one_line(key: str, value: object, message: str) -> None:

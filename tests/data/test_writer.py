@@ -199,7 +199,7 @@ def test_an_interrupted_run_leaves_no_store_and_the_next_one_finishes_it(
     store = tmp_path / "store"
     command = [sys.executable, "-c", SCRIPT, photographs, str(store), encoding]
     run = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while len(list(store.glob("*.tar.json"))) < 4:
         assert run.poll() is None and time.monotonic() < deadline, run.stderr.read()
         time.sleep(0.002)
