@@ -35,6 +35,10 @@ _MAX_BATCH = 5000
 class PermanentError(Exception):
     """The receiver answers, and will never accept this entry."""
 
+    def __init__(self, reason: str) -> None:
+        # A reason may quote a name from an untrusted file, with line breaks in it.
+        super().__init__(" ".join(reason.split()))
+
 
 class Journal:
     """A journal, and the thread that delivers it.
