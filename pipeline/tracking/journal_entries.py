@@ -153,7 +153,7 @@ class EndEntry(_Entry):
     """End of a run."""
 
     kind: Literal["end"]
-    status: str
+    status: Literal["RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"]
     time: _Count
 
 
