@@ -8,8 +8,8 @@ Algorithms 1 and 2 of Arbel, Zhou and Gretton (ICLR 2021) on the same networks a
 - every forward of the energy normalizes its weights anew, three times in an energy step;
 - data and base samples go through the energy in two forwards;
 - a base step evaluates the whole KALE, data included, whose gradient with respect to the base is zero, and the energy's
-  parameters receive gradients that nobody reads;
-- a step of the chain is one ordinary backward pass, which differentiates all parameters beside the latents;
+  parameters receive gradients that are never read;
+- a step of the chain is one ordinary backward pass, which differentiates all parameters in addition to the latents;
 - everything is in float32, and images lie in memory channel by channel.
 
 Nothing is done against speed either: what does not need a graph has none, and no value is waited for.
@@ -162,7 +162,7 @@ class PlainTrainer:
         return self.step_energy(x_data, generator), self.step_base(x_data, generator)
 
     def step_energy(self, x_data: Tensor, generator: torch.Generator) -> Tensor:
-        """Train the energy on images (N, C, H, W) against as many base samples, and return the loss, a scalar."""
+        """Train the energy on images (N, C, H, W) against N base samples, and return the loss, a scalar."""
         self.base.eval()
         self.energy.train()
         with torch.no_grad():

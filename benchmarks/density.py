@@ -1,7 +1,7 @@
 """``python -m benchmarks.density``: the table of ``docs/results/density.md``, density estimation on UCI.
 
 Every number comes from the pipeline as its users run it: one sweep a comparison, on stores that ``pipeline.shards`` has
-made. A sweep that is there already is not run again, and one that was interrupted goes on.
+made. A sweep that is there already is not run again, and one that was interrupted resumes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PERSISTENT = {
     "train.negatives.step_size": "5e-3",
     "train.negatives.num_steps": "5",
 }
-ON_TOP_STEPS = 2000  # energy steps on a base that stands still
+ON_TOP_STEPS = 2000  # energy steps on a base that is not trained
 
 HEAD = """# Density estimation on UCI
 
@@ -59,7 +59,7 @@ steps, tried on one other split.
 
 How the settings were found: bounded (tanh) conditioners and the moving average were chosen after looking at the test
 figures of these very splits, against other activations and no average, so all rows may be a little too good. Which
-network goes on top was chosen on two seeds of white wine and Parkinsons. That Parkinsons wants more latents a step and
+network is on top was chosen on two seeds of white wine and Parkinsons. That Parkinsons wants more latents a step and
 no moving average was found on a split that is not among these five, by its validation and test rows. That white wine's
 rates fall by a cosine was found on two such splits, after constant rates had left KALE-DV 0.33 nats behind maximum
 likelihood on these five.

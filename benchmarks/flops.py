@@ -55,7 +55,7 @@ def count(work: Callable[[], object]) -> Counts:
 class _Operators(TorchDispatchMode):
     """Sees every operator below autograd and autocast.
 
-    The counter itself cannot be run: to tell modules apart it hooks into the graph, and these hooks refuse a gradient
+    The counter itself cannot be run: to distinguish modules it hooks into the graph, and these hooks refuse a gradient
     that is taken with respect to a module's input in the midst of a loss, as the penalty's is.
     """
 

@@ -155,7 +155,7 @@ def matmul_ceiling(device: torch.device, precision: str, budget: float = 2.0) ->
     Args:
         device: Where.
         precision: ``"float32"``, ``"bfloat16"``, or ``"tf32"``, the float32 with eleven significant bits that
-            convolutions on a GPU are computed in unless torch is told otherwise.
+            convolutions on a GPU are computed in unless torch is set otherwise.
         budget: Seconds that the measurement may take.
 
     Returns:
@@ -243,7 +243,7 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def _fastest(work: Callable[[], object], device: torch.device, end: float) -> float:
-    """Return the seconds of the fastest repetition: three at least, and as many as there is time for."""
+    """Return the seconds of the fastest repetition: at least three, and more while time is left."""
     work()
     best = min(_seconds(work, device) for _ in range(3))
     while time.perf_counter() < end:

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.overhead``: what a trial costs beside its training, against a bare loop of the same trainer.
+"""``python -m benchmarks.overhead``: the overhead of a trial over a bare loop of the same trainer.
 
 *bare*: ``gebm.Trainer`` in a plain loop in a process of its own, on batches that lie in memory, with no report.
 *trial*: ``python -m pipeline.train`` as a user runs it: Ray, a reader on a store, reports, evaluations, checkpoints,
@@ -17,7 +17,7 @@ for which the trial's own steps were slower, by the rate that the trial reports;
 the last report to the end of the command. What evaluations measure with, the feature extractor and the data's
 statistics, is made before the first round.
 
-Fairness: the rounds alternate, with the first of the two in turn. Both get as many threads (OMP_NUM_THREADS). Ray runs
+Fairness: the rounds alternate, with the first of the two in turn. Both get OMP_NUM_THREADS threads. Ray runs
 its workers at niceness 15, so that its own processes come first; the bare loop gets the same niceness, for what else
 runs on the machine would otherwise slow down one of them only. Warm-ups of the alternation are left out.
 """

@@ -7,7 +7,7 @@ walks the model as it was trained and the folded one (:mod:`gebm.folding`) in ea
 before a chain of any length, and timed apart.
 
 *The same chain*: given the same noise all must walk the same way. The largest difference from plain of a coordinate at
-the end is printed beside the largest distance that the energy moved one, against a chain at beta 0: in float32 the
+the end is printed next to the largest distance that the energy moved one, against a chain at beta 0: in float32 the
 first must be far smaller than the second, or the comparison says nothing.
 
 *Peak memory*: each of two numbers of steps in a process of its own. A chain's memory must not grow with its length.

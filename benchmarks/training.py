@@ -12,7 +12,7 @@ three forwards and gebm once a step.
 *of ceiling* is the share of the fastest matrix product's rate; *of roofline* is the share of the rate that operators
 not fused with each other could have, each bound by its own arithmetic or traffic. Caches, and convolutions by faster
 algorithms than the counted one, can lift either above one. Speed is compared by images per second, not by these:
-plain spends operations on what nobody needs.
+plain spends operations on results that are not used.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ def _ceilings(device: torch.device, budget: float) -> dict[str, float]:
 def _arguments() -> argparse.Namespace:
     parser = cli.parser(__doc__, repeat=5)
     cli.add_networks(parser)
-    parser.add_argument("--batch", type=cli.positive, default=64, help="images in a batch, and as many base samples")
+    parser.add_argument("--batch", type=cli.positive, default=64, help="images in a batch, and base samples of a step")
     parser.add_argument("--energy-steps", type=cli.positive, default=5, help="energy steps per base step")
     parser.add_argument("--steps", type=int, default=5, help="alternations whose losses are compared; 0: none")
     parser.add_argument("--lr", type=float, default=1e-4, help="learning rate of both parts")

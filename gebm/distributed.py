@@ -21,7 +21,7 @@ def draw_local_rows(n: int, draw: Callable[[int], Tensor]) -> Tensor:
     """Draw for all processes and keep this one's rows, so that what is drawn does not depend on how many there are.
 
     Args:
-        n: Rows that this process takes; the others take as many.
+        n: Rows that this process takes; each of the others takes ``n`` too.
         draw: Draws that many rows, the same on every process.
 
     Returns:

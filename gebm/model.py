@@ -401,7 +401,7 @@ class GEBM(nn.Module):
                     lambda z: self.potential(z, beta),
                     z0_ND[first : first + size],
                     num_steps,
-                    # The same keys for every batch; the chains' numbers tell them apart.
+                    # The same keys for every batch; the chains' numbers distinguish them.
                     generator=torch.Generator(z0_ND.device).manual_seed(seed),
                     prior=self.prior,
                     first_chain=first,

@@ -9,7 +9,7 @@ Each part is a command of its own, and resumes what is there:
     python -m benchmarks.claim page                                     docs/results/images.md from the results' files
 
 Runs keep their checkpoints under ``--folder``, and a result of each as JSON under ``benchmarks/results/claim``. Several
-processes share the work by ``--share 0/2`` and ``--share 1/2``. At low priority beside other work: ``nice -n 15``.
+processes share the work by ``--share 0/2`` and ``--share 1/2``. At low priority next to other work: ``nice -n 15``.
 """
 
 from __future__ import annotations
@@ -127,9 +127,9 @@ def _own_share(jobs: list[Any], share: str) -> list[Any]:
 
 def _write(path: Path, values: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(values, indent=1) + "\n")
-    beside.replace(path)
+    partial = path.with_suffix(".part")
+    partial.write_text(json.dumps(values, indent=1) + "\n")
+    partial.replace(path)
 
 
 def _log(line: str) -> None:

@@ -74,9 +74,9 @@ def _guard_findings(results: Results) -> list[str]:
             for name in gradient_guard.NAMES
         }
         found = [(name, paired_difference(fids["none"], fids[name])) for name in gradient_guard.NAMES if name != "none"]
-        told = [f"{change(difference)} with `{name}`" for name, difference in found if difference.count]
-        if told:
-            texts.append(f"{LABELS[objective]}: FID {' and '.join(told)}.")
+        changes = [f"{change(difference)} with `{name}`" for name, difference in found if difference.count]
+        if changes:
+            texts.append(f"{LABELS[objective]}: FID {' and '.join(changes)}.")
     return ["Against no guard, paired by seed:", *texts] if texts else []
 
 

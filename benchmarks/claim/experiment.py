@@ -262,7 +262,7 @@ def train_phase(
         config: Of the run that made it.
         loss: ``kale`` or ``gan``.
         patience: Looks without a better held-out KALE; 0 takes all steps.
-        steps: Energy steps at most; the setting's if none.
+        steps: Energy steps at most; ``None`` takes the setting's.
 
     Returns:
         The model, and how the phase went.
@@ -381,6 +381,6 @@ def _parts(folder: Path, name: str) -> dict[str, Any]:
 
 def _keep(folder: Path, name: str, values: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    beside = folder / f"{name}.json.part"
-    beside.write_text(json.dumps(values))
-    beside.replace(folder / f"{name}.json")
+    partial = folder / f"{name}.json.part"
+    partial.write_text(json.dumps(values))
+    partial.replace(folder / f"{name}.json")

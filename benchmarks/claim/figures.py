@@ -19,7 +19,7 @@ from benchmarks.claim.statement import GAN, GEBM
 
 __all__ = ["FIGURES", "best_by_beta", "draw"]
 
-# Okabe and Ito's colors, which are told apart without color vision.
+# Okabe and Ito's colors, which can be distinguished without color vision.
 _COLORS = dict(zip(OBJECTIVES, ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7"), strict=True))
 _VARIANTS: dict[str | None, tuple[str, str, str]] = {None: ("base", "#555555", "o")}
 _VARIANTS |= {

@@ -37,8 +37,8 @@ def conditions(results: Results, samples: str, beta: bool = True) -> str:
     for name in SETTINGS:
         if results.of(name):
             counts.setdefault(getattr(SETTINGS[name], samples), []).append(name)
-    told = ", ".join(f"{count:,} samples ({', '.join(names)})" for count, names in counts.items())
-    text = f"By {extractors(results)}; {told}"
+    numbers = ", ".join(f"{count:,} samples ({', '.join(names)})" for count, names in counts.items())
+    text = f"By {extractors(results)}; {numbers}"
     return paragraph(f"*{text}; {BETA if beta else 'bases alone, no chain'}.*")
 
 

@@ -1,4 +1,4 @@
-"""The results' files, as many as there are, and what is asked of them."""
+"""Results' files of the claim, any subset of them, and the queries that the page makes."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class Setting:
         tuning_samples: Samples that a sampler's setting is chosen by.
         final_samples: Samples of each final score.
         phase_steps: Energy steps of the last phase, at most.
-        extractor_of: The setting whose classifier gives the features; its own if none.
+        extractor_of: The setting whose classifier gives the features; ``None`` for its own.
     """
 
     name: str

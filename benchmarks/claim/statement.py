@@ -74,16 +74,16 @@ def clause(comparison: Comparison, found: Difference) -> str:
     first, second = comparison.first_name, comparison.second_name
     if found.count == 0:
         return f"{first} and {second} have no seed in common yet"
-    told = f"FID {change(found)}"
+    figure = f"FID {change(found)}"
     if found.count > 1:
-        told += f", interval {interval(found if found.mean >= 0 else -found)}"
+        figure += f", interval {interval(found if found.mean >= 0 else -found)}"
     if found.count == 1:
-        return f"on one seed, which shows nothing, {first} is compared with {second} ({told})"
+        return f"on one seed, which shows nothing, {first} is compared with {second} ({figure})"
     if found.verdict == "larger":
-        return f"{first} outperforms {second} ({told})"
+        return f"{first} outperforms {second} ({figure})"
     if found.verdict == "smaller":
-        return f"{first} does not outperform {second} ({told})"
-    return f"it is not shown that {first} outperforms {second} ({told})"
+        return f"{first} does not outperform {second} ({figure})"
+    return f"it is not shown that {first} outperforms {second} ({figure})"
 
 
 def sentence(results: Results) -> str:

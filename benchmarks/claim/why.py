@@ -230,6 +230,6 @@ def _weighted_fid(bench: Bench, features: dict[str, Tensor], energies: Tensor) -
 
 def _write(path: Path, values: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(values, indent=1) + "\n")
-    beside.replace(path)
+    partial = path.with_suffix(".part")
+    partial.write_text(json.dumps(values, indent=1) + "\n")
+    partial.replace(path)

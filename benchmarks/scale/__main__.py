@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--files", action="store_true", help="the driver with Tune's own files of each trial, too")
     parser.add_argument("--period", type=float, default=10.0, help="seconds between two reports of a trial")
     parser.add_argument("--seconds", type=float, default=40.0, help="of each phase of a measurement of the driver")
-    parser.add_argument("--repeat", type=cli.positive, default=20, help="of what is told to the tracker")
+    parser.add_argument("--repeat", type=cli.positive, default=20, help="repetitions of each request to the tracker")
     parser.add_argument("--images", type=cli.positive, default=2048, help="in each store")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/scale"), help="folder of the JSON file")
     parser.add_argument("--page", type=Path, default=Path("docs/results/scale.md"), help="the page to write")

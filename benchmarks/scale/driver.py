@@ -190,7 +190,7 @@ class _Meter(tune.Callback):
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         if _free_bytes() < _LEAST_MEMORY:
-            raise MemoryError("too little memory is left for so many trials")
+            raise MemoryError("too little memory is left for this number of trials")
         began = time.thread_time()
         self._watch.on_step_end(iteration=iteration, trials=trials, **info)
         if self._phase:
@@ -229,9 +229,9 @@ class _Meter(tune.Callback):
         phases = [
             (phase.start, phase.end, period) for phase, period in zip(self.phases, self._load.periods, strict=True)
         ]
-        beside = self._gate.with_suffix(".part")
-        beside.write_text(json.dumps(phases))
-        beside.replace(self._gate)
+        partial = self._gate.with_suffix(".part")
+        partial.write_text(json.dumps(phases))
+        partial.replace(self._gate)
 
 
 class _Timed(Tracker):

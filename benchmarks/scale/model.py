@@ -22,7 +22,7 @@ __all__ = ["Assumptions", "Case", "Loads", "Measured", "Settings", "loads", "rec
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What is not measured here: assumed, or published by whoever knows.
+    """Figures that are not measured here: assumed, or published by the provider.
 
     Attributes:
         num_images: of the store.
@@ -99,7 +99,7 @@ class Settings:
         batch_size: ``train.batch_size``, and ``energy_steps``, ``base_steps`` and ``report_every`` of ``train``.
         evaluate_every: ``evaluation.every``.
         checkpoint_every: ``checkpoints.every``.
-        num_workers: ``scale.num_workers``; none for as many as the GPUs give.
+        num_workers: ``scale.num_workers``; ``None`` for the number of GPUs.
         max_concurrent: ``sweep.max_concurrent``.
     """
 
@@ -185,7 +185,7 @@ def loads(case: Case, settings: Settings, measured: Measured, assumed: Assumptio
 
     *Driver.* ``results * driver_seconds``: it has one interpreter, so one core.
 
-    *Tracker.* Requests of one trial's results, as many as wait, one after the other: with ``r`` results a second and
+    *Tracker.* Requests of one trial's waiting results, one after the other: with ``r`` results a second and
     ``C`` trials, a round takes ``T = C * request_seconds + T * (r * result_seconds + others)``. So its share is what is
     in the bracket, and the lag is the round that solves this.
 
@@ -297,7 +297,7 @@ def recommend(case: Case, measured: Measured, assumed: Assumptions) -> Settings:
 
     - A store of at most a quarter of a GPU's memory is held there.
     - Shards are of about 32 MiB: few requests, and several in a window of 128 MiB, over which images are mixed.
-    - A trial has as many GPUs as there are for it, but no more than its reader and the storage feed.
+    - A trial has the GPUs that are free for it, but no more than its reader and the storage feed.
     - Reports and evaluations are as rare as driver and tracker need, and no rarer.
     - A checkpoint every ``sqrt(2 * cost * lifetime)`` seconds (Young's formula) loses least, where its cost is that of
       writing it at a tenth of a machine's network.

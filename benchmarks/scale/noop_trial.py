@@ -1,4 +1,4 @@
-"""A trial that trains nothing: it reports what a trial of images reports, at the times it is told to.
+"""A trial that trains nothing: it reports what a trial of images reports, at the given times.
 
 This module is imported by every trial's process, so it imports what ``pipeline.sweep.trainable`` does and no more.
 """
@@ -23,8 +23,8 @@ def dummy(params: dict[str, Any], settings: dict[str, Any]) -> None:
     """Run in place of ``pipeline.sweep.trainable.trainable``, under Tune.
 
     It reports once, and waits until the gate is opened. Then it reports through phases, each with a start, an end and a
-    period: every so many seconds, each trial at a moment of its own, or as soon as the report before is taken where the
-    period is 0.
+    period: seconds between two reports, each trial at a moment of its own, or as soon as the report before is taken
+    where the period is 0.
 
     Args:
         params: keys that the search has set, and the trial's name.
@@ -49,7 +49,7 @@ def dummy(params: dict[str, Any], settings: dict[str, Any]) -> None:
 
 
 def report(number: int, figures: list[str] | None = None, checkpoint: str | None = None) -> dict[str, Any]:
-    """Return a report with as many numbers as a trial of images has.
+    """Return a report with the number of values that a trial of images has.
 
     Args:
         number: of the report.

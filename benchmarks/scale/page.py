@@ -73,7 +73,7 @@ def measured(results: Mapping[str, list[dict[str, Any]]], resolution: int, netwo
 
 
 def write(found: dict[str, Any], page: Path) -> None:
-    """Write the page, and its figure beside it.
+    """Write the page, and its figure next to it.
 
     Args:
         found: contents of the JSON file.
@@ -143,7 +143,7 @@ def figure(results: Mapping[str, list[dict[str, Any]]]) -> Figure:
             axis.set_ylim(1e-6, 30)
             axis.set_xticks(GPUS, [str(count) for count in GPUS])
             axis.grid(True, color="#dddddd", linewidth=0.6)
-            many = "one trial on all GPUs" if trials == 1 else "1,000 trials, as many at a time as there are GPUs"
+            many = "one trial on all GPUs" if trials == 1 else "1,000 trials, one at a time per GPU"
             axis.set_title(f"{resolution} pixels, {many}", fontsize=10)
     for axis in axes[:, 0]:
         axis.set_ylabel("share of what the part can carry")

@@ -1,8 +1,8 @@
 """What it takes to keep the summary of many trials and to draw them in a terminal, as it was done and as it is done.
 
 As it was: indented JSON of copies of all records, written at each evaluation, and a table of all trials, drawn twice a
-second. As it is: a line a trial, written as often as takes a tenth of the driver's time, and as many rows as the
-terminal has.
+second. As it is: a line a trial, written as often as takes a tenth of the driver's time, and the rows that fit the
+terminal.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a real MLflow server answers in a second, and how many requests each thing costs that it is told.
+"""What a real MLflow server answers in a second, and the number of requests that each kind of entry costs.
 
 The requests are counted where they leave, and the server runs on this machine, with SQLite and, where it is installed,
 with PostgreSQL.
@@ -30,7 +30,7 @@ def measure(folder: Path, repeat: int) -> list[dict[str, Any]]:
 
     Args:
         folder: of the servers' files.
-        repeat: how often each is told.
+        repeat: Repetitions of each entry.
     """
     rows = []
     with postgresql(folder / "postgresql") as database:

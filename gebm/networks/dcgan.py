@@ -25,7 +25,7 @@ class DCGANBase(nn.Sequential):
         resolution: Pixels on a side: 8, 16, 32, 64 or 128.
         channels: Color channels.
         latent_dim: Latent dimension ``D``.
-        width: Channels at the full resolution, twice as many per halving.
+        width: Channels at the full resolution, doubled per halving.
 
     Raises:
         ValueError: If there is no such resolution.
@@ -58,7 +58,7 @@ class DCGANEnergy(nn.Sequential):
     Args:
         resolution: Pixels on a side: 8, 16, 32, 64 or 128.
         channels: Color channels.
-        width: Channels at the full resolution, twice as many per halving.
+        width: Channels at the full resolution, doubled per halving.
 
     Raises:
         ValueError: If there is no such resolution.

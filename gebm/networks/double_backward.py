@@ -169,7 +169,7 @@ class LeakyReLU(nn.LeakyReLU):
         negative_slope: Slope below zero, zero or more.
 
     Raises:
-        ValueError: If the slope is negative, which the output could not tell from a positive one.
+        ValueError: If the slope is negative, which the output cannot distinguish from a positive one.
 
     Example:
         >>> LeakyReLU(0.1)(torch.tensor([-1.0, 2.0]))

@@ -221,7 +221,7 @@ class MAF(_LayeredFlow):
     """Masked autoregressive flow: each coordinate is moved by what came before it (Papamakarios et al. 2017).
 
     Its density takes one pass per layer; a sample, and so every energy step and every step of a chain in latent space,
-    takes as many as there are dimensions. The order of the coordinates is reversed from layer to layer.
+    takes one pass per dimension. The order of the coordinates is reversed from layer to layer.
 
     Args:
         dim: Dimension ``D``, at least 2.

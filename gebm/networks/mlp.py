@@ -36,7 +36,7 @@ class MLPBase(nn.Sequential):
 
 
 class MLPEnergy(nn.Sequential):
-    """The energy: two hidden layers with SiLU, spectrally normalized unless told otherwise.
+    """The energy: two hidden layers with SiLU, spectrally normalized by default.
 
     Args:
         dim: Dimension of the data.

@@ -54,7 +54,7 @@ class Negatives(Protocol):
         x_data: Tensor,
         positions: Tensor | None = None,
     ) -> Draw:
-        """Draw ``n`` negatives of a model, beside a batch of data (N, ...), from the positions of the chains."""
+        """Draw ``n`` negatives of a model, given a batch of data (N, ...), from the positions of the chains."""
         ...
 
 

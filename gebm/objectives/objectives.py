@@ -110,7 +110,7 @@ def log_mean_exp(values: Tensor) -> Tensor:
     """Return ``log mean exp`` of the values of all processes together.
 
     The logarithm of a mean is not the mean of logarithms: under ``torch.distributed`` every process needs the values of
-    all. They must have as many each.
+    all. Each must have the same number.
 
     Args:
         values: This process's values (N,).

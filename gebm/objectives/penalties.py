@@ -9,7 +9,7 @@ optimizer's: ``gebm.training.optimizers.adam(weight_decay=...)`` adds the gradie
 - drawn to one there (``GradientPenalty(10.0, target=1.0)``), which makes the Wasserstein baseline WGAN-GP;
 - drawn to zero at the data (:class:`R1`) or at the base samples (:class:`R2`);
 - of the weights (:class:`L2`), or nothing (:class:`NoPenalty`);
-- any of them only every so many steps (:class:`Lazy`).
+- any of them only every ``n`` steps (:class:`Lazy`).
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class GradientPenalty(_Weighted):
             energy: Maps (N, ...) to (N,).
             x_data: Data (N, ...); of more data than positions the first are taken.
             x_base: Base samples (N, ...); likewise.
-            position: Where on its segment each point lies (N,), 0 at the base sample and 1 at the data.
+            position: Position of each point on its segment (N,), 0 at the base sample and 1 at the data.
             parameters: Not used.
 
         Returns:
@@ -239,7 +239,7 @@ class NoPenalty:
 
 @dataclass(frozen=True)
 class Lazy:
-    """A penalty at every so many energy steps only, and by as much heavier (Karras et al. 2020, lazy regularization).
+    """A penalty at every n-th energy step only, with n times the weight (Karras et al. 2020, lazy regularization).
 
     On average over the steps it is the plain penalty, and where the plain one takes a second backward pass at each
     step, this takes one in ``every``. Karras et al. adjust Adam's rate and betas for it, too, which is left to the code

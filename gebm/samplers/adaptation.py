@@ -184,7 +184,7 @@ def warm_up(
 
     The step size by dual averaging (Hoffman and Gelman, JMLR 2014), and where the kernel has an ``inverse_mass``, that
     by the variances of the chains in windows of growing length (Stan Reference Manual, chapter on HMC). All the chains
-    teach one kernel: in the warm-up, and only here, a chain depends on those beside it. The chain that follows, with
+    teach one kernel: in the warm-up, and only here, a chain depends on the others. The chain that follows, with
     the kernel held fixed, is exact; throw away what went before.
 
     Args:
@@ -192,7 +192,7 @@ def warm_up(
             Its own settings are where the adaptation starts.
         potential: Maps (N, D) to (N,).
         z0: Starting positions (N, D); with one chain alone the estimates are as noisy as Stan's.
-        num_steps: Number of steps, at least 1; a few hundred are enough where chains reach the target in as many.
+        num_steps: Number of steps, at least 1; a few hundred are enough where chains reach the target within them.
         target_acceptance: The acceptance rate to reach, in (0, 1); ``None`` means the kernel's own
             ``target_acceptance``.
         generator: Source of all randomness, on any device; torch's default one if None.

@@ -114,7 +114,7 @@ class Kernel(Protocol[StateT]):
     All randomness comes from the generator that is passed to ``step``, and the state holds everything else that the
     next step depends on. A chain can therefore be stopped, saved and resumed bit for bit. Of the generator a step
     takes one key (``gebm.samplers.philox``), from which each chain computes noise of its own: no chain depends on which
-    others run beside it.
+    others run in parallel.
 
     Generic in the type of its state.
     """

@@ -1,4 +1,4 @@
-"""The last phase: the energy trained alone, on a base that stands still, until it stops improving on held-out data.
+"""The last phase: the energy trained alone, on a base that is fixed, until it stops improving on held-out data.
 
 In the alternation of Arbel, Zhou and Gretton (ICLR 2021, algorithm 1) the energy follows a base that moves after every
 few steps, and ends a little behind it. Some more energy steps on the base as it ended bring ``L(E)``, the generalized
@@ -106,7 +106,7 @@ class PhaseResult(NamedTuple):
     Attributes:
         steps: Energy steps after which the energy was best; what the energy is now.
         steps_taken: Energy steps that were taken until it had stopped improving.
-        history: Held-out and training quality after so many steps, from zero on.
+        history: Held-out and training quality after each number of steps, from zero on.
     """
 
     steps: int

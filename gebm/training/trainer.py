@@ -551,7 +551,7 @@ class Trainer:
         return draw.x
 
     def _base_inputs(self, batches: Iterator[Tensor], x_data: Tensor | None, generator: torch.Generator) -> Tensor:
-        """Return what the base learns from: the last batch of data, or latents, by default as many."""
+        """Return what the base learns from: the last batch of data, or latents, by default of the same number."""
         if self._learns_from_data:
             return self._to_device(next(batches)) if x_data is None else x_data
         n = self.latent_batch_size

@@ -156,7 +156,7 @@ def _new_name_of(key: str) -> str:
 def _refuse_interpolations(values: Any, key: str = "") -> None:
     """Refuse what OmegaConf would interpolate: Hydra has done so, and an untrusted file could name our secrets."""
     if isinstance(values, str) and "${" in values:
-        raise UserError(f"{key}: a value cannot have ${{ in it; write what it stands for")
+        raise UserError(f"{key}: a value cannot have ${{ in it; write its value")
     if isinstance(values, dict):
         for name, value in values.items():
             _refuse_interpolations(str(name), f"{key}.{name}".lstrip("."))

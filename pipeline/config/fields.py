@@ -99,7 +99,7 @@ class Pattern:
 
 @dataclass(frozen=True)
 class Rule:
-    """Meaning of a key, and which values it takes besides ``None``.
+    """Meaning of a key, and the values that it takes in addition to ``None``.
 
     Args:
         help: Meaning of the key, in words.

@@ -314,7 +314,7 @@ class Scale:
     num_workers: int = bounded(1, "Workers of a trial.", gt=0)
     min_workers: int | None = bounded(
         None,
-        "Elastic training: a trial runs on as many workers as there is room for, from this number to num_workers, and "
+        "Elastic training: a trial runs on all workers that there is room for, from this number to num_workers, and "
         "what it learns is the same (default: always num_workers).",
         gt=0,
     )
@@ -361,10 +361,10 @@ class Sweep:
     metric: str = key("fid_gebm", "Score that trials are ranked by.")
     mode: str = choice("min", "Whether the best score is the least or the largest.", names=("min", "max"))
     grace_steps: int | None = bounded(None, "Base steps before a trial may be pruned (default: a quarter).", gt=0)
-    reduction_factor: int = bounded(3, "One in so many of the trials that reach a rung continues.", ge=2)
+    reduction_factor: int = bounded(3, "One in n of the trials that reach a rung continues.", ge=2)
     perturbation_steps: int | None = bounded(None, "Base steps between two exploits (default: a tenth).", gt=0)
     max_concurrent: int | None = bounded(
-        None, "Trials that run at the same time (default: as many as the cluster has room for).", gt=0
+        None, "Trials that run at the same time (default: the number that the cluster has room for).", gt=0
     )
 
 

@@ -26,7 +26,7 @@ from pipeline.runtime.errors import UserError, one_line
 
 __all__ = ["FEWEST_SAMPLES", "validate"]
 
-# With fewer samples a metric is not defined: a covariance; two subsets of two; one sample a split; a third neighbour.
+# With fewer samples a metric is not defined: a covariance; two subsets of two; one sample a split; a third neighbor.
 FEWEST_SAMPLES = {"fid": 2, "kid": 4, "is": 10, "prc": 4}
 # The scores that each of evaluation.metrics gives, by which a sweep of images can rank its trials.
 _SCORES = {"fid": ("fid",), "kid": ("kid",), "is": ("is",), "prc": ("precision", "recall")}

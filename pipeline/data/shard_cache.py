@@ -72,7 +72,7 @@ class ShardCache:
         data = self._load(shard)
         if data is not None:
             return data
-        # One lock for many shards: the lock files stay, and would otherwise be as many as all shards there ever were.
+        # One lock for many shards: the lock files stay, and there would otherwise be one for each shard there ever was.
         with self._fetch_lock(shard.sha256[:2]):
             # Another process may have cached it, while this one waited.
             data = self._load(shard)
@@ -140,7 +140,7 @@ class ShardCache:
 
     @contextlib.contextmanager
     def _fetch_lock(self, name: str) -> Iterator[None]:
-        """Hold the lock of a fetch, or none if it cannot be acquired in time or at all."""
+        """Hold the lock of a fetch, or no lock if it cannot be acquired in time or at all."""
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(OSError):
                 stack.enter_context(self._lock(name))

@@ -55,7 +55,7 @@ def halve_batch_on_oom(
         500 chains at once do not fit the device's
         15
     """
-    # Half of a batch larger than the number of chains may be as many as before.
+    # Half of a batch larger than the number of chains may be the same number as before.
     requested = size = min(batch_size, num_chains)
     while True:
         done: list[int] = []

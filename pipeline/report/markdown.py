@@ -21,7 +21,7 @@ __all__ = [
 LIMIT = 4800
 """Characters of a description, of which MLflow's older servers take 5,000."""
 
-# Rows of the table, and items of each list, from the most to the fewest: as many as there is room for.
+# Rows of the table, and items of each list, from the most to the fewest: the first for which there is room.
 _ROWS = (20, 10, 5, 2, 1, 0)
 _ITEMS = (3, 2, 1, 0)
 _ALL_ITEMS = 1000
@@ -255,7 +255,7 @@ def _overrides(results: SweepResults) -> list[str]:
 
 
 def _fold(args: list[str]) -> str:
-    """Return a command on as many lines as it needs, for a shell to read."""
+    """Return a command on the lines that it needs, for a shell to read."""
     lines = args[:1]
     for arg in args[1:]:
         if len(lines[-1]) + 1 + len(arg) <= _LINE_WIDTH:

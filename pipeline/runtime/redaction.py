@@ -24,7 +24,7 @@ _LOCATIONS = re.compile(r"_(FILE|PATH|DIR|HOME)$", re.IGNORECASE)
 _MIN_LENGTH = 8
 _HIDDEN = "***"
 
-# What stands between the scheme and the host. Of HTTP a name alone may be a token; elsewhere it is a container's, as in
+# The text between the scheme and the host. Of HTTP a name alone may be a token; elsewhere it is a container's, as in
 # abfs://container@account/path. Libraries of databases take passwords with a slash in them; what is a port is none.
 _LOGIN = re.compile(
     r"\b(?P<scheme>[a-z][a-z0-9+.\-]*)://(?P<login>[^\s/?#'\"<>`]*|[^\s/?#@:'\"<>`]*:(?!\d+/)[^\s'\"<>`]*)@",

@@ -188,7 +188,7 @@ class Sweep:
         )
 
     def _metadata(self, label: str | None) -> dict[str, Any]:
-        """Return what the summary says of the sweep besides its trials."""
+        """Return the summary's metadata of the sweep."""
         config, store, beta = self.plan.config, self.plan.store, sampling_beta(self.plan.config)
         return {
             "experiment": config.name,

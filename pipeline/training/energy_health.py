@@ -1,6 +1,6 @@
 """Health of the energy: warnings of an energy that has collapsed, with what to do about it.
 
-The energy of a healthy run lies lower on data than on base samples, and its KALE is positive: it is a lower bound of
+The energy of a healthy run is lower on data than on base samples, and its KALE is positive: it is a lower bound of
 ``KL(P || B)`` (Arbel, Zhou and Gretton, ICLR 2021). A single batch with a huge loss can end that: Adam remembers its
 square, and the energy hardly moves for ``1 / (1 - beta2)`` steps, while the base follows an energy that is wrong.
 """
@@ -31,7 +31,7 @@ _MANY_AT_FLOOR = 0.5
 
 
 def measure_energy(model: GEBM, held_out: Tensor, seen: Tensor, seed: int, device: torch.device) -> dict[str, float]:
-    """Return the quality of an energy on data that no step saw, and its KALE on as many that were trained on.
+    """Return the quality of an energy on data that no step saw, and its KALE on an equal number that were trained on.
 
     Args:
         model: The model.

@@ -61,7 +61,7 @@ class TrialFolder:
             pictures: File name -> contents.
 
         Returns:
-            Their URLs, none if they could not be written, and notes on why.
+            Their URLs (``None`` if they could not be written), and notes on why.
 
         Raises:
             UserError: They cannot be written, and ``checkpoints.on_failure`` is ``stop``.

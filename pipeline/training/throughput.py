@@ -136,7 +136,7 @@ class Throughput:
 class _Operators(TorchDispatchMode):
     """Counter of every product and convolution below autograd and autocast, by the arithmetic it is done in.
 
-    Torch's counter itself cannot be run: to tell modules apart it hooks into the graph, and these hooks refuse a
+    Torch's counter itself cannot be run: to distinguish modules it hooks into the graph, and these hooks refuse a
     gradient that is taken with respect to a module's input in the midst of a loss, as the penalty's is.
     """
 

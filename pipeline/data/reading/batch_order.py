@@ -152,7 +152,7 @@ class BatchOrder:
 
         Args:
             position: Position of a batch.
-            at_least: Smallest number of shards to return, as far as the two epochs have as many.
+            at_least: Smallest number of shards to return, as far as the two epochs have them.
 
         Returns:
             The shards of whole windows, as indices in the manifest.

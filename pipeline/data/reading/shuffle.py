@@ -101,7 +101,7 @@ class EpochOrder:
         Args:
             stop: Index in the order, or the one after the last; 0 begins with the first window.
             end: Index after the last sample that is read.
-            at_least: Smallest number of shards to return, as far as the windows up to ``end`` have as many.
+            at_least: Smallest number of shards to return, as far as the windows up to ``end`` have them.
 
         Returns:
             Whole windows, as indices in the manifest.

@@ -305,7 +305,7 @@ def _read_sidecar(job: _Job, task: _Task, earlier: set[str]) -> _Finished | None
 
 
 def _remove_leftovers(job: _Job, shards: set[str]) -> None:
-    """Remove what interrupted runs left beside the shards, and no file that this module would not have written."""
+    """Remove what interrupted runs left next to the shards, and no file that this module would not have written."""
     job.fs.invalidate_cache(job.path)
     for path in job.fs.find(job.path, maxdepth=1):
         name = path.rpartition("/")[2]

@@ -70,7 +70,7 @@ def score(
         metrics: Any of ``fid`` (Heusel et al., 2017), ``kid`` (Binkowski et al., 2018: mean and deviation over 100
             subsets of 1,000 samples, or of half of them where there are fewer than 2,000), ``is`` (Salimans et al.,
             2016, of the extractor's own logits, ten splits), ``prc`` (precision and recall, Kynkaanniemi et al., 2019,
-            three neighbors, as many data as samples, 10,000 at most).
+            three neighbors, equal numbers of data and samples, 10,000 at most).
 
     Returns:
         ``fid``, ``kid``, ``kid_std``, ``is``, ``is_std``, ``precision`` and ``recall``, those requested.

@@ -20,7 +20,7 @@ from pipeline.evaluation.plots.titles import at_temperature
 
 __all__ = ["EvaluationFigures", "to_network_range"]
 
-# Samples that are shown for their low energy, and as many for their high one.
+# Samples that are shown for their low energy; the same number for their high one.
 _EXTREME = 8
 # Samples of the GEBM that are shown above the training images nearest to them.
 _BEST = 8

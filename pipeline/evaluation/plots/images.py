@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from pipeline.evaluation.plots.layout import GAP, beside, titled
+from pipeline.evaluation.plots.layout import GAP, join_horizontally, titled
 from pipeline.evaluation.plots.titles import at_temperature
 
 __all__ = [
@@ -39,7 +39,7 @@ def grid(images: Tensor, columns: int, scale: int | None = None) -> Image.Image:
     Args:
         images: Images, uint8 (N, C, H, W), C is 1 or 3.
         columns: Images in a row.
-        scale: Every pixel becomes ``scale`` x ``scale`` of them; by default as many as make a cell of 48 pixels.
+        scale: Every pixel becomes ``scale`` x ``scale`` of them; by default the number that makes a cell of 48 pixels.
 
     Returns:
         An RGB image.
@@ -94,7 +94,7 @@ def side_by_side(base: Tensor, gebm: Tensor, columns: int = 8, temperature: str 
         raise ValueError(f"base {tuple(base.shape)} and GEBM {tuple(gebm.shape)} are not of the same latents")
     left = _titled(grid(base, columns), "base")
     right = _titled(grid(gebm, columns), at_temperature("GEBM, same latents", temperature))
-    return beside(left, right)
+    return join_horizontally(left, right)
 
 
 def animation(

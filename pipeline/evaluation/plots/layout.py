@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-__all__ = ["GAP", "SPACE", "beside", "stacked", "titled"]
+__all__ = ["GAP", "SPACE", "join_horizontally", "join_vertically", "titled"]
 
 # Pixels between two images of a grid, and between two parts of a picture.
 GAP = 2
@@ -37,7 +37,7 @@ def titled(image: Image.Image, lines: Sequence[str], *, font_size: int, line_hei
     return canvas
 
 
-def stacked(images: Sequence[Image.Image], space: int) -> Image.Image:
+def join_vertically(images: Sequence[Image.Image], space: int) -> Image.Image:
     """Return images one above another, aligned on the left, on white.
 
     Args:
@@ -52,7 +52,7 @@ def stacked(images: Sequence[Image.Image], space: int) -> Image.Image:
     return canvas
 
 
-def beside(left: Image.Image, right: Image.Image) -> Image.Image:
+def join_horizontally(left: Image.Image, right: Image.Image) -> Image.Image:
     """Return two images side by side, aligned at the top, on white."""
     canvas = Image.new("RGB", (left.width + SPACE + right.width, max(left.height, right.height)), "white")
     canvas.paste(left, (0, 0))

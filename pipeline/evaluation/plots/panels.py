@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from pipeline.evaluation.plots.images import grid
-from pipeline.evaluation.plots.layout import GAP, SPACE, beside, stacked, titled
+from pipeline.evaluation.plots.layout import GAP, SPACE, join_horizontally, join_vertically, titled
 from pipeline.evaluation.plots.titles import at_temperature
 
 __all__ = ["RankedSamples", "energy_panels", "labelled", "neighbors"]
@@ -63,7 +63,7 @@ def labelled(images: Tensor, labels: Sequence[str], columns: int = _COLUMNS) -> 
         _with_labels(grid(images[i : i + columns], columns), labels[i : i + columns])
         for i in range(0, len(images), columns)
     ]
-    return stacked(rows, 0)
+    return join_vertically(rows, 0)
 
 
 def energy_panels(base: RankedSamples, gebm: RankedSamples, temperature: str | None = None) -> Image.Image:
@@ -77,7 +77,7 @@ def energy_panels(base: RankedSamples, gebm: RankedSamples, temperature: str | N
     Returns:
         An RGB image.
     """
-    return beside(_column("base", base), _column(at_temperature("GEBM, same latents", temperature), gebm))
+    return join_horizontally(_column("base", base), _column(at_temperature("GEBM, same latents", temperature), gebm))
 
 
 def _column(name: str, samples: RankedSamples) -> Image.Image:
@@ -90,7 +90,7 @@ def _column(name: str, samples: RankedSamples) -> Image.Image:
         for which, (shown, energies) in (("lowest", samples.lowest), ("highest", samples.highest))
     ]
     title = [name, f"{len(samples.images)} by their energy, from {low:.2f} to {high:.2f} nats"]
-    return stacked([_titled(grid(samples.images, _COLUMNS), title), *ends], SPACE // 2)
+    return join_vertically([_titled(grid(samples.images, _COLUMNS), title), *ends], SPACE // 2)
 
 
 def neighbors(
@@ -127,7 +127,7 @@ def neighbors(
         ["the GEBM's samples of lowest energy,", *([temperature] if temperature else []), "in nats below each"],
     )
     below = _titled(
-        stacked(
+        join_vertically(
             [
                 labelled(nearest[:, rank], [f"{distance:.3g}" for distance in distances[:, rank]], len(samples))
                 for rank in range(nearest.shape[1])
@@ -145,7 +145,7 @@ def neighbors(
         "times that of training images among themselves",
         "(0: copies; 1: as new as data)",
     ]
-    return stacked([above, below, _titled(Image.new("RGB", (1, 1), "white"), summary)], SPACE // 2)
+    return join_vertically([above, below, _titled(Image.new("RGB", (1, 1), "white"), summary)], SPACE // 2)
 
 
 def _with_labels(row: Image.Image, labels: Sequence[str]) -> Image.Image:

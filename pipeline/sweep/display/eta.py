@@ -71,7 +71,7 @@ def estimate_eta(courses: Sequence[TrialProgress], waiting: int, at_a_time: int)
 
 def _rest(courses: Sequence[TrialProgress]) -> Callable[[float], float]:
     """Return the expected rest of a trial from a fraction of its time on, as a function of that fraction."""
-    # Where trials have ended early, and which part of those that came so far went on: as if one more had done so, for
+    # Where trials have ended early, and which part of those that came so far continued: as if one more had done so, for
     # else the first few that are pruned would say that all will be.
     ends = sorted({course.fraction for course in courses if course.ended and course.fraction < 1})
     knots, survival = [], []

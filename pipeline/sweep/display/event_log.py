@@ -35,7 +35,7 @@ EVENTS = {
     "evaluated": "the same and what was measured: fid_base, fid_gebm, ..., beta of the GEBM's chains, and checkpoint",
     "warning": "text: a warning on the health of a trial's training, once each",
     "trial_ended": "status (finished, pruned, failed), seconds, error, warnings, checkpoint, best (what that scored)",
-    "note": "text: what a person is told as well",
+    "note": "text: a line that the terminal has too",
     "sweep_ended": "finished, pruned, failed, unfinished (how many trials), seconds, best (a trial's number)",
 }
 STANDARD_OUTPUT = "-"

@@ -70,9 +70,9 @@ def _members(url: str, partition: int) -> set[str]:
             text = cast("bytes", fs.cat_file(partition_path)).decode(errors="replace")
         except FileNotFoundError:
             raise UserError(
-                f"a split of CelebA needs {_PARTITION} beside {url}: add it, or set data.source.split=null for all"
+                f"a split of CelebA needs {_PARTITION} next to {url}: add it, or set data.source.split=null for all"
             ) from None
     rows = [line.split() for line in text.splitlines() if line.strip()]
     if any(len(row) != 2 or row[1] not in ("0", "1", "2") for row in rows):
-        raise UserError(f"the {_PARTITION} beside {url} is not CelebA's list of names and 0, 1 or 2: fetch it again")
+        raise UserError(f"the {_PARTITION} next to {url} is not CelebA's list of names and 0, 1 or 2: fetch it again")
     return {name for name, number in rows if number == str(partition)}

@@ -54,7 +54,7 @@ class RowReader:
         """Yield the remaining lines as numbers.
 
         Args:
-            widths: Allowed numbers of columns. All lines have as many as the first.
+            widths: Allowed numbers of columns. All lines have the number of the first.
             delimiter: Separator of two numbers, or None for any white space.
             limit: Largest number of lines. ``None`` (default) for all.
 
