@@ -94,7 +94,7 @@ from gebm.objectives.negatives import BaseDraws, DataChain, LatentChain, Negativ
 from gebm.objectives.penalties import L2, R1, R2, GradientPenalty, Lazy, NoPenalty, Penalty
 from gebm.partition import PartitionEstimate, annealing_schedule, log_partition_annealed, log_partition_monte_carlo
 from gebm.training import Alternation, StepInfo, Trainer, gradient_guard, initialize_log_partition
-from gebm.training.energy_phase import EnergyPhase, EnergyQuality, PhaseResult, energy_quality
+from gebm.training.energy_phase import EnergyPhase, EnergyQuality, PhaseResult, energies_of, energy_quality
 from gebm.training.gradient_guard import ArbelTransform, ClipGradients, GradientGuard, NoGuard
 from gebm.training.optimizers import Schedule, adam
 
@@ -145,6 +145,7 @@ __all__ = [
     "adam",
     "annealing_schedule",
     "disable_malloc_trim",
+    "energies_of",
     "energy_quality",
     "folded",
     "frozen",

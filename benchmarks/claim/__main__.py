@@ -15,11 +15,11 @@ processes share the work by ``--share 0/2`` and ``--share 1/2``. At low priority
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from pathlib import Path
-from typing import Any
+
+from benchmarks.claim.files import own_share, write_json
 
 __all__ = ["main"]
 
@@ -59,10 +59,10 @@ def _guard(arguments: argparse.Namespace) -> None:
     bench, deadline = Bench(SETTINGS["photographs"]), _Deadline(arguments.minutes)
     # The guards that the presets choose from; the authors' own too.
     jobs = [(o, g, s) for s in GUARD_SEEDS for o in OBJECTIVES for g in gradient_guard.NAMES]
-    for objective, guard, seed in _own_share(jobs, arguments.share):
+    for objective, guard, seed in own_share(jobs, arguments.share):
         path = RESULTS / "guard" / f"{objective}-{guard}-{seed}.json"
         if not path.exists() and not deadline.over():
-            _write(path, run_guard(bench, objective, guard, seed))
+            write_json(path, run_guard(bench, objective, guard, seed))
             _log(f"written: {path.name}")
 
 
@@ -74,7 +74,7 @@ def _runs(arguments: argparse.Namespace) -> None:
     names = arguments.setting or list(SETTINGS)
     jobs = [(name, objective, seed) for seed in SEEDS for name in names for objective in OBJECTIVES]
     benches: dict[str, Bench] = {}
-    for name, objective, seed in _own_share(jobs, arguments.share):
+    for name, objective, seed in own_share(jobs, arguments.share):
         path = RESULTS / name / f"{objective}-{seed}.json"
         if path.exists() or deadline.over():
             continue
@@ -93,7 +93,7 @@ def _runs(arguments: argparse.Namespace) -> None:
         except OutOfTime:
             _log(f"{title}: out of time; the same command resumes it")
             continue
-        _write(path, result)
+        write_json(path, result)
         _log(f"written: {path}")
 
 
@@ -118,18 +118,6 @@ class _Deadline:
     def over(self) -> bool:
         """Return whether it has come."""
         return time.monotonic() > self._end
-
-
-def _own_share(jobs: list[Any], share: str) -> list[Any]:
-    index, count = map(int, share.split("/"))
-    return jobs[index::count]
-
-
-def _write(path: Path, values: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    partial.write_text(json.dumps(values, indent=1) + "\n")
-    partial.replace(path)
 
 
 def _log(line: str) -> None:

@@ -25,8 +25,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks.claim.files import write_json
 from benchmarks.claim.settings import SAMPLERS, SETTINGS, SamplerSetting, Setting, experiment
-from gebm import GEBM, EnergyPhase, Trainer, adam, energy_quality, initialize_log_partition, objectives, penalties
+from benchmarks.claim.short_runs import measure_quality
+from gebm import GEBM, EnergyPhase, Trainer, adam, initialize_log_partition, objectives, penalties
 from gebm.folding import folded
 from gebm.training.gradient_guard import ClipGradients
 from pipeline import config as schema
@@ -162,7 +164,7 @@ def run(
         "base_steps": trained.trainer.base_step,
         "converged": trained.converged,
         "curve": trained.curve,
-        "energies": _parts(folder, "energies"),
+        "energies": _read_json(folder / "energies.json"),
     }
     for name in ("as_trained", "kale_phase", "gan_phase"):
         if name not in result["energies"]:
@@ -171,7 +173,7 @@ def run(
             energy, measured = _prepare_energy(name, trained, config)
             measured |= _sample(bench, energy, config, log=lambda line, name=name: log(f"{name}: {line}"))
             result["energies"][name] = measured
-            _keep(folder, "energies", result["energies"])
+            write_json(folder / "energies.json", result["energies"])
     samples = _draw_base(model, setting.final_samples, _FINAL_LATENTS)
     result["base"] = bench.score(bench.features(samples), _METRICS)
     return result
@@ -235,14 +237,14 @@ def _prepare_energy(name: str, trained: Trained, config: schema.Config) -> tuple
     """Return the model with the energy of that name, and what it knows of data that were held out."""
     model = copy.deepcopy(trained.trainer.sampling_model()).eval()
     if name == "as_trained":
-        return model, {"quality": _quality(model, trained.work)}
+        return model, {"quality": measure_quality(model, trained.work, _FINAL_LATENTS)}
     phase, result = train_phase(model, trained.work, config, name.removesuffix("_phase"))
     history = [
         {"steps": steps, "held_out_kale": unseen.kale, "train_kale": seen.kale if seen else None}
         for steps, unseen, seen in result.history
     ]
     measured = {"phase": {"steps": result.steps, "steps_taken": result.steps_taken, "history": history}}
-    return phase, {**measured, "quality": _quality(model, trained.work)}
+    return phase, {**measured, "quality": measure_quality(model, trained.work, _FINAL_LATENTS)}
 
 
 def train_phase(
@@ -301,14 +303,6 @@ def train_phase(
 def _name_of(config: schema.Config) -> str:
     [name] = [name for name, s in SETTINGS.items() if s.overrides["data.store"] == config.data.store]
     return name
-
-
-def _quality(model: GEBM, work: tasks.TaskWorker) -> dict[str, float]:
-    qualities = {}
-    for name, data in (("held_out", work.held_out), ("train", work.seen)):
-        quality = energy_quality(model, data, generator=torch.Generator().manual_seed(_FINAL_LATENTS))
-        qualities |= {f"{name}_{key}": value for key, value in quality._asdict().items()}
-    return qualities
 
 
 def _sample(bench: Bench, model: GEBM, config: schema.Config, log: Callable[[str], None]) -> dict[str, Any]:
@@ -374,13 +368,5 @@ def _draw_base(model: GEBM, count: int, latents: int) -> Tensor:
     return model.sample_base(count, torch.Generator().manual_seed(latents), batch_size=_BATCH)
 
 
-def _parts(folder: Path, name: str) -> dict[str, Any]:
-    path = folder / f"{name}.json"
+def _read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
-
-
-def _keep(folder: Path, name: str, values: dict[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{name}.json.part"
-    partial.write_text(json.dumps(values))
-    partial.replace(folder / f"{name}.json")

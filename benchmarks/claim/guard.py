@@ -8,12 +8,8 @@ import torch
 
 from benchmarks.claim.experiment import Bench
 from benchmarks.claim.settings import OBJECTIVES, SETTINGS, experiment
-from gebm import initialize_log_partition
+from benchmarks.claim.short_runs import train_from_scratch
 from gebm.training import gradient_guard
-from pipeline import tasks
-from pipeline.data import Position
-from pipeline.training.loop import step_generator
-from pipeline.training.model import make_trainer, model_to_train
 
 __all__ = ["GUARD_SAMPLES", "GUARD_SEEDS", "GUARD_STEPS", "run_guard"]
 
@@ -36,27 +32,14 @@ def run_guard(bench: Bench, objective: str, guard: str, seed: int) -> dict[str, 
     """
     assert objective in OBJECTIVES and guard in gradient_guard.NAMES
     config = experiment(SETTINGS["photographs"], objective, seed, {"train.gradient_guard": guard})
-    device = torch.device("cpu")
-    batches = tasks.make(config).open(0, 1, device).batches(Position())
-    model = model_to_train(config, device)
-    generator = step_generator(config, "log-partition", 0, device)
-    initialize_log_partition(model, config.train.log_partition_samples, generator)
-    trainer = make_trainer(model, config, device)
-    largest, moments, kales = 0.0, [], []
-    for step in range(GUARD_STEPS):
-        info = trainer.step(batches, step_generator(config, "step", step, device))
-        largest = max(largest, float(info.largest_energy_loss))
-        moments.append(float(trainer.energy_second_moment()))
-        kales.append(float(info.penalty - info.energy_loss))
-    samples = model.sample_base(GUARD_SAMPLES, torch.Generator().manual_seed(1), batch_size=500)
-    late = kales[GUARD_STEPS // 2 :]
+    trainer, _, losses = train_from_scratch(config, GUARD_STEPS)
+    generator = torch.Generator().manual_seed(1)
+    samples = trainer.sampling_model().sample_base(GUARD_SAMPLES, generator, batch_size=500)
     return {
         "objective": objective,
         "guard": guard,
         "seed": seed,
         "fid": bench.score(bench.features(samples))["fid"],
-        "largest_energy_loss": largest,
-        "largest_second_moment": max(moments),
-        "mean_lower_bound": sum(late) / len(late),
+        **losses,
         "extractor": bench.extractor.label,
     }

@@ -12,26 +12,20 @@ from __future__ import annotations
 
 import copy
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils import parametrize
 
 from benchmarks.claim.experiment import Bench, train_phase
+from benchmarks.claim.files import own_share, write_json
 from benchmarks.claim.settings import SETTINGS, experiment
-from gebm import GEBM, Trainer, energy_quality, initialize_log_partition
-from pipeline import config as schema
-from pipeline import tasks
-from pipeline.data import Position
+from benchmarks.claim.short_runs import measure_quality, train_from_scratch
 from pipeline.evaluation.evaluator import resampled
-from pipeline.training.loop import step_generator
-from pipeline.training.model import make_trainer, model_to_train
 
-__all__ = ["FLAT", "OVERFIT", "Flat", "Overfit", "remove_spectral_norm", "run_flat", "run_overfit", "run_why"]
+__all__ = ["FLAT", "OVERFIT", "Flat", "Overfit", "run_flat", "run_overfit", "run_why"]
 
 _SAMPLES, _BATCH, _LATENTS = 5000, 500, 41
 
@@ -93,10 +87,9 @@ def run_why(folder: Path, share: str, out_of_time: Callable[[], bool], log: Call
         out_of_time: Asked before each job; ends the run there.
         log: Takes lines about the progress.
     """
-    index, count = map(int, share.split("/"))
     bench = functools.cache(lambda: Bench(SETTINGS["digits"]))
     # The few long jobs first.
-    for job in (*OVERFIT, *FLAT)[index::count]:
+    for job in own_share((*OVERFIT, *FLAT), share):
         path = folder / f"{job.name}.json"
         if path.exists():
             continue
@@ -104,7 +97,7 @@ def run_why(folder: Path, share: str, out_of_time: Callable[[], bool], log: Call
             log("why: out of time; the same command resumes")
             return
         result = run_overfit(job) if isinstance(job, Overfit) else run_flat(bench(), job)
-        _write(path, result)
+        write_json(path, result)
         log(f"written: {path.name}")
 
 
@@ -119,7 +112,7 @@ def run_flat(bench: Bench, job: Flat) -> dict[str, Any]:
         What was measured, for JSON.
     """
     config = experiment(SETTINGS["digits"], "kale_fenchel", job.seed, {"train.penalty": job.penalty})
-    trainer, work, losses = _train(config, job.base_steps, spectral_norm=job.spectral_norm)
+    trainer, work, losses = train_from_scratch(config, job.base_steps, spectral_norm=job.spectral_norm)
     model = trainer.sampling_model().eval()
     with torch.no_grad():
         samples = model.sample_base(_SAMPLES, torch.Generator().manual_seed(_LATENTS), batch_size=_BATCH)
@@ -134,7 +127,7 @@ def run_flat(bench: Bench, job: Flat) -> dict[str, Any]:
         "extractor": bench.extractor.label,
         "fid": bench.score(features)["fid"],
         "weighted_fid": _weighted_fid(bench, features, energies),
-        "quality": _quality(model, work),
+        "quality": measure_quality(model, work, _LATENTS),
         **losses,
     }
 
@@ -149,7 +142,7 @@ def run_overfit(job: Overfit) -> dict[str, Any]:
         What was measured, for JSON.
     """
     config = experiment(SETTINGS[job.setting], "kale_fenchel", job.seed)
-    trainer, work, _ = _train(config, job.base_steps)
+    trainer, work, _ = train_from_scratch(config, job.base_steps)
     model = copy.deepcopy(trainer.sampling_model()).eval()
     _, result = train_phase(model, work, config, "kale", patience=0, steps=job.energy_steps)
     history = [
@@ -165,71 +158,9 @@ def run_overfit(job: Overfit) -> dict[str, Any]:
     }
 
 
-def remove_spectral_norm(network: torch.nn.Module) -> None:
-    """Take the normalization off all layers; each keeps the weight that it had with it.
-
-    So an energy with and one without begin as the same function, and differ in what training may make of them.
-
-    Args:
-        network: Changed in place.
-
-    Example:
-        >>> from torch import nn
-        >>> layer = nn.utils.parametrizations.spectral_norm(nn.Linear(2, 2)).eval()
-        >>> before = layer.weight.detach().clone()
-        >>> remove_spectral_norm(layer)
-        >>> parametrize.is_parametrized(layer), torch.equal(layer.weight, before)
-        (False, True)
-    """
-    training = network.training
-    # In training mode reading a weight moves its power iteration.
-    network.eval()
-    for layer in list(network.modules()):
-        if parametrize.is_parametrized(layer, "weight"):
-            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
-    network.train(training)
-
-
-def _train(
-    config: schema.Config, base_steps: int, *, spectral_norm: bool = True
-) -> tuple[Trainer, tasks.TaskWorker, dict[str, float]]:
-    """Train from scratch, and return the trainer, the data and what the losses went through."""
-    device = torch.device("cpu")
-    work = tasks.make(config).open(0, 1, device)
-    batches = work.batches(Position())
-    model = model_to_train(config, device)
-    if not spectral_norm:
-        remove_spectral_norm(model.energy)
-    generator = step_generator(config, "log-partition", 0, device)
-    initialize_log_partition(model, config.train.log_partition_samples, generator)
-    trainer = make_trainer(model, config, device)
-    losses = {"largest_energy_loss": float("-inf"), "largest_second_moment": 0.0, "nonfinite_losses": 0}
-    for step in range(base_steps):
-        info = trainer.step(batches, step_generator(config, "step", step, device))
-        losses["largest_energy_loss"] = max(losses["largest_energy_loss"], float(info.largest_energy_loss))
-        losses["largest_second_moment"] = max(losses["largest_second_moment"], float(trainer.energy_second_moment()))
-        losses["nonfinite_losses"] += int(info.num_nonfinite)
-    return trainer, work, losses
-
-
-def _quality(model: GEBM, work: tasks.TaskWorker) -> dict[str, float]:
-    qualities = {}
-    for name, data in (("held_out", work.held_out), ("train", work.seen)):
-        quality = energy_quality(model, data, generator=torch.Generator().manual_seed(_LATENTS))
-        qualities |= {f"{name}_{key}": value for key, value in quality._asdict().items()}
-    return qualities
-
-
 def _weighted_fid(bench: Bench, features: dict[str, Tensor], energies: Tensor) -> float | None:
     """Return the FID of the samples drawn again by their weights, or none where an energy is not finite."""
     if not energies.isfinite().all():
         return None
     rows = resampled(energies)
     return bench.score({layer: values[rows] for layer, values in features.items()})["fid"]
-
-
-def _write(path: Path, values: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    partial.write_text(json.dumps(values, indent=1) + "\n")
-    partial.replace(path)

@@ -9,7 +9,7 @@ fit the training data alone, and that is seen on data that were held out.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,9 +17,12 @@ from torch import Tensor
 from gebm.freezing import frozen
 from gebm.model import GEBM
 from gebm.objectives.penalties import Penalty
+from gebm.partition import PartitionEstimate
 from gebm.training.trainer import Trainer
 
-__all__ = ["EnergyPhase", "EnergyQuality", "PhaseResult", "energy_quality"]
+__all__ = ["EnergyPhase", "EnergyQuality", "PhaseResult", "energies_of", "energy_quality"]
+
+_BATCH_SIZE = 1000
 
 
 class EnergyQuality(NamedTuple):
@@ -43,24 +46,50 @@ class EnergyQuality(NamedTuple):
     weights_ess: float
     floor_share: float
 
+    @classmethod
+    def of(cls, energy_data: Tensor, energy_base: Tensor, floor: float) -> EnergyQuality:
+        """Return the measures of energies of data (M,) and of base samples (N,), on one device; this waits for it.
+
+        Args:
+            energy_data: Energies of data, in nats.
+            energy_base: Energies of base samples, in nats.
+            floor: The least energy; minus infinity for none.
+        """
+        partition = PartitionEstimate.of(-energy_base)
+        measures = torch.stack(
+            [
+                -energy_data.mean() - partition.log_partition,
+                energy_data.mean(),
+                energy_base.mean(),
+                energy_base.std(),
+                partition.effective_sample_size / len(energy_base),
+                (energy_data <= floor).double().mean(),
+            ]
+        )
+        return cls(*measures.tolist())
+
 
 @torch.no_grad()
-def energy_quality(
-    model: GEBM,
-    data: Tensor,
-    *,
-    num_samples: int = 4096,
-    generator: torch.Generator | None = None,
-    batch_size: int = 1000,
-) -> EnergyQuality:
+def energies_of(model: GEBM, x: Tensor, batch_size: int = _BATCH_SIZE) -> Tensor:
+    """Return the energies of samples (N, ...), in nats: (N,), float64, on the model's device.
+
+    Args:
+        model: The model.
+        x: Samples, as the networks take them.
+        batch_size: How many are on the device at once.
+    """
+    device = model.log_partition.device
+    with frozen(model.energy):
+        return torch.cat([model.energy(part.to(device)) for part in x.split(batch_size)]).double()
+
+
+def energy_quality(model: GEBM, data: Tensor, samples: Tensor) -> EnergyQuality:
     """Measure the energy on data that were held out.
 
     Args:
         model: The model.
         data: Held-out data (M, ...), as the networks take them.
-        num_samples: How many base samples stand for the base.
-        generator: Source of the latents.
-        batch_size: How many samples are on the device at once.
+        samples: Base samples (N, ...), from :meth:`gebm.GEBM.sample_base`.
 
     Returns:
         The measures, as Python numbers: this waits for the device once.
@@ -73,31 +102,13 @@ def energy_quality(
         >>> from gebm import StandardNormal
         >>> model = GEBM(nn.Identity(), nn.Linear(2, 1), StandardNormal(2))
         >>> _ = nn.init.zeros_(model.energy.network.weight), nn.init.zeros_(model.energy.network.bias)
-        >>> quality = energy_quality(model, torch.zeros(8, 2), num_samples=16)
+        >>> quality = energy_quality(model, torch.zeros(8, 2), model.sample_base(16))
         >>> round(abs(quality.kale), 6), round(quality.weights_ess, 6)
         (0.0, 1.0)
     """
     if len(data) == 0:
         raise ValueError("no data are held out: hold some out, for example with data.held_out")
-    device = model.log_partition.device
-    with frozen(model.base, model.energy):
-        energy_data = torch.cat([model.energy(part.to(device)) for part in data.split(batch_size)]).double()
-        latents = model.prior.sample(num_samples, generator)
-        energy_base = torch.cat([model.energy(model.base(part)) for part in latents.split(batch_size)]).double()
-    log_weights = -energy_base - (-energy_base).logsumexp(0)
-    log_partition = (-energy_base).logsumexp(0) - torch.tensor(float(num_samples), device=device).double().log()
-    floor = model.energy.floor
-    measures = torch.stack(
-        [
-            -energy_data.mean() - log_partition,
-            energy_data.mean(),
-            energy_base.mean(),
-            energy_base.std(),
-            (-(2 * log_weights).logsumexp(0)).exp() / num_samples,
-            (energy_data <= floor).double().mean(),
-        ]
-    )
-    return EnergyQuality(*measures.tolist())
+    return EnergyQuality.of(energies_of(model, data), energies_of(model, samples), model.energy.floor)
 
 
 class PhaseResult(NamedTuple):
@@ -208,24 +219,16 @@ class EnergyPhase:
         """
         if self.patience and (held_out is None or len(held_out) == 0):
             raise ValueError("no data are held out, and the phase stops by them: hold some out, or set patience to 0")
-        model = trainer.sampling_model()
-        penalty = trainer.penalty
-        first = trainer.energy_step
-        history: list[tuple[int, EnergyQuality, EnergyQuality | None]] = []
-        best, best_steps, best_kale, failures, taken = None, 0, float("-inf"), 0, 0
+        look, history = self._looks(trainer.sampling_model(), held_out, seen), []
+        best, penalty, first, taken = _Best(self.patience), trainer.penalty, trainer.energy_step, 0
         try:
-            if self.penalty is not None:
-                trainer.penalty = self.penalty
+            trainer.penalty = penalty if self.penalty is None else self.penalty
             while True:
-                if held_out is not None and len(held_out):
-                    quality = self._look(model, held_out)
-                    history.append((taken, quality, None if seen is None else self._look(model, seen)))
-                    kale = agree(quality.kale)
-                    if self.patience and kale > best_kale:
-                        best, best_steps, best_kale, failures = trainer.energy_state(), taken, kale, 0
-                    elif self.patience:
-                        failures += 1
-                if taken >= self.num_steps or (self.patience and failures >= self.patience):
+                if look is not None:
+                    unseen, trained_on = look()
+                    history.append((taken, unseen, trained_on))
+                    best.update(trainer, taken, agree(unseen.kale))
+                if taken >= self.num_steps or best.is_over:
                     break
                 count = min(self.check_every, self.num_steps - taken)
                 trainer.train_energy(batches, generator_at(first + taken), count, learning_rate=self.learning_rate)
@@ -233,10 +236,54 @@ class EnergyPhase:
                 advance(count)
         finally:
             trainer.penalty = penalty
-        if best is not None and best_steps != taken:
-            trainer.load_energy_state(best)
-        return PhaseResult(best_steps if self.patience else taken, taken, history)
+        return PhaseResult(best.restore(trainer, taken), taken, history)
 
-    def _look(self, model: GEBM, data: Tensor) -> EnergyQuality:
+    def _looks(
+        self, model: GEBM, held_out: Tensor | None, seen: Tensor | None
+    ) -> Callable[[], tuple[EnergyQuality, EnergyQuality | None]] | None:
+        """Return what measures the energy as it is at that moment; ``None`` without held-out data.
+
+        The base is fixed, so its samples are drawn once.
+        """
+        if held_out is None or len(held_out) == 0:
+            return None
         generator = torch.Generator(model.log_partition.device).manual_seed(0)
-        return energy_quality(model, data, num_samples=self.num_samples, generator=generator)
+        samples = model.sample_base(self.num_samples, generator, batch_size=_BATCH_SIZE)
+
+        def look() -> tuple[EnergyQuality, EnergyQuality | None]:
+            energy_base, floor = energies_of(model, samples), model.energy.floor
+            unseen = EnergyQuality.of(energies_of(model, held_out), energy_base, floor)
+            return unseen, None if seen is None else EnergyQuality.of(energies_of(model, seen), energy_base, floor)
+
+        return look
+
+
+class _Best:
+    """Early stopping: the best energy so far, by held-out KALE, and the looks since then."""
+
+    def __init__(self, patience: int) -> None:
+        self._patience = patience
+        self._state: dict[str, Any] | None = None
+        self._steps, self._kale, self._failures = 0, float("-inf"), 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the patience is at its end; without patience it never is."""
+        return 0 < self._patience <= self._failures
+
+    def update(self, trainer: Trainer, steps: int, kale: float) -> None:
+        """Keep the energy if it is the best so far."""
+        if not self._patience:
+            return
+        if kale > self._kale:
+            self._state, self._steps, self._kale, self._failures = trainer.energy_state(), steps, kale, 0
+        else:
+            self._failures += 1
+
+    def restore(self, trainer: Trainer, taken: int) -> int:
+        """Give the trainer the best energy back, and return its number of steps; without patience the last is kept."""
+        if self._state is None:
+            return taken
+        if self._steps != taken:
+            trainer.load_energy_state(self._state)
+        return self._steps

@@ -383,11 +383,6 @@ class Trainer:
     def penalty(self, penalty: Penalty) -> None:
         self._energy_terms.penalty = penalty
 
-    @property
-    def energy_learning_rate(self) -> float:
-        """The energy's learning rate before the schedule's factor."""
-        return self.energy_optimizer.param_groups[0]["peak_lr"]
-
     def energy_second_moment(self) -> Tensor:
         """Return the root mean square of the energy's gradients as Adam remembers it: a scalar on the device.
 

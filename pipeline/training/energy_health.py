@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gebm import GEBM, KALE, Objective, energy_quality
+from gebm import GEBM, KALE, EnergyQuality, Objective, energies_of
 from gebm.training import StepInfo
 
 __all__ = ["EnergyHealth", "measure_energy"]
@@ -26,6 +26,8 @@ _WINDOW = 100
 _JUMP = 100.0
 # So is a second moment whose root is this many times the usual: from a gradient a hundred times as large, or more.
 _MOMENT_JUMP = 10.0
+# Base samples that held-out and training data are compared to.
+_BASE_SAMPLES = 4096
 # Share of the data at the energy's floor from which a warning is given.
 _MANY_AT_FLOOR = 0.5
 
@@ -43,9 +45,9 @@ def measure_energy(model: GEBM, held_out: Tensor, seen: Tensor, seed: int, devic
     Returns:
         ``held_out_kale``, ``train_kale`` and ``energy_spread`` in nats, ``weights_ess`` and ``floor_share``.
     """
-    unseen, trained_on = (
-        energy_quality(model, data, generator=torch.Generator(device).manual_seed(seed)) for data in (held_out, seen)
-    )
+    samples = model.sample_base(_BASE_SAMPLES, torch.Generator(device).manual_seed(seed), batch_size=1000)
+    energy_base, floor = energies_of(model, samples), model.energy.floor
+    unseen, trained_on = (EnergyQuality.of(energies_of(model, x), energy_base, floor) for x in (held_out, seen))
     return {
         "held_out_kale": unseen.kale,
         "train_kale": trained_on.kale,
