@@ -47,9 +47,9 @@ def measured(results: Mapping[str, list[dict[str, Any]]], resolution: int, netwo
     steady = [row for row in results["driver"] if row["reports"] != "at once" and row["Tune's files"] == "no"][-1]
     memory = results["driver's memory"][-1]
     database = results["tracker"][-1]["database"]
-    told = {row["told"]: row["seconds"] for row in results["tracker"] if row["database"] == database}
-    alone = told["a result"]
-    [among] = [seconds for name, seconds in told.items() if name.startswith(f"a result, {_TOGETHER} ")]
+    seconds_of = {row["event"]: row["seconds"] for row in results["tracker"] if row["database"] == database}
+    alone = seconds_of["a result"]
+    [among] = [seconds for name, seconds in seconds_of.items() if name.startswith(f"a result, {_TOGETHER} ")]
     return Measured(
         image_bytes=image["bytes an image"],
         reader_images=image["images/s, one process"],
@@ -66,9 +66,9 @@ def measured(results: Mapping[str, list[dict[str, Any]]], resolution: int, netwo
         # From above: a request of one result took longer than one of ten, so their difference says nothing.
         request_seconds=alone,
         result_seconds=among,
-        evaluation_seconds=told["an evaluation"] - alone,
-        start_seconds=told["a trial's start"],
-        end_seconds=told["a trial's end"],
+        evaluation_seconds=seconds_of["an evaluation"] - alone,
+        start_seconds=seconds_of["a trial's start"],
+        end_seconds=seconds_of["a trial's end"],
     )
 
 

@@ -38,11 +38,11 @@ def measure(folder: Path, repeat: int) -> list[dict[str, Any]]:
             if name == "PostgreSQL" and url is None:
                 continue
             with mlflow_server(folder / name, url) as address:
-                rows += [{"database": name, **row} for row in _told(address, folder / name, repeat)]
+                rows += [{"database": name, **row} for row in _measure(address, folder / name, repeat)]
     return rows
 
 
-def _told(uri: str, folder: Path, repeat: int) -> Iterator[dict[str, Any]]:
+def _measure(uri: str, folder: Path, repeat: int) -> Iterator[dict[str, Any]]:
     tracker = Tracker(uri, "scale", artifacts=None, journal=folder / "journal.jsonl", folder=str(folder))
     tracker.start_sweep("scale", {}, "", extractor="inception-v3-compat")
     settings, shown = schema.to_dict(experiment(1)), figures(folder)
@@ -65,14 +65,14 @@ def _told(uri: str, folder: Path, repeat: int) -> Iterator[dict[str, Any]]:
         ("an evaluation", repeat, evaluated),
         ("a trial's end", repeat, ended),
     ]
-    for name, count, tell in works:
+    for name, count, send in works:
         with _counted() as found:
             began = time.perf_counter()
             for n in range(count):
-                tell(n)
+                send(n)
                 tracker._journal.flush(60.0)
             seconds = time.perf_counter() - began
-        yield {"told": name, "requests": found[0] / count, "seconds": seconds / count}
+        yield {"event": name, "requests": found[0] / count, "seconds": seconds / count}
     # As an outbox does that has fallen behind: what a trial has to say goes in one request.
     count = _TOGETHER * repeat
     named = {f"train/{key}": float(value) for key, value in few.items()}
@@ -83,7 +83,7 @@ def _told(uri: str, folder: Path, repeat: int) -> Iterator[dict[str, Any]]:
             tracker._deliver(many[start : start + _TOGETHER])
         seconds = time.perf_counter() - began
     yield {
-        "told": f"a result, {_TOGETHER} of a trial at a time",
+        "event": f"a result, {_TOGETHER} of a trial at a time",
         "requests": found[0] / count,
         "seconds": seconds / count,
     }

@@ -1,7 +1,7 @@
 """Noise that belongs to a chain: random numbers as a function of a key, a chain's number and a coordinate.
 
 A generator's stream deals its numbers out in the order in which they are asked for, so what one chain gets would depend
-on how many others run beside it. Here a step takes a single number from the generator, the key, and every chain
+on how many others run in parallel. Here a step takes a single number from the generator, the key, and every chain
 computes its own noise from it with Philox4x32-10, the counter-based generator of Salmon, Moraes, Dror and Shaw,
 *Parallel random numbers: as easy as 1, 2, 3*, SC 2011. The counter says which numbers are meant:
 

@@ -211,21 +211,21 @@ def test_a_page_of_some_results_has_them_all_and_no_others(folder, tmp_path: Pat
     runs.append(run("horses", "hinge", 0, 50.0, 49.0, converged=False))
     results = folder(runs)
     for guard, fid in (("none", 32.0), ("clip", math.inf)):
-        told = {"objective": "kale_fenchel", "guard": guard, "seed": 0, "fid": fid, "largest_energy_loss": 1e9}
-        told |= {"largest_second_moment": 0.1, "mean_lower_bound": 0.2, "extractor": "classifier-of-guards"}
-        write(results / "guard" / f"{guard}.json", told)
+        payload = {"objective": "kale_fenchel", "guard": guard, "seed": 0, "fid": fid, "largest_energy_loss": 1e9}
+        payload |= {"largest_second_moment": 0.1, "mean_lower_bound": 0.2, "extractor": "classifier-of-guards"}
+        write(results / "guard" / f"{guard}.json", payload)
     job = why.FLAT[0]
     quality = dict.fromkeys(
         ["held_out_kale", "train_kale", "held_out_spread", "held_out_weights_ess", "held_out_floor_share"], 0.25
     )
-    told = {**job._asdict(), "samples": 5000, "extractor": "classifier-of-tests", "fid": 5.0, "weighted_fid": None}
-    told |= {"quality": quality, "largest_energy_loss": 3.0, "largest_second_moment": 0.1, "nonfinite_losses": 2}
-    write(results / "why" / f"{job.name}.json", told)
+    payload = {**job._asdict(), "samples": 5000, "extractor": "classifier-of-tests", "fid": 5.0, "weighted_fid": None}
+    payload |= {"quality": quality, "largest_energy_loss": 3.0, "largest_second_moment": 0.1, "nonfinite_losses": 2}
+    write(results / "why" / f"{job.name}.json", payload)
     history = [
         {"steps": steps, "held_out_kale": kale, "train_kale": 0.5} for steps, kale in ((0, 0.1), (50, 0.4), (100, 0.2))
     ]
-    told = {"setting": "digits", "seed": 0, "base_steps": 2000, "held_out": 180, "history": history}
-    write(results / "why" / "overfit-digits.json", told)
+    payload = {"setting": "digits", "seed": 0, "base_steps": 2000, "held_out": 180, "history": history}
+    write(results / "why" / "overfit-digits.json", payload)
     page.write_page(results, project(tmp_path))
     text = (tmp_path / page.PAGE).read_text()
     said = one_line(text)

@@ -104,7 +104,7 @@ def test_a_missing_store_names_the_command_that_makes_it(refused, verb, experime
 
 
 def test_a_storage_that_hangs_is_refused_in_time(refused, monkeypatch):
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel takes what comes, and nobody reads it
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel takes what comes, and it is never read
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
@@ -158,11 +158,11 @@ def test_a_checkpoint_of_another_architecture_is_refused(refused, tmp_path):
         "model": {"networks": "dcgan", "latent_dim": 4, "width": 8},
     }
     tensors = {"other.weight": torch.ones(2, 3)}
-    for name, state in (("other", {"config": config}), ("stranger", {})):
+    for name, state in (("other", {"config": config}), ("foreign", {})):
         Checkpoints(str(tmp_path / name)).save(1, model=tensors, training={}, state=state, score=1.0)
     line = refused("sweep", "sweeps=mcmc", "checkpoint=other")
     assert "another architecture" in line and "absent" in line
-    assert "does not say what it was trained with" in refused("sweep", "sweeps=mcmc", "checkpoint=stranger")
+    assert "does not say what it was trained with" in refused("sweep", "sweeps=mcmc", "checkpoint=foreign")
 
 
 @pytest.mark.parametrize("damage", ["", "[]", "{}", '{"trials": 3}', '{"trials": [{"nothing": 1}]}', "\xff"])
@@ -277,7 +277,7 @@ def completed(line: str) -> list[str]:
 def test_a_shell_is_told_the_experiments_the_searches_and_the_keys():
     top = completed("python -m pipeline.sweep ")
     assert {"conf=", "sweeps=", "train.", "data.", "output=", "resume=", "log="} <= set(top)
-    assert all(word[-1] in "=." for word in top)  # no folder beside conf/ is a group
+    assert all(word[-1] in "=." for word in top)  # no folder next to conf/ is a group
     assert completed(".venv/bin/python -X dev -m pipeline.sweep conf=") == [f"conf={n}" for n in schema.experiments()]
     assert completed("python3 -m pipeline.train conf=lsun sweeps=") == [f"sweeps={n}" for n in schema.searches()]
     assert completed("python -m pipeline.sweep train.energy_l") == ["train.energy_lr="]

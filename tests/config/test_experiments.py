@@ -44,7 +44,7 @@ def photographs(path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["img_align_celeba.zip", "photographs.zip"])
 def test_the_commands_that_the_help_prints_make_a_store(tmp_path, name):
-    """Of the file alone, as it is fetched: no list of splits beside it, no folder of a split in it."""
+    """Of the file alone, as it is fetched: no list of splits next to it, no folder of a split in it."""
     photographs(tmp_path / name)
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "GEBM_STORES": str(tmp_path / "stores")}
 

@@ -172,7 +172,7 @@ def test_a_shard_that_is_missing_or_cut_short_is_seen_when_the_store_is_opened(s
 
 
 class _Trap:
-    """What a stranger would put in a shard: unpickling it creates a file."""
+    """Untrusted object in a shard: unpickling it would create a file."""
 
     def __init__(self, path: str) -> None:
         self.path = path

@@ -62,7 +62,7 @@ class Flaky:
 
 @pytest.fixture
 def storage(monkeypatch):
-    """A bucket whose server can be told to fail."""
+    """A bucket whose server can be set to fail."""
     flaky = Flaky()
     thread = threading.Thread(target=flaky.server.serve_forever, daemon=True)
     thread.start()
@@ -117,7 +117,7 @@ def test_what_never_comes_is_one_line_before_long(storage):
 
 
 def test_a_storage_that_takes_a_request_and_never_answers_is_one_line_in_time(monkeypatch):
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel takes what comes, and nobody reads it
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel takes what comes, and it is never read
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
@@ -165,7 +165,7 @@ def test_what_a_cache_has_is_not_asked_for_again(storage, tmp_path, num_workers)
         batches = iter(make_reader(store, batch_size=256, **options))
         found = [batch.images for batch in itertools.islice(batches, 14)]
         batches.close()
-        assert not multiprocessing.active_children(), "a loader worker reads ahead for nobody"
+        assert not multiprocessing.active_children(), "a loader worker reads ahead for no process"
         return found
 
     expected = read(None)

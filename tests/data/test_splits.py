@@ -176,7 +176,7 @@ def test_a_single_gaussian_has_the_figure_that_was_published_for_it(
     """
     path = PUBLISHED / name
     if not path.exists():
-        pytest.skip(f"the published {name} is not beside the repository, in ../shared/data/uci")
+        pytest.skip(f"the published {name} is not next to the repository, in ../shared/data/uci")
     table = torch.from_numpy(sources.make(kind, str(path)).rows)
     figures = []
     for seed in range(15):

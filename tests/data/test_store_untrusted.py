@@ -1,4 +1,4 @@
-"""Stores that somebody else wrote: whatever is in them, nothing runs, and what comes out is one line."""
+"""Untrusted stores: whatever is in them, nothing runs, and the error is a one-line message."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def one_line(function, *arguments) -> str:
 
 @pytest.fixture(scope="module", params=["blocks", "images"])
 def store(request):
-    url = f"memory://strangers/{request.param}"
+    url = f"memory://untrusted/{request.param}"
     forget(url)
     return numbered_store(url, 7, 4, request.param)
 

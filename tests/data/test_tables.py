@@ -301,7 +301,7 @@ def test_numbers_are_read_as_they_were_written(rows: np.ndarray, at_once: int, d
 def test_the_published_files(kind: str, shape: tuple[int, int]) -> None:
     path = PUBLISHED / NAMES[kind]
     if not path.exists():
-        pytest.skip(f"the published {path.name} is not beside the repository, in ../shared/data/uci")
+        pytest.skip(f"the published {path.name} is not next to the repository, in ../shared/data/uci")
     rows = sources.make(kind, str(path)).rows
     assert rows.shape == shape
     if kind == "parkinsons":

@@ -136,7 +136,7 @@ def test_the_middle_square_is_kept(shape: tuple[int, int]) -> None:
     top, left = (height - side) // 2, (width - side) // 2
     pixels[top : top + side + (height - side) % 2, left : left + side + (width - side) % 2] = 0
     fitted = resize_center_crop(pixels, 10, 1)
-    # Away from its border: the filter reaches three pixels, and mixes those with what lies beside it.
+    # Away from its border: the filter reaches three pixels, and mixes those with the pixels next to it.
     assert fitted.shape == (1, 10, 10) and (fitted[:, 3:-3, 3:-3] == 0).all() and fitted.mean() < 30
 
 

@@ -115,7 +115,7 @@ def comparable(report: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def undisturbed(trial):
-    """What one worker and two of them end with, if nobody disturbs them."""
+    """What one worker and two of them end with, if nothing disturbs them."""
     return {world_size: lived(trial, f"of-{world_size}", world_size, True, []) for world_size in (1, 2)}
 
 
@@ -125,7 +125,7 @@ DEATHS = st.one_of(
     st.builds(Moment, seconds=HUNDREDTHS, rank=st.integers(0, 1)),
     st.builds(Moment, signal=st.just(signal.SIGTERM), seconds=HUNDREDTHS),
 )
-# While it evaluates; with an evaluation in a checkpoint, and not yet told; and when all is done, and not yet told.
+# While it evaluates; with an evaluation in a checkpoint, not yet reported; and when all is done, not yet reported.
 TELLING = [
     Moment(operation=4, about="figures/step-00000006"),
     Moment(operation=0, about="rmdir"),
@@ -141,7 +141,7 @@ def test_killed_at_any_moments_it_learns_what_it_learns_undisturbed(trial, undis
     deaths = [dataclasses.replace(death, rank=death.rank % world_size) for death in deaths]
     found, expected = lived(trial, f"killed-{next(NAMES)}", world_size, hold, deaths), undisturbed[world_size]
     assert found.state == expected.state
-    # Each evaluation has been told, perhaps more than once, and always the same.
+    # Each evaluation has been reported, perhaps more than once, and always the same.
     assert found.evaluations.keys() == expected.evaluations.keys()
     for base_step, [report] in expected.evaluations.items():
         assert all(again == report for again in found.evaluations[base_step]), base_step

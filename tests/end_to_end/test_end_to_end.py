@@ -91,7 +91,7 @@ def test_the_tracker_holds_what_the_sweep_found(swept, home):
     names = set(best.data.metrics)
     groups = {"kale/log_partition", "kale/log_partition_monte_carlo", "train/energy_loss", "rate/images_per_second"}
     assert groups | {"rate/flops_per_second", "rate/evaluation_seconds"} <= names
-    # A time stands where an evaluation was, a rate at each report as well.
+    # There is a time at each evaluation, a rate at each report as well.
     for name, steps in (("flops_per_second", [6, 8, 12, 16, 18, 24]), ("evaluation_seconds", [8, 16, 24])):
         history = client.get_metric_history(best.info.run_id, f"rate/{name}")
         assert [point.step for point in history] == steps and all(point.value > 0 for point in history)
@@ -157,7 +157,7 @@ def test_the_sweep_is_reviewed_in_a_browser(swept, database, tmp_path):
         assert [figure.find_element("css selector", ".gtitle").text for figure in review.figures()] == titles
         assert screenshots.requested(driver) <= {"file://", "data://", "blob://"}
 
-        # Of the two trials one rate alone differs, and one has no scores: beside what the sweep itself was given.
+        # Of the two trials one rate alone differs, and one has no scores: next to the sweep's own parameters.
         assert {"train.base_lr", "train.energy_lr"} <= review.comparison([*runs, parent.run_id])
 
         groups = review.metrics(best["mlflow_run_id"])

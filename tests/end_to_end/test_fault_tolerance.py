@@ -122,7 +122,7 @@ def own_address(number: int) -> list[str]:
 
 @pytest.fixture
 def machines(tmp_path, monkeypatch):
-    """A cluster's address, and four machines of one CPU in it besides the head: processes that end as machines do."""
+    """A cluster's address, and four machines of one CPU and a head: processes that end as machines do."""
     # For so long a trial waits for workers on a machine that Ray has not yet missed, and then counts again.
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})

@@ -127,10 +127,10 @@ def slurm(tmp_path_factory):
                 daemon.wait(timeout=60)
 
 
-def wait(reached, seconds: float, told) -> None:
+def wait(reached, seconds: float, describe) -> None:
     end = time.monotonic() + seconds
     while not reached():
-        assert time.monotonic() < end, told()
+        assert time.monotonic() < end, describe()
         time.sleep(0.2)
 
 

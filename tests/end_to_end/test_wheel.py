@@ -26,19 +26,19 @@ def installed(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("words", "status", "told"),
+    ("words", "status", "expected_text"),
     [
         (["--help"], 0, "imagenet32"),
         (["conf=lsun", "sweeps=optuna"], 2, "python -m pipeline.shards conf=lsun"),
         (["conf=nothing"], 2, "celeba, cifar10, digits, hepmass, imagenet32, lsun, miniboone"),
     ],
 )
-def test_it_has_the_experiments_and_the_searches(installed, tmp_path, words, status, told):
+def test_it_has_the_experiments_and_the_searches(installed, tmp_path, words, status, expected_text):
     environment = {**os.environ, "PYTHONPATH": str(installed), "GEBM_STORES": str(tmp_path / "stores")}
     found = subprocess.run(
         [sys.executable, "-m", "pipeline.sweep", *words], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
-    assert found.returncode == status and told in found.stdout + found.stderr, found
+    assert found.returncode == status and expected_text in found.stdout + found.stderr, found
     where = [sys.executable, "-c", "import pipeline; print(pipeline.__file__)"]
     found = subprocess.run(where, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert found.stdout.startswith(str(installed))

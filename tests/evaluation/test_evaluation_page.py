@@ -107,8 +107,8 @@ def test_an_evaluation_says_the_trained_log_partition_beside_its_estimate(evalua
 
 
 def test_words_are_whole_however_few_the_images():
-    """A title that is wider than what it stands over makes room for itself."""
+    """A title that is wider than its picture makes room for itself."""
     one = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
-    told = {"ratio": 1.0, "among": 10, "of": 1_000_000, "label": "inception-v3-compat"}
-    drawn = pixels(panels.neighbors(one, torch.zeros(1), one[:, None], torch.ones(1, 1), **told))
+    payload = {"ratio": 1.0, "among": 10, "of": 1_000_000, "label": "inception-v3-compat"}
+    drawn = pixels(panels.neighbors(one, torch.zeros(1), one[:, None], torch.ones(1, 1), **payload))
     assert (drawn[:, -1] == 255).all() and (drawn[:20] < 255).any()

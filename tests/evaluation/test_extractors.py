@@ -265,7 +265,7 @@ def test_weights_that_give_no_numbers_are_refused(
 
 
 def test_published_weights_that_cannot_be_had_are_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Without a network: a proxy that refuses stands for the closed way out."""
+    """Without a network: a proxy that refuses takes the place of the missing network."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
@@ -286,7 +286,7 @@ def test_a_wrong_file_in_torchs_cache_does_not_pass_as_the_published_weights(
     assert make_extractor("inception-v3-compat").label != "inception-v3-compat"
 
 
-def test_grey_images_are_repeated_for_networks_of_colour(digits: Store, stand_in: Extractor) -> None:
+def test_grey_images_are_repeated_for_networks_of_color(digits: Store, stand_in: Extractor) -> None:
     grey = load_images(digits)[0][:5]
     assert torch.equal(
         features(grey, stand_in)["embedding"], features(grey.expand(-1, 3, -1, -1), stand_in)["embedding"]

@@ -1,4 +1,4 @@
-"""Tensor files that somebody else wrote: one documented error, and statistics that are no such are computed again."""
+"""Untrusted tensor files: one documented error, and statistics that are no such are computed again."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def file(tmp_path_factory) -> Path:
 
 
 def look(path: Path, content: bytes) -> None:
-    """Read it as whoever reads any tensors does, and as statistics."""
+    """Read it as any tensor file is read, and as statistics."""
     path.write_bytes(content)
     try:
         found = safetensors_io.read(str(path))

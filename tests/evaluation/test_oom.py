@@ -26,7 +26,7 @@ from pipeline.training.model import build_model
 
 @dataclasses.dataclass
 class Device:
-    """Memory for so many rows at once, and after so many calls for fewer: somebody else has come to use it."""
+    """Memory for a number of rows at once, and for fewer after a number of calls: another process uses it."""
 
     rows: float = math.inf
     calls: float = math.inf
@@ -149,8 +149,8 @@ def evaluate_on_rank(rank: int, folder: Path, limits: list[int]) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=len(limits))
     model = model_on(Device(), Device(rows=limits[rank]))
     found = evaluate(model, config_of(23, 12), Moments(), rank=rank, world_size=len(limits))
-    told = {"scores": found.scores, "chain": found.chain, "notes": found.notes}
-    (folder / f"{rank}.json").write_text(json.dumps(told))
+    payload = {"scores": found.scores, "chain": found.chain, "notes": found.notes}
+    (folder / f"{rank}.json").write_text(json.dumps(payload))
     dist.destroy_process_group()
 
 

@@ -86,7 +86,7 @@ def test_a_title_wider_than_its_grid_is_not_cut() -> None:
 
 
 def test_an_animation_has_a_frame_for_each_step_and_every_pixel() -> None:
-    frames = [random_images(6, 1, seed=seed) for seed in range(4)]  # a GIF has 256 colours, all greys among them
+    frames = [random_images(6, 1, seed=seed) for seed in range(4)]  # a GIF has 256 colors, all greys among them
     frames[2] = frames[1]  # a chain that stood still is still shown at each of its steps
     file = io.BytesIO()
     animation(frames, [0, 10, 20, 1000], file, columns=3)

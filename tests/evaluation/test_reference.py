@@ -93,7 +93,7 @@ def test_a_damaged_or_foreign_cache_is_computed_again_with_a_warning(
     with pytest.warns(UserWarning, match="computed again"):
         assert_same(reference(store, stand_in), first)
     assert path.read_bytes() == good
-    assert [entry.name for entry in path.parent.iterdir()] == [path.name], "nothing may be left beside it"
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name], "nothing may be left next to it"
 
 
 def test_other_weights_under_one_label_are_never_mixed(store: Store, stand_in: Extractor) -> None:

@@ -84,7 +84,7 @@ def test_scores_are_those_of_torch_fidelity(
     assert ours["kid_std"] == pytest.approx(theirs["kernel_inception_distance_std"], abs=1e-5)
     assert ours["is"] == pytest.approx(theirs["inception_score_mean"], rel=1e-6)
     assert ours["is_std"] == pytest.approx(theirs["inception_score_std"], rel=1e-4)
-    # One neighbour more or less by rounding is 1/1797.
+    # One neighbor more or less by rounding is 1/1797.
     assert ours["precision"] == pytest.approx(theirs["precision"], abs=2 / len(data))
     assert ours["recall"] == pytest.approx(theirs["recall"], abs=2 / len(data))
     assert ours["fid"] > 1e-2, "the samples differ from the data, and the FID has to see it"

@@ -30,10 +30,10 @@ def resident():
 def work(ask):
     faults()
     unasked = faults()
-    assert not ask or keep_freed_memory()
+    assert not ask or disable_malloc_trim()
     faults()
     asked, held = faults(), resident()
-    return_freed_memory()
+    malloc_trim()
     print(unasked, asked, held - resident())
 
 where = sys.argv[1]
@@ -41,7 +41,7 @@ if where == "main":
     work(True)
 else:
     if where == "thread":
-        keep_freed_memory()
+        disable_malloc_trim()
     thread = threading.Thread(target=work, args=[False])
     thread.start()
     thread.join()

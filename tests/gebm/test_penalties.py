@@ -94,7 +94,7 @@ def test_penalty_of_zero_is_zero_and_below_is_refused(kind):
 
 
 def test_norm_of_a_gradient_of_zero_has_finite_gradients():
-    # A constant energy: drawn to one, the norm stands where it has no derivative.
+    # A constant energy: drawn to one, the norm is where it has no derivative.
     slope = torch.zeros(2, requires_grad=True)
     x = torch.ones(4, 2)
     penalty = GradientPenalty(10.0, target=1.0)(lambda x: x @ slope, x, 2 * x, torch.full((4,), 0.5))

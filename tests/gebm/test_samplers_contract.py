@@ -136,8 +136,8 @@ def test_chains_do_not_touch_each_other(kernel):
     others = z0.clone()
     others[3:] += 1
     state = kernel.init(others, gaussian_potential)
-    beside, _ = kernel.step(state, gaussian_potential, rng(1))
-    torch.testing.assert_close(alone.z[:3], beside.z[:3])
+    together, _ = kernel.step(state, gaussian_potential, rng(1))
+    torch.testing.assert_close(alone.z[:3], together.z[:3])
 
 
 # Driver and schedule

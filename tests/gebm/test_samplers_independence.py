@@ -1,4 +1,4 @@
-"""Chains are each other's strangers: noise of their own, divergences of their own, whatever runs beside them."""
+"""Chains are independent: each has noise and divergences of its own, whatever runs in parallel."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_a_step_takes_one_number_of_the_generator_however_many_chains_there_are(
     for prior, keys in ((None, 6), (StandardNormal(3), 12)):
         generator, expected = rng(1), rng(1)
         samplers.run(kernel, rugged, torch.zeros(5, 3), 6, generator=generator, prior=prior)
-        # Tempering takes a key for its exchanges besides the one of the inner kernel.
+        # Tempering takes a key for its exchanges in addition to the one of the inner kernel.
         for _ in range(keys + 6 * isinstance(kernel, samplers.ParallelTempering)):
             philox.draw_key(expected, "cpu")
         assert torch.equal(generator.get_state(), expected.get_state())

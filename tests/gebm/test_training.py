@@ -224,7 +224,7 @@ def test_average_is_what_the_energy_is_trained_against_and_what_is_sampled():
     trainer = trainer_of(model, ema_decay=0.9)
     generator = torch.Generator().manual_seed(0)
     batches = images()
-    # Restate the average by its definition, beside the trainer.
+    # Restate the average by its definition, next to the trainer.
     expected = snapshot(model.base)
     for step in range(12):
         trainer.step(batches, generator)

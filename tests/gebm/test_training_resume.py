@@ -1,4 +1,4 @@
-"""A resumed run is the run itself, whatever it trains, and what cannot go on says so."""
+"""A resumed run is the run itself, whatever it trains, and what cannot resume is refused."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ from pipeline.training.checkpoints import Checkpoints
 
 __all__ = ["Moment", "computed", "forks", "live", "read_ahead", "save", "train"]
 
-# What Python tells of before it does it; a file that is written is opened under another name, and then renamed.
+# Operations that Python's audit hooks report beforehand; a file is written under another name, then renamed.
 _OPERATIONS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")
 _KILLED = (-signal.SIGKILL, -signal.SIGTERM)
 
@@ -48,7 +48,7 @@ class Moment:
 
     Attributes:
         signal: SIGKILL, or SIGTERM for a notice.
-        operation: before which operation on the trial's files, counted from nought, of the first worker; or
+        operation: before which operation on the trial's files, counted from 0, of the first worker; or
         seconds: after so much computing, which is the same moment on a machine that is busy.
         rank: of the worker that dies.
         about: words of the operations that count, such as ``index.json``.
@@ -91,7 +91,7 @@ def live(settings: dict[str, Any], journal: Path, world_size: int, end: Moment |
     try:
         while all(process.exitcode is None for process in workers):
             if due and computed(workers[end.rank].pid) >= end.seconds:
-                # Of a notice all of them are told.
+                # A notice goes to all of them.
                 for process in workers if end.signal == signal.SIGTERM else [workers[end.rank]]:
                     os.kill(process.pid, end.signal)
                 due = False
@@ -160,7 +160,7 @@ def worker(settings: dict[str, Any], journal: Path, rank: int, world_size: int, 
         store = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True}
         os.environ.update({name: str(value) for name, value in (ranks | store).items()})
 
-    def told(report: dict[str, Any]) -> None:
+    def write_report(report: dict[str, Any]) -> None:
         if rank == 0:
             with journal.open("a") as file:
                 file.write(f"{json.dumps(report)}\n")
@@ -170,25 +170,25 @@ def worker(settings: dict[str, Any], journal: Path, rank: int, world_size: int, 
         flag = torch.tensor(float(bool(noticed)))
         if world_size > 1:
             torch.distributed.broadcast(flag, src=0)
-        assert not heeded, "it goes on although it knows that it has to go"
+        assert not heeded, "it continues although it has to stop"
         heeded.extend([True] * bool(flag))
         return bool(flag) or None
 
-    ray.train.report, ray.train.get_preemption_info = told, notice  # there is nobody else to tell, and to be told by
+    ray.train.report, ray.train.get_preemption_info = write_report, notice  # no driver is there
     if end is not None and end.operation is not None and rank == 0:
         kill_before(end.operation, settings["url"], end.about)
     try:
         TorchTrainer(_work, train_loop_config=settings, scaling_config=ray.train.ScalingConfig(num_workers=0)).fit()
-        told({"end": "finished"})
+        write_report({"end": "finished"})
     except Preempted as error:
-        told({"end": f"preempted: {error}"})
+        write_report({"end": f"preempted: {error}"})
 
 
 def kill_before(operation: int, folder: str, about: str = "") -> None:
     """Kill this process, as by ``kill -9``, when it is about to do its so many-th operation on files of a folder.
 
     Args:
-        operation: counted from nought.
+        operation: counted from 0.
         folder: its path.
         about: words of the operations that count.
     """

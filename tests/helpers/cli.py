@@ -106,7 +106,7 @@ def command(pid: int) -> str:
 
 
 def weights(folder: Path, base_step: int = 24) -> dict[str, Tensor]:
-    """The model and the optimisers that a run has ended with."""
+    """The model and the optimizers that a run has ended with."""
     checkpoint = folder / f"trials/000/checkpoints/step-{base_step:08d}"
     return {
         f"{name}/{key}": tensor

@@ -1,4 +1,4 @@
-"""A source whose images carry their own number, so that a test can tell which ones it was given."""
+"""A source whose images carry their own number, so that a test can identify them."""
 
 from __future__ import annotations
 

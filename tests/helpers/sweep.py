@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# What a sweep tells the tracker of its data.
+# Description of a sweep's data for the tracker.
 DATA = {
     "name": "digits-8",
     "url": "s3://bucket/stores/digits-8",

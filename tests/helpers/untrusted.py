@@ -1,4 +1,4 @@
-"""Documents as somebody else may have written them."""
+"""Untrusted documents: mutations of valid ones."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def test_the_description_says_what_was_found_and_fits(records, with_settings):
         assert str(best.best_checkpoint) in text
     rows = [line for line in markdown(results, limit=None).splitlines() if re.match(r"\| \d{3} \|", line)]
     assert [row[2:5] for row in rows] == [trial.name for trial in records.ranking()]
-    # Nothing that a stranger wrote adds a column: pipes of his are escaped.
+    # Nothing untrusted adds a column: its pipes are escaped.
     columns = {len(re.findall(r"(?<!\\)\|", row)) for row in rows}
     assert len(columns) <= 1
 
@@ -152,7 +152,7 @@ def test_the_best_trial_is_trained_anew_by_one_command_that_names_what_the_sweep
     records.facts["named"] = "train.base_steps=40 sweep.num_trials=12 output=folder 'data.store=a b' ';' '$(id)'"
     best = records.best()
     rates = f"train.energy_lr={best.params['train.energy_lr']!r} train.base_lr={best.params['train.base_lr']!r}"
-    named = "train.base_steps=40 'data.store=a b' ';' '$(id)'"  # a stranger's words run nothing in a shell
+    named = "train.base_steps=40 'data.store=a b' ';' '$(id)'"  # untrusted arguments run nothing in a shell
     text = " ".join(markdown(collect_results("folder", records, {})).replace("\\\n", "").split())
     assert f"# train it again python -m pipeline.train conf=digits {named} {rates} #" in text
     records.facts["named"] = "'unfinished"
@@ -204,7 +204,7 @@ def test_the_command_writes_one_page_that_needs_nothing_else(tmp_path):
     parsed = Page(text)
     assert not parsed.asked and parsed.rows == 13 and "&lt;script&gt;alert(1)" in text
     assert f"<p>{STRANGE[0]}" not in text
-    assert text.count('"showSendToCloud": false') == 6, "no button sends a chart to a stranger's host"
+    assert text.count('"showSendToCloud": false') == 6, "no button sends a chart to a third-party host"
     stills = re.findall(r'<img alt="[^"]+" src="data:image/png;base64,([^"]+)"', text)
     assert len(stills) == 6 and all(base64.b64decode(one)[1:4] == b"PNG" for one in stills)
     assert load_results(str(folder)).records.best().name == records.best().name

@@ -1,4 +1,4 @@
-"""Whole files: the old content or the new, whoever reads and whatever happens."""
+"""Whole files: the old content or the new, at every moment."""
 
 from __future__ import annotations
 

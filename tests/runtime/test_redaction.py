@@ -74,11 +74,11 @@ def holding(folder: Path, canary: str = CANARY) -> list[str]:
     text=st.sampled_from(["{}", "cannot reach {}: no route", "URL('{}')", '{{"url": "{}"}}', "a\n{}\nb", "<{}>"]),
 )
 def test_what_is_said_has_no_password_and_no_signature_in_it(password, url, text):
-    told = text.format(url.format(password))
-    assert password not in redact(told)
-    assert redact(redact(told)) == redact(told)
-    assert redact({told: [told, (told,)], "n": 1.5}) == {
-        redact(told): [redact(told), (redact(told),)],
+    payload = text.format(url.format(password))
+    assert password not in redact(payload)
+    assert redact(redact(payload)) == redact(payload)
+    assert redact({payload: [payload, (payload,)], "n": 1.5}) == {
+        redact(payload): [redact(payload), (redact(payload),)],
         "n": 1.5,
     }
     if "://" in url:
@@ -163,7 +163,7 @@ def test_each_verb_refuses_a_credential_in_a_key_before_anything_is_written(refu
 
 
 class _Signed(http.server.SimpleHTTPRequestHandler):
-    """Gives its files to whoever has signed for them."""
+    """Serve files for signed requests."""
 
     def send_head(self) -> io.BytesIO | None:
         if not parse_qs(urlsplit(self.path).query).get("X-Amz-Signature", [""])[0].startswith(CANARY):
@@ -229,7 +229,7 @@ def test_a_store_that_was_interrupted_is_finished_with_another_signature(call, s
 def test_no_error_of_a_trial_takes_a_credential_to_a_file_a_log_or_the_tracker(small, tmp_path, monkeypatch, capsys):
     """The driver's side of a sweep, with what trials report of a storage that quotes what it was given."""
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", f"{CANARY}+/")
-    told = f"no answer from https://me:{CANARY}@example.org/x?sig={CANARY} nor with {CANARY}+/ as password"
+    payload = f"no answer from https://me:{CANARY}@example.org/x?sig={CANARY} nor with {CANARY}+/ as password"
     config = small(output=str(tmp_path / "out"))
     shown = ("fid_base", "fid_gebm")
     records = SweepSummary(str(config.output), metric="fid_gebm", mode="min", shown=shown, facts={})
@@ -237,7 +237,7 @@ def test_no_error_of_a_trial_takes_a_credential_to_a_file_a_log_or_the_tracker(s
     uri, artifacts = f"sqlite:///{tmp_path / 'mlflow.db'}", (tmp_path / "artifacts").as_uri()
     journal, log = tmp_path / "out" / "journal", logging.getLogger("pipeline")
     tracker = Tracker(uri, "small", artifacts=artifacts, journal=journal, folder=str(tmp_path), notify=log.info)
-    parent = tracker.start_sweep("sweep", {"leaked": told}, told, extractor=None)
+    parent = tracker.start_sweep("sweep", {"leaked": payload}, payload, extractor=None)
     watch = SweepCallback(config, records, tracker, display)
     with display:
         with display.sweep(2, 2):
@@ -245,13 +245,20 @@ def test_no_error_of_a_trial_takes_a_credential_to_a_file_a_log_or_the_tracker(s
                 trial = Trial("small", config={TRIAL_NAME_KEY: name}, trial_id=name, stub=True)
                 trial.custom_trial_name = name
                 watch.on_trial_start(1, [], trial)
-                report = {"base_step": 8, "fid_base": 2.0, "fid_gebm": 1.0, "notes": [told], "figures": [], "chain": {}}
+                report = {
+                    "base_step": 8,
+                    "fid_base": 2.0,
+                    "fid_gebm": 1.0,
+                    "notes": [payload],
+                    "figures": [],
+                    "chain": {},
+                }
                 watch.on_trial_result(1, [], trial, {**report, "reported": list(report)})
-                watch.on_trial_result(1, [], trial, {"restart": told, "reported": ["restart"]})
+                watch.on_trial_result(1, [], trial, {"restart": payload, "reported": ["restart"]})
                 if name == "001":
-                    watch.on_trial_result(1, [], trial, {"error": told, "reported": ["error"]})
+                    watch.on_trial_result(1, [], trial, {"error": payload, "reported": ["error"]})
                 watch.on_trial_complete(1, [], trial)
-        tracker.describe(None, told, {"tag": told})
+        tracker.describe(None, payload, {"tag": payload})
         tracker.log_files(None, [f"{tmp_path}/nowhere-{CANARY}+/.png"])
         assert tracker.close(flush_timeout=60) == 0
         records.write()

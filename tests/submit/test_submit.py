@@ -259,7 +259,7 @@ def head(tmp_path, monkeypatch):
         *[f"--temp-dir={folder}", "--disable-usage-stats"],
     ]
     environment = {**os.environ, "GEBM_STORES": str(tmp_path / "stores"), "PATH": _path()}
-    environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"  # nobody is served here who would have to be sent away
+    environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"  # no client is connected here
     with subprocess.Popen(start, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as ray:
         try:
             found = None

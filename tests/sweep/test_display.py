@@ -1,4 +1,4 @@
-"""What a person sees of a sweep: drawn into a window of any size, or told in lines; and how long it still takes."""
+"""Display of a sweep: drawn into a window of any size, or printed in lines; and its time left."""
 
 from __future__ import annotations
 
@@ -326,7 +326,7 @@ def on_a_terminal(command: list[str], width: int, height: int) -> tuple[Screen, 
     while True:
         try:
             screen.feed(os.read(leader, 65536))
-        except OSError:  # nobody writes to it any more
+        except OSError:  # no process writes to it any more
             break
         seen.append([line for line in screen.lines if line.strip()])
     os.close(leader)

@@ -1,4 +1,4 @@
-"""The log for programs: whole lines of JSON, whatever is told and whatever the disk does."""
+"""The log for programs: whole lines of JSON, whatever is logged and whatever the disk does."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ def entries(path: Path) -> list[dict]:
 
 @settings(deadline=None, derandomize=True, max_examples=200, suppress_health_check=list(HealthCheck))
 @given(
-    told=st.lists(
+    payload=st.lists(
         st.tuples(st.sampled_from(list(EVENTS)), st.dictionaries(st.text(max_size=8), VALUES, max_size=4)), max_size=4
     ),
     trial=st.none() | st.just("007"),
 )
-def test_whatever_is_told_is_a_line_of_finite_json(tmp_path, told, trial):
+def test_whatever_is_logged_is_a_line_of_finite_json(tmp_path, payload, trial):
     path = Path(tempfile.mkdtemp(dir=tmp_path)) / "events.jsonl"
     log = EventLog(str(path))
-    for event, values in told:
+    for event, values in payload:
         log.write(event, values, trial)
-    assert path.read_bytes().count(b"\n") == len(told)  # on the disk at once, before it is closed
+    assert path.read_bytes().count(b"\n") == len(payload)  # on the disk at once, before it is closed
     log.close()
-    for entry, (event, values) in zip(entries(path) if told else [], told, strict=True):
+    for entry, (event, values) in zip(entries(path) if payload else [], payload, strict=True):
         assert list(entry) == ["time", "event", "trial", "values"]
         assert entry["event"] == event and entry["trial"] == trial and set(entry["values"]) <= set(values)
         assert entry["time"].endswith("Z")

@@ -1,4 +1,4 @@
-"""Search spaces give the points they promise, and a resumed sweep goes on where it stood."""
+"""Search spaces give the points they promise, and a resumed sweep continues from its last trial."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def test_results_of_before_a_resume_count_towards_the_cut_off(mode, good, bad):
     assert decision(search.make_scheduler(settings_, space, records), "new", 10, bad) == TrialScheduler.STOP
     better = good - 0.5 if mode == "min" else good + 5
     assert decision(search.make_scheduler(settings_, space, records), "new", 10, better) == TrialScheduler.CONTINUE
-    # A trial that goes on reports for itself, and may not be measured against what it was before.
+    # A trial that resumes reports for itself, and may not be measured against what it was before.
     going_on = [TrialRecord(r.name, {}, "running", evaluations=r.evaluations) for r in records]
     assert decision(search.make_scheduler(settings_, space, going_on), "new", 10, bad) == TrialScheduler.CONTINUE
 

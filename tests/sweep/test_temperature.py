@@ -92,7 +92,7 @@ def test_tables_report_and_charts_say_the_beta_of_a_sweep(beta):
     for chart in axes:
         assert chart.to_matplotlib().axes[0].get_ylabel() == f"FID by any\n{words}"
         assert chart.to_plotly().layout.yaxis.title.text == f"FID by any<br>{words}"
-    assert all(words in told for series in axes[1].series for told in series.words)
+    assert all(words in label for series in axes[1].series for label in series.labels)
 
 
 def test_where_beta_is_searched_it_is_that_of_each_trial_and_the_best_says_its_own():
@@ -242,15 +242,15 @@ def test_every_picture_of_an_evaluation_says_the_beta_of_its_samples(beta, small
         {"data.store": url, "sampler.num_steps": 2, "sampler.beta": beta},
     )
     work = ImageTaskWorker(config, open_store(url), classifier, 0, 1, torch.device("cpu"))
-    found, told = work.evaluate(build_model(config).eval()), describe_temperature(beta)
-    titles = [f"MCMC step {step} ({told})" for step in (0, 1, 2)]
-    titles += [f"GEBM, same latents ({told})"] * 2  # side by side, and by energy
-    titles += [told, f"GEBM ({told})", f"along the chain ({told})"]
+    found, temperature = work.evaluate(build_model(config).eval()), describe_temperature(beta)
+    titles = [f"MCMC step {step} ({temperature})" for step in (0, 1, 2)]
+    titles += [f"GEBM, same latents ({temperature})"] * 2  # side by side, and by energy
+    titles += [temperature, f"GEBM ({temperature})", f"along the chain ({temperature})"]
     assert sorted(word for word in written if "beta" in word) == sorted(titles)
     images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
     written.clear()
     assert Image.open(io.BytesIO(Images(config).pictures(images, images)["base_and_gebm.png"]))
-    assert written == ["base", f"GEBM, same latents ({told})"] and found.pictures
+    assert written == ["base", f"GEBM, same latents ({temperature})"] and found.pictures
 
 
 def test_clouds_of_points_keep_their_temperature_on_a_line_of_its_own():

@@ -1,4 +1,4 @@
-"""Files that somebody else wrote: whatever is in them, nothing runs, and what comes out is one line."""
+"""Untrusted files: whatever is in them, nothing runs, and the error is a one-line message."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_a_trial_that_leads_elsewhere_is_refused(sweep, name):
 
 
 @pytest.mark.parametrize("text", ["${oc.env:GEBM_TEST_SECRET}", "${oc.env:HOME}", "${oc.decode:'1'}", "${name}", "${"])
-def test_no_secret_of_the_environment_is_read_for_a_stranger(sweep, checkpoint, config, monkeypatch, text):
+def test_no_secret_of_the_environment_is_read_for_an_untrusted_file(sweep, checkpoint, config, monkeypatch, text):
     monkeypatch.setenv("GEBM_TEST_SECRET", "hush-hush")
     values = schema.to_dict(config)
     values["data"]["source"]["url"] = text

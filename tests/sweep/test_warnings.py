@@ -107,8 +107,8 @@ def test_each_warning_of_a_trial_is_printed_and_logged_once(driver):
     driver.report("000", base_step=6, warnings=[NEGATIVE, ABOVE])
     driver.evaluate("000", 5.0, warnings=[ABOVE, NEGATIVE])
     driver.report("001", base_step=4, warnings=[NEGATIVE])
-    told = [line for line in driver.lines if "warning: " in line]
-    assert told == [
+    payload = [line for line in driver.lines if "warning: " in line]
+    assert payload == [
         f"trial 000: warning: {NEGATIVE}",
         f"trial 000: warning: {ABOVE}",
         f"trial 001: warning: {NEGATIVE}",

@@ -73,7 +73,7 @@ def test_a_worker_that_never_trains_never_reads_its_store(work, tmp_path):
 
 
 def remote(work, tmp_path, **data: object):
-    """Batches of single images of a store that lies on no disk."""
+    """Batches of single images of a store that is on no disk."""
     url = "memory://images/remote"
     files = fsspec.filesystem("memory")
     if not files.exists(url):

@@ -171,7 +171,7 @@ def test_the_likelihood_is_computed_with_the_log_partition_that_is_asked_for(den
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "expected_text"),
     [
         (
             {"evaluation.log_partition": "annealed"},
@@ -181,10 +181,10 @@ def test_the_likelihood_is_computed_with_the_log_partition_that_is_asked_for(den
         ({"evaluation.log_partition": "known"}, "auto, monte_carlo, trained, annealed"),
     ],
 )
-def test_an_estimate_that_cannot_be_had_is_refused(density, overrides, told):
+def test_an_estimate_that_cannot_be_had_is_refused(density, overrides, expected_text):
     with pytest.raises(UserError) as refusal:
         validate(apply(density, overrides))
-    assert told in str(refusal.value) and "\n" not in str(refusal.value)
+    assert expected_text in str(refusal.value) and "\n" not in str(refusal.value)
 
 
 def test_maximum_likelihood_alone_is_judged_by_its_base(density):
@@ -204,17 +204,17 @@ def test_a_density_that_is_not_finite_is_one_line(density):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "expected_text"),
     [
         ({"data.channels": 4}, "3 columns as conf=rows prepares them, and data.channels=4: set data.channels=3"),
         ({"train.batch_size": 1_700}, "1620 rows to train on, fewer than train.batch_size=1700"),
     ],
 )
-def test_a_table_that_does_not_fit_is_refused(density, overrides, told):
+def test_a_table_that_does_not_fit_is_refused(density, overrides, expected_text):
     config = apply(density, overrides)
     with pytest.raises(UserError) as refusal:
         tasks.make(config).check(open_store(config.data.store))
-    assert told in str(refusal.value) and "\n" not in str(refusal.value)
+    assert expected_text in str(refusal.value) and "\n" not in str(refusal.value)
 
 
 def test_images_are_no_table(density, digits):

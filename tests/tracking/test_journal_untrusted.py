@@ -1,4 +1,4 @@
-"""A sweep's journal that somebody else wrote: it is refused in a line, or each entry is sent or left out."""
+"""An untrusted journal: it is refused in a one-line message, or each entry is sent or left out."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def read(path: Path) -> None:
-    """Read a journal as a sweep does that goes on with it, and as a tracker's that takes all there is."""
+    """Read a journal as a sweep does that resumes from it, and as a tracker's that takes all there is."""
     Journal(path, lambda entries: None).close(flush_timeout=30)
 
 

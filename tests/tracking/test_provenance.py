@@ -35,8 +35,12 @@ def test_the_code_is_named_by_its_revision_only_where_it_is_in_the_repository(tm
 
 
 def test_the_data_are_named_without_what_lets_one_in(digits, small):
-    told = describe_dataset(digits)
-    assert told["checksum"] == digits.manifest.digest and told["num_samples"] == 1797 and told["name"] == "digits-8"
+    payload = describe_dataset(digits)
+    assert (
+        payload["checksum"] == digits.manifest.digest
+        and payload["num_samples"] == 1797
+        and payload["name"] == "digits-8"
+    )
     signed = "https://me:hush-hush@example.org/stores/digits-8?X-Amz-Signature=c0ffeec0ffee"
     hidden = describe_dataset(dataclasses.replace(digits, url=signed))
     assert "hush" not in str(hidden) and "c0ffee" not in str(hidden) and hidden["name"] == "digits-8"

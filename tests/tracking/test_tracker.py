@@ -224,7 +224,7 @@ def test_a_resumed_sweep_goes_on_in_its_runs(place, tmp_path):
 
 
 def sweep_of_two(tracker: Tracker, picture: Path) -> None:
-    """What a driver tells of two trials."""
+    """Entries of a sweep of two trials."""
     tracker.log_data(DATA)
     for trial in ("000", "001"):
         tracker.start_trial(trial, {"seed": trial}, {"experiment": "two"})
@@ -260,7 +260,7 @@ def test_a_tracker_that_goes_away_gets_all_of_it_once_when_it_is_back(tmp_path):
     tracker = Tracker(uri, "away", artifacts=None, journal=journal, folder=str(tmp_path), notify=said.append)
     parent = tracker.start_sweep("sweep", {"seed": 0}, "note", extractor="any")
     kill(process)
-    sweep_of_two(tracker, picture)  # returns although nobody listens
+    sweep_of_two(tracker, picture)  # returns although no server listens
     assert tracker._journal.flush(flush_timeout=3) == 26 and len(journal.read_text().splitlines()) == 26
     assert len(said) == 1 and "does not answer" in said[0] and str(journal) in said[0]
     process = serve(tmp_path, port)
@@ -362,7 +362,7 @@ def test_a_run_that_this_tracker_does_not_know_is_one_line(place, tmp_path):
 
 
 def test_a_tracker_that_is_not_there_is_one_line_within_seconds(tmp_path):
-    (tmp_path / "text.db").write_text("this is no database, however long it goes on" * 100)
+    (tmp_path / "text.db").write_text("this is no database, however long it is" * 100)
     for uri in (
         f"http://127.0.0.1:{free_port()}",
         "foo://nowhere",
@@ -428,7 +428,7 @@ def test_no_name_leads_out_of_the_sweeps_folder(tmp_path, parts):
     assert found == b"ours"
 
 
-def test_a_strangers_journal_sends_nothing_of_this_machine(tmp_path):
+def test_an_untrusted_journal_sends_nothing_of_this_machine(tmp_path):
     sweep, said = tmp_path / "sweep", []
     sweep.mkdir()
     (tmp_path / "secret").write_text("not ours")
@@ -443,8 +443,8 @@ def test_a_strangers_journal_sends_nothing_of_this_machine(tmp_path):
     ]
     (sweep / "journal").write_text("".join(f"{json.dumps(entry)}\n" for entry in [*foreign, ours]))
     uri, artifacts = f"sqlite:///{tmp_path / 'mlflow.db'}", (tmp_path / "artifacts").as_uri()
-    told = {"artifacts": artifacts, "journal": sweep / "journal", "folder": str(sweep), "notify": said.append}
-    tracker = Tracker(uri, "strange", **told)
+    payload = {"artifacts": artifacts, "journal": sweep / "journal", "folder": str(sweep), "notify": said.append}
+    tracker = Tracker(uri, "strange", **payload)
     run = tracker.start_sweep("strange", {}, "", extractor=None)
     assert tracker.close(flush_timeout=60) == 0
     assert [entry.path for entry in MlflowClient(uri).list_artifacts(run)] == ["grid.gif"]

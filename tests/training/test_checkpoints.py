@@ -1,4 +1,4 @@
-"""Checkpoints hold what was saved, survive a crash between two files, and run no code of whoever wrote them."""
+"""Checkpoints hold what was saved, survive a crash between two files, and run no code from the file."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_the_last_and_the_best_are_kept(folder):
         files.invalidate_cache()
         left = {entry.rsplit("/", 1)[-1] for entry in files.ls(path, detail=False)}
         assert left == {"index.json", *(f"step-{step:08d}" for step in {last, best} - {None})}
-    assert read(folder).model["w"].tolist() == [50.0, 50.0]  # a trial's folder stands for its best
+    assert read(folder).model["w"].tolist() == [50.0, 50.0]  # a trial's folder means its best
     assert read(f"{folder}/checkpoints").model["w"].tolist() == [50.0, 50.0]
     assert read(url).model["w"].tolist() == [60.0, 60.0]
 
@@ -167,7 +167,7 @@ def test_another_trials_checkpoint_is_taken_over_whole_and_scored_as_it_was(fold
     mine.import_checkpoint(donated)
     assert read(mine.last).state == read(newest).state and mine.best == best
     with pytest.raises(UserError, match="no checkpoint at"):
-        mine.import_checkpoint(f"{folder}/nobody/checkpoints/step-00000010")
+        mine.import_checkpoint(f"{folder}/missing/checkpoints/step-00000010")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "training.safetensors"])
@@ -395,7 +395,7 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before(tmp_path):
     kept = Checkpoints(str(tmp_path))
     first = save(kept, 10, 3.0)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))  # a file cannot grow further, whoever writes it
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))  # a file cannot grow further
     try:
         with pytest.raises(OSError):
             kept.save(20, model={"w": torch.zeros(100_000)}, training={}, state={}, score=1.0)
@@ -403,7 +403,7 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert Checkpoints(str(tmp_path)).last == Checkpoints(str(tmp_path)).best == first
     assert read(first).state["base_step"] == 10
-    # Once there is room, the trial goes on as if nothing had been.
+    # Once there is room, the trial continues as if nothing had been.
     second = kept.save(20, model={"w": torch.zeros(100_000)}, training={}, state={}, score=1.0)
     assert Checkpoints(str(tmp_path)).best == second and len(read(second).model["w"]) == 100_000
     assert not list(tmp_path.rglob("*.part"))

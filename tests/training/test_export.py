@@ -98,18 +98,20 @@ def test_nothing_in_it_is_of_the_machine_that_made_it(checkpoint, tmp_path, monk
         (tmp_path / "project" / name).write_text("# somebody's own\n")
     monkeypatch.chdir(tmp_path / "project")
     write_package(checkpoint, tmp_path / "package")
-    told = [path for path in (tmp_path / "package").rglob("*") if path.is_file() and path.name != "settings.json"]
-    assert not {"uv.lock", "pyproject.toml"} & {path.name for path in told}
+    expected_text = [
+        path for path in (tmp_path / "package").rglob("*") if path.is_file() and path.name != "settings.json"
+    ]
+    assert not {"uv.lock", "pyproject.toml"} & {path.name for path in expected_text}
     here = [
         str(Path(__file__).parents[2]).encode(),
         str(tmp_path).encode(),
         os.fsencode(tempfile.gettempdir() + "/tmp"),
     ]
-    assert not [path for path in told for place in here if place in path.read_bytes()]
+    assert not [path for path in expected_text for place in here if place in path.read_bytes()]
 
 
 @pytest.mark.parametrize(
-    ("count", "params", "told"),
+    ("count", "params", "expected_text"),
     [
         (0, {}, "ask for 1 to 10000"),
         (10_001, {}, "ask for 1 to 10000"),
@@ -119,10 +121,10 @@ def test_nothing_in_it_is_of_the_machine_that_made_it(checkpoint, tmp_path, monk
         (1, {"beta": -0.5}, "beta=-0.5"),
     ],
 )
-def test_a_bad_request_is_refused_in_a_line(checkpoint, tmp_path, count, params, told):
+def test_a_bad_request_is_refused_in_a_line(checkpoint, tmp_path, count, params, expected_text):
     write_package(checkpoint, tmp_path / "package")
     served = mlflow.pyfunc.load_model(str(tmp_path / "package"))
-    with pytest.raises(MlflowException, match=told) as refusal:
+    with pytest.raises(MlflowException, match=expected_text) as refusal:
         served.predict(request(count), params=params)
     assert refusal.value.error_code == "INVALID_PARAMETER_VALUE" and "\n" not in refusal.value.message
 
@@ -132,7 +134,7 @@ def test_the_package_needs_gebm_and_no_pickle(checkpoint, tmp_path):
     package = tmp_path / "package"
     write_package(checkpoint, package)
     kinds = {path.suffix for path in package.rglob("*") if path.is_file()}
-    assert kinds <= {".py", ".json", ".yaml", ".txt", ".safetensors", ""}, kinds
+    assert kinds <= {".py", ".json", ".yaml", ".txt", ".typed", ".safetensors", ""}, kinds
     program = """
 import sys
 class Wall:
@@ -224,8 +226,8 @@ def test_it_is_registered_once_and_the_alias_stays_with_the_best(checkpoint, tmp
     assert best() == "1"
     register(client, experiment, runs[2], entry(checkpoint, 4.0), write_package)
     assert best() == "3"
-    told = register(client, experiment, runs[3], entry(checkpoint, 1.0, extractor="another"), write_package)
-    assert best() == "3" and "measured otherwise" in told and "\n" not in told
+    expected_text = register(client, experiment, runs[3], entry(checkpoint, 1.0, extractor="another"), write_package)
+    assert best() == "3" and "measured otherwise" in expected_text and "\n" not in expected_text
     with pytest.raises(PermanentError, match="cannot be made a model"):
         register(client, experiment, runs[3], entry(str(tmp_path / "gone"), 1.0), write_package)
     # A driver that died between the two leaves a logged model, which is registered and not logged anew.

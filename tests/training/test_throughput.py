@@ -88,7 +88,7 @@ def test_an_alternation_is_counted_as_by_hand(data, latents, latent_dim, dim, hi
     # the hidden layer once more through the first layer, to its weight and to the point.
     penalty = (first + second) + (second + first) + (2 * first + second) + 2 * first
     energy_step += min(data, latents) * penalty * penalised
-    # The base forward and the gradient of its weights; the energy there and back, which stands still.
+    # The base forward and the gradient of its weights; the fixed energy, forward and backward.
     base_step = 2 * latents * through_base + 2 * latents * (first + second)
     assert throughput.compute(1.0) == {"flops_per_second": 2 * (energy_steps * energy_step + base_step)}
 
@@ -167,7 +167,7 @@ KINDS = [
 
 @pytest.mark.parametrize("family, penalty, precision", KINDS)
 def test_counting_does_not_change_what_is_trained(family, penalty, precision):
-    """Bit for bit, weights and optimisers and losses."""
+    """Bit for bit, weights and optimizers and losses."""
 
     def trained(counted: bool) -> tuple[dict[str, Tensor], list[Tensor]]:
         torch.manual_seed(0)
