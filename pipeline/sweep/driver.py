@@ -18,8 +18,9 @@ from pipeline import config as schema
 from pipeline import tasks
 from pipeline.config.temperature import BETA, describe_temperature, sampling_beta
 from pipeline.report.markdown import markdown
+from pipeline.runtime import lock
 from pipeline.runtime.filesystem import write_file
-from pipeline.sweep import cluster, lock, search
+from pipeline.sweep import cluster, search
 from pipeline.sweep.callback import SweepCallback
 from pipeline.sweep.display.console import Display
 from pipeline.sweep.finalize import current_results, finalize, print_results

@@ -15,8 +15,8 @@ import fsspec
 import pytest
 from moto.server import ThreadedMotoServer
 
+from pipeline.runtime import lock
 from pipeline.runtime.errors import UserError
-from pipeline.sweep import lock
 
 
 @pytest.fixture(params=["file", "memory"])
