@@ -100,9 +100,9 @@ def _check_data(config: Config) -> None:
 
 
 def _check_scores(config: Config) -> None:
-    unknown = [name for name in config.evaluation.metrics if name not in ("fid", "kid", "is", "prc")]
+    unknown = [name for name in config.evaluation.metrics if name not in FEWEST_SAMPLES]
     if unknown:
-        raise UserError(f"evaluation.metrics={unknown}: they have to be among fid, kid, is, prc")
+        raise UserError(f"evaluation.metrics={unknown}: they have to be among {', '.join(FEWEST_SAMPLES)}")
     fewest = max(FEWEST_SAMPLES[name] for name in ("fid", *config.evaluation.metrics))
     if config.evaluation.num_samples < fewest:
         raise UserError(
