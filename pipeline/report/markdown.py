@@ -9,8 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline.config.compose import format_overrides
+from pipeline.config.printed_commands import command_words
 from pipeline.report.analysis import SweepResults
-from pipeline.report.markup import code, escape
+from pipeline.report.markup import code, code_block, escape
 from pipeline.tracking.summary import TrialRecord
 
 __all__ = [
@@ -215,33 +216,27 @@ def _next_steps(results: SweepResults) -> str:
     best = results.records.best()
     lines = [
         "# resume, with more trials by sweep.num_trials=...",
-        _fold(["python -m pipeline.sweep   ", f"resume={shlex.quote(results.output)}"]),
+        _fold(command_words("sweep", {"resume": results.output})),
     ]
     if best is not None:
-        model = f"checkpoint={shlex.quote(str(best.best_checkpoint))}"
-        params = format_overrides(best.params)
-        settings = params if results.is_sampler_search else []
-        ready = [
-            _fold(["python -m pipeline.sample  ", model, *settings]),
-            _fold(["python -m pipeline.evaluate", model, *settings]),
-        ]
+        model = {"checkpoint": best.best_checkpoint}
+        settings = best.params if results.is_sampler_search else {}
+        ready = [_fold(command_words(command, model | settings)) for command in ("sample", "evaluate")]
         if not results.is_sampler_search:
             ready += [
                 "# search its sampler's settings",
-                _fold(["python -m pipeline.sweep   ", "sweeps=mcmc", model]),
+                _fold(command_words("sweep", {"sweeps": "mcmc"} | model)),
                 "# train it again",
                 _fold(
                     [
-                        "python -m pipeline.train   ",
-                        *format_overrides({"conf": results.experiment}),
+                        *command_words("train", {"conf": results.experiment}),
                         *_overrides(results),
-                        *params,
+                        *format_overrides(best.params),
                     ]
                 ),
             ]
         lines = [*ready, *lines]
-    block = "\n".join(line.replace("`", "'") for line in lines)
-    return f"## Next steps\n\n```sh\n{block}\n```\n\nThe whole config is `config.yaml` in the sweep's folder."
+    return f"## Next steps\n\n{code_block(lines)}\n\nThe whole config is `config.yaml` in the sweep's folder."
 
 
 def _overrides(results: SweepResults) -> list[str]:

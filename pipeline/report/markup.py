@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["code", "escape"]
+__all__ = ["code", "code_block", "escape"]
 
 
 def escape(text: str) -> str:
@@ -25,3 +25,18 @@ def code(text: str) -> str:
         `a/b`
     """
     return "`" + " ".join(str(text).split()).replace("`", "'").replace("|", "/") + "`"
+
+
+def code_block(lines: list[str], language: str = "sh") -> str:
+    r"""Return lines as a block of code in Markdown, as they are: the fence is longer than any that is in them.
+
+    Example:
+        >>> print(code_block(["echo 'a`b'", "```"]))
+        ````sh
+        echo 'a`b'
+        ```
+        ````
+    """
+    block = "\n".join(lines)
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", block)), default=0))
+    return f"{fence}{language}\n{block}\n{fence}"

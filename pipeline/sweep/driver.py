@@ -16,6 +16,7 @@ from rich.console import Console
 
 from pipeline import config as schema
 from pipeline import tasks
+from pipeline.config.printed_commands import format_command
 from pipeline.config.temperature import BETA, describe_temperature, sampling_beta
 from pipeline.report.markdown import markdown
 from pipeline.runtime import lock
@@ -65,7 +66,8 @@ def run(
         sweep.search()
         sweep.finalize()
     if sweep.interrupted:
-        raise Interrupted(f"interrupted; resume with: python -m pipeline.{command} resume={plan.output}")
+        resume = format_command(command, {"resume": plan.output})
+        raise Interrupted(f"interrupted; resume with: {resume}")
     print_results(plan.config, sweep.summary, command, sweep.display.console)
     return sweep.summary
 

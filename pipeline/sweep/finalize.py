@@ -8,7 +8,7 @@ import logging
 from rich.console import Console
 
 from pipeline import config as schema
-from pipeline.config.compose import format_overrides
+from pipeline.config.printed_commands import format_command, quote_words
 from pipeline.config.temperature import BETA
 from pipeline.report.analysis import SweepResults, collect_results
 from pipeline.report.html import report
@@ -73,7 +73,7 @@ def finalize(
     if left:
         log.warning(
             f"{left} results are not in MLflow yet and are in {journal_path(records.output)}; once it answers, "
-            f"`python -m pipeline.{command} resume={records.output}` sends them"
+            f"`{format_command(command, {'resume': records.output})}` sends them"
         )
     for record in records.trials:
         record.mlflow_run_id = tracker.trial_run_id(record.name) or record.mlflow_run_id
@@ -185,21 +185,21 @@ def _print_line(console: Console, label: str, text: str, style: str | None = Non
 
 def _commands_for_best(config: schema.Config, best: TrialRecord) -> dict[str, str]:
     """Return the best model and the commands that use it, by label."""
-    sampler = " ".join(["", *format_overrides(best.params)]) if is_sampler_search(config) else ""
+    sampler = best.params if is_sampler_search(config) else {}
     lines = {
         "best model": str(best.best_checkpoint),
-        "sample it": f"python -m pipeline.sample checkpoint={best.best_checkpoint}{sampler}",
+        "sample it": format_command("sample", {"checkpoint": best.best_checkpoint, **sampler}),
     }
     if config.tracking.register:
         name = model_name(config.tracking.experiment or config.name)
-        serve = f"mlflow models serve -m models:/{name}@{BEST} --env-manager local"
-        lines["serve the best of all sweeps"] = f"MLFLOW_TRACKING_URI={config.tracking.uri} {serve}"
+        serve = ("mlflow", "models", "serve", "-m", f"models:/{name}@{BEST}", "--env-manager", "local")
+        lines["serve the best of all sweeps"] = quote_words(*serve, MLFLOW_TRACKING_URI=str(config.tracking.uri))
     return lines
 
 
 def _review_command(uri: str, records: SweepSummary) -> str:
     if not uri.startswith("http"):
-        return f"mlflow ui --backend-store-uri {uri}"
+        return quote_words("mlflow", "ui", "--backend-store-uri", uri)
     page = "#/experiments/{mlflow_experiment_id}/runs/{mlflow_run_id}".format(**records.facts)
     # Without the query, a new browser shows MLflow's pages for language models.
-    return f"open {uri.rstrip('/')}/{page}?workflowType=machine_learning"
+    return quote_words("open", f"{uri.rstrip('/')}/{page}?workflowType=machine_learning")

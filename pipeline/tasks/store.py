@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipeline import tasks
 from pipeline.config import Config, Data
+from pipeline.config.printed_commands import format_command
 from pipeline.data import (
     MissingStore,
     ShardCache,
@@ -56,10 +57,8 @@ def ensure_store(config: Config) -> Store:
         store = open_data(data)
     except MissingStore as error:
         if data.source.kind not in sources.BUILTIN:
-            raise UserError(
-                f"{error}; make it with `python -m pipeline.shards conf={config.name} data.store={data.store} "
-                f"data.source.url=<where the published files are>`"
-            ) from None
+            make = format_command("shards", {"conf": config.name, "data.store": data.store})
+            raise UserError(f"{error}; make it with `{make} data.source.url=<where the published files are>`") from None
         write_store(
             sources.make(data.source.kind),
             data.store,

@@ -68,7 +68,7 @@ def test_a_sweep_ranks_its_trials_and_survives_one_that_diverges(swept):
     assert "base step" in bad["error"] and ("nan" in bad["error"] or "inf" in bad["error"])
     assert " ".join(printed.split()).count("with half the learning rates") == 1
     assert "Trials, best first" in printed and document["extractor"] in printed
-    assert f"open {document['tracking_uri']}/#/experiments/" in printed and str(output) in printed
+    assert f"open '{document['tracking_uri']}/#/experiments/" in printed and str(output) in printed
     assert "24/24 base steps" in printed and "images/s" in printed and "left" in printed
 
 
@@ -140,7 +140,7 @@ def test_the_sweep_is_reviewed_in_a_browser(swept, database, tmp_path):
     with screenshots.browser(tmp_path / "browser") as driver:
         review = screenshots.Review(driver, document["tracking_uri"], parent.experiment_id, parent.run_id)
         # A new browser, which by itself shows what MLflow has for language models.
-        assert review.landed(re.search(r"open (http\S+)", printed).group(1))[:2] == ["digits", "Runs"]
+        assert review.landed(re.search(r"open '(http[^']+)'", printed).group(1))[:2] == ["digits", "Runs"]
         review.settle()
 
         note = review.description()
