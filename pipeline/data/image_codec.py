@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+
+from pipeline.data.image_files import open_image
 
 __all__ = ["decode", "encode", "resize_center_crop"]
 
-# An explicit list: Pillow also opens formats that start other programs (EPS starts Ghostscript).
-_PHOTOGRAPHS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 _STORED = ("PNG", "JPEG", "WEBP")
 
 
@@ -18,8 +18,9 @@ def resize_center_crop(image: bytes | np.ndarray, resolution: int, channels: int
     """Convert one image of a source to the size and channels of a store.
 
     The longer side is cropped equally on both ends, and the central square is resized. The filter is Lanczos: Pillow
-    widens it by the factor of reduction, so it antialiases, and it keeps more detail than a box. An image of the right
-    size is not resampled.
+    widens it by the factor of reduction, so it antialiases, and it keeps more detail than a box. An image whose shorter
+    side is right is not resampled but cropped by whole pixels; where their number is odd, the lower right loses one
+    more.
 
     Args:
         image: An encoded image, or uint8 pixels (H, W, C) with C = 1 or 3.
@@ -30,24 +31,22 @@ def resize_center_crop(image: bytes | np.ndarray, resolution: int, channels: int
         Pixels, uint8 (C, resolution, resolution).
 
     Raises:
-        Exception: If the image is broken; Pillow raises many kinds.
+        UnreadableImage: If an encoded image cannot be read; see ``pipeline.data.image_files``.
 
     Example:
         >>> resize_center_crop(np.zeros((20, 30, 3), np.uint8), resolution=8, channels=1).shape
         (1, 8, 8)
     """
     if isinstance(image, bytes):
-        opened = Image.open(io.BytesIO(image), formats=_PHOTOGRAPHS)
-        opened.load()
-        picture = ImageOps.exif_transpose(opened)
+        picture = open_image(image, channels)
     else:
         picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
-    if picture.mode.startswith("I"):
-        # Sixteen bits a pixel, which Pillow's own conversion would clip to white instead of scaling.
-        picture = Image.fromarray((np.asarray(picture).clip(0, 65535) // 257).astype(np.uint8))
-    picture = picture.convert("L" if channels == 1 else "RGB")
+        picture = picture.convert("L" if channels == 1 else "RGB")
     side = min(picture.size)
-    if picture.size != (resolution, resolution):
+    if side == resolution:
+        left, top = (picture.width - side) // 2, (picture.height - side) // 2
+        picture = picture.crop((left, top, left + side, top + side))
+    else:
         left, top = (picture.width - side) / 2, (picture.height - side) / 2
         square = (left, top, left + side, top + side)
         picture = picture.resize((resolution, resolution), Image.Resampling.LANCZOS, box=square)

@@ -1,0 +1,164 @@
+"""Image files that people bring: what Pillow reads, within which limits, and their pixels as eight bits a channel.
+
+========================  ==============================================================================
+pixels of the file        pixels of the store
+========================  ==============================================================================
+1 bit                     0 and 255
+8 bits, palette           as they are; of 16 bits in color, Pillow keeps the upper eight
+12 bits, gray             divided by 4095, times 255
+16 bits, gray             divided by 257
+32-bit integers, gray     as they are up to 255, divided by 257 up to 65,535
+floats, gray              times 255 if all are in [0, 1], as they are if all are in [0, 255]
+transparent               over white
+CMYK, YCbCr, HSV          by Pillow's own formulas, without the file's color profile
+turned by EXIF            turned back
+animated, several pages   the first
+========================  ==============================================================================
+
+Any other picture is broken, with a reason: numbers that fit no row of the table are never clipped or stored black.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+
+__all__ = ["MAX_PIXELS", "UnreadableImage", "open_image", "readable_suffixes"]
+
+MAX_PIXELS = 2**30 // 4 // 3
+"""Largest number of pixels that are decoded: Pillow's own limit, 89,478,485."""
+
+# Registered as formats, but reading one starts Ghostscript (EPS), unpacks without a limit (FITS) or yields no pixels.
+_UNREAD = ("EPS", "FITS", "MPEG")
+# Packages that add formats to Pillow, where they are installed: HEIC and JPEG XL.
+_PLUGINS = {"pillow_heif": "register_heif_opener", "pillow_jxl": None}
+# In these files, 32-bit integers of Pillow are gray of 16 bits.
+_SIXTEEN_BIT_FILES = ("PNG", "PPM")
+# Slack for floats that were resampled or rounded.
+_SLACK = 1e-3
+
+
+class UnreadableImage(Exception):
+    """Image that cannot be read. The message is the reason, the same for all images of its kind."""
+
+
+@functools.cache
+def readable_suffixes() -> frozenset[str]:
+    """Return the endings of the image files that can be read here, in lower case, by Pillow's registry.
+
+    Example:
+        >>> {".png", ".jfif", ".tga"} <= readable_suffixes(), ".eps" in readable_suffixes()
+        (True, False)
+    """
+    readable = set(_readable_formats())
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in readable)
+
+
+@functools.cache
+def _readable_formats() -> tuple[str, ...]:
+    """Return names of Pillow's formats; those without a signature come last, since they accept much."""
+    for package, register in _PLUGINS.items():
+        if importlib.util.find_spec(package) is not None:
+            module = importlib.import_module(package)
+            if register is not None:
+                getattr(module, register)()
+    registered = set(Image.registered_extensions().values())
+    readable = []
+    for name, (factory, accept) in Image.OPEN.items():
+        # A stub knows the header and needs another program for the pixels.
+        stub = isinstance(factory, type) and issubclass(factory, ImageFile.StubImageFile)
+        if name in registered and name not in _UNREAD and not stub:
+            readable.append((accept is None, name))
+    return tuple(name for _, name in sorted(readable, key=lambda entry: entry[0]))
+
+
+def open_image(data: bytes, channels: int) -> Image.Image:
+    """Decode an image file, upright, by the rules on top of this module.
+
+    Args:
+        data: The bytes of the file.
+        channels: 1 for gray, 3 for RGB.
+
+    Returns:
+        A picture of mode "L" or "RGB".
+
+    Raises:
+        UnreadableImage: If it is damaged, too large, of an unknown format, or no rule fits its pixels.
+    """
+    if not data:
+        raise UnreadableImage("empty file")
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of oddities that it reads all the same, once an image.
+            warnings.simplefilter("ignore")
+            return _decode(data, channels)
+    except UnreadableImage:
+        raise
+    # Pillow raises exceptions of many kinds, some with addresses and numbers that differ from image to image.
+    except Exception as error:
+        raise UnreadableImage(_reason(error)) from error
+
+
+def _decode(data: bytes, channels: int) -> Image.Image:
+    with Image.open(io.BytesIO(data), formats=_readable_formats()) as opened:
+        # The size in the header, before any memory is asked for.
+        if opened.width * opened.height > MAX_PIXELS:
+            raise UnreadableImage(f"more than {MAX_PIXELS:,} pixels")
+        opened.load()
+        upright = _upright(opened)
+        if upright.mode.startswith(("F", "I")):
+            upright = Image.fromarray(_eight_bits(np.asarray(upright), _full_scale(opened)))
+        elif upright.has_transparency_data:
+            upright = upright.convert("RGBA")
+            upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
+        return upright.convert("L" if channels == 1 else "RGB")
+
+
+def _upright(opened: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(opened)
+    # Damaged EXIF, which says nothing of the pixels.
+    except Exception:
+        return opened
+
+
+def _full_scale(opened: Image.Image) -> int | None:
+    """Return the integer that means white in a file, or None where its pixels have to tell."""
+    if opened.format == "TIFF" and getattr(opened, "tag_v2", {}).get(258) == (12,):
+        return 2**12 - 1
+    return 2**16 - 1 if opened.mode.startswith("I;16") or opened.format in _SIXTEEN_BIT_FILES else None
+
+
+def _eight_bits(pixels: np.ndarray, full_scale: int | None) -> np.ndarray:
+    """Scale gray pixels of more than eight bits, or refuse what no rule fits."""
+    if not np.isfinite(pixels).all():
+        raise UnreadableImage("pixels that are not finite")
+    low, high = float(pixels.min()), float(pixels.max())
+    if pixels.dtype.kind == "f":
+        if low < -_SLACK or high > 255 + _SLACK or 1 + _SLACK < high < 2:
+            raise UnreadableImage("floats that are neither all in [0, 1] nor all in [0, 255]")
+        scaled = pixels * 255 if high <= 1 + _SLACK else pixels
+        return np.rint(scaled.clip(0, 255)).astype(np.uint8)
+    if low < 0 or high > 65535:
+        raise UnreadableImage("integers outside [0, 65535]")
+    if full_scale is None:
+        full_scale = 255 if high <= 255 else 65535
+    scaled = pixels.astype(np.int64) * 255 // full_scale
+    if high > 0 and not scaled.any():
+        raise UnreadableImage("16-bit pixels that would all be black")
+    return scaled.astype(np.uint8)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "no format that Pillow reads"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than {MAX_PIXELS:,} pixels"
+    if isinstance(error, EOFError) or "truncated" in str(error).lower() or "not enough" in str(error):
+        return "cut short"
+    return f"damaged ({type(error).__name__})"
