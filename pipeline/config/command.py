@@ -14,11 +14,12 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.config import completion, schema
+from pipeline.config.arguments import GROUPS, explain, quote_texts, text_keys
 from pipeline.config.compose import RENAMED_KEYS, config_root, experiments, from_dict, searches
 from pipeline.config.help import help_text
 from pipeline.runtime.errors import UserError
@@ -30,9 +31,6 @@ __all__ = ["CommandLine", "Task", "command", "compose", "report_error", "run_com
 Task = Callable[[Any, dict[str, Any]], int]
 """Body of a command: takes the config and the keys that the command line names, and returns the exit status."""
 
-# Choices of config groups on the command line, which are no keys.
-_GROUPS = ("conf", "sweeps", "launch")
-
 
 @dataclass(frozen=True)
 class CommandLine:
@@ -43,12 +41,14 @@ class CommandLine:
         config_name: Name of the composed config in Hydra's ConfigStore.
         parse: Makes the task's first argument from the composed keys.
         presigned_keys: Keys whose URL may be signed, since it is written nowhere as it is.
+        text_keys: Keys whose value is a text, which is taken as it was typed.
     """
 
     help: Callable[[], str]
     config_name: str
     parse: Callable[[dict[str, Any]], Any]
     presigned_keys: tuple[str, ...]
+    text_keys: frozenset[str]
 
 
 def command(
@@ -60,6 +60,7 @@ def command(
     presigned_keys: tuple[str, ...] = (),
     config_name: str = schema.CONFIG_NAME,
     parse: Callable[[dict[str, Any]], Any] = from_dict,
+    more_text_keys: frozenset[str] = frozenset(),
 ) -> Callable[[Task], Callable[[], None]]:
     """Make a function of a config the main function of ``python -m pipeline.<command>``.
 
@@ -74,6 +75,7 @@ def command(
         presigned_keys: Keys whose URL may be signed, since it is written nowhere as it is.
         config_name: Name of the composed config in Hydra's ConfigStore.
         parse: Makes the task's first argument from the composed keys.
+        more_text_keys: Keys beyond the schema's whose value is a text, which is taken as it was typed.
 
     Returns:
         A decorator. Its result takes no argument, and exits with the task's status, or with status 2 after a one-line
@@ -81,7 +83,7 @@ def command(
         password in a URL. No message contains a credential.
     """
     text = functools.partial(help_text, description, examples, groups, sections or {})
-    line = CommandLine(text, config_name, parse, presigned_keys)
+    line = CommandLine(text, config_name, parse, presigned_keys, text_keys(schema.Config) | more_text_keys)
     return lambda task: functools.partial(run_command, task, line)
 
 
@@ -102,6 +104,7 @@ def run_command(task: Task, line: CommandLine) -> None:
         if (request := completion.completion_request(args)) is not None:
             completion.complete(request, line.config_name)
             return
+        sys.argv[1:] = quote_texts(args, line.text_keys)
         composed = compose(line.config_name)
         if composed is None:
             return
@@ -183,16 +186,24 @@ def _overridden_keys(config: DictConfig) -> dict[str, Any]:
     """Return the keys that the command line names, with their values."""
     parsed = OverridesParser.create().parse_overrides(HydraConfig.get().overrides.task)
     keys = [override.key_or_group.lstrip("+~") for override in parsed]
-    values = {key: OmegaConf.select(config, key) for key in keys if key not in _GROUPS}
+    values = {key: OmegaConf.select(config, key) for key in keys if key not in GROUPS}
     return {key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in values.items()}
 
 
 def _shorten(error: BaseException) -> str:
     """Return an error of Hydra or OmegaConf as one line that says what is wrong, and what there is to choose from."""
+    if isinstance(error, OverrideParseException):
+        return explain(error.override)
     for key in re.findall(r"full_key: ([\w.]+)", f"{error}\n{error.__cause__}"):
         if key in RENAMED_KEYS:
             return f"{key} is called {RENAMED_KEYS[key]} now"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()][:1]
+    if ambiguous := re.match(r"Ambiguous value for argument '(.*)'$", str(error).partition("\n")[0]):
+        key, _, value = ambiguous[1].partition("=")
+        return (
+            f"{ambiguous[1]}: it takes one value; to search over several, write "
+            f"'++sweep.space={{{key.lstrip('+~')}:{{choice:[{value}]}}}}'"
+        )
     if isinstance(error.__cause__, OmegaConfBaseException):
         lines.append(str(error.__cause__).splitlines()[0].strip())
     text = "; ".join(lines)
@@ -203,7 +214,7 @@ def _shorten(error: BaseException) -> str:
     if "Available options" in str(error):
         names = str(error).partition("Available options")[2].partition("\n")[2].partition("Config search path")[0]
         return f"{text}. Options: {', '.join(names.split())}"
-    if "override" in text and ("parsing" in text or "Config group" in text):
+    if "override" in text and "Config group" in text:
         return f"{text}. Write key=value, and conf=... and sweeps=... as names that --help lists"
     if "is not in struct" in text or "Could not override" in text:
         return f"{text}. `--cfg job` prints every key there is"

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pipeline.config.arguments import format_text
 from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError, one_line
 
@@ -202,11 +201,6 @@ def monitored_metrics(config: Config) -> tuple[str, str]:
     return f"{_MONITORED[config.task]}_base", f"{_MONITORED[config.task]}_gebm"
 
 
-# What Hydra reads as a string without quotes.
-_PLAIN = re.compile(r"[a-z_/.][\w/.:@%+-]*", re.ASCII | re.IGNORECASE)
-_NOT_STRINGS = re.compile(r"null|true|false|nan|inf", re.IGNORECASE)
-
-
 def format_overrides(keys: Mapping[str, Any]) -> list[str]:
     """Format keys and values as Hydra's overrides.
 
@@ -231,6 +225,5 @@ def _format_value(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ",".join(map(_format_value, value)) + "]"
     if isinstance(value, str):
-        plain = _PLAIN.fullmatch(value) and not _NOT_STRINGS.fullmatch(value)
-        return value if plain else QuotedString(value, Quote.double).with_quotes()
+        return format_text(value)
     return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)

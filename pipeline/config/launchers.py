@@ -14,11 +14,12 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
 from pipeline.config import compose, schema
+from pipeline.config.arguments import text_keys
 from pipeline.config.fields import Key, Pattern, bounded, documented, key, keys, matching
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.redaction import is_secret_name
 
-__all__ = ["LAUNCHERS", "SUBMISSION", "KubeRay", "RayJobs", "Slurm", "Submission", "check"]
+__all__ = ["LAUNCHERS", "SUBMISSION", "TEXT_KEYS", "KubeRay", "RayJobs", "Slurm", "Submission", "check"]
 
 SUBMISSION = "gebm-submission"
 
@@ -128,6 +129,7 @@ class Slurm:
 
 Settings = RayJobs | KubeRay | Slurm
 LAUNCHERS: dict[str, type[Settings]] = {"ray": RayJobs, "kuberay": KubeRay, "slurm": Slurm}
+TEXT_KEYS = frozenset[str]().union(*(text_keys(launcher, "launch.") for launcher in LAUNCHERS.values()))
 
 
 @dataclass

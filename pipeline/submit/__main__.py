@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.config.command import command
 from pipeline.config.help import ENVIRONMENT_HELP, EXIT_STATUS_HELP
-from pipeline.config.launchers import SUBMISSION, Submission
+from pipeline.config.launchers import SUBMISSION, TEXT_KEYS, Submission
 
 __all__ = ["main"]
 
@@ -25,6 +25,7 @@ __all__ = ["main"]
     sections={"Environment": ENVIRONMENT_HELP, "Exit status": EXIT_STATUS_HELP},
     config_name=SUBMISSION,
     parse=Submission.from_dict,
+    more_text_keys=TEXT_KEYS,
 )
 def main(submission: Submission, overrides: dict[str, Any]) -> int:
     """Send the sweep; what is wrong with it is reported here, and nothing is sent."""

@@ -44,7 +44,7 @@ def closed_port() -> int:
         ("conf=lsum", ["conf/lsum", "lsun", "cifar10"]),
         ("sweeps=bayes", ["sweeps/bayes", "asha", "optuna"]),
         ("conf=null", ["conf=", "key=value"]),
-        ("conf", ["'conf'", "key=value"]),
+        ("conf", ["conf: ", "key=value"]),
         ("train.base_lr=1e-4,1e-3", ["train.base_lr"]),
     ],
 )
