@@ -32,13 +32,15 @@ __all__ = ["main"]
 )
 def main(config: Config, overrides: dict[str, Any]) -> int:
     """Write the store, or finish one whose writing was interrupted."""
+    from pipeline.config import invocation
     from pipeline.config.printed_commands import format_command
     from pipeline.config.validation import validate
     from pipeline.data.writing.build import build_store
 
     validate(config)
     print(*build_store(config.data), sep="\n")
-    print(f"train on it: {format_command('sweep', {'conf': config.name, 'data.store': config.data.store})}")
+    keys = invocation.current().experiment_keys(config.name) | {"data.store": config.data.store}
+    print(f"train on it: {format_command('sweep', keys)}")
     return 0
 
 

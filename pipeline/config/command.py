@@ -18,7 +18,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.config import completion, schema
+from pipeline.config import completion, invocation, schema
 from pipeline.config.arguments import GROUPS, explain, quote_texts, text_keys
 from pipeline.config.compose import RENAMED_KEYS, config_root, experiments, from_dict, searches
 from pipeline.config.help import help_text
@@ -180,6 +180,12 @@ class _Composition:
 
     def __call__(self, config: DictConfig) -> None:
         self.config, self.overrides = config, _overridden_keys(config)
+        runtime = HydraConfig.get().runtime
+        folders = [str(source.path) for source in runtime.config_sources if source.provider == "command-line"]
+        name = OmegaConf.select(config, "name", default="")
+        invocation.record(
+            invocation.Invocation(str(runtime.choices["conf"]), name, next(iter(folders), None), self.overrides)
+        )
 
 
 def _overridden_keys(config: DictConfig) -> dict[str, Any]:

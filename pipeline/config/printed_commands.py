@@ -6,23 +6,28 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.config import invocation
 from pipeline.config.compose import format_overrides
 
 __all__ = ["command_words", "format_command", "quote_words"]
 
 
-def command_words(command: str, keys: Mapping[str, Any] | None = None) -> list[str]:
+def command_words(command: str, keys: Mapping[str, Any] | None = None, *, config_dir: str | None = None) -> list[str]:
     r"""Return the words of a command of the project, each quoted for a shell.
 
     Args:
         command: ``sweep``, ``train``, ``sample`` or another command.
         keys: Its overrides; see :func:`pipeline.config.compose.format_overrides`.
+        config_dir: Folder of the user's own experiments (default: that of ``--config-dir``, where a key chooses one).
 
     Example:
         >>> command_words("sample", {"checkpoint": "results/a b"})
         ['python -m pipeline.sample', '\'checkpoint="results/a b"\'']
     """
-    return [f"python -m pipeline.{command}", *format_overrides(keys or {})]
+    keys = keys or {}
+    folder = config_dir or invocation.current().config_dir
+    options = ["--config-dir", shlex.quote(folder)] if folder and "conf" in keys else []
+    return [" ".join([f"python -m pipeline.{command}", *options]), *format_overrides(keys)]
 
 
 def format_command(command: str, keys: Mapping[str, Any] | None = None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -38,6 +39,23 @@ class SweepResults:
     experiment: str
     measure: str
     settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def conf(self) -> str:
+        """Name of the experiment's file, which need not be that of the experiment."""
+        return str(self.records.facts.get("conf") or self.experiment)
+
+    @property
+    def config_dir(self) -> str | None:
+        """Folder of the user's own experiments; ``None`` where there was none.
+
+        Hydra runs what a folder of configs names, so one that came with the results, and may be untrusted, is none.
+        """
+        folder = self.records.facts.get("config_dir")
+        if not isinstance(folder, str) or not folder.startswith("/") or not folder.isprintable():
+            return None
+        results = Path(self.output).resolve()
+        return None if results in (Path(folder).resolve(), *Path(folder).resolve().parents) else folder
 
     @property
     def metric(self) -> str:

@@ -229,7 +229,7 @@ def _next_steps(results: SweepResults) -> str:
                 "# train it again",
                 _fold(
                     [
-                        *command_words("train", {"conf": results.experiment}),
+                        *command_words("train", {"conf": results.conf}, config_dir=results.config_dir),
                         *_overrides(results),
                         *format_overrides(best.params),
                     ]

@@ -195,6 +195,7 @@ class Sweep:
         config, store, beta = self.plan.config, self.plan.store, sampling_beta(self.plan.config)
         return {
             "experiment": config.name,
+            **self.plan.experiment,
             "measure": tasks.make(config).measure(label),
             **({"extractor": label} if label else {}),
             **({} if beta is None else {BETA: beta, "temperature": describe_temperature(beta)}),

@@ -12,6 +12,7 @@ import yaml
 from ray.tune.search.sample import Domain
 
 from pipeline import config as schema
+from pipeline.config import invocation
 from pipeline.config.compose import format_overrides
 from pipeline.config.validation import validate
 from pipeline.data import Store
@@ -38,6 +39,8 @@ class SweepPlan:
         overrides: Keys of this command line and of those before it, as text.
         artifacts: Where a new MLflow experiment keeps its artifacts; None where the tracker decides.
         run_id: MLflow run of the sweep that is resumed, or None.
+        experiment: Fields of the summary that name the experiment's file; see
+            :meth:`pipeline.config.invocation.Invocation.facts`.
     """
 
     config: schema.Config
@@ -47,6 +50,7 @@ class SweepPlan:
     overrides: str
     artifacts: str | None = None
     run_id: str | None = None
+    experiment: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def output(self) -> str:
@@ -85,7 +89,10 @@ def resolve(config: schema.Config, overrides: dict[str, Any]) -> SweepPlan:
     points = initial_points(config, space)
     trials += [TrialRecord(f"{index:03d}", points[index]) for index in range(len(trials), len(points))]
     text = " ".join([str(summary.get("named", "")), *format_overrides(overrides)]).strip()
-    return SweepPlan(config, space, store, trials, text, artifacts, summary.get("mlflow_run_id"))
+    chosen = invocation.current().facts(config.name)
+    if resuming:
+        chosen = {key: value for key in ("conf", "config_dir") if isinstance(value := summary.get(key), str)}
+    return SweepPlan(config, space, store, trials, text, artifacts, summary.get("mlflow_run_id"), chosen)
 
 
 def load_sweep(folder: str) -> tuple[schema.Config, list[TrialRecord], dict[str, Any]]:

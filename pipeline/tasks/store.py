@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline import tasks
-from pipeline.config import Config, Data
+from pipeline.config import Config, Data, invocation
 from pipeline.config.printed_commands import format_command
 from pipeline.data import (
     MissingStore,
@@ -57,7 +57,8 @@ def ensure_store(config: Config) -> Store:
         store = open_data(data)
     except MissingStore as error:
         if data.source.kind not in sources.BUILTIN:
-            make = format_command("shards", {"conf": config.name, "data.store": data.store})
+            keys = invocation.current().experiment_keys(config.name) | {"data.store": data.store}
+            make = format_command("shards", keys)
             raise UserError(f"{error}; make it with `{make} data.source.url=<where the published files are>`") from None
         write_store(
             sources.make(data.source.kind),
