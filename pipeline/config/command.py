@@ -22,7 +22,7 @@ from pipeline.config import completion, invocation, schema
 from pipeline.config.arguments import GROUPS, explain, quote_texts, text_keys
 from pipeline.config.compose import RENAMED_KEYS, config_root, experiments, from_dict, searches
 from pipeline.config.help import help_text
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import LockLost, UserError
 from pipeline.runtime.redaction import redact, refuse_secrets
 
 __all__ = ["CommandLine", "Task", "command", "compose", "report_error", "run_command"]
@@ -150,12 +150,13 @@ def report_error(error: BaseException) -> int:
         error: What a command has raised.
 
     Returns:
-        130 for Ctrl-C; 2 for a user's error, which is one line; 1 for any other, which is a traceback.
+        130 for Ctrl-C; 2 for a user's error, which is one line; 1 for a lock that was lost, which is one line as well,
+        and for any other, which is a traceback.
     """
     if isinstance(error, KeyboardInterrupt):
         print("stopped", file=sys.stderr)
         return 130
-    if isinstance(error, UserError):
+    if isinstance(error, UserError | LockLost):
         reason = str(error)
     elif isinstance(error, HydraException | OmegaConfBaseException):
         reason = _shorten(error)
@@ -164,7 +165,7 @@ def report_error(error: BaseException) -> int:
         print(redact("".join(traceback.format_exception(error))), end="", file=sys.stderr)
         return 1
     print(f"error: {redact(reason)}", file=sys.stderr)
-    return 2
+    return 1 if isinstance(error, LockLost) else 2
 
 
 class _Composition:

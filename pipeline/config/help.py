@@ -40,7 +40,7 @@ RAY_ADDRESS                 a running Ray cluster, where ray.address names none"
 
 EXIT_STATUS_HELP = """\
 0    done
-1    no result: no trial was evaluated, or an internal error
+1    no result: no trial was evaluated, another process took over the folder, or an internal error
 2    refused, with a one-line message on standard error that says what to do; nothing has started
 130  interrupted by Ctrl-C"""
 

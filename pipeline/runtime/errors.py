@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["NonFiniteLoss", "Preempted", "UserError", "one_line"]
+__all__ = ["LockLost", "NonFiniteLoss", "Preempted", "UserError", "one_line"]
 
 
 class UserError(Exception):
@@ -15,6 +15,10 @@ class UserError(Exception):
         >>> str(UserError("no store at s3://bucket/lsun: make it with `python -m pipeline.shards conf=lsun`"))[:8]
         'no store'
     """
+
+
+class LockLost(Exception):
+    """Another process has taken over a folder that this one was writing to; the message is one line that names it."""
 
 
 class NonFiniteLoss(ArithmeticError):

@@ -11,7 +11,7 @@ from ray import tune
 from pipeline import config as schema
 from pipeline.config.temperature import BETA, sampling_beta
 from pipeline.report.markup import escape
-from pipeline.runtime.errors import one_line
+from pipeline.runtime.errors import LockLost, one_line
 from pipeline.runtime.redaction import redact
 from pipeline.sweep.display.console import Display
 from pipeline.sweep.display.event_log import as_event
@@ -47,8 +47,19 @@ class SweepCallback(tune.Callback):
         # Whether the summary has to be written, and when it may be.
         self._changed, self._write_due = False, 0.0
 
+    def _require_lock(self) -> None:
+        """End the search where another driver has taken over the folder; a storage that does not answer is no sign."""
+        try:
+            self._records.verify()
+        except LockLost:
+            raise
+        # Each file system has exceptions of its own.
+        except Exception:
+            return
+
     def _record(self, trial: Any) -> TrialRecord:
         """Return the record of a trial, with the parameters that it has now."""
+        self._require_lock()
         name = str(trial)
         params = {key: value for key, value in trial.config.items() if key != TRIAL_NAME_KEY}
         record = self._records.get(name) or self._records.add(name, params)
@@ -148,6 +159,7 @@ class SweepCallback(tune.Callback):
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Write the summary if it has changed and is due; Tune calls this many times a second."""
+        self._require_lock()
         if self._changed and time.monotonic() >= self._write_due:
             start, self._changed = time.monotonic(), False
             self._write()
@@ -189,6 +201,8 @@ class SweepCallback(tune.Callback):
         """Write the summary; a failure is logged and does not end the trials, whose files are separate."""
         try:
             self._records.write()
+        except LockLost:
+            raise
         # Each file system has exceptions of its own.
         except Exception as error:
             line = f"cannot write {self._records.output}/summary.json ({one_line(error)}); trials continue"

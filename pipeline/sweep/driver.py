@@ -20,13 +20,14 @@ from pipeline.config.printed_commands import format_command
 from pipeline.config.temperature import BETA, describe_temperature, sampling_beta
 from pipeline.report.markdown import markdown
 from pipeline.runtime import lock
+from pipeline.runtime.errors import LockLost
 from pipeline.runtime.filesystem import write_file
 from pipeline.sweep import cluster, search
 from pipeline.sweep.callback import SweepCallback
 from pipeline.sweep.display.console import Display
 from pipeline.sweep.finalize import current_results, finalize, print_results
 from pipeline.sweep.preflight import preflight_notes, prepare_shared
-from pipeline.sweep.resolve import SweepPlan, resolve
+from pipeline.sweep.resolve import SweepPlan, require_unchanged, resolve
 from pipeline.sweep.trainable import TRIAL_NAME_KEY, trainable
 from pipeline.tracking import provenance
 from pipeline.tracking.summary import TERMINAL_STATUSES, SweepSummary
@@ -59,12 +60,18 @@ def run(
     Raises:
         UserError: Before any worker has started, for something that the user can fix.
         Interrupted: On Ctrl-C.
+        LockLost: Another driver has taken over the folder, as it may while this one is suspended.
     """
     plan = resolve(config, overrides)
     with open_sweep(plan, command, console) as sweep:
         sweep.prepare()
-        sweep.search()
-        sweep.finalize()
+        try:
+            sweep.search()
+            sweep.finalize()
+        except LockLost:
+            # What the tracker has not got yet is the other driver's to send.
+            sweep.tracker.close(flush_timeout=0.0)
+            raise
     if sweep.interrupted:
         resume = format_command(command, {"resume": plan.output})
         raise Interrupted(f"interrupted; resume with: {resume}")
@@ -114,7 +121,9 @@ def open_sweep(plan: SweepPlan, command: str, console: Console | None = None) ->
         trials=plan.trials,
     )
     display = Display(summary, config.name, config.train.base_steps, console, config.log)
-    with display, lock.acquire(plan.output):
+    with display, lock.acquire(plan.output) as held:
+        require_unchanged(plan)
+        summary.verify = held.verify
         tracker = Tracker(
             str(config.tracking.uri),
             config.tracking.experiment or config.name,
@@ -125,7 +134,7 @@ def open_sweep(plan: SweepPlan, command: str, console: Console | None = None) ->
             package=write_package,
         )
         with cluster.connected(config) as capacity:
-            yield Sweep(plan, command, summary, display, tracker, capacity)
+            yield Sweep(plan, command, summary, display, tracker, capacity, held.owner)
 
 
 @dataclass
@@ -139,6 +148,7 @@ class Sweep:
         display: The terminal.
         tracker: MLflow.
         capacity: Resources of the cluster and of a worker.
+        owner: Owner of the folder's lock, which the trials' workers look for before they write.
     """
 
     plan: SweepPlan
@@ -147,6 +157,7 @@ class Sweep:
     display: Display
     tracker: Tracker
     capacity: cluster.Capacity
+    owner: str
 
     @property
     def interrupted(self) -> bool:
@@ -157,6 +168,7 @@ class Sweep:
         """Make what all trials share, and write the config, the summary and the tracker's run."""
         config = self.plan.config
         label = prepare_shared(config, self.capacity)
+        self.summary.verify()
         self.summary.facts = self._metadata(label)
         self._start_run(label)
         write_file(f"{self.plan.output}/config.yaml", yaml.safe_dump(schema.to_dict(config), sort_keys=False).encode())
@@ -227,7 +239,7 @@ class Sweep:
             proposals: dict[str, Any] = {"config": search.pbt_config(space, trials)}
         else:
             proposals = {"search_alg": searcher, "num_samples": count}
-        settings = {"config": schema.to_dict(config), "worker": self.capacity.worker}
+        settings = {"config": schema.to_dict(config), "worker": self.capacity.worker, "owner": self.owner}
         tune.run(
             tune.with_resources(tune.with_parameters(trainable, settings=settings), cluster.TRIAL_RESOURCES),
             scheduler=search.make_scheduler(config, space, trials),

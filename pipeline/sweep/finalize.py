@@ -14,7 +14,7 @@ from pipeline.report.analysis import SweepResults, collect_results
 from pipeline.report.html import report
 from pipeline.report.markdown import markdown
 from pipeline.report.markup import escape
-from pipeline.runtime.errors import one_line
+from pipeline.runtime.errors import LockLost, one_line
 from pipeline.runtime.filesystem import write_file
 from pipeline.sweep import cluster
 from pipeline.sweep.display.console import results_table, seeds_table
@@ -107,7 +107,10 @@ def _write_report(config: schema.Config, records: SweepSummary, tracker: Tracker
     try:
         files = report(current_results(config, records))
         for name, content in files.items():
+            records.verify()
             write_file(f"{folder}/{name}", content)
+    except LockLost:
+        raise
     # Each file system has exceptions of its own.
     except Exception as error:
         log.warning(f"the report at {folder} cannot be written ({one_line(error)})")

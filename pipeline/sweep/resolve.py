@@ -24,7 +24,7 @@ from pipeline.tracking.summary import TERMINAL_STATUSES, TrialRecord, read_summa
 from pipeline.training.checkpoints import load_state, read
 from pipeline.training.model import build_model, trained_config
 
-__all__ = ["SweepPlan", "load_sweep", "resolve"]
+__all__ = ["SweepPlan", "load_sweep", "require_unchanged", "resolve"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +38,9 @@ class SweepPlan:
         trials: Trials of the sweep that is resumed, followed by those that are known in advance.
         overrides: Keys of this command line and of those before it, as text.
         artifacts: Where a new MLflow experiment keeps its artifacts; None where the tracker decides.
-        run_id: MLflow run of the sweep that is resumed, or None.
         experiment: Fields of the summary that name the experiment's file; see
             :meth:`pipeline.config.invocation.Invocation.facts`.
+        summary: Summary of the sweep that is resumed, as it was read; empty for a new one.
     """
 
     config: schema.Config
@@ -49,8 +49,13 @@ class SweepPlan:
     trials: list[TrialRecord]
     overrides: str
     artifacts: str | None = None
-    run_id: str | None = None
     experiment: dict[str, str] = dataclasses.field(default_factory=dict)
+    summary: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow run of the sweep that is resumed, or None."""
+        return self.summary.get("mlflow_run_id")
 
     @property
     def output(self) -> str:
@@ -92,7 +97,23 @@ def resolve(config: schema.Config, overrides: dict[str, Any]) -> SweepPlan:
     chosen = invocation.current().facts(config.name)
     if resuming:
         chosen = {key: value for key in ("conf", "config_dir") if isinstance(value := summary.get(key), str)}
-    return SweepPlan(config, space, store, trials, text, artifacts, summary.get("mlflow_run_id"), chosen)
+    return SweepPlan(config, space, store, trials, text, artifacts, chosen, summary)
+
+
+def require_unchanged(plan: SweepPlan) -> None:
+    """Check, once the folder is locked, that its sweep is still the one that the plan was made from.
+
+    Args:
+        plan: The plan, which was made before.
+
+    Raises:
+        UserError: Another driver has written there in between.
+    """
+    files, path = filesystem(plan.output)
+    files.invalidate_cache(path)
+    present = read_summary(plan.output)[0] if files.exists(f"{path}/summary.json") else {}
+    if present != plan.summary:
+        raise UserError(f"another sweep has just ended in {plan.output}: run the command again")
 
 
 def load_sweep(folder: str) -> tuple[schema.Config, list[TrialRecord], dict[str, Any]]:

@@ -23,7 +23,8 @@ from ray.util.queue import Empty, Queue
 
 from gebm.allocator import ENVIRONMENT
 from pipeline import config as schema
-from pipeline.runtime.errors import NonFiniteLoss, Preempted, UserError
+from pipeline.runtime.errors import LockLost, NonFiniteLoss, Preempted, UserError
+from pipeline.runtime.lock import verify_owner
 from pipeline.runtime.redaction import redact
 from pipeline.sweep.cluster import ray_storage
 from pipeline.training.checkpoints import Checkpoints
@@ -44,7 +45,7 @@ def trainable(params: dict[str, Any], settings: dict[str, Any]) -> None:
 
     Args:
         params: Keys of the experiment that the search has set, and the trial's name.
-        settings: The experiment as a nested dict, and the resources of a worker.
+        settings: The experiment as a nested dict, the resources of a worker, and the owner of the folder's lock.
     """
     # Not the parameter of that name: population-based training copies it, too, from the trial that is exploited.
     name = tune.get_context().get_trial_name()
@@ -60,8 +61,9 @@ def trainable(params: dict[str, Any], settings: dict[str, Any]) -> None:
     exploited = _checkpoint_url(tune.get_checkpoint())
     if exploited and not exploited.startswith(f"{url}/"):
         try:
+            verify_owner(str(config.output), settings["owner"])
             Checkpoints(url).import_checkpoint(exploited)
-        except UserError as error:
+        except (UserError, LockLost) as error:
             tune.report({"error": str(error), "reported": ["error"]})
             return
     reports: Queue = Queue(actor_options={"num_cpus": 0})
@@ -71,7 +73,8 @@ def trainable(params: dict[str, Any], settings: dict[str, Any]) -> None:
         1.0,
     )
     while True:
-        error = _train(config, url, name, lr_scale, settings["worker"], reports)
+        work = {"config": schema.to_dict(config), "url": url, "lr_scale": lr_scale, "owner": settings["owner"]}
+        error = _train(config, work, name, settings["worker"], reports)
         if error is None:
             return
         kind, cause = _cause(error)
@@ -88,13 +91,13 @@ def trainable(params: dict[str, Any], settings: dict[str, Any]) -> None:
 
 
 def _train(
-    config: schema.Config, url: str, name: str, lr_scale: float, worker: dict[str, float], reports: Queue
+    config: schema.Config, work: dict[str, Any], name: str, worker: dict[str, float], reports: Queue
 ) -> ray.train.TrainingFailedError | None:
     """Train to the end, or to the workers' failure, which is returned; they resume from the trial's last checkpoint."""
     min_workers, num_workers = config.scale.min_workers or config.scale.num_workers, config.scale.num_workers
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"config": schema.to_dict(config), "url": url, "lr_scale": lr_scale},
+        train_loop_config=work,
         scaling_config=ray.train.ScalingConfig(
             num_workers=num_workers if min_workers == num_workers else (min_workers, num_workers),
             use_gpu="GPU" in worker,
@@ -141,7 +144,7 @@ def _cause(error: ray.train.TrainingFailedError) -> tuple[type[Exception], str]:
     """
     failures = getattr(error, "worker_failures", None) or {0: error}
     causes = {rank: getattr(failure, "cause", None) or failure for rank, failure in sorted(failures.items())}
-    for kind in (UserError, NonFiniteLoss, Preempted):
+    for kind in (LockLost, UserError, NonFiniteLoss, Preempted):
         for cause in causes.values():
             if isinstance(cause, kind):
                 return kind, str(cause).strip()
@@ -180,5 +183,5 @@ def _work(settings: dict[str, Any]) -> None:
         text = traceback.format_exc()
         if redact(text) == text:
             raise
-        kind = type(error) if isinstance(error, UserError | NonFiniteLoss | Preempted) else RuntimeError
+        kind = type(error) if isinstance(error, LockLost | UserError | NonFiniteLoss | Preempted) else RuntimeError
         raise kind(redact(str(error))) from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
@@ -128,6 +129,7 @@ class SweepSummary:
         shown: Scores that the terminal monitors, such as ``fid_base`` and ``fid_gebm``.
         facts: Other fields of the summary: the experiment's name, the feature extractor, the tracker.
         trials: Earlier trials of a resumed sweep.
+        verify: Called before anything is written; raises where this process may not write there any more.
     """
 
     def __init__(
@@ -139,7 +141,9 @@ class SweepSummary:
         shown: tuple[str, ...],
         facts: dict[str, Any],
         trials: list[TrialRecord] | None = None,
+        verify: Callable[[], None] = lambda: None,
     ) -> None:
+        self.verify = verify
         self.output, self.metric, self.mode, self.shown, self.facts = output, metric, mode, shown, facts
         self.trials = list(trials or [])
 
@@ -251,7 +255,12 @@ class SweepSummary:
         return sorted(means_over_seeds, key=lambda group: group.mean[self.metric] * (1 if self.mode == "min" else -1))
 
     def write(self) -> None:
-        """Write ``summary.json``."""
+        """Write ``summary.json``.
+
+        Raises:
+            LockLost: Another process has taken over the folder.
+        """
+        self.verify()
         best = self.best()
         document = {
             "metric": self.metric,

@@ -20,6 +20,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, cast
 
@@ -103,6 +104,7 @@ class Checkpoints:
 
     Args:
         url: The trial's folder, behind any fsspec URL.
+        verify: Called before a checkpoint gets its name; raises where this process may not write there any more.
 
     Raises:
         UserError: The index cannot be read, or is damaged.
@@ -117,7 +119,8 @@ class Checkpoints:
         ('memory://doctest/trial/checkpoints/step-00000020', 'memory://doctest/trial/checkpoints/step-00000010')
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, verify: Callable[[], None] = lambda: None) -> None:
+        self._verify = verify
         self.url = f"{url.rstrip('/')}/checkpoints"
         self._files, self._path = filesystem(self.url)
         self._index = _Index()
@@ -217,6 +220,8 @@ class Checkpoints:
         if math.isfinite(score) and score <= (math.inf if index.score is None else index.score):
             changes |= {"best": name, "score": score}
         committed = index.model_copy(update=changes)
+        # The files may have taken minutes.
+        self._verify()
         write_file(f"{self.url}/index.json", json.dumps(committed.model_dump(exclude_none=True)).encode())
         superseded = {index.last, index.best} | self._abandoned(name)
         self._index = committed

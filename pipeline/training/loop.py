@@ -39,19 +39,23 @@ def train_loop(train_loop_config: dict[str, Any]) -> None:
     """Train on this worker, from the last checkpoint if there is one.
 
     Args:
-        train_loop_config: ``config`` as nested keys; ``url``, the trial's folder; and ``lr_scale``, a factor of both
-            learning rates, below 1 for a trial that diverged at those of its config.
+        train_loop_config: ``config`` as nested keys; ``url``, the trial's folder; ``lr_scale``, a factor of both
+            learning rates, below 1 for a trial that diverged at those of its config; and ``owner``, that of the lock of
+            the sweep's folder (None where there is no lock).
 
     Raises:
         NonFiniteLoss: A loss is NaN or infinite.
         Preempted: A machine is about to be taken away; the present step is in a checkpoint.
         UserError: The store is damaged, the checkpoint is of another architecture, or none can be written.
+        LockLost: Another driver has taken over the sweep's folder.
     """
     config = schema.from_dict(train_loop_config["config"])
     if config.data.split_seed is None:
         # The training split stays the same, whatever seed the model is sampled with.
         config.data.split_seed = config.seed
-    TrialRun(config, train_loop_config["url"], train_loop_config["lr_scale"]).run()
+    TrialRun(
+        config, train_loop_config["url"], train_loop_config["lr_scale"], owner=train_loop_config.get("owner")
+    ).run()
 
 
 def step_generator(config: schema.Config, purpose: str, step: int, device: torch.device) -> torch.Generator:
@@ -88,17 +92,18 @@ class TrialRun:
         config: The experiment, with the trial's own settings.
         url: The trial's folder.
         lr_scale: Factor of both learning rates.
+        owner: Owner of the lock of the sweep's folder; None where there is no lock.
     """
 
     batches: tasks.Batches
 
-    def __init__(self, config: schema.Config, url: str, lr_scale: float) -> None:
+    def __init__(self, config: schema.Config, url: str, lr_scale: float, owner: str | None = None) -> None:
         self.config, self.lr_scale = config, lr_scale
         self.worker = Worker.current()
         device, world_size = self.worker.device, self.worker.world_size
         self.task = tasks.make(config).open(self.worker.rank, world_size, device)
         self.watchdog, self.system_metrics = Watchdog(config.scale.timeout), SystemMetrics(device)
-        self.folder = TrialFolder(config, url)
+        self.folder = TrialFolder(config, url, owner)
         self.model = model_to_train(config, device)
         if not (self.folder.checkpoints.last or config.checkpoint) and config.train.log_partition_samples:
             generator = step_generator(config, "log-partition", 0, device)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from pipeline import config as schema
-from pipeline.runtime.errors import UserError, one_line
+from pipeline.runtime.errors import LockLost, UserError, one_line
 from pipeline.runtime.filesystem import write_files
+from pipeline.runtime.lock import verify_owner
 from pipeline.runtime.redaction import redact
 from pipeline.training.checkpoints import Checkpoints
 
@@ -22,14 +24,16 @@ class TrialFolder:
     Args:
         config: ``checkpoints.on_failure`` and ``output``.
         url: The trial's folder, behind any fsspec URL.
+        owner: Owner of the lock of the sweep's folder, without which nothing is written; None where there is no lock.
 
     Attributes:
         checkpoints: The trial's checkpoints.
     """
 
-    def __init__(self, config: schema.Config, url: str) -> None:
+    def __init__(self, config: schema.Config, url: str, owner: str | None = None) -> None:
         self._config, self._url = config, url
-        self.checkpoints = Checkpoints(url)
+        self._verify = functools.partial(verify_owner, str(config.output), owner)
+        self.checkpoints = Checkpoints(url, verify=self._verify)
 
     def save_checkpoint(
         self,
@@ -72,7 +76,10 @@ class TrialFolder:
 
     def _attempt(self, what: str, write: Callable[[], _Result]) -> tuple[_Result | None, list[str]]:
         try:
+            self._verify()
             return write(), []
+        except LockLost:
+            raise
         # Each file system has exceptions of its own.
         except Exception as error:
             reason = one_line(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -13,10 +14,14 @@ from multiprocessing.synchronize import Event
 import boto3
 import fsspec
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from moto.server import ThreadedMotoServer
 
 from pipeline.runtime import lock
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import LockLost, UserError
+from pipeline.runtime.filesystem import write_file
+from pipeline.runtime.lock_file import RELEASED, open_lock_file
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -39,11 +44,26 @@ def bucket(monkeypatch):
     server.stop()
 
 
-def test_an_object_store_refuses_the_second(bucket):
-    folder = f"{bucket}/sweep"
-    lock._create_exclusively(folder, b"{}")
+def test_an_object_store_writes_on_a_condition(bucket, monkeypatch):
+    """Also where another has written between a look and the write."""
+    file, other = open_lock_file(f"{bucket}/sweep/lock"), open_lock_file(f"{bucket}/sweep/lock")
+    file.create(b"one")
+    file.create(b"one")  # as when the answer to the first request was lost
     with pytest.raises(FileExistsError):
-        lock._create_exclusively(folder, b"{}")
+        other.create(b"two")
+    assert file.replace(b"one", b"two") and not other.replace(b"one", b"three") and other.read() == b"two"
+    read = type(file).read
+
+    def read_and_wait(self) -> bytes | None:
+        content = read(self)
+        monkeypatch.setattr(type(file), "read", read)
+        assert other.replace(b"two", b"three")
+        return content
+
+    monkeypatch.setattr(type(file), "read", read_and_wait)
+    assert not file.replace(b"two", b"four") and file.read() == b"three"
+    assert not file.remove(b"two") and file.read() == b"three" and file.remove(b"three")
+    assert file.read() == RELEASED
 
 
 def hold(folder: str, held: Event) -> None:
@@ -76,7 +96,7 @@ def test_what_died_here_holds_nothing_and_what_lives_does(tmp_path):
 def elsewhere(folder: str, beat: int) -> None:
     """A heartbeat of a driver on another machine."""
     holder = {"owner": "theirs", "machine": "another", "pid": 1, "born": "0", "host": "far", "beat": beat}
-    lock.write_file(f"{folder}/.lease.json", json.dumps(holder).encode())
+    write_file(f"{folder}/.lease.json", json.dumps(holder).encode())
 
 
 def test_a_holder_elsewhere_is_watched_before_it_counts_as_dead(folder):
@@ -101,7 +121,7 @@ def test_a_holder_elsewhere_is_watched_before_it_counts_as_dead(folder):
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff", b"{}", b'{"machine": null}', b"[" * 100_000])
 def test_a_lease_that_makes_no_sense_holds_nothing(folder, content):
-    lock.write_file(f"{folder}/.lease.json", content)
+    write_file(f"{folder}/.lease.json", content)
     with lock.acquire(folder, stale_after=0.2):
         pass
 
@@ -136,7 +156,7 @@ def test_one_that_is_created_between_the_look_and_the_write_is_seen(tmp_path, mo
     elsewhere(str(tmp_path), 0)
     monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem.exists", lambda *_, **__: False)
     with pytest.raises(FileExistsError):
-        lock._create_exclusively(str(tmp_path), b"{}")
+        open_lock_file(f"{tmp_path}/.lease.json").create(b"{}")
 
 
 def test_one_that_is_created_and_not_yet_written_is_not_taken_for_damaged(tmp_path):
@@ -146,3 +166,134 @@ def test_one_that_is_created_and_not_yet_written_is_not_taken_for_damaged(tmp_pa
     with pytest.raises(UserError, match="on far"), lock.acquire(str(tmp_path), stale_after=5.0):
         pass
     writer.join()
+
+
+class InterruptedFile:
+    """A lock's file between whose operations the world may take some steps."""
+
+    def __init__(self, file, between) -> None:
+        self._file, self._between = file, between
+
+    def read(self):
+        self._between()
+        return self._file.read()
+
+    def create(self, content):
+        self._between()
+        self._file.create(content)
+
+    def replace(self, expected, content):
+        self._between()
+        return self._file.replace(expected, content)
+
+    def remove(self, expected):
+        self._between()
+        return self._file.remove(expected)
+
+
+# A driver, what it does, the seconds until then, and after how many operations on the file it is suspended.
+Step = tuple[int, str, float, float]
+
+
+class World:
+    """Two drivers on two machines, of which each may be suspended between any two operations of its own."""
+
+    def __init__(self, folder: str) -> None:
+        self.now = 0.0
+        self.pending: list[Step] = []
+        self.file = open_lock_file(f"{folder}/lease")
+        self.locks: list[lock.Lock | None] = [None, None]
+        self.contenders: list[lock.Contender | None] = [None, None]
+        # Of each driver, the operations that are left before it is suspended; None while it does nothing.
+        self.left: list[float | None] = [None, None]
+
+    def run(self, steps: list[Step]) -> None:
+        self.pending = list(reversed(steps))
+        while self.pending:
+            self.step()
+
+    def before_operation(self, driver: int) -> None:
+        """Where it is suspended, take the steps of the other driver up to the next of its own."""
+        left, self.left[driver] = self.left[driver], (self.left[driver] or 0) - 1
+        while left == 0 and self.pending and self.left[self.pending[-1][0]] is None:
+            self.step()
+
+    def step(self) -> None:
+        driver, action, seconds, operations = self.pending.pop()
+        self.now += seconds
+        self.left[driver] = operations
+        try:
+            getattr(self, action)(driver)
+        except (UserError, LockLost):
+            self.contenders[driver] = self.locks[driver] = None
+        finally:
+            self.left[driver] = None
+
+    def attempt(self, driver: int) -> None:
+        if self.locks[driver] is not None:
+            return
+        file = InterruptedFile(self.file, lambda: self.before_operation(driver))
+        if self.contenders[driver] is None:
+            process = {"machine": f"machine {driver}", "pid": driver, "born": "0", "host": f"host {driver}"}
+            self.contenders[driver] = lock.Contender("sweep", file, process=process, clock=lambda: self.now)
+        self.locks[driver] = self.contenders[driver].attempt()
+        if self.locks[driver] is not None:
+            self.contenders[driver] = None
+            self.write(driver)
+
+    def renew(self, driver: int) -> None:
+        if (held := self.locks[driver]) is not None:
+            held.renew()
+
+    def write(self, driver: int) -> None:
+        if (held := self.locks[driver]) is not None:
+            held.verify()
+            # The file is ours at this moment, or could not have been taken over.
+            content = self.file.read()
+            assert content is not None and json.loads(content).get("owner") == held.owner
+
+    def release(self, driver: int) -> None:
+        if (held := self.locks[driver]) is not None:
+            others = self.locks[1 - driver]
+            before = self.file.read()
+            self.locks[driver] = None
+            held.release()
+            content = self.file.read() or b"{}"
+            assert json.loads(content).get("owner") != held.owner
+            if others is not None and before and json.loads(before).get("owner") == others.owner:
+                assert json.loads(content).get("owner") == others.owner, "it has removed another's"
+
+
+NEVER = math.inf
+STEPS = st.lists(
+    st.tuples(
+        st.integers(0, 1),
+        st.sampled_from(["attempt", "renew", "write", "release"]),
+        st.sampled_from([0.0, 1.0, 9.0, 24.0, 26.0, 100.0]),
+        st.sampled_from([NEVER, NEVER, 0, 1, 2, 3]),
+    ),
+    max_size=30,
+)
+# The first is suspended; the second observes its lock, takes it over and writes; then the first one writes or ends.
+OBSERVED = [(0, "attempt", 0.0, NEVER), (1, "attempt", 1.0, NEVER)]
+TAKEN_OVER = [*OBSERVED, (1, "attempt", 26.0, NEVER), (1, "write", 0.0, NEVER)]
+
+
+@pytest.mark.parametrize("scheme", ["file", "memory"])
+def test_never_do_two_write_and_nobody_removes_what_is_another_s(tmp_path_factory, scheme):
+    home = tmp_path_factory.mktemp("locks")
+
+    @example([*TAKEN_OVER, (0, "write", 0.0, NEVER), (1, "write", 0.0, NEVER)])
+    @example([*TAKEN_OVER, (0, "renew", 0.0, NEVER), (1, "write", 9.0, NEVER)])
+    @example([*TAKEN_OVER, (0, "release", 0.0, NEVER), (1, "write", 9.0, NEVER)])
+    # The second has observed enough, and is suspended before it takes the lock over; the first renews it meanwhile.
+    @example([*OBSERVED, (1, "attempt", 26.0, 1), (0, "renew", 0.0, NEVER), (0, "write", 1.0, NEVER)])
+    # The first is suspended in the middle of a heartbeat.
+    @example([(0, "attempt", 0.0, NEVER), (0, "renew", 9.0, 0), (1, "attempt", 1.0, NEVER), *TAKEN_OVER[2:]])
+    @given(STEPS)
+    def law(steps):
+        folder = home / os.urandom(8).hex()
+        folder.mkdir()
+        World(str(folder) if scheme == "file" else f"memory://law/{folder.name}").run(steps)
+
+    law()
