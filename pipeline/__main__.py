@@ -9,12 +9,14 @@ from pipeline.config.command import report_error
 from pipeline.config.completion import complete, completion_request
 from pipeline.config.help import COMMANDS, overview
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.standard_streams import drop_unwritable_output
 
 __all__ = ["main"]
 
 
 def main() -> None:
     """Run the command that the first argument names, as ``python -m pipeline.<command>`` does."""
+    drop_unwritable_output()
     name, *args = sys.argv[1:] or ["--help"]
     if name in ("--help", "-h"):
         print(overview())

@@ -24,6 +24,7 @@ from pipeline.config.compose import RENAMED_KEYS, config_root, experiments, from
 from pipeline.config.help import help_text
 from pipeline.runtime.errors import LockLost, UserError
 from pipeline.runtime.redaction import redact, refuse_secrets
+from pipeline.runtime.standard_streams import drop_unwritable_output
 
 __all__ = ["CommandLine", "Task", "command", "compose", "report_error", "run_command"]
 
@@ -94,6 +95,7 @@ def run_command(task: Task, line: CommandLine) -> None:
         task: Body of the command.
         line: Its command line.
     """
+    drop_unwritable_output()
     # With this set Hydra raises its errors; without it, it prints a text of its own and exits with 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     args = sys.argv[1:]

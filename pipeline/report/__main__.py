@@ -9,6 +9,7 @@ import sys
 from pipeline.runtime.errors import UserError, one_line
 from pipeline.runtime.filesystem import write_file
 from pipeline.runtime.redaction import redact
+from pipeline.runtime.standard_streams import drop_unwritable_output
 
 __all__ = ["main"]
 
@@ -26,6 +27,7 @@ exit status:
 
 def main() -> None:
     """Write the report, and print its path."""
+    drop_unwritable_output()
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.report",
         description="Write the report of a sweep as one self-contained HTML file: setup, best trial, every trial, "

@@ -18,9 +18,10 @@ import ray
 import yaml
 
 from pipeline import config as schema
-from pipeline.runtime.errors import UserError
+from pipeline.config.command import report_error
+from pipeline.runtime.errors import LockLost, UserError
 from pipeline.runtime.filesystem import filesystem
-from pipeline.runtime.redaction import redact
+from pipeline.runtime.standard_streams import drop_unwritable_output
 from pipeline.sweep import driver
 
 __all__ = ["main", "run", "wait_for_nodes"]
@@ -79,16 +80,13 @@ def _holds_sweep(output: str) -> bool:
 
 def main() -> int:
     """Run the sweep that the file describes, and return the exit status of ``pipeline.sweep``."""
+    drop_unwritable_output()
     # A shell lets its background processes ignore SIGINT, which is what the batch script stops the sweep with.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return run(yaml.safe_load(Path(sys.argv[1]).read_text()))
-    except UserError as error:
-        print(f"error: {redact(str(error))}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    except (UserError, LockLost, KeyboardInterrupt) as error:
+        return report_error(error)
 
 
 if __name__ == "__main__":

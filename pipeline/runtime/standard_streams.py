@@ -1,0 +1,80 @@
+"""Standard output and standard error that never end the work: what nobody can read is dropped."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+from pathlib import Path
+from typing import TextIO
+
+__all__ = ["drop_unwritable_output"]
+
+# The reader has ended, as `head` does; the terminal is gone.
+_NO_READER = (errno.EPIPE, errno.EIO)
+
+
+def drop_unwritable_output() -> None:
+    """Have this process continue where its standard output or standard error cannot be written.
+
+    After ``| head`` has read enough, or where the disk of a log is full, what is printed is dropped. Every command
+    calls this before anything else. Streams that something else has put in place of the process's own, as a test does,
+    are left alone.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # A file that is opened later would get this number, and be written to by whatever prints.
+            os.open(os.devnull, os.O_RDWR)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w"))
+        elif stream is getattr(sys, f"__{name}__") and isinstance(stream, io.TextIOWrapper):
+            setattr(sys, name, _dropping(stream))
+
+
+def _dropping(stream: io.TextIOWrapper) -> TextIO:
+    """Return a stream for the same file, of the same encoding and buffering, whose writing does not fail."""
+    stream.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(_DroppingFile(stream.fileno(), "w", closefd=False)),
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
+class _DroppingFile(io.FileIO):
+    """File that takes all that is written, and drops what cannot be written.
+
+    Example:
+        >>> with open(os.devnull) as only_readable:
+        ...     _DroppingFile(only_readable.fileno(), "w", closefd=False).write(b"dropped")
+        7
+    """
+
+    _reported = False
+
+    def write(self, data, /) -> int:  # pyright: ignore[reportIncompatibleMethodOverride, reportMissingParameterType]
+        """Write data, and return as many bytes as there are where it is dropped."""
+        try:
+            written = super().write(data)
+        except OSError as error:
+            if error.errno in _NO_READER:
+                # All that the process writes there from now on, be it from C.
+                _redirect_to_nowhere(self.fileno())
+            elif self.fileno() == 1 and not self._reported:
+                self._reported = True
+                print(f"standard output cannot be written ({error.strerror}); the work continues", file=sys.stderr)
+            return memoryview(data).nbytes
+        return memoryview(data).nbytes if written is None else written
+
+
+def _redirect_to_nowhere(descriptor: int) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
