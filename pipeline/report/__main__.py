@@ -7,7 +7,7 @@ import re
 import sys
 
 from pipeline.runtime.errors import UserError, one_line
-from pipeline.runtime.filesystem import write_file
+from pipeline.runtime.filesystem import require_writable, write_file
 from pipeline.runtime.redaction import redact
 from pipeline.runtime.standard_streams import drop_unwritable_output
 
@@ -51,8 +51,10 @@ def main() -> None:
             from pipeline.tracking.tracker import run_folder
 
             folder = run_folder(folder)
-        content = report(load_results(folder))["report.html"]
+        results = load_results(folder)
         path = arguments.output or f"{folder}/report/report.html"
+        require_writable(path.rpartition("/")[0] or ".", "--output")
+        content = report(results)["report.html"]
         try:
             write_file(path, content)
         # Each file system has exceptions of its own.

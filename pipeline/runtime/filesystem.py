@@ -16,8 +16,10 @@ __all__ = [
     "as_user_error",
     "filesystem",
     "is_local",
+    "require_writable",
     "write_file",
     "write_files",
+    "writing",
 ]
 
 
@@ -70,6 +72,60 @@ def write_files(contents: dict[str, bytes], url: str) -> list[str]:
     for name, content in contents.items():
         write_file(f"{url}/{name}", content)
     return [f"{url}/{name}" for name in contents]
+
+
+def require_writable(url: str, key: str = "output") -> None:
+    """Check that files can be written into a folder, before anything is computed that will be.
+
+    Args:
+        url: The folder, behind any fsspec URL; it is made.
+        key: The key that names it, for the message.
+
+    Raises:
+        UserError: They cannot.
+
+    Example:
+        >>> require_writable("memory://doctest/results")
+    """
+    # A name of its own, so that nothing that is there can be lost.
+    name = f".writable-{uuid.uuid4().hex}"
+    try:
+        write_file(f"{url}/{name}", b"")
+        files, path = filesystem(url)
+        files.rm(f"{path}/{name}")
+    except UserError:
+        raise
+    # Each file system has exceptions of its own.
+    except Exception as error:
+        raise UserError(f"cannot write to {key}={url} ({one_line(error)}): choose another {key}") from None
+
+
+@contextmanager
+def writing(url: str) -> Iterator[None]:
+    """Turn whatever a file system raises while it is written to into one line that names the URL.
+
+    Args:
+        url: What is written inside the block.
+
+    Raises:
+        UserError: In place of any other exception.
+
+    Example:
+        >>> with writing("s3://bucket/samples"):
+        ...     raise OSError("no space left")
+        Traceback (most recent call last):
+        ...
+        pipeline.runtime.errors.UserError: cannot write to s3://bucket/samples (no space left): free some space there, \
+or choose another place
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"cannot write to {url} ({one_line(error)}): free some space there, or choose another place"
+        ) from error
 
 
 def _write_local(path: Path, content: bytes) -> None:

@@ -6,8 +6,6 @@ import errno
 import io
 import os
 import sys
-from pathlib import Path
-from typing import TextIO
 
 __all__ = ["drop_unwritable_output"]
 
@@ -28,24 +26,25 @@ def drop_unwritable_output() -> None:
         except OSError:
             # A file that is opened later would get this number, and be written to by whatever prints.
             os.open(os.devnull, os.O_RDWR)
-    for name in ("stdout", "stderr"):
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, Path(os.devnull).open("w"))
+            setattr(sys, name, io.TextIOWrapper(_dropping(descriptor), encoding="utf-8"))
         elif stream is getattr(sys, f"__{name}__") and isinstance(stream, io.TextIOWrapper):
-            setattr(sys, name, _dropping(stream))
+            stream.flush()
+            same = io.TextIOWrapper(
+                _dropping(stream.fileno()),
+                encoding=stream.encoding,
+                errors=stream.errors,
+                line_buffering=stream.line_buffering,
+                write_through=stream.write_through,
+            )
+            setattr(sys, name, same)
 
 
-def _dropping(stream: io.TextIOWrapper) -> TextIO:
-    """Return a stream for the same file, of the same encoding and buffering, whose writing does not fail."""
-    stream.flush()
-    return io.TextIOWrapper(
-        io.BufferedWriter(_DroppingFile(stream.fileno(), "w", closefd=False)),
-        encoding=stream.encoding,
-        errors=stream.errors,
-        line_buffering=stream.line_buffering,
-        write_through=stream.write_through,
-    )
+def _dropping(descriptor: int) -> io.BufferedWriter:
+    """Return a file for the same descriptor, whose writing does not fail."""
+    return io.BufferedWriter(_DroppingFile(descriptor, "w", closefd=False))
 
 
 class _DroppingFile(io.FileIO):

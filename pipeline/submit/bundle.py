@@ -15,6 +15,7 @@ import gebm
 import pipeline
 from pipeline import config as schema
 from pipeline.config.validation import validate
+from pipeline.runtime.filesystem import require_writable
 from pipeline.runtime.redaction import refuse_secrets
 from pipeline.submit.reachability import resolve_paths
 from pipeline.sweep import space
@@ -100,10 +101,13 @@ class JobBundle:
 
         Returns:
             Its absolute path.
+
+        Raises:
+            UserError: It cannot be written to.
         """
         folder = Path(chosen).expanduser() if chosen else Path("results") / "launches" / self.name
         folder = folder.absolute()
-        folder.mkdir(parents=True, exist_ok=True)
+        require_writable(str(folder), "launch.folder")
         return folder
 
 

@@ -17,7 +17,7 @@ from pipeline.config.compose import format_overrides
 from pipeline.config.validation import validate
 from pipeline.data import Store
 from pipeline.runtime.errors import UserError, one_line
-from pipeline.runtime.filesystem import filesystem, write_file
+from pipeline.runtime.filesystem import filesystem, require_writable
 from pipeline.sweep.space import initial_points, is_sampler_search, parse_space
 from pipeline.tasks.store import ensure_store
 from pipeline.tracking.summary import TERMINAL_STATUSES, TrialRecord, read_summary
@@ -192,16 +192,15 @@ def _resolve_output(config: schema.Config, *, resuming: bool) -> tuple[str, str,
     try:
         if not resuming and files.exists(f"{path}/summary.json"):
             raise UserError(f"{output} already holds a sweep: use resume={output}, or choose another output")
-        write_file(f"{output}/.writable", b"")
-        files.rm(f"{path}/.writable")
     except UserError:
         raise
     # Each file system has exceptions of its own.
     except Exception as error:
-        raise UserError(f"cannot write to output={output} ({one_line(error)})") from None
+        raise UserError(f"cannot write to output={output} ({one_line(error)}): choose another output") from None
+    require_writable(output)
     if config.tracking.uri:
         return output, config.tracking.uri, None
-    default.mkdir(parents=True, exist_ok=True)
+    require_writable(str(default), "tracking.uri")
     return output, f"sqlite:///{default / 'mlflow.db'}", (default / "artifacts").as_uri()
 
 

@@ -24,7 +24,7 @@ from pipeline.config import precision
 from pipeline.config.temperature import describe_temperature
 from pipeline.evaluation.chains import run_chains
 from pipeline.evaluation.oom import halve_batch_on_oom
-from pipeline.runtime.filesystem import write_files
+from pipeline.runtime.filesystem import require_writable, write_files, writing
 from pipeline.training.model import load_model
 
 __all__ = ["sample_checkpoint"]
@@ -40,14 +40,16 @@ def sample_checkpoint(url: str | None, overrides: dict[str, Any], output: str | 
             ``results/samples-<time>``).
 
     Raises:
-        UserError: There is no such checkpoint, a key makes the model another architecture, or every chain diverged.
+        UserError: The output cannot be written, there is no such checkpoint, a key
+            makes the model another architecture, or every chain diverged.
     """
+    output = output or str(Path("results", f"samples-{strftime('%Y%m%d-%H%M%S')}").absolute())
+    require_writable(output)
     disable_malloc_trim()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, config = load_model(url, overrides, device)
     task = tasks.make(config)
     base, samples = map(task.show, _sample(model, config, device))
-    output = output or str(Path("results", f"samples-{strftime('%Y%m%d-%H%M%S')}").absolute())
     array = io.BytesIO()
     np.save(array, samples.numpy(), allow_pickle=False)
     dtype = str(precision.sampling_dtype(config, device)).removeprefix("torch.")
@@ -61,7 +63,8 @@ def sample_checkpoint(url: str | None, overrides: dict[str, Any], output: str | 
     num_shown = min(config.evaluation.grid, len(samples))
     pictures = task.pictures(base[:num_shown], samples[:num_shown])
     files = {"samples.npy": array.getvalue(), "settings.json": json.dumps(settings, indent=1).encode(), **pictures}
-    write_files(files, output)
+    with writing(output):
+        write_files(files, output)
     kind = str(samples.dtype).removeprefix("torch.")
     print(f"{len(samples)} samples {tuple(samples.shape[1:])}, {kind} ({temperature}): {output}/samples.npy")
     print(f"the first {num_shown} drawn: {', '.join(f'{output}/{name}' for name in pictures)}")

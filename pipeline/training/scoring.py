@@ -9,6 +9,7 @@ from time import strftime
 from typing import Any
 
 import torch
+from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
@@ -20,7 +21,7 @@ from pipeline.config import precision
 from pipeline.config.temperature import BETA, describe_temperature, sampling_beta
 from pipeline.evaluation.chains import make_kernel
 from pipeline.evaluation.evaluator import Evaluation
-from pipeline.runtime.filesystem import write_file, write_files
+from pipeline.runtime.filesystem import require_writable, write_file, write_files, writing
 from pipeline.runtime.terminal import make_console
 from pipeline.tasks.base import TaskWorker
 from pipeline.tasks.store import ensure_store
@@ -38,8 +39,11 @@ def evaluate_checkpoint(url: str | None, overrides: dict[str, Any], output: str 
         output: Folder or fsspec URL for ``evaluation.json`` and the figures (default: ``results/evaluation-<time>``).
 
     Raises:
-        UserError: There is no such checkpoint or store, or a key makes the model another architecture.
+        UserError: The output cannot be written, there is no such checkpoint or store, or a key
+            makes the model another architecture.
     """
+    output = output or str(Path("results", f"evaluation-{strftime('%Y%m%d-%H%M%S')}").absolute())
+    require_writable(output)
     disable_malloc_trim()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, config = load_model(url, overrides, device)
@@ -47,7 +51,6 @@ def evaluate_checkpoint(url: str | None, overrides: dict[str, Any], output: str 
     task = tasks.make(config)
     worker = task.open(0, 1, device)
     evaluation = _evaluate(worker, model, config)
-    output = output or str(Path("results", f"evaluation-{strftime('%Y%m%d-%H%M%S')}").absolute())
     beta = sampling_beta(config, params={})
     temperature = None if beta is None else describe_temperature(beta)
     measure = task.measure(worker.label)
@@ -63,9 +66,13 @@ def evaluate_checkpoint(url: str | None, overrides: dict[str, Any], output: str 
         "scores": evaluation.scores,
         "chain": evaluation.chain,
     }
-    write_file(f"{output}/evaluation.json", json.dumps(payload, indent=1).encode())
-    write_files(evaluation.pictures, output)
-    _print_scores(evaluation, config, measure, temperature, output)
+    # What took hours is on the screen, whatever becomes of the disk.
+    console = make_console()
+    _print_scores(console, evaluation, config, measure, temperature)
+    with writing(output):
+        write_file(f"{output}/evaluation.json", json.dumps(payload, indent=1).encode())
+        write_files(evaluation.pictures, output)
+    console.print(f"results  {output}", highlight=False)
 
 
 def _evaluate(worker: TaskWorker, model: GEBM, config: schema.Config) -> Evaluation:
@@ -83,9 +90,8 @@ def _evaluate(worker: TaskWorker, model: GEBM, config: schema.Config) -> Evaluat
 
 
 def _print_scores(
-    evaluation: Evaluation, config: schema.Config, measure: str, temperature: str | None, output: str
+    console: Console, evaluation: Evaluation, config: schema.Config, measure: str, temperature: str | None
 ) -> None:
-    console = make_console()
     for note in evaluation.notes:
         console.print(note, highlight=False)
     setup = [measure, f"{config.evaluation.num_samples} samples", *([temperature] if temperature else [])]
@@ -101,4 +107,3 @@ def _print_scores(
         console.print(table)
     for name, value in evaluation.scores.items():
         console.print(f"{name:<40} {value:.4g}", highlight=False)
-    console.print(f"results  {output}", highlight=False)

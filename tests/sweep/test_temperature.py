@@ -259,7 +259,8 @@ def test_clouds_of_points_keep_their_temperature_on_a_line_of_its_own():
     assert panel.get_title() == f"GEBM (1 of 401 outside)\n({COLDER})"
 
 
-def test_sample_and_evaluate_say_their_beta(call, small, stores, tmp_path):
+def test_sample_and_evaluate_say_their_beta(call, small, stores, tmp_path, monkeypatch):
+    """And evaluate says its scores before it writes them, so that no full disk loses them."""
     checkpoint = trained(small(sampler={"num_steps": 2, "num_samples": 8}), tmp_path / "trial")
     status, out, err = call("sample", f"checkpoint={checkpoint}", "sampler.beta=10", f"output={tmp_path / 'samples'}")
     assert status == 0, err
@@ -278,3 +279,11 @@ def test_sample_and_evaluate_say_their_beta(call, small, stores, tmp_path):
     assert f"40 samples, {COLDER}" in out and f"along the chain ({COLDER})" in out
     scored = json.loads((tmp_path / "scored" / "evaluation.json").read_text())
     assert (scored["beta"], scored["temperature"]) == (10.0, COLDER)
+
+    def full(url: str, content: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pipeline.training.scoring.write_file", full)
+    status, again, err = call("evaluate", *words, f"output={tmp_path / 'scored'}")
+    assert status == 2 and err.splitlines()[-1].startswith("error: cannot write to") and "Traceback" not in err
+    assert again.splitlines()[-4:-1] == out.splitlines()[-4:-1] or "fid_gebm" in again
