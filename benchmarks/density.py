@@ -93,7 +93,8 @@ def measure(name: str, folder: Path) -> dict[str, list[dict]]:
     for seed, flow in zip(SEEDS, flows, strict=True):
         steps = flow["best_metrics"]["base_step"] + ON_TOP_STEPS
         words = [f"{key}={value}" for key, value in {**ON_TOP, "train.base_steps": str(steps)}.items()]
-        found_top = summary(folder / f"on-top-{seed}", "train", f"checkpoint={flow['best_checkpoint']}", *words)
+        checkpoint = folder / "flow" / flow["best_checkpoint"]
+        found_top = summary(folder / f"on-top-{seed}", "train", f"checkpoint={checkpoint}", *words)
         [trial] = found_top["trials"]
         tops.append(
             {**trial["best_metrics"], "gain": flow["best_metrics"]["nll_gebm"] - trial["best_metrics"]["nll_gebm"]}

@@ -29,6 +29,7 @@ from pipeline.tracking.journal_entries import (
     parse_entry,
     read_artifact,
 )
+from pipeline.tracking.locations import absolute_checkpoint
 from pipeline.tracking.mlflow_entities import IMAGES, dataset_input, write_image
 from pipeline.tracking.registry import register
 
@@ -180,7 +181,13 @@ class Delivery:
         run_id = self._run_of(entry.trial)
         if self.package is None:
             raise PermanentError("this process cannot package a checkpoint as a model")
-        message = register(self.client, self.experiment_id, run_id, entry.model_dump(), self.package)
+        package, folder, trial = self.package, self.folder, str(entry.trial)
+
+        def package_here(checkpoint: str, *arguments: Any, **settings: Any) -> None:
+            # The sweep's folder may have been moved since the entry was written.
+            package(absolute_checkpoint(folder, trial, checkpoint), *arguments, **settings)
+
+        message = register(self.client, self.experiment_id, run_id, entry.model_dump(), package_here)
         if message:
             self.notify(message)
 

@@ -28,7 +28,6 @@ __all__ = [
     "TagsEntry",
     "parse_entry",
     "read_artifact",
-    "relative_name",
 ]
 
 # Letters of a name that becomes a file's.
@@ -187,26 +186,12 @@ def parse_entry(entry: dict[str, Any]) -> Entry:
         raise PermanentError(f"invalid journal entry ({field})") from None
 
 
-def relative_name(folder: str, url: str) -> str:
-    """Return the name by which an entry refers to a file of the sweep's folder.
-
-    Args:
-        folder: The sweep's folder, behind any fsspec URL.
-        url: The file. One that is elsewhere keeps its URL, and is refused when it is sent.
-
-    Example:
-        >>> relative_name("s3://bucket/sweep", "s3://bucket/sweep/trials/000/figures/step-8/base.png")
-        'trials/000/figures/step-8/base.png'
-    """
-    return url.removeprefix(f"{folder}/")
-
-
 def read_artifact(folder: str, name: str) -> bytes:
     """Read a file of the sweep's folder.
 
     Args:
         folder: The sweep's folder, behind any fsspec URL.
-        name: Name of the file, from :func:`relative_name`.
+        name: Name of the file, from :func:`pipeline.tracking.locations.relative_place`.
 
     Raises:
         PermanentError: When the name leads out of the folder, by ``..`` or by a link.

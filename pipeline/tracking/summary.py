@@ -1,7 +1,9 @@
 """Summary of a sweep's trials, in ``summary.json`` while the sweep runs.
 
 The same file is the result that others read and the state from which an interrupted sweep is resumed, so the two cannot
-disagree. It is JSON, parsed by strict models: resuming from an untrusted folder runs no code of its author.
+disagree. A checkpoint that lies below the sweep's folder is written relative to it, so that the folder can be moved or
+copied; in memory it is a URL. It is JSON, parsed by strict models: resuming from an untrusted folder runs no code of
+its author.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from pydantic import AfterValidator, ConfigDict, Field, Strict, TypeAdapter, Val
 
 from pipeline.runtime.errors import UserError, one_line
 from pipeline.runtime.filesystem import filesystem, write_file
+from pipeline.tracking.locations import absolute_checkpoint, absolute_folder, relative_place
 
 __all__ = [
     "MAX_WARNINGS",
@@ -100,6 +103,8 @@ class TrialRecord:
 
 
 _TRIALS = TypeAdapter(list[TrialRecord])
+# Fields that name a checkpoint.
+_CHECKPOINTS = ("checkpoint", "best_checkpoint")
 
 
 @dataclass(frozen=True)
@@ -266,13 +271,19 @@ class SweepSummary:
             "metric": self.metric,
             "mode": self.mode,
             **self.facts,
-            "best": drop_nonfinite(_at_its_best(best)) if best else None,
+            "best": drop_nonfinite(self._with_places(_at_its_best(best))) if best else None,
             "over_seeds": [drop_nonfinite(asdict(group)) for group in self.mean_over_seeds()],
         }
         # One line per trial: json indents in Python, which is ten times slower, and there may be a thousand of them.
-        trials = ",\n  ".join(_line(vars(trial)) for trial in self.trials)
+        trials = ",\n  ".join(_line(self._with_places(vars(trial))) for trial in self.trials)
         head = json.dumps(document, indent=1).removesuffix("\n}")
         write_file(f"{self.output}/summary.json", f'{head},\n "trials": [\n  {trials}\n ]\n}}\n'.encode())
+
+    def _with_places(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Return the fields of a trial with its checkpoints relative to the sweep's folder."""
+        folder = absolute_folder(self.output)
+        places = {key: relative_place(folder, values[key]) for key in _CHECKPOINTS if values[key] is not None}
+        return {**values, **places}
 
 
 def _at_its_best(record: TrialRecord) -> dict[str, Any]:
@@ -318,7 +329,12 @@ def read_summary(output: str) -> tuple[dict[str, Any], list[TrialRecord]]:
     files, path = filesystem(output)
     try:
         document = json.loads(files.cat_file(f"{path}/summary.json"))
-        return document, _parse_trials(document["trials"])
+        trials = _parse_trials(document["trials"])
+        for trial in trials:
+            for key in _CHECKPOINTS:
+                place = getattr(trial, key)
+                setattr(trial, key, place and absolute_checkpoint(output, trial.name, place))
+        return document, trials
     except FileNotFoundError:
         raise UserError(f"no sweep at {output}: give the folder that holds its summary.json") from None
     except (ValueError, TypeError, KeyError, RecursionError) as error:

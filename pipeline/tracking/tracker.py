@@ -21,7 +21,7 @@ from pipeline.runtime.filesystem import filesystem, is_local
 from pipeline.runtime.redaction import redact
 from pipeline.tracking.delivery import Delivery, log_params
 from pipeline.tracking.journal import Journal
-from pipeline.tracking.journal_entries import relative_name
+from pipeline.tracking.locations import relative_place
 from pipeline.tracking.metric_names import SKIPPED, metric_name
 
 __all__ = ["Tracker", "flatten", "journal_path", "run_folder"]
@@ -191,7 +191,7 @@ class Tracker:
     def log_files(self, trial: str | None, urls: list[str], folder: str | None = None) -> None:
         """Log files of the sweep's folder as artifacts; they are read when they are sent."""
         for url in urls:
-            self._put("file", trial, file=relative_name(self._folder, url), folder=folder)
+            self._put("file", trial, file=relative_place(self._folder, url), folder=folder)
 
     def log_pictures(self, trial: str, urls: list[str], base_step: int) -> None:
         """Log the pictures of an evaluation.
@@ -200,7 +200,7 @@ class Tracker:
         folder of that step, since the UI has no slider for them.
         """
         for url in urls:
-            file, name = relative_name(self._folder, url), url.rsplit("/", 1)[-1]
+            file, name = relative_place(self._folder, url), url.rsplit("/", 1)[-1]
             if name.endswith(".png"):
                 self._put("image", trial, file=file, key=name.removesuffix(".png"), step=base_step, time=_now())
             else:

@@ -290,7 +290,7 @@ class TrialRun:
 
     def _resume_reports(self, checkpoint: Checkpoint) -> None:
         """Report again what the trial's own checkpoint reported, or evaluate if it died before that was done."""
-        config, report = self.config, checkpoint.state["report"]
+        config, report = self.config, self.folder.present_report(checkpoint.state["report"])
         self.evaluation_seconds = report.get("seconds_an_evaluation", 0.0)
         if evaluation_due(config, self.trainer.base_step) and config.sweep.metric not in report:
             self.report = dict(report)

@@ -11,6 +11,7 @@ from pipeline.runtime.errors import LockLost, UserError, one_line
 from pipeline.runtime.filesystem import write_files
 from pipeline.runtime.lock import verify_owner
 from pipeline.runtime.redaction import redact
+from pipeline.tracking.locations import present_place
 from pipeline.training.checkpoints import Checkpoints
 
 __all__ = ["TrialFolder"]
@@ -34,6 +35,18 @@ class TrialFolder:
         self._config, self._url = config, url
         self._verify = functools.partial(verify_owner, str(config.output), owner)
         self.checkpoints = Checkpoints(url, verify=self._verify)
+
+    def present_report(self, report: dict[str, Any]) -> dict[str, Any]:
+        """Return a report that was saved, with its figures where the sweep's folder is now, which may have been moved.
+
+        Args:
+            report: The report, from a checkpoint.
+        """
+        figures = report.get("figures")
+        if not isinstance(figures, list):
+            return report
+        output = str(self._config.output)
+        return {**report, "figures": [present_place(output, url) for url in figures if isinstance(url, str)]}
 
     def save_checkpoint(
         self,
