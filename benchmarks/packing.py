@@ -47,6 +47,7 @@ class RandomImages:
     kind = "random"
     url: str | None = None
     split: str | None = None
+    fingerprint: str | None = None
     labels: tuple[str, ...] | None = None
 
     def __init__(self, count: int, resolution: int, seed: int) -> None:

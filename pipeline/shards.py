@@ -34,10 +34,10 @@ def main(config: Config, overrides: dict[str, Any]) -> int:
     """Write the store, or finish one whose writing was interrupted."""
     from pipeline.config import invocation
     from pipeline.config.printed_commands import format_command
-    from pipeline.config.validation import validate
+    from pipeline.config.validation import validate_store
     from pipeline.data.writing.build import build_store
 
-    validate(config)
+    validate_store(config)
     print(*build_store(config.data), sep="\n")
     keys = invocation.current().experiment_keys(config.name) | {"data.store": config.data.store}
     print(f"train on it: {format_command('sweep', keys)}")

@@ -49,6 +49,7 @@ class Photographs:
     kind = "photographs"
     url: str | None = None
     split: str | None = None
+    fingerprint: str | None = None
     labels: tuple[str, ...] | None = None
 
     def __init__(self, count: int, resolution: int) -> None:

@@ -55,6 +55,11 @@ class Source:
     kind: str = key(MISSING, "Publisher's format: digits, lsun, cifar10, celeba, imagenet32, images, redwine, toy, ...")
     url: str | None = key(None, "Any fsspec URL or path; not needed where the data come with a package.")
     split: str | None = key(None, "Split by its publisher's name (default: everything there is).")
+    published_counts: bool = key(
+        True,
+        "Whether the source has to have as many samples as its publisher states; false takes it as it is, such as one "
+        "batch of ten. Images in folders have no such number.",
+    )
 
 
 @dataclass
@@ -68,6 +73,11 @@ class Data:
     )
     encoding: str = key(
         "blocks", "blocks (arrays, fast to read), images (one encoded image a sample) or rows (of a table)."
+    )
+    resize_filter: str = choice(
+        "lanczos",
+        "Filter that images are resized with, antialiased.",
+        names=("lanczos", "bicubic", "bilinear", "box"),
     )
     held_out: int = bounded(
         0,

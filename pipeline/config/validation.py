@@ -24,7 +24,7 @@ from pipeline.config.precision import BF16_SAFE_SAMPLERS
 from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError, one_line
 
-__all__ = ["FEWEST_SAMPLES", "validate"]
+__all__ = ["FEWEST_SAMPLES", "validate", "validate_store"]
 
 # With fewer samples a metric is not defined: a covariance; two subsets of two; one sample a split; a third neighbor.
 FEWEST_SAMPLES = {"fid": 2, "kid": 4, "is": 10, "prc": 4}
@@ -64,20 +64,39 @@ def validate(config: Config) -> None:
         check(config)
 
 
-def _check_fields(config: Config) -> None:
+def validate_store(config: Config) -> None:
+    """Refuse what makes no store. A store is data only: any network may be trained on it later.
+
+    Args:
+        config: The experiment, of which ``data`` is looked at.
+
+    Raises:
+        UserError: A key or a combination of keys is impossible; the message is one line that names it.
+    """
+    _check_fields(config, "data.")
+    _check_encoding(config)
+
+
+def _check_fields(config: Config, prefix: str = "") -> None:
     for key in keys(Config):
+        if not key.name.startswith(prefix):
+            continue
         value = attrgetter(key.name)(config)
         if requirement := key.rule.refusal(value):
             raise UserError(f"{key.name}={value}: it {requirement}")
 
 
 def _check_task(config: Config) -> None:
-    for key, value, names in (
-        ("model.networks", config.model.networks, _NETWORKS[config.task]),
-        ("data.encoding", config.data.encoding, _ENCODINGS[config.task]),
-    ):
-        if value not in names:
-            raise UserError(f"{key}={value}: it has to be one of {', '.join(names)}")
+    names = _NETWORKS[config.task]
+    if config.model.networks not in names:
+        raise UserError(f"model.networks={config.model.networks}: it has to be one of {', '.join(names)}")
+    _check_encoding(config)
+
+
+def _check_encoding(config: Config) -> None:
+    names = _ENCODINGS[config.task]
+    if config.data.encoding not in names:
+        raise UserError(f"data.encoding={config.data.encoding}: it has to be one of {', '.join(names)}")
 
 
 def _check_data(config: Config) -> None:

@@ -9,23 +9,35 @@ from PIL import Image
 
 from pipeline.data.image_files import open_image
 
-__all__ = ["decode", "encode", "resize_center_crop"]
+__all__ = ["DEFAULT_FILTER", "FILTERS", "decode", "encode", "resize_center_crop"]
 
 _STORED = ("PNG", "JPEG", "WEBP")
 
+FILTERS = {
+    "lanczos": Image.Resampling.LANCZOS,
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "box": Image.Resampling.BOX,
+}
+"""Filters of resizing, by name. Pillow widens each by the factor of reduction, so that all of them antialias."""
 
-def resize_center_crop(image: bytes | np.ndarray, resolution: int, channels: int) -> np.ndarray:
+DEFAULT_FILTER = "lanczos"
+
+
+def resize_center_crop(
+    image: bytes | np.ndarray, resolution: int, channels: int, resize_filter: str = DEFAULT_FILTER
+) -> np.ndarray:
     """Convert one image of a source to the size and channels of a store.
 
-    The longer side is cropped equally on both ends, and the central square is resized. The filter is Lanczos: Pillow
-    widens it by the factor of reduction, so it antialiases, and it keeps more detail than a box. An image whose shorter
-    side is right is not resampled but cropped by whole pixels; where their number is odd, the lower right loses one
-    more.
+    The longer side is cropped equally on both ends, and the central square is resized. The default filter is Lanczos,
+    which keeps more detail than a box. An image whose shorter side is right is not resampled but cropped by whole
+    pixels; where their number is odd, the lower right loses one more.
 
     Args:
         image: An encoded image, or uint8 pixels (H, W, C) with C = 1 or 3.
         resolution: Height and width of the result, in pixels.
         channels: 1 for gray, 3 for RGB.
+        resize_filter: A name of ``FILTERS``.
 
     Returns:
         Pixels, uint8 (C, resolution, resolution).
@@ -49,7 +61,7 @@ def resize_center_crop(image: bytes | np.ndarray, resolution: int, channels: int
     else:
         left, top = (picture.width - side) / 2, (picture.height - side) / 2
         square = (left, top, left + side, top + side)
-        picture = picture.resize((resolution, resolution), Image.Resampling.LANCZOS, box=square)
+        picture = picture.resize((resolution, resolution), FILTERS[resize_filter], box=square)
     return _channels_first(np.asarray(picture))
 
 

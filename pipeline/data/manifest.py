@@ -4,14 +4,16 @@
       "format_version": 1,
       "resolution": 32, "channels": 3, "encoding": "blocks",
       "labels": ["airplane", ...] or null,
-      "source": {"kind": "images", "url": "s3://bucket/cifar10.zip", "split": "train"},
+      "resize_filter": "lanczos",
+      "source": {"kind": "images", "url": "s3://bucket/cifar10.zip", "split": "train", "fingerprint": "5e0c..."},
       "num_samples": 50000,
       "shards": [{"name": "shard-000000.tar", "num_samples": 4096, "bytes": 12636160, "sha256": "..."}, ...]
     }
 
 A sample is one image, or one row of a table, so ``num_samples`` counts them and adds up over the shards. A store of
-rows has ``"resolution": null``, its number of columns as ``channels``, and no labels. The manifest is written after
-every shard: a directory without one is not a store.
+rows has ``"resolution": null``, its number of columns as ``channels``, and neither labels nor a filter. Older stores
+have no filter, which was Lanczos, and no fingerprint. The manifest is written after every shard: a directory without
+one is not a store.
 """
 
 from __future__ import annotations
@@ -82,11 +84,14 @@ class Source:
         kind: The published format, a name of ``pipeline.data.sources.KINDS``.
         url: URL of the publisher's files, or None where they come with a library.
         split: The split of the data set that was taken, or None for all of it.
+        fingerprint: Fingerprint of the publisher's files, see ``pipeline.data.sources.fingerprint``, or None where it
+            is unknown.
     """
 
     kind: str
     url: str | None = None
     split: str | None = None
+    fingerprint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,7 @@ class Manifest:
         source: Origin of the images or rows.
         num_samples: Number of images or rows in the store.
         shards: The shards, in store order.
+        resize_filter: Filter that the images were resized with, or None for rows, and where it is unknown.
 
     Example:
         >>> shard = Shard("shard-000000.tar", num_samples=2, bytes=10240, sha256="0" * 64)
@@ -119,6 +125,7 @@ class Manifest:
     source: Source
     num_samples: int
     shards: tuple[Shard, ...]
+    resize_filter: str | None = None
 
     @property
     def digest(self) -> str:
@@ -180,7 +187,14 @@ class Manifest:
 
     def to_json(self) -> str:
         """Return the text of ``manifest.json``."""
-        return json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, indent=1) + "\n"
+        document = {"format_version": FORMAT_VERSION, **asdict(self)}
+        # What an older store does not say is left out again, so that its digest stays what it was.
+        for entry, name in ((document, "resize_filter"), (document["source"], "fingerprint")):
+            if entry[name] is None:
+                del entry[name]
+        # The list of shards is long, and comes last.
+        document["shards"] = document.pop("shards")
+        return json.dumps(document, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes, url: str) -> Manifest:
@@ -211,6 +225,7 @@ class Manifest:
                 source=Source(**file.source.model_dump()),
                 num_samples=sum(shard.num_samples for shard in file.shards),
                 shards=tuple(Shard(**shard.model_dump()) for shard in file.shards),
+                resize_filter=file.resize_filter,
             )
         raise UserError(f"the manifest of the store {url} {problem}: make the store again")
 
@@ -239,6 +254,7 @@ class _SourceEntry(StrictModel):
     kind: Text
     url: Text | None
     split: Text | None
+    fingerprint: Text | None = None
 
 
 def _check_version(value: object) -> object:
@@ -258,6 +274,7 @@ class _ManifestFile(StrictModel):
     channels: PositiveInt
     encoding: Literal["images", "blocks", "rows"]
     labels: Annotated[list[Text], Field(min_length=1)] | None
+    resize_filter: Text | None = None
     source: _SourceEntry
     num_samples: Any
     shards: Annotated[list[ShardEntry], Field(min_length=1)]

@@ -43,7 +43,7 @@ class Images:
         self._config = config
 
     def check(self, store: Store) -> None:
-        """Refuse a store of another resolution, or one with less than a batch.
+        """Refuse a store of another resolution or filter, or one with less than a batch.
 
         Raises:
             UserError: The store does not fit; one line names the key.
@@ -53,6 +53,14 @@ class Images:
             raise UserError(
                 f"the store {store.url} holds images of {manifest.resolution} pixels and {manifest.channels} channels, "
                 f"and conf={self._config.name} asks for data.resolution={data.resolution} data.channels={data.channels}"
+            )
+        # Stores had no other filter before there was a choice.
+        resize_filter = manifest.resize_filter or "lanczos"
+        if resize_filter != data.resize_filter:
+            raise UserError(
+                f"the images of the store {store.url} were resized with data.resize_filter={resize_filter}, and conf="
+                f"{self._config.name} asks for data.resize_filter={data.resize_filter}: set the former, or name "
+                "another store"
             )
         size = self._config.train.batch_size
         if manifest.num_samples < size:

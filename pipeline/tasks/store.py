@@ -67,6 +67,7 @@ def ensure_store(config: Config) -> Store:
             # A table keeps all of its columns.
             channels=None if data.encoding == "rows" else data.channels,
             encoding=data.encoding,
+            resize_filter=data.resize_filter,
             samples_per_shard=data.samples_per_shard,
         )
         store = open_data(data)

@@ -24,7 +24,7 @@ STORE_KEYS = ("size", "broken", "samples_per_shard", "encoding", "labelled")  # 
 class Numbered:
     """`size` images of 2x2: the first two pixels of the first channel are the number, its label the number modulo 3."""
 
-    kind, url, split = "numbered", None, None
+    kind, url, split, fingerprint = "numbered", None, None, None
 
     def __init__(
         self, size: int, channels: int = 1, labelled: bool = True, broken: frozenset[int] = frozenset()

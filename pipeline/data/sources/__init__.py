@@ -16,11 +16,12 @@ from pipeline.data.sources.images.digits import Digits
 from pipeline.data.sources.images.folder import Images
 from pipeline.data.sources.images.imagenet32 import ImageNet32
 from pipeline.data.sources.images.lsun import LSUN
+from pipeline.data.sources.published import check_counts
 from pipeline.data.sources.tables import toy
 from pipeline.data.sources.tables.uci import hepmass, miniboone, parkinsons, redwine, whitewine
 from pipeline.runtime.errors import UserError
 
-__all__ = ["BUILTIN", "IMAGES", "KINDS", "TABLES", "BrokenImage", "Source", "Table", "make"]
+__all__ = ["BUILTIN", "IMAGES", "KINDS", "TABLES", "BrokenImage", "Source", "Table", "check_counts", "make"]
 
 # Each is made of the URL of the publisher's files, empty for those in BUILTIN, and a split or None.
 IMAGES: dict[str, Callable[[str, str | None], Source]] = {

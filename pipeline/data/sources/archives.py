@@ -17,13 +17,14 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any, BinaryIO, Protocol, cast
 
 from pipeline.data.sources.base import BrokenImage
+from pipeline.data.sources.fingerprint import fingerprint_files, fingerprint_listing, version
 from pipeline.runtime.errors import UserError, one_line
-from pipeline.runtime.filesystem import as_user_error, filesystem
+from pipeline.runtime.filesystem import as_user_error, filesystem, is_local
 
 __all__ = ["Archive", "File", "Folder", "Tar", "TempFolder", "Zip", "archive_errors", "open_archive", "open_files"]
 
@@ -84,6 +85,10 @@ class TempFolder:
             self._path = self._owner.name
         return os.path.join(self._path, name)
 
+    def holds(self, path: str) -> bool:
+        """Return whether a file is in the folder."""
+        return self._path is not None and os.path.dirname(path) == self._path
+
     def close(self) -> None:
         """Delete the folder, in the process that made it."""
         if self._owner is not None:
@@ -115,6 +120,10 @@ class Archive(Protocol):
         """Open one file as a stream."""
         ...
 
+    def fingerprint(self, names: Iterable[str]) -> str:
+        """Return the fingerprint of some files in a folder, or of the whole archive."""
+        ...
+
     def close(self) -> None:
         """Close the archive and delete its local copy."""
         ...
@@ -127,7 +136,10 @@ class Folder:
         self.url = url
         self._fs, self._root = filesystem(url)
         with as_user_error(url):
-            self.names = sorted(path[len(self._root) + 1 :] for path in self._fs.find(self._root))
+            entries = cast("dict[str, dict[str, Any]]", self._fs.find(self._root, detail=True))
+        self.names = sorted(path[len(self._root) + 1 :] for path in entries)
+        # A folder on this machine is looked at again each time.
+        self._versions = {} if is_local(self._fs) else {path: version(entry) for path, entry in entries.items()}
 
     def read(self, name: str) -> bytes:
         """Return the contents of one file."""
@@ -140,6 +152,13 @@ class Folder:
         with as_user_error(self.url):
             # fsspec annotates the files of all modes.
             return cast("IO[bytes]", self._fs.open(f"{self._root}/{name}", "rb"))
+
+    def fingerprint(self, names: Iterable[str]) -> str:
+        """Return the fingerprint of some of its files."""
+        paths = {name: f"{self._root}/{name}" for name in names}
+        if is_local(self._fs):
+            return fingerprint_files(paths)
+        return fingerprint_listing({name: self._versions.get(path, "") for name, path in paths.items()})
 
     def close(self) -> None:
         """Do nothing: no file is open."""
@@ -174,6 +193,11 @@ class Zip:
         except RuntimeError as error:
             raise UserError(f"{name} of {self.url} cannot be unpacked ({error}): fetch it again") from None
 
+    def fingerprint(self, names: Iterable[str]) -> str:
+        """Return the fingerprint of the names and of the whole file."""
+        whole = fingerprint_files({"": self._path}, copied=self._temp.holds(self._path))
+        return fingerprint_listing({"": whole, **dict.fromkeys(names, "")})
+
     def close(self) -> None:
         """Close the file and delete its local copy, if there is one."""
         if self._file is not None:
@@ -191,11 +215,12 @@ class Zip:
 
 
 class Tar:
-    """Tar file on a local disk, without compression."""
+    """Tar file on a local disk, without compression; ``packed`` is the file that it was decompressed from."""
 
-    def __init__(self, url: str, path: str, temp: TempFolder) -> None:
+    def __init__(self, url: str, path: str, temp: TempFolder, packed: str) -> None:
         self.url = url
         self._path = path
+        self._packed = packed
         self._temp = temp
         self._file: BinaryIO | None = None
         with tarfile.open(path, "r:") as tar:
@@ -221,6 +246,11 @@ class Tar:
     def open(self, name: str) -> IO[bytes]:
         """Open one file as a stream."""
         return io.BytesIO(self.read(name))
+
+    def fingerprint(self, names: Iterable[str]) -> str:
+        """Return the fingerprint of the names and of the whole file, as it is packed."""
+        whole = fingerprint_files({"": self._packed}, copied=self._temp.holds(self._packed))
+        return fingerprint_listing({"": whole, **dict.fromkeys(names, "")})
 
     def close(self) -> None:
         """Close the file and delete its local copy, if there is one."""
@@ -251,6 +281,10 @@ class File:
         """Open the file as a stream."""
         return open(self._path, "rb")
 
+    def fingerprint(self, names: Iterable[str]) -> str:
+        """Return the fingerprint of the whole file."""
+        return fingerprint_files({"": self._path}, copied=self._temp.holds(self._path))
+
     def close(self) -> None:
         """Delete the local copy, if there is one."""
         self._temp.close()
@@ -276,11 +310,11 @@ def open_archive(url: str) -> Archive:
     with archive_errors(url):
         if zipfile.is_zipfile(path):
             return Zip(url, path, temp)
-        path = _decompressed(path, temp)
-        is_tar = tarfile.is_tarfile(path)
+        plain = _decompressed(path, temp)
+        is_tar = tarfile.is_tarfile(plain)
     if not is_tar:
         raise UserError(f"{url} is neither a folder nor a zip or tar file: check the source's url")
-    return Tar(url, path, temp)
+    return Tar(url, plain, temp, packed=path)
 
 
 def open_files(url: str) -> Archive:

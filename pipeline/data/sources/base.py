@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from pipeline.data.sources.published import Part
 from pipeline.runtime.errors import UserError
 
 __all__ = ["BrokenImage", "Source", "Table", "choose"]
@@ -38,6 +39,11 @@ class Source(Protocol):
     @property
     def labels(self) -> tuple[str, ...] | None:
         """Class names, or None."""
+        ...
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Fingerprint of the files as they are now, or None where they come with a library."""
         ...
 
     def __len__(self) -> int: ...
@@ -75,12 +81,16 @@ class Table:
         url: URL of the file, or None.
         split: The split that was chosen, or None for everything.
         rows: float32 (N, D), all finite, in the order of their publisher. N and D are 1 or more.
+        fingerprint: Fingerprint of the file, or None where the rows come with a library.
+        parts: What of the file has a published size.
     """
 
     kind: str
     url: str | None
     split: str | None
     rows: np.ndarray
+    fingerprint: str | None = None
+    parts: tuple[Part, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -19,6 +19,7 @@ class SourceSettings(Protocol):
     kind: str
     url: str | None
     split: str | None
+    published_counts: bool
 
 
 class StoreSettings(Protocol):
@@ -28,6 +29,7 @@ class StoreSettings(Protocol):
     resolution: int | None
     channels: int
     encoding: str
+    resize_filter: str
     samples_per_shard: int
     num_writers: int | None
 
@@ -47,15 +49,20 @@ def build_store(settings: StoreSettings) -> list[str]:
         Lines for the user: size and speed, the broken images that were skipped, and the store's URL.
 
     Raises:
-        UserError: The source needs a URL, is damaged or of another format; or the store cannot be written.
+        UserError: The source needs a URL, is damaged, of another format or smaller than it was published; or the store
+            cannot be written.
     """
+    source = sources.make(settings.source.kind, settings.source.url, settings.source.split)
+    if settings.source.published_counts:
+        sources.check_counts(source)
     report = write_store(
-        sources.make(settings.source.kind, settings.source.url, settings.source.split),
+        source,
         settings.store,
         resolution=settings.resolution,
         # A table has all of its columns.
         channels=None if settings.encoding == "rows" else settings.channels,
         encoding=settings.encoding,
+        resize_filter=settings.resize_filter,
         samples_per_shard=settings.samples_per_shard,
         num_processes=settings.num_writers or os.cpu_count(),
         progress=True,

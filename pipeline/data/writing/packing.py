@@ -68,6 +68,11 @@ class ShardEncoder(Protocol):
         ...
 
     @property
+    def resize_filter(self) -> str | None:
+        """Filter that images are resized with, or None for rows."""
+        ...
+
+    @property
     def unit(self) -> str:
         """Noun for the samples in a message: "images" or "rows"."""
         ...
@@ -92,7 +97,13 @@ class ShardEncoder(Protocol):
         ...
 
 
-def choose_encoder(source: Source | Table, resolution: int | None, channels: int | None, encoding: str) -> ShardEncoder:
+def choose_encoder(
+    source: Source | Table,
+    resolution: int | None,
+    channels: int | None,
+    encoding: str,
+    resize_filter: str = image_codec.DEFAULT_FILTER,
+) -> ShardEncoder:
     """Return the encoder of a source.
 
     Args:
@@ -100,6 +111,7 @@ def choose_encoder(source: Source | Table, resolution: int | None, channels: int
         resolution: Height and width of the images, in pixels. None for rows.
         channels: 1 (gray) or 3 (RGB). For rows, their number of columns, or None for the table's.
         encoding: "images" or "blocks" for images, "rows" for a table.
+        resize_filter: Filter that images are resized with, a name of ``pipeline.data.image_codec.FILTERS``.
 
     Returns:
         The encoder.
@@ -131,7 +143,9 @@ def choose_encoder(source: Source | Table, resolution: int | None, channels: int
         raise UserError(f"the resolution {resolution} is not positive: give a number of pixels")
     if channels not in (1, 3):
         raise UserError(f"a store has 1 or 3 channels, not {channels}: choose one")
-    return ImageShardEncoder(source, resolution, channels, encoding)
+    if resize_filter not in image_codec.FILTERS:
+        raise UserError(f"data.resize_filter={resize_filter}: choose one of {', '.join(image_codec.FILTERS)}")
+    return ImageShardEncoder(source, resolution, channels, encoding, resize_filter)
 
 
 class ImageShardEncoder:
@@ -142,13 +156,15 @@ class ImageShardEncoder:
         resolution: Height and width of the images, in pixels.
         channels: 1 (gray) or 3 (RGB).
         encoding: "images" (a PNG file a sample) or "blocks" (arrays of many images).
+        resize_filter: Filter that they are resized with.
     """
 
     unit = "images"
     worth_processes = True
 
-    def __init__(self, source: Source, resolution: int, channels: int, encoding: str) -> None:
+    def __init__(self, source: Source, resolution: int, channels: int, encoding: str, resize_filter: str) -> None:
         self.source = source
+        self.resize_filter = resize_filter
         self.resolution = resolution
         self.channels = channels
         self.encoding = encoding
@@ -163,6 +179,7 @@ class ImageShardEncoder:
         images: list[np.ndarray] = []
         labels: list[int | None] = []
         broken: list[str] = []
+        resize = image_codec.resize_center_crop
         for index in indices:
             try:
                 image, label = self.source.read(int(index))
@@ -170,7 +187,7 @@ class ImageShardEncoder:
                 broken.append(self.source.name(int(index)))
             else:
                 try:
-                    images.append(image_codec.resize_center_crop(image, self.resolution, self.channels))
+                    images.append(resize(image, self.resolution, self.channels, self.resize_filter))
                     labels.append(label)
                 # Pillow raises exceptions of many kinds for a broken image; the report names it.
                 except Exception:
@@ -212,6 +229,7 @@ class RowShardEncoder:
     resolution = None
     encoding = "rows"
     labels = None
+    resize_filter = None
     unit = "rows"
     worth_processes = False
 

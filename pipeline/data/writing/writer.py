@@ -1,9 +1,9 @@
 """Writer of stores, in parallel processes and resumable after an interruption.
 
 Every shard is written under a temporary name and then renamed, and a small file next to it (its sidecar) has its
-contents and the settings it was made with. The manifest comes last: until then there is no store. A run keeps the
-shards that were made with the same settings. The bytes depend on the source and the settings only, not on processes or
-interruptions.
+contents, and the settings and the fingerprint of the source's files that it was made with. The manifest comes last:
+until then there is no store. A run keeps the shards that were made of the same files with the same settings. The bytes
+depend on the source and the settings only, not on processes or interruptions.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import numpy as np
 from pydantic import NonNegativeInt
 from webdataset.writer import TarWriter
 
+from pipeline.data.image_codec import DEFAULT_FILTER
 from pipeline.data.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, Shard, ShardEntry, StrictModel, Text
 from pipeline.data.manifest import Source as SourceEntry
 from pipeline.data.sources.base import Source, Table
@@ -72,6 +73,7 @@ def write_store(
     resolution: int | None = None,
     channels: int | None = None,
     encoding: str | None = None,
+    resize_filter: str = DEFAULT_FILTER,
     samples_per_shard: int = SAMPLES_PER_SHARD,
     num_processes: int | None = None,
     progress: bool = False,
@@ -86,7 +88,8 @@ def write_store(
     The rows of a table are written as they are, in the order of their publisher.
 
     Writing twice gives the same bytes. A run that was killed leaves no store, and running it again with the same
-    settings finishes it. Every process holds one shard in memory.
+    settings finishes it; shards that were made of files that have changed since are made again. Every process holds one
+    shard in memory.
 
     Args:
         source: Source of the images or rows, see ``pipeline.data.sources.make``. It is closed in the end.
@@ -95,6 +98,7 @@ def write_store(
         channels: 1 (gray) or 3 (RGB). For rows, their number of columns, or None for the table's.
         encoding: "images" (a PNG file a sample) or "blocks" (arrays of many images, quicker to read), or "rows".
             ``None`` (default) for blocks of images and for rows of a table.
+        resize_filter: Filter that images are resized with, a name of ``pipeline.data.image_codec.FILTERS``.
         samples_per_shard: Number of images or rows in a shard.
         num_processes: Number of processes. ``None`` (default) for one per core. Tables, stores of one shard, and those
             that only this process can see (memory://), are written in this process.
@@ -105,7 +109,7 @@ def write_store(
 
     Raises:
         UserError: If there is a store already, a setting is invalid or does not fit the source, no image can be read,
-            or the URL cannot be written to.
+            the source's files change meanwhile, or the URL cannot be written to.
 
     Example:
         >>> from pipeline.data import sources
@@ -121,15 +125,24 @@ def write_store(
     try:
         _check_settings(samples_per_shard, num_processes)
         encoding = encoding or ("rows" if isinstance(source, Table) else "blocks")
-        encoder = choose_encoder(source, resolution, channels, encoding)
-        job = _Job(*filesystem(url), url, encoder, samples_per_shard)
+        encoder = choose_encoder(source, resolution, channels, encoding, resize_filter)
+        job = _Job(*filesystem(url), url, encoder, samples_per_shard, source.fingerprint)
         earlier = _prepare_folder(job)
         finished = _write_shards(job, earlier, num_processes, progress)
+        _check_source(job)
     finally:
         source.close()
     manifest = _publish_manifest(job, finished)
     broken = tuple(name for entry in finished for name in entry.broken)
     return Report(manifest, manifest.num_samples, broken, time.monotonic() - start)
+
+
+def _check_source(job: _Job) -> None:
+    """Refuse to publish what was made of files that have changed in the meantime: some shards are of either version."""
+    if job.encoder.source.fingerprint != job.fingerprint:
+        raise UserError(
+            f"{job.source.url} changed while the store {job.url} was made of it: run the same command again"
+        )
 
 
 def _check_settings(samples_per_shard: int, num_processes: int) -> None:
@@ -146,12 +159,13 @@ class _Job:
     url: str
     encoder: ShardEncoder
     samples_per_shard: int
+    fingerprint: str | None
 
     @property
     def source(self) -> SourceEntry:
         """The manifest's entry of the source."""
         source = self.encoder.source
-        return SourceEntry(source.kind, without_query(source.url), source.split)
+        return SourceEntry(source.kind, without_query(source.url), source.split, self.fingerprint)
 
     def settings(self) -> dict[str, Any]:
         """Return all settings that the bytes of a shard depend on."""
@@ -163,6 +177,7 @@ class _Job:
             "resolution": self.encoder.resolution,
             "channels": self.encoder.channels,
             "encoding": self.encoder.encoding,
+            "resize_filter": self.encoder.resize_filter,
             "samples_per_shard": self.samples_per_shard,
         }
 
@@ -245,6 +260,7 @@ def _publish_manifest(job: _Job, finished: list[_Finished]) -> Manifest:
         channels=job.encoder.channels,
         encoding=job.encoder.encoding,
         labels=job.encoder.labels,
+        resize_filter=job.encoder.resize_filter,
         source=job.source,
         num_samples=sum(shard.num_samples for shard in shards),
         shards=shards,

@@ -8,6 +8,7 @@ from typing import cast
 from pipeline.data.sources.archives import open_archive
 from pipeline.data.sources.base import choose
 from pipeline.data.sources.images.folder import image_names
+from pipeline.data.sources.published import Part
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.filesystem import as_user_error, filesystem
 
@@ -42,8 +43,14 @@ class CelebA:
         if split is not None:
             members = _members(url, _SPLITS.index(split))
             self._names = [name for name in self._names if PurePosixPath(name).name in members]
+        self.parts = (Part(split or "all", len(self._names)),)
         if not self._names:
             raise UserError(f"there are no images of CelebA in {url}: give the path of img_align_celeba.zip")
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the images' files."""
+        return self._archive.fingerprint(self._names)
 
     def __len__(self) -> int:
         return len(self._names)

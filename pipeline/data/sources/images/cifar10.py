@@ -10,6 +10,7 @@ import numpy as np
 
 from pipeline.data.sources.archives import Archive, TempFolder, open_archive
 from pipeline.data.sources.base import choose
+from pipeline.data.sources.published import Part
 from pipeline.runtime.errors import UserError
 
 __all__ = ["Cifar10"]
@@ -54,9 +55,11 @@ class Cifar10:
                 raise UserError(f"{_NAMES} of {url} does not name 10 classes: fetch it again")
             self._temp = TempFolder()
             self._path = self._temp.file("records")
+            self.fingerprint = archive.fingerprint(paths[name] for name in (*files, _NAMES))
             self._origins = _collect(archive, paths, files, self._path)
         finally:
             archive.close()
+        self.parts = tuple(Part(name, count) for name, count in self._origins)
         self._records: np.ndarray | None = None
         if (self._opened()[:, 0] > 9).any():
             raise UserError(f"{url} has a label above 9, so it is not CIFAR-10: fetch it again")

@@ -32,6 +32,7 @@ class Digits:
 
         self.url = None
         self.split = choose(split, (), self.kind)
+        self.fingerprint = None
         self.labels = tuple(str(digit) for digit in range(10))
         # scikit-learn's annotation leaves out the attributes of the result.
         published = cast("Any", load_digits())

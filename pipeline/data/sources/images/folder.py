@@ -48,6 +48,11 @@ class Images:
         self.labels = tuple(classes) if labeled else None
         self._classes = [classes.index(folder) for folder in folders] if labeled else None
 
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the images' files."""
+        return self._archive.fingerprint(self._names)
+
     def __len__(self) -> int:
         return len(self._names)
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from pipeline.data.sources.archives import TempFolder, open_archive
 from pipeline.data.sources.base import choose
+from pipeline.data.sources.published import Part
 from pipeline.runtime.errors import UserError
 
 __all__ = ["ImageNet32"]
@@ -52,6 +53,7 @@ class ImageNet32:
                 raise UserError(f"{url} is the pickled version of ImageNet32, never opened here: get the npz version")
             if not batches:
                 raise UserError(f"there are no npz batches of ImageNet32 in {url}: check the source's url and split")
+            self.fingerprint = archive.fingerprint(batches)
             for name in sorted(batches, key=lambda name: (len(name), name)):
                 path = self._temp.file(f"data-{len(self._paths)}.npy")
                 with archive.open(name) as file:
@@ -62,6 +64,10 @@ class ImageNet32:
             archive.close()
         self._starts = np.cumsum([0, *map(len, labels)])
         self._labels = np.concatenate(labels)
+        counts = {"train": 0, "val": 0}
+        for name, batch in zip(self._files, labels, strict=True):
+            counts[name.partition("_")[0]] += len(batch)
+        self.parts = tuple(Part(each, count) for each, count in counts.items() if count)
 
     def __len__(self) -> int:
         return len(self._labels)

@@ -31,6 +31,8 @@ class RowReader:
         file: The text.
         where: Name of the file in a message.
 
+    ``num_characters`` counts those of the rows that were read, without the ends of the lines.
+
     Example:
         >>> lines = RowReader(io.StringIO("x;y\n1;2\n3;4\n"), "points.csv")
         >>> lines.read_line()
@@ -38,10 +40,13 @@ class RowReader:
         >>> next(lines.numbers({2}, ";"))
         array([[1., 2.],
                [3., 4.]])
+        >>> lines.num_characters
+        6
     """
 
     def __init__(self, file: TextIO, where: str) -> None:
         self.where = where
+        self.num_characters = 0
         self._file = file
         self._done = 0
 
@@ -77,6 +82,7 @@ class RowReader:
             if rows is None or rows.shape[1] not in widths or not _fit_float32(rows).all():
                 raise self._find_damage(block, first, widths, delimiter)
             widths = {rows.shape[1]}
+            self.num_characters += sum(len(line.rstrip("\r\n")) for line in block)
             yield rows
 
     def damaged(self, line: int, problem: str) -> UserError:

@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline.data.sources.archives import Archive, File, open_files
 from pipeline.data.sources.base import Table, choose
+from pipeline.data.sources.published import PUBLISHED, Part
 from pipeline.data.sources.tables.text import open_lines
 from pipeline.runtime.errors import UserError
 
@@ -50,7 +51,7 @@ def redwine(url: str, split: str | None) -> Table:
         UserError: If the file does not exist, or a line of it is damaged.
     """
     choose(split, (), "redwine")
-    return Table("redwine", url, split, _read(url, "winequality-red.csv", _WINE, ";", slice(11)))
+    return _read("redwine", url, "winequality-red.csv", _WINE, ";", slice(11))
 
 
 def whitewine(url: str, split: str | None) -> Table:
@@ -67,7 +68,7 @@ def whitewine(url: str, split: str | None) -> Table:
         UserError: If the file does not exist, or a line of it is damaged.
     """
     choose(split, (), "whitewine")
-    return Table("whitewine", url, split, _read(url, "winequality-white.csv", _WINE, ";", slice(11)))
+    return _read("whitewine", url, "winequality-white.csv", _WINE, ";", slice(11))
 
 
 def parkinsons(url: str, split: str | None) -> Table:
@@ -86,7 +87,7 @@ def parkinsons(url: str, split: str | None) -> Table:
         UserError: If the file does not exist, or a line of it is damaged.
     """
     choose(split, (), "parkinsons")
-    return Table("parkinsons", url, split, _read(url, "parkinsons_updrs.data", _PARKINSONS, ",", slice(3, None)))
+    return _read("parkinsons", url, "parkinsons_updrs.data", _PARKINSONS, ",", slice(3, None))
 
 
 def hepmass(url: str, split: str | None) -> Table:
@@ -118,8 +119,16 @@ def hepmass(url: str, split: str | None) -> Table:
         for data_set in ("1000", "all"):
             files = {each: _find(archive, f"{data_set}_{each}.csv") for each in splits}
             if any(files.values()) and (split is None or files[split]):
-                parts = [_signal(archive, name, each, data_set) for each, name in files.items() if name]
-                return Table("hepmass", url, split, np.concatenate(parts))
+                names = {each: name for each, name in files.items() if name}
+                signals = [_signal(archive, name, each, data_set) for each, name in names.items()]
+                return Table(
+                    "hepmass",
+                    url,
+                    split,
+                    np.concatenate([rows for rows, _ in signals]),
+                    archive.fingerprint(names.values()),
+                    tuple(part for _, part in signals),
+                )
         names = " or ".join(f"1000_{each}.csv.gz" for each in splits)
         raise UserError(f"there is no {names} at {url}: check the source's url and split")
     finally:
@@ -149,7 +158,9 @@ def miniboone(url: str, split: str | None) -> Table:
     choose(split, (), "miniboone")
     archive = open_files(url)
     try:
-        with open_lines(archive, _one(archive, "MiniBooNE_PID.txt")) as lines:
+        name = _one(archive, "MiniBooNE_PID.txt")
+        fingerprint = archive.fingerprint([name])
+        with open_lines(archive, name) as lines:
             counts = re.fullmatch(r"\s*(\d{1,9})\s+(\d{1,9})\s*", lines.read_line())
             if counts is None:
                 raise lines.damaged(1, "is not two numbers of events")
@@ -166,14 +177,21 @@ def miniboone(url: str, split: str | None) -> Table:
     repeats = (signal == signal.min(0)).sum(0)
     if (repeats > _MINIBOONE_REPEATS).all():
         raise UserError(f"each column of {url} repeats its smallest value, so none has a density: fetch it again")
-    return Table("miniboone", url, split, np.ascontiguousarray(signal[:, repeats <= _MINIBOONE_REPEATS]))
+    columns = np.ascontiguousarray(signal[:, repeats <= _MINIBOONE_REPEATS])
+    parts = (
+        Part("MiniBooNE_PID.txt", num_signal, "signal events"),
+        Part("MiniBooNE_PID.txt", num_background, "background events"),
+    )
+    return Table("miniboone", url, split, columns, fingerprint, parts)
 
 
-def _read(url: str, name: str, header: str, delimiter: str, columns: slice) -> np.ndarray:
-    """Read some columns of a file with a line of names, float32 (N, D)."""
+def _read(kind: str, url: str, name: str, header: str, delimiter: str, columns: slice) -> Table:
+    """Read some columns of a file with a line of names."""
     archive = open_files(url)
     try:
-        with open_lines(archive, _one(archive, name)) as lines:
+        member = _one(archive, name)
+        fingerprint = archive.fingerprint([member])
+        with open_lines(archive, member) as lines:
             if lines.read_line().replace('"', "").strip() != header:
                 raise lines.damaged(1, f"is not the names of the columns of {name}")
             width = header.count(delimiter) + 1
@@ -182,11 +200,12 @@ def _read(url: str, name: str, header: str, delimiter: str, columns: slice) -> n
         archive.close()
     if not len(rows):
         raise UserError(f"{url} has no rows: fetch it again")
-    return np.ascontiguousarray(rows[:, columns])
+    parts = (Part(name, len(rows), "rows"), Part(name, lines.num_characters, "characters"))
+    return Table(kind, url, None, np.ascontiguousarray(rows[:, columns]), fingerprint, parts)
 
 
-def _signal(archive: Archive, name: str, split: str, data_set: str) -> np.ndarray:
-    """Read the selected events of one file of HEPMASS, float32 (N, 22)."""
+def _signal(archive: Archive, name: str, split: str, data_set: str) -> tuple[np.ndarray, Part]:
+    """Read the selected events of one file of HEPMASS, float32 (N, 22), and count all that were looked at."""
     with open_lines(archive, name) as lines:
         if "label" not in lines.read_line().partition(",")[0]:
             raise lines.damaged(1, "is not the names of the columns of HEPMASS, of which the first is the label")
@@ -194,7 +213,11 @@ def _signal(archive: Archive, name: str, split: str, data_set: str) -> np.ndarra
         widths = {28, 29} if data_set == "1000" else {29}
         columns = [column for column in range(1, 28) if column not in _HEPMASS_DISCRETE]
 
+        num_events = 0
+
         def select(events: np.ndarray) -> np.ndarray:
+            nonlocal num_events
+            num_events += len(events)
             signal = events[:, 0] == 1
             if data_set == "all":
                 signal &= np.abs(events[:, 28] - _HEPMASS_MASS) < 1
@@ -204,7 +227,7 @@ def _signal(archive: Archive, name: str, split: str, data_set: str) -> np.ndarra
         rows = _concatenate(map(select, blocks), len(columns))
         if not len(rows):
             raise UserError(f"{lines.where} has no signal of mass 1000: check the source's url")
-    return rows
+    return rows, Part(split, num_events, "events in its first tenth")
 
 
 def _concatenate(blocks: Iterable[np.ndarray], columns: int) -> np.ndarray:
@@ -213,10 +236,21 @@ def _concatenate(blocks: Iterable[np.ndarray], columns: int) -> np.ndarray:
 
 def _one(archive: Archive, name: str) -> str:
     """Return the name of a published file in an archive; a single file may have any name."""
-    match = archive.names[0] if isinstance(archive, File) else _find(archive, name)
+    match = _find(archive, name)
+    if isinstance(archive, File):
+        match = match or archive.names[0]
+        _refuse_other_table(archive, name)
     if match is None:
         raise UserError(f"there is no {name} at {archive.url}: check the source's url")
     return match
+
+
+def _refuse_other_table(archive: File, name: str) -> None:
+    """Refuse the published file of another kind, which may have the same columns."""
+    given = archive.names[0].partition("?")[0].removesuffix(".gz")
+    for kind, published in PUBLISHED.items():
+        if given != name and given in {part for part, _ in published}:
+            raise UserError(f"{archive.url} is the file of {kind}, not {name}: check the source's url and kind")
 
 
 def _find(archive: Archive, name: str) -> str | None:
