@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import io
+import warnings
 
 import numpy as np
 from PIL import Image
 
 from pipeline.data.image_files import open_image
 
-__all__ = ["DEFAULT_FILTER", "FILTERS", "decode", "encode", "resize_center_crop"]
+__all__ = ["DEFAULT_FILTER", "FILTERS", "WrongShape", "decode", "encode", "resize_center_crop"]
 
 _STORED = ("PNG", "JPEG", "WEBP")
+# Sizes are checked here before anything is decoded, and Pillow would warn of a large one first.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
@@ -22,6 +25,10 @@ FILTERS = {
 """Filters of resizing, by name. Pillow widens each by the factor of reduction, so that all of them antialias."""
 
 DEFAULT_FILTER = "lanczos"
+
+
+class WrongShape(ValueError):
+    """Image of another shape than expected. The message is the rest of a sentence that begins with its name."""
 
 
 def resize_center_crop(
@@ -84,21 +91,26 @@ def encode(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def decode(data: bytes) -> np.ndarray:
+def decode(data: bytes, shape: tuple[int, ...] | None = None) -> np.ndarray:
     """Decode an image file of a store.
 
     Args:
         data: The bytes of a PNG, JPEG or WebP file, gray or RGB.
+        shape: The shape (C, H, W) that its header has to say, before memory for its pixels is asked for. ``None``
+            (default) for any.
 
     Returns:
         Pixels, uint8 (C, H, W).
 
     Raises:
+        WrongShape: If it has another shape.
         Exception: If the image is broken; Pillow raises many kinds.
     """
     picture = Image.open(io.BytesIO(data), formats=_STORED)
     if picture.mode not in ("L", "RGB"):
         raise ValueError(f"its mode is {picture.mode}, not L or RGB")
+    if shape not in (None, given := (len(picture.getbands()), picture.height, picture.width)):
+        raise WrongShape(f"has shape {given}, its manifest says {shape}")
     return _channels_first(np.asarray(picture))
 
 

@@ -57,6 +57,10 @@ __all__ = [
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 ENCODINGS = ("images", "blocks", "rows")
+# A file in a tar file has a header and contents, in blocks of 512 bytes.
+_MEMBER_BYTES = 1024
+# Of deflate, by which PNG compresses, rounded up.
+_BEST_COMPRESSION = 1100
 
 
 @dataclass(frozen=True)
@@ -295,7 +299,24 @@ class _ManifestFile(StrictModel):
         for valid, message in rules:
             if not valid:
                 raise _invalid(message)
+        self._check_sizes()
         return self
+
+    def _check_sizes(self) -> None:
+        """Refuse more samples, or larger ones, than the shards have bytes for: memory is asked for by these numbers."""
+        pixels = 1 if self.resolution is None else self.resolution**2
+        sample_bytes = self.channels * pixels * (4 if self.encoding == "rows" else 1)
+        if self.encoding == "images":
+            members = 1 if self.labels is None else 2
+            sample_bytes = max(members * _MEMBER_BYTES, sample_bytes // _BEST_COMPRESSION)
+        for shard in self.shards:
+            most = shard.bytes // sample_bytes
+            if shard.num_samples > most:
+                of = "rows of this width" if self.encoding == "rows" else "images of this resolution"
+                raise _invalid(
+                    f"num_samples of {shard.name} should be {most} at most, for its {shard.bytes} bytes hold no more "
+                    f"{of}, not {shard.num_samples}"
+                )
 
 
 def describe(error: ValidationError) -> str:

@@ -22,6 +22,10 @@ TIMEOUT = 300.0
 """Seconds that one request of a store may take."""
 
 
+# With an entry of 200 bytes for each shard, the manifest of more than half a million of them.
+_MAX_MANIFEST_BYTES = 2**27
+
+
 class MissingStore(UserError):
     """Error that a URL has no finished store. The message has the URL only: the caller adds the command to make it."""
 
@@ -114,6 +118,9 @@ def open_store(
     fs.invalidate_cache(path)
     with as_user_error(url):
         try:
+            size = _request(fs, "size", f"{path}/{MANIFEST_NAME}", timeout=timeout)
+            if size is not None and size > _MAX_MANIFEST_BYTES:
+                raise UserError(f"the manifest of the store {url} has {size:,} bytes, too many: make the store again")
             text = _request(fs, "cat_file", f"{path}/{MANIFEST_NAME}", timeout=timeout)
         except (FileNotFoundError, NotADirectoryError):
             raise MissingStore(f"no finished store at {url}") from None

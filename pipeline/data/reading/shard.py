@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
-from webdataset.tariterators import group_by_keys, tar_file_iterator
+from webdataset.tariterators import group_by_keys
 
 from pipeline.data import image_codec
 from pipeline.data.manifest import Manifest, Shard
@@ -109,23 +109,31 @@ def _samples(data: bytes, manifest: Manifest) -> Iterator[_Sample]:
         expected = [{ROWS}]
     known = set().union(*expected)
 
-    def members() -> Iterator[_Sample]:
-        # The library opens any binary file; its annotation names an open tar file.
-        file: Any = io.BytesIO(data)
-        for member in tar_file_iterator(file, skip_meta=None):
-            name = member["fname"]
-            if name.partition(".")[2] not in known or "/" in name:
-                raise _Invalid(f"has the member {name!r}, no part of a store with encoding {manifest.encoding!r}")
-            yield member | {"__url__": ""}
-
     try:
-        for sample in group_by_keys(members()):
+        for sample in group_by_keys(_members(data, known, manifest.encoding)):
             suffixes = {suffix for suffix in sample if not suffix.startswith("__")}
             if suffixes not in expected:
                 raise _Invalid(f"has the sample {sample['__key__']!r} with {', '.join(sorted(suffixes))} only")
             yield sample
     except (tarfile.TarError, ValueError, EOFError) as error:
         raise _Invalid(f"is not a readable tar file ({_first_line(error)})") from None
+
+
+def _members(data: bytes, known: set[str], encoding: str) -> Iterator[_Sample]:
+    """Yield the name and the contents of each file in a tar file without compression, so that none is larger than it.
+
+    webdataset's own iterator also unpacks gzip and fills the holes of sparse files, with no limit.
+    """
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+        for info in tar:
+            # It would keep them all; typeshed does not know where.
+            tar.members = []  # pyright: ignore[reportAttributeAccessIssue]
+            if not info.isreg() or info.issparse() or info.name.partition(".")[2] not in known or "/" in info.name:
+                raise _Invalid(f"has the member {info.name!r}, no part of a store with encoding {encoding!r}")
+            content = data[info.offset_data : info.offset_data + info.size]
+            if len(content) != info.size:
+                raise tarfile.ReadError("unexpected end of data")
+            yield {"fname": info.name, "data": content, "__url__": ""}
 
 
 class _Images:
@@ -162,13 +170,12 @@ class _Images:
 
     def _decode(self, index: int, file: bytes) -> np.ndarray:
         try:
-            image = image_codec.decode(file)
+            return image_codec.decode(file, self._pixels.shape[1:])
+        except image_codec.WrongShape as error:
+            raise self._broken(index, str(error)) from None
         # Pillow raises exceptions of many kinds for bytes that are no image.
         except Exception as error:
             raise self._broken(index, f"is not an image of a store ({_first_line(error)})") from None
-        if image.shape != self._pixels.shape[1:]:
-            raise self._broken(index, f"has shape {image.shape}, its manifest says {self._pixels.shape[1:]}")
-        return image
 
     def _broken(self, index: int, what: str) -> UserError:
         return UserError(f"{self._where} has the member {self._keys[index]!r}, which {what}: make the store again")

@@ -12,7 +12,6 @@ import gzip
 import io
 import lzma
 import os
-import shutil
 import tarfile
 import tempfile
 import zipfile
@@ -22,6 +21,7 @@ from contextlib import contextmanager
 from typing import IO, Any, BinaryIO, Protocol, cast
 
 from pipeline.data.sources.base import BrokenImage
+from pipeline.data.sources.download import download, is_http
 from pipeline.data.sources.fingerprint import fingerprint_files, fingerprint_listing, version
 from pipeline.runtime.errors import UserError, one_line
 from pipeline.runtime.filesystem import as_user_error, filesystem, is_local
@@ -30,6 +30,9 @@ __all__ = ["Archive", "File", "Folder", "Tar", "TempFolder", "Zip", "archive_err
 
 # Error numbers of a full disk, a used-up quota and a file system's largest file.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# An archive of images or numbers unpacks to no more than this many times its size, except for a small one.
+_BEST_COMPRESSION = 100
+_MOST_UNPACKED = 2**30
 
 
 @contextmanager
@@ -304,13 +307,14 @@ def open_archive(url: str) -> Archive:
     Raises:
         UserError: If there is nothing at the URL, or it is none of the three.
     """
-    if _is_folder(url):
+    local = _local(url)
+    if local is None:
         return Folder(url)
-    path, temp = _local(url)
+    path, temp = local
     with archive_errors(url):
         if zipfile.is_zipfile(path):
             return Zip(url, path, temp)
-        plain = _decompressed(path, temp)
+        plain = _decompressed(path, temp, url)
         is_tar = tarfile.is_tarfile(plain)
     if not is_tar:
         raise UserError(f"{url} is neither a folder nor a zip or tar file: check the source's url")
@@ -329,46 +333,50 @@ def open_files(url: str) -> Archive:
     Raises:
         UserError: If there is nothing at the URL.
     """
-    if _is_folder(url):
+    local = _local(url)
+    if local is None:
         return Folder(url)
-    path, temp = _local(url)
+    path, temp = local
     with archive_errors(url):
         return (Zip if zipfile.is_zipfile(path) else File)(url, path, temp)
 
 
-def _is_folder(url: str) -> bool:
-    """Return whether a URL is of a folder; there must be something."""
-    fs, path = filesystem(url)
-    with as_user_error(url):
-        if fs.isdir(path):
-            return True
-        if not fs.exists(path):
-            raise UserError(f"there is no data at {url}: check the source's url")
-    return False
+def _local(url: str) -> tuple[str, TempFolder] | None:
+    """Return the path of a file on the local disk, and the folder of its copy if it was remote; None for a folder.
 
-
-def _local(url: str) -> tuple[str, TempFolder]:
-    """Return the path of a file on the local disk, and the folder of its copy if it was remote."""
+    A remote file is requested once, and there must be something.
+    """
     fs, path = filesystem(url)
     temp = TempFolder()
-    if "file" in fs.protocol:
-        return path, temp
     with as_user_error(url):
         try:
-            copy = temp.file("copy")
-            fs.get_file(path, copy)
+            if is_http(url):
+                # Whether a URL of HTTP is a folder's is known by its end, or else by what comes.
+                is_folder = url.endswith("/") or not download(url, temp.file("copy"))
+                return None if is_folder else (temp.file("copy"), temp)
+            if fs.isdir(path):
+                return None
+            if not fs.exists(path):
+                raise UserError(f"there is no data at {url}: check the source's url")
+            if is_local(fs):
+                return path, temp
+            fs.get_file(path, temp.file("copy"))
         except OSError as error:
             raise _no_room(url) if error.errno in _FULL else error from None
-    return copy, temp
+    return temp.file("copy"), temp
 
 
-def _decompressed(path: str, temp: TempFolder) -> str:
+def _decompressed(path: str, temp: TempFolder, url: str) -> str:
     openers = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
     with open(path, "rb") as file:
         opener = openers.get(file.read(2))
     if opener is None:
         return path
     plain = temp.file("plain")
+    most = max(_MOST_UNPACKED, _BEST_COMPRESSION * os.path.getsize(path))
     with opener(path, "rb") as source, open(plain, "wb") as target:
-        shutil.copyfileobj(source, target, 2**20)
+        while chunk := source.read(2**20):
+            target.write(chunk)
+            if target.tell() > most:
+                raise UserError(f"{url} unpacks to more than {_BEST_COMPRESSION} times its size: check its origin")
     return plain
