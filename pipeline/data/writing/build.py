@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Protocol
 
 from pipeline.data import sources
 from pipeline.data.store import resolve_url
 from pipeline.data.writing.writer import Report, write_store
+from pipeline.runtime.errors import UserError
 from pipeline.runtime.redaction import redact
 
 __all__ = ["SourceSettings", "StoreSettings", "build_store"]
@@ -52,11 +54,8 @@ def build_store(settings: StoreSettings) -> list[str]:
         UserError: The source needs a URL, is damaged, of another format or smaller than it was published; or the store
             cannot be written.
     """
-    source = sources.make(settings.source.kind, settings.source.url, settings.source.split)
-    if settings.source.published_counts:
-        sources.check_counts(source)
     report = write_store(
-        source,
+        functools.partial(_open_source, settings.source),
         settings.store,
         resolution=settings.resolution,
         # A table has all of its columns.
@@ -68,6 +67,17 @@ def build_store(settings: StoreSettings) -> list[str]:
         progress=True,
     )
     return [*_summary_lines(report), f"store: {resolve_url(settings.store)}"]
+
+
+def _open_source(settings: SourceSettings) -> sources.Source | sources.Table:
+    source = sources.make(settings.kind, settings.url, settings.split)
+    try:
+        if settings.published_counts:
+            sources.check_counts(source)
+    except UserError:
+        source.close()
+        raise
+    return source
 
 
 def _summary_lines(report: Report) -> list[str]:

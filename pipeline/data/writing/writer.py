@@ -8,6 +8,7 @@ depend on the source and the settings only, not on processes or interruptions.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -18,7 +19,7 @@ import re
 import signal
 import struct
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -36,8 +37,9 @@ from pipeline.data.manifest import Source as SourceEntry
 from pipeline.data.sources.base import Source, Table
 from pipeline.data.store import is_process_local, resolve_url
 from pipeline.data.writing.packing import ShardEncoder, choose_encoder
+from pipeline.runtime import lock
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.filesystem import as_user_error, filesystem
+from pipeline.runtime.filesystem import as_user_error, filesystem, is_local
 from pipeline.runtime.processes import exit_with_parent
 from pipeline.runtime.redaction import without_query
 from pipeline.runtime.terminal import Progress
@@ -67,7 +69,7 @@ class Report:
 
 
 def write_store(
-    source: Source | Table,
+    source: Source | Table | Callable[[], Source | Table],
     url: str,
     *,
     resolution: int | None = None,
@@ -92,7 +94,8 @@ def write_store(
     shard in memory.
 
     Args:
-        source: Source of the images or rows, see ``pipeline.data.sources.make``. It is closed in the end.
+        source: Source of the images or rows, see ``pipeline.data.sources.make``, which is closed in the end; or a
+            function that opens it, called once it is clear that this process may write the store.
         url: The store's name, path or URL, see ``pipeline.data.resolve_url``.
         resolution: Height and width of the images, in pixels. None for rows.
         channels: 1 (gray) or 3 (RGB). For rows, their number of columns, or None for the table's.
@@ -108,8 +111,8 @@ def write_store(
         The manifest, the number of images or rows, the broken images and the time it took.
 
     Raises:
-        UserError: If there is a store already, a setting is invalid or does not fit the source, no image can be read,
-            the source's files change meanwhile, or the URL cannot be written to.
+        UserError: If there is a store already or another process writes it, a setting is invalid or does not fit the
+            source, no image can be read, the source's files change meanwhile, or the URL cannot be written to.
 
     Example:
         >>> from pipeline.data import sources
@@ -122,17 +125,20 @@ def write_store(
     start = time.monotonic()
     url = resolve_url(url)
     num_processes = _available_cores() if num_processes is None else num_processes
-    try:
+    with contextlib.ExitStack() as stack:
+        if not callable(source):
+            stack.callback(source.close)
         _check_settings(samples_per_shard, num_processes)
+        stack.enter_context(_claim(url))
+        if callable(source):
+            source = source()
+            stack.callback(source.close)
         encoding = encoding or ("rows" if isinstance(source, Table) else "blocks")
         encoder = choose_encoder(source, resolution, channels, encoding, resize_filter)
         job = _Job(*filesystem(url), url, encoder, samples_per_shard, source.fingerprint)
-        earlier = _prepare_folder(job)
-        finished = _write_shards(job, earlier, num_processes, progress)
+        finished = _write_shards(job, _list_folder(job), num_processes, progress)
         _check_source(job)
-    finally:
-        source.close()
-    manifest = _publish_manifest(job, finished)
+        manifest = _publish_manifest(job, finished)
     broken = tuple(name for entry in finished for name in entry.broken)
     return Report(manifest, manifest.num_samples, broken, time.monotonic() - start)
 
@@ -219,13 +225,38 @@ class _Stopped(Exception):
     """The run is over, and this shard is no longer needed."""
 
 
-def _prepare_folder(job: _Job) -> set[str]:
-    """Make the store's folder, and return the names of the files of an interrupted run in it."""
+@contextlib.contextmanager
+def _claim(url: str) -> Iterator[None]:
+    """Make the folder of a store that is not finished, and keep other writers out of it."""
+    fs, path = filesystem(url)
+    _refuse_finished(fs, path, url)
+    with as_user_error(url):
+        is_new = not fs.exists(path)
+        fs.makedirs(path, exist_ok=True)
+    try:
+        with lock.acquire(url, writer="process"):
+            # Another may have finished it meanwhile.
+            _refuse_finished(fs, path, url)
+            yield
+    finally:
+        # A folder that nothing came into, as from a source that is not there; others cannot be removed this way.
+        if is_new and is_local(fs):
+            with contextlib.suppress(OSError):
+                fs.rmdir(path)
+
+
+def _refuse_finished(fs: fsspec.AbstractFileSystem, path: str, url: str) -> None:
+    with as_user_error(url):
+        fs.invalidate_cache(path)
+        finished = fs.exists(f"{path}/{MANIFEST_NAME}")
+    if finished:
+        raise UserError(f"there is a finished store at {url}: delete it, or choose another name")
+
+
+def _list_folder(job: _Job) -> set[str]:
+    """Return the names of the files of an interrupted run."""
     with as_user_error(job.url):
         job.fs.invalidate_cache(job.path)
-        if job.fs.exists(f"{job.path}/{MANIFEST_NAME}"):
-            raise UserError(f"there is a finished store at {job.url}: delete it, or choose another name")
-        job.fs.makedirs(job.path, exist_ok=True)
         return {path.rpartition("/")[2] for path in job.fs.find(job.path, maxdepth=1)}
 
 
