@@ -78,7 +78,7 @@ def test_a_manifest_with_any_other_key_or_one_key_less(store, data, name, other)
     document = json.loads(store.manifest.to_json())
     parent = data.draw(st.sampled_from([document, document["source"], *document["shards"]]))
     if data.draw(st.booleans()):
-        del parent[missing := data.draw(st.sampled_from(sorted(parent)))]
+        del parent[missing := data.draw(st.sampled_from(sorted(parent.keys() - {"resize_filter"})))]
         assert f"{missing}: make" in one_line(Manifest.from_json, json.dumps(document), store.url)
     elif name not in parent:
         parent[name] = other

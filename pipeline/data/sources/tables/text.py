@@ -21,6 +21,10 @@ __all__ = ["RowReader", "open_lines"]
 
 # Lines that are parsed together: enough that NumPy's own loop does the work, few enough to inspect one by one.
 _BLOCK = 2**15
+# A longer line is none of a table: gzip packs gigabytes of one character into a megabyte.
+_MAX_CHARACTERS = 2**16
+# A table has more rows than any that is read here by an order of magnitude.
+_MAX_ROWS = 1_000_000
 _GZIP = b"\x1f\x8b"
 
 
@@ -53,7 +57,7 @@ class RowReader:
     def read_line(self) -> str:
         """Return the next line, or an empty one at the end."""
         self._done += 1
-        return self._file.readline().rstrip("\r\n")
+        return self._checked(self._file.readline(_MAX_CHARACTERS), self._done).rstrip("\r\n")
 
     def numbers(self, widths: Collection[int], delimiter: str | None, limit: int | None = None) -> Iterator[np.ndarray]:
         """Yield the remaining lines as numbers.
@@ -70,7 +74,7 @@ class RowReader:
             UserError: If a line is not numbers of such a width; the message has the number of the line. Empty lines at
                 the end are skipped.
         """
-        lines = itertools.islice(self._file, limit)
+        lines = itertools.islice(self._lines(), limit)
         while block := list(itertools.islice(lines, _BLOCK)):
             first = self._done + 1
             self._done += len(block)
@@ -85,6 +89,20 @@ class RowReader:
             self.num_characters += sum(len(line.rstrip("\r\n")) for line in block)
             yield rows
 
+    def _lines(self) -> Iterator[str]:
+        for number in itertools.count(self._done + 1):
+            line = self._checked(self._file.readline(_MAX_CHARACTERS), number)
+            if not line:
+                return
+            if number > _MAX_ROWS:
+                raise self.damaged(number, f"is one of more than {_MAX_ROWS:,}")
+            yield line
+
+    def _checked(self, line: str, number: int) -> str:
+        if len(line) == _MAX_CHARACTERS and not line.endswith("\n"):
+            raise self.damaged(number, f"has more than {_MAX_CHARACTERS:,} characters")
+        return line
+
     def damaged(self, line: int, problem: str) -> UserError:
         """Return the error of a damaged line.
 
@@ -96,7 +114,7 @@ class RowReader:
 
     def _without_empty_end(self, block: list[str]) -> list[str]:
         """Return the block without the empty lines that end the file, or unchanged if there is more after it."""
-        if any(line.strip() for line in self._file):
+        if any(line.strip() for line in self._lines()):
             return block
         while block and not block[-1].strip():
             block.pop()
