@@ -38,7 +38,7 @@ def refused(message: str) -> None:
     st.builds(
         lambda sizes, samples, source: Manifest(
             num_samples=sum(sizes),
-            shards=tuple(Shard(f"{i}.tar", size, 10 * size, f"{size:064x}") for i, size in enumerate(sizes)),
+            shards=tuple(Shard(f"{i}.tar", size, 10**6 * size, f"{size:064x}") for i, size in enumerate(sizes)),
             source=source,
             **samples,
         ),

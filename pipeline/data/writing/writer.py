@@ -129,7 +129,7 @@ def write_store(
         if not callable(source):
             stack.callback(source.close)
         _check_settings(samples_per_shard, num_processes)
-        stack.enter_context(_claim(url))
+        claim = stack.enter_context(_claim(url))
         if callable(source):
             source = source()
             stack.callback(source.close)
@@ -138,6 +138,7 @@ def write_store(
         job = _Job(*filesystem(url), url, encoder, samples_per_shard, source.fingerprint)
         finished = _write_shards(job, _list_folder(job), num_processes, progress)
         _check_source(job)
+        claim.verify()
         manifest = _publish_manifest(job, finished)
     broken = tuple(name for entry in finished for name in entry.broken)
     return Report(manifest, manifest.num_samples, broken, time.monotonic() - start)
@@ -226,7 +227,7 @@ class _Stopped(Exception):
 
 
 @contextlib.contextmanager
-def _claim(url: str) -> Iterator[None]:
+def _claim(url: str) -> Iterator[lock.Lock]:
     """Make the folder of a store that is not finished, and keep other writers out of it."""
     fs, path = filesystem(url)
     _refuse_finished(fs, path, url)
@@ -234,10 +235,10 @@ def _claim(url: str) -> Iterator[None]:
         is_new = not fs.exists(path)
         fs.makedirs(path, exist_ok=True)
     try:
-        with lock.acquire(url, writer="process"):
+        with lock.acquire(url, writer="process") as claim:
             # Another may have finished it meanwhile.
             _refuse_finished(fs, path, url)
-            yield
+            yield claim
     finally:
         # A folder that nothing came into, as from a source that is not there; others cannot be removed this way.
         if is_new and is_local(fs):
