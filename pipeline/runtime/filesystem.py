@@ -158,6 +158,9 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         >>> filesystem("memory://stores/digits/")[1]
         '/stores/digits'
     """
+    # In a URL two colons chain file systems; in a path they are part of a name.
+    if "::" in url and "://" not in url:
+        return fsspec.filesystem("file"), os.path.abspath(os.path.expanduser(url))
     with as_user_error(url):
         fs, path = fsspec.core.url_to_fs(url)
     return fs, path.rstrip("/")

@@ -30,3 +30,12 @@ def test_a_disk_that_is_full_leaves_what_was_there(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         write_file(url, b"new")
     assert os.listdir(tmp_path) == ["file"] and (tmp_path / "file").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("name", ["a::b.zip", "a b (1).zip", "a,b=c#d.zip", "josé.zip", "[1]*?.zip", "100%.zip"])
+def test_a_path_may_have_any_name_and_begin_at_home(tmp_path, monkeypatch, name: str) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / name).write_bytes(b"here")
+    for url in (f"~/{name}", f"{tmp_path}/{name}"):
+        files, path = filesystem(url)
+        assert files.cat_file(path) == b"here"
