@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipeline.runtime.filesystem import write_file
+from pipeline.runtime.filesystem import filesystem, write_file
 
 
 def test_of_several_writers_at_once_one_is_the_last_and_nothing_else_is_left(tmp_path):
