@@ -30,6 +30,8 @@ __all__ = ["folded", "folded_base"]
 _LayerT = TypeVar("_LayerT", bound=nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
 
 
+# A copy's weights must not be born in inference mode, where the chain it is for could be called.
+@torch.inference_mode(False)
 @torch.no_grad()
 def folded(model: GEBM, precision: torch.dtype = torch.float32) -> GEBM:
     """Return the model as a chain needs it.
@@ -67,6 +69,7 @@ def folded(model: GEBM, precision: torch.dtype = torch.float32) -> GEBM:
     return result
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def folded_base(base: nn.Module, precision: torch.dtype | None = None) -> nn.Module:
     """Return a base as the draws of energy steps need it, between two steps of its own.

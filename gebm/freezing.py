@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-__all__ = ["cached_parametrizations", "frozen"]
+__all__ = ["cached_parametrizations", "frozen", "require_differentiable"]
 
 
 @contextmanager
@@ -30,15 +30,43 @@ def cached_parametrizations(*modules: nn.Module) -> Iterator[None]:
         ...     layer.weight is layer.weight
         True
     """
+    gradients = torch.is_grad_enabled()
     with parametrize.cached():
         for module in modules:
             device = next((parameter.device.type for parameter in module.parameters()), "cpu")
-            with torch.autocast(device, enabled=False):
+            # A weight that is born in inference mode would stay one, and a sampler could not differentiate through it.
+            # Leaving that mode switches gradients on, wherever they were off.
+            with (
+                torch.inference_mode(False),
+                torch.set_grad_enabled(gradients),
+                torch.autocast(device, enabled=False),
+            ):
                 for layer in module.modules():
                     if isinstance(parametrizations := getattr(layer, "parametrizations", None), nn.ModuleDict):
                         for name in parametrizations:
                             getattr(layer, name)
         yield
+
+
+def require_differentiable(module: nn.Module) -> None:
+    """Raise a ValueError if a module's tensors were born in inference mode: autograd takes no such tensor.
+
+    Args:
+        module: A network.
+
+    Example:
+        >>> with torch.inference_mode():
+        ...     network = nn.Linear(2, 1)
+        >>> require_differentiable(network)
+        Traceback (most recent call last):
+        ...
+        ValueError: Linear was built or copied under torch.inference_mode, so no gradient passes it: do that outside
+    """
+    if any(parameter.is_inference() for parameter in module.parameters()):
+        raise ValueError(
+            f"{type(module).__name__} was built or copied under torch.inference_mode, so no gradient passes it: "
+            "do that outside"
+        )
 
 
 # Identities of the modules that are frozen now.
@@ -51,10 +79,14 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
 
     What is computed inside can still be differentiated with respect to its *inputs*; this is what a sampler and a base
     step need, and the parameters then cost neither memory nor time. On leaving, modes and flags are as they were.
-    In between they must not be changed: a module that is frozen already is not visited again.
+    In between they must not be changed: a module that is frozen already is not visited again. Under
+    ``torch.inference_mode`` and ``torch.no_grad`` it is the same.
 
     Args:
         *modules: Modules to hold fixed.
+
+    Raises:
+        ValueError: If a module was built, or copied, under ``torch.inference_mode``.
 
     Example:
         >>> network = nn.Linear(2, 1)
@@ -70,6 +102,8 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
     if not modules:
         yield
         return
+    for module in modules:
+        require_differentiable(module)
     modes = [(layer, layer.training) for module in modules for layer in module.modules()]
     trained = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
     for layer, _ in modes:
