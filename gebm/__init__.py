@@ -21,6 +21,7 @@ Where to look:
 - :mod:`gebm.networks`: base and energy side by side, a file per family: images, vectors, and flows, which have a
   density.
 - :mod:`gebm.samplers`: Markov chains on the latent space, all driven by one function.
+- :mod:`gebm.inputs`: what is accepted as a batch, as parameters and as arguments, and what is refused.
 - :mod:`gebm.partition`: estimators of the log-partition function.
 - :mod:`gebm.allocator`: memory that a process on the CPU keeps when it is freed, for speed.
 - :mod:`gebm.samplers.diagnostics`: whether the chains have mixed. Not imported here, since it needs one package more

@@ -133,6 +133,11 @@ def _is_of_images(base: nn.Module) -> bool:
 
 def _fold(module: nn.Module) -> nn.Module:
     """Return the module with its foldable layers folded, its parameters its own."""
+    # What torch.compile wraps computes the same, and of hooks nobody knows what they do.
+    if isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):
+        return _fold(inner)
+    if module._forward_hooks or module._forward_pre_hooks:
+        return module
     if type(module) in _SIMPLE:
         return _SIMPLE[type(module)](module)
     if parametrize.is_parametrized(module, "weight") or type(module) in (Conv2d, DownsampleConv2d, UpsampleConv2d):
@@ -153,6 +158,8 @@ def _fold_into(layers: list[nn.Module], norm: BatchNorm2d) -> bool:
     if not (norm.affine and norm.track_running_stats and layers):
         return False
     before = layers[-1]
+    if before._forward_hooks or before._forward_pre_hooks:
+        return False
     # A subclass may compute something else.
     if isinstance(before, nn.Conv2d | nn.ConvTranspose2d) and type(before) in (nn.Conv2d, nn.ConvTranspose2d):
         layers[-1] = fuse_conv_bn_eval(before, norm, transpose=isinstance(before, nn.ConvTranspose2d))
@@ -194,7 +201,9 @@ def _normalize_grid(linear: nn.Linear, norm: BatchNorm2d) -> nn.Linear:
     num_pixels = linear.out_features // norm.num_features
     per_channel = norm.running_mean, norm.running_var, norm.weight, norm.bias
     mean, variance, weight, bias = (x.repeat_interleave(num_pixels) for x in per_channel)
-    return _with(linear, *fuse_linear_bn_weights(linear.weight, linear.bias, mean, variance, norm.eps, weight, bias))
+    fused = fuse_linear_bn_weights(linear.weight, linear.bias, mean, variance, norm.eps, weight, bias)
+    # A layer of its own: something else may hold the one before.
+    return _with(_empty(nn.Linear, linear.in_features, linear.out_features), *fused)
 
 
 def _empty(kind: type[_LayerT], *args: Any, **kwargs: Any) -> _LayerT:

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from gebm import samplers
 from gebm.freezing import frozen
+from gebm.inputs import (
+    as_count,
+    cast_to,
+    explained,
+    one_per_sample,
+    require_beta,
+    require_generator,
+    require_methods,
+    require_module,
+)
 
 __all__ = ["GEBM", "BoundedEnergy", "Density", "LatentPrior", "NoEnergy", "RelativeEnergy", "StandardNormal"]
 
@@ -52,9 +65,7 @@ class StandardNormal(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        if dim < 1:
-            raise ValueError(f"the latent dimension is {dim}: choose at least 1")
-        self.dim = dim
+        self.dim = dim = as_count("the latent dimension", dim)
         # It follows the model from device to device; being zero, it need not be in a checkpoint.
         self.register_buffer("mean", torch.zeros(dim), persistent=False)
 
@@ -99,12 +110,12 @@ class StandardNormal(nn.Module):
             device: Device of the result (default: the prior's).
 
         Returns:
-            Latents (n, D). The first are the same for any ``n``.
+            Latents (n, D), of the model's type. The first are the same for any ``n``.
         """
         device = self.mean.device if device is None else torch.device(device)
-        chain = torch.arange(n, device=device)
-        noise = samplers.philox.normal(samplers.philox.draw_key(generator, device), chain, self.dim)
-        return self.from_noise(noise.to(self.mean.dtype))
+        chain = torch.arange(as_count("n", n, minimum=0), device=device)
+        key, dtype = samplers.philox.draw_key(generator, device), samplers.wide(self.mean.dtype)
+        return self.from_noise(samplers.philox.normal(key, chain, self.dim, dtype=dtype).to(self.mean.dtype))
 
 
 class BoundedEnergy(nn.Module):
@@ -125,6 +136,9 @@ class BoundedEnergy(nn.Module):
 
     def __init__(self, network: nn.Module, floor: float = -10.0) -> None:
         super().__init__()
+        require_module("energy", network)
+        if not (isinstance(floor, int | float) and floor < math.inf):
+            raise ValueError(f"the energy's floor is {floor!r}: choose a number, or minus infinity for none")
         self.network = network
         self.floor = floor
 
@@ -142,17 +156,12 @@ class BoundedEnergy(nn.Module):
             Energies (N,), float32 or wider.
 
         Raises:
+            TypeError: If the network returns no tensor.
             ValueError: If the network does not return one number per sample.
         """
-        energy = self.network(x)
-        if energy.shape not in ((len(x),), (len(x), 1)):
-            raise ValueError(
-                f"the energy network returned {tuple(energy.shape)} for {len(x)} samples: "
-                f"make it return ({len(x)},) or ({len(x)}, 1)"
-            )
+        energy_N = one_per_sample(self.network(cast_to(self.network, x)), len(x), "the energy network")
         # exp(-E) multiplies a rounding error of E: what follows, losses and potentials, is never in half precision.
-        energy_N = energy.reshape(len(x)).to(torch.promote_types(energy.dtype, torch.float32))
-        return energy_N.clamp(min=self.floor)
+        return energy_N.to(samplers.wide(energy_N.dtype)).clamp(min=self.floor)
 
 
 class RelativeEnergy(nn.Module):
@@ -203,8 +212,8 @@ class RelativeEnergy(nn.Module):
         base = self.base
         assert isinstance(base, Density)
         with frozen(base):
-            log_base_N = base.log_prob(x)
-        return self.network(x).reshape(len(x)) + log_base_N
+            log_base_N = _log_density(base, x)
+        return one_per_sample(self.network(x), len(x), "the energy network") + log_base_N
 
 
 class NoEnergy(nn.Module):
@@ -233,7 +242,8 @@ class GEBM(nn.Module):
             far below -10 wherever the base has next to no mass, and would stop learning there.
 
     Raises:
-        ValueError: If base and prior both have a ``dim``, as a flow has, and not the same.
+        TypeError: If base or energy is no module, or the prior lacks a method.
+        ValueError: If base and prior both have a ``dim``, as a flow has, and not the same; if the floor is no number.
 
     Attributes:
         base: The base network.
@@ -258,6 +268,9 @@ class GEBM(nn.Module):
         self, base: nn.Module, energy: nn.Module, prior: LatentPrior, energy_floor: float | None = None
     ) -> None:
         super().__init__()
+        require_module("base", base)
+        methods = ("dim", "log_prob", "from_noise", "sample")
+        require_methods("prior", prior, methods, "gebm.StandardNormal(100)")
         _require_same_dimension("base", base, "prior", prior)
         self.base = base
         if not isinstance(energy, BoundedEnergy):
@@ -305,6 +318,67 @@ class GEBM(nn.Module):
         other.log_partition = self.log_partition
         return other
 
+    def decode(self, z: Tensor) -> Tensor:
+        """Map latents to samples by the base, whose weights may be of another type than the latents.
+
+        Args:
+            z: Latents (N, D).
+
+        Returns:
+            Samples (N, ...), with the base's modes and gradients as they are.
+
+        Raises:
+            TypeError: If the base returns no tensor.
+            ValueError: If it does not return one sample for each latent.
+
+        Example:
+            >>> model = GEBM(nn.Linear(2, 3), nn.Linear(3, 1), StandardNormal(2)).double()
+            >>> model.decode(torch.zeros(4, 2)).dtype
+            torch.float64
+        """
+        x = self.base(cast_to(self.base, z))
+        if not isinstance(x, Tensor):
+            raise TypeError(f"the base returned {type(x).__name__}: make it return a tensor (N, ...)")
+        if x.dim() < 2 or len(x) != len(z):
+            raise ValueError(
+                f"the base returned {tuple(x.shape)} for latents {tuple(z.shape)}: make it return ({len(z)}, ...)"
+            )
+        return x
+
+    @torch.no_grad()
+    def sample_shape(self) -> tuple[int, ...]:
+        """Return the shape of one sample, from the way of one latent through both networks.
+
+        Returns:
+            What comes after N in the shape of samples.
+
+        Raises:
+            TypeError: If a network returns no tensor.
+            ValueError: If base, energy and prior do not fit each other.
+
+        Example:
+            >>> GEBM(nn.Linear(2, 3), nn.Linear(3, 1), StandardNormal(2)).sample_shape()
+            (3,)
+        """
+        weight = next(self.base.parameters(), self.log_partition)
+        z = torch.zeros(1, self.prior.dim, device=weight.device)
+        # The global random state is what it was, should a network draw from it.
+        devices = [weight.device] if weight.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), frozen(self.base, self.energy):
+            x = explained(lambda: self.decode(self.prior.from_noise(z)), f"the base takes no latents {tuple(z.shape)}")
+            explained(lambda: self.energy(x), f"the energy takes no samples {tuple(x.shape)} of the base")
+        return tuple(x.shape[1:])
+
+    @contextmanager
+    def _explaining_errors(self) -> Iterator[None]:
+        """Raise a line that names the network, where torch's error says that shapes, types or devices do not fit."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError):
+                self.sample_shape()
+            raise
+
     def potential(self, z: Tensor, beta: float = 1.0) -> Tensor:
         """Return the potential of the latent posterior, ``U(z) = -log eta(z) + beta E(B(z))``.
 
@@ -324,7 +398,8 @@ class GEBM(nn.Module):
             Potentials (N,), in nats, float32 or wider.
 
         Raises:
-            ValueError: If ``beta`` is negative.
+            TypeError: If ``beta`` is no number.
+            ValueError: If ``beta`` is negative or not finite.
 
         Example:
             >>> model = GEBM(nn.Linear(2, 3), nn.Linear(3, 1), StandardNormal(2))
@@ -333,10 +408,9 @@ class GEBM(nn.Module):
             >>> gradient.shape
             torch.Size([4, 2])
         """
-        if not beta >= 0:
-            raise ValueError(f"beta must be at least 0, the prior alone, not {beta}")
+        require_beta(beta)
         with frozen(self.base, self.energy), torch.autocast(z.device.type, enabled=False):
-            return beta * self.energy(self.base(z)) - self.prior.log_prob(z)
+            return beta * self.energy(self.decode(z)) - self.prior.log_prob(z.to(samplers.wide(z.dtype)))
 
     @torch.no_grad()
     def sample_base(self, n: int, generator: torch.Generator | None = None, batch_size: int | None = None) -> Tensor:
@@ -350,13 +424,18 @@ class GEBM(nn.Module):
         Returns:
             Samples (n, ...).
 
+        Raises:
+            TypeError: If a number is none, or the base returns no tensor.
+            ValueError: If a number is out of range, or base and prior do not fit each other.
+
         Example:
             >>> GEBM(nn.Linear(2, 3), nn.Linear(3, 1), StandardNormal(2)).sample_base(5, batch_size=2).shape
             torch.Size([5, 3])
         """
-        with frozen(self.base):
-            sizes = _sizes(n, batch_size)
-            return torch.cat([self.base(z_ND) for z_ND in self.prior.sample(n, generator).split(sizes)])
+        sizes = _sizes(n, batch_size)
+        require_generator(generator)
+        with frozen(self.base), self._explaining_errors():
+            return torch.cat([self.decode(z_ND) for z_ND in self.prior.sample(sum(sizes), generator).split(sizes)])
 
     def sample(
         self,
@@ -384,17 +463,23 @@ class GEBM(nn.Module):
         Returns:
             Samples (n, ...).
 
+        Raises:
+            TypeError: If an argument is of another kind, or a network returns no tensor.
+            ValueError: If a number is out of range, the parts do not fit each other, or no chain can start.
+
         Example:
             >>> model = GEBM(nn.Linear(2, 3), nn.Linear(3, 1), StandardNormal(2))
             >>> model.sample(5, samplers.make("ula", step_size=0.01), num_steps=3, batch_size=2).shape
             torch.Size([5, 3])
         """
         sizes = _sizes(n, batch_size)
-        z0_ND = self.prior.sample(n, generator)
+        require_generator(generator)
+        require_beta(beta)
+        z0_ND = self.prior.sample(sum(sizes), generator)
         seed = int(samplers.philox.draw_key(generator, z0_ND.device))
         samples, first = [], 0
         # Frozen here as well as in the potential, so that normalized weights are computed once and not at every step.
-        with frozen(self.base, self.energy):
+        with frozen(self.base, self.energy), self._explaining_errors():
             for size in sizes:
                 chain = samplers.run(
                     kernel,
@@ -407,7 +492,7 @@ class GEBM(nn.Module):
                     first_chain=first,
                 )
                 with torch.no_grad():
-                    samples.append(self.base(chain.z))
+                    samples.append(self.decode(chain.z))
                 first += size
         return torch.cat(samples)
 
@@ -439,8 +524,8 @@ class GEBM(nn.Module):
         with frozen(base, self.energy), torch.autocast(x.device.type, enabled=False):
             network = self.energy.network
             if isinstance(network, RelativeEnergy) and self.energy.floor == -math.inf:
-                return network.network(x).reshape(len(x))
-            return self.energy(x) - base.log_prob(x)
+                return one_per_sample(network.network(x), len(x), "the energy network")
+            return self.energy(x) - _log_density(base, x)
 
     def log_prob(self, x: Tensor, log_partition: Tensor | float | None = None) -> Tensor:
         """Return the model's log-density, ``log b(x) - E(x) - A``, where the base has a density ``b``.
@@ -471,14 +556,22 @@ class GEBM(nn.Module):
 
 def _require_same_dimension(name: str, module: object, other_name: str, other: object) -> None:
     """Raise a ValueError if two parts of a model have a ``dim``, as flows and priors do, and not the same."""
-    dim, other_dim = getattr(module, "dim", None), getattr(other, "dim", None)
-    if None not in (dim, other_dim) and dim != other_dim:
+    # DistributedDataParallel has a dim as well, which is none of the data's.
+    dim, other_dim = (
+        None if isinstance(part, DistributedDataParallel) else getattr(part, "dim", None) for part in (module, other)
+    )
+    if isinstance(dim, int) and isinstance(other_dim, int) and dim != other_dim:
         raise ValueError(f"the {name} has {dim} dimensions and the {other_name} {other_dim}: make them equal")
+
+
+def _log_density(base: Density, x: Tensor) -> Tensor:
+    """Return a base's log-densities (N,) of samples (N, ...)."""
+    x = cast_to(base, x) if isinstance(base, nn.Module) else x
+    return one_per_sample(base.log_prob(x), len(x), "the base's log_prob")
 
 
 def _sizes(n: int, batch_size: int | None) -> list[int]:
     """Return the sizes of the batches that make up ``n``: as few as can be, and as equal."""
-    if n < 1 or (batch_size is not None and batch_size < 1):
-        raise ValueError(f"asked for {n} samples in batches of {batch_size}: both must be at least 1")
-    count = 1 if batch_size is None else math.ceil(n / batch_size)
+    n = as_count("n", n)
+    count = 1 if batch_size is None else math.ceil(n / as_count("batch_size", batch_size))
     return [n // count + (index < n % count) for index in range(count)]

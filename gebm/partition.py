@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gebm import samplers
 from gebm.freezing import frozen
+from gebm.inputs import as_count, require_generator
 from gebm.model import GEBM
 
 __all__ = ["PartitionEstimate", "annealing_schedule", "log_partition_annealed", "log_partition_monte_carlo"]
@@ -84,8 +85,8 @@ def log_partition_monte_carlo(
         >>> log_partition_monte_carlo(GEBM(nn.Identity(), Constant(), StandardNormal(2)), 10)
         (tensor(-2., dtype=torch.float64), tensor(0., dtype=torch.float64))
     """
-    if num_samples < 2:
-        raise ValueError(f"asked for {num_samples} samples: a standard error needs at least 2")
+    num_samples, batch_size = as_count("num_samples", num_samples, minimum=2), as_count("batch_size", batch_size)
+    require_generator(generator)
     with frozen(gebm.base, gebm.energy):
         log_weights = torch.cat(
             [
@@ -162,10 +163,9 @@ def log_partition_annealed(
         >>> round(estimate.log_partition.item(), 3), round(estimate.effective_sample_size.item(), 3)
         (-0.5, 10.0)
     """
-    if num_samples < 2:
-        raise ValueError(f"asked for {num_samples} samples: a standard error needs at least 2")
-    if num_steps < 1:
-        raise ValueError(f"{num_steps} steps at each temperature: choose at least 1")
+    num_samples, batch_size = as_count("num_samples", num_samples, minimum=2), as_count("batch_size", batch_size)
+    require_generator(generator)
+    num_steps = as_count("num_steps", num_steps)
     betas = [0.0, *(annealing_schedule(100) if betas is None else betas)]
     if betas[-1] != 1 or not all(colder > warmer for warmer, colder in pairwise(betas)):
         raise ValueError(f"inverse temperatures {betas[1:]}: they must increase from above 0 to 1")
@@ -175,7 +175,7 @@ def log_partition_annealed(
             z_ND = gebm.prior.sample(min(batch_size, num_samples - start), generator)
             log_weight_N = z_ND.new_zeros(len(z_ND), dtype=torch.float64)
             for warmer, colder in pairwise(betas):
-                log_weight_N -= (colder - warmer) * gebm.energy(gebm.base(z_ND)).double()
+                log_weight_N -= (colder - warmer) * gebm.energy(gebm.decode(z_ND)).double()
                 # No weight depends on the positions after the last temperature.
                 if colder < 1:
                     z_ND = samplers.run(

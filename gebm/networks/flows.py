@@ -29,6 +29,7 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
+from gebm.inputs import network_dtype
 from gebm.model import RelativeEnergy
 from gebm.networks.mlp import MLPEnergy
 
@@ -80,12 +81,17 @@ class FlowBase(nn.Module, ABC):
         return log_det_N - 0.5 * (z_ND.square().sum(1) + self.dim * math.log(2 * math.pi))
 
     def _rows(self, rows: Tensor) -> Tensor:
-        """Return the rows (N, D) in float32 or wider, or refuse them."""
+        """Return the rows (N, D) in the type of the weights, float32 or wider, or refuse them."""
         if rows.dim() != 2 or rows.shape[1] != self.dim:
             raise ValueError(
                 f"a {type(self).__name__} of {self.dim} dimensions maps (N, {self.dim}), not {tuple(rows.shape)}"
             )
-        return rows.to(torch.promote_types(rows.dtype, torch.float32))
+        dtype = network_dtype(self) or torch.float32
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"a {type(self).__name__} is computed in float32 or float64, and its weights are {dtype}: call .float()"
+            )
+        return rows.to(torch.promote_types(rows.dtype, dtype))
 
 
 class GaussianFlow(FlowBase):

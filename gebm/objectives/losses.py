@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gebm.freezing import cached_parametrizations, frozen
+from gebm.inputs import cast_to, one_per_sample
 from gebm.model import GEBM, BoundedEnergy, Density
 from gebm.objectives.objectives import Objective
 from gebm.objectives.penalties import Penalty
@@ -110,10 +111,11 @@ class BaseLoss(nn.Module):
         """
         if self.objective.base_learns_from == "data":
             assert isinstance(self.base, Density)
-            return self.objective.base_loss(_autocast(self.base.log_prob, inputs.device, self.precision)(inputs))
+            log_density = _autocast(self.base.log_prob, inputs.device, self.precision)(inputs)
+            return self.objective.base_loss(one_per_sample(log_density, len(inputs), "the base's log_prob"))
         (energy,) = self._energy
         # Outside of what is frozen: an energy relative to the base holds this very base fixed while it evaluates log b.
-        x_base = _autocast(self.base, inputs.device, self.precision)(inputs)
+        x_base = _autocast(self.base, inputs.device, self.precision)(cast_to(self.base, inputs))
         with frozen(energy):
             energy_base = _autocast(energy, inputs.device, self.precision)(x_base)
         return self.objective.base_loss(energy_base)

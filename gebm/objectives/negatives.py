@@ -193,7 +193,7 @@ class LatentChain(_Chain):
                 prior=gebm.prior,
                 first_chain=rank_and_world_size()[0] * n,
             ).z
-            return Draw(gebm.base(z_ND), z_ND if self.persistent else None)
+            return Draw(gebm.decode(z_ND), z_ND if self.persistent else None)
 
 
 @dataclass(frozen=True)
@@ -276,7 +276,7 @@ class DataChain(_Chain):
 def _base_draws(gebm: GEBM, n: int, generator: torch.Generator | None) -> Tensor:
     """Return this process's ``n`` of the draws (n, ...) that all processes make from the base together."""
     with frozen(gebm.base):
-        return gebm.base(draw_local_rows(n, lambda total: gebm.prior.sample(total, generator)))
+        return gebm.decode(draw_local_rows(n, lambda total: gebm.prior.sample(total, generator)))
 
 
 @dataclass(frozen=True)
@@ -287,7 +287,7 @@ class _BaseAsPrior:
 
     def from_noise(self, noise: Tensor) -> Tensor:
         """Map standard normal noise (N, D) to base samples (N, D)."""
-        return self.gebm.base(self.gebm.prior.from_noise(noise))
+        return self.gebm.decode(self.gebm.prior.from_noise(noise))
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Return the base's log-densities (N,)."""

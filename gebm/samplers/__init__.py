@@ -21,7 +21,7 @@ from typing import Any
 
 from gebm.samplers import philox
 from gebm.samplers.adaptation import WarmUp, warm_up
-from gebm.samplers.base import Kernel, Potential, Prior, StepDecay, value_and_gradient
+from gebm.samplers.base import Kernel, Potential, Prior, StepDecay, value_and_gradient, wide
 from gebm.samplers.discriminator_ot import DiscriminatorOptimalTransport
 from gebm.samplers.gradient_descent import GradientDescent
 from gebm.samplers.hamiltonian import HMC
@@ -56,6 +56,7 @@ __all__ = [
     "state_dict",
     "value_and_gradient",
     "warm_up",
+    "wide",
 ]
 
 NAMES: dict[str, type] = {

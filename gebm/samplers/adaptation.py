@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, cast
 
@@ -36,11 +37,17 @@ class WarmUp(NamedTuple):
         kernel: The kernel with its step size and inverse mass adapted.
         state: State of the chains; pass it to ``run`` with the kernel.
         history: Measurements of its steps.
+        r_hat: R-hat of each coordinate over the second half of the steps (D,), float64; not a number after too few
+            steps.
+        converged: Whether no R-hat is above 1.1. Where it is false the chains have not mixed yet, whatever their
+            acceptance: use more steps.
     """
 
     kernel: Any
     state: State
     history: History
+    r_hat: Tensor
+    converged: bool
 
 
 @dataclass(frozen=True)
@@ -138,6 +145,41 @@ class Variance(NamedTuple):
         return (self.squares / max(1, n - 1) * n + 1e-3 * 5) / (n + 5)
 
 
+# Above it chains still differ by where they came from: Gelman and Rubin's own limit, for chains that are yet to run.
+_LARGEST_R_HAT = 1.1
+# So many positions of so many chains say as much, and fit into memory.
+_MAX_POSITIONS, _MAX_CHAINS = 100, 256
+
+
+class _Tail:
+    """Positions of the second half of a warm-up, evenly spaced, on the CPU."""
+
+    def __init__(self, num_steps: int) -> None:
+        self._first = num_steps // 2
+        self._every = max(1, (num_steps - self._first) // _MAX_POSITIONS)
+        self._positions: list[Tensor] = []
+
+    def add(self, step: int, z: Tensor) -> None:
+        """Keep the positions (N, D) after a step, if it is one of those."""
+        if step >= self._first and (step - self._first) % self._every == 0:
+            self._positions.append(z[:_MAX_CHAINS].cpu())
+
+    def r_hat(self, dim: int) -> Tensor:
+        """Return R-hat of each coordinate (D,); of a single chain, that of its two halves."""
+        if len(self._positions) < 4:
+            return torch.full((dim,), math.nan, dtype=torch.float64)
+        # The one place of the samplers that needs a package besides torch.
+        from gebm.samplers.diagnostics import r_hat
+
+        positions = torch.stack(self._positions)
+        if positions.shape[1] == 1:
+            half = len(positions) // 2
+            positions = torch.cat([positions[:half], positions[half : 2 * half]], 1)
+        if len(positions) < 4:
+            return torch.full((dim,), math.nan, dtype=torch.float64)
+        return r_hat(positions)
+
+
 def variance_windows(num_steps: int) -> tuple[int, list[int]]:
     """Return the windows of steps in which variances are estimated, as in Stan's warm-up.
 
@@ -187,6 +229,9 @@ def warm_up(
     teach one kernel: in the warm-up, and only here, a chain depends on the others. The chain that follows, with
     the kernel held fixed, is exact; throw away what went before.
 
+    A kernel can meet its acceptance rate long before its chains have mixed, with steps that are far too small. So R-hat
+    of the second half of the steps is measured, and a warning says where more steps are needed.
+
     Args:
         kernel: ``MALA``, ``HMC``, ``RandomWalkMetropolis``, or another that has a ``step_size`` and accepts or rejects.
             Its own settings are where the adaptation starts.
@@ -199,10 +244,14 @@ def warm_up(
         first_chain: Number of the first chain.
 
     Returns:
-        The adapted kernel, the state to continue from, and the history.
+        The adapted kernel, the state to continue from, the history, and whether the chains have mixed.
+
+    Warns:
+        UserWarning: If they have not, or there are too few steps to say.
 
     Raises:
         ValueError: If the kernel has no step size or accepts everything, or a setting is out of range.
+        ImportError: If arviz-stats is not installed, which R-hat needs.
 
     Example:
         >>> from gebm import samplers
@@ -225,12 +274,14 @@ def warm_up(
     begin, ends = variance_windows(num_steps) if hasattr(kernel, "inverse_mass") else (num_steps, [])
     variance = Variance.start(state.z)
     history: list[tuple[float, float, float]] = []
+    tail = _Tail(num_steps)
     for step in range(num_steps):
         adapted = replace(adapted, step_size=averaging.step_size)
         state, info = adapted.step(state, potential, generator)
         acceptance = _mean_acceptance(kernel, info)
         history.append((averaging.step_size, acceptance, float(info.potential.double().mean())))
         averaging = averaging.update(acceptance)
+        tail.add(step, state.z)
         if begin <= step < (ends[-1] if ends else 0):
             variance = variance.update(state.z)
         if step + 1 in ends:
@@ -238,7 +289,23 @@ def warm_up(
             variance = Variance.start(state.z)
             averaging = DualAveraging.start(averaging.average, target)
     adapted = replace(adapted, step_size=averaging.average)
-    return WarmUp(adapted, state, History(*torch.tensor(history, dtype=torch.float64).unbind(1)))
+    r_hat = tail.r_hat(state.z.shape[1])
+    measurements = History(*torch.tensor(history, dtype=torch.float64).unbind(1))
+    return WarmUp(adapted, state, measurements, r_hat, _judge(r_hat, num_steps))
+
+
+def _judge(r_hat: Tensor, num_steps: int) -> bool:
+    """Return whether chains have mixed, and warn where they have not."""
+    # A coordinate that never moved has a quotient of zeros, which is not a number.
+    if bool((r_hat <= _LARGEST_R_HAT).all()):
+        return True
+    worst = r_hat.nan_to_num(nan=math.inf).max().item()
+    measured = f"R-hat is {worst:.2f}, above {_LARGEST_R_HAT}" if math.isfinite(worst) else "R-hat cannot be measured"
+    warnings.warn(
+        f"the warm-up of {num_steps} steps was too short: {measured}; use more, such as {max(2 * num_steps, 100)}",
+        stacklevel=4,
+    )
+    return False
 
 
 def _check_kernel(kernel: Kernel[Any], target_acceptance: float | None) -> float:

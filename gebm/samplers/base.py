@@ -29,6 +29,7 @@ __all__ = [
     "require_positive",
     "require_prior",
     "value_and_gradient",
+    "wide",
 ]
 
 Potential = Callable[[Tensor], Tensor]
@@ -224,24 +225,39 @@ def counter() -> Tensor:
 
 
 def as_latents(z: Tensor) -> Tensor:
-    """Return starting positions in float32, detached from any graph.
+    """Return starting positions in float32 or wider, detached from any graph.
 
     Args:
         z: Starting positions (N, D), of any floating-point type.
 
     Returns:
-        The same positions (N, D) in float32.
+        The same positions (N, D): of a narrower type, such as bfloat16, in float32, in which a chain's small steps
+        do not round to nothing.
 
     Raises:
+        TypeError: If ``z`` is no tensor.
         ValueError: If ``z`` is not a matrix.
 
     Example:
-        >>> as_latents(torch.zeros(2, 3, dtype=torch.float64)).dtype
-        torch.float32
+        >>> as_latents(torch.zeros(2, 3, dtype=torch.bfloat16)).dtype, as_latents(torch.zeros(2, 3).double()).dtype
+        (torch.float32, torch.float64)
     """
+    if not isinstance(z, Tensor) or z.is_complex():
+        kind = z.dtype if isinstance(z, Tensor) else type(z).__name__
+        raise TypeError(f"chains start from a tensor of real numbers (N, D), not from {kind}")
     if z.ndim != 2:
         raise ValueError(f"chains start from positions of shape (N, D), not {tuple(z.shape)}: flatten each latent")
-    return z.detach().to(torch.float32)
+    return z.detach().to(wide(z.dtype))
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """Return the type that a chain is computed in: float32, or what is wider.
+
+    Example:
+        >>> wide(torch.bfloat16), wide(torch.float64)
+        (torch.float32, torch.float64)
+    """
+    return torch.promote_types(dtype, torch.float32)
 
 
 def number_chains(z: Tensor) -> Tensor:
@@ -298,7 +314,7 @@ def evaluate(potential: Potential, z: Tensor) -> Tensor:
         z: Positions (N, D).
 
     Returns:
-        The potential (N,) in float32.
+        The potential (N,), of the type of ``z``, float32 or wider.
 
     Raises:
         ValueError: If the potential is not of shape (N,).
@@ -308,7 +324,7 @@ def evaluate(potential: Potential, z: Tensor) -> Tensor:
         tensor([1., 1., 1.])
     """
     with torch.no_grad():
-        return _checked(potential(z), z).to(torch.float32)
+        return _checked(potential(z), z).to(wide(z.dtype))
 
 
 def value_and_gradient(potential: Potential, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -322,7 +338,7 @@ def value_and_gradient(potential: Potential, z: Tensor) -> tuple[Tensor, Tensor]
         z: Positions (N, D).
 
     Returns:
-        The potential (N,) and its gradient (N, D), both float32.
+        The potential (N,) and its gradient (N, D), both of the type of ``z``, float32 or wider.
 
     Raises:
         ValueError: If the potential is not of shape (N,), or is cut off from ``z``.
@@ -339,10 +355,12 @@ def value_and_gradient(potential: Potential, z: Tensor) -> tuple[Tensor, Tensor]
         if not value.requires_grad:
             raise ValueError("the potential does not depend on z through autograd: remove the detach or no_grad in it")
         (gradient,) = torch.autograd.grad(value.sum(), leaf)
-    return value.detach().to(torch.float32), gradient.to(torch.float32)
+    return value.detach().to(wide(z.dtype)), gradient.to(wide(z.dtype))
 
 
-def _checked(value: Tensor, z: Tensor) -> Tensor:
+def _checked(value: Any, z: Tensor) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"a potential maps (N, D) to (N,), but this one returned {type(value).__name__}")
     if value.shape != z.shape[:1]:
         raise ValueError(
             f"a potential maps (N, D) to (N,), but this one maps {tuple(z.shape)} to {tuple(value.shape)}: squeeze it"

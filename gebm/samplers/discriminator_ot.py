@@ -174,8 +174,9 @@ class DiscriminatorOptimalTransport:
     def _lipschitz_under(self, prior: Prior, z: Tensor, potential: Potential) -> Tensor:
         # No randomness of the chain's: like the nodes of a quadrature, these latents are a fixed part of the method.
         fixed = torch.zeros((), dtype=torch.int64, device=z.device)
-        noise = normal(fixed, torch.arange(_REFERENCE_LATENTS, device=z.device), z.shape[1])
-        latents = as_latents(prior.from_noise(noise))
+        chain = torch.arange(_REFERENCE_LATENTS, device=z.device)
+        noise = normal(fixed, chain, z.shape[1], dtype=z.dtype)
+        latents = as_latents(prior.from_noise(noise)).to(z.dtype)
         # As many at once as there are chains, which the device has room for.
         energies = [evaluate(self._energy(potential), part) for part in latents.split(len(z))]
         return estimate_lipschitz(latents, torch.cat(energies))

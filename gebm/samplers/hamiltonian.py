@@ -78,7 +78,7 @@ class HMC:
         """Follow a trajectory and takes its end or not."""
         h, scale = self.step_size, scales(self.inverse_mass, state.z)
         key = draw_key(generator, state.z.device)
-        start = normal(key, state.chain, state.z.shape[1])
+        start = normal(key, state.chain, state.z.shape[1], dtype=state.z.dtype)
         # The velocity over its own scale: kinetic energy and noise are then those of unit mass.
         z, velocity, value, gradient = state.z, start, state.potential, state.gradient
         for _ in range(self.num_leapfrog_steps):

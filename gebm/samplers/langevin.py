@@ -122,7 +122,8 @@ class UnadjustedLangevin:
     ) -> tuple[GradientState, LangevinInfo]:
         """Take one step downhill, with noise."""
         h = self.step_size * (self.schedule(state.step) if self.schedule else 1.0)
-        noise = normal(draw_key(generator, state.z.device), state.chain, state.z.shape[1])
+        key = draw_key(generator, state.z.device)
+        noise = normal(key, state.chain, state.z.shape[1], dtype=state.z.dtype)
         z = state.z - h * state.gradient + math.sqrt(2 * h) * noise
         value, gradient = value_and_gradient(potential, z)
         return GradientState(z, value, gradient, state.chain, state.step + 1), langevin_info(value, z, gradient)
@@ -186,11 +187,11 @@ class KineticLangevin:
         v = state.velocity
         # init has no generator, so random velocities wait for the first step.
         if self.initial_velocity == "normal" and int(state.step) == 0:
-            v = normal(key, state.chain, dim, VELOCITY)
+            v = normal(key, state.chain, dim, VELOCITY, dtype=state.z.dtype)
         middle = state.z + h / 2 * v
         value, gradient = value_and_gradient(potential, middle)
         v = v - h / 2 * gradient
-        v = damping * v + math.sqrt(1 - damping**2) * normal(key, state.chain, dim)
+        v = damping * v + math.sqrt(1 - damping**2) * normal(key, state.chain, dim, dtype=state.z.dtype)
         v = v - h / 2 * gradient
         z = middle + h / 2 * v
         return KineticState(z, v, value, state.chain, state.step + 1), langevin_info(value, z, v)
@@ -249,7 +250,7 @@ class MALA:
         """Propose a step of ULA and takes it or not."""
         h, scale = self.step_size, scales(self.inverse_mass, state.z)
         key = draw_key(generator, state.z.device)
-        noise = normal(key, state.chain, state.z.shape[1])
+        noise = normal(key, state.chain, state.z.shape[1], dtype=state.z.dtype)
         z = state.z - h * scale**2 * state.gradient + math.sqrt(2 * h) * scale * noise
         value, gradient = value_and_gradient(potential, z)
         # The noise that would lead back, z = z' - h grad U(z') + sqrt(2h) back. Written in terms of the noise rather

@@ -228,7 +228,7 @@ class RandomWalkMetropolis:
     ) -> tuple[MetropolisState, MetropolisInfo]:
         """Propose a move and takes it or not."""
         key = draw_key(generator, state.z.device)
-        z = state.z + self.step_size * normal(key, state.chain, state.z.shape[1])
+        z = state.z + self.step_size * normal(key, state.chain, state.z.shape[1], dtype=state.z.dtype)
         value = evaluate(potential, z)
         accepted, decision = accept(state.potential - value, finite_rows(z, value), uniform(key, state.chain))
         z = torch.where(accepted[:, None], z, state.z)
@@ -286,7 +286,8 @@ class IndependentMetropolis:
     ) -> tuple[IndependentState, MetropolisInfo]:
         """Propose a draw of the prior and takes it or not."""
         key = draw_key(generator, state.z.device)
-        z = self.prior.from_noise(normal(key, state.chain, state.z.shape[1]))
+        noise = normal(key, state.chain, state.z.shape[1], dtype=state.z.dtype)
+        z = self.prior.from_noise(noise).to(state.z.dtype)
         value, log_prior = evaluate(potential, z), self.prior.log_prob(z)
         log_ratio = state.potential + state.log_prior - value - log_prior
         accepted, decision = accept(log_ratio, finite_rows(z, value, log_prior), uniform(key, state.chain))

@@ -21,6 +21,8 @@ import math
 import torch
 from torch import Tensor
 
+from gebm.inputs import require_generator
+
 __all__ = ["ACCEPT", "PROPOSAL", "RESTART", "SWAP", "VELOCITY", "draw_key", "normal", "philox", "uniform"]
 
 # The streams. Two draws of a step that may meet in one chain come from different ones.
@@ -47,11 +49,15 @@ def draw_key(generator: torch.Generator | None, device: torch.device | str) -> T
     Returns:
         A key, 0-dimensional int64, uniform over its 64 bits.
 
+    Raises:
+        TypeError: If the generator is none.
+
     Example:
         >>> a, b = (draw_key(torch.Generator().manual_seed(0), "cpu") for _ in range(2))
         >>> a.dtype, bool(a == b)
         (torch.int64, True)
     """
+    require_generator(generator)
     drawn_on = device if generator is None else generator.device
     return torch.empty((), dtype=torch.int64, device=drawn_on).random_(-(2**63), None, generator=generator).to(device)
 
@@ -93,7 +99,7 @@ def philox(counter: Tensor, key: Tensor) -> Tensor:
     return torch.stack([multiplied, mixed & _WORD], 1).flatten(0, 1)
 
 
-def normal(key: Tensor, chain: Tensor, dim: int, stream: int = PROPOSAL) -> Tensor:
+def normal(key: Tensor, chain: Tensor, dim: int, stream: int = PROPOSAL, dtype: torch.dtype = torch.float32) -> Tensor:
     """Compute standard normal noise, by the transformation of Box and Muller 1958.
 
     In float64 inside: a float32 logarithm of a number close to 1 has lost most of its digits, and a rounding that
@@ -104,9 +110,10 @@ def normal(key: Tensor, chain: Tensor, dim: int, stream: int = PROPOSAL) -> Tens
         chain: Numbers of the chains (N,), int64.
         dim: How many numbers each chain gets.
         stream: What they are for, one of this module's constants.
+        dtype: The noise's type; in another it is the same but for rounding.
 
     Returns:
-        Noise (N, dim), float32. Row i depends on ``chain[i]`` alone, and its start not on ``dim``.
+        Noise (N, dim). Row i depends on ``chain[i]`` alone, and its start not on ``dim``.
 
     Example:
         >>> key = torch.tensor(7)
@@ -118,7 +125,7 @@ def normal(key: Tensor, chain: Tensor, dim: int, stream: int = PROPOSAL) -> Tens
     radius = ((words[0::2] + 0.5) * 2.0**-32).log_().mul_(-2).sqrt_()
     angle = words[1::2] * (2 * math.pi * 2.0**-32)
     pairs = torch.stack([radius * angle.cos(), radius * angle.sin()], -1)  # (2, N, blocks, 2)
-    return pairs.permute(1, 2, 0, 3).to(torch.float32).flatten(1)[:, :dim].contiguous()
+    return pairs.permute(1, 2, 0, 3).to(dtype).flatten(1)[:, :dim].contiguous()
 
 
 def uniform(key: Tensor, chain: Tensor, stream: int = ACCEPT) -> Tensor:

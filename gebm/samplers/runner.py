@@ -8,6 +8,7 @@ from typing import Any, Generic, NamedTuple
 import torch
 from torch import Tensor
 
+from gebm.inputs import require_generator, require_methods
 from gebm.samplers.base import Info, Kernel, Potential, Prior, State, StateT, finite_rows, require_count, require_prior
 from gebm.samplers.philox import RESTART, draw_key, normal
 
@@ -74,6 +75,7 @@ def run(
         The last positions, the last state, the infos of this run's steps and the number of divergences.
 
     Raises:
+        TypeError: If an argument is of another kind, or the state is another kernel's.
         ValueError: If ``num_steps``, ``every`` or ``first_chain`` is out of range, there is neither ``z0`` nor
             ``state``, or chains start where potential or gradient is not finite: any of them, or with ``prior`` all.
 
@@ -95,6 +97,9 @@ def run(
         >>> torch.equal(whole.z[2:], part.z)
         True
     """
+    require_methods("kernel", kernel, ("init", "step"), "gebm.samplers.MALA(0.1)")
+    require_methods("potential", potential, ("__call__",), "model.potential")
+    require_generator(generator)
     require_count("num_steps", num_steps, minimum=0)
     require_count("first_chain", first_chain, minimum=0)
     if every is not None:
@@ -108,6 +113,8 @@ def run(
         state = state._replace(chain=state.chain + first_chain)
         _require_finite_start(state, prior)
 
+    elif not hasattr(state, "_replace") or not hasattr(state, "chain"):
+        raise TypeError(f"a chain resumes from its state, Chain.state, not from {type(state).__name__}")
     infos: list[Info] = []
     divergences = torch.zeros_like(state.chain)
     for index in range(num_steps):
@@ -126,7 +133,16 @@ def _step(
     kernel: Kernel[StateT], potential: Potential, prior: Prior | None, state: StateT, generator: torch.Generator | None
 ) -> tuple[StateT, Info, Tensor]:
     """Take one step and restart the chains that it lost; return the state, the infos and which chains diverged (N,)."""
-    state, info = kernel.step(state, potential, generator)
+    try:
+        state, info = kernel.step(state, potential, generator)
+    except AttributeError as error:
+        # The potential may have raised it as well; a state without what its kernel needs names its own kind.
+        if f"'{type(state).__name__}' object" not in str(error):
+            raise
+        raise TypeError(
+            f"a {type(kernel).__name__} cannot continue from a {type(state).__name__}: give a state of its own kind, "
+            "or start it at that state's z"
+        ) from error
     if prior is None:
         return state, info, info.diverged
     # The key is taken whether it is needed or not: what one chain suffers must not shift the others' noise.
@@ -180,8 +196,8 @@ def restart(
         (1.0, tensor([True, True]))
     """
     rows = lost.nonzero().squeeze(1)
-    noise = normal(key, state.chain[rows], state.z.shape[1], RESTART)
-    fresh = kernel.init(prior.from_noise(noise), potential)
+    noise = normal(key, state.chain[rows], state.z.shape[1], RESTART, dtype=state.z.dtype)
+    fresh = kernel.init(prior.from_noise(noise).to(state.z.dtype), potential)
     # An entry without rows, such as the number of steps, is not one chain's.
     replaced = {
         name: old.index_copy(0, rows, getattr(fresh, name))

@@ -150,7 +150,7 @@ class ParallelTempering:
     ) -> tuple[TemperingState, TemperingInfo]:
         """Move all levels by the inner kernel, then offers neighbors to exchange their positions."""
         n, levels, _ = state.positions.shape
-        betas = torch.tensor(self.betas, device=state.z.device)
+        betas = torch.tensor(self.betas, dtype=state.z.dtype, device=state.z.device)
         # A level is a chain of its own: its noise comes from a number whose high half is the level.
         level_chains = state.chain[:, None] + (torch.arange(levels, device=state.z.device) << 32)
         tempered = _Tempered(potential, self.prior, betas.repeat(n))
@@ -177,7 +177,7 @@ class ParallelTempering:
         row = torch.arange(n, device=state.z.device)[:, None]
         parts = parts.map(lambda part: part[row, source])
 
-        swap_acceptance = torch.full((n, levels - 1), math.nan, device=state.z.device)
+        swap_acceptance = torch.full((n, levels - 1), math.nan, dtype=state.z.dtype, device=state.z.device)
         swap_acceptance[:, lower] = decision.acceptance_probability
         new_state = _tempering_state(parts, state.chain, state.step + 1)
         accepted, probability, error, diverged = (entry.view(n, levels) for entry in info[1:])
@@ -234,7 +234,7 @@ class _Tempered:
     def __call__(self, z: Tensor) -> Tensor:
         minus_log_prior = -self.prior.log_prob(_Meet.apply(z, 1 - self.betas, self.gradients, "prior"))
         value = self.potential(_Meet.apply(z, self.betas, self.gradients, "potential"))
-        self.values = value.detach().to(torch.float32), -minus_log_prior.detach().to(torch.float32)
+        self.values = value.detach().to(z.dtype), -minus_log_prior.detach().to(z.dtype)
         return _Mix.apply(minus_log_prior, value, self)
 
     def mix(self, prior: Tensor, potential: Tensor) -> Tensor:
@@ -265,7 +265,7 @@ class _Meet(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor, None, None, None]:
         (gradient,) = grad_outputs
-        ctx.gradients[ctx.name] = gradient.detach().to(torch.float32)
+        ctx.gradients[ctx.name] = gradient.detach().to(ctx.weight.dtype)
         return ctx.weight[:, None] * gradient, None, None, None
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from gebm.training.alternation import Alternation, StepInfo
 from gebm.training.optimizers import Schedule, adam
 from gebm.training.plateau import PlateauDecay
-from gebm.training.trainer import Alternation, StepInfo, Trainer, initialize_log_partition
+from gebm.training.trainer import Trainer, initialize_log_partition
 
 __all__ = [
     "Alternation",

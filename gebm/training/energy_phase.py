@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gebm.freezing import frozen
+from gebm.inputs import as_count
 from gebm.model import GEBM
 from gebm.objectives.penalties import Penalty
 from gebm.partition import PartitionEstimate
@@ -77,8 +78,14 @@ def energies_of(model: GEBM, x: Tensor, batch_size: int = _BATCH_SIZE) -> Tensor
         model: The model.
         x: Samples, as the networks take them.
         batch_size: How many are on the device at once.
+
+    Raises:
+        TypeError: If ``x`` is no floating-point tensor.
     """
-    device = model.log_partition.device
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"energies are those of a floating-point tensor (N, ...), not of {kind}: images in [-1, 1]")
+    device, batch_size = model.log_partition.device, as_count("batch_size", batch_size)
     with frozen(model.energy):
         return torch.cat([model.energy(part.to(device)) for part in x.split(batch_size)]).double()
 
@@ -95,7 +102,7 @@ def energy_quality(model: GEBM, data: Tensor, samples: Tensor) -> EnergyQuality:
         The measures, as Python numbers: this waits for the device once.
 
     Raises:
-        ValueError: If there are no data.
+        ValueError: If there are no data, or fewer than two samples.
 
     Example:
         >>> from torch import nn
@@ -108,6 +115,8 @@ def energy_quality(model: GEBM, data: Tensor, samples: Tensor) -> EnergyQuality:
     """
     if len(data) == 0:
         raise ValueError("no data are held out: hold some out, for example with data.held_out")
+    if len(samples) < 2:
+        raise ValueError(f"an energy is measured on {len(samples)} base samples: give at least 2")
     return EnergyQuality.of(energies_of(model, data), energies_of(model, samples), model.energy.floor)
 
 
@@ -192,7 +201,7 @@ class EnergyPhase:
     def run(
         self,
         trainer: Trainer,
-        batches: Iterator[Tensor],
+        batches: Iterator[Any],
         generator_at: Callable[[int], torch.Generator],
         *,
         held_out: Tensor | None = None,

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Adam
 
 __all__ = ["Schedule", "adam"]
@@ -31,11 +31,18 @@ def adam(
     Returns:
         The optimizer.
 
+    Raises:
+        TypeError: If ``parameters`` are none.
+
     Example:
         >>> adam(nn.Linear(2, 1).parameters(), lr=1e-4).defaults["betas"]
         (0.5, 0.999)
     """
+    if isinstance(parameters, nn.Module):
+        raise TypeError(f"parameters is the module {type(parameters).__name__}: pass its parameters()")
     parameters = list(parameters)
+    if not all(isinstance(parameter, Tensor) for parameter in parameters):
+        raise TypeError("parameters must be tensors, not pairs with their names: pass parameters()")
     groups = [
         {"params": [p for p in parameters if p.dim() > 0], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.dim() == 0], "weight_decay": 0.0},

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gebm import inputs
 from gebm.distributed import all_gather_rows, broadcast_module, draw_local_rows, rank_and_world_size
 from gebm.folding import folded_base
 from gebm.model import GEBM, Density
@@ -30,97 +30,13 @@ from gebm.objectives.losses import BaseLoss, EnergyLoss, EnergyTerms
 from gebm.objectives.negatives import Negatives
 from gebm.objectives.penalties import GradientPenalty, Penalty
 from gebm.partition import log_partition_monte_carlo
+from gebm.training.alternation import Alternation, StepInfo
 from gebm.training.gradient_guard import GradientGuard, NoGuard
+from gebm.training.learning_rates import LearningRates
+from gebm.training.optimizer_state import load_optimizer_state, optimizer_state
 from gebm.training.optimizers import Schedule
 
-__all__ = ["Alternation", "StepInfo", "Trainer", "initialize_log_partition"]
-
-
-@dataclass(frozen=True)
-class Alternation:
-    """Numbers of energy steps before each base step (Arbel, Zhou and Gretton, ICLR 2021, algorithm 1).
-
-    Args:
-        energy_steps: ``n_e``, energy steps per base step; zero for none.
-        warmup_energy_steps: ``n_e`` of the base steps named below.
-        warmup_base_steps: Number of base steps at the beginning that have the warm-up's ``n_e``.
-        warmup_every: Period, in base steps, of the later ones.
-
-    Raises:
-        ValueError: If a number of steps is negative or the period is below 1.
-
-    Example:
-        >>> alternation = Alternation()
-        >>> [alternation.energy_steps_at(step) for step in (0, 1, 2, 499, 500, 501)]
-        [100, 100, 5, 5, 100, 5]
-    """
-
-    energy_steps: int = 5
-    warmup_energy_steps: int = 100
-    warmup_base_steps: int = 2
-    warmup_every: int = 500
-
-    def __post_init__(self) -> None:
-        if min(self.energy_steps, self.warmup_energy_steps, self.warmup_base_steps) < 0 or self.warmup_every < 1:
-            raise ValueError(f"{self}: numbers of steps cannot be negative, and the period is at least 1")
-
-    def energy_steps_at(self, base_step: int) -> int:
-        """Return how many energy steps come before this base step.
-
-        Args:
-            base_step: Base steps done before.
-
-        Returns:
-            The number of energy steps.
-        """
-        warm = base_step < self.warmup_base_steps or base_step % self.warmup_every == 0
-        return self.warmup_energy_steps if warm else self.energy_steps
-
-    def energy_steps_before(self, base_step: int) -> int:
-        """Return how many energy steps a run has taken when it comes to this base step's own.
-
-        Args:
-            base_step: Base steps done before.
-
-        Returns:
-            The sum of :meth:`energy_steps_at` over them.
-
-        Example:
-            >>> Alternation().energy_steps_before(3), Alternation().energy_steps_before(501)
-            (205, 2790)
-        """
-        first = min(self.warmup_base_steps, base_step)
-        later = max(0, -(-base_step // self.warmup_every) - -(-self.warmup_base_steps // self.warmup_every))
-        warm = first + later
-        return warm * self.warmup_energy_steps + (base_step - warm) * self.energy_steps
-
-
-class StepInfo(NamedTuple):
-    """Measurements of a base step and the energy steps before it: 0-dim tensors without a graph, this process's own.
-
-    Nothing here waits for the device; reading a value does. A value is not a number where there was no such step.
-
-    Attributes:
-        energy_loss: Loss of the last energy step, penalty included; for KALE, minus the lower bound plus the penalty.
-        largest_energy_loss: The largest loss of these energy steps.
-        base_loss: Loss of the base step.
-        penalty: Penalty in the last energy step; zero if it was not due.
-        energy_data: Mean energy of data in the last energy step.
-        energy_base: Mean energy of negatives in the last energy step: of base samples, unless they come from chains.
-        log_partition: ``c`` after the step.
-        num_nonfinite: Number of losses that were infinite or not a number; zero in a healthy run.
-        energy_steps: Number of energy steps that were taken; a plain integer.
-    """
-
-    energy_loss: Tensor
-    largest_energy_loss: Tensor
-    base_loss: Tensor
-    penalty: Tensor
-    energy_data: Tensor
-    energy_base: Tensor
-    log_partition: Tensor
-    num_nonfinite: Tensor
-    energy_steps: int
+__all__ = ["Trainer", "initialize_log_partition"]
 
 
 class Trainer:
@@ -132,11 +48,12 @@ class Trainer:
         objective: The pair of losses, from :mod:`gebm.objectives`.
         penalty: The regularizer of the energy, from :mod:`gebm.objectives.penalties` (default: the paper's gradient
             penalty).
-        energy_optimizer: Owns the energy's parameters and the log-partition; may be left out if the objective trains
-            no energy.
-        base_optimizer: Owns the base's parameters; may be left out if the base is not trained.
+        energy_optimizer: Owns the energy's trainable parameters and, where the objective trains it, the log-partition;
+            may be left out if the objective trains no energy. Frozen parameters may be left out of it.
+        base_optimizer: Owns the base's trainable parameters; may be left out if the base is not trained.
         alternation: Numbers of energy steps per base step.
-        schedule: Decay of both learning rates (default: constant).
+        schedule: Decay of both learning rates (default: constant). Under a constant one a scheduler of torch's may
+            move the optimizers' rates instead.
         ema_decay: Decay per base step of the moving average of the base, in (0, 1) (default: no average). See the
             top of this module for which base the energy is then trained against.
         latent_batch_size: Number of base samples that a step draws (default: that of the data batch).
@@ -150,8 +67,9 @@ class Trainer:
             :mod:`gebm.training.gradient_guard` (default: none).
 
     Raises:
+        TypeError: If an argument is of another kind.
         ValueError: If the optimizers do not own what they should, a setting is out of range, nothing is left to
-            train, or the objective needs a density that the base does not have.
+            train, the networks do not fit each other, or the objective needs a density that the base does not have.
 
     Example:
         >>> import itertools
@@ -190,17 +108,22 @@ class Trainer:
         self.gebm = gebm
         self.objective = objective
         self.alternation = Alternation() if alternation is None else alternation
-        self.schedule = Schedule() if schedule is None else schedule
         self.ema_decay = ema_decay
         self.latent_batch_size = latent_batch_size
         self.train_base = train_base
-        self.negatives = objective.negatives if negatives is None else negatives
         self.gradient_guard = NoGuard() if gradient_guard is None else gradient_guard
+        penalty = GradientPenalty() if penalty is None else penalty
+        schedule = Schedule() if schedule is None else schedule
+        self._check_kinds(penalty, schedule)
+        self.negatives = objective.negatives if negatives is None else negatives
         self._precision = precision
         self._check_arguments()
         self._energy_optimizer = energy_optimizer
         self._base_optimizer = base_optimizer
         self._check_optimizers()
+        # A base that learns from data alone may map no latents at all.
+        samples = objective.trains_energy or not self._learns_from_data
+        self._sample_shape = gebm.sample_shape() if samples else None
         self.base_step = 0
         self.energy_step = 0
         # Positions of persistent chains (W N, D), of all W processes in turn: each can then save the whole state.
@@ -210,26 +133,35 @@ class Trainer:
         self.average = None if ema_decay is None else copy.deepcopy(gebm.base).eval().requires_grad_(False)
         self._sampled = gebm if self.average is None else gebm.with_base(self.average)
         # The module itself, in addition to the one that data parallelism may wrap around it: it owns the penalty.
-        self._energy_terms = EnergyLoss(
-            self._sampled, objective, GradientPenalty() if penalty is None else penalty, precision
-        )
+        self._energy_terms = EnergyLoss(self._sampled, objective, penalty, precision)
         self._energy_loss, self._base_loss = self._wrap_losses(parallel)
         if self.average is not None:
             self.average.load_state_dict(gebm.base.state_dict())
-        for optimizer in self._optimizers().values():
-            for group in optimizer.param_groups:
-                # What the schedule starts from.
-                group["peak_lr"] = group["lr"]
+        self._rates = LearningRates(self._optimizers(), schedule)
+
+    def _check_kinds(self, penalty: Penalty, schedule: Callable[[int], float]) -> None:
+        """Raise a TypeError if an argument is no object of its kind."""
+        kinds = {
+            "gebm": (self.gebm, ("base", "energy", "prior", "log_partition"), "gebm.GEBM(base, energy, prior)"),
+            "objective": (self.objective, ("energy_loss", "base_loss", "negatives"), "gebm.KALE()"),
+            "penalty": (penalty, ("draw", "__call__"), "gebm.GradientPenalty(0.1)"),
+            "alternation": (self.alternation, ("energy_steps_at",), "gebm.Alternation(energy_steps=5)"),
+            "schedule": (schedule, ("__call__",), "gebm.Schedule('cosine', num_steps=1000)"),
+            "gradient_guard": (self.gradient_guard, ("__call__",), "gebm.ClipGradients()"),
+        }
+        for name, (value, methods, instead) in kinds.items():
+            inputs.require_methods(name, value, methods, instead)
 
     def _check_arguments(self) -> None:
-        """Raise a ValueError if a setting is out of range or the parts do not go together."""
-        decay, size = self.ema_decay, self.latent_batch_size
+        """Raise an error if a setting is out of range or the parts do not go together."""
+        decay = self.ema_decay
+        inputs.require_methods("negatives", self.negatives, ("draw", "needs_density"), "gebm.LatentChain()")
         if self._precision not in (torch.float32, torch.bfloat16):
             raise ValueError(f"no training in {self._precision}: choose torch.float32 or torch.bfloat16")
-        if decay is not None and not 0 < decay < 1:
-            raise ValueError(f"the average's decay is {decay}: choose a number between 0 and 1, or none")
-        if size is not None and size < 1:
-            raise ValueError(f"the latent batch size is {size}: choose at least 1, or none")
+        if decay is not None and not (isinstance(decay, int | float) and 0 < decay < 1):
+            raise ValueError(f"the average's decay is {decay!r}: choose a number between 0 and 1, or none")
+        if self.latent_batch_size is not None:
+            self.latent_batch_size = inputs.as_count("latent_batch_size", self.latent_batch_size)
         if not (self.train_base or self.objective.trains_energy):
             raise ValueError(f"{self.objective} trains no energy, and train_base is off: nothing is left to train")
         needs_density = self._learns_from_data or self.negatives.needs_density
@@ -238,12 +170,17 @@ class Trainer:
             raise ValueError(f"{self.objective} needs a base with a density, not {type(base).__name__}: use a flow")
 
     def _check_optimizers(self) -> None:
-        """Raise a ValueError unless each optimizer owns the parameters of its part."""
+        """Raise an error unless each optimizer owns the parameters of its part."""
         if self._energy_optimizer is not None or self.objective.trains_energy:
-            parameters = [*self.gebm.energy.parameters(), self.gebm.log_partition]
-            _check_owner(self._energy_optimizer, parameters, "the energy and log_partition")
+            parameters = dict(self.gebm.energy.named_parameters())
+            parameters["log_partition"] = self.gebm.log_partition
+            # What this objective leaves alone need not be owned.
+            optional = () if self.objective.trains_log_partition else ("log_partition",)
+            part = "the energy and log_partition"
+            inputs.require_optimizer("energy_optimizer", self._energy_optimizer, parameters, part, optional)
         if self._base_optimizer is not None or self.train_base:
-            _check_owner(self._base_optimizer, list(self.gebm.base.parameters()), "the base")
+            parameters = dict(self.gebm.base.named_parameters())
+            inputs.require_optimizer("base_optimizer", self._base_optimizer, parameters, "the base")
 
     def _wrap_losses(self, parallel: Callable[[nn.Module], nn.Module]) -> tuple[nn.Module, nn.Module]:
         """Return the losses of the energy and of the base, wrapped for data parallelism where they are trained.
@@ -283,20 +220,29 @@ class Trainer:
         """Whether base steps learn from data."""
         return self.train_base and self.objective.base_learns_from == "data"
 
-    def step(self, batches: Iterator[Tensor], generator: torch.Generator) -> StepInfo:
+    # A step differentiates, wherever it is called.
+    @torch.inference_mode(False)
+    @torch.enable_grad()
+    def step(self, batches: Iterator[Any], generator: torch.Generator) -> StepInfo:
         """Take the energy steps that are due, then one base step.
 
         Args:
-            batches: Yields data (N, ...), images in [-1, 1]; one batch is taken per energy step. A base that learns
-                from data learns from the last of them; without energy steps, one batch is taken for the base step.
+            batches: Yields data (N, ...), images in [-1, 1], or what :mod:`gebm.inputs` makes such data of; one batch
+                is taken per energy step. A base that learns from data learns from the last of them; without energy
+                steps, one batch is taken for the base step.
             generator: Source of every random number; best on the model's device. Of several processes, each has one in
                 the same state, draws for all of them and keeps its own rows: the result does not depend on their
                 number.
 
         Returns:
             Measurements, without waiting for the device.
+
+        Raises:
+            TypeError: If ``batches`` is no iterator, or yields no data.
+            ValueError: If a batch is not of the base's shape, empty or not finite, or the iterator has ended.
         """
-        self._schedule_learning_rates()
+        inputs.require_generator(generator)
+        self._rates.set(self.base_step)
         energy_steps = self.alternation.energy_steps_at(self.base_step) if self.objective.trains_energy else 0
         info, x_data = self._take_energy_steps(batches, generator, energy_steps)
         if self.train_base:
@@ -305,9 +251,11 @@ class Trainer:
         self.base_step += 1
         return info
 
+    @torch.inference_mode(False)
+    @torch.enable_grad()
     def train_energy(
         self,
-        batches: Iterator[Tensor],
+        batches: Iterator[Any],
         generator: torch.Generator,
         num_steps: int,
         *,
@@ -326,19 +274,23 @@ class Trainer:
             Measurements, without waiting for the device.
 
         Raises:
-            ValueError: If the objective trains no energy.
+            TypeError: As for :meth:`step`.
+            ValueError: As for :meth:`step`; if the objective trains no energy, or a number is out of range.
         """
         if not self.objective.trains_energy:
             raise ValueError(f"{self.objective} trains no energy: choose another objective")
-        for group in self.energy_optimizer.param_groups:
-            group["lr"] = group["peak_lr"] if learning_rate is None else learning_rate
+        num_steps = inputs.as_count("num_steps", num_steps, minimum=0)
+        inputs.require_generator(generator)
+        if learning_rate is not None and not learning_rate > 0:
+            raise ValueError(f"the learning rate is {learning_rate}: choose a positive one")
+        self._rates.override("energy_optimizer", learning_rate)
         try:
             return self._take_energy_steps(batches, generator, num_steps)[0]
         finally:
-            self._schedule_learning_rates()
+            self._rates.set(self.base_step)
 
     def _take_energy_steps(
-        self, batches: Iterator[Tensor], generator: torch.Generator, num_steps: int
+        self, batches: Iterator[Any], generator: torch.Generator, num_steps: int
     ) -> tuple[StepInfo, Tensor | None]:
         """Take energy steps, and return their measurements and the last batch, if there was one."""
         device = self.gebm.log_partition.device
@@ -347,8 +299,8 @@ class Trainer:
         num_nonfinite = torch.zeros((), dtype=torch.int64, device=device)
         # The base is fixed until its own step: it is folded once, and draws faster.
         source = self._source() if num_steps else self._sampled
-        for _ in range(num_steps):
-            x_data = self._to_device(next(batches))
+        for index in range(num_steps):
+            x_data = self._next_data(batches, f"{index} of the {num_steps} energy steps at base step {self.base_step}")
             terms = self._step_energy(x_data, source, generator)
             loss = terms.loss.detach()
             largest = torch.fmax(largest, loss)
@@ -426,11 +378,7 @@ class Trainer:
             energy: Factor of the energy's learning rate; the paper's, when a model stops improving, is 0.8.
             base: Factor of the base's learning rate.
         """
-        factors = {"energy_optimizer": energy, "base_optimizer": base}
-        for part, optimizer in self._optimizers().items():
-            for group in optimizer.param_groups:
-                group["peak_lr"] *= factors[part]
-        self._schedule_learning_rates()
+        self._rates.scale({"energy_optimizer": energy, "base_optimizer": base}, self.base_step)
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """Return what a resumed run needs in addition to ``gebm.state_dict()`` and the generator's state.
@@ -441,11 +389,8 @@ class Trainer:
         tensors: dict[str, Tensor] = {}
         values: dict[str, Any] = {"base_step": self.base_step, "energy_step": self.energy_step}
         for part, optimizer in self._optimizers().items():
-            state = optimizer.state_dict()
-            values[f"{part}.learning_rates"] = [group["peak_lr"] for group in state["param_groups"]]
-            for index, entries in state["state"].items():
-                for name, entry in entries.items():
-                    tensors[f"{part}.{index}.{name}"] = entry
+            values[f"{part}.learning_rates"] = self._rates.starts(part)
+            tensors |= optimizer_state(optimizer, part)
         if self.average is not None:
             tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
         if self.chains is not None:
@@ -460,24 +405,22 @@ class Trainer:
             state: Result of :meth:`state_dict`.
 
         Raises:
-            ValueError: If one of the two trainers averages the base and the other does not.
+            ValueError: If the state is another network's or no state, or only one of the two trainers averages the
+                base.
         """
+        if lacking := [key for key in ("tensors", "values") if key not in state]:
+            raise ValueError(f"a trainer's state has {', '.join(lacking)}: give what state_dict returned")
         tensors, values = state["tensors"], state["values"]
         average = {name.removeprefix("average."): t for name, t in tensors.items() if name.startswith("average.")}
         if (self.average is None) != (not average):
             raise ValueError("only one of checkpoint and settings has an average of the base: set ema_decay as it was")
+        for part, optimizer in self._optimizers().items():
+            if f"{part}.learning_rates" not in values:
+                raise ValueError(f"the state has nothing of {part}: give what a trainer of the same settings returned")
+            load_optimizer_state(optimizer, tensors, part, self._laid_out)
+            self._rates.load(part, values[f"{part}.learning_rates"], values["base_step"])
         if self.average is not None:
             self.average.load_state_dict(average)
-        for part, optimizer in self._optimizers().items():
-            entries: dict[int, dict[str, Tensor]] = {}
-            for key, tensor in tensors.items():
-                if key.startswith(f"{part}."):
-                    _, index, name = key.split(".")
-                    entries.setdefault(int(index), {})[name] = self._laid_out(tensor.clone())
-            groups = optimizer.state_dict()["param_groups"]
-            for group, learning_rate in zip(groups, values[f"{part}.learning_rates"], strict=True):
-                group["peak_lr"] = learning_rate
-            optimizer.load_state_dict({"state": entries, "param_groups": groups})
         # Latents are not data: chains of negatives of another kind start afresh.
         kind = type(self.negatives).__name__
         ours = (
@@ -487,16 +430,12 @@ class Trainer:
         self.base_step = values["base_step"]
         # States written before penalties could be lazy have no such entry.
         self.energy_step = values.get("energy_step", 0)
-        self._schedule_learning_rates()
 
-    def _schedule_learning_rates(self) -> None:
-        """Set the learning rates that the schedule has for the next base step."""
-        for optimizer in self._optimizers().values():
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * self.schedule(self.base_step)
-
-    def _to_device(self, batch: Tensor) -> Tensor:
-        return self._laid_out(batch.to(self.gebm.log_partition.device, non_blocking=True))
+    def _next_data(self, batches: Iterator[Any], before: str) -> Tensor:
+        """Return the next batch as the networks take it."""
+        dtype = inputs.network_dtype(self.gebm.energy) or inputs.network_dtype(self.gebm.base) or torch.float32
+        batch = inputs.next_batch(batches, before)
+        return self._laid_out(inputs.as_batch(batch, self._sample_shape, dtype, self.gebm.log_partition.device))
 
     def _laid_out(self, tensor: Tensor) -> Tensor:
         """Return a tensor of four dimensions, such as images, in the memory format of the model's weights."""
@@ -543,15 +482,20 @@ class Trainer:
             # A smaller batch moves some of the chains; the others wait where they are.
             waiting = moved[:0] if self.chains is None else self.chains[world_size * n :]
             self.chains = torch.cat([moved, waiting])
-        return draw.x
+        # A base in an autocast region may end in half precision; penalties mix its samples with the data.
+        return draw.x.to(x_data.dtype)
 
-    def _base_inputs(self, batches: Iterator[Tensor], x_data: Tensor | None, generator: torch.Generator) -> Tensor:
+    def _base_inputs(self, batches: Iterator[Any], x_data: Tensor | None, generator: torch.Generator) -> Tensor:
         """Return what the base learns from: the last batch of data, or latents, by default of the same number."""
-        if self._learns_from_data:
-            return self._to_device(next(batches)) if x_data is None else x_data
         n = self.latent_batch_size
+        if x_data is None and (n is None or self._learns_from_data):
+            x_data = self._next_data(batches, f"no energy step, before base step {self.base_step}")
+        if self._learns_from_data:
+            assert x_data is not None
+            return x_data
         if n is None:
-            n = len(self._to_device(next(batches)) if x_data is None else x_data)
+            assert x_data is not None
+            n = len(x_data)
         return draw_local_rows(n, lambda total: self.gebm.prior.sample(total, generator))
 
     def _step_base(self, inputs: Tensor) -> Tensor:
@@ -594,14 +538,6 @@ def initialize_log_partition(gebm: GEBM, num_samples: int, generator: torch.Gene
 
 def _is_channels_last(tensor: Tensor) -> bool:
     return tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
-
-
-def _check_owner(optimizer: Optimizer | None, parameters: list[nn.Parameter], name: str) -> None:
-    if optimizer is None:
-        raise ValueError(f"no optimizer for {name}: give the one that owns its parameters")
-    owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    if owned != {id(parameter) for parameter in parameters}:
-        raise ValueError(f"an optimizer does not own exactly the parameters of {name}: build it from those")
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 from gebm import GEBM, StandardNormal, folded, networks, samplers
 from gebm.folding import folded_base
@@ -178,3 +179,29 @@ def test_another_precision_is_refused():
     model = seasoned("dcgan", 8, 1)
     with pytest.raises(ValueError, match=r"no sampling in torch\.float16: choose torch\.float32"):
         folded(model, torch.float16)
+
+
+def compiled(base: nn.Module) -> nn.Module:
+    return torch.compile(base, backend="eager")
+
+
+def hooked(base: nn.Module) -> nn.Module:
+    base[4].register_forward_hook(lambda layer, inputs, x: x.abs())
+    return base
+
+
+def normalized_by_a_hook(base: nn.Module) -> nn.Module:
+    torch.nn.utils.spectral_norm(base[4])
+    base(torch.randn(4, 6, dtype=torch.float64))
+    return base.eval()
+
+
+@pytest.mark.parametrize("wrapped", [compiled, hooked, normalized_by_a_hook])
+def test_what_wraps_a_layer_is_not_folded_away(wrapped):
+    model = seasoned("dcgan", 8, 1)
+    with torch.no_grad():
+        base = wrapped(model.base)
+    fixed = folded(model.with_base(base), torch.float64)
+    z = torch.randn(5, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(fixed.base(z), base(z), rtol=1e-9, atol=1e-9)

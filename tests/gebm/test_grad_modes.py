@@ -8,8 +8,16 @@ import itertools
 import pytest
 import torch
 
-from gebm import GEBM, StandardNormal, energies_of, folded, log_partition_annealed, log_partition_monte_carlo, networks
-from gebm import samplers
+from gebm import (
+    GEBM,
+    StandardNormal,
+    energies_of,
+    folded,
+    log_partition_annealed,
+    log_partition_monte_carlo,
+    networks,
+    samplers,
+)
 from tests.helpers.kernels import rng
 from tests.helpers.trainers import changed, digits_model, images, snapshot, trainer_of
 

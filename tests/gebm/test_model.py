@@ -40,6 +40,16 @@ def test_energy_is_bounded_and_one_number_per_sample(shape):
     assert BoundedEnergy(network, floor=-math.inf)(values).tolist() == values.flatten().tolist()
 
 
+def test_no_gradient_passes_the_floor():
+    weight = nn.Parameter(torch.ones(1))
+    energy = BoundedEnergy(nn.Module(), floor=-10.0)
+    energy.network.forward = lambda x: weight * x
+    x = torch.tensor([[-12.0], [-9.0], [-1e6], [3.0]], requires_grad=True)
+    slopes = torch.autograd.grad(energy(x).sum(), [x, weight])
+    assert slopes[0].flatten().tolist() == [0.0, 1.0, 0.0, 1.0]
+    assert slopes[1].tolist() == [-6.0]
+
+
 def test_an_energy_without_a_floor_is_the_network_itself_with_all_its_gradients():
     model = digits_model().eval()  # in training each pass would move the spectral norms on
     unbounded = GEBM(model.base, model.energy.network, model.prior, energy_floor=-math.inf)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gebm import GEBM, KALE, Alternation, StandardNormal, Trainer, Wasserstein, adam, networks, penalties
 from gebm.objectives.losses import EnergyLoss
 from gebm.objectives.penalties import L2, R1, R2, GradientPenalty, Lazy, NoPenalty
+from tests.helpers.trainers import linear_model, trainer_of
 
 POINTWISE = [GradientPenalty, R1, R2]
 
@@ -54,6 +55,29 @@ def test_penalty_is_the_mean_squared_gradient_on_the_segments(slope, weight, n, 
     expected = weight * slope**2 * x.square().flatten(1).sum(1).mean()
     actual = penalty(lambda x: slope * x.square().flatten(1).sum(1) / 2, x_data, x_base, t)
     torch.testing.assert_close(actual.detach(), expected, rtol=1e-4, atol=1e-5)
+
+
+class Recorded:
+    """A penalty that records where it is taken."""
+
+    def __init__(self, penalty) -> None:
+        self.draw, self.penalty, self.positions = penalty.draw, penalty, []
+
+    def __call__(self, energy, x_data, x_base, position, parameters=()) -> Tensor:
+        self.positions.append(position)
+        return self.penalty(energy, x_data, x_base, position, parameters)
+
+
+@pytest.mark.parametrize("penalty", [GradientPenalty(0.1), Lazy(GradientPenalty(0.1), 1)], ids=["plain", "lazy"])
+def test_the_penalty_is_taken_uniformly_along_the_segments(penalty):
+    recorded, x = Recorded(penalty), torch.randn(1000, 2, generator=torch.Generator().manual_seed(0))
+    trainer = trainer_of(linear_model(), penalty=recorded)
+    trainer.train_energy(itertools.repeat(x), torch.Generator().manual_seed(1), 4)
+    n = 4000
+    positions = torch.cat(recorded.positions).sort().values
+    # The distance of Kolmogorov and Smirnov; beyond this it is with probability 1e-5.
+    expected = (torch.arange(n) + 0.5) / n
+    assert len(positions) == n and (positions - expected).abs().max() < 2.47 / math.sqrt(n) + 0.5 / n
 
 
 @settings(deadline=None, max_examples=30, derandomize=True)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gebm import samplers
+from gebm.samplers.discriminator_ot import estimate_lipschitz
 from tests.helpers.kernels import MEAN, PRECISION, LinearPosterior, Normal, gaussian_potential, normal, rng
 
 CHAINS = 20_000
@@ -108,6 +109,16 @@ def test_the_chance_of_acceptance_is_the_frequency_of_acceptance():
     chain = samplers.run(samplers.RandomWalkMetropolis(1.0), gaussian_potential, normal(2_000), 50, generator=rng(1))
     p, accepted = chain.infos.acceptance_probability.double(), chain.infos.accepted.double()
     assert (p.sum() - accepted.sum()).abs() <= K * (p * (1 - p)).sum().sqrt()
+
+
+def test_the_lipschitz_constant_is_that_of_the_steepest_pair():
+    z = torch.tensor([[0.0], [1.0], [3.0]])
+    # Between neighbors, the first and the last included, the slopes are 2, 5 and 0.5.
+    energy = torch.tensor([0.0, 5.0, 6.0])
+    assert estimate_lipschitz(z, energy).item() == 5.0
+    kernel = samplers.DiscriminatorOptimalTransport(step_size=0.1)
+    potential = lambda z: torch.where(z < 1, 5 * z, 4.5 + z / 2).squeeze(1)  # noqa: E731
+    assert kernel.init(z, potential).lipschitz.item() == 5.0
 
 
 @pytest.mark.parametrize("kernel", [samplers.MALA(0.3), samplers.HMC(0.3, 3), samplers.RandomWalkMetropolis(0.5)])

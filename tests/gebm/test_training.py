@@ -211,12 +211,45 @@ def test_bfloat16_gives_the_gradients_of_float32_up_to_its_rounding():
     assert not torch.equal(half, full)
 
 
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_each_step_has_its_own_modes_whatever_the_model_was_left_in(ema_decay):
+    model, modes = digits_model(), []
+    trainer = trainer_of(model, ema_decay=ema_decay)
+    handles = [
+        network.register_forward_hook(lambda layer, inputs, x, name=name: modes.append((name, layer.training)))
+        for name, network in (("energy", model.energy), ("base", model.base))
+    ]
+    for leave in (model.eval, model.train):
+        leave()
+        vectors = [
+            layer.parametrizations.weight[0]._u.clone()
+            for layer in model.energy.network
+            if hasattr(layer, "parametrizations")
+        ]
+        modes.clear()
+        trainer.train_energy(images(), torch.Generator().manual_seed(0), 1)
+        # Samples and penalty: both by the energy in training mode, in which its norms are tracked.
+        assert {mode for mode in modes if mode[0] == "energy"} == {("energy", True)}
+        assert not {mode for mode in modes if mode == ("base", True)}
+        moved = [
+            layer.parametrizations.weight[0]._u for layer in model.energy.network if hasattr(layer, "parametrizations")
+        ]
+        assert len(vectors) == 3 and not all(torch.equal(a, b) for a, b in zip(vectors, moved, strict=True))
+        leave()
+        modes.clear()
+        trainer._step_base(model.prior.sample(8, torch.Generator().manual_seed(0)))
+        assert set(modes) == {("base", True), ("energy", False)}
+    for handle in handles:
+        handle.remove()
+
+
 def test_nonfinite_losses_are_counted():
     model = digits_model()
     trainer = trainer_of(model, penalty=GradientPenalty(0.0))
-    batches = iter([torch.full((8, 1, 8, 8), math.nan)] + [next(images())] * 2)
-    # The first loss is not a number, and no weight is one after its gradient.
-    assert trainer.step(batches, torch.Generator().manual_seed(0)).num_nonfinite == 4
+    with torch.no_grad():
+        model.energy.network[-1].bias.fill_(math.nan)
+    # Three energy steps and a base step.
+    assert trainer.step(images(), torch.Generator().manual_seed(0)).num_nonfinite == 4
 
 
 def test_average_is_what_the_energy_is_trained_against_and_what_is_sampled():
@@ -322,7 +355,10 @@ def test_weight_decay_leaves_the_log_partition_alone():
         ({"ema_decay": 1.0}, "between 0 and 1"),
         ({"latent_batch_size": 0}, "at least 1"),
         ({"energy_optimizer": adam([nn.Parameter(torch.zeros(2))], 1e-3)}, "the energy and log_partition"),
-        ({"base_optimizer": adam([nn.Parameter(torch.zeros(2))], 1e-3)}, "the base"),
+        (
+            {"base_optimizer": adam([nn.Parameter(torch.zeros(2))], 1e-3)},
+            "base_optimizer lacks 0",
+        ),
     ],
 )
 def test_what_is_refused_is_refused_in_one_line(overrides, message):

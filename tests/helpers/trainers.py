@@ -10,7 +10,17 @@ from torch import Tensor, nn
 
 from gebm import GEBM, KALE, Alternation, GradientPenalty, StandardNormal, Trainer, adam, networks
 
-__all__ = ["SHORT", "changed", "digits_model", "flow_model", "images", "snapshot", "trainer_of", "vectors"]
+__all__ = [
+    "SHORT",
+    "changed",
+    "digits_model",
+    "flow_model",
+    "images",
+    "linear_model",
+    "snapshot",
+    "trainer_of",
+    "vectors",
+]
 
 SHORT = Alternation(energy_steps=2, warmup_energy_steps=3, warmup_base_steps=1, warmup_every=4)
 
@@ -26,6 +36,12 @@ def digits_model(seed: int = 0) -> GEBM:
     torch.manual_seed(seed)
     base, energy = networks.make("dcgan", resolution=8, channels=1, latent_dim=4, width=8)
     return GEBM(base, energy, StandardNormal(4))
+
+
+def linear_model(base: nn.Module | None = None, energy: nn.Module | None = None, latent_dim: int = 2) -> GEBM:
+    """A model of networks that are not ours."""
+    torch.manual_seed(0)
+    return GEBM(base or nn.Linear(2, 2), energy or nn.Linear(2, 1), StandardNormal(latent_dim))
 
 
 def trainer_of(model: GEBM, lr: float = 1e-3, **overrides) -> Trainer:
