@@ -258,7 +258,7 @@ class _SourceEntry(StrictModel):
     kind: Text
     url: Text | None
     split: Text | None
-    fingerprint: Text | None = None
+    fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{8,128}$")] | None = None
 
 
 def _check_version(value: object) -> object:
@@ -278,7 +278,7 @@ class _ManifestFile(StrictModel):
     channels: PositiveInt
     encoding: Literal["images", "blocks", "rows"]
     labels: Annotated[list[Text], Field(min_length=1)] | None
-    resize_filter: Text | None = None
+    resize_filter: Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,40}$")] | None = None
     source: _SourceEntry
     num_samples: Any
     shards: Annotated[list[ShardEntry], Field(min_length=1)]
@@ -314,8 +314,8 @@ class _ManifestFile(StrictModel):
             if shard.num_samples > most:
                 of = "rows of this width" if self.encoding == "rows" else "images of this resolution"
                 raise _invalid(
-                    f"num_samples of {shard.name} should be {most} at most, for its {shard.bytes} bytes hold no more "
-                    f"{of}, not {shard.num_samples}"
+                    f"num_samples of {shard.name} should be {reprlib.repr(most)} at most, for its "
+                    f"{reprlib.repr(shard.bytes)} bytes hold no more {of}, not {reprlib.repr(shard.num_samples)}"
                 )
 
 

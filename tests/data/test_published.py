@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from pipeline.data import open_store, sources
@@ -131,3 +132,20 @@ def test_the_published_splits_add_up() -> None:
     counts = {name: number for (name, _), number in PUBLISHED["celeba"].items()}
     assert counts["train"] + counts["valid"] + counts["test"] == counts["all"]
     assert sum(PUBLISHED["cifar10"].values()) == 60_000
+
+
+def test_a_batch_that_is_a_copy_of_another_is_refused(tmp_path) -> None:
+    """As many images as published, and a fifth of them twice."""
+    files = cifar10(200)
+    for name in files:
+        if name.endswith(".bin"):
+            batch = np.frombuffer(files[name], np.uint8).reshape(-1, 3073).copy()
+            batch[:, 0] = np.random.default_rng(int(batch[0, 1])).integers(0, 10, 200)
+            files[name] = batch.tobytes()
+    sources.make("cifar10", pack(tmp_path / "whole", files)).close()
+    first, second = (f"cifar-10-batches-bin/data_batch_{number}.bin" for number in (1, 2))
+    with pytest.raises(UserError, match=r"data_batch_2\.bin of .* has the labels of data_batch_1\.bin"):
+        sources.make("cifar10", pack(tmp_path / "copied", files | {second: files[first]}))
+    batches = {f"train_data_batch_{number}.npz": npz(min(number, 2), 200) for number in (1, 2, 3)}
+    with pytest.raises(UserError, match=r"train_data_batch_3\.npz of .* has the labels of train_data_batch_2\.npz"):
+        sources.make("imagenet32", pack(tmp_path / "batches", batches))

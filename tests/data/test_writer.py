@@ -97,6 +97,7 @@ def test_a_finished_store_is_not_written_over(tmp_path) -> None:
     ("change", "message"),
     [
         ({"resolution": 0}, "not positive"),
+        ({"resolution": 10**6}, "8192 pixels at most"),
         ({"channels": 4}, "1 or 3 channels"),
         ({"encoding": "pickle"}, "choose one of images, blocks"),
         ({"samples_per_shard": 0}, "at least one"),

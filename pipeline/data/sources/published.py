@@ -6,11 +6,15 @@ the name of the whole.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
 
 from pipeline.runtime.errors import UserError
 
-__all__ = ["PUBLISHED", "Part", "PublishedSource", "check_counts"]
+__all__ = ["PUBLISHED", "Part", "PublishedSource", "check_counts", "refuse_copies"]
 
 
 class Part(NamedTuple):
@@ -84,6 +88,9 @@ _LSUN_OBJECTS = {
     "tv-monitor": 2_463_284,
 }
 
+# Of this many images in random order no two batches have the same labels.
+_FEWEST_LABELS = 100
+
 PUBLISHED: dict[str, dict[tuple[str, str], int]] = {
     # Krizhevsky 2009: five batches for training and one for testing.
     "cifar10": {
@@ -138,3 +145,18 @@ def check_counts(source: object) -> None:
                 f"{part.unit}, not {expected:,}; fetch it again, or set data.source.published_counts=false to take it "
                 "as it is"
             )
+
+
+def refuse_copies(url: str, labels: Mapping[str, np.ndarray]) -> None:
+    """Refuse a batch file that is a copy of another under its name, so that the number of images is right.
+
+    Args:
+        url: URL of the source, for the message.
+        labels: The labels of each batch file, in its order.
+
+    Raises:
+        UserError: If two batches have the same labels.
+    """
+    for (one, first), (other, second) in itertools.combinations(labels.items(), 2):
+        if len(first) >= _FEWEST_LABELS and np.array_equal(first, second):
+            raise UserError(f"{other} of {url} has the labels of {one}, so one is a copy of the other: fetch it again")

@@ -23,6 +23,8 @@ __all__ = ["EncodedShard", "ImageShardEncoder", "RowShardEncoder", "ShardEncoder
 # Images in a block: enough that the overhead of a block is small, few enough to inspect one by itself.
 _BLOCK = 1024
 _MIXING_SEED = 0
+# One image of this size is 192 MiB; larger ones would be taken for broken, as there is no memory for them.
+_MAX_RESOLUTION = 8192
 
 
 class EncodedShard(NamedTuple):
@@ -141,6 +143,8 @@ def choose_encoder(
         raise UserError(f"a source of kind {source.kind!r} gives images, not rows: set data.encoding=blocks")
     if resolution is None or resolution < 1:
         raise UserError(f"the resolution {resolution} is not positive: give a number of pixels")
+    if resolution > _MAX_RESOLUTION:
+        raise UserError(f"data.resolution={resolution}: a store has images of {_MAX_RESOLUTION} pixels at most")
     if channels not in (1, 3):
         raise UserError(f"a store has 1 or 3 channels, not {channels}: choose one")
     if resize_filter not in image_codec.FILTERS:

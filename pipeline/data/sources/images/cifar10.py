@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.data.sources.archives import Archive, TempFolder, open_archive
 from pipeline.data.sources.base import choose
-from pipeline.data.sources.published import Part
+from pipeline.data.sources.published import Part, refuse_copies
 from pipeline.runtime.errors import UserError
 
 __all__ = ["Cifar10"]
@@ -63,6 +63,9 @@ class Cifar10:
         self._records: np.ndarray | None = None
         if (self._opened()[:, 0] > 9).any():
             raise UserError(f"{url} has a label above 9, so it is not CIFAR-10: fetch it again")
+        ends = np.cumsum([count for _, count in self._origins])
+        batches = np.split(self._opened()[:, 0], ends[:-1])
+        refuse_copies(url, dict(zip((name for name, _ in self._origins), batches, strict=True)))
 
     def __len__(self) -> int:
         return sum(count for _, count in self._origins)

@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.data.sources.archives import TempFolder, open_archive
 from pipeline.data.sources.base import choose
-from pipeline.data.sources.published import Part
+from pipeline.data.sources.published import Part, refuse_copies
 from pipeline.runtime.errors import UserError
 
 __all__ = ["ImageNet32"]
@@ -64,6 +64,7 @@ class ImageNet32:
             archive.close()
         self._starts = np.cumsum([0, *map(len, labels)])
         self._labels = np.concatenate(labels)
+        refuse_copies(url, dict(zip(self._files, labels, strict=True)))
         counts = {"train": 0, "val": 0}
         for name, batch in zip(self._files, labels, strict=True):
             counts[name.partition("_")[0]] += len(batch)

@@ -53,6 +53,8 @@ def write_frame(stream: IO[bytes], content: bytes | None) -> None:
 
 
 def _serve(path: str, requests: IO[bytes], answers: IO[bytes]) -> None:
+    if not os.path.getsize(path):
+        raise lmdb.Error(f"{os.path.basename(path)} is empty")
     environment = lmdb.open(
         path, subdir=False, readonly=True, lock=False, readahead=False, meminit=False, max_readers=1
     )
