@@ -57,6 +57,34 @@ def test_the_commands_that_the_help_prints_make_a_store(tmp_path, name):
     examples = run("--help").stdout.split("Examples:")[1].replace("\\\n", " ").splitlines()
     (example,) = (line for line in examples if name in line)
     words = [word for word in shlex.split(example)[3:] if not word.startswith("data.store=")]
-    done = run(*words)
+    done = run(*words, "data.source.published_counts=false")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("3 images of 32 pixels")
+
+
+def test_a_store_may_have_any_filter_that_there_is():
+    """The schema imports nothing of the data, and lists the names once more."""
+    from pipeline.config.fields import keys
+    from pipeline.config.schema import Config
+    from pipeline.data.image_codec import DEFAULT_FILTER, FILTERS
+
+    (key,) = (key for key in keys(Config) if key.name == "data.resize_filter")
+    assert key.rule.names() == tuple(FILTERS) and Config().data.resize_filter == DEFAULT_FILTER
+
+
+def test_a_store_is_made_at_a_resolution_that_no_network_has():
+    from pipeline.config import from_dict
+    from pipeline.config.validation import validate, validate_store
+    from pipeline.runtime.errors import UserError
+
+    values = {
+        "name": "x",
+        "data": {"store": "s", "resolution": 20, "source": {"kind": "cifar10"}},
+        "model": {"networks": "sngan_resnet"},
+    }
+    validate_store(from_dict(values))
+    with pytest.raises(UserError, match="no resolution 20"):
+        validate(from_dict(values))
+    values["data"] |= {"resolution": 0}
+    with pytest.raises(UserError, match=r"data\.resolution=0"):
+        validate_store(from_dict(values))

@@ -160,3 +160,31 @@ def test_shards_of_another_filter_are_made_again(tmp_path, monkeypatch) -> None:
         write_store(source, str(tmp_path / "store"), **SETTINGS | {"resize_filter": "nearest"})
     manifests = [write_store(source, str(tmp_path / name), **settings).manifest for name in ("store", "undisturbed")]
     assert manifests[0] == manifests[1] and manifests[0].resize_filter == "box"
+
+
+def test_a_second_writer_is_refused_before_its_source_is_fetched(tmp_path) -> None:
+    """Whatever its settings: neither may finish over the other."""
+    url, store, opened = pack(tmp_path / "photos", pictures(10)), str(tmp_path / "store"), []
+
+    class Slow(sources.IMAGES["images"]):
+        def read(self, index: int):
+            if not opened:
+                opened.append(True)
+                for resolution in (2, 4):
+                    with pytest.raises(UserError, match=r"another process writes to .*store .*: wait for it"):
+                        write_store(self.never, store, **SETTINGS | {"resolution": resolution})
+            return super().read(index)
+
+        def never(self):
+            raise AssertionError("the source was opened")
+
+    report = write_store(lambda: Slow(url, None), store, **SETTINGS)
+    assert opened and report.manifest.resolution == 4 and not (tmp_path / "store" / ".lease.json").exists()
+    with pytest.raises(UserError, match="there is a finished store"):
+        write_store(lambda: pytest.fail("the source was opened"), store, **SETTINGS)
+
+
+def test_a_source_that_is_not_there_leaves_no_folder(tmp_path) -> None:
+    with pytest.raises(UserError, match="there is no data at"):
+        write_store(lambda: sources.make("images", str(tmp_path / "nowhere")), str(tmp_path / "store"), **SETTINGS)
+    assert not (tmp_path / "store").exists()
