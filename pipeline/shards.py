@@ -36,9 +36,11 @@ def main(config: Config, overrides: dict[str, Any]) -> int:
     from pipeline.config.printed_commands import format_command
     from pipeline.config.validation import validate_store
     from pipeline.data.writing.build import build_store
+    from pipeline.runtime.printable import printable
 
     validate_store(config)
-    print(*build_store(config.data), sep="\n")
+    # Names of images and columns are those of a file that anybody may have written.
+    print(*map(printable, build_store(config.data)), sep="\n")
     keys = invocation.current().experiment_keys(config.name) | {"data.store": config.data.store}
     print(f"train on it: {format_command('sweep', keys)}")
     return 0

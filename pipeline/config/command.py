@@ -23,6 +23,7 @@ from pipeline.config.arguments import GROUPS, explain, quote_texts, text_keys
 from pipeline.config.compose import RENAMED_KEYS, config_root, experiments, from_dict, searches
 from pipeline.config.help import help_text
 from pipeline.runtime.errors import LockLost, UserError
+from pipeline.runtime.printable import printable
 from pipeline.runtime.redaction import redact, refuse_secrets
 from pipeline.runtime.standard_streams import drop_unwritable_output
 
@@ -164,9 +165,9 @@ def report_error(error: BaseException) -> int:
         reason = _shorten(error)
     else:
         # A bug, or the error of a library that quotes what it was given.
-        print(redact("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+        print(printable(redact("".join(traceback.format_exception(error)))), end="", file=sys.stderr)
         return 1
-    print(f"error: {redact(reason)}", file=sys.stderr)
+    print(f"error: {printable(redact(reason))}", file=sys.stderr)
     return 1 if isinstance(error, LockLost) else 2
 
 

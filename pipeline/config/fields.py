@@ -107,12 +107,15 @@ class Rule:
         choices: Names to choose from; or, as ``"module:attribute"``, where they are, so that declaring a field imports
             nothing.
         pattern: Form of a text, or of each text of a list.
+        outside: Whether the value names a host, or a path outside of the results. A folder or a checkpoint does not
+            decide it: see :mod:`pipeline.config.own_choices`.
     """
 
     help: str = ""
     bounds: Bounds | None = None
     choices: tuple[str, ...] | str = ()
     pattern: Pattern | None = None
+    outside: bool = False
 
     def names(self) -> tuple[str, ...]:
         """Return the names to choose from; empty where any text will do.
@@ -166,9 +169,9 @@ class Key:
     rule: Rule
 
 
-def key(default: _T, help: str) -> _T:
-    """Declare a field that takes any value of its type."""
-    return _field(default, Rule(help))
+def key(default: _T, help: str, *, outside: bool = False) -> _T:
+    """Declare a field that takes any value of its type; see :class:`Rule`."""
+    return _field(default, Rule(help, outside=outside))
 
 
 def bounded(

@@ -22,7 +22,9 @@ COMMANDS = {
 RESUME_HELP = """\
 Ctrl-C stops everything and prints the command that resumes; after a crash, or on another machine, it is the same:
   python -m pipeline.{command} resume=<output>
-Finished trials stay as they are, the others restart from their last checkpoint. Keys may be added to it."""
+Finished trials stay as they are, the others restart from their last checkpoint. Keys may be added to it.
+Tracker, cluster and store are those that you chose when you started it here, whatever the folder says; for a folder
+from elsewhere the command names the keys to add."""
 
 RESULTS_HELP = """\
 output=<folder or URL>  by default results/<experiment>-<time>: summary.json, config.yaml, trials/<number>/

@@ -53,7 +53,7 @@ class Source:
     """Where the data of a store come from, as their publishers distribute them."""
 
     kind: str = key(MISSING, "Publisher's format: digits, lsun, cifar10, celeba, imagenet32, images, redwine, toy, ...")
-    url: str | None = key(None, "Any fsspec URL or path; not needed where the data come with a package.")
+    url: str | None = key(None, "Any fsspec URL or path; not needed where the data come with a package.", outside=True)
     split: str | None = key(None, "Split by its publisher's name (default: everything there is).")
     published_counts: bool = key(
         True,
@@ -66,7 +66,7 @@ class Source:
 class Data:
     """The store, of images or of a table's rows."""
 
-    store: str = key(MISSING, "A name under GEBM_STORES, a path, or any fsspec URL.")
+    store: str = key(MISSING, "A name under GEBM_STORES, a path, or any fsspec URL.", outside=True)
     resolution: int | None = bounded(32, "Height and width of images in pixels; null where the data are rows.", gt=0)
     channels: int = bounded(
         3, "Channels of an image; columns of a row, without those that max_correlation drops.", gt=0
@@ -98,6 +98,7 @@ class Data:
         None,
         "A folder on each machine's own disk where shards stay once they are read, for a store that is on no disk. "
         "All trials of a machine share it, and later sweeps find it filled (default: no cache).",
+        outside=True,
     )
     cache_limit_gib: float = bounded(64.0, "Size limit of the cache in GiB; the least recently used shards go.", gt=0)
     prefetch_shards: int | None = bounded(
@@ -290,7 +291,9 @@ class Evaluation:
     batch_size: int = bounded(500, "Chains that run at once on a worker.", gt=0)
     chain_points: int = bounded(5, "Points along the chain where FID is measured.", gt=0)
     extractor: str = key("inception-v3-compat", "Feature extractor of FID and the other metrics of images.")
-    weights: str | None = key(None, "File of the extractor's weights; a classifier's may be another store's.")
+    weights: str | None = key(
+        None, "File of the extractor's weights; a classifier's may be another store's.", outside=True
+    )
     metrics: list[str] = field(
         default_factory=lambda: ["fid"],
         metadata=documented("Metrics of images: fid, kid, is, prc (precision and recall)."),
@@ -341,7 +344,9 @@ class RayCluster:
     """The Ray cluster that runs it."""
 
     address: str | None = key(
-        None, 'An existing cluster ("auto", "host:6379"); default: that of RAY_ADDRESS, or one on this machine alone.'
+        None,
+        'An existing cluster ("auto", "host:6379"); default: that of RAY_ADDRESS, or one on this machine alone.',
+        outside=True,
     )
 
 
@@ -349,7 +354,7 @@ class RayCluster:
 class Tracking:
     """MLflow."""
 
-    uri: str | None = key(None, "Any MLflow server (default: a SQLite file next to the results).")
+    uri: str | None = key(None, "Any MLflow server (default: a SQLite file next to the results).", outside=True)
     experiment: str | None = key(None, "MLflow experiment (default: the name of the experiment file).")
     register: bool = key(True, "Whether the best trial's model is registered, under the experiment's name.")
     flush_timeout: float = bounded(
@@ -403,11 +408,15 @@ class Config:
         metadata=documented("Search spaces that the experiment offers, by purpose; a file in sweeps/ picks one."),
     )
     seed: int = bounded(0, "Seed of everything that is random.", ge=0, lt=_NUM_SEEDS)
-    checkpoint: str | None = key(None, "A trained model to start from: the folder of a checkpoint or of a trial.")
-    output: str | None = key(None, "A folder or fsspec URL (default: results/<name>-<time>).")
-    resume: str | None = key(None, "The folder of an interrupted run.")
+    checkpoint: str | None = key(
+        None, "A trained model to start from: the folder of a checkpoint or of a trial.", outside=True
+    )
+    output: str | None = key(None, "A folder or fsspec URL (default: results/<name>-<time>).", outside=True)
+    resume: str | None = key(None, "The folder of an interrupted run.", outside=True)
     log: str | None = key(
-        None, "A file that gets one line of JSON for each event; - is standard output, which then shows nothing else."
+        None,
+        "A file that gets one line of JSON for each event; - is standard output, which then shows nothing else.",
+        outside=True,
     )
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import fsspec
-import platformdirs
 from fsspec.exceptions import FSTimeoutError
 from fsspec.implementations.memory import MemoryFileSystem
 
@@ -15,6 +14,7 @@ from pipeline.data.manifest import MANIFEST_NAME, Manifest, Shard
 from pipeline.data.shard_cache import ShardCache
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.filesystem import as_user_error, filesystem, is_local
+from pipeline.runtime.user_folders import stores_root
 
 __all__ = ["TIMEOUT", "MissingStore", "Store", "is_process_local", "open_store", "resolve_url"]
 
@@ -82,8 +82,7 @@ def resolve_url(name_or_url: str) -> str:
         raise UserError("the store's name is empty: give a name, a path or an fsspec URL")
     url = name_or_url
     if "://" not in url and not os.path.isabs(url) and not url.startswith((".", "~")):
-        root = os.environ.get("GEBM_STORES") or os.path.join(platformdirs.user_cache_dir("gebm"), "stores")
-        url = f"{root.rstrip('/')}/{url}"
+        url = f"{stores_root()}/{url}"
     return url.rstrip("/") if "://" in url else os.path.abspath(os.path.expanduser(url))
 
 

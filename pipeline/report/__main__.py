@@ -8,6 +8,7 @@ import sys
 
 from pipeline.runtime.errors import UserError, one_line
 from pipeline.runtime.filesystem import require_writable, write_file
+from pipeline.runtime.printable import printable
 from pipeline.runtime.redaction import redact
 from pipeline.runtime.standard_streams import drop_unwritable_output
 
@@ -61,7 +62,7 @@ def main() -> None:
         except Exception as error:
             raise UserError(f"cannot write {path} ({one_line(error)}): choose another file with --output") from None
     except UserError as error:
-        print(f"error: {redact(str(error))}", file=sys.stderr)
+        print(f"error: {printable(redact(str(error)))}", file=sys.stderr)
         sys.exit(2)
     print(f"report   {path}, {len(content) / 1e6:.1f} MB")
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from pipeline.config.own_choices import is_own
 from pipeline.config.temperature import BETA
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.filesystem import filesystem
+from pipeline.runtime.untrusted import CONFIG, parse_yaml, read_bytes
 from pipeline.tracking.summary import SweepSummary, TrialRecord, read_summary
 from pipeline.tracking.trial_temperature import sweep_betas, sweep_temperature, trial_beta, trial_temperature
 
@@ -49,8 +49,11 @@ class SweepResults:
     def config_dir(self) -> str | None:
         """Folder of the user's own experiments; ``None`` where there was none.
 
-        Hydra runs what a folder of configs names, so one that came with the results, and may be untrusted, is none.
+        Hydra runs what a folder of configs names, so one that came with the results, or that another's results name,
+        is none.
         """
+        if not is_own(self.output):
+            return None
         folder = self.records.facts.get("config_dir")
         if not isinstance(folder, str) or not folder.startswith("/") or not folder.isprintable():
             return None
@@ -192,7 +195,7 @@ def _settings(output: str) -> dict[str, Any]:
     """Read the settings of the search from the sweep's config; empty where it cannot be read."""
     files, path = filesystem(output)
     try:
-        config = yaml.safe_load(files.cat_file(f"{path}/config.yaml"))
+        config = parse_yaml(read_bytes(files, f"{path}/config.yaml", CONFIG), CONFIG)
         sweep, evaluation = config["sweep"], config["evaluation"]
         space = sweep["space"] if isinstance(sweep["space"], dict) else {}
         # Older summaries do not have it; a likelihood has no temperature.
@@ -204,5 +207,5 @@ def _settings(output: str) -> dict[str, Any]:
             "space": {str(key): value for key, value in space.items()},
             "num_samples": int(evaluation["num_samples"]),
         }
-    except (FileNotFoundError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError):
+    except (FileNotFoundError, AttributeError, KeyError, TypeError, ValueError):
         return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import html
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,8 @@ import plotly.graph_objects as go
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
+
+from pipeline.runtime.printable import printable
 
 __all__ = ["BEST_COLOR", "STATUS_COLORS", "BarChart", "Chart", "LineChart", "ScatterChart", "Series"]
 
@@ -64,9 +67,9 @@ class Series:
     def plotly_trace(self) -> dict[str, Any]:
         """Arguments that every plotly trace takes."""
         return {
-            "name": self.name,
+            "name": _plotly_text(self.name),
             "showlegend": bool(self.name),
-            "hovertext": self.labels,
+            "hovertext": [_plotly_text(label) for label in self.labels],
             "hoverinfo": "text",
         }
 
@@ -104,9 +107,10 @@ class Chart(abc.ABC):
             axes.set_yscale("log")
             axes.set_yticks(*_ticks([value for series in self.series for value in series.y]))
             axes.yaxis.set_minor_locator(NullLocator())
-        axes.set_title(self.title, fontsize=11)
-        axes.set_xlabel(self.x)
-        axes.set_ylabel(self.y)
+        # A name with dollar signs is no formula.
+        axes.set_title(self.title, fontsize=11, parse_math=False)
+        axes.set_xlabel(self.x, parse_math=False)
+        axes.set_ylabel(self.y, parse_math=False)
         axes.grid(alpha=0.3)
         axes.set_axisbelow(True)
         # Outside of the axes, where it hides no point.
@@ -119,15 +123,15 @@ class Chart(abc.ABC):
         figure = go.Figure()
         self._add_traces(figure)
         figure.update_layout(
-            title=self.title,
+            title=_plotly_text(self.title),
             template="plotly_white",
             height=480,
             barmode="overlay",
             legend={"orientation": "h", "y": -0.2},
         )
         # Learning rates are powers of ten, not micros and millis.
-        figure.update_xaxes(title=self.x, exponentformat="power")
-        figure.update_yaxes(title=_break_lines(self.y), exponentformat="power")
+        figure.update_xaxes(title=_plotly_text(self.x), exponentformat="power")
+        figure.update_yaxes(title=_plotly_text(self.y), exponentformat="power")
         if "x" in self.log:
             positions, labels = _ticks([value for series in self.series for value in series.x])
             figure.update_xaxes(type="log", tickvals=positions, ticktext=labels)
@@ -170,7 +174,7 @@ class BarChart(Chart):
         for series in self.series:
             figure.add_bar(
                 x=series.x,
-                y=[str(value) for value in series.y],
+                y=[_plotly_text(str(value)) for value in series.y],
                 orientation="h",
                 marker_color=series.color,
                 **series.plotly_trace,
@@ -235,7 +239,7 @@ class ScatterChart(Chart):
                 label=label,
             )
         if points is not None:
-            figure.colorbar(points, ax=axes, label=self.shade)
+            figure.colorbar(points, ax=axes).set_label(self.shade, parse_math=False)
 
     def _add_traces(self, figure: go.Figure) -> None:
         low, high = self._shade_range()
@@ -251,7 +255,7 @@ class ScatterChart(Chart):
                     "cmin": low,
                     "cmax": high,
                     "showscale": index == 0,
-                    "colorbar": {"title": _break_lines(self.shade)},
+                    "colorbar": {"title": _plotly_text(self.shade)},
                     "line": {"width": 0.5},
                 }
             figure.add_scatter(x=series.x, y=series.y, mode="markers", marker=marker, **series.plotly_trace)
@@ -270,9 +274,9 @@ class ScatterChart(Chart):
         return low, min(high, low + 3 * (middle - low)) if middle > low else high
 
 
-def _break_lines(label: str) -> str:
-    """Return a label of several lines with plotly's line breaks."""
-    return label.replace("\n", "<br>")
+def _plotly_text(text: str) -> str:
+    """Return a text as plotly shows it: none of it is markup, of which plotly has links and styles, but line breaks."""
+    return html.escape(printable(text), quote=False).replace("\n", "<br>")
 
 
 def _ticks(values: list[float]) -> tuple[list[float], list[str]]:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline.config.compose import format_overrides
+from pipeline.config.own_choices import own_overrides
 from pipeline.config.printed_commands import command_words
 from pipeline.report.analysis import SweepResults
 from pipeline.report.markup import code, code_block, escape
@@ -28,6 +29,8 @@ _ITEMS = (3, 2, 1, 0)
 _ALL_ITEMS = 1000
 # Characters of a warning in a description.
 _MAX_WARNING = 200
+# And of the reason of a failure.
+_MAX_ERROR = 300
 # Overrides of the sweep that a single training does not take.
 _SWEEP_ONLY = ("sweep.", "output=", "resume=", "log=", "-")
 # MLflow's tables have no space between columns.
@@ -111,8 +114,9 @@ def _best_trial(results: SweepResults, items: int) -> str:
         scores += f" ({temperature})"
     if best.warnings:
         scores += f". **Do not rely on this score before its warnings are looked into**: {_list_warnings(best, items)}"
+    base_step = escape(str(best.best_metrics.get("base_step", "?")))
     return (
-        f"## Best trial\n\nThe best is trial {best.name} at base step {best.best_metrics.get('base_step', '?')}: "
+        f"## Best trial\n\nThe best is trial {best.name} at base step {base_step}: "
         f"{scores}.{_gain(results, best)} Its parameters: {params}. {spent}"
     )
 
@@ -157,8 +161,8 @@ def _table(results: SweepResults, rows: int) -> str:
     if not shown:
         return ""
     columns = _columns(results, shown)
-    lines = [[head + _CELL_END for head, _ in columns], ["---"] * len(columns)]
-    lines += [[cell(trial) for _, cell in columns] for trial in shown]
+    lines = [[escape(head) + _CELL_END for head, _ in columns], ["---"] * len(columns)]
+    lines += [[escape(cell(trial)) for _, cell in columns] for trial in shown]
     left = len(results.records.trials) - len(shown)
     more = f"\n\nand {left} more." if left else ""
     temperature = f"Scores of the GEBM: {results.temperature}.\n\n" if results.temperature else ""
@@ -182,7 +186,7 @@ def _columns(results: SweepResults, shown: list[TrialRecord]) -> list[tuple[str,
             columns.append((name, lambda trial, name=name: _value(trial.best_metrics.get(name))))
     columns.append(("base steps", lambda trial: _value(trial.metrics.get("base_step"))))
     columns.append(("minutes", lambda trial: f"{trial.seconds / 60:.1f}"))
-    columns += [(escape(key), lambda trial, key=key: escape(_value(trial.params.get(key)))) for key in keys]
+    columns += [(key, lambda trial, key=key: _value(trial.params.get(key))) for key in keys]
     return columns
 
 
@@ -201,7 +205,8 @@ def _pruned_and_failed(results: SweepResults, items: int) -> str:
         )
     failed = [trial for trial in results.records.trials if trial.status == "failed"]
     lines += [
-        f"- trial {trial.name} failed: {escape(trial.error or 'no reason is known')[:300]}" for trial in failed[:items]
+        f"- trial {trial.name} failed: {escape((trial.error or 'no reason is known')[:_MAX_ERROR])}"
+        for trial in failed[:items]
     ]
     if len(failed) > items:
         lines.append(f"- and {len(failed) - items} more failed.")
@@ -218,7 +223,7 @@ def _next_steps(results: SweepResults) -> str:
         "# resume, with more trials by sweep.num_trials=...",
         _fold(command_words("sweep", {"resume": results.output})),
     ]
-    if best is not None:
+    if best is not None and best.best_checkpoint:
         model = {"checkpoint": best.best_checkpoint}
         settings = best.params if results.is_sampler_search else {}
         ready = [_fold(command_words(command, model | settings)) for command in ("sample", "evaluate")]
@@ -241,11 +246,7 @@ def _next_steps(results: SweepResults) -> str:
 
 def _overrides(results: SweepResults) -> list[str]:
     """Return the overrides of the sweep's own command that apply to a trial, quoted since the folder is untrusted."""
-    try:
-        overrides = shlex.split(str(results.records.facts.get("named", "")))
-    # Not what a sweep writes there.
-    except ValueError:
-        return []
+    overrides = own_overrides(str(results.records.facts.get("named", "")), results.output)
     return [shlex.quote(override) for override in overrides if not override.startswith(_SWEEP_ONLY)]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from pipeline.runtime.printable import printable
+
 __all__ = ["code", "code_block", "escape"]
 
 
@@ -14,7 +16,7 @@ def escape(text: str) -> str:
         >>> print(escape("a|b <c>"))
         a\|b \<c\>
     """
-    return re.sub(r"([\\`*_{}\[\]<>|#!&~])", r"\\\1", " ".join(str(text).split()))
+    return re.sub(r"([\\`*_{}\[\]<>|#!&~])", r"\\\1", printable(" ".join(str(text).split())))
 
 
 def code(text: str) -> str:
@@ -24,7 +26,7 @@ def code(text: str) -> str:
         >>> print(code("a|b"))
         `a/b`
     """
-    return "`" + " ".join(str(text).split()).replace("`", "'").replace("|", "/") + "`"
+    return "`" + printable(" ".join(str(text).split())).replace("`", "'").replace("|", "/") + "`"
 
 
 def code_block(lines: list[str], language: str = "sh") -> str:
@@ -37,6 +39,6 @@ def code_block(lines: list[str], language: str = "sh") -> str:
         ```
         ````
     """
-    block = "\n".join(lines)
+    block = printable("\n".join(lines))
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", block)), default=0))
     return f"{fence}{language}\n{block}\n{fence}"

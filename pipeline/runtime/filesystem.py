@@ -167,11 +167,12 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 @contextmanager
-def as_user_error(url: str) -> Iterator[None]:
+def as_user_error(url: str, *but: type[Exception]) -> Iterator[None]:
     """Turn whatever a file system raises into one line that names the URL.
 
     Args:
         url: What is read or written inside the block.
+        but: Exceptions that pass as they are.
 
     Raises:
         UserError: In place of any other exception.
@@ -185,7 +186,7 @@ def as_user_error(url: str) -> Iterator[None]:
     """
     try:
         yield
-    except UserError:
+    except (UserError, *but):
         raise
     # Each file system has exceptions of its own (botocore's and google's are no OSError), so none can be listed here.
     except Exception as error:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from rich.console import Console
 
+from pipeline.runtime.printable import printable
 from pipeline.runtime.redaction import redact
 
 __all__ = ["ConsoleHandler", "RedactingFilter", "logging_to"]
@@ -21,7 +22,7 @@ _ROOT = __name__.partition(".")[0]
 
 
 class RedactingFilter(logging.Filter):
-    """Filter that takes passwords, signatures and secrets out of a record's message.
+    """Filter that takes secrets out of a record's message, and what would steer a terminal.
 
     Example:
         >>> record = logging.LogRecord("x", logging.INFO, "x.py", 1, "no host at %s", ("https://me:hush@host/",), None)
@@ -31,7 +32,7 @@ class RedactingFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Redact the message, its arguments included, and let the record pass."""
-        record.msg, record.args = redact(record.getMessage()), None
+        record.msg, record.args = printable(redact(record.getMessage())), None
         return True
 
 

@@ -7,19 +7,26 @@ quote URLs, and now and then a piece of the environment, in their errors.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from pipeline.runtime.errors import UserError
 
-__all__ = ["is_secret_name", "redact", "refuse_secrets", "without_query"]
+__all__ = ["is_secret_name", "looks_random", "redact", "refuse_secrets", "without_query"]
 
-_NAMES = re.compile(r"SECRET|TOKEN(?!IZ)|PASSW|PASSPHRASE|CREDENTIAL|PRIVATE|(^|_)KEY($|_)|APIKEY", re.IGNORECASE)
+_NAMES = re.compile(
+    r"SECRET|TOKEN(?!IZ)|PASSW|PASSPHRASE|CREDENTIAL|PRIVATE|(^|_)KEY($|_)|APIKEY|(^|_|SSH)PASS($|_)|_PWD$|(^|_)PAT($|_)"
+    r"|COOKIE|CONNECTION_?STRING|CONN_STR|WEBHOOK|(^|_)DSN($|_)|(^|_)JWT($|_)|BEARER|SIGNATURE",
+    re.IGNORECASE,
+)
 # The location of a secret is none itself.
-_LOCATIONS = re.compile(r"_(FILE|PATH|DIR|HOME)$", re.IGNORECASE)
+_LOCATIONS = re.compile(r"_(FILE|PATH|DIR|HOME|SOCK)$", re.IGNORECASE)
 # A shorter text does not count as a secret, since it is found in anything.
 _MIN_LENGTH = 8
 _HIDDEN = "***"
@@ -30,12 +37,27 @@ _LOGIN = re.compile(
     r"\b(?P<scheme>[a-z][a-z0-9+.\-]*)://(?P<login>[^\s/?#'\"<>`]*|[^\s/?#@:'\"<>`]*:(?!\d+/)[^\s'\"<>`]*)@",
     re.IGNORECASE,
 )
-# A parameter of a URL, by a name that Amazon, Google, Microsoft or anybody else gives to what signs it or lets one in.
+# A parameter by a name that Amazon, Google, Microsoft or anybody else gives to what signs a URL or lets one in: of a
+# path that an error quotes without its host, of a connection string, or of a form.
 _PARAMETER = re.compile(
-    r"(?P<name>[?&;](?:[\w.\-]*[._\-])?(?:sign|signature|sig|(?:access|auth|api|id|session|security)?token|credentials?"
-    r"|secret|password|passwd|pwd|auth|authorization|(?:aws)?(?:api|secret|access)?key(?:id)?|key-pair-id|policy)=)"
-    r"[^\s&;#'\"<>`]+",
+    r"(?P<name>(?:[?&;]|(?<![\w.\-]))(?:[\w.\-]*[._\-])?(?:sign|signature|sig|hmac|(?:access|auth|api|id|session|security"
+    r"|refresh)?_?token|credentials?|secret|client_?secret|password|passphrase|passwd|pwd|authorization|ticket"
+    r"|SharedAccess(?:Key|Signature)|(?:aws|account|shared)?(?:api|secret|access|account)_?key(?:id)?|key-pair-id"
+    r"|policy)=)[^\s&;#'\"<>`,]+",
     re.IGNORECASE,
+)
+# What follows the first ? or # of a URL, and each parameter of it.
+_QUERY = re.compile(r"(?P<url>\b[a-z][a-z0-9+.\-]*://[^\s?#'\"<>`]*)(?P<query>[?#][^\s'\"<>`]*)", re.IGNORECASE)
+_PAIR = re.compile(r"(?P<name>[?&;#/](?P<key>[^?&;#=/]*)=)(?P<value>[^&;#]+)")
+# Parameters of a URL that say what is requested, and not who may request it. Any other may be a way in.
+_HARMLESS = frozenset(
+    (
+        *("application_name", "branch", "charset", "connect_timeout", "database", "dataset", "db", "dl", "download"),
+        *("driver", "encoding", "endpoint", "export", "file", "filename", "format", "host", "id", "lang", "limit"),
+        *("list-type", "offset", "page", "path", "port", "prefix", "raw", "ref", "region", "revision", "schema"),
+        *("split", "sslmode", "table", "timeout", "type", "v", "version", "workflowtype", "workspace"),
+        *("x-amz-algorithm", "x-amz-date", "x-amz-expires", "x-amz-signedheaders"),
+    )
 )
 _HEADER = re.compile(
     r"(?P<scheme>\bBearer|\bauthorization['\"]?\s*[:=]\s*['\"]?\w+)(?P<blank>\s+)[^\s'\"<>]+", re.IGNORECASE
@@ -65,7 +87,7 @@ def redact(value: Any) -> Any:
         >>> redact("no host at https://me:hush@mlflow.example.org/a, nor at /x.zip?X-Amz-Signature=c0ffee")
         'no host at https://***@mlflow.example.org/a, nor at /x.zip?X-Amz-Signature=***'
     """
-    return _without(value, _hidden())
+    return _without(value, _hidden(random=True))
 
 
 def _without(value: Any, hidden: dict[str, str]) -> Any:
@@ -84,8 +106,7 @@ def _text_without(text: str, hidden: dict[str, str]) -> str:
         text = text.replace(secret, _HIDDEN)
     if "://" in text:
         text = _LOGIN.sub(_login_without, text)
-    if "=" in text:
-        text = _PARAMETER.sub(rf"\g<name>{_HIDDEN}", text)
+    text = _redact_parameters(text)
     return _HEADER.sub(rf"\g<scheme>\g<blank>{_HIDDEN}", text)
 
 
@@ -95,6 +116,19 @@ def _login_without(match: re.Match[str]) -> str:
     if scheme.lower() in ("http", "https"):
         return f"{scheme}://{_HIDDEN}@"
     return f"{scheme}://{user}:{_HIDDEN}@" if colon else match[0]
+
+
+def _pair_without(match: re.Match[str]) -> str:
+    return match[0] if match["key"].lower() in _HARMLESS else f"{match['name']}{_HIDDEN}"
+
+
+def _redact_parameters(text: str) -> str:
+    """Return a text without the values of parameters that may let one in."""
+    if "=" not in text:
+        return text
+    if "://" in text:
+        text = _QUERY.sub(lambda match: match["url"] + _PAIR.sub(_pair_without, match["query"]), text)
+    return _PARAMETER.sub(rf"\g<name>{_HIDDEN}", text)
 
 
 def without_query(url: str | None) -> str | None:
@@ -111,7 +145,8 @@ def without_query(url: str | None) -> str | None:
     """
     if url is None:
         return None
-    return redact(url.partition("?")[0] if "://" in url and _PARAMETER.search(url) else url)
+    signed = "://" in url and _redact_parameters(url) != url
+    return redact(re.split(r"[?#]", url, maxsplit=1)[0] if signed else url)
 
 
 def refuse_secrets(values: dict[str, Any], but: tuple[str, ...] = ()) -> None:
@@ -147,13 +182,12 @@ leave it out, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in t
 
 
 def _credential(text: str) -> str | None:
-    """Describe the credential of a URL; None if it has none."""
-    if "://" not in text:
-        return None
+    """Describe the credential of a URL or a connection string; None if it has none."""
     for match in _LOGIN.finditer(text):
         if _login_without(match) != match[0] and match["login"] != _HIDDEN:
             return "a password" if ":" in match["login"] else "a name or a token"
-    return "a signature or a token" if _PARAMETER.search(text) else None
+    text = text.replace(f"={_HIDDEN}", "")
+    return "a signature or a token" if _redact_parameters(text) != text else None
 
 
 def _instead(key: str, text: str) -> str:
@@ -164,17 +198,74 @@ def _instead(key: str, text: str) -> str:
     return "have it in the environment of the machines that run it"
 
 
-def _hidden() -> dict[str, str]:
-    """Return the secrets of this process's environment, also as a URL writes them, each with its variable's name."""
+def _hidden(*, random: bool = False) -> dict[str, str]:
+    """Return the secrets of this process's environment, also as a URL writes them, each with its variable's name.
+
+    Args:
+        random: Whether to add values that look random, whatever their variables are called. They are not refused: what
+            was typed may be one of them, such as the name of a run.
+    """
+    return _secrets_of(tuple(os.environ.items()), tuple(sys.argv), random)
+
+
+@functools.lru_cache(maxsize=4)
+def _secrets_of(environment: tuple[tuple[str, str], ...], arguments: tuple[str, ...], random: bool) -> dict[str, str]:
     secrets = {}
-    for name, value in os.environ.items():
+    for name, value in environment:
         # A file that holds the secret is none itself.
         if is_secret_name(name) and len(value) >= _MIN_LENGTH and not os.path.exists(value):
             secrets |= {value: name, quote(value, safe=""): name, quote(value): name}
         elif "://" in value and (password := _password(value)):
             secrets |= {password: name, unquote(password): name}
+        elif random and not _PUBLIC.search(name) and looks_random(value) and not _is_part(value, arguments):
+            secrets |= {value: name, quote(value, safe=""): name}
     # The longest first: one may be a part of another.
     return dict(sorted(secrets.items(), key=lambda entry: -len(entry[0])))
+
+
+def _is_part(value: str, arguments: tuple[str, ...]) -> bool:
+    """Return whether a value was typed on the command line, where nobody writes a secret that is to be hidden."""
+    return any(value in argument for argument in arguments)
+
+
+# Variables that name a thing: their values are no secrets, however random they look.
+_PUBLIC = re.compile(
+    r"(^|_)(SHA|COMMIT|HASH|DIGEST|REV|REVISION|CHECKSUM|U?UID|ID|IDS|NAME|HOST|HOSTNAME|NODE|POD|VERSION|TAG|BRANCH)($|_)",
+    re.IGNORECASE,
+)
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+# Shorter, chance alone makes words look random. Longer, it is a text.
+_RANDOM_LENGTHS = range(16, 4097)
+
+
+@functools.lru_cache(maxsize=1024)
+def looks_random(value: str) -> bool:
+    """Return whether a text looks like a key or a token: long, on one line, and neither a path nor made of words.
+
+    In words and names a capital or a digit follows a letter now and then; in a random text every second time.
+
+    Example:
+        >>> looks_random("ghp_x7Kq2mZ9vR4tB8nW3cY6dF1gH5jL0pS"), looks_random("/usr/lib/x86_64-linux-gnu/libc.so.6")
+        (True, False)
+        >>> looks_random("gebm-2026-11-29-trial-000"), looks_random("9f86d081884c7d659a2feaa0c55ad015a3bf4f1b")
+        (False, True)
+    """
+    if _UUID.fullmatch(value):
+        return True
+    if len(value) not in _RANDOM_LENGTHS or "://" in value or value.startswith(("/", "~", ".")):
+        return False
+    # Of base64 the parts between slashes; of lists and paths none is long enough.
+    longest = max(re.findall(r"[A-Za-z0-9+=]+", value), key=len, default="")
+    if len(longest) < _RANDOM_LENGTHS.start or re.search(r"\s", value):
+        return False
+    kinds = ["d" if letter.isdigit() else "u" if letter.isupper() else "l" for letter in longest]
+    # A capital that begins a word is no change.
+    changes = sum(one != other and one + other != "ul" for one, other in itertools.pairwise(kinds))
+    return changes / (len(longest) - 1) > _MIN_CHANGES or re.search(r"[b-df-hj-np-tv-xz]{6}", longest, re.I) is not None
+
+
+# Words in camel case have a sixth, numbers in names less; random letters and digits about a half, hexadecimal as well.
+_MIN_CHANGES = 0.22
 
 
 def _password(url: str) -> str | None:

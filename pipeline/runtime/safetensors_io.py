@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipeline.runtime.errors import one_line
 from pipeline.runtime.filesystem import write_file
+from pipeline.runtime.untrusted import CHECKPOINT, parse_json
 
 __all__ = ["TensorFile", "TensorFileError", "exists", "read", "write"]
 
@@ -85,9 +86,9 @@ def read(url: str) -> TensorFile:
     except Exception as error:
         raise TensorFileError(f"{url}: {one_line(error)}") from error
     try:
-        tensors = safetensors.torch.load(data)
         length = int.from_bytes(data[:8], "little")
-        header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_KEY])
+        header = parse_json(parse_json(data[8 : 8 + length], CHECKPOINT)["__metadata__"][_KEY], CHECKPOINT)
+        tensors = safetensors.torch.load(data)
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise TensorFileError(f"{url}: {one_line(error)}") from error
     if not isinstance(header, dict):

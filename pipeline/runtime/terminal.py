@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.segment import Segment
+
+from pipeline.runtime.printable import printable
 
 __all__ = [
+    "PrintableConsole",
     "Progress",
     "make_console",
 ]
@@ -74,11 +79,22 @@ class Progress:
         self._bar.stop()
 
 
+class PrintableConsole(Console):
+    """Console on which no text that it prints can steer the terminal, whoever wrote it."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Render an object; the console's own controls are kept."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+
 def make_console(*, stderr: bool = False) -> Console:
     """Return a console that does not fold its tables where no window can be widened, as in a log file.
+
+    Nothing that it prints steers the terminal.
 
     Args:
         stderr: Whether to print to standard error in place of standard output.
     """
-    console = Console(stderr=stderr)
-    return console if console.is_terminal else Console(stderr=stderr, width=160)
+    console = PrintableConsole(stderr=stderr)
+    return console if console.is_terminal else PrintableConsole(stderr=stderr, width=160)

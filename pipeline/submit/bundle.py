@@ -14,6 +14,7 @@ import yaml
 import gebm
 import pipeline
 from pipeline import config as schema
+from pipeline.config.own_choices import DATA_KEYS, RESUME_KEYS, keep_choices, kept_choices
 from pipeline.config.validation import validate
 from pipeline.runtime.filesystem import require_writable
 from pipeline.runtime.redaction import refuse_secrets
@@ -71,8 +72,14 @@ class JobBundle:
         space.parse_space(config)
         overrides = {key: value for key, value in overrides.items() if key != "apply" and not key.startswith("launch.")}
         resolve_paths(config, overrides, shared, advice)
+        # What the user has chosen on this machine for a sweep or a model is not known on the cluster.
+        kept = kept_choices(config.resume or config.checkpoint or "")
+        kept = {key: value for key, value in kept.items() if key in (RESUME_KEYS if config.resume else DATA_KEYS)}
+        overrides = {**kept, **overrides} | ({"ray.address": None} if config.resume else {})
         bundle = cls(job_name(config.name), config, overrides, nodes, join_timeout)
         refuse_secrets(bundle.values())
+        if config.output and not config.resume and not config.checkpoint:
+            keep_choices(config.output, config)
         return bundle
 
     @property

@@ -19,6 +19,7 @@ import yaml
 
 from pipeline import config as schema
 from pipeline.config.command import report_error
+from pipeline.config.own_choices import RESUME_KEYS, own_choices
 from pipeline.runtime.errors import LockLost, UserError
 from pipeline.runtime.filesystem import filesystem
 from pipeline.runtime.standard_streams import drop_unwritable_output
@@ -70,6 +71,9 @@ def run(values: dict[str, Any]) -> int:
     if config.resume is None and _holds_sweep(str(config.output)):
         print(f"resuming the sweep in {config.output}", flush=True)
         config.resume = config.output
+        # The sweep is that of this file, and so are its choices; a model to start from has brought the data's.
+        mine = ("tracking.uri", "checkpoint") if config.checkpoint else RESUME_KEYS
+        overrides = {key: value for key, value in own_choices(config).items() if key in mine} | overrides
     return driver.exit_status(config, overrides, command="sweep")
 
 

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from pipeline import config as schema
 from pipeline import tasks
+from pipeline.config.own_choices import keep_choices
 from pipeline.config.printed_commands import format_command
 from pipeline.config.temperature import BETA, describe_temperature, sampling_beta
 from pipeline.report.markdown import markdown
@@ -167,6 +168,7 @@ class Sweep:
     def prepare(self) -> None:
         """Make what all trials share, and write the config, the summary and the tracker's run."""
         config = self.plan.config
+        keep_choices(self.plan.output, config)
         label = prepare_shared(config, self.capacity)
         self.summary.verify()
         self.summary.facts = self._metadata(label)

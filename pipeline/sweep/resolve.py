@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import shlex
 import time
 from pathlib import Path
 from typing import Any
 
 import fsspec
-import yaml
 from ray.tune.search.sample import Domain
 
 from pipeline import config as schema
 from pipeline.config import invocation
 from pipeline.config.compose import format_overrides
+from pipeline.config.own_choices import DATA_KEYS, RESUME_KEYS, choose, is_own, own_overrides
 from pipeline.config.validation import validate
 from pipeline.data import Store
 from pipeline.runtime.errors import UserError, one_line
 from pipeline.runtime.filesystem import filesystem, require_writable
-from pipeline.sweep.space import initial_points, is_sampler_search, parse_space
+from pipeline.runtime.untrusted import CONFIG, InvalidDocument, parse_yaml, read_bytes
+from pipeline.runtime.user_folders import default_tracker
+from pipeline.sweep.space import initial_points, is_sampler_search, is_searchable, parse_space
 from pipeline.tasks.store import ensure_store
 from pipeline.tracking.summary import TERMINAL_STATUSES, TrialRecord, read_summary
 from pipeline.training.checkpoints import load_state, read
@@ -93,10 +97,12 @@ def resolve(config: schema.Config, overrides: dict[str, Any]) -> SweepPlan:
     # A resumed sweep may have been given more trials.
     points = initial_points(config, space)
     trials += [TrialRecord(f"{index:03d}", points[index]) for index in range(len(trials), len(points))]
-    text = " ".join([str(summary.get("named", "")), *format_overrides(overrides)]).strip()
+    earlier = map(shlex.quote, own_overrides(str(summary.get("named", "")), str(config.output)))
+    text = " ".join([*earlier, *format_overrides(overrides)])
     chosen = invocation.current().facts(config.name)
     if resuming:
-        chosen = {key: value for key in ("conf", "config_dir") if isinstance(value := summary.get(key), str)}
+        known = summary if is_own(str(config.output)) else {}
+        chosen = {key: value for key in ("conf", "config_dir") if isinstance(value := known.get(key), str)}
     return SweepPlan(config, space, store, trials, text, artifacts, chosen, summary)
 
 
@@ -129,15 +135,15 @@ def load_sweep(folder: str) -> tuple[schema.Config, list[TrialRecord], dict[str,
     summary, trials = read_summary(folder)
     files, path = fsspec.url_to_fs(folder)
     try:
-        text = files.cat_file(f"{path}/config.yaml")
-        # We write no aliases, and a few of them, nested in one another, fill any memory.
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise UserError(f"{folder}/config.yaml is damaged: it has aliases")
-        config = schema.from_saved(yaml.safe_load(text))
-    except (FileNotFoundError, yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
-        raise UserError(f"{folder}/config.yaml cannot be read ({type(error).__name__})") from None
+        config = schema.from_saved(parse_yaml(read_bytes(files, f"{path}/config.yaml", CONFIG), CONFIG))
+    except FileNotFoundError:
+        raise UserError(f"{folder}/config.yaml is missing") from None
+    except InvalidDocument as error:
+        raise UserError(f"{folder}/config.yaml cannot be read: {error}") from None
     config.output = folder
     for trial in trials:
+        if foreign := [key for key in trial.params if not is_searchable(key)]:
+            raise UserError(f"{folder}/summary.json is damaged: trial {trial.name} sets {foreign[0]!r}")
         trial.status = trial.status if trial.status in TERMINAL_STATUSES else "pending"
     return config, trials, summary
 
@@ -147,9 +153,11 @@ def _resumed_config(
 ) -> tuple[schema.Config, list[TrialRecord], dict[str, Any]]:
     """Return the sweep that ``resume`` names, with the overrides of this command applied to its config."""
     saved, trials, summary = load_sweep(str(config.resume))
+    folder = str(saved.output)
     saved = schema.apply(saved, {key: value for key, value in overrides.items() if key not in ("resume", "output")})
+    choose(saved, overrides, folder, RESUME_KEYS)
     # The event log is that of this command, not that of the command which began the sweep.
-    saved.log = config.log
+    saved.output, saved.log, saved.resume = folder, config.log, None
     return saved, trials, summary
 
 
@@ -158,6 +166,7 @@ def _checkpoint_config(config: schema.Config, overrides: dict[str, Any]) -> sche
     config.checkpoint = _absolute(str(config.checkpoint))
     checkpoint = read(config.checkpoint)
     trained = trained_config(checkpoint)
+    choose(trained, overrides, config.checkpoint, (*DATA_KEYS, "evaluation.weights"))
     space = config.sweep.space
     if space == config.spaces.get("sampler") and "sweep.space" not in overrides:
         # The default space is that of the experiment in which the model was trained.
@@ -187,7 +196,9 @@ def _checkpoint_config(config: schema.Config, overrides: dict[str, Any]) -> sche
 def _resolve_output(config: schema.Config, *, resuming: bool) -> tuple[str, str, str | None]:
     """Return the output folder, the tracker's URI, and where a new MLflow experiment keeps artifacts, or None."""
     default = Path("results").absolute()
-    output = _absolute(config.output or str(default / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"))
+    # A checkpoint's experiment may have any name.
+    name = re.sub(r"[^\w.-]+", "-", config.name)
+    output = _absolute(config.output or str(default / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"))
     files, path = filesystem(output)
     try:
         if not resuming and files.exists(f"{path}/summary.json"):
@@ -201,7 +212,7 @@ def _resolve_output(config: schema.Config, *, resuming: bool) -> tuple[str, str,
     if config.tracking.uri:
         return output, config.tracking.uri, None
     require_writable(str(default), "tracking.uri")
-    return output, f"sqlite:///{default / 'mlflow.db'}", (default / "artifacts").as_uri()
+    return output, default_tracker(), (default / "artifacts").as_uri()
 
 
 def _absolute(url: str) -> str:

@@ -17,6 +17,7 @@ from ray import tune
 from ray.tune.search.sample import Domain, Integer
 
 from pipeline.config import Config, apply
+from pipeline.config.fields import keys
 from pipeline.config.validation import validate
 from pipeline.runtime.errors import UserError
 
@@ -24,6 +25,7 @@ __all__ = [
     "grid_points",
     "initial_points",
     "is_sampler_search",
+    "is_searchable",
     "parse_space",
     "random_points",
 ]
@@ -41,6 +43,16 @@ def is_sampler_search(config: Config) -> bool:
     """
     space = config.sweep.space
     return bool(space) and all(key.startswith("sampler.") for key in space)
+
+
+def is_searchable(key: str) -> bool:
+    """Return whether a search may set a key.
+
+    Example:
+        >>> is_searchable("train.energy_lr"), is_searchable("tracking.uri"), is_searchable("train")
+        (True, False, False)
+    """
+    return key.split(".")[0] in _SEARCHED and key in {known.name for known in keys(Config)}
 
 
 def parse_space(config: Config) -> dict[str, Domain]:
@@ -81,7 +93,7 @@ def _check_form(config: Config, key: str, form: Any) -> tuple[str, list[Any]]:
         raise UserError(f"sweep.space: {key} has to be {_FORM_NAMES}, and is {form}")
     if config.task == "density" and key.startswith("sampler."):
         raise UserError(f"sweep.space: {key} changes no likelihood, by which a density is judged: leave it out")
-    if key.split(".")[0] not in _SEARCHED:
+    if not is_searchable(key):
         raise UserError(f"sweep.space: {key} cannot be searched; keys of {', '.join(_SEARCHED)} can")
     [(name, values)] = form.items()
     if not isinstance(values, list | tuple) or not values:

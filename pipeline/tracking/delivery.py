@@ -14,7 +14,9 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES, MLFLOW_PARENT_RUN_ID
 
-from pipeline.runtime.errors import one_line
+from pipeline.config.own_choices import kept_choices
+from pipeline.runtime.errors import UserError, one_line
+from pipeline.tracking.artifacts import upload_file, upload_folder
 from pipeline.tracking.journal import PermanentError
 from pipeline.tracking.journal_entries import (
     DatasetEntry,
@@ -29,9 +31,9 @@ from pipeline.tracking.journal_entries import (
     parse_entry,
     read_artifact,
 )
-from pipeline.tracking.locations import absolute_checkpoint
+from pipeline.tracking.locations import own_checkpoint
 from pipeline.tracking.mlflow_entities import IMAGES, dataset_input, write_image
-from pipeline.tracking.registry import register
+from pipeline.tracking.registry import Package, register
 
 __all__ = ["Delivery", "log_params"]
 
@@ -61,9 +63,10 @@ class Delivery:
     experiment_id: str
     run_id: str
     folder: str
-    package: Callable[..., None] | None
+    package: Package | None
     notify: Callable[[str], None]
     trial_run_ids: dict[str, str] = field(default_factory=dict, init=False)
+    _locations: dict[str, str] = field(default_factory=dict, init=False)
     _runs_with_images: set[str] = field(default_factory=set, init=False)
 
     def deliver(self, entries: list[dict[str, Any]]) -> None:
@@ -164,28 +167,43 @@ class Delivery:
         with tempfile.TemporaryDirectory() as scratch:
             local = Path(scratch) / entry.file.rsplit("/", 1)[-1]
             local.write_bytes(read_artifact(self.folder, entry.file))
-            self.client.log_artifact(run_id, str(local), entry.folder)
+            upload_file(self.client, self._artifacts_of(run_id), local, entry.folder)
 
     def _send_image(self, entry: ImageEntry) -> None:
         run_id = self._run_of(entry.trial)
         with tempfile.TemporaryDirectory() as scratch:
             content = read_artifact(self.folder, entry.file)
             write_image(content, Path(scratch), run_id=run_id, key=entry.key, step=entry.step, time=entry.time)
-            self.client.log_artifacts(run_id, scratch, IMAGES)
+            upload_folder(self.client, self._artifacts_of(run_id), Path(scratch), IMAGES)
         # MLflow's UI looks for images in runs with this tag.
         if run_id not in self._runs_with_images:
             self.client.set_tag(run_id, MLFLOW_LOGGED_IMAGES, True)
             self._runs_with_images.add(run_id)
 
+    def _own_checkpoint(self, entry: ModelEntry) -> str:
+        """Return the URL of an entry's checkpoint: one of its trial, or the model that the user started from."""
+        if entry.checkpoint == kept_choices(self.folder).get("checkpoint"):
+            return entry.checkpoint
+        try:
+            return str(own_checkpoint(self.folder, str(entry.trial), entry.checkpoint))
+        except ValueError as error:
+            raise PermanentError(str(error)) from None
+
+    def _artifacts_of(self, run_id: str) -> str:
+        """Return the location of a run's artifacts, which is requested from the server once."""
+        if run_id not in self._locations:
+            self._locations[run_id] = str(self.client.get_run(run_id).info.artifact_uri)
+        return self._locations[run_id]
+
     def _send_model(self, entry: ModelEntry) -> None:
         run_id = self._run_of(entry.trial)
         if self.package is None:
             raise PermanentError("this process cannot package a checkpoint as a model")
-        package, folder, trial = self.package, self.folder, str(entry.trial)
+        package = self.package
 
-        def package_here(checkpoint: str, *arguments: Any, **settings: Any) -> None:
+        def package_here(checkpoint: str, *arguments: Any, **settings: Any) -> dict[str, str]:
             # The sweep's folder may have been moved since the entry was written.
-            package(absolute_checkpoint(folder, trial, checkpoint), *arguments, **settings)
+            return package(self._own_checkpoint(entry), *arguments, **settings)
 
         message = register(self.client, self.experiment_id, run_id, entry.model_dump(), package_here)
         if message:
@@ -214,6 +232,8 @@ def _permanent_errors(entry: Entry | None = None) -> Iterator[None]:
         if error.error_code in _PERMANENT_CODES:
             raise PermanentError(one_line(error, limit=200)) from error
         raise
+    except UserError as error:
+        raise PermanentError(str(error)) from error
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         name = entry.file if isinstance(entry, FileEntry | ImageEntry) else None
         raise PermanentError(f"there is no file {name} any more") from error

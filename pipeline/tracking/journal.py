@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.runtime.errors import UserError, one_line
+from pipeline.runtime.untrusted import JOURNAL, parse_json
 
 __all__ = ["Journal", "PermanentError"]
 
@@ -188,7 +189,7 @@ class Journal:
                 with self.path.open("ab") as file:
                     file.truncate(sum(map(len, lines[:-1])))
                 lines.pop()
-            entries = [json.loads(line) for line in lines]
+            entries = [parse_json(line, JOURNAL) for line in lines]
             sent = int(self._sent_path.read_text()) if self._sent_path.exists() else 0
         except (ValueError, RecursionError) as error:
             raise UserError(

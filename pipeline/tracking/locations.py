@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pipeline.runtime.filesystem import filesystem
+from pipeline.runtime.printable import printable
 
-__all__ = ["absolute_checkpoint", "absolute_folder", "present_place", "relative_place"]
+__all__ = ["absolute_folder", "own_checkpoint", "present_place", "relative_place"]
 
-# The end of the URL of a checkpoint that a trial of this name has written.
-_OWN_CHECKPOINT = r"(?:^|/)(trials/{name}/checkpoints/(?:step|interim)-[0-9]+(?:-[0-9]+)?)$"
+_OWN = re.compile(
+    r"(?:^|/)trials/(?P<trial>[0-9]{3,9})/checkpoints/(?P<name>(?:step|interim)-[0-9]{8,18}(?:-[0-9]{1,9})?)\Z"
+)
 
 
 def absolute_folder(folder: str) -> str:
@@ -42,35 +43,29 @@ def relative_place(folder: str, url: str) -> str:
     return url.removeprefix(f"{folder}/")
 
 
-def absolute_checkpoint(folder: str, trial: str, place: str) -> str:
-    """Return the URL of a trial's checkpoint, from the place that was written down.
+def own_checkpoint(folder: str, trial: str, checkpoint: str | None) -> str | None:
+    """Return the URL of a trial's checkpoint in its sweep's folder, which may have been moved since it was written.
 
-    Earlier versions wrote the URL, which names another folder after the sweep was moved or copied: the trial's own
-    checkpoint is then the one here, where there is one. A trial that was started from a model elsewhere names that.
+    Earlier versions wrote its URL. Whatever else is written there, the checkpoint is one of this trial in this folder.
 
     Args:
-        folder: The sweep's folder, where it is now.
+        folder: The sweep's folder, behind any fsspec URL.
         trial: Name of the trial.
-        place: What is written in the sweep's summary.
+        checkpoint: Place or URL of the checkpoint, as the summary has it.
 
     Raises:
-        ValueError: The place is a path that leads out of the folder.
+        ValueError: It is no checkpoint of that trial.
 
     Example:
-        >>> absolute_checkpoint("/new/sweep", "000", "trials/000/checkpoints/step-00000008")
-        '/new/sweep/trials/000/checkpoints/step-00000008'
+        >>> own_checkpoint("s3://bucket/copy", "000", "/old/sweep/trials/000/checkpoints/step-00000010")
+        's3://bucket/copy/trials/000/checkpoints/step-00000010'
     """
-    folder = absolute_folder(folder)
-    if "://" not in place and not place.startswith("/"):
-        if ".." in place.split("/"):
-            raise ValueError("a place outside of the sweep's folder")
-        return f"{folder}/{place}"
-    own = re.search(_OWN_CHECKPOINT.format(name=re.escape(trial)), place)
-    if own and not place.startswith(f"{folder}/"):
-        files, path = filesystem(f"{folder}/{own[1]}")
-        if files.exists(f"{path}/state.json"):
-            return f"{folder}/{own[1]}"
-    return place
+    if checkpoint is None:
+        return None
+    match = _OWN.search(checkpoint)
+    if match is None or match["trial"] != trial:
+        raise ValueError(f"{printable(checkpoint)[:200]!r} is no checkpoint of trial {trial}")
+    return f"{absolute_folder(folder)}/trials/{trial}/checkpoints/{match['name']}"
 
 
 def present_place(folder: str, url: str) -> str:

@@ -15,12 +15,16 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from pipeline.runtime.errors import UserError
+from pipeline.tracking.artifacts import upload_folder
 from pipeline.tracking.journal import PermanentError
 
-__all__ = ["BEST", "MEASURE", "is_better_version", "model_name", "register"]
+__all__ = ["BEST", "MEASURE", "Package", "is_better_version", "model_name", "register"]
 
 BEST = "best"
 """The alias."""
+
+Package = Callable[..., dict[str, str]]
+"""Writes a checkpoint as an MLflow model, and returns the tags that state its score, as its own checkpoint has it."""
 
 MEASURE = ("metric", "mode", "extractor", "num_samples", "store_checksum")
 """Tags of a version that state how it was measured: only versions that agree in all of them are compared.
@@ -73,7 +77,7 @@ def is_better_version(new: Mapping[str, str], old: Mapping[str, str] | None) -> 
 
 
 def register(
-    client: MlflowClient, experiment_id: str, run_id: str, entry: Mapping[str, Any], package: Callable[..., None]
+    client: MlflowClient, experiment_id: str, run_id: str, entry: Mapping[str, Any], package: Package
 ) -> str | None:
     """Log a trial's checkpoint as a model, register it, and move the alias if it is the best.
 
@@ -84,8 +88,9 @@ def register(
         experiment_id: MLflow's experiment.
         run_id: The trial's run.
         entry: ``name`` in the registry, ``checkpoint``, ``sampler`` as ``package`` takes it, ``base_step``,
-            ``description``, and ``tags``: ``value``, ``checkpoint`` and those of :data:`MEASURE`.
-        package: Writes a checkpoint as an MLflow model, as :func:`pipeline.training.export.write_package` does.
+            ``description``, and ``tags``: ``checkpoint``, and those of the score where no checkpoint has it.
+        package: Writes a checkpoint as an MLflow model, as :func:`pipeline.training.export.write_package` does. The
+            score that the alias is moved by is what it returns, and not what a summary or a journal says.
 
     Returns:
         A message for the user where a better version may have been left without the alias, or where the alias moved to
@@ -100,7 +105,7 @@ def register(
     version = _find_version(client, name, run_id, entry["checkpoint"])
     if version is None:
         version = _create_version(client, experiment_id, run_id, entry, package)
-    return _move_alias(client, name, version, entry["tags"])
+    return _move_alias(client, name, version, version.tags)
 
 
 def _move_alias(client: MlflowClient, name: str, version: ModelVersion, tags: Mapping[str, str]) -> str | None:
@@ -144,7 +149,7 @@ def _find_version(client: MlflowClient, name: str, run_id: str, checkpoint: str)
 
 
 def _create_version(
-    client: MlflowClient, experiment_id: str, run_id: str, entry: Mapping[str, Any], package: Callable[..., None]
+    client: MlflowClient, experiment_id: str, run_id: str, entry: Mapping[str, Any], package: Package
 ) -> ModelVersion:
     model = _find_logged_model(client, experiment_id, run_id, entry["checkpoint"])
     if model is None:
@@ -155,7 +160,7 @@ def _create_version(
         source=model.artifact_location,
         run_id=run_id,
         model_id=model.model_id,
-        tags=dict(entry["tags"]),
+        tags={**entry["tags"], **{key: value for key, value in model.tags.items() if key in ("value", *MEASURE)}},
         description=entry["description"],
     )
 
@@ -168,19 +173,19 @@ def _find_logged_model(client: MlflowClient, experiment_id: str, run_id: str, ch
 
 
 def _log(
-    client: MlflowClient, experiment_id: str, run_id: str, entry: Mapping[str, Any], package: Callable[..., None]
+    client: MlflowClient, experiment_id: str, run_id: str, entry: Mapping[str, Any], package: Package
 ) -> LoggedModel:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "model")
         # Packaged before it is created in MLflow, so that a damaged checkpoint leaves no half-made model there.
         try:
-            package(entry["checkpoint"], folder, sampler=entry["sampler"], run_id=run_id)
+            measured = package(entry["checkpoint"], folder, sampler=entry["sampler"], run_id=run_id)
         except (UserError, OSError, ValueError) as error:
             raise PermanentError(f"{entry['checkpoint']} cannot be made a model ({error})") from error
         model = client.create_logged_model(
-            experiment_id, name=entry["name"], source_run_id=run_id, tags=dict(entry["tags"])
+            experiment_id, name=entry["name"], source_run_id=run_id, tags={**entry["tags"], **measured}
         )
-        client.log_model_artifacts(model.model_id, str(folder))
+        upload_folder(client, str(model.artifact_location), folder)
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=entry["base_step"])])
         return client.finalize_logged_model(model.model_id, "READY")
 

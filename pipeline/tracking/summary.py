@@ -13,13 +13,28 @@ import math
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from pipeline.config.own_choices import kept_choices
 from pipeline.runtime.errors import UserError, one_line
 from pipeline.runtime.filesystem import filesystem, write_file
-from pipeline.tracking.locations import absolute_checkpoint, absolute_folder, relative_place
+from pipeline.runtime.printable import printable
+from pipeline.runtime.untrusted import SUMMARY, parse_json, read_bytes
+from pipeline.tracking.locations import absolute_folder, own_checkpoint, relative_place
+from pipeline.tracking.summary_types import (
+    TERMINAL_STATUSES,
+    Evaluation,
+    Head,
+    Metrics,
+    Params,
+    Seconds,
+    Status,
+    TrialName,
+    Warning,
+    one_line_text,
+)
 
 __all__ = [
     "MAX_WARNINGS",
@@ -31,37 +46,10 @@ __all__ = [
     "read_summary",
 ]
 
-TERMINAL_STATUSES = ("finished", "pruned", "failed")
+_T = TypeVar("_T")
+
 MAX_WARNINGS = 20
 """Number of warnings in a trial's record: the first of them."""
-
-_MAX_WARNING_LENGTH = 500
-
-
-def _one_line(text: str) -> str:
-    """Return a text on one line that a terminal prints as it is, cut where it is overlong."""
-    printable = "".join(letter if letter.isprintable() else " " for letter in text)
-    line = " ".join(printable.split())
-    return line if len(line) <= _MAX_WARNING_LENGTH else line[: _MAX_WARNING_LENGTH - 3] + "..."
-
-
-def _require_one_line(text: str) -> str:
-    if text != _one_line(text):
-        raise ValueError("not a line that a terminal prints as it is")
-    return text
-
-
-def _require_base_step(evaluation: dict[str, Any]) -> dict[str, Any]:
-    if not isinstance(evaluation.get("base_step"), int):
-        raise ValueError("no base step")
-    return evaluation
-
-
-# A trial's name becomes a folder's, which must not be elsewhere.
-_Name = Annotated[str, Field(pattern=r"^[0-9]{3,}$")]
-_Status = Annotated[str, Field(pattern=rf"^(pending|running|{'|'.join(TERMINAL_STATUSES)})$")]
-_Evaluation = Annotated[dict[str, Any], AfterValidator(_require_base_step)]
-_Warning = Annotated[str, AfterValidator(_require_one_line)]
 
 
 @dataclass
@@ -88,23 +76,24 @@ class TrialRecord:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    name: _Name
-    params: dict[str, Any]
-    status: _Status = "pending"
-    metrics: dict[str, Any] = field(default_factory=dict)
+    name: TrialName
+    params: Params
+    status: Status = "pending"
+    metrics: Metrics = field(default_factory=dict)
     checkpoint: str | None = None
     best_checkpoint: str | None = None
-    best_metrics: dict[str, Any] = field(default_factory=dict)
-    evaluations: list[_Evaluation] = field(default_factory=list)
+    best_metrics: Metrics = field(default_factory=dict)
+    evaluations: list[Evaluation] = field(default_factory=list)
     mlflow_run_id: str | None = None
-    seconds: Annotated[float, Strict()] = 0.0
+    seconds: Seconds = 0.0
     error: str | None = None
-    warnings: Annotated[list[_Warning], Field(max_length=MAX_WARNINGS)] = field(default_factory=list)
+    warnings: Annotated[list[Warning], Field(max_length=MAX_WARNINGS)] = field(default_factory=list)
 
 
 _TRIALS = TypeAdapter(list[TrialRecord])
 # Fields that name a checkpoint.
 _CHECKPOINTS = ("checkpoint", "best_checkpoint")
+_HEAD = TypeAdapter(Head)
 
 
 @dataclass(frozen=True)
@@ -209,7 +198,7 @@ class SweepSummary:
         """
         new = []
         for line in lines if isinstance(lines, list | tuple) else ():
-            text = _one_line(line) if isinstance(line, str) else ""
+            text = one_line_text(line) if isinstance(line, str) else ""
             if text and text not in record.warnings and len(record.warnings) < MAX_WARNINGS:
                 record.warnings.append(text)
                 new.append(text)
@@ -328,24 +317,39 @@ def read_summary(output: str) -> tuple[dict[str, Any], list[TrialRecord]]:
     """
     files, path = filesystem(output)
     try:
-        document = json.loads(files.cat_file(f"{path}/summary.json"))
-        trials = _parse_trials(document["trials"])
-        for trial in trials:
-            for key in _CHECKPOINTS:
-                place = getattr(trial, key)
-                setattr(trial, key, place and absolute_checkpoint(output, trial.name, place))
-        return document, trials
+        document = parse_json(read_bytes(files, f"{path}/summary.json", SUMMARY), SUMMARY)
+        trials = _validate(_TRIALS, document["trials"], "trials")
+        _validate(_HEAD, document)
+        _locate_checkpoints(output, trials)
     except FileNotFoundError:
         raise UserError(f"no sweep at {output}: give the folder that holds its summary.json") from None
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         reason = one_line(error)
         raise UserError(f"{output}/summary.json is damaged ({type(error).__name__}: {reason})") from None
+    return document, trials
 
 
-def _parse_trials(trials: Any) -> list[TrialRecord]:
-    """Return the records of trials; raise ``ValueError`` where a sweep cannot have written one."""
+def _locate_checkpoints(output: str, trials: list[TrialRecord]) -> None:
+    """Make every checkpoint one below the sweep's folder, or the model that the user has started the sweep from.
+
+    Raises:
+        ValueError: A trial has another one.
+    """
+    start = kept_choices(output).get("checkpoint")
+    for trial in trials:
+        # Such a trial has no checkpoint of its own, and another's folder does not say which model to read.
+        samples_only = bool(trial.params) and all(key.startswith("sampler.") for key in trial.params)
+        for name in _CHECKPOINTS:
+            url = getattr(trial, name)
+            if url is None or url == start:
+                continue
+            setattr(trial, name, None if samples_only else own_checkpoint(output, trial.name, url))
+
+
+def _validate(model: TypeAdapter[_T], document: Any, *prefix: str) -> _T:
+    """Check a part of a summary; raise ``ValueError`` where a sweep cannot have written it."""
     try:
-        return _TRIALS.validate_python(trials)
+        return model.validate_python(document)
     except ValidationError as error:
         location = error.errors(include_url=False, include_context=False, include_input=False)[0]["loc"]
-        raise ValueError(f"invalid trial record at {'.'.join(map(str, ('trials', *location)))[:200]}") from None
+        raise ValueError(f"invalid record at {printable('.'.join(map(str, (*prefix, *location))))[:200]}") from None

@@ -19,10 +19,13 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.filesystem import filesystem, is_local
 from pipeline.runtime.redaction import redact
+from pipeline.runtime.user_folders import default_tracker
+from pipeline.tracking.artifacts import require_remote
 from pipeline.tracking.delivery import Delivery, log_params
 from pipeline.tracking.journal import Journal
 from pipeline.tracking.locations import relative_place
 from pipeline.tracking.metric_names import SKIPPED, metric_name
+from pipeline.tracking.registry import Package
 
 __all__ = ["Tracker", "flatten", "journal_path", "run_folder"]
 
@@ -89,7 +92,7 @@ class Tracker:
         journal: Path,
         folder: str,
         notify: Callable[[str], None] = lambda message: None,
-        package: Callable[..., None] | None = None,
+        package: Package | None = None,
     ) -> None:
         self.uri, self._folder, self._package = uri, folder, package
         self._journal_path, self._notify = journal, notify
@@ -101,11 +104,11 @@ class Tracker:
         with _as_user_error(uri):
             self._client = MlflowClient(tracking_uri=uri)
             existing = self._client.get_experiment_by_name(experiment)
-            self.experiment_id = (
-                existing.experiment_id
-                if existing
-                else self._client.create_experiment(experiment, artifact_location=artifacts, tags=_EXPERIMENT_TAGS)
-            )
+            if existing is None:
+                created = self._client.create_experiment(experiment, artifact_location=artifacts, tags=_EXPERIMENT_TAGS)
+                existing = self._client.get_experiment(created)
+        self.experiment_id = existing.experiment_id
+        require_remote(uri, existing.artifact_location)
 
     @property
     def run_id(self) -> str:
@@ -287,8 +290,8 @@ def run_folder(run_id: str) -> str:
         UserError: When the tracker does not answer or does not know the run, or the run is not a sweep's.
     """
     default = Path("results").absolute() / "mlflow.db"
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{default}"
-    if uri == f"sqlite:///{default}" and not default.exists():
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or default_tracker()
+    if uri == default_tracker() and not default.exists():
         raise UserError(f"no tracker is named and there is no {default}: set MLFLOW_TRACKING_URI, or pass the folder")
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     os.environ.update(_CLIENT_ENV)

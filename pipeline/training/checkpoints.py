@@ -33,8 +33,9 @@ from safetensors.torch import save as save_tensors
 
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.filesystem import as_user_error, filesystem, write_file
+from pipeline.runtime.untrusted import CHECKPOINT, InvalidDocument, parse_json, read_bytes
 
-__all__ = ["Checkpoint", "Checkpoints", "load_state", "read"]
+__all__ = ["Checkpoint", "Checkpoints", "load_state", "read", "read_state", "require_shapes"]
 
 FORMAT = 1
 _FILES = ("model.safetensors", "training.safetensors", "state.json")
@@ -205,7 +206,7 @@ class Checkpoints:
             if newest in (None, url):
                 raise UserError(f"no checkpoint at {url} to resume from") from None
             return self.import_checkpoint(str(newest))
-        state = _parse_state(json.loads(contents["state.json"]), url)
+        state = _parse_state(parse_json(contents["state.json"], CHECKPOINT), url)
         return self._commit(f"step-{state.base_step:08d}", contents, math.nan if state.score is None else state.score)
 
     def _commit(self, name: str, contents: dict[str, bytes], score: float) -> str:
@@ -242,6 +243,16 @@ class Checkpoints:
             return set()
         names = (entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries)
         return {other for other in names if _NAME.fullmatch(other) and _base_step(other) <= _base_step(name)}
+
+
+def read_state(url: str) -> dict[str, Any]:
+    """Read what a checkpoint has in addition to its tensors; see :func:`read`."""
+    files, path = filesystem(url)
+    with as_user_error(url):
+        is_checkpoint = files.exists(f"{path}/state.json")
+    if not is_checkpoint:
+        return read_state(_best_of_trial(url))
+    return _read_json(files, f"{path}/state.json")
 
 
 def read(url: str) -> Checkpoint:
@@ -283,6 +294,16 @@ def load_state(module: torch.nn.Module, checkpoint: Checkpoint) -> None:
     Raises:
         UserError: The checkpoint is of another architecture.
     """
+    require_shapes(module, checkpoint)
+    module.load_state_dict(checkpoint.model)
+
+
+def require_shapes(module: torch.nn.Module, checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint of another architecture; the model may be on the device ``meta``, where it takes no memory.
+
+    Raises:
+        UserError: A tensor has another shape, or is missing.
+    """
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     saved = {name: tuple(tensor.shape) for name, tensor in checkpoint.model.items()}
     if expected != saved:
@@ -292,7 +313,6 @@ def load_state(module: torch.nn.Module, checkpoint: Checkpoint) -> None:
             f"{checkpoint.url} is of another architecture: {name} is {saved.get(name, 'absent')} there and "
             f"{expected.get(name, 'absent')} here ({len(different)} differ); set model.* and data.* as it was trained"
         )
-    module.load_state_dict(checkpoint.model)
 
 
 def _best_of_trial(url: str) -> str:
@@ -326,8 +346,10 @@ def _read_tensors(files: fsspec.AbstractFileSystem, path: str, url: str, state: 
     if hashlib.sha256(content).hexdigest() != state.sha256.get(name):
         raise UserError(f"{url} is damaged: not what was saved; take another checkpoint")
     try:
+        # Each tensor that the header names is an object, however few bytes it has.
+        parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")], CHECKPOINT)
         return load_tensors(content)
-    except SafetensorError as error:
+    except (SafetensorError, InvalidDocument) as error:
         raise UserError(f"{url} is damaged ({error}); take another checkpoint") from None
 
 
@@ -364,12 +386,12 @@ def _unflatten(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
 
 
 def _read_json(files: fsspec.AbstractFileSystem, path: str) -> dict[str, Any]:
-    with as_user_error(files.unstrip_protocol(path)):
-        content = files.cat_file(path)
     try:
-        document = json.loads(content)
-    except (ValueError, RecursionError):
-        raise UserError(f"{path} is damaged: it is not JSON; take another checkpoint") from None
+        with as_user_error(files.unstrip_protocol(path), InvalidDocument):
+            content = read_bytes(files, path, CHECKPOINT)
+        document = parse_json(content, CHECKPOINT)
+    except InvalidDocument as error:
+        raise UserError(f"{path} is damaged: {error}; take another checkpoint") from None
     if not isinstance(document, dict):
         raise UserError(f"{path} is damaged: it is not a JSON object; take another checkpoint")
     return document

@@ -24,6 +24,7 @@ from gebm.model import NoEnergy
 from pipeline import config as schema
 from pipeline.tasks import open_data
 from pipeline.tasks.store import split_store
+from pipeline.training.checkpoints import read_state
 from pipeline.training.model import load_model
 
 __all__ = ["write_package"]
@@ -35,7 +36,7 @@ _SAMPLER_KEYS = ("step_size", "num_steps", "beta", "friction", "decay", "decay_e
 
 def write_package(
     checkpoint: str, folder: Path, *, sampler: dict[str, Any] | None = None, run_id: str | None = None
-) -> None:
+) -> dict[str, str]:
     """Write a trained model as an MLflow model.
 
     Args:
@@ -44,6 +45,9 @@ def write_package(
         sampler: Settings of the config's ``sampler`` to change, where a search over them found others than the model
             was trained with.
         run_id: MLflow's run that the model comes from.
+
+    Returns:
+        Tags that state its score, as the checkpoint has it; empty where ``sampler`` changes what was scored.
 
     Raises:
         UserError: There is no such checkpoint, it is damaged, or its store of rows is gone.
@@ -70,6 +74,22 @@ def write_package(
             metadata={"experiment": config.name, "networks": config.model.networks},
         )
         _remove_local_traces(folder)
+    return {} if sampler else _measure(checkpoint)
+
+
+def _measure(checkpoint: str) -> dict[str, str]:
+    """Return the tags of the score of a checkpoint, from its own report; ``nan`` where it has none."""
+    state = read_state(checkpoint)
+    config, report = schema.from_saved(state["config"]), state.get("report")
+    report = report if isinstance(report, dict) else {}
+    value = report.get(config.sweep.metric)
+    return {
+        "value": repr(float(value)) if isinstance(value, int | float) else "nan",
+        "metric": config.sweep.metric,
+        "mode": config.sweep.mode,
+        "extractor": str(report.get("extractor", "none")),
+        "num_samples": str(config.evaluation.num_samples),
+    }
 
 
 def _tensors(model: GEBM, config: schema.Config) -> dict[str, Tensor]:

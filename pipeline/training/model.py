@@ -12,9 +12,10 @@ from gebm.training import Alternation, Trainer, gradient_guard
 from gebm.training.optimizers import Schedule, adam
 from pipeline import config as schema
 from pipeline.config import precision
+from pipeline.config.own_choices import DATA_KEYS, choose
 from pipeline.config.validation import validate
 from pipeline.runtime.errors import UserError
-from pipeline.training.checkpoints import Checkpoint, load_state, read
+from pipeline.training.checkpoints import Checkpoint, load_state, read, require_shapes
 
 __all__ = ["build_model", "load_model", "make_energy_phase", "make_trainer", "model_to_train", "trained_config"]
 
@@ -118,7 +119,7 @@ def make_energy_phase(config: schema.Config) -> EnergyPhase:
 
 
 def load_model(
-    url: str | None, overrides: dict[str, Any], device: torch.device | str = "cpu"
+    url: str | None, overrides: dict[str, Any], device: torch.device | str = "cpu", *, needed: tuple[str, ...] = ()
 ) -> tuple[GEBM, schema.Config]:
     """Read a trained model, ready to be sampled, and the config to sample it with.
 
@@ -126,9 +127,12 @@ def load_model(
         url: A checkpoint's folder, or a trial's.
         overrides: Keys of its config to change, such as ``sampler.step_size``, with their new values.
         device: Where to put it.
+        needed: Keys of :data:`pipeline.config.own_choices.OUTSIDE` that the caller uses, in addition to the store of
+            rows, without which no sample has its units.
 
     Raises:
-        UserError: There is no such checkpoint, it is damaged, or a key makes it another architecture.
+        UserError: There is no such checkpoint, it is damaged, a key makes it another architecture, or the checkpoint
+            alone says whom to talk to.
     """
     if url is None:
         raise UserError("no checkpoint is named: give checkpoint=<the folder of a checkpoint or of a trial>")
@@ -136,7 +140,13 @@ def load_model(
     config = schema.apply(
         trained_config(checkpoint), {key: value for key, value in overrides.items() if key not in _COMMAND_KEYS}
     )
+    choose(config, overrides, url, needed if config.task == "images" else (*needed, *DATA_KEYS))
     validate(config)
+    if config.task == "images":
+        # A config may promise a model that no memory holds, where the checkpoint's tensors are small. Flows compute
+        # with numbers while they are built.
+        with torch.device("meta"):
+            require_shapes(build_model(config), checkpoint)
     model = build_model(config)
     load_state(model, checkpoint)
     average = {

@@ -18,6 +18,7 @@ from gebm.allocator import disable_malloc_trim
 from pipeline import config as schema
 from pipeline import tasks
 from pipeline.config import precision
+from pipeline.config.own_choices import DATA_KEYS
 from pipeline.config.temperature import BETA, describe_temperature, sampling_beta
 from pipeline.evaluation.chains import make_kernel
 from pipeline.evaluation.evaluator import Evaluation
@@ -46,7 +47,7 @@ def evaluate_checkpoint(url: str | None, overrides: dict[str, Any], output: str 
     require_writable(output)
     disable_malloc_trim()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, config = load_model(url, overrides, device)
+    model, config = load_model(url, overrides, device, needed=(*DATA_KEYS, "evaluation.weights"))
     ensure_store(config)
     task = tasks.make(config)
     worker = task.open(0, 1, device)

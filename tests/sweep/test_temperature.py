@@ -29,10 +29,9 @@ from pipeline.tasks.images import Images, ImageTaskWorker
 from pipeline.tracking.registry import BEST, register
 from pipeline.tracking.summary import SweepSummary, read_summary
 from pipeline.tracking.trial_temperature import sweep_temperature, trial_beta
-from pipeline.training.export import write_package
 from pipeline.training.model import build_model
 from tests.sweep.test_warnings import Driver
-from tests.training.test_export import entry, trained
+from tests.training.test_export import entry, packaged, trained
 
 COLDER = "beta 10: colder than the model"
 SHOWN = ("fid_base", "fid_gebm")
@@ -202,7 +201,7 @@ def test_the_alias_compares_versions_of_different_beta_and_a_line_says_so(small,
     lines = []
     for score, beta in ((5.0, "1"), (4.0, "1"), (3.0, "10"), (6.0, "1")):
         run = client.create_run(experiment).info.run_id
-        lines.append(register(client, experiment, run, entry(checkpoint, score, beta=beta), write_package))
+        lines.append(register(client, experiment, run, entry(checkpoint, score, beta=beta), packaged(score)))
     assert str(client.get_model_version_by_alias("small", BEST).version) == "3"
     assert [line is None for line in lines] == [True, True, False, True]
     assert "sampled at beta 10; version 2 was at beta 1" in lines[2] and "\n" not in lines[2]

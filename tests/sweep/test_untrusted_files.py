@@ -22,7 +22,7 @@ from pipeline.training.checkpoints import Checkpoints, read
 from pipeline.training.model import trained_config
 from tests.helpers.untrusted import JSON, changed, one_line, paths
 
-MANY = settings(deadline=None, derandomize=True, max_examples=600, suppress_health_check=list(HealthCheck))
+MANY = settings(deadline=None, max_examples=200, suppress_health_check=list(HealthCheck))
 SOME = settings(MANY, max_examples=150)  # a config takes a hundredth of a second to be read
 
 

@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from pipeline import config as schema
+from pipeline.config.own_choices import keep_choices
 from pipeline.report.analysis import load_results
 from pipeline.runtime.errors import UserError
 from pipeline.sweep.resolve import load_sweep
@@ -27,6 +28,9 @@ def sweep(folder, config) -> SweepSummary:
     metrics = {"base_step": 8, "fid_base": 2.0, "fid_gebm": 1.0}
     records.evaluated(records.add("000", {"train.base_lr": 1e-4}), metrics, url)
     records.evaluated(records.add("001", {}), {**metrics, "fid_gebm": 3.0}, f"{folder.parent}/model/trials/001/step-8")
+    # The model that a sweep was started from is the user's choice.
+    config.checkpoint = f"{folder.parent}/model/trials/001/step-8"
+    keep_choices(str(folder), config)
     (folder / "config.yaml").write_text(yaml.safe_dump(schema.to_dict(config)))
     return records
 
@@ -57,6 +61,7 @@ def test_a_sweep_that_was_moved_names_its_checkpoints_where_they_are(tmp_path, s
         shutil.move(old, new)
     else:
         shutil.copytree(old, new)
+    keep_choices(str(new), small(checkpoint=f"{tmp_path}/model/trials/001/step-8"))
     config, trials, _ = load_sweep(str(new))
     place = f"{new}/trials/000/checkpoints/step-00000008"
     assert config.output == str(new)

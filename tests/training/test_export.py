@@ -48,7 +48,8 @@ def trained(config: schema.Config, folder: Path) -> str:
     """A checkpoint as a trial leaves it, of a model that has learnt nothing yet."""
     model = build_model(config)
     training = {"trainer": make_trainer(model, config, torch.device("cpu")).state_dict(), "plateau": {}}
-    state = {"config": schema.to_dict(config), "report": {}, "lr_scale": 1.0}
+    report = {"base_step": 8, "fid_gebm": 5.0, "extractor": "any"}
+    state = {"config": schema.to_dict(config), "report": report, "lr_scale": 1.0}
     return Checkpoints(str(folder)).save(8, model=model.state_dict(), training=training, state=state, score=1.0)
 
 
@@ -209,6 +210,24 @@ def entry(checkpoint: str, value: float, **tags: str) -> dict:
     }
 
 
+def packaged(value: float, **tags: str):
+    """Packages a checkpoint as if its report had this score."""
+
+    def package(*args: object, **kwargs: object) -> dict[str, str]:
+        return write_package(*args, **kwargs) | dict.fromkeys(MEASURE, "alike") | {"value": repr(value), **tags}
+
+    return package
+
+
+def test_a_versions_score_is_its_checkpoints_and_not_what_an_entry_says(checkpoint, tmp_path):
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.create_experiment("small", artifact_location=(tmp_path / "artifacts").as_uri())
+    run = client.create_run(experiment).info.run_id
+    register(client, experiment, run, entry(checkpoint, 1e-9, metric="x", extractor="y"), write_package)
+    tags = client.get_model_version_by_alias("small", BEST).tags
+    assert (tags["value"], tags["metric"], tags["mode"], tags["extractor"]) == ("5.0", "fid_gebm", "min", "any")
+
+
 def test_it_is_registered_once_and_the_alias_stays_with_the_best(checkpoint, tmp_path):
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     experiment = client.create_experiment("small", artifact_location=(tmp_path / "artifacts").as_uri())
@@ -217,23 +236,23 @@ def test_it_is_registered_once_and_the_alias_stays_with_the_best(checkpoint, tmp
     def best() -> str:
         return str(client.get_model_version_by_alias("small", BEST).version)
 
-    assert register(client, experiment, runs[0], entry(checkpoint, 5.0), write_package) is None
+    assert register(client, experiment, runs[0], entry(checkpoint, 5.0), packaged(5.0)) is None
     register(
-        client, experiment, runs[0], entry(checkpoint, 5.0), write_package
+        client, experiment, runs[0], entry(checkpoint, 5.0), packaged(5.0)
     )  # sent again, by a driver that died in between
     assert len(client.search_model_versions("name = 'small'")) == 1 and best() == "1"
-    register(client, experiment, runs[1], entry(checkpoint, 6.0), write_package)
+    register(client, experiment, runs[1], entry(checkpoint, 6.0), packaged(6.0))
     assert best() == "1"
-    register(client, experiment, runs[2], entry(checkpoint, 4.0), write_package)
+    register(client, experiment, runs[2], entry(checkpoint, 4.0), packaged(4.0))
     assert best() == "3"
-    expected_text = register(client, experiment, runs[3], entry(checkpoint, 1.0, extractor="another"), write_package)
+    expected_text = register(client, experiment, runs[3], entry(checkpoint, 1.0), packaged(1.0, extractor="another"))
     assert best() == "3" and "measured otherwise" in expected_text and "\n" not in expected_text
     with pytest.raises(PermanentError, match="cannot be made a model"):
         register(client, experiment, runs[3], entry(str(tmp_path / "gone"), 1.0), write_package)
     # A driver that died between the two leaves a logged model, which is registered and not logged anew.
     run = client.create_run(experiment).info.run_id
-    _log(client, experiment, run, entry(checkpoint, 9.0), write_package)
-    register(client, experiment, run, entry(checkpoint, 9.0), write_package)
+    _log(client, experiment, run, entry(checkpoint, 9.0), packaged(9.0))
+    register(client, experiment, run, entry(checkpoint, 9.0), packaged(9.0))
     assert len(client.search_logged_models([experiment], f"source_run_id = '{run}'")) == 1
     version = client.get_model_version_by_alias("small", BEST)
     assert version.run_id == runs[2] and version.tags["value"] == "4.0"

@@ -1,0 +1,79 @@
+"""Types of what ``summary.json`` may hold: strict, and small enough for whoever reads it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, StringConstraints
+
+__all__ = ["Evaluation", "Head", "Metrics", "Params", "Seconds", "Status", "TrialName", "Warning"]
+
+TERMINAL_STATUSES = ("finished", "pruned", "failed")
+MAX_WARNING_LENGTH = 500
+
+_Text = Annotated[str, StringConstraints(strict=True, max_length=100_000)]
+_MetricName = Annotated[str, StringConstraints(strict=True, pattern=r"^[A-Za-z_][A-Za-z0-9_./@-]{0,200}$")]
+# A number that every reader has: integers are those that a float holds.
+_Integer = Annotated[int, Strict(), Field(ge=-(2**53), le=2**53)]
+_Number = Annotated[bool, Strict()] | _Integer | Annotated[float, Strict()]
+# Texts among the metrics.
+_LABELS = ("extractor",)
+
+
+def one_line_text(text: str) -> str:
+    """Return a text on one line that a terminal prints as it is, cut where it is overlong."""
+    letters = "".join(letter if letter.isprintable() else " " for letter in text)
+    line = " ".join(letters.split())
+    return line if len(line) <= MAX_WARNING_LENGTH else line[: MAX_WARNING_LENGTH - 3] + "..."
+
+
+def _require_one_line(text: str) -> str:
+    if text != one_line_text(text):
+        raise ValueError("not a line that a terminal prints as it is")
+    return text
+
+
+def _require_numbers(metrics: dict[str, Any]) -> dict[str, Any]:
+    for name, value in metrics.items():
+        if isinstance(value, str) and name not in _LABELS:
+            raise ValueError("not a number")
+    base_step = metrics.get("base_step", 0)
+    if type(base_step) is not int or base_step < 0:
+        raise ValueError("no base step")
+    return metrics
+
+
+def _require_base_step(evaluation: dict[str, Any]) -> dict[str, Any]:
+    if "base_step" not in evaluation:
+        raise ValueError("no base step")
+    return _require_numbers(evaluation)
+
+
+# A trial's name becomes a folder's, which must not be elsewhere.
+TrialName = Annotated[str, Field(pattern=r"^[0-9]{3,9}$")]
+Status = Annotated[str, Field(pattern=rf"^(pending|running|{'|'.join(TERMINAL_STATUSES)})$")]
+Params = dict[Annotated[str, StringConstraints(strict=True, pattern=r"^[A-Za-z_][A-Za-z0-9_.]{0,200}$")], Any]
+Metrics = Annotated[dict[_MetricName, _Number | _Text], AfterValidator(_require_numbers)]
+Evaluation = Annotated[dict[_MetricName, _Number | None], AfterValidator(_require_base_step)]
+Warning = Annotated[str, AfterValidator(_require_one_line)]
+Seconds = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]
+
+
+class Head(BaseModel):
+    """Fields of the summary in addition to its trials."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    metric: _MetricName | None = None
+    mode: Literal["min", "max"] | None = None
+    experiment: _Text | None = None
+    measure: _Text | None = None
+    extractor: _Text | None = None
+    temperature: _Text | None = None
+    beta: _Number | None = None
+    store: _Text | None = None
+    store_checksum: _Text | None = None
+    tracking_uri: _Text | None = None
+    named: _Text | None = None
+    mlflow_experiment_id: _Text | None = None
+    mlflow_run_id: _Text | None = None
