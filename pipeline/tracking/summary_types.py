@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, StringConstraints, TypeAdapter
 
 __all__ = ["Evaluation", "Head", "Metrics", "Params", "Seconds", "Status", "TrialName", "Warning"]
 
@@ -16,6 +16,10 @@ _MetricName = Annotated[str, StringConstraints(strict=True, pattern=r"^[A-Za-z_]
 # A number that every reader has: integers are those that a float holds.
 _Integer = Annotated[int, Strict(), Field(ge=-(2**53), le=2**53)]
 _Number = Annotated[bool, Strict()] | _Integer | Annotated[float, Strict()]
+_METRICS = TypeAdapter(dict[_MetricName, _Number | _Text | None])
+_KEYS = TypeAdapter(
+    dict[Annotated[str, StringConstraints(strict=True, pattern=r"^[A-Za-z_][A-Za-z0-9_.]{0,200}$")], Any]
+)
 # Texts among the metrics.
 _LABELS = ("extractor",)
 
@@ -33,7 +37,12 @@ def _require_one_line(text: str) -> str:
     return text
 
 
+def _require_keys(params: dict[str, Any]) -> dict[str, Any]:
+    return _KEYS.validate_python(params)
+
+
 def _require_numbers(metrics: dict[str, Any]) -> dict[str, Any]:
+    _METRICS.validate_python(metrics)
     for name, value in metrics.items():
         if isinstance(value, str) and name not in _LABELS:
             raise ValueError("not a number")
@@ -52,9 +61,10 @@ def _require_base_step(evaluation: dict[str, Any]) -> dict[str, Any]:
 # A trial's name becomes a folder's, which must not be elsewhere.
 TrialName = Annotated[str, Field(pattern=r"^[0-9]{3,9}$")]
 Status = Annotated[str, Field(pattern=rf"^(pending|running|{'|'.join(TERMINAL_STATUSES)})$")]
-Params = dict[Annotated[str, StringConstraints(strict=True, pattern=r"^[A-Za-z_][A-Za-z0-9_.]{0,200}$")], Any]
-Metrics = Annotated[dict[_MetricName, _Number | _Text], AfterValidator(_require_numbers)]
-Evaluation = Annotated[dict[_MetricName, _Number | None], AfterValidator(_require_base_step)]
+# To the type checker they are dicts of anything, as everywhere else; what is read is held to more.
+Params = Annotated[dict[str, Any], AfterValidator(_require_keys)]
+Metrics = Annotated[dict[str, Any], AfterValidator(_require_numbers)]
+Evaluation = Annotated[dict[str, Any], AfterValidator(_require_base_step)]
 Warning = Annotated[str, AfterValidator(_require_one_line)]
 Seconds = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]
 

@@ -148,7 +148,7 @@ def test_a_resumed_folder_talks_to_nobody_it_names(refused, offline, tmp_path, k
 )
 def test_a_trials_parameters_name_nobody(tmp_path, params):
     write_sweep(tmp_path / "sweep", config_with("seed", 1), params)
-    with pytest.raises(UserError, match=r"summary\.json is damaged: trial 000 sets"):
+    with pytest.raises(UserError, match=r"summary\.json is damaged"):
         load_sweep(str(tmp_path / "sweep"))
 
 
@@ -175,4 +175,4 @@ def test_what_is_kept_is_json_of_this_version(tmp_path, state_folder):
     document = json.loads(path.read_text())
     document["choices"]["tracking.uri"] = ["x"]
     path.write_text(json.dumps(document))
-    assert kept_choices(str(tmp_path)) == {}
+    assert "tracking.uri" not in kept_choices(str(tmp_path))

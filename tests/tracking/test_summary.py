@@ -22,6 +22,10 @@ from pipeline.tracking.summary import SweepSummary, TrialRecord, read_summary
 SCORES = st.lists(st.one_of(st.none(), st.floats()), max_size=8)
 
 
+def place(trial: int, base_step: int = 10, output: str = "memory://records/sweep") -> str:
+    return f"{output}/trials/{trial:03d}/checkpoints/step-{base_step:08d}"
+
+
 def sweep(scores, mode, output="memory://records/sweep") -> SweepSummary:
     """A sweep whose trials were evaluated once, or not at all where the score is None."""
     records = SweepSummary(
@@ -34,7 +38,9 @@ def sweep(scores, mode, output="memory://records/sweep") -> SweepSummary:
     for index, score in enumerate(scores):
         record = records.add(f"{index:03d}", {"train.base_lr": 1e-4 * (index + 1)})
         if score is not None:
-            records.evaluated(record, {"base_step": 10, "fid_base": 1.0, "fid_gebm": score}, f"memory://c/{index}")
+            records.evaluated(
+                record, {"base_step": 10, "fid_base": 1.0, "fid_gebm": score}, place(index, output=output)
+            )
     return records
 
 
@@ -146,18 +152,21 @@ def test_what_is_written_is_read_back(scores, mode):
 
 def test_the_best_is_told_with_the_metrics_and_the_checkpoint_that_made_it_the_best():
     records = sweep([5.0], "min")
-    records.evaluated(records.trials[0], {"base_step": 20, "fid_gebm": 7.0}, "memory://c/newest")
+    records.evaluated(records.trials[0], {"base_step": 20, "fid_gebm": 7.0}, place(0, 20))
     records.write()
     document, _ = read_summary(records.output)
-    assert (document["best"]["metrics"]["fid_gebm"], document["best"]["checkpoint"]) == (5.0, "memory://c/0")
+    assert (document["best"]["metrics"]["fid_gebm"], document["best"]["checkpoint"]) == (
+        5.0,
+        "trials/000/checkpoints/step-00000010",
+    )
     [trial] = document["trials"]
-    assert (trial["metrics"]["fid_gebm"], trial["checkpoint"]) == (7.0, "memory://c/newest")
+    assert (trial["metrics"]["fid_gebm"], trial["checkpoint"]) == (7.0, "trials/000/checkpoints/step-00000020")
 
 
 def test_a_checkpoint_that_is_written_over_scores_what_it_scores_now():
     """As when a trial takes over another's weights and passes the same step again."""
     records = sweep([5.0], "min")
-    records.evaluated(records.trials[0], {"base_step": 10, "fid_gebm": 7.0}, "memory://c/0")
+    records.evaluated(records.trials[0], {"base_step": 10, "fid_gebm": 7.0}, place(0))
     assert records.trials[0].best_metrics["fid_gebm"] == 7.0
 
 
