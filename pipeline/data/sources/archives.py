@@ -12,6 +12,7 @@ import gzip
 import io
 import lzma
 import os
+import struct
 import tarfile
 import tempfile
 import zipfile
@@ -20,9 +21,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any, BinaryIO, Protocol, cast
 
+from pipeline.data.sources.archive_listing import list_tar, list_zip
 from pipeline.data.sources.base import BrokenImage
 from pipeline.data.sources.download import download, is_http
 from pipeline.data.sources.fingerprint import fingerprint_files, fingerprint_listing, version
+from pipeline.data.sources.folder_walk import FolderListing, list_folder
 from pipeline.runtime.errors import UserError, one_line
 from pipeline.runtime.filesystem import as_user_error, filesystem, is_local
 
@@ -33,6 +36,16 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # An archive of images or numbers unpacks to no more than this many times its size, except for a small one.
 _BEST_COMPRESSION = 100
 _MOST_UNPACKED = 2**30
+# Error numbers of one file, which leave the others readable.
+_OF_ONE_FILE = (
+    *(errno.ENOENT, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR),
+    *(errno.EIO, errno.ENXIO, errno.ENAMETOOLONG),
+)
+
+MAX_FILE_BYTES = 2**29
+"""Largest file that is read whole: more than an image of the largest number of pixels takes without compression."""
+
+TOO_LARGE = f"file of more than {MAX_FILE_BYTES // 2**20} MiB"
 
 
 @contextmanager
@@ -63,6 +76,10 @@ def archive_errors(url: str) -> Iterator[None]:
         if error.errno is None:
             raise UserError(f"{url} is damaged ({one_line(error)}): fetch it again") from None
         raise UserError(f"{url} cannot be unpacked ({one_line(error)}): check it and TMPDIR") from None
+
+
+def _strerror(error: OSError) -> str:
+    return f"cannot be read ({(error.strerror or 'no such file or directory').lower()})"
 
 
 def _no_room(url: str) -> UserError:
@@ -115,8 +132,17 @@ class Archive(Protocol):
         """Names of the files in it, with slashes, sorted."""
         ...
 
+    @property
+    def left_out(self) -> list[tuple[str, str]]:
+        """Name and reason of what is in it and is no file: a pipe, a link that leads outside."""
+        ...
+
     def read(self, name: str) -> bytes:
-        """Return the contents of one file."""
+        """Return the contents of one file.
+
+        Raises:
+            BrokenImage: If this file cannot be read, and the others can.
+        """
         ...
 
     def open(self, name: str) -> IO[bytes]:
@@ -138,17 +164,34 @@ class Folder:
     def __init__(self, url: str) -> None:
         self.url = url
         self._fs, self._root = filesystem(url)
+        self._local = is_local(self._fs)
         with as_user_error(url):
-            entries = cast("dict[str, dict[str, Any]]", self._fs.find(self._root, detail=True))
-        self.names = sorted(path[len(self._root) + 1 :] for path in entries)
-        # A folder on this machine is looked at again each time.
-        self._versions = {} if is_local(self._fs) else {path: version(entry) for path, entry in entries.items()}
+            if self._local:
+                listing, self._versions = list_folder(self._root or "/"), {}
+            else:
+                entries = cast("dict[str, dict[str, Any]]", self._fs.find(self._root, detail=True))
+                paths = (path[len(self._root) + 1 :] for path in entries)
+                # Object stores mark folders by empty objects.
+                listing = FolderListing(sorted(name for name in paths if name and not name.endswith("/")))
+                # A folder on this machine is looked at again each time.
+                self._versions = {path: version(entry) for path, entry in entries.items()}
+        self.names, self.left_out, self.followed = listing.names, listing.left_out, listing.followed
 
     def read(self, name: str) -> bytes:
         """Return the contents of one file."""
+        path = f"{self._root}/{name}"
         with as_user_error(self.url):
-            # fsspec annotates ``str``, too, which no file system returns.
-            return cast("bytes", self._fs.cat_file(f"{self._root}/{name}"))
+            try:
+                reason = TOO_LARGE
+                if not self._local or os.path.getsize(path) <= MAX_FILE_BYTES:
+                    # fsspec annotates ``str``, too, which no file system returns.
+                    return cast("bytes", self._fs.cat_file(path))
+            except OSError as error:
+                broken = isinstance(error, FileNotFoundError) or (self._local and error.errno in _OF_ONE_FILE)
+                if not broken:
+                    raise
+                reason = "link to nothing" if self._local and os.path.islink(path) else _strerror(error)
+        raise BrokenImage(name, reason)
 
     def open(self, name: str) -> IO[bytes]:
         """Open one file as a stream."""
@@ -159,7 +202,7 @@ class Folder:
     def fingerprint(self, names: Iterable[str]) -> str:
         """Return the fingerprint of some of its files."""
         paths = {name: f"{self._root}/{name}" for name in names}
-        if is_local(self._fs):
+        if self._local:
             return fingerprint_files(paths)
         return fingerprint_listing({name: self._versions.get(path, "") for name, path in paths.items()})
 
@@ -176,22 +219,35 @@ class Zip:
         self._temp = temp
         self._file: zipfile.ZipFile | None = None
         try:
-            self.names = sorted(info.filename for info in self._opened().infolist() if not info.is_dir())
-        except zipfile.BadZipFile as error:
-            raise UserError(f"{url} is a damaged zip file ({error}): fetch it again") from None
+            self._listing = list_zip(self._opened())
+        # Beyond its own errors: names that are not in the encoding they claim, a newer version, damaged extra fields.
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error) as error:
+            raise UserError(f"{url} is a damaged zip file ({one_line(error)}): fetch it again") from None
+        self.names, self.left_out = self._listing.names, self._listing.left_out
 
     def read(self, name: str) -> bytes:
         """Return the contents of one file."""
+        if name in self._listing.broken:
+            raise BrokenImage(name, self._listing.broken[name])
+        file, member = self._opened(), self._listing.members[name]
+        if file.getinfo(member).file_size > MAX_FILE_BYTES:
+            raise BrokenImage(name, TOO_LARGE)
         try:
-            return self._opened().read(name)
-        # A wrong checksum, a broken stream, a password, a method of compression that Python lacks.
-        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as error:
-            raise BrokenImage(name) from error
+            return file.read(member)
+        except NotImplementedError as error:
+            raise BrokenImage(name, "compressed by a method that Python lacks") from error
+        except RuntimeError as error:
+            raise BrokenImage(name, "encrypted") from error
+        # A wrong checksum, or a broken stream. The stream of bzip2 raises OSError and ValueError.
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, struct.error) as error:
+            raise BrokenImage(name, "damaged in the zip file") from error
 
     def open(self, name: str) -> IO[bytes]:
         """Open one file as a stream."""
+        if name in self._listing.broken:
+            raise BrokenImage(name, self._listing.broken[name])
         try:
-            return self._opened().open(name)
+            return self._opened().open(self._listing.members[name])
         # A password, or a method of compression that Python lacks.
         except RuntimeError as error:
             raise UserError(f"{name} of {self.url} cannot be unpacked ({error}): fetch it again") from None
@@ -226,29 +282,32 @@ class Tar:
         self._packed = packed
         self._temp = temp
         self._file: BinaryIO | None = None
-        with tarfile.open(path, "r:") as tar:
-            try:
-                # Links are left out: they could name any file of this machine.
-                self._members = {info.name: (info.offset_data, info.size) for info in tar if info.isreg()}
-            except tarfile.TarError as error:
-                raise UserError(f"{url} is a damaged tar file ({error}): fetch it again") from None
-        self.names = sorted(self._members)
+        self._listing = list_tar(path, url)
+        self.names, self.left_out = self._listing.names, self._listing.left_out
 
     def read(self, name: str) -> bytes:
         """Return the contents of one file."""
+        member = self._listing.members.get(name)
+        if member is not None and member.size > MAX_FILE_BYTES:
+            raise BrokenImage(name, TOO_LARGE)
+        return self._read_whole(name)
+
+    def _read_whole(self, name: str) -> bytes:
+        if name in self._listing.broken:
+            raise BrokenImage(name, self._listing.broken[name])
         if self._file is None:
             # It stays open for the next image.
             self._file = open(self._path, "rb")  # noqa: SIM115
-        offset, size = self._members[name]
-        self._file.seek(offset)
-        data = self._file.read(size)
-        if len(data) != size:
-            raise BrokenImage(name)
+        member = self._listing.members[name]
+        self._file.seek(member.offset)
+        data = self._file.read(member.size)
+        if len(data) != member.size:
+            raise BrokenImage(name, "cut short")
         return data
 
     def open(self, name: str) -> IO[bytes]:
         """Open one file as a stream."""
-        return io.BytesIO(self.read(name))
+        return io.BytesIO(self._read_whole(name))
 
     def fingerprint(self, names: Iterable[str]) -> str:
         """Return the fingerprint of the names and of the whole file, as it is packed."""
@@ -272,6 +331,7 @@ class File:
     def __init__(self, url: str, path: str, temp: TempFolder) -> None:
         self.url = url
         self.names = [url.rstrip("/").rpartition("/")[2]]
+        self.left_out: list[tuple[str, str]] = []
         self._path = path
         self._temp = temp
 

@@ -15,7 +15,16 @@ __all__ = ["BrokenImage", "Source", "Table", "choose"]
 
 
 class BrokenImage(Exception):
-    """One image cannot be read, and the others can. The message is its name."""
+    """One image cannot be read, and the others can. The message is its name.
+
+    Args:
+        name: Name of the image.
+        reason: The reason in a few words, the same for all images of its kind.
+    """
+
+    def __init__(self, name: str, reason: str = "damaged") -> None:
+        super().__init__(name)
+        self.reason = reason
 
 
 class Source(Protocol):
