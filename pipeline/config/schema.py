@@ -94,6 +94,13 @@ class Data:
     )
     samples_per_shard: int = bounded(8192, "Samples in a shard of a new store.", gt=0)
     num_writers: int | None = bounded(None, "Processes that write a store (default: one a core).", gt=0)
+    max_broken: float | None = bounded(
+        None,
+        "Share of a source's images that may be broken in a new store (default: 0.01, and ten images in any case unless "
+        "they are more than half).",
+        ge=0,
+        lt=1,
+    )
     cache: str | None = key(
         None,
         "A folder on each machine's own disk where shards stay once they are read, for a store that is on no disk. "

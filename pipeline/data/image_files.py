@@ -28,7 +28,7 @@ import warnings
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-__all__ = ["MAX_PIXELS", "UnreadableImage", "open_image", "readable_suffixes"]
+__all__ = ["MAX_PIXELS", "UnreadableImage", "describe_suffix", "open_image", "readable_suffixes"]
 
 MAX_PIXELS = 2**30 // 4 // 3
 """Largest number of pixels that are decoded: Pillow's own limit, 89,478,485."""
@@ -37,6 +37,10 @@ MAX_PIXELS = 2**30 // 4 // 3
 _UNREAD = ("EPS", "FITS", "MPEG")
 # Packages that add formats to Pillow, where they are installed: HEIC and JPEG XL.
 _PLUGINS = {"pillow_heif": "register_heif_opener", "pillow_jxl": None}
+_OF_PLUGINS = {
+    **dict.fromkeys((".heic", ".heif", ".hif"), "pillow-heif"),
+    ".jxl": "pillow-jxl-plugin",
+}
 # In these files, 32-bit integers of Pillow are gray of 16 bits.
 _SIXTEEN_BIT_FILES = ("PNG", "PPM")
 # Slack for floats that were resampled or rounded.
@@ -57,6 +61,23 @@ def readable_suffixes() -> frozenset[str]:
     """
     readable = set(_readable_formats())
     return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in readable)
+
+
+def describe_suffix(suffix: str) -> str:
+    """Return the reason why files with an ending are not read, in a few words.
+
+    Args:
+        suffix: The ending in lower case, or an empty text.
+
+    Example:
+        >>> describe_suffix(".txt"), describe_suffix(".jxl"), describe_suffix("")
+        ('not an image (.txt)', 'image that needs pillow-jxl-plugin (.jxl)', 'not an image (no suffix)')
+    """
+    if suffix in _OF_PLUGINS:
+        return f"image that needs {_OF_PLUGINS[suffix]} ({suffix})"
+    if suffix in Image.registered_extensions():
+        return f"of a format that is not read ({suffix})"
+    return f"not an image ({suffix or 'no suffix'})"
 
 
 @functools.cache

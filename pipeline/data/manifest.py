@@ -7,13 +7,14 @@
       "resize_filter": "lanczos",
       "source": {"kind": "images", "url": "s3://bucket/cifar10.zip", "split": "train", "fingerprint": "5e0c..."},
       "num_samples": 50000,
+      "ledger": {"taken": 50000, "broken": [{"reason": "cut short", "count": 1, "names": ["a.png"]}], "passed_over": []},
       "shards": [{"name": "shard-000000.tar", "num_samples": 4096, "bytes": 12636160, "sha256": "..."}, ...]
     }
 
 A sample is one image, or one row of a table, so ``num_samples`` counts them and adds up over the shards. A store of
-rows has ``"resolution": null``, its number of columns as ``channels``, and neither labels nor a filter. Older stores
-have no filter, which was Lanczos, and no fingerprint. The manifest is written after every shard: a directory without
-one is not a store.
+rows has ``"resolution": null``, its number of columns as ``channels``, and neither labels, a filter nor a ledger. Older
+stores have no filter, which was Lanczos, no fingerprint and no ledger. The manifest is written after every shard: a
+directory without one is not a store.
 """
 
 from __future__ import annotations
@@ -33,13 +34,15 @@ from pydantic import (
     ConfigDict,
     Field,
     InstanceOf,
+    NonNegativeInt,
     PositiveInt,
     ValidationError,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
-from pipeline.runtime.errors import UserError
+from pipeline.data.ledger import Group, Ledger
+from pipeline.runtime.errors import UserError, printable
 
 __all__ = [
     "ENCODINGS",
@@ -112,6 +115,7 @@ class Manifest:
         num_samples: Number of images or rows in the store.
         shards: The shards, in store order.
         resize_filter: Filter that the images were resized with, or None for rows, and where it is unknown.
+        ledger: Account of the source's files, or None for rows and where it is unknown.
 
     Example:
         >>> shard = Shard("shard-000000.tar", num_samples=2, bytes=10240, sha256="0" * 64)
@@ -130,6 +134,7 @@ class Manifest:
     num_samples: int
     shards: tuple[Shard, ...]
     resize_filter: str | None = None
+    ledger: Ledger | None = None
 
     @property
     def digest(self) -> str:
@@ -193,7 +198,8 @@ class Manifest:
         """Return the text of ``manifest.json``."""
         document = {"format_version": FORMAT_VERSION, **asdict(self)}
         # What an older store does not say is left out again, so that its digest stays what it was.
-        for entry, name in ((document, "resize_filter"), (document["source"], "fingerprint")):
+        source = document["source"]
+        for entry, name in ((document, "resize_filter"), (document, "ledger"), (source, "fingerprint")):
             if entry[name] is None:
                 del entry[name]
         # The list of shards is long, and comes last.
@@ -230,6 +236,7 @@ class Manifest:
                 num_samples=sum(shard.num_samples for shard in file.shards),
                 shards=tuple(Shard(**shard.model_dump()) for shard in file.shards),
                 resize_filter=file.resize_filter,
+                ledger=None if file.ledger is None else file.ledger.to_ledger(),
             )
         raise UserError(f"the manifest of the store {url} {problem}: make the store again")
 
@@ -272,6 +279,25 @@ def _invalid(message: str) -> PydanticCustomError:
     return PydanticCustomError("invalid", "{message}", {"message": message})
 
 
+class _LedgerGroup(StrictModel):
+    reason: str
+    count: PositiveInt
+    names: Annotated[list[str], Field(min_length=1)]
+
+
+class _LedgerEntry(StrictModel):
+    taken: NonNegativeInt
+    broken: list[_LedgerGroup]
+    passed_over: list[_LedgerGroup]
+
+    def to_ledger(self) -> Ledger:
+        broken, passed_over = (
+            tuple(Group(printable(each.reason), each.count, tuple(map(printable, each.names))) for each in groups)
+            for groups in (self.broken, self.passed_over)
+        )
+        return Ledger(self.taken, broken, passed_over)
+
+
 class _ManifestFile(StrictModel):
     format_version: Annotated[Any, AfterValidator(_check_version)]
     resolution: PositiveInt | None
@@ -282,6 +308,7 @@ class _ManifestFile(StrictModel):
     source: _SourceEntry
     num_samples: Any
     shards: Annotated[list[ShardEntry], Field(min_length=1)]
+    ledger: _LedgerEntry | None = None
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
@@ -294,6 +321,8 @@ class _ManifestFile(StrictModel):
             (rows or self.resolution is not None, "resolution should be a number of pixels"),
             (rows or self.channels in (1, 3), "channels should be 1 or 3"),
             (len({shard.name for shard in self.shards}) == len(self.shards), "shards should have different names"),
+            (self.ledger is None or not rows, "ledger should be null, because rows have none"),
+            (self.ledger is None or self.ledger.taken == total, f"ledger.taken should be {total} as in the shards"),
             (self.num_samples == total, f"num_samples should be {total} as in the shards, not {num_samples}"),
         ]
         for valid, message in rules:

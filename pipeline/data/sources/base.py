@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from pipeline.data.ledger import Group
 from pipeline.data.sources.published import Part
 from pipeline.runtime.errors import UserError
 
-__all__ = ["BrokenImage", "Source", "Table", "choose"]
+__all__ = ["BrokenImage", "FileSource", "Source", "Table", "choose"]
 
 
 class BrokenImage(Exception):
@@ -77,6 +78,21 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Close the files and delete temporary copies."""
+        ...
+
+
+@runtime_checkable
+class FileSource(Source, Protocol):
+    """Source of images in files, among other files."""
+
+    @property
+    def passed_over(self) -> tuple[Group, ...]:
+        """Files that are not images of this source, with their reasons."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines for the user, such as where the labels are from."""
         ...
 
 

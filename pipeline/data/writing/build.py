@@ -34,6 +34,7 @@ class StoreSettings(Protocol):
     resize_filter: str
     samples_per_shard: int
     num_writers: int | None
+    max_broken: float | None
 
     @property
     def source(self) -> SourceSettings:
@@ -48,7 +49,7 @@ def build_store(settings: StoreSettings) -> list[str]:
         settings: Source, encoding and place of the store.
 
     Returns:
-        Lines for the user: size and speed, the broken images that were skipped, and the store's URL.
+        Lines for the user: size and speed, the account of the source's files, its labels, and the store's URL.
 
     Raises:
         UserError: The source needs a URL, is damaged, of another format or smaller than it was published; or the store
@@ -65,6 +66,7 @@ def build_store(settings: StoreSettings) -> list[str]:
         samples_per_shard=settings.samples_per_shard,
         num_processes=settings.num_writers or os.cpu_count(),
         progress=True,
+        max_broken=settings.max_broken,
     )
     return [*_summary_lines(report), f"store: {resolve_url(settings.store)}"]
 
@@ -89,7 +91,5 @@ def _summary_lines(report: Report) -> list[str]:
         f"{report.num_images:,} {manifest.unit} of {size} in {len(manifest.shards)} shards, "
         f"{mebibytes:,.1f} MiB, {report.seconds:.1f} s, {rate:,.0f} {manifest.unit}/s"
     ]
-    if report.broken:
-        lines.append(f"{len(report.broken)} broken images were skipped:")
-        lines += [f"  {redact(name)}" for name in report.broken]
-    return lines
+    ledger = manifest.ledger.lines() if manifest.ledger is not None else []
+    return [redact(line) for line in (*lines, *ledger, *report.notes)]

@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from pipeline.data import image_codec
+from pipeline.data.image_files import UnreadableImage
 from pipeline.data.manifest import ENCODINGS
 from pipeline.data.permutation import permutation
 from pipeline.data.reading.shard import BLOCK_IMAGES, BLOCK_LABELS, IMAGE, IMAGE_LABEL, ROWS
@@ -33,12 +34,12 @@ class EncodedShard(NamedTuple):
     Args:
         members: The samples of the tar file, as webdataset writes them.
         num_samples: Number of images or rows in them.
-        broken: Names of the images of the source that could not be read and are left out.
+        broken: Name and reason of each image of the source that could not be read and is left out.
     """
 
     members: Iterator[dict[str, str | bytes]]
     num_samples: int
-    broken: tuple[str, ...]
+    broken: tuple[tuple[str, str], ...]
 
 
 class ShardEncoder(Protocol):
@@ -182,20 +183,17 @@ class ImageShardEncoder:
         """Encode the images at ``indices``; broken ones are named and left out."""
         images: list[np.ndarray] = []
         labels: list[int | None] = []
-        broken: list[str] = []
+        broken: list[tuple[str, str]] = []
         resize = image_codec.resize_center_crop
         for index in indices:
             try:
                 image, label = self.source.read(int(index))
-            except BrokenImage:
-                broken.append(self.source.name(int(index)))
-            else:
-                try:
-                    images.append(resize(image, self.resolution, self.channels, self.resize_filter))
-                    labels.append(label)
-                # Pillow raises exceptions of many kinds for a broken image; the report names it.
-                except Exception:
-                    broken.append(self.source.name(int(index)))
+                images.append(resize(image, self.resolution, self.channels, self.resize_filter))
+                labels.append(label)
+            except BrokenImage as error:
+                broken.append((self.source.name(int(index)), error.reason))
+            except UnreadableImage as error:
+                broken.append((self.source.name(int(index)), str(error)))
             advance(1)
         members = self._encoded if self.encoding == "images" else self._blocks
         return EncodedShard(members(images, labels, first), len(images), tuple(broken))

@@ -24,17 +24,18 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from multiprocessing.shared_memory import SharedMemory
-from typing import Any
+from typing import Annotated, Any
 
 import fsspec
 import numpy as np
-from pydantic import NonNegativeInt
+from pydantic import Field, NonNegativeInt
 from webdataset.writer import TarWriter
 
 from pipeline.data.image_codec import DEFAULT_FILTER
+from pipeline.data.ledger import Ledger, group
 from pipeline.data.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, Shard, ShardEntry, StrictModel, Text
 from pipeline.data.manifest import Source as SourceEntry
-from pipeline.data.sources.base import Source, Table
+from pipeline.data.sources.base import FileSource, Source, Table
 from pipeline.data.store import is_process_local, resolve_url
 from pipeline.data.writing.packing import ShardEncoder, choose_encoder
 from pipeline.runtime import lock
@@ -59,12 +60,14 @@ class Report:
         manifest: The store's manifest.
         num_images: Number of images or rows in the store.
         broken: Names of the images of the source that could not be read and are left out.
+        notes: Lines about the source, such as where its labels are from.
         seconds: Wall time of this run.
     """
 
     manifest: Manifest
     num_images: int
     broken: tuple[str, ...]
+    notes: tuple[str, ...]
     seconds: float
 
 
@@ -79,6 +82,7 @@ def write_store(
     samples_per_shard: int = SAMPLES_PER_SHARD,
     num_processes: int | None = None,
     progress: bool = False,
+    max_broken: float | None = 1.0,
 ) -> Report:
     """Write the images of a source, or the rows of a table, as a store.
 
@@ -106,13 +110,15 @@ def write_store(
         num_processes: Number of processes. ``None`` (default) for one per core. Tables, stores of one shard, and those
             that only this process can see (memory://), are written in this process.
         progress: True to show samples done, samples per second and time left on standard error.
+        max_broken: Share of the images that may be broken; see ``pipeline.data.ledger.Ledger.check``.
 
     Returns:
         The manifest, the number of images or rows, the broken images and the time it took.
 
     Raises:
         UserError: If there is a store already or another process writes it, a setting is invalid or does not fit the
-            source, no image can be read, the source's files change meanwhile, or the URL cannot be written to.
+            source, no image or too few can be read, the source's files change meanwhile, or the URL cannot be written
+            to.
 
     Example:
         >>> from pipeline.data import sources
@@ -139,9 +145,10 @@ def write_store(
         finished = _write_shards(job, _list_folder(job), num_processes, progress)
         _check_source(job)
         claim.verify()
-        manifest = _publish_manifest(job, finished)
-    broken = tuple(name for entry in finished for name in entry.broken)
-    return Report(manifest, manifest.num_samples, broken, time.monotonic() - start)
+        manifest = _publish_manifest(job, finished, max_broken)
+    broken = tuple(name for entry in finished for name, _ in entry.broken)
+    notes = source.notes if isinstance(source, FileSource) else ()
+    return Report(manifest, manifest.num_samples, broken, notes, time.monotonic() - start)
 
 
 def _check_source(job: _Job) -> None:
@@ -207,7 +214,7 @@ class _Finished:
 
     number: int
     shard: Shard
-    broken: tuple[str, ...]
+    broken: tuple[tuple[str, str], ...]
 
 
 class _SidecarShard(ShardEntry):
@@ -219,7 +226,7 @@ class _Sidecar(StrictModel):
 
     settings: dict[str, Any]
     shard: _SidecarShard
-    broken: list[Text]
+    broken: list[Annotated[list[Text], Field(min_length=2, max_length=2)]]
 
 
 class _Stopped(Exception):
@@ -281,12 +288,15 @@ def _write_shards(job: _Job, earlier: set[str], num_processes: int, show: bool) 
     return sorted(finished, key=lambda entry: entry.number)
 
 
-def _publish_manifest(job: _Job, finished: list[_Finished]) -> Manifest:
+def _publish_manifest(job: _Job, finished: list[_Finished], max_broken: float | None) -> Manifest:
     """Write the manifest, which makes the shards a store, and remove the files of interrupted runs."""
     shards = tuple(entry.shard for entry in finished if entry.shard.num_samples)
     if not shards:
         num_broken = sum(len(entry.broken) for entry in finished)
         raise UserError(f"none of the {num_broken} images of the source could be read: check the source's url and kind")
+    ledger = _ledger(job, finished)
+    if ledger is not None:
+        ledger.check(max_broken)
     manifest = Manifest(
         resolution=job.encoder.resolution,
         channels=job.encoder.channels,
@@ -296,11 +306,24 @@ def _publish_manifest(job: _Job, finished: list[_Finished]) -> Manifest:
         source=job.source,
         num_samples=sum(shard.num_samples for shard in shards),
         shards=shards,
+        ledger=ledger,
     )
     with as_user_error(job.url):
         _put(job.fs, f"{job.path}/{MANIFEST_NAME}", manifest.to_json().encode())
         _remove_leftovers(job, {shard.name for shard in shards})
     return manifest
+
+
+def _ledger(job: _Job, finished: list[_Finished]) -> Ledger | None:
+    """Return the account of all images and other files of the source, or None for a table."""
+    source = job.encoder.source
+    if isinstance(source, Table):
+        return None
+    return Ledger(
+        taken=sum(entry.shard.num_samples for entry in finished),
+        broken=group(pair for entry in finished for pair in entry.broken),
+        passed_over=source.passed_over if isinstance(source, FileSource) else (),
+    )
 
 
 def _write_shard(job: _Job, advance: Callable[[int], None], task: _Task) -> _Finished:
@@ -331,7 +354,7 @@ def _put(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
 
 
 def _sidecar(job: _Job, finished: _Finished) -> bytes:
-    entry = {"settings": job.settings(), "shard": asdict(finished.shard), "broken": list(finished.broken)}
+    entry = {"settings": job.settings(), "shard": asdict(finished.shard), "broken": finished.broken}
     return json.dumps(entry, indent=1).encode()
 
 
@@ -349,7 +372,7 @@ def _read_sidecar(job: _Job, task: _Task, earlier: set[str]) -> _Finished | None
         return None
     if shard.num_samples and (task.name not in earlier or job.fs.size(path) != shard.bytes):
         return None
-    return _Finished(task.number, shard, tuple(sidecar.broken))
+    return _Finished(task.number, shard, tuple((name, reason) for name, reason in sidecar.broken))
 
 
 def _remove_leftovers(job: _Job, shards: set[str]) -> None:

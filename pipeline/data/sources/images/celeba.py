@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import cast
 
+from pipeline.data.ledger import group
 from pipeline.data.sources.archives import open_archive
 from pipeline.data.sources.base import choose
-from pipeline.data.sources.images.folder import image_names
+from pipeline.data.sources.images.folder import select_images
 from pipeline.data.sources.published import Part
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.filesystem import as_user_error, filesystem
@@ -39,13 +40,18 @@ class CelebA:
         self.split = choose(split, _SPLITS, self.kind)
         self.labels = None
         self._archive = open_archive(url)
-        self._names = image_names(self._archive.names)
+        self._names, passed_over = select_images(self._archive)
         if split is not None:
             members = _members(url, _SPLITS.index(split))
-            self._names = [name for name in self._names if PurePosixPath(name).name in members]
+            in_split = [name for name in self._names if PurePosixPath(name).name in members]
+            others = sorted(set(self._names).difference(in_split))
+            passed_over += [(name, f"not in the split {split}") for name in others]
+            self._names = in_split
         self.parts = (Part(split or "all", len(self._names)),)
         if not self._names:
             raise UserError(f"there are no images of CelebA in {url}: give the path of img_align_celeba.zip")
+        self.passed_over = group(passed_over)
+        self.notes = ()
 
     @property
     def fingerprint(self) -> str:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
+import posixpath
+from collections.abc import Sequence
 
-from pipeline.data.sources.archives import open_archive
-from pipeline.runtime.errors import UserError
+from pipeline.data.image_files import describe_suffix, readable_suffixes
+from pipeline.data.ledger import group
+from pipeline.data.sources.archives import Archive, Folder, open_archive
+from pipeline.data.sources.images.class_folders import label_by_folder
+from pipeline.runtime.errors import UserError, printable
 
-__all__ = ["SUFFIXES", "Images", "image_names"]
+__all__ = ["Images", "select_images"]
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2")
-_SPLITS = ("train", "test", "val", "valid", "validation")
+# Folders that systems leave, with thumbnails or with what was deleted.
+_OF_SYSTEMS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")
+_ARCHIVES = (".tar", ".zip", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
+# Members that hold labels or texts of a webdataset sample.
+_LABELS = (".cls", ".json", ".txt")
+_MAX_SUFFIX = 16
 
 
 class Images:
-    """Source of images in files, with the name of a file's folder as its class.
-
-    There are labels if every image is in a class folder and there are two classes or more. A folder named "train",
-    "test", "val", "valid" or "validation" is a split and no class.
+    """Source of images in files, with the folder below the root as the class, see ``label_by_folder``.
 
     Args:
         url: A folder, zip or tar file.
@@ -33,20 +38,20 @@ class Images:
         self.url = url
         self.split = split
         self._archive = open_archive(url)
-        self._names = image_names(self._archive.names)
-        if not self._names:
-            raise UserError(f"there are no images in {url}: check the source's url")
+        images, passed_over = select_images(self._archive)
+        if not images:
+            raise _no_images(url, self._archive.names, passed_over)
         if split is not None:
-            self._names = [name for name in self._names if split in PurePosixPath(name).parts[:-1]]
-            if not self._names:
+            passed_over += [(name, f"not in the split {split}") for name in images if split not in _folders(name)]
+            images = [name for name in images if split in _folders(name)]
+            if not images:
                 raise UserError(
                     f"there is no folder {split!r} with images in {url}: set data.source.split=null for all images"
                 )
-        folders = [PurePosixPath(name).parent.name for name in self._names]
-        classes = sorted(set(folders))
-        labeled = len(classes) > 1 and not {"", split, *_SPLITS} & set(classes)
-        self.labels = tuple(classes) if labeled else None
-        self._classes = [classes.index(folder) for folder in folders] if labeled else None
+        self._names = images
+        self.passed_over = group(passed_over)
+        self.labels, self._classes, note = label_by_folder(images, split)
+        self.notes = (note, *_webdataset(images, passed_over), *_followed(self._archive))
 
     @property
     def fingerprint(self) -> str:
@@ -69,22 +74,76 @@ class Images:
         self._archive.close()
 
 
-def image_names(names: list[str]) -> list[str]:
-    """Return the file names that are images, without the hidden ones that an operating system left.
+def select_images(archive: Archive) -> tuple[list[str], list[tuple[str, str]]]:
+    """Divide the files of an archive into images, by their endings, and others.
 
     Args:
-        names: File names.
+        archive: The archive.
 
     Returns:
-        Names of images, in the same order.
-
-    Example:
-        >>> image_names(["a/1.jpg", "a/notes.txt", "__MACOSX/a/1.jpg", "a/.2.jpg"])
-        ['a/1.jpg']
+        Names of the images, in order; name and reason of each other file, including what the archive leaves out.
     """
-    return [
-        name
-        for name in names
-        if name.lower().endswith(SUFFIXES)
-        and not any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
-    ]
+    images, passed_over = [], list(archive.left_out)
+    readable = readable_suffixes()
+    for name in archive.names:
+        if reason := _reason(name):
+            passed_over.append((name, reason))
+        elif (suffix := _suffix(name)) in readable:
+            images.append(name)
+        else:
+            passed_over.append((name, describe_suffix(printable(suffix, _MAX_SUFFIX))))
+    return images, passed_over
+
+
+def _reason(name: str) -> str | None:
+    """Return why a file is passed over whatever its ending is, or None."""
+    parts = name.split("/")
+    if ".." in parts:
+        return "with a name that leads out of the archive"
+    if any(part in _OF_SYSTEMS for part in parts):
+        return "in a folder of the operating system"
+    return "hidden" if any(part.startswith(".") and part != "." for part in parts) else None
+
+
+def _suffix(name: str) -> str:
+    return posixpath.splitext(name)[1].lower()
+
+
+def _folders(name: str) -> list[str]:
+    return name.split("/")[:-1]
+
+
+def _no_images(url: str, names: Sequence[str], passed_over: Sequence[tuple[str, str]]) -> UserError:
+    """Return the error of a source without images, which says what there is instead."""
+    if archives := [name for name in names if _suffix(name) in _ARCHIVES]:
+        return UserError(
+            f"there are no images in {url}, but {len(archives):,} archives such as {printable(archives[0], 100)} "
+            "that are not opened (shards in webdataset's format?): give the url of one, or unpack them"
+        )
+    there = "; ".join(each.line() for each in group(passed_over)[:3])
+    return UserError(f"there are no images in {url}{there and f' ({there})'}: check the source's url")
+
+
+def _webdataset(images: Sequence[str], passed_over: Sequence[tuple[str, str]]) -> list[str]:
+    """Return a line if the images are samples in webdataset's format, whose labels are members of their own."""
+    # A sample's key ends at the first dot of the file's name.
+    keys = {_key(name) for name in images}
+    members = [name for name, _ in passed_over if _suffix(name) in _LABELS and _key(name) in keys]
+    if not any(_suffix(name) == ".cls" for name in members):
+        return []
+    suffixes = ", ".join(sorted({_suffix(name) for name in members}))
+    return [f"webdataset's format: {len(members):,} members next to the images ({suffixes}) are not read as labels"]
+
+
+def _key(name: str) -> str:
+    folder, _, file = name.rpartition("/")
+    return f"{folder}/{file.partition('.')[0]}"
+
+
+def _followed(archive: Archive) -> list[str]:
+    """Return a line if links lead out of a folder."""
+    if not isinstance(archive, Folder) or not archive.followed:
+        return []
+    name, target = min(archive.followed.items())
+    count = len(archive.followed)
+    return [f"links out of the folder that were followed: {count:,} ({printable(name)} -> {printable(target, 100)})"]
