@@ -96,8 +96,8 @@ class Data:
     num_writers: int | None = bounded(None, "Processes that write a store (default: one a core).", gt=0)
     max_broken: float | None = bounded(
         None,
-        "Share of a source's images that may be broken in a new store (default: 0.01, and ten images in any case unless "
-        "they are more than half).",
+        "Share of a source's images that may be broken in a new store. Default: 0.01, and ten images in any case "
+        "unless they are more than half.",
         ge=0,
         lt=1,
     )

@@ -15,7 +15,8 @@ turned by EXIF            turned back
 animated, several pages   the first
 ========================  ==============================================================================
 
-Any other picture is broken, with a reason: numbers that fit no row of the table are never clipped or stored black.
+Any other picture is broken, with a reason: numbers that fit no row of the table are never clipped, and pixels of more
+than eight bits that a rule would make almost black, below 16 of 255, are not stored.
 """
 
 from __future__ import annotations
@@ -37,12 +38,20 @@ MAX_PIXELS = 2**30 // 4 // 3
 _UNREAD = ("EPS", "FITS", "MPEG")
 # Packages that add formats to Pillow, where they are installed: HEIC and JPEG XL.
 _PLUGINS = {"pillow_heif": "register_heif_opener", "pillow_jxl": None}
+# What downloads leave under the name of an image.
+_NO_IMAGES = {
+    b"version https://git-lfs": "pointer of Git LFS in place of its file",
+    b"<!doctype html": "web page",
+    b"<html": "web page",
+}
 _OF_PLUGINS = {
     **dict.fromkeys((".heic", ".heif", ".hif"), "pillow-heif"),
     ".jxl": "pillow-jxl-plugin",
 }
 # In these files, 32-bit integers of Pillow are gray of 16 bits.
 _SIXTEEN_BIT_FILES = ("PNG", "PPM")
+# Least value of the brightest pixel, of 255: where all are darker, the file has another scale than the rule's.
+_DIMMEST = 16
 # Slack for floats that were resampled or rounded.
 _SLACK = 1e-3
 
@@ -71,13 +80,13 @@ def describe_suffix(suffix: str) -> str:
 
     Example:
         >>> describe_suffix(".txt"), describe_suffix(".jxl"), describe_suffix("")
-        ('not an image (.txt)', 'image that needs pillow-jxl-plugin (.jxl)', 'not an image (no suffix)')
+        ('not read as an image (.txt)', 'image that needs pillow-jxl-plugin (.jxl)', 'not read as an image (no suffix)')
     """
     if suffix in _OF_PLUGINS:
         return f"image that needs {_OF_PLUGINS[suffix]} ({suffix})"
     if suffix in Image.registered_extensions():
         return f"of a format that is not read ({suffix})"
-    return f"not an image ({suffix or 'no suffix'})"
+    return f"not read as an image ({suffix or 'no suffix'})"
 
 
 @functools.cache
@@ -113,6 +122,9 @@ def open_image(data: bytes, channels: int) -> Image.Image:
     """
     if not data:
         raise UnreadableImage("empty file")
+    for start, reason in _NO_IMAGES.items():
+        if data[:64].lstrip().lower().startswith(start):
+            raise UnreadableImage(reason)
     try:
         with warnings.catch_warnings():
             # Pillow warns of oddities that it reads all the same, once an image.
@@ -163,15 +175,16 @@ def _eight_bits(pixels: np.ndarray, full_scale: int | None) -> np.ndarray:
     if pixels.dtype.kind == "f":
         if low < -_SLACK or high > 255 + _SLACK or 1 + _SLACK < high < 2:
             raise UnreadableImage("floats that are neither all in [0, 1] nor all in [0, 255]")
-        scaled = pixels * 255 if high <= 1 + _SLACK else pixels
-        return np.rint(scaled.clip(0, 255)).astype(np.uint8)
-    if low < 0 or high > 65535:
-        raise UnreadableImage("integers outside [0, 65535]")
-    if full_scale is None:
-        full_scale = 255 if high <= 255 else 65535
-    scaled = pixels.astype(np.int64) * 255 // full_scale
-    if high > 0 and not scaled.any():
-        raise UnreadableImage("16-bit pixels that would all be black")
+        scaled = np.rint((pixels * 255 if high <= 1 + _SLACK else pixels).clip(0, 255))
+    else:
+        if low < 0 or high > 65535:
+            raise UnreadableImage("integers outside [0, 65535]")
+        if full_scale is None:
+            full_scale = 255 if high <= 255 else 65535
+        scaled = pixels.astype(np.int64) * 255 // full_scale
+    # Such as 12 bits, or the numbers of classes, in a file of 16 bits.
+    if high > 0 and scaled.max() < _DIMMEST:
+        raise UnreadableImage("deep pixels of another scale, which would be almost black")
     return scaled.astype(np.uint8)
 
 

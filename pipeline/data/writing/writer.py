@@ -291,11 +291,13 @@ def _write_shards(job: _Job, earlier: set[str], num_processes: int, show: bool) 
 def _publish_manifest(job: _Job, finished: list[_Finished], max_broken: float | None) -> Manifest:
     """Write the manifest, which makes the shards a store, and remove the files of interrupted runs."""
     shards = tuple(entry.shard for entry in finished if entry.shard.num_samples)
-    if not shards:
-        num_broken = sum(len(entry.broken) for entry in finished)
-        raise UserError(f"none of the {num_broken} images of the source could be read: check the source's url and kind")
     ledger = _ledger(job, finished)
     if ledger is not None:
+        if not shards:
+            raise UserError(
+                f"none of the {ledger.num_broken} images of the source could be read "
+                f"({ledger.broken[0].line()}): check the source's url and kind"
+            )
         ledger.check(max_broken)
     manifest = Manifest(
         resolution=job.encoder.resolution,
