@@ -18,6 +18,9 @@ __all__ = ["ArchiveListing", "TarMember", "list_tar", "list_zip"]
 
 Member = TypeVar("Member")
 
+TarMember = tuple[int, int]
+"""Contents of a file in a tar file: where they begin, and their size in bytes. Millions go to other processes."""
+
 _BLOCK = 512
 # Bytes that are looked at in one go, and the longest target of a link.
 _CHUNK, _MAX_TARGET = 2**20, 4096
@@ -88,14 +91,6 @@ class ArchiveListing(Generic[Member]):
             self.left_out.append((name, _REPLACED))
 
 
-@dataclass(frozen=True, slots=True)
-class TarMember:
-    """Contents of a file in a tar file: where they begin, and their size in bytes."""
-
-    offset: int
-    size: int
-
-
 def list_tar(path: str, url: str) -> ArchiveListing[TarMember]:
     """List the members of a tar file without compression, and of those that are appended to it.
 
@@ -142,7 +137,7 @@ def _add_tar_member(listing: ArchiveListing[TarMember], links: list[tuple[str, s
     elif info.issparse():
         listing.add_broken(name, "sparse file in a tar file")
     elif info.isreg():
-        listing.add(name, TarMember(info.offset_data, info.size))
+        listing.add(name, (info.offset_data, info.size))
     else:
         listing.left_out.append((name, "pipe, socket or device"))
 

@@ -287,8 +287,7 @@ class Tar:
 
     def read(self, name: str) -> bytes:
         """Return the contents of one file."""
-        member = self._listing.members.get(name)
-        if member is not None and member.size > MAX_FILE_BYTES:
+        if self._listing.members.get(name, (0, 0))[1] > MAX_FILE_BYTES:
             raise BrokenImage(name, TOO_LARGE)
         return self._read_whole(name)
 
@@ -298,10 +297,10 @@ class Tar:
         if self._file is None:
             # It stays open for the next image.
             self._file = open(self._path, "rb")  # noqa: SIM115
-        member = self._listing.members[name]
-        self._file.seek(member.offset)
-        data = self._file.read(member.size)
-        if len(data) != member.size:
+        offset, size = self._listing.members[name]
+        self._file.seek(offset)
+        data = self._file.read(size)
+        if len(data) != size:
             raise BrokenImage(name, "cut short")
         return data
 
