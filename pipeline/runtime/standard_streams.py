@@ -35,7 +35,8 @@ def drop_unwritable_output() -> None:
             same = io.TextIOWrapper(
                 _dropping(stream.fileno()),
                 encoding=stream.encoding,
-                errors=stream.errors,
+                # A name with a character that the encoding lacks is escaped, and ends nothing.
+                errors="backslashreplace",
                 line_buffering=stream.line_buffering,
                 write_through=stream.write_through,
             )

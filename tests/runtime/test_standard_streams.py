@@ -63,6 +63,12 @@ def test_work_whose_log_is_on_a_full_disk_is_done_and_says_so_once(tmp_path):
     assert process.stderr.count("a note\n") == 3 and process.stderr.count("cannot be written") == 1
 
 
+def test_a_name_that_the_encoding_lacks_is_escaped(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    process = run(WORK + r"print('caf\xe9 \udce9')", tmp_path)
+    assert process.returncode == 0 and r"caf\xe9 \udce9" in process.stdout
+
+
 def test_work_whose_streams_are_closed_is_done_and_writes_into_no_file(tmp_path):
     code = f"import os\nos.closerange(0, 3)\nos.execv({sys.executable!r}, [{sys.executable!r}, '-c', {WORK!r}])"
     assert run(code, tmp_path).returncode == 0
