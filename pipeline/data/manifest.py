@@ -7,7 +7,7 @@
       "resize_filter": "lanczos",
       "source": {"kind": "images", "url": "s3://bucket/cifar10.zip", "split": "train", "fingerprint": "5e0c..."},
       "num_samples": 50000,
-      "ledger": {"taken": 50000, "broken": [{"reason": "cut short", "count": 1, "names": ["a.png"]}], "passed_over": []},
+      "ledger": {"taken": 50000, "broken": [{"reason": "cut short", "count": 1, "names": ["a"]}], "passed_over": []},
       "shards": [{"name": "shard-000000.tar", "num_samples": 4096, "bytes": 12636160, "sha256": "..."}, ...]
     }
 
