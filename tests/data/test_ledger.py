@@ -172,7 +172,7 @@ def test_an_older_manifest_has_no_ledger_and_keeps_its_digest(digits) -> None:
     assert document.pop("ledger") == {"taken": 1797, "broken": [], "passed_over": []}
     older = Manifest.from_json(json.dumps(document), "older")
     assert older.ledger is None and "ledger" not in older.to_json()
-    for damage in ({"taken": 3}, {"broken": [{"reason": "a", "count": 0, "names": ["a"]}]}, {"passed_over": None}):
+    for damage in ({"taken": -3}, {"broken": [{"reason": "a", "count": 0, "names": ["a"]}]}, {"passed_over": None}):
         entry = {"taken": 1797, "broken": [], "passed_over": [], **damage}
         with pytest.raises(UserError, match="ledger"):
             Manifest.from_json(json.dumps(document | {"ledger": entry}), "damaged")
