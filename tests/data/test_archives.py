@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.sources import archive_listing, archives, folder_walk
+from pipeline.data.sources import archives, folder_walk
 from pipeline.data.sources.archives import open_archive
 from pipeline.data.sources.base import BrokenImage
 from pipeline.runtime.errors import UserError
@@ -276,17 +276,3 @@ def test_a_file_that_cannot_be_read_is_one_broken_file(tmp_path, monkeypatch) ->
     monkeypatch.setattr(archive._fs, "cat_file", exhaust)
     with pytest.raises(UserError, match="Too many open files"):
         archive.read("1.png")
-
-
-def test_many_members_take_little_memory(tmp_path) -> None:
-    """The names and places alone: tarfile would keep a kilobyte of each."""
-    import tracemalloc
-
-    path = tmp_path / "a.tar"
-    path.write_bytes(write_tar([(f"{number}.png", FILE, "") for number in range(3000)]))
-    tracemalloc.start()
-    try:
-        assert len(archive_listing.list_tar(str(path), "a.tar").members) == 3000
-        assert tracemalloc.get_traced_memory()[1] < 3000 * 500
-    finally:
-        tracemalloc.stop()

@@ -115,8 +115,6 @@ def list_tar(path: str, url: str) -> ArchiveListing[TarMember]:
                         if info.size < 0:
                             raise ValueError("a file of negative size")
                         _add_tar_member(listing, links, info)
-                        # Otherwise it keeps all of them, at a kilobyte each. The annotations lack the attribute.
-                        tar.members = []  # pyright: ignore[reportAttributeAccessIssue]
                     end = tar.offset
             # Beyond its own errors: numbers in a damaged header of an extension.
             except (tarfile.TarError, ValueError, OverflowError) as error:
