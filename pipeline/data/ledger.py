@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pipeline.runtime.errors import UserError, printable
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.printable import printable_name
 
 __all__ = ["Group", "Ledger", "group"]
 
@@ -131,10 +132,10 @@ def group(files: Iterable[tuple[str, str]]) -> tuple[Group, ...]:
     for name, reason in files:
         counts[reason] = counts.get(reason, 0) + 1
         if len(shown := names.setdefault(reason, [])) < _MAX_NAMES:
-            shown.append(printable(name, _MAX_LENGTH))
+            shown.append(printable_name(name, _MAX_LENGTH))
     reasons = sorted(counts, key=lambda reason: (-counts[reason], reason))
     kept, others = reasons[:_MAX_GROUPS], reasons[_MAX_GROUPS:]
-    groups = [Group(printable(reason, _MAX_LENGTH), counts[reason], tuple(names[reason])) for reason in kept]
+    groups = [Group(printable_name(reason, _MAX_LENGTH), counts[reason], tuple(names[reason])) for reason in kept]
     if others:
         first = [name for reason in others for name in names[reason]][:_MAX_NAMES]
         groups.append(Group(_OTHERS, sum(counts[reason] for reason in others), tuple(first)))

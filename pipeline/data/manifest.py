@@ -42,7 +42,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from pipeline.data.ledger import Group, Ledger
-from pipeline.runtime.errors import UserError, printable
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.printable import printable_name
 
 __all__ = [
     "ENCODINGS",
@@ -291,11 +292,13 @@ class _LedgerEntry(StrictModel):
     passed_over: list[_LedgerGroup]
 
     def to_ledger(self) -> Ledger:
-        broken, passed_over = (
-            tuple(Group(printable(each.reason), each.count, tuple(map(printable, each.names))) for each in groups)
-            for groups in (self.broken, self.passed_over)
-        )
-        return Ledger(self.taken, broken, passed_over)
+        return Ledger(self.taken, _groups(self.broken), _groups(self.passed_over))
+
+
+def _groups(entries: list[_LedgerGroup]) -> tuple[Group, ...]:
+    return tuple(
+        Group(printable_name(entry.reason), entry.count, tuple(map(printable_name, entry.names))) for entry in entries
+    )
 
 
 class _ManifestFile(StrictModel):

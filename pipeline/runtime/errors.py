@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["LockLost", "NonFiniteLoss", "Preempted", "UserError", "one_line", "printable"]
+__all__ = ["LockLost", "NonFiniteLoss", "Preempted", "UserError", "one_line"]
 
 
 class UserError(Exception):
@@ -43,18 +43,3 @@ def one_line(error: BaseException, limit: int | None = None) -> str:
         'TimeoutError'
     """
     return " ".join(str(error).split())[:limit] or type(error).__name__
-
-
-def printable(text: str, limit: int | None = None) -> str:
-    r"""Return a text, such as the name of a file, as it can be shown: whatever does not print is escaped.
-
-    Args:
-        text: Any text, with control characters, escape sequences or lone surrogates.
-        limit: Characters after which the text is cut, or None.
-
-    Example:
-        >>> print(printable("caf\udce9/\x1b[2J.png"), printable("\u00e9.png"), printable("long name", limit=4))
-        caf\udce9/\x1b[2J.png \u00e9.png long...
-    """
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-    return shown if limit is None or len(shown) <= limit else f"{shown[:limit]}..."

@@ -6,7 +6,8 @@ import os
 import stat
 from dataclasses import dataclass, field
 
-from pipeline.runtime.errors import UserError, printable
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.printable import printable_name
 
 __all__ = ["FolderListing", "list_folder"]
 
@@ -86,8 +87,8 @@ def list_folder(root: str) -> FolderListing:
                 listing.left_out.append((name, kind))
         if num_followed > _MAX_FOLLOWED:
             raise UserError(
-                f"{printable(root)} has more than {_MAX_FOLLOWED:,} links to folders (one is in "
-                f"{printable(folder.name)}): give the url of a folder with fewer"
+                f"{printable_name(root)} has more than {_MAX_FOLLOWED:,} links to folders (one is in "
+                f"{printable_name(folder.name)}): give the url of a folder with fewer"
             )
     listing.names.sort()
     listing.left_out.sort()

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from pipeline.runtime.errors import printable
+from pipeline.runtime.printable import printable_name
 
 __all__ = ["ClassFolders", "label_by_folder"]
 
@@ -60,10 +60,10 @@ def label_by_folder(names: Sequence[str], split: str | None) -> ClassFolders:
         return ClassFolders(None, None, f"labels: none, because {reason}")
     classes = sorted(set(found))
     number = {name: index for index, name in enumerate(classes)}
-    shown = ", ".join(printable(name, 40) for name in classes[:_MAX_SHOWN])
+    shown = ", ".join(printable_name(name, 40) for name in classes[:_MAX_SHOWN])
     more = ", ..." if len(classes) > _MAX_SHOWN else ""
     note = f"labels: {len(classes):,} classes from folder names: {shown}{more}"
-    return ClassFolders(tuple(printable(name) for name in classes), [number[name] for name in found], note)
+    return ClassFolders(tuple(printable_name(name) for name in classes), [number[name] for name in found], note)
 
 
 def _classes(folders: list[Folders], names: Sequence[str], split: str | None) -> list[str]:
@@ -75,10 +75,10 @@ def _classes(folders: list[Folders], names: Sequence[str], split: str | None) ->
         below = [path[1:] for path in below]
     outside = [name for name, path in zip(names, below, strict=True) if not path]
     if len(outside) == len(names):
-        place = f" ({printable('/'.join(folders[0]), 100)})" if len(set(folders)) == 1 and folders[0] else ""
+        place = f" ({printable_name('/'.join(folders[0]), 100)})" if len(set(folders)) == 1 and folders[0] else ""
         raise _NoClasses(f"the images are in no class folders{place}")
     if outside:
-        example = printable(outside[0], 100)
+        example = printable_name(outside[0], 100)
         raise _NoClasses(f"{len(outside):,} of {len(names):,} images are in no class folder ({example})")
     # Two ways to write an accent, of macOS and of others, are one class.
     classes = [unicodedata.normalize("NFC", path[0]) for path in below]
@@ -94,14 +94,15 @@ def _check_classes(classes: list[str], splits: list[str]) -> None:
     largest = max(sorted(by_split), key=lambda split: len(by_split[split]))
     for split, names in sorted(by_split.items()):
         if other := sorted(names - by_split[largest]):
+            name, here, there = (printable_name(each, 40) for each in (other[0], split, largest))
             raise _NoClasses(
-                f"the splits have different classes ({printable(other[0], 40)} is in {printable(split, 40)} and not "
-                f"in {printable(largest, 40)}): set data.source.split to choose one"
+                f"the splits have different classes ({name} is in {here} and not in {there}): set data.source.split to "
+                "choose one"
             )
     if len(by_split[largest]) == 1:
-        raise _NoClasses(f"all images are in one folder ({printable(classes[0], 40)})")
+        raise _NoClasses(f"all images are in one folder ({printable_name(classes[0], 40)})")
     if named := sorted(name for name in by_split[largest] if _is_split(name)):
-        raise _NoClasses(f"the folder {printable(named[0], 40)} is a split next to others that are none")
+        raise _NoClasses(f"the folder {printable_name(named[0], 40)} is a split next to others that are none")
 
 
 def _below_split(folders: list[Folders], split: str) -> list[Folders]:

@@ -9,7 +9,8 @@ from pipeline.data.image_files import describe_suffix, readable_suffixes
 from pipeline.data.ledger import group
 from pipeline.data.sources.archives import Archive, Folder, open_archive
 from pipeline.data.sources.images.class_folders import label_by_folder
-from pipeline.runtime.errors import UserError, printable
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.printable import printable_name
 
 __all__ = ["Images", "select_images"]
 
@@ -91,7 +92,7 @@ def select_images(archive: Archive) -> tuple[list[str], list[tuple[str, str]]]:
         elif (suffix := _suffix(name)) in readable:
             images.append(name)
         else:
-            passed_over.append((name, describe_suffix(printable(suffix, _MAX_SUFFIX))))
+            passed_over.append((name, describe_suffix(printable_name(suffix, _MAX_SUFFIX))))
     return images, passed_over
 
 
@@ -117,7 +118,7 @@ def _no_images(url: str, names: Sequence[str], passed_over: Sequence[tuple[str, 
     """Return the error of a source without images, which says what there is instead."""
     if archives := [name for name in names if _suffix(name) in _ARCHIVES]:
         return UserError(
-            f"there are no images in {url}, but {len(archives):,} archives such as {printable(archives[0], 100)} "
+            f"there are no images in {url}, but {len(archives):,} archives such as {printable_name(archives[0], 100)} "
             "that are not opened (shards in webdataset's format?): give the url of one, or unpack them"
         )
     there = "; ".join(each.line() for each in group(passed_over)[:3])
@@ -144,6 +145,5 @@ def _followed(archive: Archive) -> list[str]:
     """Return a line if links lead out of a folder."""
     if not isinstance(archive, Folder) or not archive.followed:
         return []
-    name, target = min(archive.followed.items())
-    count = len(archive.followed)
-    return [f"links out of the folder that were followed: {count:,} ({printable(name)} -> {printable(target, 100)})"]
+    name, target = (printable_name(each, 100) for each in min(archive.followed.items()))
+    return [f"links out of the folder that were followed: {len(archive.followed):,} ({name} -> {target})"]
