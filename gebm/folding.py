@@ -18,6 +18,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrize, skip_init
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_weights
 
@@ -133,8 +134,9 @@ def _is_of_images(base: nn.Module) -> bool:
 
 def _fold(module: nn.Module) -> nn.Module:
     """Return the module with its foldable layers folded, its parameters its own."""
-    # What torch.compile wraps computes the same, and of hooks nobody knows what they do.
-    if isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):
+    # What compilation and data parallelism wrap computes the same, and of hooks nobody knows what they do.
+    inner = module.module if isinstance(module, DistributedDataParallel) else getattr(module, "_orig_mod", None)
+    if isinstance(inner, nn.Module):
         return _fold(inner)
     if module._forward_hooks or module._forward_pre_hooks:
         return module

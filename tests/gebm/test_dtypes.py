@@ -79,6 +79,13 @@ def test_noise_of_float64_is_that_of_float32_with_more_digits():
     assert torch.equal(double.float(), single) and not torch.equal(double, single.double())
 
 
+def test_a_chain_in_float64_is_moved_by_noise_with_its_digits():
+    # With this step and no gradient a step is the noise itself.
+    kernel = samplers.UnadjustedLangevin(0.5)
+    z = samplers.run(kernel, lambda z: 0 * z.sum(1), torch.zeros(9, 3).double(), 1, generator=rng(0)).z
+    assert (z != z.float().double()).all()
+
+
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("make", [mlp_model, digits_model])
 def test_half_precision_weights_are_sampled_with_chains_in_float32(make, dtype):
