@@ -17,14 +17,17 @@ import ray
 from pipeline.config import Config
 from pipeline.runtime.errors import UserError, one_line
 from pipeline.runtime.filesystem import is_local
+from pipeline.sweep.ray_environment import bypass_proxies, private_folder, protect_token
 
 __all__ = [
     "TRIAL_RESOURCES",
     "Capacity",
+    "check_address",
+    "cluster_address",
     "configure_tune",
     "connected",
     "demand",
-    "pin_ray_address",
+    "prepare_worker",
     "ray_storage",
     "remove_ray_storage",
     "require_reachable",
@@ -135,12 +138,17 @@ def connected(config: Config) -> Iterator[Capacity]:
         UserError: If the cluster cannot be reached, or a trial can never fit it.
     """
     configure_tune()
-    # Ray sets the variable for the jobs that it starts.
-    address = config.ray.address or os.environ.get("RAY_ADDRESS")
-    _connect(address)
+    address = cluster_address(config)
+    with contextlib.nullcontext() if address else private_folder():
+        _connect(address, config)
+        yield from _capacity(config, ours=not address)
+
+
+def _capacity(config: Config, *, ours: bool) -> Iterator[Capacity]:
+    """Yield the resources of the cluster that is connected, and leave it at the end."""
     try:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        capacity = Capacity(nodes, demand(config), config.scale.num_workers, config.scale.min_workers, ours=not address)
+        capacity = Capacity(nodes, demand(config), config.scale.num_workers, config.scale.min_workers, ours=ours)
         if capacity.concurrent_trials == 0:
             raise UserError(_never_fits(capacity))
         yield capacity
@@ -148,26 +156,69 @@ def connected(config: Config) -> Iterator[Capacity]:
         ray.shutdown()
 
 
-def _connect(address: str | None) -> None:
+def cluster_address(config: Config) -> str | None:
+    """Return the address of the cluster to connect to, or ``None`` where one is started on this machine.
+
+    Args:
+        config: The experiment, with ``ray.address``.
+
+    Raises:
+        UserError: ``RAY_ADDRESS`` names a cluster in a way that a sweep cannot use.
+    """
+    # Ray sets the variable for the jobs that it starts.
+    address = config.ray.address or os.environ.get("RAY_ADDRESS")
+    if address and "://" in address:
+        named = "ray.address" if config.ray.address else "RAY_ADDRESS"
+        raise UserError(
+            f"{named}={address}: a sweep is driven from within the cluster, by an address such as 127.0.0.1:6379; "
+            f"start it there, for example with `python -m pipeline.submit`, or unset RAY_ADDRESS"
+        )
+    return address
+
+
+def check_address(config: Config) -> None:
+    """Refuse within seconds an address at which no cluster answers, before anything starts.
+
+    Args:
+        config: The experiment, with ``ray.address``.
+
+    Raises:
+        UserError: Nothing answers, or ``RAY_ADDRESS`` names a cluster in a way that a sweep cannot use.
+    """
+    address = cluster_address(config)
+    try:
+        require_reachable(address or "")
+    except OSError as error:
+        raise UserError(_unreachable(config, address, error)) from None
+
+
+def _unreachable(config: Config, address: str | None, error: Exception) -> str:
+    reason = one_line(error, limit=200)
+    if address is None:
+        return f"Ray does not start on this machine ({reason}): try again when less else runs, or give ray.address"
+    named, leave = (
+        ("", "leave out ray.address") if config.ray.address else (", as RAY_ADDRESS says", "unset RAY_ADDRESS")
+    )
+    return f"no Ray cluster at {address}{named} ({reason}): start one with `ray start --head`, or {leave}"
+
+
+def _connect(address: str | None, config: Config) -> None:
     """Connect to a cluster, or start one where there is no address."""
+    bypass_proxies(*([address.rpartition(":")[0].strip("[]")] if address else []))
     # We print our own progress; Ray keeps what its processes print in its log files.
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    options["runtime_env"] = {"worker_process_setup_hook": f"{__name__}.{prepare_worker.__name__}"}
     try:
         if address:
             require_reachable(address)
             ray.init(address=address, **options)
         else:
+            protect_token()
             # The clean-up of a dead trial's resources needs the dashboard's API.
-            hook = {"worker_process_setup_hook": f"{__name__}.{pin_ray_address.__name__}"}
-            ray.init(address="local", num_cpus=os.cpu_count() or 1, include_dashboard=True, runtime_env=hook, **options)
+            ray.init(address="local", num_cpus=os.cpu_count() or 1, include_dashboard=True, **options)
     # Ray raises a bare Exception where a process of its own does not start in time, as on an overloaded machine.
     except Exception as error:
-        reason = one_line(error, limit=200)
-        if address:
-            fix = f"no Ray cluster at {address} ({reason}): start one with `ray start --head`, or leave out ray.address"
-        else:
-            fix = f"Ray does not start on this machine ({reason}): try again when less else runs, or give ray.address"
-        raise UserError(fix) from None
+        raise UserError(_unreachable(config, address, error)) from None
 
 
 def _never_fits(capacity: Capacity) -> str:
@@ -193,13 +244,15 @@ def configure_tune() -> None:
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 
 
-def pin_ray_address() -> None:
-    """Set the address of a worker's own cluster in its environment, when its process starts.
+def prepare_worker() -> None:
+    """Set a worker's environment when its process starts: the address of its own cluster, and no proxy to its nodes.
 
     Where two sweeps run on one machine there are two clusters. What cleans up after a trial that was stopped looks for
     *the* cluster, and would find two and free nothing: its CPUs would be taken for ever.
     """
-    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    address = ray.get_runtime_context().gcs_address
+    os.environ["RAY_ADDRESS"] = address
+    bypass_proxies(address.rpartition(":")[0].strip("[]"))
 
 
 def ray_storage(output: str, name: str = "sweep") -> dict[str, Any]:
