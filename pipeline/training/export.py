@@ -138,13 +138,18 @@ def _remove_local_traces(folder: Path) -> None:
     model.save(str(folder / "MLmodel"))
 
 
+# Columns of the response in addition to the sample itself.
+_OUTPUTS: dict[str, Any] = {"energy": "double", "acceptance": "double", "divergences": "long", "distance": "double"}
+
+
 def _signature(settings: dict[str, Any]) -> ModelSignature:
     """Return MLflow's types of a request, of its parameters and of the response."""
     sampler = settings["sampler"]
     sample = ColSpec("string", "image") if settings["kind"] == "images" else ColSpec(Array(DataType.double), "row")
     return ModelSignature(
-        inputs=Schema([ColSpec("long", "num_samples")]),
-        outputs=Schema([sample, ColSpec("double", "energy")]),
+        # Of type double, so that 1.5 is refused: MLflow would make it 1.
+        inputs=Schema([ColSpec("double", "num_samples")]),
+        outputs=Schema([sample, *(ColSpec(kind, name) for name, kind in _OUTPUTS.items())]),
         params=ParamSchema(
             [
                 ParamSpec("sampler", "string", sampler["sampler"]),

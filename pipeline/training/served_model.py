@@ -11,6 +11,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,75 @@ MAX_SAMPLES = 10_000
 MAX_STEPS = 100_000
 # Chains at once.
 BATCH_SIZE = 500
+# Seeds that the training takes as well.
+NUM_SEEDS = 2**31
+# Where more chains than this share diverged, an answer would be mostly the base's own samples.
+MAX_DIVERGED = 0.5
+
+
+class UnknownParameters(logging.Filter):
+    """Filter that refuses a request where MLflow only warns that it ignores a parameter, such as a mistyped one."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let every other record pass."""
+        message = record.getMessage()
+        if message.startswith("Unrecognized params"):
+            raise _bad_request(message.partition(" To enable")[0].replace("are ignored for inference", "are unknown"))
+        return True
+
+
+class ObservedKernel:
+    """Kernel that counts the divergences and acceptances of each chain, and knows how far it has come.
+
+    Args:
+        kernel: The kernel.
+        num_steps: Steps of each chain; the chains of a batch follow those of the one before.
+    """
+
+    def __init__(self, kernel: samplers.Kernel, num_steps: int) -> None:
+        self._kernel, self._num_steps = kernel, num_steps
+        self._step = 0
+        self._starts: list[Tensor] = []
+        self._ends: list[Tensor] = []
+        self._divergences: list[Tensor] = []
+        self._accepted: list[Tensor] = []
+
+    def init(self, z: Tensor, potential: samplers.Potential) -> Any:
+        """Return the kernel's state at these positions."""
+        return self._kernel.init(z, potential)
+
+    @property
+    def gradients_per_step(self) -> int:
+        """Gradients of the potential that a step takes."""
+        return self._kernel.gradients_per_step
+
+    def step(self, state: Any, potential: samplers.Potential, generator: torch.Generator | None = None) -> Any:
+        """Take a step, and count."""
+        if self._step % self._num_steps == 0:
+            self._starts.append(state.z)
+            self._ends.append(state.z)
+            self._divergences.append(torch.zeros_like(state.chain))
+            self._accepted.append(torch.zeros_like(state.chain))
+        self._step += 1
+        state, info = self._kernel.step(state, potential, generator)
+        diverged = info.diverged | ~samplers.finite_chains(state)
+        self._ends[-1] = state.z
+        self._divergences[-1] = self._divergences[-1] + diverged
+        # A kernel without an accept step takes every proposal.
+        self._accepted[-1] = self._accepted[-1] + getattr(info, "accepted", ~diverged)
+        return state, info
+
+    def columns(self, count: int) -> dict[str, list[Any]]:
+        """Return ``acceptance``, ``divergences`` and ``distance`` of each chain; of chains without steps 1, 0 and 0."""
+        if not self._starts:
+            return {"acceptance": [1.0] * count, "divergences": [0] * count, "distance": [0.0] * count}
+        moved = (torch.cat(self._ends) - torch.cat(self._starts)).double().norm(dim=1)
+        return {
+            "acceptance": (torch.cat(self._accepted).double() / self._num_steps).tolist(),
+            "divergences": torch.cat(self._divergences).tolist(),
+            # The last step may have lost a chain, which has restarted then.
+            "distance": moved.nan_to_num(0.0, 0.0, 0.0).tolist(),
+        }
 
 
 class ServedGEBM(PythonModel):
@@ -43,6 +114,10 @@ class ServedGEBM(PythonModel):
         Args:
             context: MLflow's; its artifact ``gebm`` is the folder that holds both.
         """
+        log = logging.getLogger("mlflow.models.utils")
+        # Whatever MLflow's own level is, the warning has to be made to be refused.
+        log.setLevel(logging.WARNING)
+        log.addFilter(UnknownParameters())
         folder = Path(context.artifacts["gebm"])
         self.settings = json.loads((folder / "settings.json").read_text())
         tensors = load_file(folder / "weights.safetensors")
@@ -70,24 +145,25 @@ class ServedGEBM(PythonModel):
             params: ``sampler``, ``step_size``, ``num_steps``, ``beta``, ``friction`` and ``seed``, see the signature.
 
         Returns:
-            A row a sample: ``image``, a PNG in base64, or ``row``, in the units of the data; and ``energy``, in nats,
-            lower for samples that the model weights up.
+            A row a sample: ``image``, a PNG in base64, or ``row``, in the units of the data; ``energy``, in nats,
+            lower for samples that the model weights up; and of the sample's chain ``acceptance``, the share of its
+            proposals that were taken, ``divergences``, the steps that met a number that is not finite, and
+            ``distance``, from its start on latent space.
 
         Raises:
-            MlflowException: A value is out of range (HTTP 400), or every chain diverged.
+            MlflowException: A value is out of range or a parameter is unknown (HTTP 400), most chains diverged, or none
+                has moved.
         """
         settings = {**self.settings["sampler"], "seed": self.settings["seed"], **(params or {})}
         count = _num_samples(model_input)
-        if not 0 <= settings["num_steps"] <= MAX_STEPS:
-            raise _bad_request(f"num_steps={settings['num_steps']}: take 0, for the base's own samples, to {MAX_STEPS}")
-        if not settings["beta"] >= 0:
-            raise _bad_request(f"beta={settings['beta']}: an inverse temperature is at least 0")
-        generator = torch.Generator(self.device).manual_seed(int(settings["seed"]))
+        _check(settings)
+        generator = torch.Generator(self.device).manual_seed(settings["seed"])
         # Refused by the kernel: an unknown sampler or step size, or a chain that cannot start at the prior.
         try:
+            kernel = ObservedKernel(self._kernel(settings), settings["num_steps"])
             samples = self.model.sample(
                 count,
-                self._kernel(settings),
+                kernel,
                 settings["num_steps"],
                 settings["beta"],
                 generator,
@@ -95,11 +171,16 @@ class ServedGEBM(PythonModel):
             )
         except ValueError as error:
             raise _bad_request(str(error)) from None
-        if not bool(samples.isfinite().all()):
-            raise _bad_request("the chains diverged: lower step_size or beta")
+        chains = kernel.columns(count)
+        diverged = sum(number > 0 for number in chains["divergences"])
+        named = f"sampler={settings['sampler']} with step_size={settings['step_size']:g}, beta={settings['beta']:g}"
+        if diverged > MAX_DIVERGED * count or not bool(samples.isfinite().all()):
+            raise _bad_request(f"{named}: {diverged} of {count} chains diverged; lower step_size or beta")
+        if settings["num_steps"] and not any(chains["acceptance"]):
+            raise _bad_request(f"{named}: every proposal was rejected, so that no chain has moved; lower step_size")
         with torch.no_grad():
             energies = torch.cat([self.model.energy(part) for part in samples.split(BATCH_SIZE)])
-        return pd.DataFrame({**self._columns(samples), "energy": energies.double().cpu().numpy()})
+        return pd.DataFrame({**self._columns(samples), "energy": energies.double().cpu().numpy(), **chains})
 
     def _kernel(self, settings: dict[str, Any]) -> samplers.Kernel:
         schedule = None
@@ -127,10 +208,28 @@ class ServedGEBM(PythonModel):
 def _num_samples(table: pd.DataFrame) -> int:
     if len(table) != 1:
         raise _bad_request(f"a request is one row with num_samples, and this one has {len(table)} rows")
-    count = int(table["num_samples"].iloc[0])
-    if not 1 <= count <= MAX_SAMPLES:
-        raise _bad_request(f"num_samples={count}: ask for 1 to {MAX_SAMPLES} samples")
-    return count
+    if "num_samples" not in table:
+        raise _bad_request(f"a request is one row with num_samples, and this one has {', '.join(map(str, table))}")
+    count = table["num_samples"].iloc[0]
+    if not isinstance(count, int | float | np.number) or not 1 <= count <= MAX_SAMPLES or count != int(count):
+        raise _bad_request(f"num_samples={count}: ask for 1 to {MAX_SAMPLES} samples, a whole number")
+    return int(count)
+
+
+def _check(settings: dict[str, Any]) -> None:
+    """Refuse a parameter that is no number of its type and range, as the config's schema has them."""
+    for name, value in settings.items():
+        if value is None:
+            raise _bad_request(f"{name}=null: give a value, or leave it out for the training's own")
+    for name, value in {key: settings[key] for key in ("step_size", "beta", "friction")}.items():
+        if not math.isfinite(value) or value < 0 or (name == "step_size" and value == 0):
+            raise _bad_request(
+                f"{name}={value}: it has to be finite, and {'positive' if name == 'step_size' else '>= 0'}"
+            )
+    if not 0 <= settings["num_steps"] <= MAX_STEPS:
+        raise _bad_request(f"num_steps={settings['num_steps']}: take 0, for the base's own samples, to {MAX_STEPS}")
+    if not 0 <= settings["seed"] < NUM_SEEDS:
+        raise _bad_request(f"seed={settings['seed']}: take 0 to {NUM_SEEDS - 1}")
 
 
 def _png(image: np.ndarray) -> str:

@@ -120,6 +120,19 @@ def test_nothing_in_it_is_of_the_machine_that_made_it(checkpoint, tmp_path, monk
         (1, {"step_size": -1.0}, "step"),
         (1, {"num_steps": -1}, "num_steps=-1"),
         (1, {"beta": -0.5}, "beta=-0.5"),
+        (1.5, {}, "num_samples=1.5: .* whole number"),
+        (float("nan"), {}, "num_samples=nan"),
+        (1, {"step_size": 1e30}, "step_size=1e[+]30.* chains diverged; lower step_size"),
+        (4, {"step_size": 1e30, "sampler": "mala"}, "step_size=1e[+]30"),
+        (1, {"step_size": math.inf}, "step_size=inf"),
+        (1, {"step_size": math.nan}, "step_size=nan"),
+        (1, {"friction": -1.0}, "friction=-1"),
+        (1, {"seed": None}, "seed=null"),
+        (1, {"seed": -1}, "seed=-1"),
+        (1, {"seed": 2**63 - 1}, "seed=9223372036854775807"),
+        (1, {"n_steps": 500}, "n_steps.* are unknown.*num_steps"),
+        (1, {"num_steps": 5, "Beta": 2.0}, "Beta.* are unknown"),
+        (1, {"num_steps": 1.5}, "num_steps"),
     ],
 )
 def test_a_bad_request_is_refused_in_a_line(checkpoint, tmp_path, count, params, expected_text):
@@ -128,6 +141,18 @@ def test_a_bad_request_is_refused_in_a_line(checkpoint, tmp_path, count, params,
     with pytest.raises(MlflowException, match=expected_text) as refusal:
         served.predict(request(count), params=params)
     assert refusal.value.error_code == "INVALID_PARAMETER_VALUE" and "\n" not in refusal.value.message
+
+
+@pytest.mark.parametrize(("sampler", "steps"), [("ula", 3), ("mala", 4), ("kla", 2), ("ula", 0)])
+def test_an_answer_says_how_each_chain_went(checkpoint, tmp_path, monkeypatch, sampler, steps):
+    write_package(checkpoint, tmp_path / "package")
+    served = mlflow.pyfunc.load_model(str(tmp_path / "package"))
+    monkeypatch.setattr(sys.modules[type(served.unwrap_python_model()).__module__], "BATCH_SIZE", 2)
+    found = served.predict(request(5), params={"sampler": sampler, "num_steps": steps, "step_size": 1e-3})
+    assert list(found) == ["image", "energy", "acceptance", "divergences", "distance"]
+    assert (found["divergences"] == 0).all() and found["acceptance"].between(0, 1).all()
+    moved = found["distance"] > 0
+    assert moved.equals(found["acceptance"] > 0) if steps else not moved.any()
 
 
 def test_the_package_needs_gebm_and_no_pickle(checkpoint, tmp_path):
