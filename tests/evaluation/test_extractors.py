@@ -272,8 +272,12 @@ def test_published_weights_that_cannot_be_had_are_one_line(monkeypatch: pytest.M
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(urllib.request, "_opener", None)  # it keeps the proxies of its first use, and would keep these
-    with pytest.raises(UserError, match=r"cannot be downloaded.*evaluation\.weights=<file>"):
+    with pytest.raises(UserError, match=r"cannot be downloaded.*evaluation\.weights=<that file>") as refusal:
         make_extractor("inception-v3-compat")
+    # The file, its checksum and where it may be put.
+    line = str(refusal.value)
+    assert "weights-inception-2015-12-05-6726825d.pth from https://" in line and "begins with 6726825d" in line
+    assert str(tmp_path / "torch" / "hub" / "checkpoints") in line and "\n" not in line
 
 
 def test_a_wrong_file_in_torchs_cache_does_not_pass_as_the_published_weights(

@@ -24,7 +24,7 @@ from pipeline.evaluation.metrics.classifier_store import (
     train_classifier,
 )
 from pipeline.runtime import safetensors_io
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, one_line
 
 __all__ = ["Extractor", "features", "make_extractor", "to_uint8"]
 
@@ -218,7 +218,12 @@ def _download(name: str) -> str:
             os.makedirs(folder, exist_ok=True)
             torch.hub.download_url_to_file(url, path, hash_prefix=prefix, progress=False)
         except (OSError, RuntimeError) as error:
-            raise UserError(f"the weights of {name} cannot be downloaded ({error}): {_ADVICE}") from error
+            file = os.path.basename(path)
+            raise UserError(
+                f"the weights of {name} cannot be downloaded ({one_line(error, limit=200)}): get {file} from {url}, "
+                f"whose SHA-256 begins with {prefix}, and pass `evaluation.weights=<that file>` or put it into "
+                f"{folder}; or use `evaluation.extractor=classifier`"
+            ) from error
     return path
 
 
