@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ __all__ = [
     "filesystem",
     "is_local",
     "require_writable",
+    "sync",
     "write_file",
     "write_files",
     "writing",
@@ -136,10 +138,23 @@ def _write_local(path: Path, content: bytes) -> None:
         with open(partial, "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def sync(descriptor: int) -> None:
+    """Have a file's content be on its disk, as far as its file system can: a share may not know the request.
+
+    Args:
+        descriptor: Descriptor of the open file.
+    """
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise
 
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:

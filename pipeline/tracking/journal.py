@@ -24,6 +24,7 @@ from typing import Any
 
 from pipeline.runtime.errors import UserError, one_line
 from pipeline.runtime.untrusted import JOURNAL, parse_json
+from pipeline.runtime.filesystem import sync
 
 __all__ = ["Journal", "PermanentError"]
 
@@ -95,7 +96,7 @@ class Journal:
             try:
                 if self._file.write(line) < len(line):
                     raise OSError("no room for a whole line")
-                os.fsync(self._file.fileno())
+                sync(self._file.fileno())
                 self._waiting.append((entry, True))
             except OSError as error:
                 # Half a line would damage the journal. An entry without room on disk is sent from memory.

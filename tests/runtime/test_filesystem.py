@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
 
@@ -39,3 +40,13 @@ def test_a_path_may_have_any_name_and_begin_at_home(tmp_path, monkeypatch, name:
     for url in (f"~/{name}", f"{tmp_path}/{name}"):
         files, path = filesystem(url)
         assert files.cat_file(path) == b"here"
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOSYS, errno.ENOTSUP])
+def test_a_share_that_cannot_sync_takes_a_file_all_the_same(tmp_path, monkeypatch, code):
+    def refuse(descriptor: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    write_file(f"{tmp_path}/file", b"whole")
+    assert (tmp_path / "file").read_bytes() == b"whole" and os.listdir(tmp_path) == ["file"]
