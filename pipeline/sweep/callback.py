@@ -15,8 +15,9 @@ from pipeline.runtime.errors import LockLost, one_line
 from pipeline.runtime.redaction import redact
 from pipeline.sweep.display.console import Display
 from pipeline.sweep.display.event_log import as_event
+from pipeline.sweep.ray_environment import log_folder
 from pipeline.sweep.trainable import TRIAL_NAME_KEY
-from pipeline.tracking import provenance
+from pipeline.sweep.trial_runs import start_run
 from pipeline.tracking.summary import MAX_WARNINGS, SweepSummary, TrialRecord
 from pipeline.tracking.tracker import Tracker
 from pipeline.tracking.trial_temperature import trial_beta, trial_temperature
@@ -76,10 +77,7 @@ class SweepCallback(tune.Callback):
         self._started_at[record.name] = time.monotonic()
         if record.status != "running":
             record.status, record.error = "running", None
-            config = schema.apply(self._config, record.params)
-            beta = sampling_beta(self._config, record.params)
-            tags = provenance.tags(config) | ({} if beta is None else {BETA: f"{beta:g}"})
-            self._tracker.start_trial(record.name, schema.to_dict(config), tags)
+            start_run(self._config, record, self._tracker)
         self._changed = True
         self._display.update(record)
 
@@ -153,7 +151,7 @@ class SweepCallback(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """End a trial that failed, or whose own process died too often."""
         record = self._record(trial)
-        record.error = record.error or "the trial's process died; Ray's logs are under /tmp/ray/session_latest/logs"
+        record.error = record.error or f"the trial's process died; Ray's logs are under {log_folder()}"
         self._end(record, "failed")
         log.info(f"trial {record.name} failed: {record.error}")
 

@@ -30,6 +30,7 @@ from pipeline.sweep.finalize import current_results, finalize, print_results
 from pipeline.sweep.preflight import preflight_notes, prepare_shared
 from pipeline.sweep.resolve import SweepPlan, require_unchanged, resolve
 from pipeline.sweep.trainable import TRIAL_NAME_KEY, trainable
+from pipeline.sweep.trial_runs import restore_runs
 from pipeline.tracking import provenance
 from pipeline.tracking.summary import TERMINAL_STATUSES, SweepSummary
 from pipeline.tracking.tracker import Tracker, journal_path
@@ -113,6 +114,7 @@ def open_sweep(plan: SweepPlan, command: str, console: Console | None = None) ->
             reached.
     """
     config = plan.config
+    cluster.check_address(config)
     summary = SweepSummary(
         plan.output,
         metric=config.sweep.metric,
@@ -231,6 +233,8 @@ class Sweep:
         )
         self.tracker.tag(None, provenance.tags(config) | ({} if beta is None else {BETA: f"{beta:g}"}))
         self.tracker.log_data(provenance.describe_dataset(self.plan.store))
+        if self.plan.run_id and self.tracker.run_id != self.plan.run_id:
+            restore_runs(config, self.summary, self.tracker)
         self.summary.facts["mlflow_experiment_id"] = self.tracker.experiment_id
         self.summary.facts["mlflow_run_id"] = self.tracker.run_id
 

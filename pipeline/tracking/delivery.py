@@ -32,7 +32,7 @@ from pipeline.tracking.journal_entries import (
     read_artifact,
 )
 from pipeline.tracking.locations import own_checkpoint
-from pipeline.tracking.mlflow_entities import IMAGES, dataset_input, write_image
+from pipeline.tracking.mlflow_entities import IMAGES, dataset_input, param_names, write_image
 from pipeline.tracking.registry import Package, register
 
 __all__ = ["Delivery", "log_params"]
@@ -218,7 +218,7 @@ def log_params(client: MlflowClient, run_id: str, params: dict[str, Any]) -> Non
         run_id: The run.
         params: Flat parameters; values become text.
     """
-    entries = [Param(key, str(value)) for key, value in params.items()]
+    entries = [Param(name, str(value)) for name, value in zip(param_names(params), params.values(), strict=True)]
     for start in range(0, len(entries), _MAX_PARAMS):
         client.log_batch(run_id, params=entries[start : start + _MAX_PARAMS])
 

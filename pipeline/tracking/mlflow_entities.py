@@ -6,6 +6,7 @@ import io
 import json
 import re
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,39 @@ from PIL import Image
 
 from pipeline.tracking.journal import PermanentError
 
-__all__ = ["IMAGES", "dataset_input", "write_image"]
+__all__ = ["IMAGES", "dataset_input", "param_names", "write_image"]
 
 IMAGES = "images"
 """Folder of a run's artifacts in which the UI looks for images."""
 
+# Characters of a parameter's name that MLflow takes; a slash means a folder there.
+_NOT_IN_NAMES = re.compile(r"[^\w.\- :]")
+_MAX_NAME = 200
 # Pixels of the longer side, as in MLflow's own thumbnails.
 _THUMBNAIL = 256
+
+
+def param_names(keys: Iterable[str]) -> list[str]:
+    """Return names that MLflow takes for the parameters of a run, in which keys may have any character.
+
+    Args:
+        keys: Dotted keys, each once.
+
+    Returns:
+        A name for each, in their order, and no name twice.
+
+    Example:
+        >>> param_names(["train.base_lr", "spaces.my#space", "spaces.my/space"])
+        ['train.base_lr', 'spaces.my_space', 'spaces.my_space_2']
+    """
+    names: dict[str, None] = {}
+    for key in keys:
+        plain = _NOT_IN_NAMES.sub("_", key)[:_MAX_NAME].rstrip(". ") or "_"
+        name, number = plain, 2
+        while name in names:
+            name, number = f"{plain}_{number}", number + 1
+        names[name] = None
+    return list(names)
 
 
 def write_image(content: bytes, folder: Path, *, run_id: str, key: str, step: int, time: int) -> list[Path]:

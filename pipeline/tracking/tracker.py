@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
+from mlflow.entities import Experiment, LifecycleStage
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
+from pipeline.config.printed_commands import quote_words
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.filesystem import filesystem, is_local
 from pipeline.runtime.redaction import redact
 from pipeline.runtime.user_folders import default_tracker
 from pipeline.tracking.artifacts import require_remote
+from pipeline.tracking.database import opening
 from pipeline.tracking.delivery import Delivery, log_params
 from pipeline.tracking.journal import Journal
 from pipeline.tracking.locations import relative_place
@@ -101,12 +104,9 @@ class Tracker:
         # MLflow logs each table of a new database.
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         os.environ.update(_CLIENT_ENV)
-        with _as_user_error(uri):
+        with _as_user_error(uri), opening(uri):
             self._client = MlflowClient(tracking_uri=uri)
-            existing = self._client.get_experiment_by_name(experiment)
-            if existing is None:
-                created = self._client.create_experiment(experiment, artifact_location=artifacts, tags=_EXPERIMENT_TAGS)
-                existing = self._client.get_experiment(created)
+            existing = _ensure_experiment(self._client, uri, experiment, artifacts)
         self.experiment_id = existing.experiment_id
         require_remote(uri, existing.artifact_location)
 
@@ -125,16 +125,22 @@ class Tracker:
             params: Its parameters, nested or flat.
             note: Its description, in Markdown.
             extractor: The feature extractor, named in the metrics; ``None`` where there is none.
-            run_id: Run of an interrupted sweep.
+            run_id: Run of an interrupted sweep; where it was deleted, or the tracker is new, another is made.
 
         Returns:
             The id of the run.
 
         Raises:
-            UserError: When the tracker does not know the run, or the journal is damaged.
+            UserError: When the tracker does not answer, or the journal is damaged.
         """
         self.extractor = extractor
         with _as_user_error(self.uri):
+            if run_id and not _is_active(self._client, run_id):
+                self._notify(
+                    f"run {run_id} of this sweep is gone from {self.uri}: its trials get new runs from summary.json, "
+                    f"without their pictures"
+                )
+                run_id = None
             if run_id:
                 self._client.update_run(run_id, status="RUNNING")
             else:
@@ -296,7 +302,8 @@ def run_folder(run_id: str) -> str:
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     os.environ.update(_CLIENT_ENV)
     with _as_user_error(uri):
-        client = MlflowClient(tracking_uri=uri)
+        with opening(uri):
+            client = MlflowClient(tracking_uri=uri)
         try:
             run = client.get_run(run_id)
             parent = run.data.tags.get(MLFLOW_PARENT_RUN_ID)
@@ -309,6 +316,38 @@ def run_folder(run_id: str) -> str:
     if not folder:
         raise UserError(f"run {run_id} is not a sweep's: pass the sweep's folder")
     return folder
+
+
+def _ensure_experiment(client: MlflowClient, uri: str, name: str, artifacts: str | None) -> Experiment:
+    """Return an experiment, which is created if it is new."""
+    existing = client.get_experiment_by_name(name)
+    if existing is None:
+        try:
+            return client.get_experiment(
+                client.create_experiment(name, artifact_location=artifacts, tags=_EXPERIMENT_TAGS)
+            )
+        except MlflowException as error:
+            # Another sweep has created it meanwhile.
+            if error.error_code != "RESOURCE_ALREADY_EXISTS" or not (existing := client.get_experiment_by_name(name)):
+                raise
+    if existing.lifecycle_stage == LifecycleStage.DELETED:
+        words = ("mlflow", "experiments", "restore", "--experiment-id", existing.experiment_id)
+        raise UserError(
+            f"experiment {name} is deleted at {uri}: restore it with `{quote_words(*words, MLFLOW_TRACKING_URI=uri)}`, "
+            f"or use tracking.experiment=<another name>"
+        )
+    return existing
+
+
+def _is_active(client: MlflowClient, run_id: str) -> bool:
+    """Return whether the tracker has a run, and it was not deleted."""
+    try:
+        return client.get_run(run_id).info.lifecycle_stage == LifecycleStage.ACTIVE
+    except MlflowException as error:
+        # An id that no run of MLflow has is an invalid value.
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return False
+        raise
 
 
 def _truncate(text: str) -> str:

@@ -18,14 +18,19 @@ from pathlib import Path
 
 import mlflow.data
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from mlflow import MlflowClient
+from mlflow.utils.validation import _validate_param
 from PIL import Image
 
 from pipeline.runtime.errors import UserError
+from pipeline.sweep.trial_runs import restore_runs
+from pipeline.tracking import database
 from pipeline.tracking.journal import Journal, PermanentError
 from pipeline.tracking.journal_entries import parse_entry, read_artifact
+from pipeline.tracking.mlflow_entities import param_names
+from pipeline.tracking.summary import SweepSummary, TrialRecord
 from pipeline.tracking.tracker import Tracker, flatten
 from tests.helpers.sweep import DATA
 
@@ -353,14 +358,6 @@ def test_of_entries_that_wait_together_those_are_found_that_nobody_takes(tmp_pat
     assert path.with_name("journal.sent").exists() == bool(bad)
 
 
-def test_a_run_that_this_tracker_does_not_know_is_one_line(place, tmp_path):
-    uri, artifacts = place
-    tracker = Tracker(uri, "unknown", artifacts=artifacts, journal=tmp_path / "journal", folder=str(tmp_path))
-    with pytest.raises(UserError) as refusal:
-        tracker.start_sweep("sweep", {}, "note", extractor="any", run_id="0123456789abcdef0123456789abcdef")
-    assert uri in str(refusal.value) and "\n" not in str(refusal.value)
-
-
 def test_a_tracker_that_is_not_there_is_one_line_within_seconds(tmp_path):
     (tmp_path / "text.db").write_text("this is no database, however long it is" * 100)
     for uri in (
@@ -449,3 +446,115 @@ def test_an_untrusted_journal_sends_nothing_of_this_machine(tmp_path):
     assert tracker.close(flush_timeout=60) == 0
     assert [entry.path for entry in MlflowClient(uri).list_artifacts(run)] == ["grid.gif"]
     assert sum("left out" in line for line in said) == len(foreign)
+
+
+# Trackers as people leave them.
+
+
+def file_tracker(folder, experiment="digits", **options):
+    artifacts = (folder / "artifacts").as_uri()
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    return Tracker(uri, experiment, artifacts=artifacts, journal=folder / "journal", folder=str(folder), **options)
+
+
+OPEN = """
+import sys
+from pathlib import Path
+from pipeline.tracking.tracker import Tracker
+folder = Path(sys.argv[1])
+tracker = Tracker(f"sqlite:///{folder / 'mlflow.db'}", "digits", artifacts=None, journal=folder / sys.argv[2],
+                  folder=str(folder))
+tracker.start_sweep(sys.argv[2], {}, "", extractor=None)
+print(tracker.experiment_id, tracker.close(60))
+"""
+
+
+def test_processes_that_first_use_a_database_at_once_all_run(tmp_path):
+    processes = [
+        subprocess.Popen([sys.executable, "-c", OPEN, str(tmp_path), str(index)], stdout=-1, stderr=-1, text=True)
+        for index in range(3)
+    ]
+    printed = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], printed
+    assert {out for out, _ in printed} == {"1 0\n"}
+
+
+@pytest.mark.parametrize(
+    ("uri", "path"),
+    [
+        ("sqlite:////a/b c.db", "/a/b c.db"),
+        ("sqlite:///a.db?timeout=3", "a.db"),
+        ("sqlite+pysqlite:///a.db", "a.db"),
+        ("sqlite:///:memory:", None),
+        ("sqlite://", None),
+        ("http://127.0.0.1:5000", None),
+        ("postgresql://host/db", None),
+    ],
+)
+def test_only_a_database_in_a_file_is_locked(tmp_path, uri, path):
+    assert database._database(uri) == path
+
+
+@pytest.mark.parametrize("failure", [PermissionError("read only"), NotImplementedError("no flock"), OSError("ENOLCK")])
+def test_where_no_file_can_be_locked_the_database_is_opened_all_the_same(tmp_path, monkeypatch, failure):
+    def refuse(lock: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(database.FileLock, "acquire", refuse)
+    with database.opening(f"sqlite:///{tmp_path}/mlflow.db"):
+        pass
+
+
+def test_an_experiment_that_was_deleted_is_named_with_the_command_that_restores_it(tmp_path):
+    tracker = file_tracker(tmp_path)
+    MlflowClient(tracker.uri).delete_experiment(tracker.experiment_id)
+    with pytest.raises(UserError, match=r"^experiment digits is deleted at sqlite:") as refusal:
+        file_tracker(tmp_path)
+    line = str(refusal.value)
+    assert "tracking.experiment=" in line and "\n" not in line
+    assert f"MLFLOW_TRACKING_URI={tracker.uri} mlflow experiments restore --experiment-id 1`" in line
+    assert file_tracker(tmp_path, "another").experiment_id != tracker.experiment_id
+    # What the command does.
+    MlflowClient(tracker.uri).restore_experiment(tracker.experiment_id)
+    assert file_tracker(tmp_path).experiment_id == tracker.experiment_id
+
+
+@pytest.mark.parametrize("lost", ["run", "database"])
+def test_a_sweep_whose_run_is_gone_gets_another_from_its_summary(tmp_path, small, lost):
+    first = file_tracker(tmp_path)
+    parent = first.start_sweep("sweep", {"seed": 0}, "note", extractor="any")
+    assert first.close(60) == 0
+    if lost == "run":
+        MlflowClient(first.uri).delete_run(parent)
+    else:
+        (tmp_path / "mlflow.db").rename(tmp_path / "moved.db")
+    lines = []
+    again = file_tracker(tmp_path, notify=lines.append)
+    run_id = again.start_sweep("sweep", {"seed": 0}, "note", extractor="any", run_id=parent)
+    assert run_id != parent and [f"run {parent} of this sweep is gone" in line for line in lines] == [True]
+    done = TrialRecord("000", {"seed": 3}, "finished", {"base_step": 20, "fid_gebm": 2.0})
+    done.evaluations = [{"base_step": 10, "fid_gebm": 3.0}, {"base_step": 20, "fid_gebm": 2.0}]
+    failed = TrialRecord("001", {}, "failed", error="out of memory")
+    left = TrialRecord("002", {}, "pending")
+    trials = [done, failed, left]
+    summary = SweepSummary(str(tmp_path), metric="fid_gebm", mode="min", shown=(), facts={}, trials=trials)
+    restore_runs(small(), summary, again)
+    assert again.close(60) == 0
+    client = MlflowClient(again.uri)
+    runs = {run.data.tags.get("trial"): run for run in client.search_runs([again.experiment_id])}
+    assert set(runs) == {None, "000", "001"}
+    assert runs["000"].info.status == "FINISHED" and runs["001"].info.status == "FAILED"
+    assert runs["000"].data.tags["mlflow.parentRunId"] == run_id and runs["000"].data.params["seed"] == "3"
+    history = client.get_metric_history(runs["000"].info.run_id, "fid/gebm.any")
+    assert sorted({(point.step, point.value) for point in history}) == [(10, 3.0), (20, 2.0)]
+
+
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=300), unique=True, max_size=6))
+@example(["spaces.my#space", "späce", "a/../b", "..", "a" * 300, "a" * 301, " ", ".", "a=b", "a\nb"])
+def test_every_key_has_a_name_that_mlflow_takes(keys):
+    names = param_names(keys)
+    assert len(set(names)) == len(keys)
+    for name in names:
+        _validate_param(name, "value")
+    assert param_names(["train.base_lr", "data.store"]) == ["train.base_lr", "data.store"]
