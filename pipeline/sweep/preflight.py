@@ -1,24 +1,15 @@
-"""Preflight of a sweep: notes on settings that are often wrong, and the work that all trials share."""
+"""Preflight of a sweep: notes on settings that are often wrong."""
 
 from __future__ import annotations
 
-import logging
-from typing import Any
-
-import ray
 import torch
-from ray.exceptions import RayTaskError
 
 from pipeline import config as schema
-from pipeline import tasks
 from pipeline.data import Store, fits_on_device
-from pipeline.runtime.errors import UserError
 from pipeline.runtime.filesystem import filesystem, is_local
 from pipeline.sweep.cluster import Capacity
 
-__all__ = ["preflight_notes", "prepare_shared"]
-
-log = logging.getLogger(__name__)
+__all__ = ["preflight_notes"]
 
 
 def preflight_notes(config: schema.Config, capacity: Capacity, store: Store) -> list[str]:
@@ -63,32 +54,3 @@ def _path_notes(config: schema.Config, capacity: Capacity) -> list[str]:
         for key, url in (("output", str(config.output)), ("data.store", config.data.store))
         if is_local(filesystem(url)[0])
     ]
-
-
-def prepare_shared(config: schema.Config, capacity: Capacity) -> str | None:
-    """Make what all trials need, once, on the cluster: the feature extractor and the data's statistics.
-
-    Args:
-        config: The experiment.
-        capacity: Resources of the cluster.
-
-    Returns:
-        The label of the scores, such as the feature extractor's name; None where they have none.
-
-    Raises:
-        UserError: The data or the extractor cannot be used.
-    """
-    log.info("preparing what %s is measured with, from %s ...", config.name, config.data.store)
-    gpus = capacity.preparation.get("GPU", 0)
-    remote = ray.remote(num_cpus=capacity.preparation["CPU"], num_gpus=gpus)(_prepare_task)
-    try:
-        return ray.get(remote.remote(schema.to_dict(config), "cuda" if gpus else "cpu"))
-    except RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise UserError(str(error.cause)) from None
-        raise
-
-
-def _prepare_task(values: dict[str, Any], device: str) -> str | None:
-    config = schema.from_dict(values)
-    return tasks.make(config).prepare(tasks.open_data(config.data), torch.device(device))

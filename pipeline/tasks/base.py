@@ -12,7 +12,10 @@ from gebm import GEBM
 from pipeline.data import Position, Store
 from pipeline.evaluation.base import Evaluation
 
-__all__ = ["Batches", "Task", "TaskWorker"]
+__all__ = ["Batches", "Report", "Task", "TaskWorker"]
+
+Report = Callable[[str, int, int], None]
+"""Callback for the progress of a preparation: what is made, the samples that are done, and all there are."""
 
 
 class Batches(Protocol):
@@ -92,8 +95,14 @@ class Task(Protocol):
         """
         ...
 
-    def prepare(self, store: Store, device: torch.device) -> str | None:
-        """Make what all trials need, once, and return the label of the scores."""
+    def prepare(self, store: Store, device: torch.device, report: Report | None = None) -> str | None:
+        """Make what all trials need, once, and return the label of the scores.
+
+        Args:
+            store: Training data.
+            device: Where to compute.
+            report: Called with the name of what is made, the samples that are done, and all there are.
+        """
         ...
 
     def measure(self, label: str | None) -> str:

@@ -27,6 +27,7 @@ from pipeline.evaluation.base import Evaluation
 from pipeline.evaluation.evaluator import evaluate
 from pipeline.evaluation.plots.evaluation_page import EvaluationFigures, to_network_range
 from pipeline.runtime.errors import UserError
+from pipeline.tasks.base import Report
 from pipeline.tasks.store import open_data
 
 __all__ = ["ImageScorer", "Images"]
@@ -73,10 +74,17 @@ class Images:
                 f"fewer than train.batch_size={size} to train on"
             )
 
-    def prepare(self, store: Store, device: torch.device) -> str:
+    def prepare(self, store: Store, device: torch.device, report: Report | None = None) -> str:
         """Make the feature extractor and the reference statistics, and return the extractor's label."""
-        extractor = self._extractor(store, device)
-        metrics.reference(store, extractor)
+        settings = self._config.evaluation
+        training, statistics = (
+            None if report is None else functools.partial(report, stage)
+            for stage in ("training the classifier", "computing the statistics of the data")
+        )
+        extractor = metrics.make_extractor(
+            settings.extractor, store=store, weights=settings.weights, device=device, progress=training
+        )
+        metrics.reference(store, extractor, progress=statistics)
         metrics.reference_images(store)
         return extractor.label
 

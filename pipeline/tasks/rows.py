@@ -11,6 +11,7 @@ from torch import Tensor
 from pipeline.config import Config
 from pipeline.data import Position, Store
 from pipeline.runtime.errors import UserError
+from pipeline.tasks.base import Report
 from pipeline.tasks.store import open_data, split_store
 
 __all__ = [
@@ -108,7 +109,7 @@ class TableTask:
                 f"{config.train.batch_size}"
             )
 
-    def prepare(self, store: Store, device: torch.device) -> None:
+    def prepare(self, store: Store, device: torch.device, report: Report | None = None) -> None:
         """Do nothing: rows are split in an instant, and measured without an extractor."""
 
     def show(self, samples: Tensor) -> Tensor:

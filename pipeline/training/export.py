@@ -14,7 +14,7 @@ import pandas as pd
 from mlflow import pyfunc
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
-from mlflow.types.schema import Array, DataType
+from mlflow.types.schema import AnyType, Array, DataType
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -147,8 +147,8 @@ def _signature(settings: dict[str, Any]) -> ModelSignature:
     sampler = settings["sampler"]
     sample = ColSpec("string", "image") if settings["kind"] == "images" else ColSpec(Array(DataType.double), "row")
     return ModelSignature(
-        # Of type double, so that 1.5 is refused: MLflow would make it 1.
-        inputs=Schema([ColSpec("double", "num_samples")]),
+        # Of any type, so that the model sees 1.5 and refuses it: of a long MLflow would make 1.
+        inputs=Schema([ColSpec(AnyType(), "num_samples")]),
         outputs=Schema([sample, *(ColSpec(kind, name) for name, kind in _OUTPUTS.items())]),
         params=ParamSchema(
             [

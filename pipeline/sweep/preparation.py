@@ -1,0 +1,120 @@
+"""Preparation of a sweep: the work that all trials share, done once on the cluster, and its progress."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import time
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayTaskError
+
+from pipeline import config as schema
+from pipeline import tasks
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.filesystem import filesystem, write_file
+from pipeline.runtime.terminal import Progress
+from pipeline.sweep.cluster import Capacity
+
+__all__ = ["ProgressFile", "StageBars", "prepare_shared"]
+
+log = logging.getLogger(__name__)
+
+_PROGRESS = ".preparation.json"
+_SECONDS_BETWEEN_WRITES = 1.0
+
+
+def prepare_shared(config: schema.Config, capacity: Capacity) -> str | None:
+    """Make what all trials need, once, on the cluster: the feature extractor and the data's statistics.
+
+    Args:
+        config: The experiment, with its output folder.
+        capacity: Resources of the cluster.
+
+    Returns:
+        The label of the scores, such as the feature extractor's name; None where they have none.
+
+    Raises:
+        UserError: The data or the extractor cannot be used.
+    """
+    log.info("preparing what %s is measured with, from %s ...", config.name, config.data.store)
+    gpus = capacity.preparation.get("GPU", 0)
+    remote = ray.remote(num_cpus=capacity.preparation["CPU"], num_gpus=gpus)(_prepare_task)
+    task = remote.remote(schema.to_dict(config), "cuda" if gpus else "cpu")
+    try:
+        with contextlib.closing(StageBars(f"{config.output}/{_PROGRESS}")) as bars:
+            while not ray.wait([task], timeout=_SECONDS_BETWEEN_WRITES)[0]:
+                bars.update()
+        return ray.get(task)
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise UserError(str(error.cause)) from None
+        raise
+
+
+def _prepare_task(values: dict[str, Any], device: str) -> str | None:
+    config = schema.from_dict(values)
+    with contextlib.closing(ProgressFile(f"{config.output}/{_PROGRESS}")) as report:
+        return tasks.make(config).prepare(tasks.open_data(config.data), torch.device(device), report)
+
+
+class ProgressFile:
+    """Progress that a worker reports through a file of the sweep's folder, which every node of the cluster sees.
+
+    Args:
+        url: The file; it is written once a second at most, and removed by :meth:`close`.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url, self._due = url, 0.0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Report a stage, its samples that are done, and all there are."""
+        if time.monotonic() < self._due:
+            return
+        # The work does not depend on it, and each file system has exceptions of its own.
+        with contextlib.suppress(Exception):
+            write_file(self._url, json.dumps({"stage": stage, "done": done, "total": total}).encode())
+        self._due = time.monotonic() + _SECONDS_BETWEEN_WRITES
+
+    def close(self) -> None:
+        """Remove the file."""
+        with contextlib.suppress(Exception):
+            files, path = filesystem(self._url)
+            files.rm_file(path)
+
+
+class StageBars:
+    """Progress of each stage on standard error: a bar on a terminal, and lines elsewhere.
+
+    Args:
+        url: File that :class:`ProgressFile` writes.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url, self._stage, self._done = url, "", 0
+        self._bar = contextlib.ExitStack()
+        self._progress: Progress | None = None
+
+    def update(self) -> None:
+        """Show what was reported last; without a report, or with one that cannot be read, nothing changes."""
+        try:
+            files, path = filesystem(self._url)
+            report = json.loads(files.cat_file(path))
+            stage, done, total = str(report["stage"]), int(report["done"]), int(report["total"])
+        except Exception:
+            return
+        if stage != self._stage or self._progress is None:
+            self._bar.close()
+            log.info("%s ...", stage)
+            self._stage, self._done = stage, 0
+            self._progress = self._bar.enter_context(Progress(total, unit="samples"))
+        self._progress.advance(done - self._done)
+        self._done = done
+
+    def close(self) -> None:
+        """End the bar."""
+        self._bar.close()
