@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.runtime.errors import UserError, one_line
-from pipeline.runtime.untrusted import JOURNAL, parse_json
 from pipeline.runtime.filesystem import sync
+from pipeline.runtime.untrusted import JOURNAL, parse_json
 
 __all__ = ["Journal", "PermanentError"]
 
