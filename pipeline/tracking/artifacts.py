@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from mlflow import MlflowClient
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.utils.uri import add_databricks_profile_info_to_artifact_uri
 
@@ -70,10 +71,10 @@ def upload_folder(client: MlflowClient, location: str, path: Path, folder: str |
     _repository(client, location).log_artifacts(str(path), folder)
 
 
-def _repository(client: MlflowClient, location: str):
+def _repository(client: MlflowClient, location: str) -> ArtifactRepository:
     # MLflow's own methods request the location anew, and a server may give another one than that which was checked.
     require_remote(client.tracking_uri, location)
-    uri = add_databricks_profile_info_to_artifact_uri(location, client.tracking_uri)
+    uri = str(add_databricks_profile_info_to_artifact_uri(location, client.tracking_uri))
     return get_artifact_repository(uri, tracking_uri=client.tracking_uri)
 
 
