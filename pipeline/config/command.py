@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
@@ -32,6 +33,8 @@ __all__ = ["CommandLine", "Task", "command", "compose", "report_error", "run_com
 
 Task = Callable[[Any, dict[str, Any]], int]
 """Body of a command: takes the config and the keys that the command line names, and returns the exit status."""
+
+_MULTIRUN_MODE = re.compile(r"\+{0,2}hydra\.mode=[\"']?multirun[\"']?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ def run_command(task: Task, line: CommandLine) -> None:
         if (request := completion.completion_request(args)) is not None:
             completion.complete(request, line.config_name)
             return
+        _refuse_multirun(args)
         sys.argv[1:] = quote_texts(args, line.text_keys)
         composed = compose(line.config_name)
         if composed is None:
@@ -117,6 +121,23 @@ def run_command(task: Task, line: CommandLine) -> None:
     except (Exception, KeyboardInterrupt) as error:
         status = report_error(error)
     sys.exit(status)
+
+
+def _refuse_multirun(args: list[str]) -> None:
+    """Refuse Hydra's multirun, which composes one config a job, where a command runs one.
+
+    Args:
+        args: Arguments of the command.
+
+    Raises:
+        UserError: They ask for several jobs.
+    """
+    # As Hydra reads them: options may be shortened, or joined as in -rm.
+    if get_args_parser().parse_known_args(args)[0].multirun or any(map(_MULTIRUN_MODE.fullmatch, args)):
+        raise UserError(
+            "a command runs one job, and not several (-m, --multirun, hydra.mode): search values with "
+            "`python -m pipeline.sweep sweeps=grid '++sweep.space={seed:{choice:[1,2,3]}}'`, or run one command each"
+        )
 
 
 def compose(config_name: str) -> tuple[dict[str, Any], dict[str, Any]] | None:

@@ -367,3 +367,12 @@ def test_it_is_the_same_from_any_directory(tmp_path, args):
     assert ran.returncode == 2
     assert ran.stderr.startswith("error: ") and ran.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("verb", [*VERBS, "submit"])
+@pytest.mark.parametrize("args", [["-m"], ["--multirun"], ["--multi"], ["-rm"], ["hydra.mode=MULTIRUN"]])
+def test_several_jobs_at_once_are_refused_by_every_command(refused, tmp_path, verb, args):
+    for words in ([*args, "seed=1,2,3"], ["seed=1", *args]):
+        line = refused(verb, *words)
+        assert "sweeps=grid" in line and "one command each" in line
+    assert not list(tmp_path.iterdir())
