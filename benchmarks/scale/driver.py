@@ -38,7 +38,8 @@ from pipeline import config as schema
 from pipeline.sweep import cluster, search
 from pipeline.sweep.callback import SweepCallback
 from pipeline.sweep.display.console import Display
-from pipeline.sweep.space import initial_points, parse_space
+from pipeline.sweep.points import initial_points
+from pipeline.sweep.space import SearchSpace, parse_space
 from pipeline.sweep.trainable import TRIAL_NAME_KEY
 from pipeline.tracking.summary import SweepSummary, TrialRecord
 from pipeline.tracking.tracker import Tracker
@@ -254,7 +255,7 @@ class _Sweep:
 
     load: Load
     config: schema.Config
-    space: dict[str, Any]
+    space: SearchSpace
     records: SweepSummary
     tracker: _Timed
     folder: Path

@@ -24,6 +24,8 @@ __all__ = [
     "Data",
     "Evaluation",
     "FinalPhase",
+    "KineticKernel",
+    "LangevinKernel",
     "LearningRateDecay",
     "Model",
     "Negatives",
@@ -32,6 +34,7 @@ __all__ = [
     "Sampler",
     "Scale",
     "Source",
+    "StepKernel",
     "Sweep",
     "Tracking",
     "Train",
@@ -265,22 +268,59 @@ class Train:
 
 
 @dataclass
-class Sampler:
-    """MCMC in latent space."""
+class StepKernel:
+    """Settings of a kernel that has a step size alone."""
 
-    name: str = choice("ula", "Kernel.", names="gebm.samplers:NAMES")
-    step_size: float = bounded(1e-4, "Step size h of the kernel.", gt=0)
+    step_size: float | None = bounded(None, "Step size h (default: as far in one step as ULA).", gt=0)
+
+
+@dataclass
+class LangevinKernel(StepKernel):
+    """Settings of a kernel whose step size can decay."""
+
+    decay: float | None = bounded(None, "Factor on the step size every decay_every steps.", gt=0)
+    decay_every: int | None = bounded(None, "MCMC steps between two decays of the step size.", gt=0)
+
+
+@dataclass
+class KineticKernel(LangevinKernel):
+    """Settings of the kinetic sampler, whose step size is a time."""
+
+    friction: float | None = bounded(None, "Friction, per unit of time.", ge=0)
+
+
+@dataclass
+class Sampler:
+    """MCMC in latent space. A setting of one kernel, such as kla.step_size, is used where it is set for no other."""
+
+    name: str = choice("ula", "Kernel; its settings are those of sampler.<name>.", names="gebm.samplers:NAMES")
+    step_size: float | None = bounded(
+        None, "Step size h, of whichever kernel (default: the kernel's own, such as ula.step_size, or else 1e-4).", gt=0
+    )
     num_steps: int = bounded(1000, "MCMC steps of a chain.", gt=0)
     beta: float = bounded(1.0, "Inverse temperature; 1 is the model itself.", ge=0)
-    friction: float = bounded(0.1, "Friction of the kinetic sampler.", ge=0)
-    decay: float = bounded(1.0, "Factor on the step size every decay_every steps.", gt=0)
-    decay_every: int = bounded(200, "MCMC steps between two decays of the step size.", gt=0)
+    friction: float | None = bounded(
+        None, "Friction of the kinetic sampler (default: kla.friction, or else 0.1).", ge=0
+    )
+    decay: float | None = bounded(
+        None, "Factor on the step size every decay_every steps (default: the kernel's own, or else none, 1).", gt=0
+    )
+    decay_every: int | None = bounded(
+        None, "MCMC steps between two decays of the step size (default: the kernel's own, or else 200).", gt=0
+    )
     num_samples: int = bounded(64, "Samples that `python -m pipeline.sample` draws.", gt=0)
     precision: str = choice(
         "auto",
         "Precision of the networks; auto is bfloat16 for images where the hardware has it, with ula, kla and ddls.",
         names=_PRECISIONS,
     )
+    ula: LangevinKernel = field(default_factory=LangevinKernel)
+    kla: KineticKernel = field(default_factory=KineticKernel)
+    mala: StepKernel = field(default_factory=StepKernel)
+    hmc: StepKernel = field(default_factory=StepKernel)
+    rwm: StepKernel = field(default_factory=StepKernel)
+    dot: StepKernel = field(default_factory=StepKernel)
+    descent: LangevinKernel = field(default_factory=LangevinKernel)
 
 
 @dataclass
@@ -375,7 +415,8 @@ class Sweep:
 
     search: str = choice("random", "Search algorithm.", names=("random", "grid", "optuna"))
     scheduler: str = choice("none", "Scheduler of the trials.", names=("asha", "pbt", "none"))
-    num_trials: int = bounded(1, "Number of trials.", gt=0)
+    num_trials: int = bounded(1, "Number of trials; of a grid, all its points are trials.", gt=0)
+    max_trials: int = bounded(10_000, "Number of trials above which a sweep is refused.", gt=0)
     grid_size: int = bounded(3, "Values that a continuous range becomes in a grid.", gt=0)
     space: dict[str, Any] = field(
         default_factory=dict, metadata=documented("Search space: key to {log_uniform: [a, b]} and the like.")

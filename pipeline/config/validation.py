@@ -20,11 +20,12 @@ from gebm.samplers import StepDecay
 from gebm.training.optimizers import Schedule
 from gebm.training.plateau import PlateauDecay
 from pipeline.config.fields import keys
+from pipeline.config.kernels import kernel_settings
 from pipeline.config.precision import BF16_SAFE_SAMPLERS
 from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError, one_line
 
-__all__ = ["FEWEST_SAMPLES", "validate", "validate_store"]
+__all__ = ["FEWEST_SAMPLES", "required_multiple", "validate", "validate_rules", "validate_store"]
 
 # With fewer samples a metric is not defined: a covariance; two subsets of two; one sample a split; a third neighbor.
 FEWEST_SAMPLES = {"fid": 2, "kid": 4, "is": 10, "prc": 4}
@@ -49,6 +50,19 @@ def validate(config: Config) -> None:
 
     Raises:
         UserError: A key or a combination of keys is impossible; the message is one line that names it.
+    """
+    validate_rules(config)
+    _check_networks(config)
+
+
+def validate_rules(config: Config) -> None:
+    """Refuse what cannot run, as :func:`validate` does, without building the networks, which takes seconds.
+
+    Args:
+        config: The experiment.
+
+    Raises:
+        UserError: As :func:`validate`.
     """
     for check in (
         _check_fields,
@@ -75,6 +89,25 @@ def validate_store(config: Config) -> None:
     """
     _check_fields(config, "data.")
     _check_encoding(config)
+
+
+def required_multiple(config: Config, key: str) -> int:
+    """Return the number that the values of a key have to be multiples of; 1 where any will do.
+
+    Args:
+        config: The experiment.
+        key: Dotted name of a whole number.
+
+    Example:
+        >>> from pipeline.config import from_dict
+        >>> config = from_dict({"name": "x", "data": {"store": "s", "source": {"kind": "digits"}},
+        ...     "model": {"networks": "dcgan"}, "scale": {"num_workers": 3, "min_workers": 2}})
+        >>> required_multiple(config, "train.batch_size"), required_multiple(config, "sampler.num_steps")
+        (6, 1)
+    """
+    if key in ("train.batch_size", "train.latent_batch_size"):
+        return math.lcm(*_possible_workers(config))
+    return config.train.learning_rate_decay.every if key == "train.learning_rate_decay.lag" else 1
 
 
 def _check_fields(config: Config, prefix: str = "") -> None:
@@ -207,17 +240,21 @@ def _check_scale(config: Config) -> None:
     fewest, most = config.scale.min_workers or config.scale.num_workers, config.scale.num_workers
     if fewest > most:
         raise UserError(f"scale.min_workers={fewest}: it cannot be more than scale.num_workers={most}")
-    possible = range(fewest, most + 1)
     workers = f"scale.num_workers={most}" if fewest == most else f"{fewest} to {most} workers (scale.min_workers)"
     for key, size in (("batch_size", config.train.batch_size), ("latent_batch_size", config.train.latent_batch_size)):
-        if size is not None and any(size % number for number in possible):
+        multiple = required_multiple(config, f"train.{key}")
+        if size is not None and size % multiple:
             raise UserError(
-                f"train.{key}={size} cannot be shared out evenly among {workers}: make it a multiple of "
-                f"{math.lcm(*possible)}"
+                f"train.{key}={size} cannot be shared out evenly among {workers}: make it a multiple of {multiple}"
             )
 
 
-def _check_components(config: Config) -> None:
+def _possible_workers(config: Config) -> range:
+    """Return the numbers of workers that a trial may run on."""
+    return range(config.scale.min_workers or config.scale.num_workers, config.scale.num_workers + 1)
+
+
+def _check_networks(config: Config) -> None:
     _try_to_build(
         "model",
         lambda: _build_networks(
@@ -230,13 +267,17 @@ def _check_components(config: Config) -> None:
             config.model.energy_offset,
         ),
     )
-    _try_to_build("sampler.decay", lambda: StepDecay(factor=config.sampler.decay, every=config.sampler.decay_every))
+
+
+def _check_components(config: Config) -> None:
+    sampler = kernel_settings(config.sampler)
+    _try_to_build("sampler.decay", lambda: StepDecay(cast(float, sampler.decay), cast(int, sampler.decay_every)))
     _try_to_build(
         "sampler",
         lambda: samplers.make(
-            config.sampler.name,
-            step_size=config.sampler.step_size,
-            friction=config.sampler.friction,
+            sampler.name,
+            step_size=sampler.step_size,
+            friction=sampler.friction,
             prior=StandardNormal(config.model.latent_dim),
         ),
     )

@@ -35,6 +35,7 @@ class Evaluation:
         ends: ``base``, where the chain starts, and ``gebm``, where it ends, with all their samples.
         pictures: File name -> its bytes; filled in by the task, on the first worker.
         notes: One-line messages for the user, such as a batch size that did not fit.
+        warnings: Lines on scores that do not mean what they seem to.
     """
 
     scores: dict[str, float] = field(default_factory=dict)
@@ -43,6 +44,7 @@ class Evaluation:
     ends: dict[str, ChainSamples] = field(default_factory=dict)
     pictures: dict[str, bytes] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 class SampleScorer(Protocol):

@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 from gebm import GEBM, samplers
 from gebm.freezing import frozen
 from pipeline import config as schema
+from pipeline.config.kernels import kernel_settings
 from pipeline.runtime.errors import UserError
 
 __all__ = [
@@ -25,9 +26,12 @@ def make_kernel(sampler: schema.Sampler, model: GEBM) -> samplers.Kernel:
         sampler: Settings of the kernel.
         model: The GEBM, whose prior is the proposal of an independent sampler.
     """
-    schedule = samplers.StepDecay(factor=sampler.decay, every=sampler.decay_every) if sampler.decay != 1.0 else None
+    used = kernel_settings(sampler)
+    schedule = None
+    if used.decay is not None and used.decay_every is not None and used.decay != 1.0:
+        schedule = samplers.StepDecay(factor=used.decay, every=used.decay_every)
     return samplers.make(
-        sampler.name, step_size=sampler.step_size, friction=sampler.friction, schedule=schedule, prior=model.prior
+        used.name, step_size=used.step_size, friction=used.friction, schedule=schedule, prior=model.prior
     )
 
 

@@ -20,6 +20,7 @@ from pipeline.config import precision
 from pipeline.evaluation.base import ChainSamples, Evaluation, SampleScorer
 from pipeline.evaluation.oom import halve_batch_on_oom
 from pipeline.evaluation.recorder import LocalChains, LocalJob, run_local_chains
+from pipeline.evaluation.travel import judge_travel, measure_travel
 
 __all__ = [
     "ChainSamples",
@@ -76,6 +77,8 @@ def evaluate(
     evaluation.scores.update(chains.diagnostics)
     evaluation.scores["divergences"] = float(_gather(torch.tensor([chains.divergences]), world_size).sum())
     _score_chain(evaluation, chains, job)
+    evaluation.scores |= measure_travel(evaluation.ends["base"].latents, evaluation.ends["gebm"].latents)
+    evaluation.warnings += judge_travel(evaluation.scores, config.sampler)
     # The trained log-partition, next to its estimate.
     evaluation.scores["log_partition"] = model.log_partition.item()
     estimate, error = chains.log_partition

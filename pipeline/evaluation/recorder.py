@@ -214,9 +214,11 @@ class ChainRecorder:
             self.frames[step] = torch.cat([frame, shown.cpu()])[:size]
 
     def _diagnose(self, chain: samplers.Chain) -> dict[str, float]:
-        # Of a chain too short for R-hat and ESS, there is only the potential.
+        # A chain may be too short for R-hat and ESS.
         if len(self._positions) < 4:
-            return {"mean_potential": diagnostics.mean_potential(chain.infos)}
+            rate = diagnostics.acceptance_rate(chain.infos)
+            accepted = {} if rate is None else {"acceptance_rate": rate}
+            return {"mean_potential": diagnostics.mean_potential(chain.infos), **accepted}
         kernel = make_kernel(self._config.sampler, self._model)
         return diagnostics.summary(
             torch.stack(self._positions),

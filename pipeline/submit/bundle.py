@@ -19,7 +19,8 @@ from pipeline.config.validation import validate
 from pipeline.runtime.filesystem import require_writable
 from pipeline.runtime.redaction import refuse_secrets
 from pipeline.submit.reachability import resolve_paths
-from pipeline.sweep import space
+from pipeline.sweep.points import check_count
+from pipeline.sweep.space import parse_space
 
 __all__ = ["JOB", "JobBundle", "copy_code", "job_name"]
 
@@ -69,7 +70,7 @@ class JobBundle:
             UserError: When a key is refused, by a one-line message that names it and its valid values.
         """
         validate(config)
-        space.parse_space(config)
+        check_count(config, parse_space(config))
         overrides = {key: value for key, value in overrides.items() if key != "apply" and not key.startswith("launch.")}
         resolve_paths(config, overrides, shared, advice)
         # What the user has chosen on this machine for a sweep or a model is not known on the cluster.

@@ -67,8 +67,10 @@ class SweepCallback(tune.Callback):
         # Population-based training changes them.
         if params != record.params:
             record.params = params
-            values = ", ".join(f"{key}={value:.3g}" for key, value in params.items() if isinstance(value, float))
-            log.info(f"trial {name} exploits a better trial's weights; new values: {values}")
+            values = [
+                f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}" for key, value in params.items()
+            ]
+            log.info(f"trial {name} exploits a better trial's weights; new values: {', '.join(values)}")
         return record
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from pipeline import config as schema
 from pipeline import tasks
+from pipeline.config.kernels import as_used
 from pipeline.config.own_choices import keep_choices
 from pipeline.config.printed_commands import format_command
 from pipeline.config.temperature import BETA, describe_temperature, sampling_beta
@@ -178,7 +179,7 @@ class Sweep:
         self._start_run(label)
         write_file(f"{self.plan.output}/config.yaml", yaml.safe_dump(schema.to_dict(config), sort_keys=False).encode())
         self.tracker.log_files(None, [f"{self.plan.output}/config.yaml"])
-        for note in preflight_notes(config, self.capacity, self.plan.store):
+        for note in (*self.plan.notes, *preflight_notes(config, self.capacity, self.plan.store)):
             log.info(note)
         self.summary.write()
 
@@ -227,7 +228,7 @@ class Sweep:
         config, beta = self.plan.config, sampling_beta(self.plan.config)
         self.tracker.start_sweep(
             self.plan.output.rstrip("/").rsplit("/", 1)[-1],
-            schema.to_dict(config),
+            schema.to_dict(as_used(config)),
             markdown(current_results(config, self.summary)),
             extractor=label,
             run_id=self.plan.run_id,

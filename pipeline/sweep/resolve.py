@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-from ray.tune.search.sample import Domain
 
 from pipeline import config as schema
+from pipeline import tasks
 from pipeline.config import invocation
 from pipeline.config.compose import format_overrides
 from pipeline.config.own_choices import DATA_KEYS, RESUME_KEYS, choose, is_own, own_overrides
@@ -22,7 +22,8 @@ from pipeline.runtime.errors import UserError, one_line
 from pipeline.runtime.filesystem import filesystem, require_writable
 from pipeline.runtime.untrusted import CONFIG, InvalidDocument, parse_yaml, read_bytes
 from pipeline.runtime.user_folders import default_tracker
-from pipeline.sweep.space import initial_points, is_sampler_search, is_searchable, parse_space
+from pipeline.sweep.points import check_count, plan_trials
+from pipeline.sweep.space import SearchSpace, is_sampler_search, is_searchable, parse_space
 from pipeline.tasks.store import ensure_store
 from pipeline.tracking.summary import TERMINAL_STATUSES, TrialRecord, read_summary
 from pipeline.training.checkpoints import load_state, read
@@ -45,16 +46,18 @@ class SweepPlan:
         experiment: Fields of the summary that name the experiment's file; see
             :meth:`pipeline.config.invocation.Invocation.facts`.
         summary: Summary of the sweep that is resumed, as it was read; empty for a new one.
+        notes: Lines for the user.
     """
 
     config: schema.Config
-    space: dict[str, Domain]
+    space: SearchSpace
     store: Store
     trials: list[TrialRecord]
     overrides: str
     artifacts: str | None = None
     experiment: dict[str, str] = dataclasses.field(default_factory=dict)
     summary: dict[str, Any] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def run_id(self) -> str | None:
@@ -88,22 +91,22 @@ def resolve(config: schema.Config, overrides: dict[str, Any]) -> SweepPlan:
     space = parse_space(config)
     if is_sampler_search(config) and config.checkpoint is None:
         raise UserError("a search over the sampler alone needs a trained model: give checkpoint=<a trial's folder>")
+    check_count(config, space)
+    trials, notes = plan_trials(config, space, trials)
     if config.evaluation.weights:
         # Workers have working directories of their own.
         config.evaluation.weights = _absolute(config.evaluation.weights)
     store = ensure_store(config)
+    _check_batches(config, space, store)
     config.data.store = store.url
     config.output, config.tracking.uri, artifacts = _resolve_output(config, resuming=resuming)
-    # A resumed sweep may have been given more trials.
-    points = initial_points(config, space)
-    trials += [TrialRecord(f"{index:03d}", points[index]) for index in range(len(trials), len(points))]
     earlier = map(shlex.quote, own_overrides(str(summary.get("named", "")), str(config.output)))
     text = " ".join([*earlier, *format_overrides(overrides)])
     chosen = invocation.current().facts(config.name)
     if resuming:
         known = summary if is_own(str(config.output)) else {}
         chosen = {key: value for key in ("conf", "config_dir") if isinstance(value := known.get(key), str)}
-    return SweepPlan(config, space, store, trials, text, artifacts, chosen, summary)
+    return SweepPlan(config, space, store, trials, text, artifacts, chosen, summary, notes)
 
 
 def require_unchanged(plan: SweepPlan) -> None:
@@ -120,6 +123,17 @@ def require_unchanged(plan: SweepPlan) -> None:
     present = read_summary(plan.output)[0] if files.exists(f"{path}/summary.json") else {}
     if present != plan.summary:
         raise UserError(f"another sweep has just ended in {plan.output}: run the command again")
+
+
+def _check_batches(config: schema.Config, space: SearchSpace, store: Store) -> None:
+    """Refuse a search over batch sizes the largest of which the store cannot fill."""
+    if "train.batch_size" not in space:
+        return
+    largest = max(space["train.batch_size"].extremes)
+    try:
+        tasks.make(schema.apply(config, {"train.batch_size": largest})).check(store)
+    except UserError as error:
+        raise UserError(f"sweep.space: {error}") from None
 
 
 def load_sweep(folder: str) -> tuple[schema.Config, list[TrialRecord], dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,9 +10,11 @@ from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
-from ray.tune.search.sample import Domain, Float, Integer
 
 from pipeline.config import Config
+from pipeline.sweep.dimension import Choice
+from pipeline.sweep.points import free_names
+from pipeline.sweep.space import SearchSpace
 from pipeline.sweep.trainable import TRIAL_NAME_KEY
 from pipeline.tracking.summary import TERMINAL_STATUSES, TrialRecord
 
@@ -23,21 +26,33 @@ __all__ = [
 ]
 
 
+log = logging.getLogger(__name__)
+
+# Proposals of one trial that may be refused in a row.
+_MAX_REFUSALS = 100
+
+
 class ResumableSearcher(Searcher):
     """Searcher that gives Tune the trials that are left, by name: planned ones, then those that Optuna proposes.
 
     Args:
         planned: Names and parameters of trials to run, in order.
         names: Names for trials that are still to be proposed.
+        space: Search space, which every proposal has to be a point of.
         proposer: Optuna's searcher, with the trials that have ended; None where everything is planned.
     """
 
     def __init__(
-        self, planned: list[tuple[str, dict[str, Any]]], names: list[str], proposer: OptunaSearch | None = None
+        self,
+        planned: list[tuple[str, dict[str, Any]]],
+        names: list[str],
+        space: SearchSpace,
+        proposer: OptunaSearch | None = None,
     ) -> None:
         super().__init__(metric=proposer.metric if proposer else None, mode=proposer.mode if proposer else None)
-        self._planned, self._names, self._proposer = list(planned), list(names), proposer
-        self._proposed: set[str] = set()
+        self._planned, self._names, self._space, self._proposer = list(planned), list(names), space, proposer
+        # Tune's id of a trial to the proposer's.
+        self._proposed: dict[str, str] = {}
 
     # Ray's annotation leaves out FINISHED, a string, which its own searchers return as well.
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -47,17 +62,24 @@ class ResumableSearcher(Searcher):
             return {TRIAL_NAME_KEY: name, **params}
         if self._proposer is None or not self._names:
             return Searcher.FINISHED
-        params = self._proposer.suggest(trial_id)
-        if params is None:
-            return None
-        self._proposed.add(trial_id)
-        return {TRIAL_NAME_KEY: self._names.pop(0), **params}
+        refusal = None
+        for attempt in range(_MAX_REFUSALS):
+            proposal = f"{trial_id}-{attempt}"
+            params = self._proposer.suggest(proposal)
+            if params is None:
+                return None
+            if (refusal := self._space.refusal(params)) is None:
+                self._proposed[trial_id] = proposal
+                return {TRIAL_NAME_KEY: self._names.pop(0), **params}
+            self._proposer.on_trial_complete(proposal, None, error=True)
+        log.warning(f"no more trials: {_MAX_REFUSALS} proposals in a row were refused; the last: {refusal}")
+        return Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Report a trial's result to the proposer."""
         if self._proposer is not None and trial_id in self._proposed:
             scored = result if result and self._proposer.metric in result else None
-            self._proposer.on_trial_complete(trial_id, scored, error=error or scored is None)
+            self._proposer.on_trial_complete(self._proposed[trial_id], scored, error=error or scored is None)
 
     def save(self, checkpoint_path: str) -> None:
         """Do nothing: a sweep resumes from ``summary.json``."""
@@ -66,34 +88,35 @@ class ResumableSearcher(Searcher):
         """Do nothing: a sweep resumes from ``summary.json``."""
 
 
-def make_searcher(
-    config: Config, space: dict[str, Domain], records: list[TrialRecord]
-) -> tuple[ResumableSearcher, int]:
+def make_searcher(config: Config, space: SearchSpace, records: list[TrialRecord]) -> tuple[ResumableSearcher, int]:
     """Return a searcher of the trials that are left to run.
 
     Args:
         config: The experiment.
         space: Its search space.
-        records: The trials of ``summary.json`` where a sweep is resumed; those that have ended stay ended.
+        records: The trials of ``summary.json`` where a sweep is resumed; those that have ended stay ended, and the
+            proposer learns from those of them that are points of the space.
 
     Returns:
         The searcher, and the number of trials that it has to give.
     """
     unfinished = [(record.name, record.params) for record in records if record.status not in TERMINAL_STATUSES]
     proposed = config.sweep.search == "optuna"
-    names = [f"{index:03d}" for index in range(len(records), config.sweep.num_trials)] if proposed else []
+    names = free_names(records, config.sweep.num_trials - len(records)) if proposed else []
     proposer = None
     if names:
         proposer = OptunaSearch(
-            space, metric=config.sweep.metric, mode=config.sweep.mode, seed=config.seed + len(records)
+            space.domains, metric=config.sweep.metric, mode=config.sweep.mode, seed=config.seed + len(records)
         )
         for record in records:
-            if config.sweep.metric in record.metrics and record.status in TERMINAL_STATUSES:
-                proposer.add_evaluated_point(record.params, record.metrics[config.sweep.metric])
-    return ResumableSearcher(unfinished, names, proposer), len(unfinished) + len(names)
+            scored = config.sweep.metric in record.metrics and record.status in TERMINAL_STATUSES
+            if scored and space.holds(record.params):
+                # Optuna refuses a value that is beyond a bound by rounding.
+                proposer.add_evaluated_point(space.nearest(record.params), record.metrics[config.sweep.metric])
+    return ResumableSearcher(unfinished, names, space, proposer), len(unfinished) + len(names)
 
 
-def pbt_config(space: dict[str, Domain], records: list[TrialRecord]) -> dict[str, Any]:
+def pbt_config(space: SearchSpace, records: list[TrialRecord]) -> dict[str, Any]:
     """Return the trials that are left in Tune's form for population-based training, which takes no searcher.
 
     Args:
@@ -114,47 +137,53 @@ def pbt_config(space: dict[str, Domain], records: list[TrialRecord]) -> dict[str
     return {TRIAL_NAME_KEY: tune.grid_search(list(params)), **{key: sample(key) for key in space}}
 
 
-def _clip_to_space(space: dict[str, Domain], params: dict[str, Any]) -> dict[str, Any]:
-    """Return perturbed parameters, back between the bounds of the space."""
-
-    def clip(key: str, value: Any) -> Any:
-        match space.get(key):
-            case Integer(lower=low, upper=high):
-                return min(max(value, low), high - 1)
-            case Float(lower=low, upper=high):
-                return min(max(value, low), high)
-        return value
-
-    return {key: clip(key, value) for key, value in params.items()}
-
-
-def make_scheduler(config: Config, space: dict[str, Domain], records: list[TrialRecord]) -> TrialScheduler:
+def make_scheduler(config: Config, space: SearchSpace, records: list[TrialRecord]) -> TrialScheduler:
     """Return the scheduler that prunes trials, or has them exploit better ones.
 
     Args:
         config: The experiment.
         space: Its search space.
-        records: Earlier trials, whose results count towards the cut-offs of a resumed sweep.
+        records: Planned and earlier trials. Results of those that have ended count towards the cut-offs of a resumed
+            sweep, where they are points of the space.
     """
     if config.sweep.scheduler == "asha":
-        return _make_asha(config, records)
+        return _make_asha(config, space, records)
     if config.sweep.scheduler == "pbt":
-        return PopulationBasedTraining(
-            time_attr="base_step",
-            metric=config.sweep.metric,
-            mode=config.sweep.mode,
-            perturbation_interval=config.sweep.perturbation_steps or max(1, config.train.base_steps // 10),
-            hyperparam_mutations=dict(space),
-            custom_explore_fn=lambda params: _clip_to_space(space, params),
-            require_attrs=False,
-            log_config=False,
-        )
+        return _make_pbt(config, space, records)
     return FIFOScheduler()
 
 
-def _make_asha(config: Config, records: list[TrialRecord]) -> AsyncHyperBandScheduler:
+def _make_pbt(config: Config, space: SearchSpace, records: list[TrialRecord]) -> PopulationBasedTraining:
+    """Return the scheduler of population-based training, whose trials stay in the space."""
+    planned = {record.name: record.params for record in records}
+
+    def explore(params: dict[str, Any]) -> dict[str, Any]:
+        # Named after the trial that is exploited, since these are its parameters, perturbed.
+        name = params[TRIAL_NAME_KEY]
+        point = space.nearest(params)
+        return {TRIAL_NAME_KEY: name, **(planned[name] if space.refusal(point) else point)}
+
+    # Tune multiplies a value of a distribution, and takes the next one of a list.
+    mutations: dict[str, Any] = {
+        key: one.extremes if isinstance(one, Choice) else one.domain for key, one in space.items()
+    }
+    return PopulationBasedTraining(
+        time_attr="base_step",
+        metric=config.sweep.metric,
+        mode=config.sweep.mode,
+        perturbation_interval=config.sweep.perturbation_steps or max(1, config.train.base_steps // 10),
+        hyperparam_mutations=mutations,
+        custom_explore_fn=explore,
+        require_attrs=False,
+        log_config=False,
+    )
+
+
+def _make_asha(config: Config, space: SearchSpace, records: list[TrialRecord]) -> AsyncHyperBandScheduler:
     """Return the scheduler of successive halving, with the evaluations of trials that have ended."""
-    total = max(1, config.train.base_steps)
+    # A trial is stopped at the longest length, which is no pruning; shorter ones end by themselves.
+    lengths = space["train.base_steps"].extremes if "train.base_steps" in space else [config.train.base_steps]
+    total = max(1, *lengths)
     asha = AsyncHyperBandScheduler(
         time_attr="base_step",
         metric=config.sweep.metric,
@@ -169,7 +198,7 @@ def _make_asha(config: Config, records: list[TrialRecord]) -> AsyncHyperBandSche
         controller: Any = None
         asha.on_trial_add(controller, earlier)
         # The others will report for themselves.
-        if record.status in TERMINAL_STATUSES:
+        if record.status in TERMINAL_STATUSES and space.holds(record.params):
             for evaluation in record.evaluations:
                 asha.on_trial_result(controller, earlier, evaluation)
     return asha

@@ -1,38 +1,49 @@
-"""Search space of a sweep, as written in YAML, and its points.
+"""Search space of a sweep, as written in YAML: which points it holds, and which of them can run.
 
 A space maps a key of the experiment to one of::
 
     {log_uniform: [1.0e-4, 1.0e-3]}   {uniform: [0.0, 1.0]}   {int_uniform: [10, 100]}   {choice: [ula, kla]}
+
+A setting that each kernel has of its own, such as ``sampler.step_size``, may have one of these by kernel; see
+:mod:`pipeline.sweep.kernel_ranges`.
 """
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
-from collections.abc import Callable, Mapping
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
-import numpy as np
-from ray import tune
-from ray.tune.search.sample import Domain, Integer
+from ray.tune.search.sample import Domain
 
 from pipeline.config import Config, apply
+from pipeline.config.compose import format_overrides
 from pipeline.config.fields import keys
-from pipeline.config.validation import validate
+from pipeline.config.validation import required_multiple, validate, validate_rules
 from pipeline.runtime.errors import UserError
+from pipeline.sweep.dimension import Choice, Dimension, Interval, WholeNumbers
+from pipeline.sweep.kernel_ranges import by_kernel
 
-__all__ = [
-    "grid_points",
-    "initial_points",
-    "is_sampler_search",
-    "is_searchable",
-    "parse_space",
-    "random_points",
-]
+__all__ = ["SearchSpace", "is_sampler_search", "is_searchable", "parse_space"]
 
 # What a trial is made of. A search over how it is measured, or over what it runs on, would compare unlike things.
 _SEARCHED = ("model", "train", "sampler", "seed")
 _FORM_NAMES = "{log_uniform: [low, high]}, {uniform: [low, high]}, {int_uniform: [low, high]} or {choice: [a, b, ...]}"
+# Combinations of extremes that are tried together, and members of a range that are tried between its ends.
+_MAX_CORNERS, _MAX_BUILT_CORNERS, _NUM_BETWEEN = 256, 16, 16
+# What cannot change while a trial trains on, by what it would change.
+_FIXED_IN_TRAINING = {
+    "model.": "the networks",
+    "seed": "the data's order and what the trial is",
+    "train.objective": "what the energy is trained for",
+    "train.train_base": "what is trained",
+    "train.base_steps": "the length of the training",
+}
 
 
 def is_sampler_search(config: Config) -> bool:
@@ -55,36 +66,127 @@ def is_searchable(key: str) -> bool:
     return key.split(".")[0] in _SEARCHED and key in {known.name for known in keys(Config)}
 
 
-def parse_space(config: Config) -> dict[str, Domain]:
+@dataclass(frozen=True)
+class SearchSpace(Mapping[str, Dimension]):
+    """Search space: key of the experiment to the values that it may have.
+
+    Args:
+        config: The experiment, whose other keys decide which points can run.
+        dimensions: Key to its values.
+    """
+
+    config: Config
+    dimensions: Mapping[str, Dimension]
+
+    def __getitem__(self, key: str) -> Dimension:
+        return self.dimensions[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.dimensions)
+
+    def __len__(self) -> int:
+        return len(self.dimensions)
+
+    @property
+    def domains(self) -> dict[str, Domain]:
+        """The values as Ray Tune and Optuna draw them."""
+        return {key: dimension.domain for key, dimension in self.items()}
+
+    def holds(self, params: Mapping[str, Any]) -> bool:
+        """Return whether parameters are a point of the space: its keys, each with one of its values."""
+        return params.keys() == self.keys() and all(params[key] in dimension for key, dimension in self.items())
+
+    def refusal(self, params: Mapping[str, Any]) -> str | None:
+        """Return why a trial cannot have these parameters, in one line; ``None`` where it can.
+
+        Args:
+            params: Parameters of a trial.
+        """
+        if not self.holds(params):
+            return f"{' '.join(format_overrides(params))} is outside sweep.space"
+        try:
+            validate_rules(_replaced(self.config, params))
+        except UserError as error:
+            return str(error)
+        return None
+
+    def nearest(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the point that is nearest to parameters with the space's keys."""
+        return {key: dimension.nearest(params[key]) for key, dimension in self.items()}
+
+    def grid_size(self, size: int) -> int:
+        """Return the number of points in a grid with ``size`` values a range, at once."""
+        return math.prod(dimension.grid_size(size) for dimension in self.values())
+
+    def corners(self, prefix: str = "", limit: int = _MAX_CORNERS) -> list[dict[str, Any]]:
+        """Return combinations of the extremes of the keys that begin with a prefix: all of them, or ``limit``."""
+        extremes = {key: dimension.extremes for key, dimension in self.items() if key.startswith(prefix)}
+        if math.prod(map(len, extremes.values())) <= limit:
+            return [dict(zip(extremes, values, strict=True)) for values in itertools.product(*extremes.values())]
+        draw = random.Random(0)
+        return [{key: draw.choice(values) for key, values in extremes.items()} for _ in range(limit)]
+
+
+def _replaced(config: Config, params: Mapping[str, Any]) -> Config:
+    """Return a config with keys replaced, whose values have the right types; a thousand times as fast as ``apply``."""
+    config = copy.copy(config)
+    copied: dict[str, Any] = {"": config}
+    for key, value in params.items():
+        *groups, name = key.split(".")
+        for depth, group in enumerate(groups):
+            above, path = ".".join(groups[:depth]), ".".join(groups[: depth + 1])
+            if path not in copied:
+                copied[path] = copy.copy(getattr(copied[above], group))
+                setattr(copied[above], group, copied[path])
+        setattr(copied[".".join(groups)], name, value)
+    return config
+
+
+def parse_space(config: Config) -> SearchSpace:
     """Return the sweep's search space.
 
     Args:
         config: The experiment; every key of ``sweep.space`` has to be one of its keys.
 
     Returns:
-        Key to distribution.
+        Key to its values, of which every combination of extremes that was tried can run.
 
     Raises:
-        UserError: If a key does not exist, a form is unknown, or a key cannot have a value of its range.
+        UserError: If a key does not exist, a form is unknown, or a trial cannot have a value of its range, alone or
+            together with those of other keys.
 
     Example:
         >>> from pipeline.config import from_dict
         >>> config = from_dict({"name": "x", "data": {"store": "s", "source": {"kind": "digits"}},
         ...     "model": {"networks": "dcgan"}, "sweep": {"space": {"train.base_lr": {"log_uniform": [1e-4, 1e-3]}}}})
-        >>> list(parse_space(config))
-        ['train.base_lr']
+        >>> parse_space(config)["train.base_lr"]
+        Interval(low=0.0001, high=0.001, log=True)
     """
-    space = {}
-    for key, form in config.sweep.space.items():
-        name, values = _check_form(config, key, form)
-        domain, extremes = _FORMS[name](f"sweep.space: {key}: {name}", values)
-        for value in extremes:
-            try:
-                validate(apply(config, {key: value}))
-            except UserError as error:
-                raise UserError(f"sweep.space: {error}") from None
-        space[key] = domain
-    return space
+    forms = by_kernel(config)
+    parsed = SearchSpace(config, {key: _parse_dimension(config, key, form) for key, form in forms.items()})
+    _check_together(parsed)
+    return parsed
+
+
+def _parse_dimension(config: Config, key: str, form: Any) -> Dimension:
+    name, values = _check_form(config, key, form)
+    dimension = _FORMS[name](config, key, values)
+    typed = []
+    try:
+        for value in dimension.extremes:
+            single = apply(config, {key: value})
+            validate(single)
+            # A number may be written as text.
+            typed.append(attrgetter(key)(single) if isinstance(value, str) else value)
+        if isinstance(dimension, Choice):
+            dimension = Choice(tuple(typed))
+        for value in dimension.grid(_NUM_BETWEEN):
+            validate_rules(_replaced(config, {key: value}))
+    except UserError as error:
+        raise UserError(f"sweep.space: {error}") from None
+    if config.sweep.scheduler == "pbt":
+        _check_changeable(key, dimension)
+    return dimension
 
 
 def _check_form(config: Config, key: str, form: Any) -> tuple[str, list[Any]]:
@@ -103,37 +205,60 @@ def _check_form(config: Config, key: str, form: Any) -> tuple[str, list[Any]]:
     return name, list(values)
 
 
-# What a form is parsed into: its distribution, and the values that the key has to accept.
-_Parsed = tuple[Domain, list[Any]]
+def _check_changeable(key: str, dimension: Dimension) -> None:
+    """Refuse a key that population-based training cannot change: a trial resumes from another's weights with it."""
+    reasons = [reason for prefix, reason in _FIXED_IN_TRAINING.items() if key.startswith(prefix)]
+    if key == "train.ema_decay" and None in dimension.extremes:
+        reasons.append("whether there is an average of the base")
+    if reasons:
+        raise UserError(
+            f"sweep.space: {key} changes {reasons[0]}, and with sweep.scheduler=pbt a trial resumes from another's "
+            f"weights: leave it out, or use sweep.scheduler=asha or none"
+        )
 
 
-def _parse_choice(label: str, values: list[Any]) -> _Parsed:
-    return tune.choice(values), values
+def _check_together(space: SearchSpace) -> None:
+    """Refuse combinations of values each of which can be had alone."""
+    checks = [(validate_rules, point) for point in space.corners()]
+    if sum(key.startswith("model.") for key in space) > 1:
+        checks += [(validate, point) for point in space.corners("model.", _MAX_BUILT_CORNERS)]
+    for check, point in checks:
+        try:
+            check(_replaced(space.config, point))
+        except UserError as error:
+            raise UserError(f"sweep.space: {' '.join(format_overrides(point))} cannot go together: {error}") from None
 
 
-def _parse_log_uniform(label: str, values: list[Any]) -> _Parsed:
+def _parse_choice(config: Config, key: str, values: list[Any]) -> Dimension:
+    return Choice(tuple(values))
+
+
+def _parse_log_uniform(config: Config, key: str, values: list[Any]) -> Dimension:
     if not _are_bounds(values) or values[0] <= 0:
-        raise UserError(f"{label} takes two positive bounds, the lower first, and got {values}")
+        raise UserError(f"sweep.space: {key}: log_uniform takes two positive bounds, the lower first, and got {values}")
     # What is drawn from a continuous range is a float, which a key for whole numbers refuses.
     low, high = map(float, values)
-    return tune.loguniform(low, high), [low, high]
+    return Interval(low, high, log=True)
 
 
-def _parse_uniform(label: str, values: list[Any]) -> _Parsed:
+def _parse_uniform(config: Config, key: str, values: list[Any]) -> Dimension:
     if not _are_bounds(values):
-        raise UserError(f"{label} takes two bounds, the lower first, and got {values}")
+        raise UserError(f"sweep.space: {key}: uniform takes two bounds, the lower first, and got {values}")
     low, high = map(float, values)
-    return tune.uniform(low, high), [low, high]
+    return Interval(low, high)
 
 
-def _parse_int_uniform(label: str, values: list[Any]) -> _Parsed:
+def _parse_int_uniform(config: Config, key: str, values: list[Any]) -> Dimension:
     if not _are_bounds(values) or any(value != int(value) for value in values):
-        raise UserError(f"{label} takes two whole bounds, the lower first, and got {values}")
+        raise UserError(f"sweep.space: {key}: int_uniform takes two whole bounds, the lower first, and got {values}")
     low, high = map(int, values)
-    return tune.randint(low, high + 1), [low, high]
+    multiple = required_multiple(config, key)
+    if high // multiple * multiple < low:
+        raise UserError(f"sweep.space: {key} has to be a multiple of {multiple}, and int_uniform {values} has none")
+    return WholeNumbers(low, high, multiple)
 
 
-_FORMS: dict[str, Callable[[str, list[Any]], _Parsed]] = {
+_FORMS: dict[str, Callable[[Config, str, list[Any]], Dimension]] = {
     "log_uniform": _parse_log_uniform,
     "uniform": _parse_uniform,
     "int_uniform": _parse_int_uniform,
@@ -145,54 +270,3 @@ def _are_bounds(values: list[Any]) -> bool:
     """Return whether values are two finite numbers, the lower first."""
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     return numbers and len(values) == 2 and -math.inf < values[0] < values[1] < math.inf
-
-
-def random_points(space: dict[str, Domain], count: int, seed: int) -> list[dict[str, Any]]:
-    """Return independent draws, the same for the same seed.
-
-    Example:
-        >>> random_points({"a": tune.uniform(0, 1)}, 2, seed=0) == random_points({"a": tune.uniform(0, 1)}, 2, seed=0)
-        True
-    """
-    random = np.random.RandomState(seed)
-    return [{key: domain.sample(random_state=random) for key, domain in space.items()} for _ in range(count)]
-
-
-def grid_points(space: dict[str, Domain], points: int) -> list[dict[str, Any]]:
-    """Return every combination of the choices, and of ``points`` values in each range, its ends included.
-
-    Example:
-        >>> [round(point["a"], 3) for point in grid_points({"a": tune.loguniform(0.01, 1.0)}, 3)]
-        [0.01, 0.1, 1.0]
-    """
-
-    def values(domain: Any) -> list[Any]:
-        if hasattr(domain, "categories"):
-            return list(domain.categories)
-        fractions = [i / (points - 1) for i in range(points)] if points > 1 else [0.5]
-        low, high = domain.lower, domain.upper
-        if isinstance(domain, Integer):
-            return sorted({round(low + fraction * (high - 1 - low)) for fraction in fractions})
-        if type(domain.sampler).__name__ == "_LogUniform":
-            return [math.exp(math.log(low) + f * (math.log(high) - math.log(low))) for f in fractions]
-        return [low + fraction * (high - low) for fraction in fractions]
-
-    return [
-        dict(zip(space, combination, strict=True)) for combination in itertools.product(*map(values, space.values()))
-    ]
-
-
-def initial_points(config: Config, space: dict[str, Domain]) -> list[dict[str, Any]]:
-    """Return the points that are known before anything has run; none where Optuna proposes them one by one.
-
-    Args:
-        config: The experiment.
-        space: Its search space; empty for a single run.
-    """
-    if not space:
-        return [{}]
-    if config.sweep.search == "optuna":
-        return []
-    if config.sweep.search == "grid":
-        return grid_points(space, config.sweep.grid_size)
-    return random_points(space, config.sweep.num_trials, config.seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pipeline import config as schema
+from pipeline.config.kernels import as_used
 from pipeline.config.temperature import BETA, sampling_beta
 from pipeline.tracking import provenance
 from pipeline.tracking.summary import TERMINAL_STATUSES, SweepSummary, TrialRecord
@@ -22,7 +23,7 @@ def start_run(config: schema.Config, record: TrialRecord, tracker: Tracker) -> N
     trial = schema.apply(config, record.params)
     beta = sampling_beta(config, record.params)
     tags = provenance.tags(trial) | ({} if beta is None else {BETA: f"{beta:g}"})
-    tracker.start_trial(record.name, schema.to_dict(trial), tags)
+    tracker.start_trial(record.name, schema.to_dict(as_used(trial)), tags)
 
 
 def restore_runs(config: schema.Config, records: SweepSummary, tracker: Tracker) -> None:

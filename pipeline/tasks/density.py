@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gebm import GEBM, PartitionEstimate, annealing_schedule, log_partition_annealed, objectives, samplers
 from gebm.freezing import frozen
+from pipeline.config.kernels import kernel_settings
 from pipeline.config.temperature import describe_temperature
 from pipeline.evaluation import plots
 from pipeline.evaluation.base import Evaluation
@@ -117,7 +118,7 @@ class DensityTaskWorker(TableTaskWorker):
             annealed = log_partition_annealed(
                 model,
                 self._config.evaluation.num_samples,
-                samplers.make(sampler.name, step_size=sampler.step_size),
+                samplers.make(sampler.name, step_size=kernel_settings(sampler).step_size),
                 annealing_schedule(self._config.evaluation.temperatures),
                 generator=torch.Generator(self._device).manual_seed((self._config.seed + 1) * 1_000_033),
                 batch_size=self._config.evaluation.batch_size,

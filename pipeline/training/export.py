@@ -22,6 +22,7 @@ import gebm
 from gebm import GEBM
 from gebm.model import NoEnergy
 from pipeline import config as schema
+from pipeline.config.kernels import kernel_settings
 from pipeline.tasks import open_data
 from pipeline.tasks.store import split_store
 from pipeline.training.checkpoints import read_state
@@ -103,6 +104,7 @@ def _tensors(model: GEBM, config: schema.Config) -> dict[str, Tensor]:
 
 def _settings(model: GEBM, config: schema.Config, checkpoint: str) -> dict[str, Any]:
     """Return the content of ``settings.json``, from which the served model is built."""
+    sampler = kernel_settings(config.sampler)
     return {
         "experiment": config.name,
         "checkpoint": checkpoint,
@@ -118,7 +120,7 @@ def _settings(model: GEBM, config: schema.Config, checkpoint: str) -> dict[str, 
         },
         "energy_floor": config.model.energy_floor,
         "has_energy": not isinstance(model.energy.network, NoEnergy),
-        "sampler": {"sampler": config.sampler.name, **{key: getattr(config.sampler, key) for key in _SAMPLER_KEYS}},
+        "sampler": {"sampler": sampler.name, **{key: getattr(sampler, key) for key in _SAMPLER_KEYS}},
         "seed": config.seed,
     }
 

@@ -310,24 +310,27 @@ class TrialRun:
         report = {**evaluation.scores, "chain": {str(step): value for step, value in evaluation.chain.items()}}
         if self.task.label:
             report["extractor"] = self.task.label
-        notes = evaluation.notes
+        notes, warnings = evaluation.notes, evaluation.warnings
         if self.worker.is_first:
-            report |= self._measure_energy()
+            measures, more = self._measure_energy()
+            report, warnings = report | measures, [*more, *warnings]
             report["figures"], failures = self.folder.write_figures(name, evaluation.pictures)
             notes = notes + failures
         if notes:
             report["notes"] = notes
+        if warnings:
+            report["warnings"] = warnings
         return {**report, "evaluation_seconds": time.monotonic() - started}
 
-    def _measure_energy(self) -> dict[str, Any]:
-        """Return the energy's quality on held-out and on training data, with warnings; empty without held-out data."""
+    def _measure_energy(self) -> tuple[dict[str, float], list[str]]:
+        """Return the energy's quality on held-out and on training data, and warnings; none without held-out data."""
         if not (len(self.task.held_out) and self.trainer.objective.trains_energy):
-            return {}
+            return {}, []
         model = self.trainer.sampling_model()
         measures = measure_energy(model, self.task.held_out, self.task.seen, self.config.seed, self.worker.device)
         done = self.trainer.base_step
         warnings = self.health.judge_quality(measures["held_out_kale"], measures["floor_share"], done)
-        return {**measures, **({"warnings": warnings} if warnings else {})}
+        return measures, warnings
 
     def _warn(self, warnings: list[str], *, first: bool = False) -> None:
         if warnings:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from time import strftime
 from typing import Any
@@ -21,6 +20,7 @@ from gebm.folding import folded
 from pipeline import config as schema
 from pipeline import tasks
 from pipeline.config import precision
+from pipeline.config.kernels import used_settings
 from pipeline.config.temperature import describe_temperature
 from pipeline.evaluation.chains import run_chains
 from pipeline.evaluation.oom import halve_batch_on_oom
@@ -57,7 +57,7 @@ def sample_checkpoint(url: str | None, overrides: dict[str, Any], output: str | 
     settings = {
         "checkpoint": url,
         "seed": config.seed,
-        "sampler": asdict(config.sampler) | {"precision": dtype},
+        "sampler": used_settings(config.sampler) | {"precision": dtype},
         "temperature": temperature,
     }
     num_shown = min(config.evaluation.grid, len(samples))

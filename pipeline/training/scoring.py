@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from time import strftime
 from typing import Any
@@ -18,6 +17,7 @@ from gebm.allocator import disable_malloc_trim
 from pipeline import config as schema
 from pipeline import tasks
 from pipeline.config import precision
+from pipeline.config.kernels import used_settings
 from pipeline.config.own_choices import DATA_KEYS
 from pipeline.config.temperature import BETA, describe_temperature, sampling_beta
 from pipeline.evaluation.chains import make_kernel
@@ -62,10 +62,11 @@ def evaluate_checkpoint(url: str | None, overrides: dict[str, Any], output: str 
         **({"extractor": worker.label} if worker.label else {}),
         **({} if temperature is None else {BETA: beta, "temperature": temperature}),
         "num_samples": config.evaluation.num_samples,
-        "sampler": asdict(config.sampler) | {"precision": dtype},
+        "sampler": used_settings(config.sampler) | {"precision": dtype},
         "gradients_per_step": make_kernel(config.sampler, model).gradients_per_step,
         "scores": evaluation.scores,
         "chain": evaluation.chain,
+        "warnings": evaluation.warnings,
     }
     # What took hours is on the screen, whatever becomes of the disk.
     console = make_console()
@@ -93,8 +94,8 @@ def _evaluate(worker: TaskWorker, model: GEBM, config: schema.Config) -> Evaluat
 def _print_scores(
     console: Console, evaluation: Evaluation, config: schema.Config, measure: str, temperature: str | None
 ) -> None:
-    for note in evaluation.notes:
-        console.print(note, highlight=False)
+    for note in (*evaluation.notes, *(f"warning: {warning}" for warning in evaluation.warnings)):
+        console.print(note, highlight=False, soft_wrap=True)
     setup = [measure, f"{config.evaluation.num_samples} samples", *([temperature] if temperature else [])]
     console.print(", ".join(setup), highlight=False)
     if evaluation.chain:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gebm import penalties
+from gebm import penalties, samplers
 from pipeline import config as schema
 from pipeline.config import precision
+from pipeline.config.kernels import kernel_settings
 from pipeline.config.validation import validate
 from pipeline.runtime.errors import UserError
 from pipeline.sweep.space import parse_space
@@ -40,7 +43,12 @@ def test_every_experiment_composes_with_every_search(experiment, search):
     validate(config)
     assert config.name == experiment
     purpose = {"mcmc": "sampler", "comparison": "comparison"}.get(search, "training")
-    assert list(parse_space(config)) == list(config.spaces[purpose])
+    kernels = ["ula", "kla"] if purpose == "sampler" else [config.sampler.name]
+    keys = []
+    for key, form in config.spaces[purpose].items():
+        by_kernel = [f"sampler.{name}.{key.removeprefix('sampler.')}" for name in kernels if name in form]
+        keys += by_kernel if set(form) <= set(samplers.NAMES) else [key]
+    assert list(parse_space(config)) == keys
 
 
 def test_every_experiment_and_search_says_what_it_is():
@@ -57,7 +65,7 @@ def test_a_word_of_the_command_line_overrides_experiment_and_search():
 @pytest.mark.parametrize("experiment", PAPERS)
 def test_the_papers_experiments_carry_the_papers_schedule(experiment):
     config = composed(f"conf={experiment}")
-    train, sampler, decay = config.train, config.sampler, config.train.learning_rate_decay
+    train, sampler, decay = config.train, kernel_settings(config.sampler), config.train.learning_rate_decay
     assert (train.base_steps, train.batch_size, train.latent_batch_size) == (150_000, 128, None)
     assert (train.energy_steps, train.warmup_energy_steps) == (5, 100)
     assert (train.warmup_base_steps, train.warmup_every) == (2, 500)
@@ -70,6 +78,10 @@ def test_the_papers_experiments_carry_the_papers_schedule(experiment):
     # The paper's step 1e-4 has h/2 before the gradient and sqrt(h) before the noise; here they are h and sqrt(2h).
     assert (sampler.name, 2 * sampler.step_size, sampler.num_steps) == ("ula", 1e-4, 1000)
     assert (sampler.beta, sampler.decay, sampler.decay_every) == (100.0, 0.1, 200)
+    # KLA's is a time, 2 (1e-4)^(1/2), and its square decays.
+    kinetic = kernel_settings(composed(f"conf={experiment}", "sampler.name=kla").sampler)
+    assert (kinetic.step_size, kinetic.friction) == (2 * math.sqrt(1e-4), 100.0)
+    assert (round(kinetic.decay**2, 12), kinetic.decay_every, kinetic.num_steps) == (0.1, 200, 1000)
     assert config.evaluation.extractor == "inception-v3-compat"
     assert (train.precision, sampler.precision) == ("float32", "float32")
 

@@ -27,11 +27,15 @@ def test_the_samplers_space_has_useful_steps_of_each(path):
         return
     space = experiment.spaces.sampler
     assert list(space["sampler.name"].choice) == ["ula", "kla"]
-    low, high = space["sampler.step_size"].log_uniform
-    searched = experiment.spaces.training.get("sampler.step_size", {}).get("log_uniform", [])
-    for h in (experiment.sampler.step_size, *searched):
+    (low, high), kinetic = (space["sampler.step_size"][name].log_uniform for name in ("ula", "kla"))
+    step_sizes = experiment.spaces.training["sampler.step_size"]
+    own = experiment.sampler
+    reference = own[own.name].step_size
+    for h in (reference, *step_sizes[own.name].log_uniform):
         # In one step overdamped dynamics go (2 h)^(1/2) far, and kinetic ones h at unit velocity.
-        assert low <= h <= high and low <= math.sqrt(2 * h) <= high
+        assert low <= h <= high and kinetic[0] <= 2 * math.sqrt(2 * h) and math.sqrt(2 * h) <= kinetic[1]
+    for h in (own.kla.step_size, *step_sizes.kla.log_uniform):
+        assert kinetic[0] <= h <= kinetic[1] and math.sqrt(2 * low) / 2 <= h <= 3 * math.sqrt(2 * high)
 
 
 def photographs(path: Path) -> None:

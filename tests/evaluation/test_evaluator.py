@@ -216,3 +216,17 @@ def test_chains_that_all_diverge_are_one_line(small, scorer):
     with pytest.raises(UserError, match=r"sampler\.step_size") as refusal:
         evaluate(build_model(config).eval(), config, scorer)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "step_size", "moves"), [("kla", 1e-6, False), ("ula", 1e-2, True), ("rwm", 1e-7, False)]
+)
+def test_chains_that_hardly_move_are_warned_of_in_one_line(small, name, step_size, moves):
+    config = small(sampler={**SMALL["sampler"], "name": name, "step_size": step_size}, evaluation=SMALL["evaluation"])
+    evaluation = evaluate(GEBM(torch.nn.Identity(), Flat(), StandardNormal(4)).eval(), config, Still())
+    start, end = (evaluation.ends[key].latents for key in ("base", "gebm"))
+    assert evaluation.scores["chain_distance"] == pytest.approx(float((end - start).norm(dim=1).mean()), rel=1e-4)
+    assert ("acceptance_rate" in evaluation.scores) == (name == "rwm")
+    assert len(evaluation.warnings) == (0 if moves else 1)
+    for line in evaluation.warnings:
+        assert f"sampler.name={name}" in line and f"sampler.step_size={step_size:g}" in line and "\n" not in line
