@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ __all__ = [
     "as_user_error",
     "filesystem",
     "is_local",
+    "refuse_links",
     "require_writable",
     "sync",
     "write_file",
@@ -74,6 +76,39 @@ def write_files(contents: dict[str, bytes], url: str) -> list[str]:
     for name, content in contents.items():
         write_file(f"{url}/{name}", content)
     return [f"{url}/{name}" for name in contents]
+
+
+def refuse_links(url: str, skip: tuple[str, ...] = ()) -> None:
+    """Check that there is no link in a folder, through which something outside of it would be written or deleted.
+
+    A pipe, which would be waited for without end, is refused as well.
+
+    Args:
+        url: The folder, behind any fsspec URL; it may be a link itself. Only a local one can have links.
+        skip: Names of folders in it that are not looked into.
+
+    Raises:
+        UserError: There is one.
+
+    Example:
+        >>> refuse_links("memory://doctest/anything")
+    """
+    files, path = filesystem(url)
+    if not is_local(files):
+        return
+    for folder, folders, names in os.walk(path):
+        for name in (*folders, *names):
+            try:
+                mode = os.lstat(os.path.join(folder, name)).st_mode
+            # Whoever writes there now has removed it.
+            except FileNotFoundError:
+                continue
+            if stat.S_ISLNK(mode):
+                raise UserError(f"{os.path.join(folder, name)} is a link: put what it leads to in its place")
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise UserError(f"{os.path.join(folder, name)} is not a regular file: remove it")
+        if folder == path:
+            folders[:] = [name for name in folders if name not in skip]
 
 
 def require_writable(url: str, key: str = "output") -> None:
@@ -135,7 +170,7 @@ def _write_local(path: Path, content: bytes) -> None:
     # since otherwise a power cut could leave the name and not the content.
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     try:
-        with open(partial, "wb") as file:
+        with open(partial, "xb") as file:
             file.write(content)
             file.flush()
             sync(file.fileno())

@@ -20,6 +20,7 @@ from pipeline.runtime.filesystem import is_local
 from pipeline.sweep.ray_environment import bypass_proxies, private_folder, protect_token
 
 __all__ = [
+    "RAY_STORAGE",
     "TRIAL_RESOURCES",
     "Capacity",
     "check_address",
@@ -39,7 +40,8 @@ __all__ = [
 # would wait for ever for a worker that a hundredth leaves no room for.
 TRIAL_RESOURCES: dict[str, float] = {"memory": 2**20}
 
-_STORAGE = ".ray"
+RAY_STORAGE = ".ray"
+"""Name of Ray's storage in a sweep's folder."""
 
 
 @dataclass(frozen=True)
@@ -265,7 +267,7 @@ def ray_storage(output: str, name: str = "sweep") -> dict[str, Any]:
     Returns:
         Its arguments of Tune's ``run`` and Train's ``RunConfig``.
     """
-    files, path = fsspec.url_to_fs(f"{output}/{_STORAGE}")
+    files, path = fsspec.url_to_fs(f"{output}/{RAY_STORAGE}")
     if is_local(files):
         return {"storage_path": path, "name": name}
     filesystem = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(files))
@@ -274,6 +276,6 @@ def ray_storage(output: str, name: str = "sweep") -> dict[str, Any]:
 
 def remove_ray_storage(output: str) -> None:
     """Remove Ray's storage. It holds pickles that nothing here reads: a sweep resumes from ``summary.json``."""
-    files, path = fsspec.url_to_fs(f"{output}/{_STORAGE}")
+    files, path = fsspec.url_to_fs(f"{output}/{RAY_STORAGE}")
     with contextlib.suppress(FileNotFoundError):
         files.rm(path, recursive=True)

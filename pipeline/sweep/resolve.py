@@ -19,9 +19,10 @@ from pipeline.config.own_choices import DATA_KEYS, RESUME_KEYS, choose, is_own, 
 from pipeline.config.validation import validate
 from pipeline.data import Store
 from pipeline.runtime.errors import UserError, one_line
-from pipeline.runtime.filesystem import filesystem, require_writable
+from pipeline.runtime.filesystem import filesystem, refuse_links, require_writable
 from pipeline.runtime.untrusted import CONFIG, InvalidDocument, parse_yaml, read_bytes
 from pipeline.runtime.user_folders import default_tracker
+from pipeline.sweep.cluster import RAY_STORAGE
 from pipeline.sweep.points import check_count, plan_trials
 from pipeline.sweep.space import SearchSpace, is_sampler_search, is_searchable, parse_space
 from pipeline.tasks.store import ensure_store
@@ -143,9 +144,10 @@ def load_sweep(folder: str) -> tuple[schema.Config, list[TrialRecord], dict[str,
         folder: The sweep's folder, behind any fsspec URL.
 
     Raises:
-        UserError: The folder holds no sweep, or one of its files is damaged.
+        UserError: The folder holds no sweep, or one of its files is damaged or a link.
     """
     folder = _absolute(folder)
+    refuse_links(folder, skip=(RAY_STORAGE,))
     summary, trials = read_summary(folder)
     files, path = fsspec.url_to_fs(folder)
     try:
@@ -222,6 +224,7 @@ def _resolve_output(config: schema.Config, *, resuming: bool) -> tuple[str, str,
     # Each file system has exceptions of its own.
     except Exception as error:
         raise UserError(f"cannot write to output={output} ({one_line(error)}): choose another output") from None
+    refuse_links(output, skip=(RAY_STORAGE,))
     require_writable(output)
     if config.tracking.uri:
         return output, config.tracking.uri, None

@@ -12,6 +12,7 @@ It is written by hand because libraries for durable queues either pickle their e
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import json
 import os
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.runtime.errors import UserError, one_line
-from pipeline.runtime.filesystem import sync
+from pipeline.runtime.filesystem import sync, write_file
 from pipeline.runtime.untrusted import JOURNAL, parse_json
 
 __all__ = ["Journal", "PermanentError"]
@@ -78,7 +79,7 @@ class Journal:
         # Pairs of an entry and whether it is in the file.
         self._waiting = deque((entry, True) for entry in entries[self._sent :])
         self._disk_full = False
-        self._file = path.open("ab", buffering=0)
+        self._file = _open_to_append(path)
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._send, name="journal", daemon=True)
@@ -176,7 +177,7 @@ class Journal:
             self._sent += sum(on_disk for _, on_disk in batch)
             # Without the note they are sent a second time, which changes nothing.
             with contextlib.suppress(OSError):
-                _replace(self._sent_path, str(self._sent))
+                write_file(str(self._sent_path), str(self._sent).encode())
             for _ in batch:
                 self._waiting.popleft()
             self._changed.notify_all()
@@ -208,8 +209,14 @@ def _reason(error: Exception) -> str:
     return one_line(error, limit=120)
 
 
-def _replace(path: Path, text: str) -> None:
-    """Write a small file atomically."""
-    temporary = path.with_name(f"{path.name}.new")
-    temporary.write_text(text)
-    temporary.replace(path)
+def _open_to_append(path: Path) -> io.FileIO:
+    """Open the journal's file; its folder may be a stranger's, and a link would lead to any file.
+
+    Raises:
+        UserError: It cannot be opened.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise UserError(f"cannot write the journal {path} ({_reason(error)}): remove what is there") from None
+    return io.FileIO(descriptor, "ab")
