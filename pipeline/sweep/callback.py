@@ -16,10 +16,12 @@ from pipeline.runtime.redaction import redact
 from pipeline.sweep.display.console import Display
 from pipeline.sweep.display.event_log import as_event
 from pipeline.sweep.ray_environment import log_folder
+from pipeline.sweep.replay import lost_reports
 from pipeline.sweep.trainable import TRIAL_NAME_KEY
 from pipeline.sweep.trial_runs import start_run
 from pipeline.tracking.summary import MAX_WARNINGS, SweepSummary, TrialRecord
 from pipeline.tracking.tracker import Tracker
+from pipeline.tracking.trial_reports import NUMBER
 from pipeline.tracking.trial_temperature import trial_beta, trial_temperature
 
 __all__ = ["SweepCallback"]
@@ -80,6 +82,8 @@ class SweepCallback(tune.Callback):
         if record.status != "running":
             record.status, record.error = "running", None
             start_run(self._config, record, self._tracker)
+            # Of a driver that died before it wrote the summary.
+            self._replay(record)
         self._changed = True
         self._display.update(record)
 
@@ -93,15 +97,27 @@ class SweepCallback(tune.Callback):
         # Tune adds keys of its own.
         report = {key: value for key, value in result.items() if key in result.get("reported", ())}
         if "error" in report:
+            self._replay(record)
             record.error = redact(report["error"])
         elif "restart" in report:
+            self._replay(record)
             log.info(f"trial {record.name} restarts from its last checkpoint: {report['restart']}")
         else:
+            number = report.pop(NUMBER, None)
+            if number is not None:
+                self._replay(record, before=number)
+                record.reports = number
+            self._take_report(record, report)
+
+    def _replay(self, record: TrialRecord, before: int | None = None) -> None:
+        """Take in the reports that the trial wrote down and that did not arrive."""
+        for report in lost_reports(self._config, record, before):
+            self._changed = True
             self._take_report(record, report)
 
     def _take_report(self, record: TrialRecord, report: dict[str, Any]) -> None:
         self._take_warnings(record, report.get("warnings"))
-        evaluated = self._config.sweep.metric in report
+        evaluated = isinstance(report.get(self._config.sweep.metric), int | float)
         # A trial that resumes reports its last evaluation first.
         if evaluated and record.evaluations[-1:] == [self._records.evaluation(report)]:
             return
@@ -138,6 +154,7 @@ class SweepCallback(tune.Callback):
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Log that a trial's own process died and is restarted."""
         record = self._record(trial)
+        self._replay(record)
         log.info(f"trial {record.name} restarts from its last checkpoint (node lost)")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -153,6 +170,7 @@ class SweepCallback(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """End a trial that failed, or whose own process died too often."""
         record = self._record(trial)
+        self._replay(record)
         record.error = record.error or f"the trial's process died; Ray's logs are under {log_folder()}"
         self._end(record, "failed")
         log.info(f"trial {record.name} failed: {record.error}")
@@ -165,6 +183,13 @@ class SweepCallback(tune.Callback):
             self._write()
             now = time.monotonic()
             self._write_due = now + (now - start) / _MAX_WRITE_SHARE
+
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        """Take in what trials that are interrupted have reported."""
+        self._require_lock()
+        for record in self._records.trials:
+            if record.status == "running":
+                self._replay(record)
 
     def _end(self, record: TrialRecord, status: str) -> None:
         self._count_time(record)

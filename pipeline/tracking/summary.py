@@ -70,6 +70,8 @@ class TrialRecord:
         mlflow_run_id: Id of its run in the tracker.
         seconds: Time it has run, over all its starts.
         error: Reason of its failure.
+        reports: Number of the last report that was taken into the record; see
+            :mod:`pipeline.tracking.trial_reports`.
         warnings: Lines on the health of its training, each once, in the order in which they came; see
             :meth:`SweepSummary.add_warnings`.
     """
@@ -87,6 +89,7 @@ class TrialRecord:
     mlflow_run_id: str | None = None
     seconds: Seconds = 0.0
     error: str | None = None
+    reports: Annotated[int, Strict(), Field(ge=0)] = 0
     warnings: Annotated[list[Warning], Field(max_length=MAX_WARNINGS)] = field(default_factory=list)
 
 

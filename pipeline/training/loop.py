@@ -157,7 +157,7 @@ class TrialRun:
             self._resume_reports(checkpoint)
         elif trainer.base_step >= config.train.base_steps:
             report = {"base_step": trainer.base_step, **self._evaluate_model("sampled")}
-            ray.train.report({**report, "checkpoint": start})
+            self._hand_over({**report, "checkpoint": start})
         self.reported_at = time.monotonic()
 
     def step(self) -> None:
@@ -191,7 +191,7 @@ class TrialRun:
 
     def send_report(self) -> None:
         """Send the report to the sweep, and begin the next."""
-        ray.train.report(self.report)
+        self._hand_over(self.report)
         self.infos.clear()
         self.reported_at = time.monotonic()
 
@@ -201,7 +201,7 @@ class TrialRun:
         Raises:
             Preempted: Always.
         """
-        ray.train.report(self.report)
+        self._hand_over(self.report)
         done = self.trainer.base_step
         raise Preempted(f"a machine is about to be taken away; base step {done} is in a checkpoint")
 
@@ -270,6 +270,10 @@ class TrialRun:
         )
         return {"checkpoint": url} if url else {"notes": [*self.report.get("notes", ()), *notes]}
 
+    def _hand_over(self, report: dict[str, Any]) -> None:
+        """Report to the sweep, on all workers; the first one's is what counts, and is in the trial's folder before."""
+        ray.train.report(self.folder.write_report(report) if self.worker.is_first else report)
+
     def _load(self, checkpoint: Checkpoint) -> Position:
         """Load a checkpoint into model and trainer, and return its position in the data."""
         config, trainer = self.config, self.trainer
@@ -298,7 +302,7 @@ class TrialRun:
             self.send_report()
         else:
             # It may have died between this checkpoint and its report; or the checkpoint is another trial's.
-            ray.train.report({**report, "checkpoint": self.folder.checkpoints.last})
+            self._hand_over({**report, "checkpoint": self.folder.checkpoints.last})
 
     def _evaluate_model(self, name: str) -> dict[str, Any]:
         """Return the entries of an evaluation's report; its pictures are written to the trial's folder."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from pipeline.runtime.filesystem import write_files
 from pipeline.runtime.lock import verify_owner
 from pipeline.runtime.redaction import redact
 from pipeline.tracking.locations import present_place
+from pipeline.tracking.trial_reports import NUMBER, TrialReports
 from pipeline.training.checkpoints import Checkpoints
 
 __all__ = ["TrialFolder"]
@@ -35,6 +37,29 @@ class TrialFolder:
         self._config, self._url = config, url
         self._verify = functools.partial(verify_owner, str(config.output), owner)
         self.checkpoints = Checkpoints(url, verify=self._verify)
+
+    @functools.cached_property
+    def _reports(self) -> TrialReports:
+        return TrialReports(self._url)
+
+    def write_report(self, report: dict[str, Any]) -> dict[str, Any]:
+        """Write a report down before Ray gets it, which need not pass it on.
+
+        Where that fails, the report is on its way all the same.
+
+        Args:
+            report: The report of the first worker.
+
+        Returns:
+            The report with its number, which is what Ray gets.
+
+        Raises:
+            LockLost: Another driver has taken over the sweep's folder.
+        """
+        self._verify()
+        with contextlib.suppress(Exception):
+            self._reports.add(report)
+        return {**report, NUMBER: self._reports.last}
 
     def present_report(self, report: dict[str, Any]) -> dict[str, Any]:
         """Return a report that was saved, with its figures where the sweep's folder is now, which may have been moved.

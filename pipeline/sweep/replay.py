@@ -1,0 +1,52 @@
+"""Reports that a trial wrote down and Ray did not pass on."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from pipeline import config as schema
+from pipeline.runtime.errors import one_line
+from pipeline.tracking.locations import absolute_checkpoint, present_place
+from pipeline.tracking.summary import TrialRecord
+from pipeline.tracking.trial_reports import missed_reports
+
+__all__ = ["lost_reports"]
+
+log = logging.getLogger(__name__)
+
+
+def lost_reports(config: schema.Config, record: TrialRecord, before: int | None = None) -> list[dict[str, Any]]:
+    """Return the reports of a trial that have not been taken into its record, and note in it that they are.
+
+    Args:
+        config: The experiment.
+        record: The trial.
+        before: Number of a report that has just arrived; None to return all there are.
+    """
+    folder = f"{config.output}/trials/{record.name}"
+    # Nothing is missing between two reports that follow one another, which is all that happens for days.
+    if before is not None and before <= record.reports + 1:
+        return []
+    try:
+        missed = [item for item in missed_reports(folder, record.reports) if before is None or item[0] < before]
+    # Each file system has exceptions of its own.
+    except Exception as error:
+        log.warning(f"trial {record.name}: cannot read its reports at {folder} ({one_line(error)})")
+        return []
+    if missed:
+        record.reports = missed[-1][0]
+        log.info(f"trial {record.name}: {len(missed)} report(s) were lost on their way and are read from its folder")
+    return [_where_it_is(config, record, report) for _, report in missed]
+
+
+def _where_it_is(config: schema.Config, record: TrialRecord, report: dict[str, Any]) -> dict[str, Any]:
+    """Return a report with its files where the sweep is now; a checkpoint that is not the trial's own is left out."""
+    output, place = str(config.output), report.pop("checkpoint", None)
+    try:
+        url = absolute_checkpoint(output, record.name, str(place or ""))
+    except ValueError:
+        url = ""
+    if place and (url == config.checkpoint or url.startswith(f"{output}/trials/{record.name}/checkpoints/")):
+        report["checkpoint"] = url
+    return {**report, "figures": [present_place(output, figure) for figure in report["figures"]]}
