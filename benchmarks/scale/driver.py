@@ -306,7 +306,7 @@ class _Sweep:
                 trial_name_creator=lambda trial: trial.config[TRIAL_NAME_KEY],
                 trial_dirname_creator=lambda trial: f"{trial.config[TRIAL_NAME_KEY]}-{trial.trial_id}",
                 verbose=0,
-                **cluster.ray_storage(str(self.folder)),
+                **cluster.ray_storage(f"{self.folder}/{cluster.RAY_STORAGE}"),
             )
         return meter
 

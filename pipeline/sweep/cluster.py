@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ __all__ = [
     "demand",
     "prepare_worker",
     "ray_storage",
+    "storage_folder",
     "remove_ray_storage",
     "require_reachable",
     "trials_that_fit",
@@ -41,7 +43,7 @@ __all__ = [
 TRIAL_RESOURCES: dict[str, float] = {"memory": 2**20}
 
 RAY_STORAGE = ".ray"
-"""Name of Ray's storage in a sweep's folder."""
+"""Name of Ray's storage where it has to be in a sweep's folder."""
 
 
 @dataclass(frozen=True)
@@ -257,17 +259,39 @@ def prepare_worker() -> None:
     bypass_proxies(address.rpartition(":")[0].strip("[]"))
 
 
-def ray_storage(output: str, name: str = "sweep") -> dict[str, Any]:
-    """Return Ray's storage: a folder among the results, through fsspec like everything else.
+@contextlib.contextmanager
+def storage_folder(output: str, *, shared: bool) -> Iterator[str]:
+    """Give Ray a folder for its own state while a sweep runs.
+
+    It is on a disk of each machine's own, so that a disk that is full of results does not lose what Ray passes on.
+    It holds pickles that nothing here reads: a sweep resumes from ``summary.json``.
 
     Args:
         output: The results' folder, behind any fsspec URL.
+        shared: Whether all nodes have to see the same folder, which is then among the results.
+
+    Yields:
+        The folder, behind any fsspec URL.
+    """
+    remove_ray_storage(output)
+    if shared:
+        yield f"{output}/{RAY_STORAGE}"
+        return
+    with tempfile.TemporaryDirectory(prefix="gebm-ray-", ignore_cleanup_errors=True) as folder:
+        yield folder
+
+
+def ray_storage(folder: str, name: str = "sweep") -> dict[str, Any]:
+    """Return Ray's storage, through fsspec like everything else.
+
+    Args:
+        folder: From :func:`storage_folder`.
         name: Name of the run in Ray.
 
     Returns:
         Its arguments of Tune's ``run`` and Train's ``RunConfig``.
     """
-    files, path = fsspec.url_to_fs(f"{output}/{RAY_STORAGE}")
+    files, path = fsspec.url_to_fs(folder)
     if is_local(files):
         return {"storage_path": path, "name": name}
     filesystem = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(files))
@@ -275,7 +299,7 @@ def ray_storage(output: str, name: str = "sweep") -> dict[str, Any]:
 
 
 def remove_ray_storage(output: str) -> None:
-    """Remove Ray's storage. It holds pickles that nothing here reads: a sweep resumes from ``summary.json``."""
+    """Remove Ray's storage from a sweep's folder, where this sweep has it or an earlier one left it."""
     files, path = fsspec.url_to_fs(f"{output}/{RAY_STORAGE}")
     with contextlib.suppress(FileNotFoundError):
         files.rm(path, recursive=True)

@@ -194,9 +194,10 @@ class Sweep:
             f"each on {capacity.num_workers} worker(s) of {workers}; MLflow is at {config.tracking.uri}"
         )
         with self.display.sweep(count, concurrent):
-            cluster.remove_ray_storage(self.plan.output)
-            with _silence_ray():
-                self._run_tune(searcher, count, concurrent)
+            # Population-based training passes checkpoints from one trial to another, by files that name them.
+            shared = config.sweep.scheduler == "pbt" and len(capacity.nodes) > 1
+            with cluster.storage_folder(self.plan.output, shared=shared) as storage, _silence_ray():
+                self._run_tune(searcher, count, concurrent, storage)
 
     def finalize(self) -> None:
         """Write the report, register the best model, and close the tracker."""
@@ -240,14 +241,19 @@ class Sweep:
         self.summary.facts["mlflow_experiment_id"] = self.tracker.experiment_id
         self.summary.facts["mlflow_run_id"] = self.tracker.run_id
 
-    def _run_tune(self, searcher: search.ResumableSearcher, count: int, concurrent: int) -> None:
+    def _run_tune(self, searcher: search.ResumableSearcher, count: int, concurrent: int, storage: str) -> None:
         config, space, trials = self.plan.config, self.plan.space, self.plan.trials
         # Population-based training takes no searcher.
         if config.sweep.scheduler == "pbt":
             proposals: dict[str, Any] = {"config": search.pbt_config(space, trials)}
         else:
             proposals = {"search_alg": searcher, "num_samples": count}
-        settings = {"config": schema.to_dict(config), "worker": self.capacity.worker, "owner": self.owner}
+        settings = {
+            "config": schema.to_dict(config),
+            "worker": self.capacity.worker,
+            "owner": self.owner,
+            "storage": storage,
+        }
         tune.run(
             tune.with_resources(tune.with_parameters(trainable, settings=settings), cluster.TRIAL_RESOURCES),
             scheduler=search.make_scheduler(config, space, trials),
@@ -260,7 +266,7 @@ class Sweep:
             trial_name_creator=lambda trial: trial.config[TRIAL_NAME_KEY],
             trial_dirname_creator=lambda trial: f"{trial.config[TRIAL_NAME_KEY]}-{trial.trial_id}",
             verbose=0,
-            **cluster.ray_storage(self.plan.output),
+            **cluster.ray_storage(storage),
         )
 
 

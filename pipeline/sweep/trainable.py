@@ -40,12 +40,13 @@ _POINTER = "checkpoint.json"
 def trainable(params: dict[str, Any], settings: dict[str, Any]) -> None:
     """Run a trial: a ``TorchTrainer``, whose reports are passed on to Tune.
 
-    Each report that has a checkpoint comes with a file that names it, which is what population-based training gives to
+    In population-based training, each report that has a checkpoint comes with a file that names it, which is given to
     the trial that exploits it. The weights themselves never pass through Tune.
 
     Args:
         params: Keys of the experiment that the search has set, and the trial's name.
-        settings: The experiment as a nested dict, the resources of a worker, and the owner of the folder's lock.
+        settings: The experiment as a nested dict, the resources of a worker, the owner of the folder's lock, and the
+            folder of Ray's state.
     """
     # Not the parameter of that name: population-based training copies it, too, from the trial that is exploited.
     name = tune.get_context().get_trial_name()
@@ -74,7 +75,7 @@ def trainable(params: dict[str, Any], settings: dict[str, Any]) -> None:
     )
     while True:
         work = {"config": schema.to_dict(config), "url": url, "lr_scale": lr_scale, "owner": settings["owner"]}
-        error = _train(config, work, name, settings["worker"], reports)
+        error = _train(config, work, name, settings, reports)
         if error is None:
             return
         kind, cause = _cause(error)
@@ -91,9 +92,10 @@ def trainable(params: dict[str, Any], settings: dict[str, Any]) -> None:
 
 
 def _train(
-    config: schema.Config, work: dict[str, Any], name: str, worker: dict[str, float], reports: Queue
+    config: schema.Config, work: dict[str, Any], name: str, settings: dict[str, Any], reports: Queue
 ) -> ray.train.TrainingFailedError | None:
     """Train to the end, or to the workers' failure, which is returned; they resume from the trial's last checkpoint."""
+    worker, exploited = settings["worker"], config.sweep.scheduler == "pbt"
     min_workers, num_workers = config.scale.min_workers or config.scale.num_workers, config.scale.num_workers
     trainer = TorchTrainer(
         _work,
@@ -105,7 +107,7 @@ def _train(
         ),
         torch_config=TorchConfig(timeout_s=int(config.scale.timeout)),
         run_config=ray.train.RunConfig(
-            **ray_storage(str(config.output), f"trial-{name}"),
+            **ray_storage(settings["storage"], f"trial-{name}"),
             callbacks=[_Forward(reports)],
             worker_runtime_env={"env_vars": ENVIRONMENT},
         ),
@@ -114,7 +116,7 @@ def _train(
         training = pool.submit(trainer.fit)
         while not training.done() or not reports.empty():
             with contextlib.suppress(Empty):
-                report_to_tune(reports.get(timeout=2.0))
+                report_to_tune(reports.get(timeout=2.0), with_checkpoint=exploited)
         try:
             training.result()
         except ray.train.TrainingFailedError as error:
@@ -122,15 +124,16 @@ def _train(
     return None
 
 
-def report_to_tune(report: dict[str, Any]) -> None:
-    """Pass a report to Tune, with a file that names its checkpoint if it has one.
+def report_to_tune(report: dict[str, Any], *, with_checkpoint: bool) -> None:
+    """Pass a report to Tune.
 
     Args:
         report: Report of a trial's first worker.
+        with_checkpoint: Whether it comes with a file that names its checkpoint, if it has one.
     """
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = None
-        if report.get("checkpoint"):
+        if with_checkpoint and report.get("checkpoint"):
             Path(folder, _POINTER).write_text(json.dumps({"url": report["checkpoint"]}))
             checkpoint = tune.Checkpoint.from_directory(folder)
         tune.report({**report, "reported": list(report)}, checkpoint=checkpoint)
