@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 __all__ = [
-    "REPOSITORY", "SMALL", "command", "family", "load", "run", "same_weights", "start", "summary", "wait_for",
-    "weights",
+    "REPOSITORY", "SMALL", "command", "family", "load", "run", "run_unread", "same_weights", "start", "summary",
+    "wait_for", "weights",
 ]  # fmt: skip
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -68,6 +68,23 @@ def run(home: Path, verb: str, *words: str, status: int = 0, **variables: str) -
     assert process.returncode == status, printed
     assert "Traceback" not in printed, printed
     return printed
+
+
+def run_unread(home: Path, verb: str, *words: str) -> None:
+    """Run a command whose output nobody reads, as when it is piped to what has ended."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = subprocess.run(
+        [sys.executable, "-m", f"pipeline.{verb}", *words],
+        cwd=home,
+        env=environment(home),
+        stdout=writing,
+        stderr=writing,
+        timeout=400,
+        check=False,
+    )
+    os.close(writing)
+    assert process.returncode == 0
 
 
 def summary(folder: Path) -> dict:

@@ -51,13 +51,13 @@ def test_a_folder_that_is_reached_by_a_link_and_what_ray_made_in_its_own_are_fin
     load_sweep(str(tmp_path / "link"))
 
 
-@pytest.mark.parametrize("name", ["journal.jsonl", "journal.jsonl.sent", "journal.jsonl.sent.new"])
 def test_a_pipe_is_refused_and_not_waited_for(sweep):
     os.mkfifo(sweep / "tracking.jsonl")
     with pytest.raises(UserError, match="is not a regular file"):
         load_sweep(str(sweep))
 
 
+@pytest.mark.parametrize("name", ["journal.jsonl", "journal.jsonl.sent", "journal.jsonl.sent.new"])
 def test_a_journal_writes_through_no_link(tmp_path, name):
     theirs = tmp_path / "theirs"
     theirs.write_text("")
