@@ -8,7 +8,7 @@ import os
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -66,6 +66,7 @@ def test_whatever_ray_loses_each_report_is_taken_in_once_and_in_order(tmp_path_f
 
     @example([False] * 6)
     @example([True, False, False, True, False, False])
+    @settings(max_examples=15)
     @given(st.lists(st.booleans(), min_size=6, max_size=6))
     def law(arrives):
         folder = str(home / os.urandom(8).hex())
@@ -136,6 +137,7 @@ def test_whatever_a_stranger_has_written_ends_no_driver_and_names_no_checkpoint_
 
     @example([b'{"number": 1, "report": {"base_step": 1, "fid_gebm": 0.0, "checkpoint": "/etc/passwd"}}'])
     @example([b'{"number": 1, "report": {"base_step": 1, "fid_gebm": 0.0, "checkpoint": "../../x"}}'])
+    @settings(max_examples=60)
     @given(st.lists(LINES, max_size=4))
     def law(lines):
         folder = home / os.urandom(8).hex()
