@@ -59,7 +59,7 @@ class _DroppingFile(io.FileIO):
 
     _reported = False
 
-    def write(self, data, /) -> int:  # pyright: ignore[reportIncompatibleMethodOverride, reportMissingParameterType]
+    def write(self, data, /) -> int:
         """Write data, and return as many bytes as there are where it is dropped."""
         try:
             written = super().write(data)

@@ -18,7 +18,7 @@ import stat
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from pipeline.runtime.filesystem import filesystem, is_local, write_file
 
@@ -40,7 +40,6 @@ class _Report(BaseModel):
     """Report of a trial: what the driver relies on, and any further numbers."""
 
     model_config = ConfigDict(strict=True, extra="allow")
-    __pydantic_extra__: dict[str, JsonValue]
 
     base_step: NonNegativeInt
     checkpoint: _Text | None = None
@@ -145,7 +144,9 @@ def _lines(url: str) -> Iterator[bytes]:
         if is_local(files):
             file: Any = _open(path, os.O_RDONLY)
         else:
-            file = io.BytesIO(files.cat_file(path, end=_MAX_BYTES))
+            content = files.cat_file(path, end=_MAX_BYTES)
+            # fsspec declares text as well, which no file system returns here.
+            file = io.BytesIO(content.encode() if isinstance(content, str) else content)
     except (FileNotFoundError, NotADirectoryError):
         return
     with file:
