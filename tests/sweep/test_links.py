@@ -28,7 +28,7 @@ PLACES = ["trials", "trials/000", "trials/000/checkpoints", "trials/000/checkpoi
 
 
 @pytest.mark.parametrize("place", [*PLACES, "tracking.jsonl.sent", "report", "report/report.html", ".ray", "dangling"])
-def test_a_link_at_any_place_is_refused_when_the_folder_is_resumed_or_written_to(refused, sweep, tmp_path, place):
+def test_a_link_at_any_place_of_a_folder_that_is_resumed_is_refused(sweep, tmp_path, place):
     theirs = tmp_path / "theirs"
     (theirs / "checkpoints").mkdir(parents=True)
     (theirs / "checkpoints/index.json").write_text("{}")
@@ -37,10 +37,15 @@ def test_a_link_at_any_place_is_refused_when_the_folder_is_resumed_or_written_to
     (sweep / place).symlink_to(theirs if place != "dangling" else tmp_path / "nowhere")
     with pytest.raises(UserError, match=f"{place} is a link"):
         load_sweep(str(sweep))
-    assert f"{place} is a link" in refused("sweep", f"resume={sweep}")
-    (sweep / "summary.json").unlink()
-    assert f"{place} is a link" in refused("sweep", "conf=digits", f"output={sweep}")
     assert (theirs / "checkpoints/index.json").read_text() == "{}"
+
+
+def test_a_sweep_into_a_folder_with_a_link_is_refused_as_well_as_its_resumption(refused, sweep, tmp_path):
+    (sweep / "trials").mkdir()
+    (sweep / "trials/000").symlink_to(tmp_path)
+    assert "trials/000 is a link" in refused("sweep", f"resume={sweep}")
+    (sweep / "summary.json").unlink()
+    assert "trials/000 is a link" in refused("sweep", "conf=digits", f"output={sweep}")
 
 
 def test_a_folder_that_is_reached_by_a_link_and_what_ray_made_in_its_own_are_fine(sweep, tmp_path):
