@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline import config as schema
 from pipeline.runtime.errors import one_line
-from pipeline.tracking.locations import absolute_checkpoint, present_place
+from pipeline.tracking.locations import own_checkpoint, present_place
 from pipeline.tracking.summary import TrialRecord
 from pipeline.tracking.trial_reports import missed_reports
 
@@ -42,11 +42,12 @@ def lost_reports(config: schema.Config, record: TrialRecord, before: int | None 
 
 def _where_it_is(config: schema.Config, record: TrialRecord, report: dict[str, Any]) -> dict[str, Any]:
     """Return a report with its files where the sweep is now; a checkpoint that is not the trial's own is left out."""
-    output, place = str(config.output), report.pop("checkpoint", None)
-    try:
-        url = absolute_checkpoint(output, record.name, str(place or ""))
-    except ValueError:
-        url = ""
-    if place and (url == config.checkpoint or url.startswith(f"{output}/trials/{record.name}/checkpoints/")):
-        report["checkpoint"] = url
+    output, checkpoint = str(config.output), report.pop("checkpoint", None)
+    if checkpoint != config.checkpoint:
+        try:
+            checkpoint = own_checkpoint(output, record.name, checkpoint)
+        except ValueError:
+            checkpoint = None
+    if checkpoint is not None:
+        report["checkpoint"] = checkpoint
     return {**report, "figures": [present_place(output, figure) for figure in report["figures"]]}
