@@ -112,7 +112,7 @@ class Ledger:
             share = min(-(-10_000 * self.num_broken // images) / 10_000, 0.9999)
             raise UserError(
                 f"{self.num_broken:,} of {images:,} images are broken, more than data.max_broken allows "
-                f"({self.broken[0].line()}): mend or remove them, or set data.max_broken={share:g}; the finished "
+                f"({self.broken[0].line()}): repair or remove them, or set data.max_broken={share:g}; the finished "
                 "shards are kept"
             )
 

@@ -145,7 +145,7 @@ def test_the_share_of_broken_images_is_bounded(taken: int, broken: int, share: f
     if allowed:
         ledger.check(share)
     else:
-        with pytest.raises(UserError, match=rf"{broken:,} of {total:,} images are broken .*max_broken=") as caught:
+        with pytest.raises(UserError, match=rf"{broken:,} of {total:,} images are broken, .*max_broken=") as caught:
             ledger.check(share)
         advice = float(str(caught.value).rpartition("data.max_broken=")[2].partition(";")[0])
         assert "\n" not in str(caught.value) and 0 < advice < 1
