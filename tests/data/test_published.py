@@ -27,6 +27,7 @@ def settings(kind: str, url: str, store: Path, split: str | None = None, publish
         encoding="rows" if rows else "blocks",
         resize_filter="lanczos",
         samples_per_shard=100,
+        max_broken=None,
         num_writers=1,
         source=source,
     )
