@@ -85,7 +85,9 @@ def test_a_store_lies_anywhere_and_its_bytes_are_the_same_each_time(tmp_path, pl
         forget(url)
         write_store(table(30), url, samples_per_shard=7, num_processes=num_processes)
         store = open_store(url)
-        found.append({path.rpartition("/")[2]: store.fs.cat_file(path) for path in store.fs.find(store.path)})
+        files = {path.rpartition("/")[2]: store.fs.cat_file(path) for path in store.fs.find(store.path)}
+        # Where a file cannot be removed by compare-and-swap, the writer's lock stays, marked as released.
+        found.append({name: content for name, content in files.items() if not name.startswith(".")})
         assert np.array_equal(load_rows(store).numpy(), table(30).rows)
     assert found[0] == found[1] and sorted(found[0]) == ["manifest.json", *(f"shard-00000{i}.tar" for i in range(5))]
 
