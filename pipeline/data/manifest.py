@@ -139,8 +139,12 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """Key of caches of this store: sixteen hexadecimal digits that change with any of its bytes."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+        """Key of caches of this store: sixteen hexadecimal digits that change with any byte of its samples.
+
+        The account of how the samples were made is not part of it.
+        """
+        made_anyhow = replace(self, resize_filter=None, ledger=None, source=replace(self.source, fingerprint=None))
+        return hashlib.sha256(made_anyhow.to_json().encode()).hexdigest()[:16]
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -198,7 +202,7 @@ class Manifest:
     def to_json(self) -> str:
         """Return the text of ``manifest.json``."""
         document = {"format_version": FORMAT_VERSION, **asdict(self)}
-        # What an older store does not say is left out again, so that its digest stays what it was.
+        # What an older store does not say is left out again.
         source = document["source"]
         for entry, name in ((document, "resize_filter"), (document, "ledger"), (source, "fingerprint")):
             if entry[name] is None:
