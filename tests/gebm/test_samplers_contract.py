@@ -92,15 +92,16 @@ def test_a_chain_stopped_saved_and_resumed_is_the_uninterrupted_one(kernel, cut,
         torch.testing.assert_close(entry, torch.cat(parts), rtol=0, atol=0, equal_nan=True, msg=name)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @KERNELS
-def test_infos_are_one_row_a_step_and_the_state_stays_float32(kernel):
-    chain = samplers.run(kernel, gaussian_potential, normal(5).double(), 4, generator=rng(1))
+def test_infos_are_one_row_a_step_and_the_state_has_the_type_of_the_latents(kernel, dtype):
+    chain = samplers.run(kernel, gaussian_potential, normal(5).to(dtype), 4, generator=rng(1))
     shapes = {name: entry.shape for name, entry in chain.infos._asdict().items()}
     assert shapes.pop("swap_acceptance", (4, 5, 4)) == (4, 5, 4)  # one for each pair of levels
     assert all(shape == (4, 5) for shape in shapes.values())
     assert chain.z is chain.state.z and chain.z.shape == (5, 3)
     assert chain.state.step.dtype == torch.int64 and int(chain.state.step) == 4
-    assert all(entry.dtype in (torch.float32, torch.int64) for entry in chain.state)
+    assert all(entry.dtype in (dtype, torch.int64) for entry in chain.state)
     assert not any(entry.requires_grad for entry in [*chain.state, *chain.infos])
     assert samplers.run(kernel, gaussian_potential, normal(5), 0).infos is None
 

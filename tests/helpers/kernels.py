@@ -43,7 +43,8 @@ class Normal:
 
 
 def gaussian_potential(z: Tensor) -> Tensor:
-    return ((z - MEAN) @ PRECISION * (z - MEAN)).sum(1) / 2
+    centered = z - MEAN.to(z)
+    return (centered @ PRECISION.to(z) * centered).sum(1) / 2
 
 
 class LinearPosterior(nn.Module):
