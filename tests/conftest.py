@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import ray
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from pipeline.config import Config, from_dict
 from pipeline.data import Store, open_store, sources, write_store
@@ -18,8 +19,14 @@ from pipeline.evaluation.metrics import Extractor, make_extractor
 # An example may take as long as it takes: on a machine that is busy with other tests, time says nothing about the code.
 # Each run tries new examples, in CI as well: the same ones for ever would find the same faults for ever. What fails is
 # printed with a line that reproduces it; what has to hold for certain examples has them as @example.
-settings.register_profile("project", deadline=None, derandomize=False, print_blob=True)
+settings.register_profile(
+    "project", deadline=None, derandomize=False, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("project")
+
+# A shell's background jobs, and all that they start, ignore SIGINT: some tests press Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

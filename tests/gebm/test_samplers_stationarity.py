@@ -247,7 +247,7 @@ def test_the_checks_see_a_kernel_that_accepts_wrongly(key, broken, monkeypatch):
 def test_the_checks_see_a_proposal_that_does_not_fit_its_ratio(key, monkeypatch):
     """Noise of another scale than the one that the ratio is computed with."""
     module, honest = MODULES[key], MODULES[key].normal
-    monkeypatch.setattr(module, "normal", lambda *arguments: 1.1 * honest(*arguments))
+    monkeypatch.setattr(module, "normal", lambda *arguments, **keywords: 1.1 * honest(*arguments, **keywords))
     assert asymmetry(CASES[key].kernel("gaussian"), "gaussian", 40_000).abs().max() > K
 
 
