@@ -135,8 +135,8 @@ NAMES = itertools.count()
 
 
 @example(world_size=1, hold=True, deaths=TELLING)
-@given(st.sampled_from([1, 2]), st.booleans(), st.lists(DEATHS, min_size=4, max_size=6))
-@settings(derandomize=True, max_examples=8, phases=[Phase.explicit, Phase.generate])
+@given(st.sampled_from([1, 2]), st.booleans(), st.lists(DEATHS, min_size=3, max_size=4))
+@settings(max_examples=2, phases=[Phase.explicit, Phase.generate])
 def test_killed_at_any_moments_it_learns_what_it_learns_undisturbed(trial, undisturbed, world_size, hold, deaths):
     deaths = [dataclasses.replace(death, rank=death.rank % world_size) for death in deaths]
     found, expected = lived(trial, f"killed-{next(NAMES)}", world_size, hold, deaths), undisturbed[world_size]

@@ -202,10 +202,10 @@ def test_a_file_that_may_be_listed_and_not_read_is_one_line(tmp_path, name, monk
     files = fsspec.filesystem("memory")
     whole = files.cat_file
 
-    def denied(path: str) -> bytes:
+    def denied(path: str, *arguments: object, **keywords: object) -> bytes:
         if path.endswith(name):
             raise PermissionError("Access\nDenied")
-        return whole(path)
+        return whole(path, *arguments, **keywords)
 
     monkeypatch.setattr(files, "cat_file", denied)
     with pytest.raises(UserError, match=r"cannot reach .*trial/checkpoints.*: Access Denied"):
