@@ -13,7 +13,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -237,7 +237,7 @@ LOADING = [
 ]
 
 
-@settings(max_examples=15, suppress_health_check=list(HealthCheck))
+@settings(max_examples=2, phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck))
 @given(
     texts=st.lists(st.sampled_from(LOADING) | st.text(max_size=30), min_size=6, max_size=6),
     value=st.sampled_from([*LOADING, 1, 1.5, None]) | st.text(max_size=10),
