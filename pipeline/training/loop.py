@@ -217,7 +217,8 @@ class TrialRun:
         slower_by = self.report["evaluation_seconds"] - self.evaluation_seconds
         self.evaluation_seconds = self.report["seconds_an_evaluation"] = self.report["evaluation_seconds"]
         remaining = slower_by * evaluations_left(self.config, done)
-        self.report["seconds_left"] = self.report.get("seconds_left", 0.0) + remaining
+        # The report was made before the final phase, which it counts.
+        self.report["seconds_left"] = 0.0 if is_last else self.report.get("seconds_left", 0.0) + remaining
         score = self.report[self.config.sweep.metric] * (1 if self.config.sweep.mode == "min" else -1)
         self.report |= self.save(score=score)
 

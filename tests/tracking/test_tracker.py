@@ -526,10 +526,11 @@ def test_a_sweep_whose_run_is_gone_gets_another_from_its_summary(tmp_path, small
     assert first.close(60) == 0
     if lost == "run":
         MlflowClient(first.uri).delete_run(parent)
-    else:
-        (tmp_path / "mlflow.db").rename(tmp_path / "moved.db")
     lines = []
-    again = file_tracker(tmp_path, notify=lines.append)
+    # This process keeps a database that was opened open: one that is lost is another one.
+    home = tmp_path if lost == "run" else tmp_path / "elsewhere"
+    home.mkdir(exist_ok=True)
+    again = file_tracker(home, notify=lines.append)
     run_id = again.start_sweep("sweep", {"seed": 0}, "note", extractor="any", run_id=parent)
     assert run_id != parent and [f"run {parent} of this sweep is gone" in line for line in lines] == [True]
     done = TrialRecord("000", {"seed": 3}, "finished", {"base_step": 20, "fid_gebm": 2.0})
