@@ -138,7 +138,7 @@ def _fold(module: nn.Module) -> nn.Module:
     inner = module.module if isinstance(module, DistributedDataParallel) else getattr(module, "_orig_mod", None)
     if isinstance(inner, nn.Module):
         return _fold(inner)
-    if module._forward_hooks or module._forward_pre_hooks:
+    if _has_hooks(module):
         return module
     if type(module) in _SIMPLE:
         return _SIMPLE[type(module)](module)
@@ -155,18 +155,22 @@ def _fold(module: nn.Module) -> nn.Module:
     return nn.Sequential(*layers)
 
 
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 def _fold_into(layers: list[nn.Module], norm: BatchNorm2d) -> bool:
     """Fold batch normalization into the last of the layers before it; return whether that can be done."""
     if not (norm.affine and norm.track_running_stats and layers):
         return False
     before = layers[-1]
-    if before._forward_hooks or before._forward_pre_hooks:
+    linear = layers[-2] if len(layers) > 1 else None
+    if any(map(_has_hooks, (norm, before, *([linear] if linear is not None else [])))):
         return False
     # A subclass may compute something else.
     if isinstance(before, nn.Conv2d | nn.ConvTranspose2d) and type(before) in (nn.Conv2d, nn.ConvTranspose2d):
         layers[-1] = fuse_conv_bn_eval(before, norm, transpose=isinstance(before, nn.ConvTranspose2d))
         return True
-    linear = layers[-2] if len(layers) > 1 else None
     if type(before) is nn.Unflatten and isinstance(linear, nn.Linear) and type(linear) is nn.Linear:
         layers[-2] = _normalize_grid(linear, norm)
         return True

@@ -1,4 +1,4 @@
-"""Front door of the library: the rules for batches, parameters and arguments, and the one line that refuses them.
+"""Validation of batches, parameters and arguments: what is accepted, and the one line that refuses the rest.
 
 - *Batches.* A floating-point tensor (N, ...) of the shape that the base makes, on any device. Of a tuple or list, such
   as ``(image, label)``, the first entry is taken; of a mapping, the one entry of that shape. Arrays of numpy are
@@ -267,7 +267,8 @@ def as_batch(batch: Any, shape: tuple[int, ...] | None, dtype: torch.dtype, devi
 def _data_of(batch: Any, shape: tuple[int, ...] | None) -> Tensor:
     """Return the tensor of a batch that holds the data."""
     if isinstance(batch, Mapping):
-        matching = {key: _as_tensor(value) for key, value in batch.items() if _fits(_as_tensor(value), shape)}
+        tensors = {key: _as_tensor(value) for key, value in batch.items()}
+        matching = {key: tensor for key, tensor in tensors.items() if _fits(tensor, shape)}
         if len(matching) != 1:
             keys = ", ".join(map(str, matching if matching else batch))
             problem = "several entries that could be data" if matching else "no entry of the shape that the base makes"
@@ -282,8 +283,14 @@ def _data_of(batch: Any, shape: tuple[int, ...] | None) -> Tensor:
 
 
 def _as_tensor(value: Any) -> Any:
-    """Return an array, such as numpy's, as a tensor, and everything else as it is."""
-    return torch.as_tensor(value) if hasattr(value, "__array_interface__") else value
+    """Return an array of numbers, such as numpy's, as a tensor, and everything else as it is."""
+    if not hasattr(value, "__array_interface__"):
+        return value
+    try:
+        return torch.as_tensor(value)
+    # An array of texts or objects.
+    except TypeError:
+        return value
 
 
 def _fits(value: Any, shape: tuple[int, ...] | None) -> bool:
@@ -369,5 +376,7 @@ def explained(compute: Callable[[], _T], problem: str) -> _T:
     """
     try:
         return compute()
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         raise ValueError(f"{problem}: {' '.join(str(error).split())[:200]}") from error

@@ -27,7 +27,7 @@ from gebm.samplers.gradient_descent import GradientDescent
 from gebm.samplers.hamiltonian import HMC
 from gebm.samplers.langevin import MALA, KineticLangevin, UnadjustedLangevin
 from gebm.samplers.metropolis import IndependentMetropolis, RandomWalkMetropolis
-from gebm.samplers.runner import Chain, finite_chains, run
+from gebm.samplers.runner import Chain, NonFiniteStart, finite_chains, run
 from gebm.samplers.serialization import load_state_dict, state_dict
 from gebm.samplers.tempering import ParallelTempering
 
@@ -49,6 +49,7 @@ __all__ = [
     "UnadjustedLangevin",
     "WarmUp",
     "finite_chains",
+    "NonFiniteStart",
     "load_state_dict",
     "make",
     "philox",

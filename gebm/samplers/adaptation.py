@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from gebm.samplers.base import Info, Kernel, Potential, State, require_count
+from gebm.inputs import as_count
+from gebm.samplers.base import Info, Kernel, Potential, State
 from gebm.samplers.runner import run
 
 __all__ = ["DualAveraging", "History", "Variance", "WarmUp", "variance_windows", "warm_up"]
@@ -147,16 +148,20 @@ class Variance(NamedTuple):
 
 # Above it chains still differ by where they came from: Gelman and Rubin's own limit, for chains that are yet to run.
 _LARGEST_R_HAT = 1.1
-# So many positions of so many chains say as much, and fit into memory.
-_MAX_POSITIONS, _MAX_CHAINS = 100, 256
+# About so many positions, at most twice as many, of so many chains say as much, and fit into memory.
+_NUM_POSITIONS, _MAX_CHAINS = 100, 256
 
 
 class _Tail:
     """Positions of the second half of a warm-up, evenly spaced, on the CPU."""
 
     def __init__(self, num_steps: int) -> None:
+        # Before the steps: the one place of the samplers that needs a package besides torch.
+        from gebm.samplers.diagnostics import r_hat
+
+        self._r_hat = r_hat
         self._first = num_steps // 2
-        self._every = max(1, (num_steps - self._first) // _MAX_POSITIONS)
+        self._every = max(1, (num_steps - self._first) // _NUM_POSITIONS)
         self._positions: list[Tensor] = []
 
     def add(self, step: int, z: Tensor) -> None:
@@ -168,16 +173,13 @@ class _Tail:
         """Return R-hat of each coordinate (D,); of a single chain, that of its two halves."""
         if len(self._positions) < 4:
             return torch.full((dim,), math.nan, dtype=torch.float64)
-        # The one place of the samplers that needs a package besides torch.
-        from gebm.samplers.diagnostics import r_hat
-
         positions = torch.stack(self._positions)
         if positions.shape[1] == 1:
             half = len(positions) // 2
             positions = torch.cat([positions[:half], positions[half : 2 * half]], 1)
         if len(positions) < 4:
             return torch.full((dim,), math.nan, dtype=torch.float64)
-        return r_hat(positions)
+        return self._r_hat(positions)
 
 
 def variance_windows(num_steps: int) -> tuple[int, list[int]]:
@@ -265,7 +267,7 @@ def warm_up(
         >>> bool((chain.infos.acceptance_probability.mean() - 0.8).abs() < 0.1)
         True
     """
-    require_count("num_steps", num_steps)
+    num_steps = as_count("num_steps", num_steps)
     target = _check_kernel(kernel, target_acceptance)
     state = run(kernel, potential, z0, 0, first_chain=first_chain).state
     # A dataclass with a step size, as _check_kernel has seen: no protocol of typing can say that.

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
+from gebm.inputs import as_count
+
 __all__ = [
     "GradientState",
     "Info",
@@ -25,7 +27,6 @@ __all__ = [
     "evaluate",
     "finite_rows",
     "number_chains",
-    "require_count",
     "require_positive",
     "require_prior",
     "value_and_gradient",
@@ -181,7 +182,7 @@ class StepDecay:
         require_positive("factor", self.factor)
         if self.factor > 1:
             raise ValueError(f"factor must be at most 1 for the step size to decay, not {self.factor}")
-        require_count("every", self.every)
+        as_count("every", self.every)
 
     def __call__(self, step: int | Tensor) -> float:
         """Return the multiplier of the step size for a chain that has taken ``step`` steps."""
@@ -199,19 +200,6 @@ def require_positive(name: str, value: float) -> None:
     """
     if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
         raise ValueError(f"{name} must be a positive, finite number, not {value!r}")
-
-
-def require_count(name: str, value: int, minimum: int = 1) -> None:
-    """Raise a one-line ValueError unless ``value`` is an integer of at least ``minimum``.
-
-    Example:
-        >>> require_count("num_leapfrog_steps", 0)
-        Traceback (most recent call last):
-        ...
-        ValueError: num_leapfrog_steps must be an integer of at least 1, not 0
-    """
-    if not (isinstance(value, int) and not isinstance(value, bool) and value >= minimum):
-        raise ValueError(f"{name} must be an integer of at least {minimum}, not {value!r}")
 
 
 def counter() -> Tensor:

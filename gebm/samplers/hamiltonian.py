@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gebm.inputs import as_count
 from gebm.samplers.base import (
     GradientState,
     Potential,
@@ -14,7 +15,6 @@ from gebm.samplers.base import (
     counter,
     finite_rows,
     number_chains,
-    require_count,
     require_positive,
     value_and_gradient,
 )
@@ -53,7 +53,7 @@ class HMC:
 
     def __post_init__(self) -> None:
         require_positive("step_size", self.step_size)
-        require_count("num_leapfrog_steps", self.num_leapfrog_steps)
+        as_count("num_leapfrog_steps", self.num_leapfrog_steps)
         object.__setattr__(self, "inverse_mass", as_inverse_mass(self.inverse_mass))
 
     @property

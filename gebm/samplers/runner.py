@@ -8,11 +8,15 @@ from typing import Any, Generic, NamedTuple
 import torch
 from torch import Tensor
 
-from gebm.inputs import require_generator, require_methods
-from gebm.samplers.base import Info, Kernel, Potential, Prior, State, StateT, finite_rows, require_count, require_prior
+from gebm.inputs import as_count, require_generator, require_methods
+from gebm.samplers.base import Info, Kernel, Potential, Prior, State, StateT, finite_rows, require_prior
 from gebm.samplers.philox import RESTART, draw_key, normal
 
-__all__ = ["Chain", "finite_chains", "restart", "run"]
+__all__ = ["Chain", "NonFiniteStart", "finite_chains", "restart", "run"]
+
+
+class NonFiniteStart(ValueError):
+    """Chains that cannot start, because the position, the potential or its gradient is not finite there."""
 
 
 class Chain(NamedTuple, Generic[StateT]):
@@ -100,10 +104,10 @@ def run(
     require_methods("kernel", kernel, ("init", "step"), "gebm.samplers.MALA(0.1)")
     require_methods("potential", potential, ("__call__",), "model.potential")
     require_generator(generator)
-    require_count("num_steps", num_steps, minimum=0)
-    require_count("first_chain", first_chain, minimum=0)
+    num_steps = as_count("num_steps", num_steps, minimum=0)
+    first_chain = as_count("first_chain", first_chain, minimum=0)
     if every is not None:
-        require_count("every", every)
+        every = as_count("every", every)
     if prior is not None:
         require_prior(prior)
     if state is None:
@@ -211,7 +215,7 @@ def _require_finite_start(state: State, prior: Prior | None) -> None:
     finite = finite_chains(state)
     n, bad = len(finite), int((~finite).sum())
     if bad and (prior is None or bad == n):
-        raise ValueError(
+        raise NonFiniteStart(
             f"chains start where position, potential and gradient are finite, but {bad} of {n} do not: "
             "check the energy there, or start elsewhere"
         )

@@ -37,9 +37,9 @@ class LearningRates:
     """
 
     def __init__(self, optimizers: Mapping[str, Optimizer], schedule: Callable[[int], float]) -> None:
-        self._groups = {name: optimizer for name, optimizer in optimizers.items()}
+        self._optimizers = dict(optimizers)
         self._schedule = schedule
-        for name in self._groups:
+        for name in self._optimizers:
             for group in self._of(name):
                 # A trainer before this one may have left what it started from.
                 group[_PEAK] = group[_SET] = float(group["lr"])
@@ -51,7 +51,7 @@ class LearningRates:
             ValueError: If the schedule is not constant, and a rate was changed from outside.
         """
         self._adopt()
-        for name in self._groups:
+        for name in self._optimizers:
             for group in self._of(name):
                 _write(group, group[_PEAK] * self._schedule(base_step))
 
@@ -64,7 +64,7 @@ class LearningRates:
     def scale(self, factors: Mapping[str, float], base_step: int) -> None:
         """Multiply the rates, including those that the schedule starts from, by each optimizer's factor."""
         self._adopt()
-        for name in self._groups:
+        for name in self._optimizers:
             for group in self._of(name):
                 group[_PEAK] *= factors[name]
         self.set(base_step)
@@ -91,12 +91,12 @@ class LearningRates:
             _write(group, start * self._schedule(base_step))
 
     def _of(self, name: str) -> list[dict[str, Any]]:
-        return self._groups[name].param_groups
+        return self._optimizers[name].param_groups
 
     def _adopt(self) -> None:
         """Start from the rates that were changed from outside."""
         constant = isinstance(self._schedule, Schedule) and self._schedule.shape == "constant"
-        for name in self._groups:
+        for name in self._optimizers:
             for group in self._of(name):
                 rate = float(group["lr"])
                 # A group that was added, or loaded from elsewhere, has no entries.

@@ -409,7 +409,7 @@ class Trainer:
                 base.
         """
         if lacking := [key for key in ("tensors", "values") if key not in state]:
-            raise ValueError(f"a trainer's state has {', '.join(lacking)}: give what state_dict returned")
+            raise ValueError(f"the state lacks {', '.join(lacking)}: give what state_dict returned")
         tensors, values = state["tensors"], state["values"]
         average = {name.removeprefix("average."): t for name, t in tensors.items() if name.startswith("average.")}
         if (self.average is None) != (not average):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -185,9 +186,12 @@ def compiled(base: nn.Module) -> nn.Module:
     return torch.compile(base, backend="eager")
 
 
-def hooked(base: nn.Module) -> nn.Module:
-    base[4].register_forward_hook(lambda layer, inputs, x: x.abs())
-    return base
+def hooked(index: int) -> Callable[[nn.Module], nn.Module]:
+    def wrap(base: nn.Module) -> nn.Module:
+        base[index].register_forward_hook(lambda layer, inputs, x: x.abs())
+        return base
+
+    return wrap
 
 
 def normalized_by_a_hook(base: nn.Module) -> nn.Module:
@@ -196,7 +200,7 @@ def normalized_by_a_hook(base: nn.Module) -> nn.Module:
     return base.eval()
 
 
-@pytest.mark.parametrize("wrapped", [compiled, hooked, normalized_by_a_hook])
+@pytest.mark.parametrize("wrapped", [compiled, *map(hooked, range(7)), normalized_by_a_hook])
 def test_what_wraps_a_layer_is_not_folded_away(wrapped):
     model = seasoned("dcgan", 8, 1)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The front door: what batches, parameters and arguments are accepted, and the one line that refuses the others."""
+"""Validation: what batches, parameters and arguments are accepted, and the one line that refuses the others."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ ACCEPTED = {
     "[data, labels]": [X, torch.zeros(8)],
     "mapping": {"label": torch.zeros(8), "image": X},
     "numpy": X.numpy(),
+    "mapping with names": {"image": X.numpy(), "name": np.array(["a"] * 8)},
     "numpy, float64, in a mapping": {"x": X.double().numpy(), "y": np.zeros(8)},
     "with a graph": X.clone().requires_grad_(True) * 1,
 }
@@ -253,7 +254,7 @@ def test_a_state_of_another_kernel_is_refused_in_a_line():
     )
 
 
-def test_the_state_of_another_network_is_refused_before_anything_is_written():
+def test_the_state_of_another_network_is_refused_in_a_line():
     small = trainer_of(linear_model(nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 2))))
     small.step(vectors(), rng(0))
     large = trainer_of(linear_model(nn.Sequential(nn.Linear(2, 9), nn.Linear(9, 2))))
@@ -261,4 +262,4 @@ def test_the_state_of_another_network_is_refused_before_anything_is_written():
     deep = trainer_of(linear_model(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))))
     deep.step(vectors(), rng(0))
     refuses(ValueError, "does not have", lambda: trainer_of(linear_model()).load_state_dict(deep.state_dict()))
-    refuses(ValueError, "has tensors, values: give what", lambda: large.load_state_dict({}))
+    refuses(ValueError, "the state lacks tensors, values: give what", lambda: large.load_state_dict({}))
