@@ -14,6 +14,7 @@ from omegaconf.errors import GrammarParseError
 
 from pipeline.config.fields import keys
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.redaction import redact
 
 __all__ = ["GROUPS", "explain", "format_text", "quote_texts", "text_keys"]
 
@@ -141,5 +142,6 @@ of its own, as in 'train.base_lr="1)"'
 
 def _shown(text: str) -> str:
     """Return a text as it is shown in a message: on one line, printable, and cut."""
-    text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+    # Redacted before it is cut: of a part of a credential nobody can say that it is one.
+    text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in redact(text))
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."

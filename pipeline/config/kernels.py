@@ -15,10 +15,10 @@ from pipeline.config.schema import Config, Sampler
 
 __all__ = ["KERNEL_KEYS", "as_used", "kernel_group", "kernel_settings", "used_settings"]
 
-KERNEL_KEYS = ("step_size", "friction", "decay", "decay_every")
-"""Settings that each kernel has of its own."""
-
 _DEFAULTS = {"step_size": 1e-4, "friction": 0.1, "decay": 1.0, "decay_every": 200}
+
+KERNEL_KEYS = tuple(_DEFAULTS)
+"""Settings that each kernel has of its own."""
 # Kernels that have the settings of another one.
 _GROUPS = {"ddls": "ula", "tempering": "mala", "imh": "mala"}
 # Kernels whose step is a time or a length. In one step ULA moves (2 h)^(1/2) far, and KLA h at unit velocity.

@@ -86,7 +86,7 @@ def keep_choices(folder: str, config: Config) -> None:
 
 def is_own(folder: str) -> bool:
     """Return whether the user has started a sweep here in a folder, or resumed one."""
-    return bool(kept_choices(folder))
+    return _path(_real(folder)).is_file()
 
 
 def kept_choices(url: str) -> dict[str, Any]:

@@ -90,6 +90,10 @@ class _LocalFile:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(self._path, flags, 0o666)
         try:
+            _flock(descriptor, fcntl.LOCK_EX)
+            # Another process may have taken the empty file for that of a dead holder meanwhile.
+            if os.fstat(descriptor).st_size:
+                raise FileExistsError(self._path)
             os.write(descriptor, content)
         finally:
             os.close(descriptor)

@@ -71,7 +71,9 @@ def _machine() -> str:
 def _start_time(pid: int) -> str | None:
     """Return when a process started, since its number may be given again; None if there is no such process."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        # A process that has ended and was not waited for does nothing more.
+        return None if fields[0] in ("Z", "X") else fields[19]
     except OSError:
         if Path("/proc/self").exists():
             return None

@@ -22,6 +22,7 @@ __all__ = [
     "CONFIG",
     "JOURNAL",
     "SUMMARY",
+    "MANIFEST",
     "InvalidDocument",
     "Limits",
     "parse_json",
@@ -57,6 +58,9 @@ CHECKPOINT = Limits(num_bytes=2**25, values=1_000_000)
 
 SUMMARY = Limits(num_bytes=2**28, values=10_000_000)
 """The summary of a sweep: thousands of trials, each with its evaluations."""
+
+MANIFEST = Limits(num_bytes=2**27, values=10_000_000)
+"""The manifest of a store: half a million shards."""
 
 JOURNAL = Limits(num_bytes=2**22, values=100_000)
 """A line of a journal."""

@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from multiprocessing.synchronize import Event
+from pathlib import Path
 
 import boto3
 import fsspec
@@ -88,9 +89,12 @@ def test_what_died_here_holds_nothing_and_what_lives_does(tmp_path):
     with pytest.raises(UserError, match=str(process.pid)), lock.acquire(folder):
         pass
     process.kill()
-    process.join()
+    # Whether or not its parent has waited for it.
+    while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+        time.sleep(0.001)
     with lock.acquire(folder):
         pass
+    process.join()
 
 
 def elsewhere(folder: str, beat: int) -> None:
