@@ -34,8 +34,9 @@ __all__ = ["MAX_PIXELS", "UnreadableImage", "describe_suffix", "open_image", "re
 MAX_PIXELS = 2**30 // 4 // 3
 """Largest number of pixels that are decoded: Pillow's own limit, 89,478,485."""
 
-# Registered as formats, but reading one starts Ghostscript (EPS), unpacks without a limit (FITS) or yields no pixels.
-_UNREAD = ("EPS", "FITS", "MPEG")
+# Registered as formats, but reading one starts Ghostscript (EPS), unpacks without a limit (FITS), opens what is inside
+# as any of Pillow's formats (IPTC), or yields no pixels (MPEG).
+_UNREAD = ("EPS", "FITS", "IPTC", "MPEG")
 # Packages that add formats to Pillow, where they are installed: HEIC and JPEG XL.
 _PLUGINS = {"pillow_heif": "register_heif_opener", "pillow_jxl": None}
 # What downloads leave under the name of an image.

@@ -44,6 +44,7 @@ from pydantic_core import PydanticCustomError
 from pipeline.data.ledger import Group, Ledger
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.printable import printable_name
+from pipeline.runtime.untrusted import MANIFEST, parse_json
 
 __all__ = [
     "ENCODINGS",
@@ -226,7 +227,7 @@ class Manifest:
             UserError: If the text is not a manifest of this format, or contradicts itself.
         """
         try:
-            file = _ManifestFile.model_validate(json.loads(text))
+            file = _ManifestFile.model_validate(parse_json(text, MANIFEST))
         except ValidationError as error:
             problem = describe(error)
         except (ValueError, RecursionError):
@@ -330,6 +331,7 @@ class _ManifestFile(StrictModel):
             (len({shard.name for shard in self.shards}) == len(self.shards), "shards should have different names"),
             (self.num_samples == total, f"num_samples should be {total} as in the shards, not {num_samples}"),
             (self.ledger is None or not rows, "ledger should be null, because rows have none"),
+            (self.ledger is None or self.ledger.taken == total, f"ledger.taken should be {total} as in the shards"),
         ]
         for valid, message in rules:
             if not valid:

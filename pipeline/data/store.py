@@ -14,16 +14,13 @@ from pipeline.data.manifest import MANIFEST_NAME, Manifest, Shard
 from pipeline.data.shard_cache import ShardCache
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.filesystem import as_user_error, filesystem, is_local
+from pipeline.runtime.untrusted import MANIFEST
 from pipeline.runtime.user_folders import stores_root
 
 __all__ = ["TIMEOUT", "MissingStore", "Store", "is_process_local", "open_store", "resolve_url"]
 
 TIMEOUT = 300.0
 """Seconds that one request of a store may take."""
-
-
-# With an entry of 200 bytes for each shard, the manifest of more than half a million of them.
-_MAX_MANIFEST_BYTES = 2**27
 
 
 class MissingStore(UserError):
@@ -118,7 +115,7 @@ def open_store(
     with as_user_error(url):
         try:
             size = _request(fs, "size", f"{path}/{MANIFEST_NAME}", timeout=timeout)
-            if size is not None and size > _MAX_MANIFEST_BYTES:
+            if size is not None and size > MANIFEST.num_bytes:
                 raise UserError(f"the manifest of the store {url} has {size:,} bytes, too many: make the store again")
             text = _request(fs, "cat_file", f"{path}/{MANIFEST_NAME}", timeout=timeout)
         except (FileNotFoundError, NotADirectoryError):

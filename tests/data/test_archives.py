@@ -10,6 +10,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+import fsspec
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -194,7 +195,9 @@ def test_a_member_too_large_to_read_whole_is_one_broken_file(tmp_path, monkeypat
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         archive.add(tmp_path / "folder", "")
     url = write_zip(tmp_path / "a.zip", {"1.png": b"123", "2.png": b"1234"})
-    for each in (url, str(tmp_path / "a.tar"), str(tmp_path / "folder")):
+    remote = "memory://too_large"
+    fsspec.filesystem("memory").put(str(tmp_path / "folder"), "/too_large", recursive=True)
+    for each in (url, str(tmp_path / "a.tar"), str(tmp_path / "folder"), remote):
         contents, broken, _ = accounted(open_archive(each))
         assert contents == {"1.png": b"123"} and broken == {"2.png": archives.TOO_LARGE}
 

@@ -188,6 +188,16 @@ def test_formats_that_start_programs_or_unpack_without_limit_are_not_read() -> N
         open_image(eps, 3)
 
 
+def test_an_image_inside_another_is_of_no_other_format(monkeypatch) -> None:
+    """An IPTC file has no signature, and Pillow opens what it holds as whatever that is."""
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was started"))
+    eps = encoded(Image.fromarray(PIXELS), "EPS")
+    fields = {(3, 60): b"\1\0", (3, 20): b"\x10", (3, 30): b"\x0c", (3, 120): b"\5", (8, 10): eps}
+    data = b"".join(struct.pack(">BBBH", 0x1C, *tag, len(value)) + value for tag, value in fields.items())
+    with pytest.raises(UnreadableImage, match="no format"):
+        open_image(data, 3)
+
+
 def test_a_plugin_that_is_installed_adds_its_formats(monkeypatch) -> None:
     def register() -> None:
         Image.register_open("HEIF", Image.OPEN["PNG"][0], Image.OPEN["PNG"][1])

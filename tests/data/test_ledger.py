@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
 import tempfile
 import zipfile
@@ -180,7 +181,12 @@ def test_an_older_manifest_has_no_ledger_and_keeps_its_digest(digits) -> None:
     assert document.pop("ledger") == {"taken": 1797, "broken": [], "passed_over": []}
     older = Manifest.from_json(json.dumps(document), "older")
     assert older.ledger is None and "ledger" not in older.to_json()
-    for damage in ({"taken": -3}, {"broken": [{"reason": "a", "count": 0, "names": ["a"]}]}, {"passed_over": None}):
+    for damage in (
+        {"taken": -3},
+        {"taken": 3},
+        {"broken": [{"reason": "a", "count": 0, "names": ["a"]}]},
+        {"passed_over": None},
+    ):
         entry = {"taken": 1797, "broken": [], "passed_over": [], **damage}
         with pytest.raises(UserError, match="ledger"):
             Manifest.from_json(json.dumps(document | {"ledger": entry}), "damaged")
@@ -221,8 +227,7 @@ def test_the_first_folder_below_the_root_is_the_class(names: list[str], split: s
 def test_images_without_classes_have_a_reason(names: list[str], split: str | None, reason: str) -> None:
     found = label_by_folder(names, split)
     assert found.classes is None and found.labels is None
-    with pytest.raises(AssertionError, match=f"labels: none, because .*{reason}"):
-        raise AssertionError(found.note)
+    assert re.search(f"labels: none, because .*{reason}", found.note)
 
 
 def test_a_shard_of_webdataset_is_recognized(tmp_path) -> None:

@@ -115,7 +115,8 @@ def _samples(data: bytes, manifest: Manifest) -> Iterator[_Sample]:
             if suffixes not in expected:
                 raise _Invalid(f"has the sample {sample['__key__']!r} with {', '.join(sorted(suffixes))} only")
             yield sample
-    except (tarfile.TarError, ValueError, EOFError) as error:
+    # Beyond its own errors: sizes in damaged headers of extensions, and chains of these.
+    except (tarfile.TarError, ValueError, EOFError, OverflowError, RecursionError) as error:
         raise _Invalid(f"is not a readable tar file ({_first_line(error)})") from None
 
 

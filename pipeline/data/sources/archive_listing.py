@@ -115,9 +115,11 @@ def list_tar(path: str, url: str) -> ArchiveListing[TarMember]:
                         if info.size < 0:
                             raise ValueError("a file of negative size")
                         _add_tar_member(listing, links, info)
+                        # It would keep them all; typeshed does not know where.
+                        tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
                     end = tar.offset
             # Beyond its own errors: numbers in a damaged header of an extension.
-            except (tarfile.TarError, ValueError, OverflowError) as error:
+            except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
                 raise UserError(f"{url} is a damaged tar file ({one_line(error)}): fetch it again") from None
             start = _next_archive(file, end, url, len(listing.members))
     listing.add_links(links)

@@ -67,7 +67,10 @@ def archive_errors(url: str) -> Iterator[None]:
     """
     try:
         yield
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, BrokenImage) as error:
+    except (
+        *(zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, BrokenImage),
+        *(OverflowError, RecursionError),
+    ) as error:
         raise UserError(f"{url} is damaged ({one_line(error)}): fetch it again") from None
     except OSError as error:
         if error.errno in _FULL:
@@ -167,7 +170,7 @@ class Folder:
         self._local = is_local(self._fs)
         with as_user_error(url):
             if self._local:
-                listing, self._versions = list_folder(self._root or "/"), {}
+                listing, self._versions, self._too_large = list_folder(self._root or "/"), {}, frozenset()
             else:
                 entries = cast("dict[str, dict[str, Any]]", self._fs.find(self._root, detail=True))
                 paths = (path[len(self._root) + 1 :] for path in entries)
@@ -175,6 +178,9 @@ class Folder:
                 listing = FolderListing(sorted(name for name in paths if name and not name.endswith("/")))
                 # A folder on this machine is looked at again each time.
                 self._versions = {path: version(entry) for path, entry in entries.items()}
+                self._too_large = frozenset(
+                    path for path, entry in entries.items() if (entry.get("size") or 0) > MAX_FILE_BYTES
+                )
         self.names, self.left_out, self.followed = listing.names, listing.left_out, listing.followed
 
     def read(self, name: str) -> bytes:
@@ -183,7 +189,8 @@ class Folder:
         with as_user_error(self.url):
             try:
                 reason = TOO_LARGE
-                if not self._local or os.path.getsize(path) <= MAX_FILE_BYTES:
+                too_large = os.path.getsize(path) > MAX_FILE_BYTES if self._local else path in self._too_large
+                if not too_large:
                     # fsspec annotates ``str``, too, which no file system returns.
                     return cast("bytes", self._fs.cat_file(path))
             except OSError as error:
@@ -208,6 +215,10 @@ class Folder:
 
     def close(self) -> None:
         """Do nothing: no file is open."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Only the process that opened the folder takes fingerprints, and there may be millions of files.
+        return self.__dict__ | {"_versions": {}}
 
 
 class Zip:
@@ -403,7 +414,7 @@ def open_files(url: str) -> Archive:
 def _local(url: str) -> tuple[str, TempFolder] | None:
     """Return the path of a file on the local disk, and the folder of its copy if it was remote; None for a folder.
 
-    A remote file is requested once, and there must be something.
+    A file of HTTP is requested once. There must be something.
     """
     fs, path = filesystem(url)
     temp = TempFolder()

@@ -82,8 +82,8 @@ class Source(Protocol):
 
 
 @runtime_checkable
-class FileSource(Source, Protocol):
-    """Source of images in files, among other files."""
+class FileSource(Protocol):
+    """What a source of images in files has besides. Python 3.11 evaluates each property that ``isinstance`` checks."""
 
     @property
     def passed_over(self) -> tuple[Group, ...]:

@@ -24,7 +24,7 @@ __all__ = ["EncodedShard", "ImageShardEncoder", "RowShardEncoder", "ShardEncoder
 # Images in a block: enough that the overhead of a block is small, few enough to inspect one by itself.
 _BLOCK = 1024
 _MIXING_SEED = 0
-# One image of this size is 192 MiB; larger ones would be taken for broken, as there is no memory for them.
+# One image of this size is 192 MiB, and a process holds a shard of them.
 _MAX_RESOLUTION = 8192
 
 

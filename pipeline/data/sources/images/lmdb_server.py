@@ -14,7 +14,7 @@ from typing import IO
 
 import lmdb
 
-__all__ = ["ALL_KEYS", "ERROR", "MISSING", "read_frame", "write_frame"]
+__all__ = ["ALL_KEYS", "read_frame", "write_frame"]
 
 ALL_KEYS = b""
 """Request for all keys, each behind its length; LMDB has no empty key. Any other request is the key of a value."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -21,7 +22,7 @@ from pipeline.data.sources.images import lmdb_server
 from pipeline.data.sources.images.lmdb_server import ALL_KEYS, read_frame, write_frame
 from pipeline.data.sources.published import PUBLISHED, Part
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.filesystem import filesystem
+from pipeline.runtime.filesystem import filesystem, is_local
 
 __all__ = ["LSUN"]
 
@@ -59,11 +60,11 @@ class LSUN:
                 raise UserError(
                     f"there are {len(databases)} LMDB databases for this split in {url}, not one: check both"
                 )
-            self._fingerprint = archive.fingerprint(databases)
             fs, root = filesystem(url)
-            if isinstance(archive, Folder) and "file" in fs.protocol:
+            if isinstance(archive, Folder) and is_local(fs):
                 self._path = os.path.join(root, databases[0])
             else:
+                self._fingerprint = archive.fingerprint(databases)
                 self._path = self._temp.file(_DATABASE)
                 with archive.open(databases[0]) as source, open(self._path, "wb") as target:
                     shutil.copyfileobj(source, target, 2**20)
@@ -152,14 +153,16 @@ class _Database:
             problem = str(error)
         except (EOFError, OSError):
             code = process.wait()
-            problem = f"a page is damaged: {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+            problem = f"its reader ended: {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
         raise UserError(f"{self._url} is no readable LMDB database ({problem}): fetch it again")
 
     def close(self) -> None:
         """End the process."""
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                pipe.close()
+                # A process that has died leaves a request behind.
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
         self._process.wait()
 
 

@@ -23,7 +23,7 @@ __all__ = ["RowReader", "open_lines"]
 _BLOCK = 2**15
 # A longer line is none of a table: gzip packs gigabytes of one character into a megabyte.
 _MAX_CHARACTERS = 2**16
-# A table has more rows than any that is read here by an order of magnitude.
+# More rows than are read of any table: 700,000 of HEPMASS.
 _MAX_ROWS = 1_000_000
 _GZIP = b"\x1f\x8b"
 
