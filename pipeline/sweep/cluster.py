@@ -32,7 +32,6 @@ __all__ = [
     "prepare_worker",
     "ray_storage",
     "storage_folder",
-    "remove_ray_storage",
     "require_reachable",
     "trials_that_fit",
 ]
@@ -260,7 +259,7 @@ def prepare_worker() -> None:
 
 
 @contextlib.contextmanager
-def storage_folder(output: str, *, shared: bool) -> Iterator[str]:
+def storage_folder(output: str, *, shared: bool, num_nodes: int) -> Iterator[str]:
     """Give Ray a folder for its own state while a sweep runs.
 
     It is on a disk of each machine's own, so that a disk that is full of results does not lose what Ray passes on.
@@ -269,15 +268,21 @@ def storage_folder(output: str, *, shared: bool) -> Iterator[str]:
     Args:
         output: The results' folder, behind any fsspec URL.
         shared: Whether all nodes have to see the same folder, which is then among the results.
+        num_nodes: Number of the cluster's nodes. Ray makes a folder of the same path on each, and those of the other
+            nodes stay there.
 
     Yields:
         The folder, behind any fsspec URL.
     """
-    remove_ray_storage(output)
+    _remove_ray_storage(output)
     if shared:
         yield f"{output}/{RAY_STORAGE}"
+        # Not after an error: a driver that has lost its lock removes nothing of the folder.
+        _remove_ray_storage(output)
         return
-    with tempfile.TemporaryDirectory(prefix="gebm-ray-", ignore_cleanup_errors=True) as folder:
+    # The path has to be possible on other nodes, which need not have this machine's TMPDIR.
+    place = "/tmp" if num_nodes > 1 else None
+    with tempfile.TemporaryDirectory(prefix="gebm-ray-", dir=place, ignore_cleanup_errors=True) as folder:
         yield folder
 
 
@@ -298,7 +303,7 @@ def ray_storage(folder: str, name: str = "sweep") -> dict[str, Any]:
     return {"storage_path": path, "storage_filesystem": filesystem, "name": name}
 
 
-def remove_ray_storage(output: str) -> None:
+def _remove_ray_storage(output: str) -> None:
     """Remove Ray's storage from a sweep's folder, where this sweep has it or an earlier one left it."""
     files, path = fsspec.url_to_fs(f"{output}/{RAY_STORAGE}")
     with contextlib.suppress(FileNotFoundError):

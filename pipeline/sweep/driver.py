@@ -177,6 +177,7 @@ class Sweep:
         self.summary.verify()
         self.summary.facts = self._metadata(label)
         self._start_run(label)
+        self.summary.verify()
         write_file(f"{self.plan.output}/config.yaml", yaml.safe_dump(schema.to_dict(config), sort_keys=False).encode())
         self.tracker.log_files(None, [f"{self.plan.output}/config.yaml"])
         for note in (*self.plan.notes, *preflight_notes(config, self.capacity, self.plan.store)):
@@ -195,8 +196,9 @@ class Sweep:
         )
         with self.display.sweep(count, concurrent):
             # Population-based training passes checkpoints from one trial to another, by files that name them.
-            shared = config.sweep.scheduler == "pbt" and len(capacity.nodes) > 1
-            with cluster.storage_folder(self.plan.output, shared=shared) as storage, _silence_ray():
+            nodes = len(capacity.nodes)
+            shared = config.sweep.scheduler == "pbt" and nodes > 1
+            with cluster.storage_folder(self.plan.output, shared=shared, num_nodes=nodes) as storage, _silence_ray():
                 self._run_tune(searcher, count, concurrent, storage)
 
     def finalize(self) -> None:

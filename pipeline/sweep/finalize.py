@@ -16,7 +16,6 @@ from pipeline.report.markdown import markdown
 from pipeline.report.markup import escape
 from pipeline.runtime.errors import LockLost, one_line
 from pipeline.runtime.filesystem import write_file
-from pipeline.sweep import cluster
 from pipeline.sweep.display.console import results_table, seeds_table
 from pipeline.sweep.display.table import scores_in_words
 from pipeline.sweep.space import is_sampler_search
@@ -78,7 +77,6 @@ def finalize(
     for record in records.trials:
         record.mlflow_run_id = tracker.trial_run_id(record.name) or record.mlflow_run_id
     records.write()
-    cluster.remove_ray_storage(records.output)
 
 
 def _log_best(config: schema.Config, records: SweepSummary, tracker: Tracker, *, interrupted: bool) -> None:
@@ -189,10 +187,12 @@ def _print_line(console: Console, label: str, text: str, style: str | None = Non
 def _commands_for_best(config: schema.Config, best: TrialRecord) -> dict[str, str]:
     """Return the best model and the commands that use it, by label."""
     sampler = best.params if is_sampler_search(config) else {}
-    lines = {
-        "best model": str(best.best_checkpoint),
-        "sample it": format_command("sample", {"checkpoint": best.best_checkpoint, **sampler}),
-    }
+    lines = {}
+    if best.best_checkpoint:
+        lines |= {
+            "best model": best.best_checkpoint,
+            "sample it": format_command("sample", {"checkpoint": best.best_checkpoint, **sampler}),
+        }
     if config.tracking.register:
         name = model_name(config.tracking.experiment or config.name)
         serve = ("mlflow", "models", "serve", "-m", f"models:/{name}@{BEST}", "--env-manager", "local")

@@ -10,7 +10,6 @@ import numpy as np
 
 from pipeline.config import Config
 from pipeline.runtime.errors import UserError
-from pipeline.sweep.kernel_ranges import unused_keys
 from pipeline.sweep.space import SearchSpace
 from pipeline.tracking.summary import TERMINAL_STATUSES, TrialRecord
 
@@ -35,7 +34,7 @@ def check_count(config: Config, space: SearchSpace) -> None:
         if count > sweep.max_trials:
             sizes = " x ".join(f"{dimension.grid_size(sweep.grid_size)} of {key}" for key, dimension in space.items())
             raise UserError(
-                f"the grid has {count:,} trials ({sizes}): lower sweep.grid_size={sweep.grid_size}, narrow "
+                f"the grid has {count:,} trials (at most {sizes}): lower sweep.grid_size={sweep.grid_size}, narrow "
                 f"sweep.space, or {advice}"
             )
     elif sweep.num_trials > sweep.max_trials:
@@ -60,12 +59,12 @@ def grid_points(space: SearchSpace, size: int) -> list[dict[str, Any]]:
     Settings of a kernel that a point does not use have their first values, so that no two points are the same trial.
     """
     axes = {key: dimension.grid(size) for key, dimension in space.items()}
-    combinations = (dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values()))
-    return [
-        point
-        for point in combinations
-        if all(point[key] == axes[key][0] for key in unused_keys(point, space.config.sampler.name))
-    ]
+    points = []
+    for kernel, unused in space.unused_by_kernel():
+        own = axes | {key: axes[key][:1] for key in unused}
+        own |= {"sampler.name": [kernel]} if "sampler.name" in axes else {}
+        points += [dict(zip(own, values, strict=True)) for values in itertools.product(*own.values())]
+    return points
 
 
 def initial_points(config: Config, space: SearchSpace) -> list[dict[str, Any]]:

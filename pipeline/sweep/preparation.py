@@ -17,6 +17,7 @@ from pipeline import tasks
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.filesystem import filesystem, write_file
 from pipeline.runtime.terminal import Progress
+from pipeline.runtime.untrusted import CONFIG, parse_json, read_bytes
 from pipeline.sweep.cluster import Capacity
 
 __all__ = ["ProgressFile", "StageBars", "prepare_shared"]
@@ -43,6 +44,8 @@ def prepare_shared(config: schema.Config, capacity: Capacity) -> str | None:
     log.info("preparing what %s is measured with, from %s ...", config.name, config.data.store)
     gpus = capacity.preparation.get("GPU", 0)
     remote = ray.remote(num_cpus=capacity.preparation["CPU"], num_gpus=gpus)(_prepare_task)
+    # Left by a driver that was killed, or by whoever the folder is from.
+    ProgressFile(f"{config.output}/{_PROGRESS}").close()
     task = remote.remote(schema.to_dict(config), "cuda" if gpus else "cpu")
     try:
         with contextlib.closing(StageBars(f"{config.output}/{_PROGRESS}")) as bars:
@@ -103,7 +106,7 @@ class StageBars:
         """Show what was reported last; without a report, or with one that cannot be read, nothing changes."""
         try:
             files, path = filesystem(self._url)
-            report = json.loads(files.cat_file(path))
+            report = parse_json(read_bytes(files, path, CONFIG), CONFIG)
             stage, done, total = str(report["stage"]), int(report["done"]), int(report["total"])
         except Exception:
             return

@@ -121,7 +121,7 @@ def require_unchanged(plan: SweepPlan) -> None:
     """
     files, path = filesystem(plan.output)
     files.invalidate_cache(path)
-    present = read_summary(plan.output)[0] if files.exists(f"{path}/summary.json") else {}
+    present = read_summary(plan.output, plan.config.checkpoint)[0] if files.exists(f"{path}/summary.json") else {}
     if present != plan.summary:
         raise UserError(f"another sweep has just ended in {plan.output}: run the command again")
 
@@ -137,18 +137,19 @@ def _check_batches(config: schema.Config, space: SearchSpace, store: Store) -> N
         raise UserError(f"sweep.space: {error}") from None
 
 
-def load_sweep(folder: str) -> tuple[schema.Config, list[TrialRecord], dict[str, Any]]:
+def load_sweep(folder: str, start: str | None = None) -> tuple[schema.Config, list[TrialRecord], dict[str, Any]]:
     """Return the config, the trials and the summary of an interrupted sweep.
 
     Args:
         folder: The sweep's folder, behind any fsspec URL.
+        start: Model that the user says the sweep was started from; see :func:`read_summary`.
 
     Raises:
         UserError: The folder holds no sweep, or one of its files is damaged or a link.
     """
     folder = _absolute(folder)
     refuse_links(folder, skip=(RAY_STORAGE,))
-    summary, trials = read_summary(folder)
+    summary, trials = read_summary(folder, start)
     files, path = fsspec.url_to_fs(folder)
     try:
         config = schema.from_saved(parse_yaml(read_bytes(files, f"{path}/config.yaml", CONFIG), CONFIG))
@@ -168,8 +169,11 @@ def _resumed_config(
     config: schema.Config, overrides: dict[str, Any]
 ) -> tuple[schema.Config, list[TrialRecord], dict[str, Any]]:
     """Return the sweep that ``resume`` names, with the overrides of this command applied to its config."""
-    saved, trials, summary = load_sweep(str(config.resume))
+    # As in a new sweep: one checkpoint, whatever a trial's folder has later, and the same for all workers.
+    start = read(_absolute(str(overrides["checkpoint"]))).url if overrides.get("checkpoint") else None
+    saved, trials, summary = load_sweep(str(config.resume), start)
     folder = str(saved.output)
+    overrides = overrides | ({"checkpoint": start} if start else {})
     saved = schema.apply(saved, {key: value for key, value in overrides.items() if key not in ("resume", "output")})
     choose(saved, overrides, folder, RESUME_KEYS)
     # The event log is that of this command, not that of the command which began the sweep.
@@ -224,7 +228,9 @@ def _resolve_output(config: schema.Config, *, resuming: bool) -> tuple[str, str,
     # Each file system has exceptions of its own.
     except Exception as error:
         raise UserError(f"cannot write to output={output} ({one_line(error)}): choose another output") from None
-    refuse_links(output, skip=(RAY_STORAGE,))
+    # A folder that is resumed was looked through when it was read.
+    if not resuming:
+        refuse_links(output, skip=(RAY_STORAGE,))
     require_writable(output)
     if config.tracking.uri:
         return output, config.tracking.uri, None

@@ -27,7 +27,7 @@ from pipeline.config.fields import keys
 from pipeline.config.validation import required_multiple, validate, validate_rules
 from pipeline.runtime.errors import UserError
 from pipeline.sweep.dimension import Choice, Dimension, Interval, WholeNumbers
-from pipeline.sweep.kernel_ranges import by_kernel
+from pipeline.sweep.kernel_ranges import by_kernel, unused_keys
 
 __all__ = ["SearchSpace", "is_sampler_search", "is_searchable", "parse_space"]
 
@@ -116,7 +116,14 @@ class SearchSpace(Mapping[str, Dimension]):
 
     def grid_size(self, size: int) -> int:
         """Return the number of points in a grid with ``size`` values a range, at once."""
-        return math.prod(dimension.grid_size(size) for dimension in self.values())
+        fixed = ({"sampler.name", *unused} for _, unused in self.unused_by_kernel())
+        return sum(math.prod(one.grid_size(size) for key, one in self.items() if key not in keys) for keys in fixed)
+
+    def unused_by_kernel(self) -> list[tuple[str, list[str]]]:
+        """Return each kernel that a trial may have, and the keys that such a trial does not use."""
+        name = self.config.sampler.name
+        kernels = self["sampler.name"].extremes if "sampler.name" in self else [name]
+        return [(kernel, unused_keys(dict.fromkeys(self) | {"sampler.name": kernel}, name)) for kernel in kernels]
 
     def corners(self, prefix: str = "", limit: int = _MAX_CORNERS) -> list[dict[str, Any]]:
         """Return combinations of the extremes of the keys that begin with a prefix: all of them, or ``limit``."""

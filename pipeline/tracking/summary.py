@@ -309,11 +309,12 @@ def _line(value: dict[str, Any]) -> str:
         return json.dumps(drop_nonfinite(value))
 
 
-def read_summary(output: str) -> tuple[dict[str, Any], list[TrialRecord]]:
+def read_summary(output: str, start: str | None = None) -> tuple[dict[str, Any], list[TrialRecord]]:
     """Read the summary of a sweep's folder, and its trials.
 
     Args:
         output: Folder of the sweep, behind any fsspec URL.
+        start: Model that the user says the sweep was started from (default: what was kept when it was started here).
 
     Raises:
         UserError: When there is no sweep in that folder, or its summary is damaged.
@@ -323,7 +324,7 @@ def read_summary(output: str) -> tuple[dict[str, Any], list[TrialRecord]]:
         document = parse_json(read_bytes(files, f"{path}/summary.json", SUMMARY), SUMMARY)
         trials = _validate(_TRIALS, document["trials"], "trials")
         _validate(_HEAD, document)
-        _locate_checkpoints(output, trials)
+        _locate_checkpoints(output, trials, start or kept_choices(output).get("checkpoint"))
     except FileNotFoundError:
         raise UserError(f"no sweep at {output}: give the folder that holds its summary.json") from None
     except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -332,21 +333,20 @@ def read_summary(output: str) -> tuple[dict[str, Any], list[TrialRecord]]:
     return document, trials
 
 
-def _locate_checkpoints(output: str, trials: list[TrialRecord]) -> None:
+def _locate_checkpoints(output: str, trials: list[TrialRecord], start: str | None) -> None:
     """Make every checkpoint one below the sweep's folder, or the model that the user has started the sweep from.
 
     Raises:
         ValueError: A trial has another one.
     """
-    start = kept_choices(output).get("checkpoint")
     for trial in trials:
-        # Such a trial has no checkpoint of its own, and another's folder does not say which model to read.
+        # Such a trial sampled the model to start from, and another's folder does not say which one to read.
         samples_only = bool(trial.params) and all(key.startswith("sampler.") for key in trial.params)
         for name in _CHECKPOINTS:
             url = getattr(trial, name)
             if url is None or url == start:
                 continue
-            setattr(trial, name, None if samples_only else own_checkpoint(output, trial.name, url))
+            setattr(trial, name, start if samples_only else own_checkpoint(output, trial.name, url))
 
 
 def _validate(model: TypeAdapter[_T], document: Any, *prefix: str) -> _T:

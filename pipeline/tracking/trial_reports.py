@@ -10,7 +10,6 @@ The file may be a stranger's when a sweep is resumed, so lines that no trial can
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
@@ -80,11 +79,14 @@ class TrialReports:
         self._url = f"{url.rstrip('/')}/{_NAME}"
         files, self._path = filesystem(self._url)
         self._is_local = is_local(files)
+        lines = list(_lines(self._url))
+        self._last = max((line.number for line in map(_parse, lines) if line), default=0)
         # Of an object store, all of the file.
-        self._lines: list[bytes] = []
-        with contextlib.suppress(Exception):
-            self._lines = list(_lines(self._url))
-        self._last = max((line.number for line in map(_parse, self._lines) if line), default=0)
+        self._lines = [] if self._is_local else lines
+
+    def is_written(self, report: dict[str, Any]) -> bool:
+        """Return whether :meth:`add` writes at this report: an object store's file waits for a checkpoint."""
+        return self._is_local or bool(report.get("checkpoint"))
 
     def add(self, report: dict[str, Any]) -> int:
         """Write a report down.
@@ -104,7 +106,7 @@ class TrialReports:
             _append(self._path, line)
         else:
             self._lines.append(line)
-            if report.get("checkpoint"):
+            if self.is_written(report):
                 write_file(self._url, b"".join(self._lines))
         return self._last
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 
 from pipeline import tasks
 from pipeline.evaluation import metrics
+from pipeline.runtime.filesystem import filesystem
 from pipeline.sweep import preparation
 from pipeline.sweep.preparation import ProgressFile, StageBars
 
@@ -38,7 +37,8 @@ def test_each_stage_is_shown_with_its_rate_and_the_time_left(url, capsys, monkey
     stages = [record.getMessage() for record in caplog.records]
     assert stages == ["training the classifier ...", "computing the statistics of the data ..."]
     report.close()
-    assert ".preparation.json" not in (os.listdir(os.path.dirname(url)) if url.startswith("/") else [])
+    files, path = filesystem(url)
+    assert not files.exists(path)
     bars.update()
 
 

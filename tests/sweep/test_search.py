@@ -403,6 +403,21 @@ def test_the_size_of_a_grid_is_known_without_its_points(tops, with_choice, multi
     assert all(value in dimension for dimension in space.values() for value in dimension.grid(size))
 
 
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_the_size_of_a_grid_with_ranges_by_kernel_is_that_of_its_points(size):
+    dimensions = {
+        "train.base_lr": Interval(0.0, 1.0),
+        "sampler.name": Choice(("ula", "kla")),
+        "sampler.ula.step_size": Interval(0.0, 1.0),
+        "sampler.kla.step_size": Interval(0.0, 1.0),
+        "sampler.kla.friction": Interval(0.0, 1.0),
+    }
+    space = SearchSpace(config({}), dimensions)
+    points = grid_points(space, size)
+    assert space.grid_size(size) == len(points) == size**2 + size**3
+    assert len({tuple(point.values()) for point in points}) == len(points) and all(map(space.holds, points))
+
+
 @pytest.mark.parametrize(
     ("sweep", "expected"),
     [

@@ -55,14 +55,17 @@ def test_a_sweep_that_was_moved_names_its_checkpoints_where_they_are(tmp_path, s
     assert str(old) not in (old / "summary.json").read_text()
     if earlier:
         with_urls(old)
+    # As the driver does before it writes.
+    keep_choices(str(old), small(checkpoint=f"{tmp_path}/model/trials/001/step-8"))
     if how == "stays":
         new = old
     elif how == "moved":
         shutil.move(old, new)
     else:
         shutil.copytree(old, new)
+    # In another folder the user names the model again.
+    config, trials, _ = load_sweep(str(new), None if how == "stays" else f"{tmp_path}/model/trials/001/step-8")
     keep_choices(str(new), small(checkpoint=f"{tmp_path}/model/trials/001/step-8"))
-    config, trials, _ = load_sweep(str(new))
     place = f"{new}/trials/000/checkpoints/step-00000008"
     assert config.output == str(new)
     assert [trials[0].checkpoint, trials[0].best_checkpoint] == [place, place]
