@@ -10,7 +10,7 @@ from torch import Tensor
 from pipeline.config.kernels import kernel_settings
 from pipeline.config.schema import Sampler
 
-__all__ = ["LEAST_SHARE", "judge_travel", "measure_travel"]
+__all__ = ["LEAST_ACCEPTANCE", "LEAST_SHARE", "judge_travel", "measure_travel"]
 
 LEAST_SHARE = 0.01
 """Least mean distance between a chain's start and its end, as a share of that between two independent starts.
@@ -18,6 +18,9 @@ LEAST_SHARE = 0.01
 Of a standard normal prior the latter is about ``(2 D)^(1/2)``. A share ``s`` means that start and end correlate by
 ``1 - s^2`` where the prior is what chains leave invariant: by more than 0.9999 below this share.
 """
+
+LEAST_ACCEPTANCE = 0.1
+"""Share of accepted proposals below which chains that hardly move do so since they propose too much."""
 
 
 def measure_travel(start: Tensor, end: Tensor) -> dict[str, float]:
@@ -32,6 +35,7 @@ def measure_travel(start: Tensor, end: Tensor) -> dict[str, float]:
         least, ``chain_distance_share``, its ratio to the mean distance between the starts of two chains.
 
     Example:
+        >>> import torch
         >>> start = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
         >>> measure_travel(start, start + torch.tensor([3.0, 4.0]))
         {'chain_distance': 5.0, 'chain_distance_share': 1.0}
@@ -52,14 +56,22 @@ def judge_travel(scores: dict[str, float], sampler: Sampler) -> list[str]:
     Example:
         >>> len(judge_travel({"chain_distance_share": 0.5}, Sampler()))
         0
-        >>> judge_travel({"chain_distance_share": 1e-4}, Sampler(name="kla", step_size=5e-5))[0]
-        'chains hardly move: 1000 steps of sampler.name=kla at sampler.step_size=5e-05 ...'
+        >>> judge_travel({"chain_distance_share": 1e-4}, Sampler(name="kla", step_size=5e-5))[0].partition(" take ")[0]
+        'chains hardly move: 1000 steps of sampler.name=kla at sampler.step_size=5e-05'
+        >>> rejected = {"chain_distance_share": 0.0, "acceptance_rate": 0.0}
+        >>> judge_travel(rejected, Sampler(name="mala", step_size=9.0))[0].partition("; ")[2]
+        'lower sampler.step_size: nearly all proposals are rejected'
     """
     if not scores.get("chain_distance_share", 1.0) < LEAST_SHARE:
         return []
     used = kernel_settings(sampler)
+    # A proposal that goes too far is rejected.
+    if scores.get("acceptance_rate", 1.0) < LEAST_ACCEPTANCE:
+        advice = "lower sampler.step_size: nearly all proposals are rejected"
+    else:
+        advice = "raise sampler.step_size, or leave it to the kernel"
     return [
         f"chains hardly move: {used.num_steps} steps of sampler.name={used.name} at sampler.step_size="
         f"{used.step_size:g} take them less than {LEAST_SHARE:.0%} as far as two independent latents are apart, so "
-        f"that scores of the GEBM are the base's; raise sampler.step_size, or leave it to the kernel"
+        f"that scores of the GEBM are the base's; {advice}"
     ]

@@ -76,14 +76,11 @@ class Images:
 
     def prepare(self, store: Store, device: torch.device, report: Report | None = None) -> str:
         """Make the feature extractor and the reference statistics, and return the extractor's label."""
-        settings = self._config.evaluation
         training, statistics = (
             None if report is None else functools.partial(report, stage)
             for stage in ("training the classifier", "computing the statistics of the data")
         )
-        extractor = metrics.make_extractor(
-            settings.extractor, store=store, weights=settings.weights, device=device, progress=training
-        )
+        extractor = self._extractor(store, device, training)
         metrics.reference(store, extractor, progress=statistics)
         metrics.reference_images(store)
         return extractor.label
@@ -109,9 +106,13 @@ class Images:
             "base_and_gebm.png": plots.png(plots.side_by_side(base, gebm, temperature=temperature)),
         }
 
-    def _extractor(self, store: Store, device: torch.device) -> metrics.Extractor:
+    def _extractor(
+        self, store: Store, device: torch.device, progress: Callable[[int, int], None] | None = None
+    ) -> metrics.Extractor:
         settings = self._config.evaluation
-        return metrics.make_extractor(settings.extractor, store=store, weights=settings.weights, device=device)
+        return metrics.make_extractor(
+            settings.extractor, store=store, weights=settings.weights, device=device, progress=progress
+        )
 
 
 class ImageScorer:

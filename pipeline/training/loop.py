@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import ray.train
 import torch
 
-from gebm import objectives
+from gebm import objectives, samplers
 from gebm.allocator import malloc_trim
 from gebm.training import StepInfo, initialize_log_partition
 from pipeline import config as schema
@@ -167,7 +167,7 @@ class TrialRun:
             with self.throughput.count_step():
                 generator = step_generator(self.config, "step", done, self.worker.device)
                 self.infos.append(self.trainer.step(self.batches, generator))
-        except ValueError as error:
+        except samplers.NonFiniteStart as error:
             # Chains of negatives that can start nowhere: the losses before may say why.
             require_finite(self.infos, done)
             raise NonFiniteLoss(

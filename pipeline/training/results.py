@@ -56,10 +56,17 @@ class TrialFolder:
         Raises:
             LockLost: Another driver has taken over the sweep's folder.
         """
-        self._verify()
+        try:
+            reports = self._reports
+        # A file that cannot be read must not be written over: Ray alone carries this report.
+        except Exception:
+            self._verify()
+            return report
+        if reports.is_written(report):
+            self._verify()
         with contextlib.suppress(Exception):
-            self._reports.add(report)
-        return {**report, NUMBER: self._reports.last}
+            reports.add(report)
+        return {**report, NUMBER: reports.last}
 
     def present_report(self, report: dict[str, Any]) -> dict[str, Any]:
         """Return a report that was saved, with its figures where the sweep's folder is now, which may have been moved.

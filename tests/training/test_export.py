@@ -32,6 +32,7 @@ from PIL import Image
 from gebm import samplers
 from gebm.folding import folded
 from pipeline import config as schema
+from pipeline.config.own_choices import keep_choices
 from pipeline.data import open_store, sources, write_store
 from pipeline.evaluation import metrics
 from pipeline.tasks.store import split_store
@@ -194,6 +195,7 @@ def test_rows_come_in_the_units_of_the_table(tmp_path):
     }
     config = schema.from_dict(values)
     config.data.split_seed = 0
+    keep_choices(str(tmp_path), config)
     checkpoint = trained(config, tmp_path / "trial")
     write_package(checkpoint, tmp_path / "package")
     found = mlflow.pyfunc.load_model(str(tmp_path / "package")).predict(request(5))
