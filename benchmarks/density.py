@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks.sweep_runs import spread, summary
+from benchmarks.cached_sweeps import spread, summary
 
 SETS = ("redwine", "whitewine", "parkinsons")
 SEEDS = range(5)

@@ -46,10 +46,10 @@ from gebm import initialize_log_partition
 from pipeline import config as schema
 from pipeline import tasks
 from pipeline.data import Position
-from pipeline.tasks.store import ensure_store
+from pipeline.tasks.open_store import ensure_store
 from pipeline.tracking.summary import read_summary
+from pipeline.training.build_model import make_trainer, model_to_train
 from pipeline.training.loop import step_generator
-from pipeline.training.model import make_trainer, model_to_train
 
 __all__ = ["Bare", "Trial", "main"]
 

@@ -15,7 +15,7 @@ import torch
 import yaml
 from torch import nn
 
-from benchmarks.sweep_runs import spread, summary
+from benchmarks.cached_sweeps import spread, summary
 from gebm import GEBM, Alternation, StandardNormal, Trainer, adam, log_partition_monte_carlo, objectives
 from gebm.networks.mlp import MLPEnergy
 from gebm.objectives.penalties import GradientPenalty

@@ -22,7 +22,7 @@ Where to look:
   density.
 - :mod:`gebm.samplers`: Markov chains on the latent space, all driven by one function.
 - :mod:`gebm.inputs`: what is accepted as a batch, as parameters and as arguments, and what is refused.
-- :mod:`gebm.partition`: estimators of the log-partition function.
+- :mod:`gebm.log_partition`: estimators of the log-partition function.
 - :mod:`gebm.allocator`: memory that a process on the CPU keeps when it is freed, for speed.
 - :mod:`gebm.samplers.diagnostics`: whether the chains have mixed. Not imported here, since it needs one package more
   than torch.
@@ -79,6 +79,7 @@ from gebm import networks, objectives, samplers
 from gebm.allocator import disable_malloc_trim, malloc_trim
 from gebm.folding import folded
 from gebm.freezing import frozen
+from gebm.log_partition import PartitionEstimate, annealing_schedule, log_partition_annealed, log_partition_monte_carlo
 from gebm.model import GEBM, BoundedEnergy, NoEnergy, RelativeEnergy, StandardNormal
 from gebm.objectives import (
     KALE,
@@ -93,7 +94,6 @@ from gebm.objectives import (
 )
 from gebm.objectives.negatives import BaseDraws, DataChain, LatentChain, Negatives
 from gebm.objectives.penalties import L2, R1, R2, GradientPenalty, Lazy, NoPenalty, Penalty
-from gebm.partition import PartitionEstimate, annealing_schedule, log_partition_annealed, log_partition_monte_carlo
 from gebm.training import Alternation, StepInfo, Trainer, gradient_guard, initialize_log_partition
 from gebm.training.energy_phase import EnergyPhase, EnergyQuality, PhaseResult, energies_of, energy_quality
 from gebm.training.gradient_guard import ArbelTransform, ClipGradients, GradientGuard, NoGuard

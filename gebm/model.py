@@ -531,7 +531,7 @@ class GEBM(nn.Module):
         """Return the model's log-density, ``log b(x) - E(x) - A``, where the base has a density ``b``.
 
         As good as the log-partition is. The trained ``c`` is what KALE's Fenchel form gives; other objectives leave it
-        untrained, and then it takes an estimate of :mod:`gebm.partition`. Gradients as for :meth:`potential`.
+        untrained, and then it takes an estimate of :mod:`gebm.log_partition`. Gradients as for :meth:`potential`.
 
         Args:
             x: Samples (N, ...).

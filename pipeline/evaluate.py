@@ -27,7 +27,7 @@ __all__ = ["main"]
 )
 def main(config: Config, overrides: dict[str, Any]) -> int:
     """Print the scores, and write them with their figures."""
-    from pipeline.training.scoring import evaluate_checkpoint
+    from pipeline.training.evaluate_checkpoint import evaluate_checkpoint
 
     evaluate_checkpoint(config.checkpoint, overrides, config.output)
     return 0

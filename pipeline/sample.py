@@ -27,7 +27,7 @@ __all__ = ["main"]
 )
 def main(config: Config, overrides: dict[str, Any]) -> int:
     """Write ``samples.npy``, pictures of them, and the settings that they came from."""
-    from pipeline.training.sampling import sample_checkpoint
+    from pipeline.training.sample_checkpoint import sample_checkpoint
 
     sample_checkpoint(config.checkpoint, overrides, config.output)
     return 0

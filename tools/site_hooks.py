@@ -1,7 +1,7 @@
 """Hooks of the site: pages that are generated, and links out of ``docs/`` that become links between pages.
 
 The README, the contributing guide, the changelog and the table of speeds are files of the repository outside ``docs/``.
-Each is added as a page. The reference of keys is printed by :mod:`pipeline.config.reference`.
+Each is added as a page. The reference of keys is printed by :mod:`pipeline.config.key_reference`.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are not files of ``docs/``."""
     # The checkout's own packages are documented, whatever else is installed.
     sys.path.insert(0, str(ROOT))
-    from pipeline.config import reference
+    from pipeline.config import key_reference
 
-    files.append(File.generated(config, "reference/config.md", content=reference.markdown()))
+    files.append(File.generated(config, "reference/config.md", content=key_reference.markdown()))
     files.append(File.generated(config, "reference/gebm.md", content=public_names()))
     for source, page in PAGES.items():
         files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))

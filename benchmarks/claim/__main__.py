@@ -19,7 +19,7 @@ import os
 import time
 from pathlib import Path
 
-from benchmarks.claim.files import own_share, write_json
+from benchmarks.claim.result_files import own_share, write_json
 
 __all__ = ["main"]
 
@@ -98,7 +98,7 @@ def _runs(arguments: argparse.Namespace) -> None:
 
 
 def _why(arguments: argparse.Namespace) -> None:
-    from benchmarks.claim.why import run_why
+    from benchmarks.claim.energy_experiments import run_why
 
     run_why(RESULTS / "why", arguments.share, _Deadline(arguments.minutes).over, _log)
 

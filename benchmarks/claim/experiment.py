@@ -3,7 +3,7 @@
 What is measured of each run, all from one trained pair:
 
 - the base alone, and its learning curve by base steps and by seconds;
-- three energies on it: as trained (for a GAN, its discriminator: DDLS, Che et al. 2020), and after the same last phase
+- three energies on it: as trained (for a GAN, its discriminator: DDLS, Che et al. 2020), and after the same final phase
   by KALE and by the logistic loss, each stopped by held-out KALE;
 - each energy by importance weights, by the chain of the model itself (``beta`` 1) and by the best chain of one search
   that all energies get, chosen on other latents than it is scored on.
@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.claim.files import write_json
+from benchmarks.claim.result_files import write_json
 from benchmarks.claim.settings import SAMPLERS, SETTINGS, SamplerSetting, Setting, experiment
 from benchmarks.claim.short_runs import measure_quality
 from gebm import GEBM, EnergyPhase, Trainer, adam, initialize_log_partition, objectives, penalties
@@ -37,10 +37,10 @@ from pipeline.data import Position, open_store
 from pipeline.evaluation import metrics
 from pipeline.evaluation.chains import run_chains
 from pipeline.evaluation.evaluator import resampled
-from pipeline.evaluation.metrics.classifier_store import classifier_url
+from pipeline.evaluation.metrics.classifier_training import classifier_url
+from pipeline.training.build_model import make_trainer, model_to_train
 from pipeline.training.checkpoints import Checkpoints, load_state, read
 from pipeline.training.loop import step_generator
-from pipeline.training.model import make_trainer, model_to_train
 
 __all__ = ["Bench", "OutOfTime", "is_plateau", "run"]
 

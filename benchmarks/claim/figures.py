@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 from benchmarks.claim.results import COLD, ENERGIES, LABELS, MODEL, Results, chosen_energy, measure
 from benchmarks.claim.settings import OBJECTIVES, SAMPLERS, SETTINGS
-from benchmarks.claim.statement import GAN, GEBM
+from benchmarks.claim.verdict import GAN, GEBM
 
 __all__ = ["FIGURES", "best_by_beta", "draw"]
 
@@ -155,7 +155,7 @@ def _phases(results: Results) -> Figure | None:
             for run in results.of(name, objective):
                 history = run["energies"]["kale_phase"]["phase"]["history"]
                 _history(axis, history, _COLORS[objective], f"{LABELS[objective]} base")
-        axis.set(xlabel="energy steps of the last phase", ylabel="KALE, nats", title=name)
+        axis.set(xlabel="energy steps of the final phase", ylabel="KALE, nats", title=name)
 
     return _panels(_present(results, (GEBM, GAN)), panel)
 

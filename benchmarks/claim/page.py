@@ -9,12 +9,12 @@ import os
 import re
 from pathlib import Path
 
-from benchmarks.claim import causes, outcome
+from benchmarks.claim import causes_section, outcome_section
 from benchmarks.claim.figures import draw
+from benchmarks.claim.formatting import paragraph, share_of
 from benchmarks.claim.results import Results
 from benchmarks.claim.settings import OBJECTIVES, SEEDS, SETTINGS
-from benchmarks.claim.statement import sentence
-from benchmarks.claim.wording import paragraph, share_of
+from benchmarks.claim.verdict import sentence
 
 __all__ = ["IMAGES", "PAGE", "README", "document", "marked", "sentence", "write_page"]
 
@@ -74,23 +74,23 @@ def document(results: Results, figures: set[str]) -> str:
         "# Does a GEBM beat the GAN?",
         sentence(results),
         paragraph(_WHAT.format(number=number, judges=_judges(results))),
-        outcome.setup(results),
+        outcome_section.setup(results),
     ]
     if results.runs:
         sections += [
-            outcome.scores(results, figures),
-            outcome.comparisons(results),
-            outcome.precision(results, figures),
-            outcome.curves(results, figures),
+            outcome_section.scores(results, figures),
+            outcome_section.comparisons(results),
+            outcome_section.precision(results, figures),
+            outcome_section.curves(results, figures),
         ]
     sections += [
         "## Why",
-        causes.guard(results),
-        causes.flat(results),
-        causes.temperature(results, figures),
-        causes.phase(results, figures),
-        causes.overfit(results, figures),
-        causes.lag(results),
+        causes_section.guard(results),
+        causes_section.flat(results),
+        causes_section.temperature(results, figures),
+        causes_section.phase(results, figures),
+        causes_section.overfit(results, figures),
+        causes_section.lag(results),
         COMMANDS.format(settings=" ".join(SETTINGS)),
     ]
     return "\n\n".join(section.strip() for section in sections if section) + "\n"
@@ -135,7 +135,7 @@ that is said. {number} runs are there. {judges}
 
 
 def _judges(results: Results) -> str:
-    names = outcome.extractors(results)
+    names = outcome_section.extractors(results)
     if not names:
         return ""
     return (

@@ -23,10 +23,10 @@ LABELS = {
 }
 ENERGIES = {
     "as_trained": "own energy, as trained",
-    "kale_phase": "after a last phase by KALE",
-    "gan_phase": "after a last phase by the logistic loss",
+    "kale_phase": "after a final phase by KALE",
+    "gan_phase": "after a final phase by the logistic loss",
 }
-# The last phase by a pair's own kind of loss.
+# The final phase by a pair's own kind of loss.
 OWN_PHASE = {name: "kale_phase" if name.startswith("kale") else "gan_phase" for name in OBJECTIVES}
 # The two chains that are scored: the best of the whole search, and the best at ``beta`` 1, which is the model itself.
 COLD, MODEL = "chain", "chain_at_beta_1"
@@ -46,7 +46,7 @@ class Variant(NamedTuple):
 
 
 def chosen_energy(run: Mapping[str, Any], chain: str = COLD) -> str:
-    """Return which energy of its own loss a run is sampled with: as trained, or after the last phase by that loss.
+    """Return which energy of its own loss a run is sampled with: as trained, or after the final phase by that loss.
 
     It is the one that the sampler's search found the lower FID with, on latents that no score of the page is of; the
     same rule for GEBMs and GANs.

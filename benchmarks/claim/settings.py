@@ -60,7 +60,7 @@ class Setting:
         chain_points: Steps of a chain at which its samples are scored; the last is its length.
         tuning_samples: Samples that a sampler's setting is chosen by.
         final_samples: Samples of each final score.
-        phase_steps: Energy steps of the last phase, at most.
+        phase_steps: Energy steps of the final phase, at most.
         extractor_of: The setting whose classifier gives the features; ``None`` for its own.
     """
 

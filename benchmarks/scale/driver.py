@@ -1,8 +1,8 @@
 """What a driver spends on a result, with hundreds of trials that report and do nothing else.
 
 Everything is the project's own but the trials: Ray and Tune's loop with real processes, one a trial
-(``benchmarks.scale.zygote`` makes them fit), the callback that takes results to the records, the display and the
-tracker, its outbox, and a real MLflow server. The trials report at a given rate, or, to find where the driver
+(``benchmarks.scale.forked_workers`` makes them fit), the callback that takes results to the records, the display and
+the tracker, its outbox, and a real MLflow server. The trials report at a given rate, or, to find where the driver
 saturates, as soon as the driver has taken the report before.
 
 *Latency*: from the trial's report to the moment when the driver begins with it (*to the driver*), and when the records
@@ -32,14 +32,14 @@ from PIL import Image
 from ray import tune
 from rich.console import Console
 
+from benchmarks.scale.forked_workers import forked_workers
 from benchmarks.scale.noop_trial import SENT, dummy
-from benchmarks.scale.zygote import forked_workers
 from pipeline import config as schema
 from pipeline.sweep import cluster, search
 from pipeline.sweep.callback import SweepCallback
 from pipeline.sweep.display.console import Display
 from pipeline.sweep.points import initial_points
-from pipeline.sweep.space import SearchSpace, parse_space
+from pipeline.sweep.search_space import SearchSpace, parse_space
 from pipeline.sweep.trainable import TRIAL_NAME_KEY
 from pipeline.tracking.summary import SweepSummary, TrialRecord
 from pipeline.tracking.tracker import Tracker

@@ -11,8 +11,8 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.render import table
 from benchmarks.scale.model import Assumptions, Case, Loads, Measured, Settings, loads, recommend
+from benchmarks.speed_page import table
 
 __all__ = ["GPUS", "NETWORKS", "RESOLUTIONS", "TRIALS", "document", "figure", "measured", "write"]
 

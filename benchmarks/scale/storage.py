@@ -29,8 +29,8 @@ from werkzeug.serving import make_server
 from benchmarks import flops
 from pipeline import config as schema
 from pipeline.data import BatchSpec, Reader, open_store, write_store
+from pipeline.training.build_model import make_trainer, model_to_train
 from pipeline.training.checkpoints import Checkpoints
-from pipeline.training.model import make_trainer, model_to_train
 
 __all__ = ["Photographs", "checkpoints", "images", "requests"]
 

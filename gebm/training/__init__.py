@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gebm.training.alternation import Alternation, StepInfo
 from gebm.training.optimizers import Schedule, adam
-from gebm.training.plateau import PlateauDecay
+from gebm.training.plateau_decay import PlateauDecay
 from gebm.training.trainer import Trainer, initialize_log_partition
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The last phase: the energy trained alone, on a base that is fixed, until it stops improving on held-out data.
+"""The final phase: the energy trained alone, on a base that is fixed, until it stops improving on held-out data.
 
 In the alternation of Arbel, Zhou and Gretton (ICLR 2021, algorithm 1) the energy follows a base that moves after every
 few steps, and ends a little behind it. Some more energy steps on the base as it ended bring ``L(E)``, the generalized
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from gebm.freezing import frozen
 from gebm.inputs import as_count
+from gebm.log_partition import PartitionEstimate
 from gebm.model import GEBM
 from gebm.objectives.penalties import Penalty
-from gebm.partition import PartitionEstimate
 from gebm.training.trainer import Trainer
 
 __all__ = ["EnergyPhase", "EnergyQuality", "PhaseResult", "energies_of", "energy_quality"]

@@ -24,12 +24,12 @@ from torch.optim import Optimizer
 from gebm import inputs
 from gebm.distributed import all_gather_rows, broadcast_module, draw_local_rows, rank_and_world_size
 from gebm.folding import folded_base
+from gebm.log_partition import log_partition_monte_carlo
 from gebm.model import GEBM, Density
 from gebm.objectives import Objective
 from gebm.objectives.losses import BaseLoss, EnergyLoss, EnergyTerms
 from gebm.objectives.negatives import Negatives
 from gebm.objectives.penalties import GradientPenalty, Penalty
-from gebm.partition import log_partition_monte_carlo
 from gebm.training.alternation import Alternation, StepInfo
 from gebm.training.gradient_guard import GradientGuard, NoGuard
 from gebm.training.learning_rates import LearningRates

@@ -102,7 +102,7 @@ def _config_name(command: str) -> str:
     """Return the name of a command's config; importing it registers the groups of launchers."""
     if command != "submit":
         return schema.CONFIG_NAME
-    from pipeline.config.launchers import SUBMISSION
+    from pipeline.config.launcher_schema import SUBMISSION
 
     return SUBMISSION
 

@@ -84,7 +84,7 @@ class Data:
     )
     held_out: int = bounded(
         0,
-        "Images at the end of the store that training never sees: the energy's last phase stops by them, and KALE on "
+        "Images at the end of the store that training never sees: the energy's final phase stops by them, and KALE on "
         "them is logged. Rows have validation rows for that.",
         ge=0,
     )

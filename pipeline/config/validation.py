@@ -18,7 +18,7 @@ import torch
 from gebm import StandardNormal, networks, objectives, samplers
 from gebm.samplers import StepDecay
 from gebm.training.optimizers import Schedule
-from gebm.training.plateau import PlateauDecay
+from gebm.training.plateau_decay import PlateauDecay
 from pipeline.config.fields import keys
 from pipeline.config.kernels import kernel_settings
 from pipeline.config.precision import BF16_SAFE_SAMPLERS

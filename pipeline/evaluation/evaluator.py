@@ -18,8 +18,8 @@ from gebm.folding import folded
 from pipeline import config as schema
 from pipeline.config import precision
 from pipeline.evaluation.base import ChainSamples, Evaluation, SampleScorer
-from pipeline.evaluation.oom import halve_batch_on_oom
-from pipeline.evaluation.recorder import LocalChains, LocalJob, run_local_chains
+from pipeline.evaluation.local_chains import LocalChains, LocalJob, run_local_chains
+from pipeline.evaluation.out_of_memory import halve_batch_on_oom
 from pipeline.evaluation.travel import judge_travel, measure_travel
 
 __all__ = [

@@ -13,7 +13,7 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.filesystem import filesystem
 from pipeline.runtime.untrusted import CONFIG, parse_yaml, read_bytes
 from pipeline.tracking.summary import SweepSummary, TrialRecord, read_summary
-from pipeline.tracking.trial_temperature import sweep_betas, sweep_temperature, trial_beta, trial_temperature
+from pipeline.tracking.summary_temperature import sweep_betas, sweep_temperature, trial_beta, trial_temperature
 
 __all__ = ["SweepResults", "collect_results", "importances", "load_results"]
 

@@ -12,7 +12,7 @@ from pipeline.config.compose import format_overrides
 from pipeline.config.own_choices import own_overrides
 from pipeline.config.printed_commands import command_words
 from pipeline.report.analysis import SweepResults
-from pipeline.report.markup import code, code_block, escape
+from pipeline.report.escaping import code, code_block, escape
 from pipeline.tracking.summary import TrialRecord
 
 __all__ = [

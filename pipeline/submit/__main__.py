@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.config.command import command
 from pipeline.config.help import ENVIRONMENT_HELP, EXIT_STATUS_HELP
-from pipeline.config.launchers import SUBMISSION, TEXT_KEYS, Submission
+from pipeline.config.launcher_schema import SUBMISSION, TEXT_KEYS, Submission
 
 __all__ = ["main"]
 

@@ -20,7 +20,7 @@ from pipeline.runtime.filesystem import require_writable
 from pipeline.runtime.redaction import refuse_secrets
 from pipeline.submit.reachability import resolve_paths
 from pipeline.sweep.points import check_count
-from pipeline.sweep.space import parse_space
+from pipeline.sweep.search_space import parse_space
 
 __all__ = ["JOB", "JobBundle", "copy_code", "job_name"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import ray
 import yaml
 
-from pipeline.config.launchers import KubeRay, Submission
+from pipeline.config.launcher_schema import KubeRay, Submission
 from pipeline.runtime.errors import UserError
 from pipeline.submit.bundle import JOB, JobBundle
 from pipeline.submit.reachability import no_shared_fs, under_mount

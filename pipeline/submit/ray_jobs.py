@@ -17,7 +17,7 @@ import aiohttp
 import requests
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from pipeline.config.launchers import RayJobs, Submission
+from pipeline.config.launcher_schema import RayJobs, Submission
 from pipeline.runtime.errors import UserError, one_line
 from pipeline.submit.bundle import JOB, JobBundle, copy_code
 from pipeline.submit.reachability import no_shared_fs, shared_fs

@@ -9,14 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.launchers import Slurm, Submission
+from pipeline.config.launcher_schema import Slurm, Submission
 from pipeline.runtime.errors import UserError
 from pipeline.submit.bundle import JOB, JobBundle, copy_code, job_name
 from pipeline.submit.reachability import shared_fs
 
 __all__ = ["render_script", "send"]
 
-_TEMPLATE = Path(__file__).with_name("sweep.sh.in")
+_TEMPLATE = Path(__file__).with_name("slurm_job.sh.in")
 # `@` around capitals means nothing to bash, so that shellcheck reads the template as it is.
 _PLACEHOLDER = re.compile("@([A-Z_]+)@")
 
@@ -60,7 +60,7 @@ def send(submission: Submission, overrides: dict[str, Any]) -> int:
 
 
 def render_script(bundle: JobBundle, settings: Slurm, folder: Path) -> str:
-    """Return the batch script: the template ``sweep.sh.in`` with its placeholders filled in.
+    """Return the batch script: the template ``slurm_job.sh.in`` with its placeholders filled in.
 
     Args:
         bundle: The sweep.

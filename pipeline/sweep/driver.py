@@ -28,9 +28,9 @@ from pipeline.sweep import cluster, search
 from pipeline.sweep.callback import SweepCallback
 from pipeline.sweep.display.console import Display
 from pipeline.sweep.finalize import current_results, finalize, print_results
+from pipeline.sweep.plan import SweepPlan, require_unchanged, resolve
 from pipeline.sweep.preflight import preflight_notes
 from pipeline.sweep.preparation import prepare_shared
-from pipeline.sweep.resolve import SweepPlan, require_unchanged, resolve
 from pipeline.sweep.trainable import TRIAL_NAME_KEY, trainable
 from pipeline.sweep.trial_runs import restore_runs
 from pipeline.tracking import provenance

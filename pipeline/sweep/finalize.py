@@ -11,19 +11,19 @@ from pipeline import config as schema
 from pipeline.config.printed_commands import format_command, quote_words
 from pipeline.config.temperature import BETA
 from pipeline.report.analysis import SweepResults, collect_results
+from pipeline.report.escaping import escape
 from pipeline.report.html import report
 from pipeline.report.markdown import markdown
-from pipeline.report.markup import escape
 from pipeline.runtime.errors import LockLost, one_line
 from pipeline.runtime.filesystem import write_file
 from pipeline.sweep.display.console import results_table, seeds_table
-from pipeline.sweep.display.table import scores_in_words
-from pipeline.sweep.space import is_sampler_search
+from pipeline.sweep.display.live_table import scores_in_words
+from pipeline.sweep.search_space import is_sampler_search
 from pipeline.tracking import provenance
 from pipeline.tracking.registry import BEST, model_name
 from pipeline.tracking.summary import SweepSummary, TrialRecord
+from pipeline.tracking.summary_temperature import sweep_temperature, trial_beta, trial_temperature
 from pipeline.tracking.tracker import Tracker, journal_path
-from pipeline.tracking.trial_temperature import sweep_temperature, trial_beta, trial_temperature
 
 __all__ = ["current_results", "finalize", "print_results"]
 

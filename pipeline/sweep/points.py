@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.config import Config
 from pipeline.runtime.errors import UserError
-from pipeline.sweep.space import SearchSpace
+from pipeline.sweep.search_space import SearchSpace
 from pipeline.tracking.summary import TERMINAL_STATUSES, TrialRecord
 
 __all__ = ["check_count", "free_names", "grid_points", "initial_points", "plan_trials", "random_points"]

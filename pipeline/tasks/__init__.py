@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.config import Config
-from pipeline.tasks.store import open_data
+from pipeline.tasks.open_store import open_data
 
 if TYPE_CHECKING:
     from pipeline.tasks.base import Batches, Task, TaskWorker

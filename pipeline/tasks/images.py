@@ -25,10 +25,10 @@ from pipeline.data import (
 from pipeline.evaluation import metrics, plots
 from pipeline.evaluation.base import Evaluation
 from pipeline.evaluation.evaluator import evaluate
-from pipeline.evaluation.plots.evaluation_page import EvaluationFigures, to_network_range
+from pipeline.evaluation.plots.evaluation_figures import EvaluationFigures, to_network_range
 from pipeline.runtime.errors import UserError
 from pipeline.tasks.base import Report
-from pipeline.tasks.store import open_data
+from pipeline.tasks.open_store import open_data
 
 __all__ = ["ImageScorer", "Images"]
 

@@ -12,7 +12,7 @@ from pipeline.config import Config
 from pipeline.data import Position, Store
 from pipeline.runtime.errors import UserError
 from pipeline.tasks.base import Report
-from pipeline.tasks.store import open_data, split_store
+from pipeline.tasks.open_store import open_data, split_store
 
 __all__ = [
     "RowBatches",

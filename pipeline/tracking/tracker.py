@@ -24,8 +24,8 @@ from pipeline.runtime.redaction import redact
 from pipeline.runtime.user_folders import default_tracker
 from pipeline.tracking.artifacts import require_remote
 from pipeline.tracking.database import opening
-from pipeline.tracking.delivery import Delivery, log_params
 from pipeline.tracking.journal import Journal
+from pipeline.tracking.journal_delivery import Delivery, log_params
 from pipeline.tracking.locations import relative_place
 from pipeline.tracking.metric_names import SKIPPED, metric_name
 from pipeline.tracking.registry import Package

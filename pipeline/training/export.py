@@ -24,9 +24,9 @@ from gebm.model import NoEnergy
 from pipeline import config as schema
 from pipeline.config.kernels import kernel_settings
 from pipeline.tasks import open_data
-from pipeline.tasks.store import split_store
+from pipeline.tasks.open_store import split_store
+from pipeline.training.build_model import load_model
 from pipeline.training.checkpoints import read_state
-from pipeline.training.model import load_model
 
 __all__ = ["write_package"]
 

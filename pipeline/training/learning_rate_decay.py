@@ -8,7 +8,7 @@ import torch
 
 from gebm.allocator import malloc_trim
 from gebm.training import Trainer
-from gebm.training.plateau import PlateauDecay
+from gebm.training.plateau_decay import PlateauDecay
 from pipeline import config as schema
 from pipeline.tasks.base import TaskWorker
 from pipeline.training.worker import Worker

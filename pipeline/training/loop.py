@@ -23,13 +23,13 @@ from pipeline.data import Position
 from pipeline.runtime.errors import NonFiniteLoss, Preempted
 from pipeline.runtime.system_metrics import SystemMetrics
 from pipeline.runtime.watchdog import Watchdog
+from pipeline.training.build_model import make_energy_phase, make_trainer, model_to_train, trained_config
 from pipeline.training.checkpoints import Checkpoint, load_state, read
 from pipeline.training.energy_health import EnergyHealth, measure_energy
 from pipeline.training.learning_rate_decay import LearningRateDecay
-from pipeline.training.model import make_energy_phase, make_trainer, model_to_train, trained_config
 from pipeline.training.progress import evaluation_due, evaluations_left, progress, require_finite
-from pipeline.training.results import TrialFolder
 from pipeline.training.throughput import Throughput
+from pipeline.training.trial_folder import TrialFolder
 from pipeline.training.worker import Worker
 
 __all__ = ["TrialRun", "step_generator", "train_loop"]

@@ -13,12 +13,12 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.claim import page, why
+from benchmarks.claim import energy_experiments, page
 from benchmarks.claim.experiment import is_plateau
 from benchmarks.claim.results import Results, Variant, chosen_energy
 from benchmarks.claim.settings import OBJECTIVES, SEEDS
-from benchmarks.claim.statement import HEADLINES, sentence
 from benchmarks.claim.stats import mean_and_error, paired_difference
+from benchmarks.claim.verdict import HEADLINES, sentence
 
 numbers = st.floats(-1e3, 1e3).map(lambda value: round(value, 3))
 
@@ -214,7 +214,7 @@ def test_a_page_of_some_results_has_them_all_and_no_others(folder, tmp_path: Pat
         payload = {"objective": "kale_fenchel", "guard": guard, "seed": 0, "fid": fid, "largest_energy_loss": 1e9}
         payload |= {"largest_second_moment": 0.1, "mean_lower_bound": 0.2, "extractor": "classifier-of-guards"}
         write(results / "guard" / f"{guard}.json", payload)
-    job = why.FLAT[0]
+    job = energy_experiments.FLAT[0]
     quality = dict.fromkeys(
         ["held_out_kale", "train_kale", "held_out_spread", "held_out_weights_ess", "held_out_floor_share"], 0.25
     )
@@ -265,14 +265,14 @@ def test_a_gain_is_positive_where_the_first_is_better(folder) -> None:
 
 
 def test_jobs_have_names_of_their_own_and_are_not_run_again(tmp_path: Path, monkeypatch) -> None:
-    jobs = [*why.FLAT, *why.OVERFIT]
+    jobs = [*energy_experiments.FLAT, *energy_experiments.OVERFIT]
     assert len({job.name for job in jobs}) == len(jobs)
     ran: list[str] = []
-    monkeypatch.setattr(why, "Bench", lambda setting: None)
-    monkeypatch.setattr(why, "run_flat", lambda bench, job: ran.append(job.name) or {})
-    monkeypatch.setattr(why, "run_overfit", lambda job: ran.append(job.name) or {})
+    monkeypatch.setattr(energy_experiments, "Bench", lambda setting: None)
+    monkeypatch.setattr(energy_experiments, "run_flat", lambda bench, job: ran.append(job.name) or {})
+    monkeypatch.setattr(energy_experiments, "run_overfit", lambda job: ran.append(job.name) or {})
     for share in ("0/2", "1/2", "0/2"):
-        why.run_why(tmp_path, share, lambda: False, lambda line: None)
+        energy_experiments.run_why(tmp_path, share, lambda: False, lambda line: None)
     assert sorted(ran) == sorted(job.name for job in jobs)
-    why.run_why(tmp_path / "other", "0/1", lambda: True, lambda line: None)
+    energy_experiments.run_why(tmp_path / "other", "0/1", lambda: True, lambda line: None)
     assert not (tmp_path / "other").exists()

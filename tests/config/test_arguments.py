@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pipeline.config import compose, schema
 from pipeline.config.arguments import explain, format_text, quote_texts, text_keys
 from pipeline.config.command import _shorten
-from pipeline.config.launchers import TEXT_KEYS
+from pipeline.config.launcher_schema import TEXT_KEYS
 from pipeline.runtime.errors import UserError
 
 TEXTS = text_keys(schema.Config)

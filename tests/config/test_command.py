@@ -20,8 +20,8 @@ import torch
 from pipeline import config as schema
 from pipeline.config.command import command
 from pipeline.config.help import COMMANDS
+from pipeline.training.build_model import build_model
 from pipeline.training.checkpoints import Checkpoints
-from pipeline.training.model import build_model
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 VERBS = ("sweep", "train", "shards", "sample", "evaluate")

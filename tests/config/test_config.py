@@ -16,8 +16,8 @@ from pipeline.config import precision
 from pipeline.config.kernels import kernel_settings
 from pipeline.config.validation import validate
 from pipeline.runtime.errors import UserError
-from pipeline.sweep.space import parse_space
-from pipeline.training.model import build_model
+from pipeline.sweep.search_space import parse_space
+from pipeline.training.build_model import build_model
 
 PAPERS = ("cifar10", "lsun", "celeba", "imagenet32")
 TABLES = ("redwine", "whitewine", "parkinsons", "hepmass", "miniboone")

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from pipeline import config as schema
 from pipeline.config.fields import Key, keys
-from pipeline.config.launchers import KubeRay, RayJobs, Slurm, check
-from pipeline.config.reference import markdown, reference
+from pipeline.config.key_reference import markdown, reference
+from pipeline.config.launcher_schema import KubeRay, RayJobs, Slurm, check
 from pipeline.config.validation import validate
 from pipeline.runtime.errors import UserError
 

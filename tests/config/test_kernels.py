@@ -15,7 +15,7 @@ from pipeline.config.schema import KineticKernel, LangevinKernel, Sampler, StepK
 from pipeline.config.validation import validate
 from pipeline.runtime.errors import UserError
 from pipeline.sweep.points import plan_trials
-from pipeline.sweep.space import parse_space
+from pipeline.sweep.search_space import parse_space
 
 STEPS = st.floats(1e-6, 1.0)
 BY_KERNEL = {"ula": {"log_uniform": [1e-4, 1e-3]}, "kla": {"log_uniform": [1e-2, 1e-1]}}

@@ -19,7 +19,7 @@ from pipeline.config.fields import keys
 from pipeline.config.own_choices import CHOICES, OUTSIDE, RESUME_KEYS, choose, keep_choices, kept_choices
 from pipeline.config.validation import validate
 from pipeline.runtime.errors import UserError
-from pipeline.sweep.resolve import load_sweep
+from pipeline.sweep.plan import load_sweep
 from pipeline.tracking.summary import SweepSummary, TrialRecord
 from pipeline.training.checkpoints import Checkpoints
 
@@ -162,7 +162,7 @@ def test_a_checkpoint_talks_to_nobody_it_names(refused, offline, tmp_path, comma
 
 
 def test_a_name_does_not_lead_out_of_the_results(tmp_path, monkeypatch):
-    from pipeline.sweep.resolve import _resolve_output
+    from pipeline.sweep.plan import _resolve_output
 
     monkeypatch.chdir(tmp_path)
     output, *_ = _resolve_output(config_with("name", "../../x y"), resuming=False)

@@ -17,8 +17,8 @@ from pipeline.config import compose, invocation
 from pipeline.config.own_choices import keep_choices
 from pipeline.config.printed_commands import format_command, quote_words
 from pipeline.report.analysis import collect_results
+from pipeline.report.escaping import code_block
 from pipeline.report.markdown import markdown
-from pipeline.report.markup import code_block
 from pipeline.tracking.summary import SweepSummary, TrialRecord
 
 # What a file name may hold.

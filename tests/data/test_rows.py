@@ -95,21 +95,21 @@ def test_a_store_lies_anywhere_and_its_bytes_are_the_same_each_time(tmp_path, pl
 
 
 def test_an_interrupted_table_is_no_store_and_is_finished_by_the_next_run(tmp_path, monkeypatch) -> None:
-    from pipeline.data.writing import packing
+    from pipeline.data.writing import shard_encoders
 
     class Interrupted(Exception):
         pass
 
-    encode = packing.RowShardEncoder.encode
+    encode = shard_encoders.RowShardEncoder.encode
 
-    def interrupted(self: object, indices: np.ndarray, *args: object) -> packing.EncodedShard:
+    def interrupted(self: object, indices: np.ndarray, *args: object) -> shard_encoders.EncodedShard:
         if indices[0] >= 12:
             raise Interrupted
         return encode(self, indices, *args)
 
     store = tmp_path / "store"
     with monkeypatch.context() as patch:
-        patch.setattr(packing.RowShardEncoder, "encode", interrupted)
+        patch.setattr(shard_encoders.RowShardEncoder, "encode", interrupted)
         with pytest.raises(Interrupted):
             write_store(table(30), str(store), samples_per_shard=4)
     with pytest.raises(MissingStore):

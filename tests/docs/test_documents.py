@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import gebm
-from pipeline.config import launchers, schema
+from pipeline.config import launcher_schema, schema
 from pipeline.config.compose import experiments, searches
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +55,10 @@ def is_key(key: str, of: type = schema.Config) -> bool:
 def exists(key: str) -> bool:
     group, _, name = key.partition(".")
     if group == "launch":
-        return any(is_key(name, launcher) for launcher in (launchers.RayJobs, launchers.KubeRay, launchers.Slurm))
+        return any(
+            is_key(name, launcher)
+            for launcher in (launcher_schema.RayJobs, launcher_schema.KubeRay, launcher_schema.Slurm)
+        )
     return is_key(key)
 
 

@@ -17,7 +17,7 @@ from pipeline.evaluation.chains import chain_steps, run_chains
 from pipeline.evaluation.evaluator import evaluate
 from pipeline.runtime.errors import UserError
 from pipeline.tasks.images import ImageScorer
-from pipeline.training.model import build_model
+from pipeline.training.build_model import build_model
 
 SMALL = {
     "sampler": {"name": "ula", "step_size": 1e-2, "num_steps": 8},

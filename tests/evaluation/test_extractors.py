@@ -29,7 +29,7 @@ from pipeline.evaluation.metrics import (
     score,
     train_classifier,
 )
-from pipeline.evaluation.metrics.classifier_store import classifier_url
+from pipeline.evaluation.metrics.classifier_training import classifier_url
 from pipeline.runtime import safetensors_io
 from pipeline.runtime.errors import UserError
 

@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.evaluation.metrics.reference import _read
+from pipeline.evaluation.metrics.reference_statistics import _read
 from pipeline.runtime import safetensors_io
 from pipeline.runtime.safetensors_io import TensorFileError
 

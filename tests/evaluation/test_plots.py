@@ -14,7 +14,7 @@ from PIL import Image
 
 from gebm import PartitionEstimate
 from pipeline.evaluation.plots.curves import chain_curve, log_partition
-from pipeline.evaluation.plots.images import animation, grid, png, side_by_side
+from pipeline.evaluation.plots.image_grids import animation, grid, png, side_by_side
 
 GAP, TITLE = 2, 28
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.data import Store, load_images
 from pipeline.evaluation.metrics import Extractor, Reference, features, fid_from_features, reference, score, to_uint8
-from pipeline.evaluation.metrics.classifier_store import classifier_url
+from pipeline.evaluation.metrics.classifier_training import classifier_url
 from pipeline.runtime.errors import UserError
 
 

@@ -1,4 +1,4 @@
-"""The energy's last phase: the base does not change, the best by held-out data is kept, and the rest is unchanged."""
+"""The energy's final phase: the base does not change, the best by held-out data is kept, and the rest is unchanged."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gebm.training.plateau import PlateauDecay
+from gebm.training.plateau_decay import PlateauDecay
 from gebm.training.relative_mmd import relative_mmd_test
 
 

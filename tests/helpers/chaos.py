@@ -32,7 +32,7 @@ from pipeline import tasks
 from pipeline.data import BatchSpec, Reader, open_store
 from pipeline.runtime.errors import Preempted
 from pipeline.sweep.trainable import _work
-from pipeline.tasks.store import ensure_store
+from pipeline.tasks.open_store import ensure_store
 from pipeline.training.checkpoints import Checkpoints
 
 __all__ = ["Moment", "computed", "forks", "live", "read_ahead", "save", "train"]

@@ -19,7 +19,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 import pipeline.submit
 from pipeline import config as schema
-from pipeline.config.launchers import KubeRay, Slurm, check
+from pipeline.config.launcher_schema import KubeRay, Slurm, check
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.redaction import refuse_secrets
 from pipeline.submit.bundle import JobBundle, copy_code
@@ -221,7 +221,7 @@ def test_a_batch_script_is_bash_and_asks_for_what_was_said(nodes, gpus, cpus, pa
 def test_shellcheck_has_nothing_to_say_of_the_batch_script(small):
     settings_ = Slurm(nodes=2, gpus_per_node=1, setup=["export GREETING='it is'"], python="/opt/py thon/bin/python")
     rendered = render_script(bundle(small), settings_, Path("/shared/launch"))
-    template = Path(pipeline.submit.__file__).with_name("sweep.sh.in").read_text()
+    template = Path(pipeline.submit.__file__).with_name("slurm_job.sh.in").read_text()
     shellcheck = Path(sys.executable).with_name("shellcheck")
     for text in (template, rendered):
         checked = subprocess.run([shellcheck, "--shell=bash", "-"], input=text, capture_output=True, text=True)
@@ -234,7 +234,7 @@ def test_a_placeholder_in_a_value_stays_text(small):
 
 
 def test_the_autoscalers_file_is_what_ray_takes():
-    file = Path(pipeline.submit.__file__).with_name("aws.yaml")
+    file = Path(pipeline.submit.__file__).with_name("ray_cluster_aws.yaml")
     config = yaml.safe_load(file.read_text())
     validate_config(prepare_config(config))
     spot = config["available_node_types"]["spot"]

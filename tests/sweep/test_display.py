@@ -24,7 +24,7 @@ from rich.text import Text
 
 from pipeline.sweep.display.console import Display, results_table, seeds_table
 from pipeline.sweep.display.eta import TrialProgress, estimate_eta
-from pipeline.sweep.display.table import Column, Priority, SweepStatus, fit, short_names
+from pipeline.sweep.display.live_table import Column, Priority, SweepStatus, fit, short_names
 from pipeline.tracking.summary import TERMINAL_STATUSES, SweepSummary, TrialRecord
 
 REPOSITORY = Path(__file__).resolve().parents[2]

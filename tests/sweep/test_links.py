@@ -10,7 +10,7 @@ import yaml
 from pipeline import config as schema
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.filesystem import refuse_links, write_file
-from pipeline.sweep.resolve import load_sweep
+from pipeline.sweep.plan import load_sweep
 from pipeline.tracking.journal import Journal
 from pipeline.tracking.summary import SweepSummary
 

@@ -17,9 +17,9 @@ from pipeline.runtime.errors import LockLost, UserError
 from pipeline.sweep.callback import SweepCallback
 from pipeline.sweep.display.console import Display
 from pipeline.sweep.finalize import finalize
-from pipeline.sweep.resolve import SweepPlan, require_unchanged
+from pipeline.sweep.plan import SweepPlan, require_unchanged
 from pipeline.tracking.summary import SweepSummary, read_summary
-from pipeline.training.results import TrialFolder
+from pipeline.training.trial_folder import TrialFolder
 
 OTHER = {"owner": "theirs", "machine": "another", "pid": 17, "born": "0", "host": "far", "beat": 0}
 

@@ -25,13 +25,13 @@ from pipeline.report.charts import charts
 from pipeline.report.markdown import markdown
 from pipeline.runtime.errors import UserError
 from pipeline.sweep.display.console import results_table, seeds_table
-from pipeline.sweep.display.table import SweepStatus
+from pipeline.sweep.display.live_table import SweepStatus
 from pipeline.sweep.finalize import finalize
 from pipeline.tasks.images import Images, ImageTaskWorker
 from pipeline.tracking.registry import BEST, register
 from pipeline.tracking.summary import SweepSummary, read_summary
-from pipeline.tracking.trial_temperature import sweep_temperature, trial_beta
-from pipeline.training.model import build_model
+from pipeline.tracking.summary_temperature import sweep_temperature, trial_beta
+from pipeline.training.build_model import build_model
 from tests.sweep.test_warnings import Driver
 from tests.training.test_export import entry, packaged, trained
 
@@ -286,7 +286,7 @@ def test_sample_and_evaluate_say_their_beta(call, small, stores, tmp_path, monke
     def full(url: str, content: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pipeline.training.scoring.write_file", full)
+    monkeypatch.setattr("pipeline.training.evaluate_checkpoint.write_file", full)
     status, again, err = call("evaluate", *words, f"output={tmp_path / 'scored'}")
     assert status == 2 and err.splitlines()[-1].startswith("error: cannot write to") and "Traceback" not in err
     assert again.splitlines()[-4:-1] == out.splitlines()[-4:-1] or "fid_gebm" in again

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from pipeline import config as schema
 from pipeline.config.validation import validate
 from pipeline.runtime.errors import UserError
-from pipeline.sweep.resolve import load_sweep
+from pipeline.sweep.plan import load_sweep
 from pipeline.tracking.summary import SweepSummary, TrialRecord
+from pipeline.training.build_model import trained_config
 from pipeline.training.checkpoints import Checkpoints, read
-from pipeline.training.model import trained_config
 from tests.helpers.untrusted import JSON, changed, one_line, paths
 
 MANY = settings(deadline=None, max_examples=200, suppress_health_check=list(HealthCheck))

@@ -19,9 +19,9 @@ from pipeline.report.markdown import LIMIT, markdown
 from pipeline.runtime.errors import UserError
 from pipeline.sweep.callback import SweepCallback
 from pipeline.sweep.display.console import Display, results_table
-from pipeline.sweep.display.table import SweepStatus
+from pipeline.sweep.display.live_table import SweepStatus
 from pipeline.sweep.finalize import finalize, print_results
-from pipeline.sweep.resolve import load_sweep
+from pipeline.sweep.plan import load_sweep
 from pipeline.sweep.trainable import TRIAL_NAME_KEY
 from pipeline.tracking.summary import MAX_WARNINGS, SweepSummary, TrialRecord, read_summary
 from pipeline.tracking.tracker import Tracker

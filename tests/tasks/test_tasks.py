@@ -18,10 +18,10 @@ from pipeline.data.sources.base import Table
 from pipeline.data.sources.tables import toy
 from pipeline.evaluation.evaluator import evaluate
 from pipeline.runtime.errors import UserError
+from pipeline.tasks.open_store import ensure_store, split_store
 from pipeline.tasks.points import PointScorer
 from pipeline.tasks.rows import RowBatches
-from pipeline.tasks.store import ensure_store, split_store
-from pipeline.training.model import build_model
+from pipeline.training.build_model import build_model
 
 DIM = 3
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from pipeline.runtime.errors import UserError
 from pipeline.tracking.artifacts import require_remote, upload_file, upload_folder
-from pipeline.tracking.delivery import Delivery
 from pipeline.tracking.journal import PermanentError
+from pipeline.tracking.journal_delivery import Delivery
 from pipeline.tracking.tracker import Tracker
 
 LOCAL = [

@@ -13,10 +13,10 @@ from pipeline import config as schema
 from pipeline.config.own_choices import keep_choices
 from pipeline.report.analysis import load_results
 from pipeline.runtime.errors import UserError
-from pipeline.sweep.resolve import load_sweep
+from pipeline.sweep.plan import load_sweep
 from pipeline.tracking.summary import SweepSummary, read_summary
 from pipeline.training.checkpoints import Checkpoints, read
-from pipeline.training.results import TrialFolder
+from pipeline.training.trial_folder import TrialFolder
 
 
 def sweep(folder, config) -> SweepSummary:

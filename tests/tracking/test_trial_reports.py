@@ -16,7 +16,7 @@ from pipeline.sweep.callback import SweepCallback
 from pipeline.sweep.display.console import Display
 from pipeline.tracking.summary import SweepSummary, read_summary
 from pipeline.tracking.trial_reports import TrialReports, missed_reports
-from pipeline.training.results import TrialFolder
+from pipeline.training.trial_folder import TrialFolder
 from tests.helpers.untrusted import JSON
 
 

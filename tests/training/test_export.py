@@ -35,12 +35,12 @@ from pipeline import config as schema
 from pipeline.config.own_choices import keep_choices
 from pipeline.data import open_store, sources, write_store
 from pipeline.evaluation import metrics
-from pipeline.tasks.store import split_store
+from pipeline.tasks.open_store import split_store
 from pipeline.tracking.journal import PermanentError
 from pipeline.tracking.registry import BEST, MEASURE, _log, is_better_version, register
+from pipeline.training.build_model import build_model, load_model, make_trainer
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.export import write_package
-from pipeline.training.model import build_model, load_model, make_trainer
 
 SAMPLER = {"name": "ula", "step_size": 1e-2, "num_steps": 5}
 

@@ -37,7 +37,7 @@ from pipeline.data.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, Shar
 from pipeline.data.manifest import Source as SourceEntry
 from pipeline.data.sources.base import FileSource, Source, Table
 from pipeline.data.store import is_process_local, resolve_url
-from pipeline.data.writing.packing import ShardEncoder, choose_encoder
+from pipeline.data.writing.shard_encoders import ShardEncoder, choose_encoder
 from pipeline.runtime import lock
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.filesystem import as_user_error, filesystem, is_local

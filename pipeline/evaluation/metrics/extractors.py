@@ -17,7 +17,7 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from torch_fidelity.utils import create_feature_extractor
 
 from pipeline.data import Store
-from pipeline.evaluation.metrics.classifier_store import (
+from pipeline.evaluation.metrics.classifier_training import (
     classifier_label,
     classifier_url,
     load_classifier,

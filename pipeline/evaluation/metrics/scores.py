@@ -12,7 +12,7 @@ from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, p
 
 from pipeline.config.validation import FEWEST_SAMPLES
 from pipeline.evaluation.metrics.extractors import Extractor, features
-from pipeline.evaluation.metrics.reference import Reference
+from pipeline.evaluation.metrics.reference_statistics import Reference
 from pipeline.evaluation.metrics.subsets import evenly_spaced
 from pipeline.runtime.errors import UserError
 

@@ -10,7 +10,7 @@ from pipeline.evaluation.plots.curves import (
     scatter_2d,
     scatter_3d,
 )
-from pipeline.evaluation.plots.images import animation, grid, png, side_by_side
+from pipeline.evaluation.plots.image_grids import animation, grid, png, side_by_side
 from pipeline.evaluation.plots.titles import at_temperature
 
 __all__ = [

@@ -49,7 +49,7 @@ def chain_curve(steps: Sequence[int], values: Sequence[float], measure: str, tem
         ValueError: Not one score for each step.
 
     Example:
-        >>> from pipeline.evaluation.plots.images import png
+        >>> from pipeline.evaluation.plots.image_grids import png
         >>> png(chain_curve([0, 50, 100], [13.3, 11.0, 9.8], "FID (classifier-1a2b3c4d)"))[1:4]
         b'PNG'
     """
@@ -113,7 +113,7 @@ def energy_histogram(energies: Mapping[str, Tensor]) -> Figure:
         A matplotlib figure.
 
     Example:
-        >>> from pipeline.evaluation.plots.images import png
+        >>> from pipeline.evaluation.plots.image_grids import png
         >>> png(energy_histogram({"test": torch.zeros(9), "base": torch.arange(9.0)}))[1:4]
         b'PNG'
     """
@@ -147,7 +147,7 @@ def log_partition(energies: Tensor, trained: float | None = None) -> Figure:
         A matplotlib figure.
 
     Example:
-        >>> from pipeline.evaluation.plots.images import png
+        >>> from pipeline.evaluation.plots.image_grids import png
         >>> png(log_partition(torch.linspace(0, 1, 100), trained=-0.5))[1:4]
         b'PNG'
     """

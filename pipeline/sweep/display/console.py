@@ -19,9 +19,9 @@ from pipeline.config.temperature import BETA
 from pipeline.runtime.logging import ConsoleHandler, logging_to
 from pipeline.runtime.terminal import make_console
 from pipeline.sweep.display.event_log import STANDARD_OUTPUT, EventHandler, EventLog, as_event
-from pipeline.sweep.display.table import STYLES, SweepStatus, duration, short_names
+from pipeline.sweep.display.live_table import STYLES, SweepStatus, duration, short_names
 from pipeline.tracking.summary import TERMINAL_STATUSES, SweepSummary, TrialRecord
-from pipeline.tracking.trial_temperature import sweep_betas, sweep_temperature, trial_beta
+from pipeline.tracking.summary_temperature import sweep_betas, sweep_temperature, trial_beta
 
 __all__ = ["Display", "duration", "results_table", "seeds_table"]
 

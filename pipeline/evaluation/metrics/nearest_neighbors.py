@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data import Store
-from pipeline.evaluation.metrics.reference import MAX_FEATURES, SEED, Reference
+from pipeline.evaluation.metrics.reference_statistics import MAX_FEATURES, SEED, Reference
 from pipeline.evaluation.metrics.subsets import evenly_spaced, iter_subset
 from pipeline.runtime import safetensors_io
 

@@ -14,8 +14,8 @@ from pipeline.data import Store
 from pipeline.evaluation import metrics
 from pipeline.evaluation.base import ChainSamples, Evaluation
 from pipeline.evaluation.metrics.subsets import evenly_spaced
-from pipeline.evaluation.plots import curves, panels
-from pipeline.evaluation.plots.images import animation, grid, png, side_by_side
+from pipeline.evaluation.plots import curves, image_panels
+from pipeline.evaluation.plots.image_grids import animation, grid, png, side_by_side
 from pipeline.evaluation.plots.titles import at_temperature
 
 __all__ = ["EvaluationFigures", "to_network_range"]
@@ -77,7 +77,7 @@ class EvaluationFigures:
             "base": grid(base, columns=8),
             "gebm": grid(gebm, columns=8),
             "base_and_gebm": side_by_side(base, gebm, temperature=temperature),
-            "by_energy": panels.energy_panels(ranked_base, ranked_gebm, temperature),
+            "by_energy": image_panels.energy_panels(ranked_base, ranked_gebm, temperature),
             "neighbours": self._neighbors(model, ends["gebm"], evaluation.scores["nearest_gebm"]),
             "energies": curves.energy_histogram(energies),
             "log_partition": partition,
@@ -88,12 +88,12 @@ class EvaluationFigures:
             "chain.gif": animated.getvalue(),
         }
 
-    def _ranked(self, model: GEBM, shown: Tensor, end: ChainSamples) -> panels.RankedSamples:
+    def _ranked(self, model: GEBM, shown: Tensor, end: ChainSamples) -> image_panels.RankedSamples:
         """Rank samples by energy: those shown, which are the first of all, and the extremes of all."""
         few, order = end.energies[: len(shown)], end.energies.argsort()
         ordered = few.argsort()
         lowest, highest = order[:_EXTREME], order[-_EXTREME:]
-        return panels.RankedSamples(
+        return image_panels.RankedSamples(
             shown[ordered],
             few[ordered],
             (self._samples(model, end.latents[lowest]), end.energies[lowest]),
@@ -101,11 +101,11 @@ class EvaluationFigures:
             len(order),
         )
 
-    def _neighbors(self, model: GEBM, end: ChainSamples, ratio: float) -> panels.Image.Image:
+    def _neighbors(self, model: GEBM, end: ChainSamples, ratio: float) -> image_panels.Image.Image:
         """Draw the samples of lowest energy, the model's most probable, and the training images nearest to them."""
         best, count = end.energies.argsort()[:_BEST], min(_NEIGHBORS, len(self._reference_images))
         distances, rows = metrics.nearest(end.features["embedding"][best], self._reference, count)
-        return panels.neighbors(
+        return image_panels.neighbors(
             self._samples(model, end.latents[best]),
             end.energies[best],
             self._reference_images[rows],

@@ -1,4 +1,4 @@
-"""Reference of every config key, generated from the schema: ``python -m pipeline.config.reference`` prints it."""
+"""Reference of every config key, generated from the schema: ``python -m pipeline.config.key_reference`` prints it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 from omegaconf import MISSING
 
 from pipeline.config.fields import Key, keys
-from pipeline.config.launchers import LAUNCHERS
+from pipeline.config.launcher_schema import LAUNCHERS
 from pipeline.config.schema import Config
 
 __all__ = ["markdown", "reference"]
@@ -33,7 +33,7 @@ def markdown() -> str:
     meanings = dict(_groups(Config))
     parts = [
         "# Configuration reference",
-        "Written by `python -m pipeline.config.reference`. Any key is set on the command line as `key=value`; "
+        "Written by `python -m pipeline.config.key_reference`. Any key is set on the command line as `key=value`; "
         "`python -m pipeline.sweep conf=<experiment> --cfg job` prints the values of an experiment.",
     ]
     groups: dict[str, list[Key]] = {}

@@ -5,15 +5,15 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+from benchmarks.claim.energy_experiments import FLAT, OVERFIT
 from benchmarks.claim.figures import best_by_beta
+from benchmarks.claim.formatting import ABSENT, change, estimate, number, paragraph, share_of, table
 from benchmarks.claim.guard import GUARD_SAMPLES, GUARD_SEEDS, GUARD_STEPS
-from benchmarks.claim.outcome import BETA, conditions
+from benchmarks.claim.outcome_section import BETA, conditions
 from benchmarks.claim.results import LABELS, OWN_PHASE, Results, Variant, chosen_energy
 from benchmarks.claim.settings import OBJECTIVES, SETTINGS
-from benchmarks.claim.statement import GAN
 from benchmarks.claim.stats import mean_and_error, paired_difference
-from benchmarks.claim.why import FLAT, OVERFIT
-from benchmarks.claim.wording import ABSENT, change, estimate, number, paragraph, share_of, table
+from benchmarks.claim.verdict import GAN
 from gebm.training import gradient_guard
 from gebm.training.gradient_guard import ClipGradients
 
@@ -160,13 +160,13 @@ def temperature(results: Results, figures: set[str]) -> str:
 
 
 def phase(results: Results, figures: set[str]) -> str:
-    """Return the section on the last phase."""
+    """Return the section on the final phase."""
     intro = """
-        In the alternation the energy follows a base that moves, and ends a little behind it. In a last phase the energy
-        alone is trained, on the base as it ended, until its KALE on held-out data stops rising. Differences are paired
-        by seed, each energy at its own best sampler setting; reweighted is `beta` 1 without a chain.
+        In the alternation the energy follows a base that moves, and ends a little behind it. In a final phase the
+        energy alone is trained, on the base as it ended, until its KALE on held-out data stops rising. Differences are
+        paired by seed, each energy at its own best sampler setting; reweighted is `beta` 1 without a chain.
         """
-    parts = ["### The last phase", paragraph(intro)]
+    parts = ["### The final phase", paragraph(intro)]
     rows = []
     for name in SETTINGS:
         for objective in OBJECTIVES:
@@ -179,7 +179,7 @@ def phase(results: Results, figures: set[str]) -> str:
         parts.append(table(head, rows))
     if "phases" in figures:
         parts += [
-            "![KALE over the last phase](FIGURE:phases)",
+            "![KALE over the final phase](FIGURE:phases)",
             "*A line for each seed, of the phase by KALE; `beta` plays no part.*",
         ]
     return "\n\n".join(parts)

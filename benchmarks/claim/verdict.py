@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from benchmarks.claim.formatting import change, interval, paragraph, seeds
 from benchmarks.claim.results import MODEL, Results, Variant
 from benchmarks.claim.settings import SEEDS, SETTINGS
 from benchmarks.claim.stats import CONFIDENCE, Difference
-from benchmarks.claim.wording import change, interval, paragraph, seeds
 
 __all__ = ["COMPARISONS", "GAN", "GEBM", "HEADLINES", "Comparison", "clause", "sentence"]
 

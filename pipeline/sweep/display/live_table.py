@@ -17,7 +17,7 @@ from rich.text import Text
 
 from pipeline.sweep.display.eta import Eta, TrialProgress, estimate_eta
 from pipeline.tracking.summary import TERMINAL_STATUSES, SweepSummary, TrialRecord
-from pipeline.tracking.trial_temperature import sweep_temperature, trial_temperature
+from pipeline.tracking.summary_temperature import sweep_temperature, trial_temperature
 
 __all__ = ["STYLES", "Column", "Priority", "SweepStatus", "duration", "fit", "score", "scores_in_words", "short_names"]
 

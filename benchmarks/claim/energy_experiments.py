@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.claim.experiment import Bench, train_phase
-from benchmarks.claim.files import own_share, write_json
+from benchmarks.claim.result_files import own_share, write_json
 from benchmarks.claim.settings import SETTINGS, experiment
 from benchmarks.claim.short_runs import measure_quality, train_from_scratch
 from pipeline.evaluation.evaluator import resampled

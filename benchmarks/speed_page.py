@@ -1,4 +1,4 @@
-"""``python -m benchmarks.render``: the page ``benchmarks/RESULTS.md``, from the JSON files that the benchmarks wrote.
+"""``python -m benchmarks.speed_page``: the page ``benchmarks/RESULTS.md``, from the benchmarks' JSON files.
 
 Every table of every file, with the machine that it was measured on. Nothing is measured here.
 """
@@ -15,8 +15,8 @@ __all__ = ["document", "main", "table"]
 
 HEAD = """# Speed, measured
 
-Made by `python -m benchmarks.render` from the files in `benchmarks/results`, which the benchmarks write, the newest of
-each kind of machine: {commands}. Each command's `--help` says what is measured and how. A ratio is against the first
+Made by `python -m benchmarks.speed_page` from the files in `benchmarks/results`, which the benchmarks write, the newest
+of each kind of machine: {commands}. Each command's `--help` says what is measured and how. A ratio is against the first
 row of its table in the same run, in training and sampling the plain reference (`benchmarks/baseline.py`): the median of
 the rounds' own ratios ± their interquartile range.
 """

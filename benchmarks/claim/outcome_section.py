@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from benchmarks.claim.formatting import ABSENT, estimate, interval, number, paragraph, seeds, share_of, table
 from benchmarks.claim.results import COLD, ENERGIES, LABELS, MODEL, Results, Variant
 from benchmarks.claim.settings import OBJECTIVES, SAMPLERS, SEEDS, SETTINGS, experiment
-from benchmarks.claim.statement import COMPARISONS, GAN
 from benchmarks.claim.stats import CONFIDENCE, mean_and_error
-from benchmarks.claim.wording import ABSENT, estimate, interval, number, paragraph, seeds, share_of, table
+from benchmarks.claim.verdict import COMPARISONS, GAN
 
 __all__ = ["comparisons", "conditions", "curves", "extractors", "precision", "scores", "setup"]
 
@@ -63,7 +63,7 @@ def setup(results: Results) -> str:
             ]
         )
     head = ["name", "data", "networks", "batch", "held out", "base steps, at most", "a look every"]
-    head += ["energy steps of the last phase, at most", "runs there", "missing", "not converged"]
+    head += ["energy steps of the final phase, at most", "runs there", "missing", "not converged"]
     config = experiment(SETTINGS["digits"], GAN, 0)
     rule = f"""
         A base is trained until the mean FID of its last three looks is no better than that of the three before, by the
@@ -77,7 +77,7 @@ def setup(results: Results) -> str:
         by the KALE of held-out data, whatever its loss. Every energy gets the same search of {len(SAMPLERS)} settings
         of ULA with chains of {_lengths()} steps, from the base's own latents; the setting with the lowest FID is scored
         on other latents, and so is the best one at `beta` 1. A *GEBM* and a *GAN with its discriminator* (DDLS, Che et
-        al. 2020) are sampled with the energy of their own loss, as trained or after the last phase by that loss,
+        al. 2020) are sampled with the energy of their own loss, as trained or after the final phase by that loss,
         whichever that search prefers.
         """
     return "\n\n".join(["## What was run", table(head, rows), paragraph(rule), paragraph(search)])

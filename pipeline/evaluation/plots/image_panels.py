@@ -8,7 +8,7 @@ from typing import NamedTuple
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from pipeline.evaluation.plots.images import grid
+from pipeline.evaluation.plots.image_grids import grid
 from pipeline.evaluation.plots.layout import GAP, SPACE, join_horizontally, join_vertically, titled
 from pipeline.evaluation.plots.titles import at_temperature
 

@@ -25,8 +25,8 @@ from pipeline.evaluation.evaluator import Evaluation
 from pipeline.runtime.filesystem import require_writable, write_file, write_files, writing
 from pipeline.runtime.terminal import make_console
 from pipeline.tasks.base import TaskWorker
-from pipeline.tasks.store import ensure_store
-from pipeline.training.model import load_model
+from pipeline.tasks.open_store import ensure_store
+from pipeline.training.build_model import load_model
 
 __all__ = ["evaluate_checkpoint"]
 

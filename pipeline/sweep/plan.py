@@ -24,11 +24,11 @@ from pipeline.runtime.untrusted import CONFIG, InvalidDocument, parse_yaml, read
 from pipeline.runtime.user_folders import default_tracker
 from pipeline.sweep.cluster import RAY_STORAGE
 from pipeline.sweep.points import check_count, plan_trials
-from pipeline.sweep.space import SearchSpace, is_sampler_search, is_searchable, parse_space
-from pipeline.tasks.store import ensure_store
+from pipeline.sweep.search_space import SearchSpace, is_sampler_search, is_searchable, parse_space
+from pipeline.tasks.open_store import ensure_store
 from pipeline.tracking.summary import TERMINAL_STATUSES, TrialRecord, read_summary
+from pipeline.training.build_model import build_model, trained_config
 from pipeline.training.checkpoints import load_state, read
-from pipeline.training.model import build_model, trained_config
 
 __all__ = ["SweepPlan", "load_sweep", "require_unchanged", "resolve"]
 

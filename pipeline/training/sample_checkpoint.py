@@ -23,9 +23,9 @@ from pipeline.config import precision
 from pipeline.config.kernels import used_settings
 from pipeline.config.temperature import describe_temperature
 from pipeline.evaluation.chains import run_chains
-from pipeline.evaluation.oom import halve_batch_on_oom
+from pipeline.evaluation.out_of_memory import halve_batch_on_oom
 from pipeline.runtime.filesystem import require_writable, write_files, writing
-from pipeline.training.model import load_model
+from pipeline.training.build_model import load_model
 
 __all__ = ["sample_checkpoint"]
 

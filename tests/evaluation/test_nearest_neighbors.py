@@ -65,7 +65,7 @@ def test_the_images_that_are_kept_are_those_whose_features_are(digits, stand_in,
     """In the same order, of a store that has more of them; read once, and again where what is kept is damaged."""
     copy = tmp_path / "store"
     shutil.copytree(digits.url, copy, ignore=shutil.ignore_patterns("statistics", "extractors"))
-    for module in ("reference", "nearest_neighbours"):
+    for module in ("reference_statistics", "nearest_neighbors"):
         monkeypatch.setattr(sys.modules[f"pipeline.evaluation.metrics.{module}"], "MAX_FEATURES", 70)
     store: Store = open_store(str(copy))
     features = metrics.reference(store, stand_in).features

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gebm import GEBM, diagnostics, samplers
 from gebm.freezing import frozen
-from gebm.partition import log_partition_monte_carlo
+from gebm.log_partition import log_partition_monte_carlo
 from pipeline import config as schema
 from pipeline.evaluation.base import SampleScorer
 from pipeline.evaluation.chains import chain_steps, make_kernel, run_chains

@@ -11,9 +11,9 @@ from PIL import Image
 
 from pipeline.data import open_store
 from pipeline.evaluation import metrics, plots
-from pipeline.evaluation.plots import panels
+from pipeline.evaluation.plots import image_panels
 from pipeline.tasks.images import ImageTaskWorker
-from pipeline.training.model import build_model
+from pipeline.training.build_model import build_model
 
 COUNT, SHOWN, CELL = 100, 16, 48 + 2
 
@@ -110,5 +110,5 @@ def test_words_are_whole_however_few_the_images():
     """A title that is wider than its picture makes room for itself."""
     one = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
     payload = {"ratio": 1.0, "among": 10, "of": 1_000_000, "label": "inception-v3-compat"}
-    drawn = pixels(panels.neighbors(one, torch.zeros(1), one[:, None], torch.ones(1, 1), **payload))
+    drawn = pixels(image_panels.neighbors(one, torch.zeros(1), one[:, None], torch.ones(1, 1), **payload))
     assert (drawn[:, -1] == 255).all() and (drawn[:20] < 255).any()

@@ -18,10 +18,10 @@ from gebm import GEBM, StandardNormal
 from gebm.networks.dcgan import DCGANEnergy
 from pipeline.config import Config, from_dict, to_dict
 from pipeline.evaluation.evaluator import Evaluation, evaluate
-from pipeline.evaluation.oom import halve_batch_on_oom
+from pipeline.evaluation.out_of_memory import halve_batch_on_oom
 from pipeline.runtime.errors import UserError
+from pipeline.training.build_model import build_model
 from pipeline.training.checkpoints import Checkpoints
-from pipeline.training.model import build_model
 
 
 @dataclasses.dataclass
