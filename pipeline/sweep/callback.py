@@ -10,7 +10,7 @@ from ray import tune
 
 from pipeline import config as schema
 from pipeline.config.temperature import BETA, sampling_beta
-from pipeline.report.markup import escape
+from pipeline.report.escaping import escape
 from pipeline.runtime.errors import LockLost, one_line
 from pipeline.runtime.redaction import redact
 from pipeline.sweep.display.console import Display
@@ -20,9 +20,9 @@ from pipeline.sweep.replay import lost_reports
 from pipeline.sweep.trainable import TRIAL_NAME_KEY
 from pipeline.sweep.trial_runs import start_run
 from pipeline.tracking.summary import MAX_WARNINGS, SweepSummary, TrialRecord
+from pipeline.tracking.summary_temperature import trial_beta, trial_temperature
 from pipeline.tracking.tracker import Tracker
 from pipeline.tracking.trial_reports import NUMBER
-from pipeline.tracking.trial_temperature import trial_beta, trial_temperature
 
 __all__ = ["SweepCallback"]
 
@@ -118,8 +118,9 @@ class SweepCallback(tune.Callback):
     def _take_report(self, record: TrialRecord, report: dict[str, Any]) -> None:
         self._take_warnings(record, report.get("warnings"))
         evaluated = isinstance(report.get(self._config.sweep.metric), int | float)
-        # A trial that resumes reports its last evaluation first.
+        # A trial that resumes reports its last evaluation first, in population-based training of a copy.
         if evaluated and record.evaluations[-1:] == [self._records.evaluation(report)]:
+            record.checkpoint = report.get("checkpoint") or record.checkpoint
             return
         numbers = {key: value for key, value in report.items() if isinstance(value, int | float)}
         if evaluated:

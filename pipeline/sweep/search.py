@@ -14,7 +14,7 @@ from ray.tune.search.optuna import OptunaSearch
 from pipeline.config import Config
 from pipeline.sweep.dimension import Choice
 from pipeline.sweep.points import free_names
-from pipeline.sweep.space import SearchSpace
+from pipeline.sweep.search_space import SearchSpace
 from pipeline.sweep.trainable import TRIAL_NAME_KEY
 from pipeline.tracking.summary import TERMINAL_STATUSES, TrialRecord
 
@@ -167,7 +167,8 @@ def _make_pbt(config: Config, space: SearchSpace, records: list[TrialRecord]) ->
     mutations: dict[str, Any] = {
         key: one.extremes if isinstance(one, Choice) else one.domain for key, one in space.items()
     }
-    return PopulationBasedTraining(
+    return _PopulationBasedTraining(
+        config.train.base_steps,
         time_attr="base_step",
         metric=config.sweep.metric,
         mode=config.sweep.mode,
@@ -177,6 +178,25 @@ def _make_pbt(config: Config, space: SearchSpace, records: list[TrialRecord]) ->
         require_attrs=False,
         log_config=False,
     )
+
+
+class _PopulationBasedTraining(PopulationBasedTraining):
+    """Population-based training in which a trial that has taken its last step exploits nothing more.
+
+    Args:
+        base_steps: Length of a trial, which is not searched.
+        **options: Those of Tune's scheduler.
+    """
+
+    def __init__(self, base_steps: int, **options: Any) -> None:
+        super().__init__(**options)
+        self._base_steps = base_steps
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Decide what a trial does after a report."""
+        if result.get("base_step", 0) >= self._base_steps:
+            return self.CONTINUE
+        return super().on_trial_result(tune_controller, trial, result)
 
 
 def _make_asha(config: Config, space: SearchSpace, records: list[TrialRecord]) -> AsyncHyperBandScheduler:

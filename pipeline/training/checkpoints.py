@@ -218,7 +218,8 @@ class Checkpoints:
         for file, content in contents.items():
             write_file(f"{self.url}/{name}/{file}", content)
         changes: dict[str, Any] = {"last": name}
-        if math.isfinite(score) and score <= (math.inf if index.score is None else index.score):
+        # Of equal ones the first, as in the summary.
+        if math.isfinite(score) and score < (math.inf if index.score is None else index.score):
             changes |= {"best": name, "score": score}
         committed = index.model_copy(update=changes)
         # The files may have taken minutes.

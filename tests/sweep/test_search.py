@@ -7,6 +7,7 @@ import json
 import math
 import time
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given, settings
@@ -20,7 +21,7 @@ from pipeline.runtime.errors import UserError
 from pipeline.sweep import search
 from pipeline.sweep.dimension import Choice, Interval, WholeNumbers
 from pipeline.sweep.points import check_count, grid_points, initial_points, plan_trials, random_points
-from pipeline.sweep.space import SearchSpace, parse_space
+from pipeline.sweep.search_space import SearchSpace, parse_space
 from pipeline.tracking.summary import TrialRecord
 
 BOUNDS = st.tuples(st.floats(1e-6, 1e2), st.floats(1.001, 1e3)).map(lambda pair: (pair[0], pair[0] * pair[1]))
@@ -321,6 +322,24 @@ def test_whatever_population_based_training_explores_is_a_point_that_can_run(spa
             point = {key: value for key, value in params.items() if key != search.TRIAL_NAME_KEY}
             assert parsed.refusal(point) is None, point
             validate(apply(settings_, point))
+
+
+def test_a_trial_that_has_taken_its_last_step_exploits_nothing_more(monkeypatch):
+    settings_ = config({"train.base_lr": {"uniform": [0.1, 0.9]}}, scheduler="pbt", num_trials=2, perturbation_steps=30)
+    parsed = parse_space(settings_)
+    scheduler = search.make_scheduler(settings_, parsed, plan_trials(settings_, parsed, [])[0])
+    decided = []
+    monkeypatch.setattr(scheduler, "_checkpoint_or_exploit", lambda trial, *_: decided.append(trial))
+    monkeypatch.setattr(scheduler, "_save_trial_state", lambda *_: None)
+    monkeypatch.setattr(scheduler, "_quantiles", lambda: ([], []))
+    trials = [Mock(status="RUNNING"), Mock(status="RUNNING")]
+    for trial in trials:
+        scheduler._trial_state[trial] = SimpleNamespace(last_perturbation_time=0)
+    tune = SimpleNamespace(get_trials=lambda: trials, get_live_trials=lambda: trials)
+    for base_step in (30, 60, 90, 90):  # the last twice, as a trial that is resumed at its end does
+        for trial in trials:
+            scheduler.on_trial_result(tune, trial, {"base_step": base_step, settings_.sweep.metric: 1.0})
+    assert len(decided) == 4
 
 
 @pytest.mark.parametrize("value", [38, 24, 33, "wide", None])
