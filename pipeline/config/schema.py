@@ -329,6 +329,12 @@ class Evaluation:
 
     every: int = bounded(5000, "Base steps between two evaluations; the last step is always evaluated.", gt=0)
     num_samples: int = key(10_000, "Samples a score.")
+    final_samples: int | None = bounded(
+        None,
+        "Samples of the score that decides between a sweep's finalists, and that is reported (default: num_samples). "
+        "Papers report FID of 50,000.",
+        gt=0,
+    )
     seed: int | None = bounded(
         None,
         "Seed of the latents that chains start from and of their noise (default: the seed). sweeps=mcmc has another, "
@@ -420,6 +426,12 @@ class Sweep:
     grid_size: int = bounded(3, "Values that a continuous range becomes in a grid.", gt=0)
     space: dict[str, Any] = field(
         default_factory=dict, metadata=documented("Search space: key to {log_uniform: [a, b]} and the like.")
+    )
+    finalists: int = bounded(
+        4,
+        "Trials that are scored again at the end, at most: those within two standard errors of the best one, on other "
+        "latents and evaluation.final_samples; 0 for none. What they score then decides which is the best.",
+        ge=0,
     )
     metric: str = key("fid_gebm", "Score that trials are ranked by.")
     mode: str = choice("min", "Whether the best score is the least or the largest.", names=("min", "max"))

@@ -160,6 +160,9 @@ def _check_scores(config: Config) -> None:
         raise UserError(
             f"evaluation.num_samples={config.evaluation.num_samples}: evaluation.metrics need {fewest} at least"
         )
+    final = config.evaluation.final_samples
+    if final is not None and final < fewest:
+        raise UserError(f"evaluation.final_samples={final}: evaluation.metrics need {fewest} at least")
     ranks = _rankable_scores(config)
     if config.sweep.metric not in ranks:
         more = "; evaluation.metrics adds more" if config.task == "images" else ""

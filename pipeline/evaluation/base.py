@@ -29,8 +29,10 @@ class Evaluation:
     """Result of one evaluation.
 
     Attributes:
-        scores: ``fid_base``, ``fid_gebm`` and the other requested metrics, with the sampler's diagnostics.
+        scores: ``fid_base``, ``fid_gebm`` and the other requested metrics, with their standard errors
+            (``fid_gebm_standard_error``), and the sampler's diagnostics.
         chain: Step of the chain -> the scorer's primary score there, such as the FID.
+        chain_standard_error: Step of the chain -> that score's standard error, where it has one.
         frames: Step of the chain -> the same few samples there, as they are shown: images (G, C, H, W) uint8.
         ends: ``base``, where the chain starts, and ``gebm``, where it ends, with all their samples.
         pictures: File name -> its bytes; filled in by the task, on the first worker.
@@ -40,6 +42,7 @@ class Evaluation:
 
     scores: dict[str, float] = field(default_factory=dict)
     chain: dict[int, float] = field(default_factory=dict)
+    chain_standard_error: dict[int, float] = field(default_factory=dict)
     frames: dict[int, Tensor] = field(default_factory=dict)
     ends: dict[str, ChainSamples] = field(default_factory=dict)
     pictures: dict[str, bytes] = field(default_factory=dict)
@@ -64,5 +67,5 @@ class SampleScorer(Protocol):
         ...
 
     def score(self, features: dict[str, Tensor], *, end: bool) -> dict[str, float]:
-        """Return the primary score, and at an end of the chain all the others."""
+        """Return the primary score, and at an end of the chain all the others, with ``<name>_standard_error``."""
         ...

@@ -17,6 +17,7 @@ from gebm import GEBM
 from gebm.folding import folded
 from pipeline import config as schema
 from pipeline.config import precision
+from pipeline.config.scores import at_end, standard_error_of
 from pipeline.evaluation.base import ChainSamples, Evaluation, SampleScorer
 from pipeline.evaluation.local_chains import LocalChains, LocalJob, run_local_chains
 from pipeline.evaluation.out_of_memory import halve_batch_on_oom
@@ -118,9 +119,12 @@ def _score_chain(evaluation: Evaluation, chains: LocalChains, job: LocalJob) -> 
         end = end_names.get(step)
         scores = scorer.score(features, end=end is not None)
         evaluation.chain[step] = scores[scorer.primary]
+        error = standard_error_of(scores, scorer.primary)
+        if error is not None:
+            evaluation.chain_standard_error[step] = error
         if end is None:
             continue
-        evaluation.scores.update({f"{name}_{end}": value for name, value in scores.items()})
+        evaluation.scores.update({at_end(name, end): value for name, value in scores.items()})
         latents, energies = (_gather(rows, job.world_size)[:count] for rows in chains.ends[end])
         evaluation.ends[end] = ChainSamples(latents, energies, features)
         if end == "base":

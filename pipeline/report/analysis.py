@@ -12,7 +12,7 @@ from pipeline.config.temperature import BETA
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.filesystem import filesystem
 from pipeline.runtime.untrusted import CONFIG, parse_yaml, read_bytes
-from pipeline.tracking.summary import SweepSummary, TrialRecord, read_summary
+from pipeline.tracking.summary import SweepSummary, TrialRecord, read_finalists, read_summary
 from pipeline.tracking.summary_temperature import sweep_betas, sweep_temperature, trial_beta, trial_temperature
 
 __all__ = ["SweepResults", "collect_results", "importances", "load_results"]
@@ -153,7 +153,10 @@ def load_results(output: str) -> SweepResults:
     settings = _settings(output)
     facts[BETA] = document.get(BETA, settings.pop(BETA, None))
     shown = (f"{prefix}_base", f"{prefix}_gebm")
-    records = SweepSummary(output, metric=metric, mode=mode, shown=shown, facts=facts, trials=trials)
+    finalists = read_finalists(document, trials, output)
+    records = SweepSummary(
+        output, metric=metric, mode=mode, shown=shown, facts=facts, trials=trials, finalists=finalists
+    )
     return collect_results(output, records, settings)
 
 

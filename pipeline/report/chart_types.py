@@ -47,6 +47,7 @@ class Series:
         labels: Text of each point, shown when it is pointed at.
         color: Color of all points.
         shade: A number for each point, in place of one color.
+        errors: Length of a vertical bar to each side of each point; empty for none.
         status: Status of the trials, for the marker.
     """
 
@@ -56,6 +57,7 @@ class Series:
     labels: list[str] = field(default_factory=list)
     color: str = STATUS_COLORS["finished"]
     shade: list[float] | None = None
+    errors: list[float] = field(default_factory=list)
     status: str = "finished"
 
     @property
@@ -72,6 +74,16 @@ class Series:
             "hovertext": [_plotly_text(label) for label in self.labels],
             "hoverinfo": "text",
         }
+
+    @property
+    def plotly_errors(self) -> dict[str, Any]:
+        """Arguments of a plotly trace of points for their error bars."""
+        return {"error_y": {"type": "data", "array": self.errors, "thickness": 1, "width": 3}} if self.errors else {}
+
+    def draw_errors(self, axes: Axes) -> None:
+        """Draw the error bars on matplotlib's axes."""
+        if any(self.errors):
+            axes.errorbar(self.x, self.y, yerr=self.errors, fmt="none", ecolor=self.color, elinewidth=0.8, capsize=2)
 
 
 @dataclass(frozen=True)
@@ -192,6 +204,7 @@ class LineChart(Chart):
             width = 2.2 if series.color == BEST_COLOR else 1.0
             label = series.name or None
             axes.plot(series.x, series.y, "-o", color=series.color, label=label, markersize=3, linewidth=width)
+            series.draw_errors(axes)
 
     def _add_traces(self, figure: go.Figure) -> None:
         for series in self.series:
@@ -202,6 +215,7 @@ class LineChart(Chart):
                 marker={"symbol": series.markers[1], "size": 5, "color": series.color},
                 line={"color": series.color, "width": 3 if series.color == BEST_COLOR else 1},
                 **series.plotly_trace,
+                **series.plotly_errors,
             )
 
 
@@ -224,6 +238,7 @@ class ScatterChart(Chart):
             marker, label = series.markers[0], series.name or None
             if series.shade is None:
                 axes.scatter(series.x, series.y, color=series.color, marker=marker, s=36, label=label)
+                series.draw_errors(axes)
                 continue
             points = axes.scatter(
                 series.x,
@@ -258,7 +273,9 @@ class ScatterChart(Chart):
                     "colorbar": {"title": _plotly_text(self.shade)},
                     "line": {"width": 0.5},
                 }
-            figure.add_scatter(x=series.x, y=series.y, mode="markers", marker=marker, **series.plotly_trace)
+            figure.add_scatter(
+                x=series.x, y=series.y, mode="markers", marker=marker, **series.plotly_trace, **series.plotly_errors
+            )
 
     def _shade_range(self) -> tuple[float, float]:
         """Return the ends of the color scale.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from pipeline.config.scores import plus_minus, standard_error_of
 from pipeline.report.analysis import SweepResults, importances
 from pipeline.report.chart_types import BEST_COLOR, STATUS_COLORS, BarChart, Chart, LineChart, ScatterChart, Series
 from pipeline.tracking.summary import TrialRecord
@@ -38,29 +39,49 @@ def _learning_curves(results: SweepResults) -> Chart | None:
         points = _finite_evaluations(results, trial)
         if not points:
             continue
-        labels = [f"trial {trial.name}, base step {step}: {value:.4g}" for step, value in points]
+        labels = [f"trial {trial.name}, base step {step}: {_with_error(value, error)}" for step, value, error in points]
         if best is not None and trial.name == best.name:
             name, color = f"best, trial {trial.name}", BEST_COLOR
         else:
             # One entry of the legend for each status.
             in_legend = any(other.name == trial.status for other in series)
             name, color = "" if in_legend else trial.status, STATUS_COLORS[trial.status]
-        steps, values = [step for step, _ in points], [value for _, value in points]
-        series.append(Series(name, steps, values, labels, color, status=trial.status))
+        steps, values = [step for step, _, _ in points], [value for _, value, _ in points]
+        bars = _bars([error for _, _, error in points])
+        series.append(Series(name, steps, values, labels, color, errors=bars, status=trial.status))
     if not series:
         return None
     # The best trial's curve is drawn last, above the others.
     series.sort(key=lambda curve: curve.color == BEST_COLOR)
     log = "y" if _spans_decades([value for curve in series for value in curve.y]) else ""
-    return LineChart(
-        "learning_curves", "Learning curves of all trials", "base steps", _score_label(results), series, log
-    )
+    label = _label_with_bars(results, series)
+    return LineChart("learning_curves", "Learning curves of all trials", "base steps", label, series, log)
 
 
-def _finite_evaluations(results: SweepResults, trial: TrialRecord) -> list[tuple[int, float]]:
-    """Return base step and score of a trial's evaluations, without scores that are not finite numbers."""
-    points = [(evaluation["base_step"], evaluation.get(results.metric)) for evaluation in trial.evaluations]
-    return [(step, value) for step, value in points if isinstance(value, int | float) and math.isfinite(value)]
+def _finite_evaluations(results: SweepResults, trial: TrialRecord) -> list[tuple[int, float, float | None]]:
+    """Return base step, score and standard error of evaluations, without scores that are not finite numbers."""
+    points = [
+        (evaluation["base_step"], evaluation.get(results.metric), standard_error_of(evaluation, results.metric))
+        for evaluation in trial.evaluations
+    ]
+    return [
+        (step, value, error) for step, value, error in points if isinstance(value, int | float) and math.isfinite(value)
+    ]
+
+
+def _with_error(value: float, error: float | None) -> str:
+    return plus_minus(value, error) if error else f"{value:.4g}"
+
+
+def _bars(errors: list[float | None]) -> list[float]:
+    """Return the lengths of the bars of points, two standard errors to each side; empty where none has an error."""
+    return [2 * (error or 0.0) for error in errors] if any(errors) else []
+
+
+def _label_with_bars(results: SweepResults, series: list[Series]) -> str:
+    """Return the label of a score's axis, which says what the bars are."""
+    note = "bars: two standard errors" if any(any(points.errors) for points in series) else None
+    return "\n".join(filter(None, [_score_label(results), note]))
 
 
 def _response(results: SweepResults) -> Chart | None:
@@ -90,6 +111,7 @@ def _score_against(results: SweepResults, key: str) -> Chart:
             [results.score(trial) for trial in trials],
             [_trial_label(results, trial) for trial in trials],
             color=STATUS_COLORS[status],
+            errors=_bars([standard_error_of(trial.best_metrics, results.metric) for trial in trials]),
             status=status,
         )
         for status, trials in _by_status(results)
@@ -97,7 +119,7 @@ def _score_against(results: SweepResults, key: str) -> Chart:
     log = "x" if _spans_decades([value for points in series for value in points.x]) else ""
     log += "y" if _spans_decades([value for points in series for value in points.y]) else ""
     name = "against_" + key.replace(".", "_")
-    return ScatterChart(name, f"Score against {key}", key, _score_label(results), series, log)
+    return ScatterChart(name, f"Score against {key}", key, _label_with_bars(results, series), series, log)
 
 
 def _importances(results: SweepResults) -> Chart | None:
@@ -147,4 +169,5 @@ def _trial_label(results: SweepResults, trial: TrialRecord) -> str:
         f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}" for key, value in trial.params.items()
     )
     notes = "; ".join(filter(None, [params, results.trial_temperature(trial), *trial.warnings[:_MAX_WARNINGS]]))
-    return f"trial {trial.name}, {trial.status}: {results.score(trial):.4g}; {notes}"
+    score = _with_error(results.score(trial), standard_error_of(trial.best_metrics, results.metric))
+    return f"trial {trial.name}, {trial.status}: {score}; {notes}"

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pipeline.config.compose import format_overrides
 from pipeline.config.own_choices import own_overrides
 from pipeline.config.printed_commands import command_words
+from pipeline.config.scores import plus_minus, standard_error_of
 from pipeline.report.analysis import SweepResults
 from pipeline.report.escaping import code, code_block, escape
+from pipeline.tracking.finalists import order_changes
 from pipeline.tracking.summary import TrialRecord
 
 __all__ = [
@@ -63,6 +65,7 @@ def _report(results: SweepResults, rows: int, items: int) -> str:
         f"# {escape(results.experiment)}: {_headline(results)}",
         _setup(results),
         _best_trial(results, items),
+        _finalists(results, items),
         _warnings(results, items),
         _table(results, rows),
         _pruned_and_failed(results, items),
@@ -77,7 +80,9 @@ def _headline(results: SweepResults) -> str:
     if best is None:
         return count
     notes = "; ".join(filter(None, [results.trial_temperature(best), "with warnings" if best.warnings else None]))
-    return f"{count}, the best {_value(float(best.best_metrics[results.metric]))}" + (f" ({notes})" if notes else "")
+    return f"{count}, the best {_score(results.records.final_metrics(best), results.metric)}" + (
+        f" ({notes})" if notes else ""
+    )
 
 
 def _setup(results: SweepResults) -> str:
@@ -104,11 +109,14 @@ def _best_trial(results: SweepResults, items: int) -> str:
     params = (
         ", ".join(f"{code(key)} = {escape(_value(value))}" for key, value in best.params.items()) or "none searched"
     )
+    metrics, samples = results.records.final_metrics(best), results.records.final_samples(best)
     scores = ", ".join(
-        f"{code(name)} {best.best_metrics[name]:.4g}"
+        f"{code(name)} {_score(metrics, name)}"
         for name in results.records.shown
-        if isinstance(best.best_metrics.get(name), int | float)
+        if isinstance(metrics.get(name), int | float)
     )
+    if samples is not None:
+        scores += f" over {samples:,} fresh samples"
     temperature = results.trial_temperature(best)
     if temperature is not None:
         scores += f" ({temperature})"
@@ -123,7 +131,8 @@ def _best_trial(results: SweepResults, items: int) -> str:
 
 def _gain(results: SweepResults, trial: TrialRecord) -> str:
     """Return a sentence that compares a trial's GEBM with its base; empty where one has no score."""
-    base, gebm = (trial.best_metrics.get(name, math.nan) for name in results.records.shown[:2])
+    metrics = results.records.final_metrics(trial)
+    base, gebm = (metrics.get(name, math.nan) for name in results.records.shown[:2])
     if not all(isinstance(value, int | float) and math.isfinite(value) for value in (base, gebm)):
         return ""
     gain = (base - gebm) * (1 if results.records.mode == "min" else -1)
@@ -137,6 +146,34 @@ def _list_warnings(trial: TrialRecord, items: int) -> str:
     left = len(trial.warnings) - len(shown)
     more = [f"{left} more" if shown else f"{left} warning{'s' if left > 1 else ''}"] if left else []
     return "; ".join([*map(escape, shown), *more])
+
+
+def _finalists(results: SweepResults, items: int) -> str:
+    """Return the section of the finalists: what their second scores changed; empty where there are none."""
+    finals, metric = results.records.finals(), results.metric
+    if not finals:
+        return ""
+    changed, pairs = order_changes(finals, results.records.mode)
+    first = {finalist.rank: finalist.name for finalist in results.records.finalists}.get(1)
+    verdict = f"The first ranking had {'the same trial' if first == finals[0].name else 'another trial'} first"
+    text = (
+        f"{len(finals)} trials within two standard errors of the best were scored again, on {finals[0].num_samples:,} "
+        f"samples each from latents that no trial was scored on: these scores choose the best. {verdict}, and "
+        f"{changed} of {pairs} pairs of finalists are in another order than before."
+    )
+    heads = ["trial", metric, "before", "rank before"]
+    lines = [[escape(head) + _CELL_END for head in heads], ["---"] * len(heads)]
+    for finalist in finals[: max(1, items)]:
+        record = results.records.get(finalist.name)
+        before = _score(record.best_metrics, metric) if record is not None else "-"
+        lines.append([finalist.name, escape(_score(finalist.metrics, metric)), escape(before), str(finalist.rank)])
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    failed = [
+        f"- trial {finalist.name} could not be scored again: {escape(finalist.error[:_MAX_ERROR])}"
+        for finalist in results.records.finalists
+        if finalist.error
+    ]
+    return "\n\n".join(["## Finalists", text, table, *(["\n".join(failed[:items])] if failed[:items] else [])])
 
 
 def _warnings(results: SweepResults, items: int) -> str:
@@ -183,7 +220,7 @@ def _columns(results: SweepResults, shown: list[TrialRecord]) -> list[tuple[str,
         columns.append(("beta", lambda trial: _value(results.trial_beta(trial))))
     for name in results.records.shown:
         if any(name in trial.best_metrics for trial in shown):
-            columns.append((name, lambda trial, name=name: _value(trial.best_metrics.get(name))))
+            columns.append((name, lambda trial, name=name: _score(trial.best_metrics, name)))
     columns.append(("base steps", lambda trial: _value(trial.metrics.get("base_step"))))
     columns.append(("minutes", lambda trial: f"{trial.seconds / 60:.1f}"))
     columns += [(key, lambda trial, key=key: _value(trial.params.get(key))) for key in keys]
@@ -259,6 +296,12 @@ def _fold(args: list[str]) -> str:
         else:
             lines.append(f"    {arg}")
     return " \\\n".join(lines)
+
+
+def _score(metrics: Mapping[str, Any], name: str) -> str:
+    """Return a score as a report prints it, with its standard error where it has one."""
+    value, error = metrics.get(name), standard_error_of(metrics, name)
+    return plus_minus(value, error) if error and isinstance(value, int | float) else _value(value)
 
 
 def _value(value: Any) -> str:

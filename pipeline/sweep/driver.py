@@ -27,6 +27,7 @@ from pipeline.runtime.filesystem import write_file
 from pipeline.sweep import cluster, search
 from pipeline.sweep.callback import SweepCallback
 from pipeline.sweep.display.console import Display
+from pipeline.sweep.finalists import score_finalists
 from pipeline.sweep.finalize import current_results, finalize, print_results
 from pipeline.sweep.plan import SweepPlan, require_unchanged, resolve
 from pipeline.sweep.preflight import preflight_notes
@@ -34,7 +35,7 @@ from pipeline.sweep.preparation import prepare_shared
 from pipeline.sweep.trainable import TRIAL_NAME_KEY, trainable
 from pipeline.sweep.trial_runs import restore_runs
 from pipeline.tracking import provenance
-from pipeline.tracking.summary import TERMINAL_STATUSES, SweepSummary
+from pipeline.tracking.summary import TERMINAL_STATUSES, SweepSummary, read_finalists
 from pipeline.tracking.tracker import Tracker, journal_path
 from pipeline.training.export import write_package
 
@@ -71,6 +72,7 @@ def run(
         sweep.prepare()
         try:
             sweep.search()
+            sweep.score_finalists()
             sweep.finalize()
         except LockLost:
             # What the tracker has not got yet is the other driver's to send.
@@ -124,6 +126,7 @@ def open_sweep(plan: SweepPlan, command: str, console: Console | None = None) ->
         shown=schema.monitored_metrics(config),
         facts={},
         trials=plan.trials,
+        finalists=read_finalists(plan.summary, plan.trials, plan.output),
     )
     display = Display(summary, config.name, config.train.base_steps, console, config.log)
     with display, lock.acquire(plan.output) as held:
@@ -154,6 +157,7 @@ class Sweep:
         tracker: MLflow.
         capacity: Resources of the cluster and of a worker.
         owner: Owner of the folder's lock, which the trials' workers look for before they write.
+        finals_left: Whether finalists are left to be scored, after Ctrl-C.
     """
 
     plan: SweepPlan
@@ -163,11 +167,12 @@ class Sweep:
     tracker: Tracker
     capacity: cluster.Capacity
     owner: str
+    finals_left: bool = False
 
     @property
     def interrupted(self) -> bool:
-        """Whether trials are left to run."""
-        return any(record.status not in TERMINAL_STATUSES for record in self.summary.trials)
+        """Whether trials are left to run, or finalists to be scored."""
+        return self.finals_left or any(record.status not in TERMINAL_STATUSES for record in self.summary.trials)
 
     def prepare(self) -> None:
         """Make what all trials share, and write the config, the summary and the tracker's run."""
@@ -200,6 +205,15 @@ class Sweep:
             shared = config.sweep.scheduler == "pbt" and nodes > 1
             with cluster.storage_folder(self.plan.output, shared=shared, num_nodes=nodes) as storage, _silence_ray():
                 self._run_tune(searcher, count, concurrent, storage)
+
+    def score_finalists(self) -> None:
+        """Score the best trials again where they are too close to tell; nothing after an interruption."""
+        if self.interrupted:
+            return
+        try:
+            score_finalists(self.plan.config, self.summary, self.capacity)
+        except KeyboardInterrupt:
+            self.finals_left = True
 
     def finalize(self) -> None:
         """Write the report, register the best model, and close the tracker."""

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from pipeline import config as schema
 from pipeline.config.printed_commands import format_command, quote_words
+from pipeline.config.scores import STANDARD_ERROR
 from pipeline.config.temperature import BETA
 from pipeline.report.analysis import SweepResults, collect_results
 from pipeline.report.escaping import escape
@@ -16,10 +17,11 @@ from pipeline.report.html import report
 from pipeline.report.markdown import markdown
 from pipeline.runtime.errors import LockLost, one_line
 from pipeline.runtime.filesystem import write_file
-from pipeline.sweep.display.console import results_table, seeds_table
-from pipeline.sweep.display.live_table import scores_in_words
+from pipeline.sweep.display.console import finalists_table, results_table, seeds_table
+from pipeline.sweep.display.live_table import score, scores_in_words
 from pipeline.sweep.search_space import is_sampler_search
 from pipeline.tracking import provenance
+from pipeline.tracking.metric_names import metric_name
 from pipeline.tracking.registry import BEST, model_name
 from pipeline.tracking.summary import SweepSummary, TrialRecord
 from pipeline.tracking.summary_temperature import sweep_temperature, trial_beta, trial_temperature
@@ -84,9 +86,26 @@ def _log_best(config: schema.Config, records: SweepSummary, tracker: Tracker, *,
     best = records.best()
     if best is None:
         return
+    _log_finals(records, tracker)
     tracker.log_metrics(None, _best_scores(records, best), step=0)
     if config.tracking.register and not interrupted and best.best_checkpoint:
         _register(config, records, best, tracker)
+
+
+def _log_finals(records: SweepSummary, tracker: Tracker) -> None:
+    """Log the second scores of the finalists to their runs, in groups of their own."""
+    for finalist in records.finals():
+        names = [
+            f"{name}{end}" for name in dict.fromkeys([*records.shown, records.metric]) for end in ("", STANDARD_ERROR)
+        ]
+        scores = {
+            f"final_{metric_name(name, tracker.extractor)}": finalist.metrics[name]
+            for name in names
+            if name in finalist.metrics
+        }
+        record = records.get(finalist.name)
+        base_step = record.best_metrics.get("base_step", 0) if record is not None else 0
+        tracker.log_metrics(finalist.name, scores, step=int(base_step))
 
 
 def _end_runs(config: schema.Config, records: SweepSummary, tracker: Tracker, *, interrupted: bool) -> None:
@@ -117,13 +136,14 @@ def _write_report(config: schema.Config, records: SweepSummary, tracker: Tracker
 
 
 def _best_scores(records: SweepSummary, best: TrialRecord) -> dict[str, float]:
-    return {key: best.best_metrics[key] for key in records.shown if key in best.best_metrics}
+    metrics = records.final_metrics(best)
+    return {key: metrics[key] for key in records.shown if key in metrics}
 
 
 def _register(config: schema.Config, records: SweepSummary, best: TrialRecord, tracker: Tracker) -> None:
     """Put the best trial's model into MLflow's registry, under the experiment's name."""
-    scores = _best_scores(records, best)
-    score_text = ", ".join(f"{key} {value:.4g}" for key, value in scores.items())
+    scores, metrics = _best_scores(records, best), records.final_metrics(best)
+    score_text = ", ".join(f"{key} {score(metrics, key)}" for key in scores)
     beta = trial_beta(records, best)
     if beta is not None:
         score_text += f" ({trial_temperature(records, best)})"
@@ -139,11 +159,11 @@ def _register(config: schema.Config, records: SweepSummary, best: TrialRecord, t
         tags={
             **{key: f"{value:.6g}" for key, value in scores.items()},
             **provenance.tags(schema.apply(config, best.params)),
-            "value": repr(best.best_metrics[records.metric]),
+            "value": repr(metrics[records.metric]),
             "metric": records.metric,
             "mode": records.mode,
             "extractor": str(records.facts.get("extractor", "none")),
-            "num_samples": str(config.evaluation.num_samples),
+            "num_samples": str(records.final_samples(best) or config.evaluation.num_samples),
             "store_checksum": records.facts["store_checksum"],
             "checkpoint": str(best.best_checkpoint),
             **({} if beta is None else {BETA: f"{beta:g}"}),
@@ -162,6 +182,9 @@ def print_results(config: schema.Config, records: SweepSummary, command: str, co
         console: Where to print.
     """
     console.print(results_table(records))
+    finalists = finalists_table(records)
+    if finalists is not None:
+        console.print(finalists)
     means = seeds_table(records)
     if means is not None:
         console.print(means)

@@ -20,7 +20,7 @@ from pipeline.runtime.terminal import Progress
 from pipeline.runtime.untrusted import CONFIG, parse_json, read_bytes
 from pipeline.sweep.cluster import Capacity
 
-__all__ = ["ProgressFile", "StageBars", "prepare_shared"]
+__all__ = ["ProgressFile", "StageBars", "prepare_shared", "read_progress"]
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +90,21 @@ class ProgressFile:
             files.rm_file(path)
 
 
+def read_progress(url: str) -> tuple[str, int, int] | None:
+    """Return the stage, the samples that are done and all there are; ``None`` where no report can be read.
+
+    Args:
+        url: File that :class:`ProgressFile` writes.
+    """
+    try:
+        files, path = filesystem(url)
+        report = parse_json(read_bytes(files, path, CONFIG), CONFIG)
+        return str(report["stage"]), int(report["done"]), int(report["total"])
+    # Each file system has exceptions of its own.
+    except Exception:
+        return None
+
+
 class StageBars:
     """Progress of each stage on standard error: a bar on a terminal, and lines elsewhere.
 
@@ -104,12 +119,10 @@ class StageBars:
 
     def update(self) -> None:
         """Show what was reported last; without a report, or with one that cannot be read, nothing changes."""
-        try:
-            files, path = filesystem(self._url)
-            report = parse_json(read_bytes(files, path, CONFIG), CONFIG)
-            stage, done, total = str(report["stage"]), int(report["done"]), int(report["total"])
-        except Exception:
+        report = read_progress(self._url)
+        if report is None:
             return
+        stage, done, total = report
         if stage != self._stage or self._progress is None:
             self._bar.close()
             log.info("%s ...", stage)

@@ -16,9 +16,11 @@ from torch import Tensor
 from gebm import GEBM, PartitionEstimate, annealing_schedule, log_partition_annealed, objectives, samplers
 from gebm.freezing import frozen
 from pipeline.config.kernels import kernel_settings
+from pipeline.config.scores import STANDARD_ERROR
 from pipeline.config.temperature import describe_temperature
 from pipeline.evaluation import plots
 from pipeline.evaluation.base import Evaluation
+from pipeline.evaluation.standard_error import mean_standard_error
 from pipeline.runtime.errors import UserError
 from pipeline.tasks.rows import TableTask, TableTaskWorker
 
@@ -72,7 +74,9 @@ class DensityTaskWorker(TableTaskWorker):
             # False for NaN as well as for minus infinity.
             if not bool((energies["base"] > -math.inf).all()):
                 raise UserError(_DIVERGED)
-            log_partition = self._log_partition(model, estimate, evaluation.scores) if self._trains_energy else 0.0
+            log_partition, error = (
+                self._log_partition(model, estimate, evaluation.scores) if self._trains_energy else (0.0, 0.0)
+            )
             for split, rows in (
                 ("train", self._splits.train),
                 ("validation", self._splits.validation),
@@ -83,9 +87,17 @@ class DensityTaskWorker(TableTaskWorker):
                 energies[split] = self._energies(model, rows)
                 # Scores of the test rows have no suffix.
                 suffix = "" if split == "test" else f"_{split}"
-                evaluation.scores[f"nll_base{suffix}"] = float(-log_base.mean())
-                nll = float((energies[split].double() - log_base).mean() + log_partition)
-                evaluation.scores[f"nll_gebm{suffix}"] = nll
+                nll = {
+                    "base": (-log_base, 0.0, 0.0),
+                    "gebm": (energies[split].double() - log_base, log_partition, error),
+                }
+                for name, (values, constant, constant_error) in nll.items():
+                    evaluation.scores[f"nll_{name}{suffix}"] = float(values.mean() + constant)
+                    # Over the rows, which are fixed, as over others of the same distribution.
+                    if len(values) > 1:
+                        evaluation.scores[f"nll_{name}{suffix}{STANDARD_ERROR}"] = math.hypot(
+                            mean_standard_error(values), constant_error
+                        )
         if not math.isfinite(evaluation.scores["nll_gebm"]):
             raise UserError(_DIVERGED)
         if self._rank == 0:
@@ -107,8 +119,13 @@ class DensityTaskWorker(TableTaskWorker):
     def _in_batches(self, function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
         return torch.cat([function(batch) for batch in rows.split(self._config.evaluation.batch_size)])
 
-    def _log_partition(self, model: GEBM, monte_carlo: PartitionEstimate, scores: dict[str, float]) -> float:
-        """Return the log-partition that the likelihood is computed with, in nats; add the other ones to the scores."""
+    def _log_partition(
+        self, model: GEBM, monte_carlo: PartitionEstimate, scores: dict[str, float]
+    ) -> tuple[float, float]:
+        """Return the log-partition that the likelihood is computed with and its standard error, in nats.
+
+        The other ones are added to the scores.
+        """
         kind, sampler = self._config.evaluation.log_partition, self._config.sampler
         known = model.known_log_partition
         if known is not None:
@@ -124,10 +141,13 @@ class DensityTaskWorker(TableTaskWorker):
                 batch_size=self._config.evaluation.batch_size,
             )
             scores |= _estimate_scores("log_partition_annealed", "log_partition_annealed", annealed)
-            return float(annealed.log_partition)
+            return float(annealed.log_partition), float(annealed.standard_error)
         if kind == "trained":
-            return float(model.log_partition)
-        return float(monte_carlo.log_partition) if known is None or kind == "monte_carlo" else float(known)
+            # A parameter of the model: there is no draw that it would be an estimate from.
+            return float(model.log_partition), 0.0
+        if known is None or kind == "monte_carlo":
+            return float(monte_carlo.log_partition), float(monte_carlo.standard_error)
+        return float(known), 0.0
 
     def _draw(self, model_rows: Tensor, energies: dict[str, Tensor]) -> dict[str, bytes]:
         test, drawn = self._splits.restore(self._splits.test), self._splits.restore(model_rows)

@@ -6,6 +6,7 @@ the sliced Wasserstein distance, along the chain as images are by FID.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -16,11 +17,13 @@ from torch import Tensor
 from gebm import GEBM, objectives
 from gebm.freezing import frozen
 from pipeline.config import Config
+from pipeline.config.scores import STANDARD_ERROR
 from pipeline.config.temperature import describe_temperature
 from pipeline.data.sources.tables import toy
 from pipeline.evaluation import plots
 from pipeline.evaluation.base import Evaluation
 from pipeline.evaluation.evaluator import evaluate
+from pipeline.evaluation.standard_error import mean_standard_error, wasserstein_standard_error
 from pipeline.tasks.rows import TableTask, TableTaskWorker
 
 __all__ = ["PointScorer", "Points"]
@@ -77,20 +80,26 @@ class PointScorer:
     def score(self, features: dict[str, Tensor], *, end: bool) -> dict[str, float]:
         """Return the mean 1-Wasserstein distance over fixed directions.
 
-        At an end of the chain also that to the validation points, and the mean distance to the support.
+        At an end of the chain also that to the validation points, and the mean distance to the support. Each has its
+        standard error over the draw of the points; the data are fixed.
         """
         points = features["points"]
-        scores = {"distance": self._distance(points, self._data)}
+        estimates = {"distance": self._distance(points, self._data)}
         if end:
-            scores["distance_validation"] = self._distance(points, self._validation)
+            estimates["distance_validation"] = self._distance(points, self._validation)
         if end and self._support is not None:
             nearest = [torch.cdist(part, self._support).min(1).values for part in points.split(500)]
-            scores["off_support"] = float(torch.cat(nearest).mean())
-        return scores
+            off_support = torch.cat(nearest)
+            estimates["off_support"] = float(off_support.mean()), mean_standard_error(off_support)
+        scores = {name: value for name, (value, _) in estimates.items()}
+        errors = {f"{name}{STANDARD_ERROR}": error for name, (_, error) in estimates.items() if math.isfinite(error)}
+        return scores | errors
 
-    def _distance(self, points: Tensor, data: Tensor) -> float:
-        ours, theirs = (points @ self._directions.T).numpy(), (data @ self._directions.T).numpy()
-        return float(np.mean([wasserstein_distance(a, b) for a, b in zip(ours.T, theirs.T, strict=True)]))
+    def _distance(self, points: Tensor, data: Tensor) -> tuple[float, float]:
+        """Return the mean distance over the directions, and its standard error."""
+        ours, theirs = points @ self._directions.T, data @ self._directions.T
+        distances = [wasserstein_distance(a, b) for a, b in zip(ours.T.numpy(), theirs.T.numpy(), strict=True)]
+        return float(np.mean(distances)), wasserstein_standard_error(ours, theirs)
 
 
 class PointsTaskWorker(TableTaskWorker):
@@ -121,7 +130,13 @@ class PointsTaskWorker(TableTaskWorker):
         name = plots.at_temperature("GEBM", temperature, separator="\n")
         clouds = {"data": self._held_out, "base": evaluation.frames[steps[0]], name: evaluation.frames[steps[-1]]}
         measure = "sliced Wasserstein distance"
-        curve = plots.chain_curve(list(evaluation.chain), list(evaluation.chain.values()), measure, temperature)
+        curve = plots.chain_curve(
+            list(evaluation.chain),
+            list(evaluation.chain.values()),
+            measure,
+            temperature,
+            errors=[evaluation.chain_standard_error.get(step, 0.0) for step in evaluation.chain],
+        )
         with torch.no_grad(), frozen(model.energy):
             of_data = model.energy(self._splits.test.to(self._device)).cpu()
         energies = {"data": of_data, "base": evaluation.ends["base"].energies}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pipeline.config.scores import STANDARD_ERROR
+
 __all__ = ["SKIPPED", "metric_name"]
 
 # Group of each number of a trial's report; numbers that are not listed are the sampler's.
@@ -49,6 +51,8 @@ def metric_name(name: str, extractor: str | None) -> str:
     Example:
         >>> metric_name("fid_gebm", "inception-v3-compat"), metric_name("energy_loss", "any")
         ('fid/gebm.inception-v3-compat', 'train/energy_loss')
+        >>> metric_name("fid_gebm_standard_error", "inception-v3-compat")
+        'fid/gebm_standard_error.inception-v3-compat'
         >>> metric_name("nll_gebm_validation", None), metric_name("acceptance_rate", None)
         ('nll/gebm_validation', 'mcmc/acceptance_rate')
         >>> metric_name("fid_weighted", "inception-v3-compat"), metric_name("held_out_kale", "any")
@@ -56,9 +60,10 @@ def metric_name(name: str, extractor: str | None) -> str:
     """
     if "/" in name:
         return name
-    score, _, model = name.rpartition("_")
+    stem = name.removesuffix(STANDARD_ERROR)
+    score, _, model = stem.rpartition("_")
     if model in _MODELS and score in _FEATURE_SCORES:
-        return f"{score}/{model}.{extractor}"
+        return f"{score}/{model}{name[len(stem) :]}.{extractor}"
     for score in _SAMPLE_SCORES:
         if name.startswith(f"{score}_"):
             return f"{score}/{name.removeprefix(f'{score}_')}"

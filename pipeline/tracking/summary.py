@@ -18,10 +18,12 @@ from typing import Annotated, Any, TypeVar
 from pydantic import ConfigDict, Field, Strict, TypeAdapter, ValidationError
 
 from pipeline.config.own_choices import kept_choices
+from pipeline.config.scores import STANDARD_ERROR, standard_error_of
 from pipeline.runtime.errors import UserError, one_line
 from pipeline.runtime.filesystem import filesystem, write_file
 from pipeline.runtime.printable import printable
 from pipeline.runtime.untrusted import SUMMARY, parse_json, read_bytes
+from pipeline.tracking.finalists import Finalist, decided
 from pipeline.tracking.locations import absolute_folder, own_checkpoint, relative_place
 from pipeline.tracking.summary_types import (
     TERMINAL_STATUSES,
@@ -43,6 +45,7 @@ __all__ = [
     "SweepSummary",
     "TrialRecord",
     "drop_nonfinite",
+    "read_finalists",
     "read_summary",
 ]
 
@@ -66,7 +69,7 @@ class TrialRecord:
         checkpoint: URL of the newest checkpoint.
         best_checkpoint: URL of the checkpoint with the best score.
         best_metrics: Metrics of that checkpoint.
-        evaluations: Base step and score of every evaluation, for schedulers and curves.
+        evaluations: Base step, score and standard error of every evaluation, for schedulers and curves.
         mlflow_run_id: Id of its run in the tracker.
         seconds: Time it has run, over all its starts.
         error: Reason of its failure.
@@ -94,6 +97,7 @@ class TrialRecord:
 
 
 _TRIALS = TypeAdapter(list[TrialRecord])
+_FINALISTS = TypeAdapter(list[Finalist])
 # Fields that name a checkpoint.
 _CHECKPOINTS = ("checkpoint", "best_checkpoint")
 _HEAD = TypeAdapter(Head)
@@ -126,6 +130,7 @@ class SweepSummary:
         shown: Scores that the terminal monitors, such as ``fid_base`` and ``fid_gebm``.
         facts: Other fields of the summary: the experiment's name, the feature extractor, the tracker.
         trials: Earlier trials of a resumed sweep.
+        finalists: Its finalists, see :mod:`pipeline.tracking.finalists`.
         verify: Called before anything is written; raises where this process may not write there any more.
     """
 
@@ -138,11 +143,12 @@ class SweepSummary:
         shown: tuple[str, ...],
         facts: dict[str, Any],
         trials: list[TrialRecord] | None = None,
+        finalists: list[Finalist] | None = None,
         verify: Callable[[], None] = lambda: None,
     ) -> None:
         self.verify = verify
         self.output, self.metric, self.mode, self.shown, self.facts = output, metric, mode, shown, facts
-        self.trials = list(trials or [])
+        self.trials, self.finalists = list(trials or []), list(finalists or [])
 
     def get(self, name: str) -> TrialRecord | None:
         """Return the trial of this name, or ``None``."""
@@ -208,8 +214,10 @@ class SweepSummary:
         return new
 
     def evaluation(self, metrics: dict[str, Any]) -> dict[str, Any]:
-        """Return the point of an evaluation on the trial's curve: base step and score."""
-        return {"base_step": metrics["base_step"], self.metric: metrics[self.metric]}
+        """Return the point of an evaluation on the trial's curve: base step, score, and its standard error if any."""
+        error = standard_error_of(metrics, self.metric)
+        errors = {} if error is None else {f"{self.metric}{STANDARD_ERROR}": error}
+        return {"base_step": metrics["base_step"], self.metric: metrics[self.metric], **errors}
 
     def ranking(self) -> list[TrialRecord]:
         """Return the trials, the best first and those without a score last."""
@@ -221,9 +229,28 @@ class SweepSummary:
         return sorted(self.trials, key=key)
 
     def best(self) -> TrialRecord | None:
-        """Return the trial with the best score, or ``None``."""
-        ranked = self.ranking()
+        """Return the trial with the best score, or ``None``; where there are finals, they decide."""
+        finals, ranked = self.finals(), self.ranking()
+        if finals:
+            return self.get(finals[0].name)
         return ranked[0] if ranked and self.metric in ranked[0].best_metrics else None
+
+    def finals(self) -> list[Finalist]:
+        """Return the finalists with their second scores, the best first; empty where these decide nothing."""
+        return decided(self.finalists, self.ranking(), self.mode) if self.finalists else []
+
+    def final_metrics(self, record: TrialRecord) -> dict[str, Any]:
+        """Return the scores of a trial's best checkpoint: of the finals where it was in them."""
+        second = self._final(record)
+        return record.best_metrics if second is None else {**record.best_metrics, **second.metrics}
+
+    def final_samples(self, record: TrialRecord) -> int | None:
+        """Return the number of samples of a trial's score in the finals; ``None`` where it was in none."""
+        second = self._final(record)
+        return None if second is None else second.num_samples
+
+    def _final(self, record: TrialRecord) -> Finalist | None:
+        return next((finalist for finalist in self.finals() if finalist.name == record.name), None)
 
     def mean_over_seeds(self) -> list[SeedMean]:
         """Return the means over the seeds, the best first; empty if there are no seeds to average over.
@@ -263,24 +290,24 @@ class SweepSummary:
             "metric": self.metric,
             "mode": self.mode,
             **self.facts,
-            "best": drop_nonfinite(self._with_places(_at_its_best(best))) if best else None,
+            "best": drop_nonfinite(self._with_places(self._at_its_best(best))) if best else None,
             "over_seeds": [drop_nonfinite(asdict(group)) for group in self.mean_over_seeds()],
+            "finalists": [drop_nonfinite(self._with_places(asdict(finalist))) for finalist in self.finalists],
         }
         # One line per trial: json indents in Python, which is ten times slower, and there may be a thousand of them.
         trials = ",\n  ".join(_line(self._with_places(vars(trial))) for trial in self.trials)
         head = json.dumps(document, indent=1).removesuffix("\n}")
         write_file(f"{self.output}/summary.json", f'{head},\n "trials": [\n  {trials}\n ]\n}}\n'.encode())
 
+    def _at_its_best(self, record: TrialRecord) -> dict[str, Any]:
+        """Return a trial with the checkpoint and the metrics of its best score, which need not be its newest."""
+        return {**asdict(record), "checkpoint": record.best_checkpoint, "metrics": self.final_metrics(record)}
+
     def _with_places(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Return the fields of a trial with its checkpoints relative to the sweep's folder."""
+        """Return the fields of a trial or a finalist with its checkpoints relative to the sweep's folder."""
         folder = absolute_folder(self.output)
-        places = {key: relative_place(folder, values[key]) for key in _CHECKPOINTS if values[key] is not None}
+        places = {key: relative_place(folder, values[key]) for key in _CHECKPOINTS if values.get(key) is not None}
         return {**values, **places}
-
-
-def _at_its_best(record: TrialRecord) -> dict[str, Any]:
-    """Return a trial with the checkpoint and the metrics of its best score, which need not be its newest."""
-    return {**asdict(record), "checkpoint": record.best_checkpoint, "metrics": record.best_metrics}
 
 
 def drop_nonfinite(value: Any) -> Any:
@@ -325,12 +352,31 @@ def read_summary(output: str, start: str | None = None) -> tuple[dict[str, Any],
         trials = _validate(_TRIALS, document["trials"], "trials")
         _validate(_HEAD, document)
         _locate_checkpoints(output, trials, start or kept_choices(output).get("checkpoint"))
+        _validate(_FINALISTS, document.get("finalists", []), "finalists")
     except FileNotFoundError:
         raise UserError(f"no sweep at {output}: give the folder that holds its summary.json") from None
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         reason = one_line(error)
         raise UserError(f"{output}/summary.json is damaged ({type(error).__name__}: {reason})") from None
     return document, trials
+
+
+def read_finalists(document: dict[str, Any], trials: list[TrialRecord], output: str) -> list[Finalist]:
+    """Return the finalists of a summary, those of checkpoints that its trials still have.
+
+    Args:
+        document: Summary, from :func:`read_summary`.
+        trials: Its trials.
+        output: Folder of the sweep.
+    """
+    folder, best = absolute_folder(output), {trial.name: trial.best_checkpoint for trial in trials}
+    finalists = _validate(_FINALISTS, document.get("finalists", []), "finalists")
+    for finalist in finalists:
+        checkpoint = best.get(finalist.name)
+        # A checkpoint is named by the trial's record alone, which says where it may be.
+        if checkpoint is not None and relative_place(folder, checkpoint) == finalist.checkpoint:
+            finalist.checkpoint = checkpoint
+    return [finalist for finalist in finalists if finalist.checkpoint == best.get(finalist.name)]
 
 
 def _locate_checkpoints(output: str, trials: list[TrialRecord], start: str | None) -> None:

@@ -27,6 +27,7 @@ from pipeline.tasks import open_data
 from pipeline.tasks.open_store import split_store
 from pipeline.training.build_model import load_model
 from pipeline.training.checkpoints import read_state
+from pipeline.training.final_score import read_final_score
 
 __all__ = ["write_package"]
 
@@ -79,7 +80,16 @@ def write_package(
 
 
 def _measure(checkpoint: str) -> dict[str, str]:
-    """Return the tags of the score of a checkpoint, from its own report; ``nan`` where it has none."""
+    """Return the tags of the score of a checkpoint: its final one, or that of its own report, or else ``nan``."""
+    final = read_final_score(checkpoint)
+    if final is not None:
+        return {
+            "value": repr(final.value),
+            "metric": final.metric,
+            "mode": final.mode,
+            "extractor": final.extractor,
+            "num_samples": str(final.num_samples),
+        }
     state = read_state(checkpoint)
     config, report = schema.from_saved(state["config"]), state.get("report")
     report = report if isinstance(report, dict) else {}

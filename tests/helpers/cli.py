@@ -31,6 +31,7 @@ SMALL = [
     "train.batch_size=64",
     "evaluation.every=8",
     "evaluation.num_samples=200",
+    "evaluation.final_samples=200",
     "evaluation.batch_size=100",
     "evaluation.chain_points=2",
     "evaluation.grid=16",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,6 +41,12 @@ class Reference:
     mu: Tensor
     sigma: Tensor
     features: Tensor
+
+    @functools.cached_property
+    def sigma_root(self) -> Tensor:
+        """(F, F) float64, the symmetric square root of ``sigma``; computed once."""
+        variances, axes = torch.linalg.eigh(self.sigma)
+        return (axes * variances.clamp(min=0.0).sqrt()) @ axes.T
 
 
 class _Moments:

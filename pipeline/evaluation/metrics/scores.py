@@ -1,7 +1,8 @@
-"""Metrics of sample quality, computed from features: FID, KID, IS, precision and recall."""
+"""Metrics of sample quality, computed from features, and their standard errors: FID, KID, IS, precision, recall."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
@@ -10,8 +11,10 @@ from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, i
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
+from pipeline.config.scores import STANDARD_ERROR
 from pipeline.config.validation import FEWEST_SAMPLES
 from pipeline.evaluation.metrics.extractors import Extractor, features
+from pipeline.evaluation.metrics.influence import fid_standard_error, kid_standard_error
 from pipeline.evaluation.metrics.reference_statistics import Reference
 from pipeline.evaluation.metrics.subsets import evenly_spaced
 from pipeline.runtime.errors import UserError
@@ -49,8 +52,17 @@ def fid_from_features(embedding: Tensor, reference: Reference) -> float:
         12.0
     """
     _require(embedding, reference, "fid")
+    return _fid(*_moments(embedding), reference)
+
+
+def _moments(embedding: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean (F,) and the covariance (F, F) of features (N, F), in float64."""
     samples = embedding.double()
-    ours = {"mu": samples.mean(dim=0).numpy(), "sigma": samples.T.cov().reshape(len(reference.mu), -1).numpy()}
+    return samples.mean(dim=0), samples.T.cov().reshape(embedding.shape[1], -1)
+
+
+def _fid(mu: Tensor, sigma: Tensor, reference: Reference) -> float:
+    ours = {"mu": mu.numpy(), "sigma": sigma.numpy()}
     data = {"mu": reference.mu.numpy(), "sigma": reference.sigma.numpy()}
     return fid_statistics_to_metric(ours, data, verbose=False)[KEY_METRIC_FID]
 
@@ -73,8 +85,10 @@ def score(
             three neighbors, equal numbers of data and samples, 10,000 at most).
 
     Returns:
-        ``fid``, ``kid``, ``kid_std``, ``is``, ``is_std``, ``precision`` and ``recall``, those requested.
-        They mean something only together with ``extractor.label`` and N.
+        ``fid``, ``kid``, ``kid_std``, ``is``, ``is_std``, ``precision`` and ``recall``, those requested, and for all
+        but ``recall`` and the deviations ``<name>_standard_error``; see
+        :mod:`pipeline.evaluation.metrics.influence`. They mean something only together with ``extractor.label``
+        and N.
 
     Raises:
         UserError: Unknown metric, too few samples, another extractor, or features that are not finite.
@@ -89,17 +103,23 @@ def score(
     for name in metrics:
         _require(embedding, reference, name)
     results: dict[str, float] = {}
+    errors: dict[str, float] = {}
     if "fid" in metrics:
-        results["fid"] = fid_from_features(embedding, reference)
+        mu, sigma = _moments(embedding)
+        results["fid"] = _fid(mu, sigma, reference)
+        errors["fid"] = fid_standard_error(embedding, mu, sigma, reference)
     if "kid" in metrics:
         size = min(_KID_SUBSET_SIZE, len(embedding) // 2, len(reference.features) // 2)
         kid = kid_features_to_metric(
             embedding, reference.features, kid_subsets=_KID_SUBSETS, kid_subset_size=size, verbose=False
         )
         results |= {"kid": kid[KEY_METRIC_KID_MEAN], "kid_std": kid[KEY_METRIC_KID_STD]}
+        errors["kid"] = kid_standard_error(embedding, reference, results["kid_std"], _KID_SUBSETS)
     if "is" in metrics:
         inception = isc_features_to_metric(logits, splits=_IS_SPLITS)
         results |= {"is": inception[KEY_METRIC_ISC_MEAN], "is_std": inception[KEY_METRIC_ISC_STD]}
+        # The splits share no sample; their deviation has the divisor of a population.
+        errors["is"] = results["is_std"] / math.sqrt(_IS_SPLITS - 1)
     if "prc" in metrics:
         # The neighborhoods' radii shrink with the number of points: both sides get the same number.
         count = min(len(embedding), len(reference.features))
@@ -112,7 +132,9 @@ def score(
             verbose=False,
         )
         results |= {"precision": prc[KEY_METRIC_PRECISION], "recall": prc[KEY_METRIC_RECALL]}
-    return results
+        # A share of the samples, each of which is inside the data's neighborhoods or is not.
+        errors["precision"] = math.sqrt(max(0.0, results["precision"] * (1.0 - results["precision"])) / count)
+    return results | {f"{name}{STANDARD_ERROR}": error for name, error in errors.items()}
 
 
 def _require(embedding: Tensor, reference: Reference, metric: str) -> None:

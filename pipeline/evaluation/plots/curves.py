@@ -33,7 +33,13 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def chain_curve(steps: Sequence[int], values: Sequence[float], measure: str, temperature: str | None = None) -> Figure:
+def chain_curve(
+    steps: Sequence[int],
+    values: Sequence[float],
+    measure: str,
+    temperature: str | None = None,
+    errors: Sequence[float] = (),
+) -> Figure:
     """Draw a score of the samples along the chain, with the base's, where the chain starts, as a line.
 
     Args:
@@ -41,6 +47,7 @@ def chain_curve(steps: Sequence[int], values: Sequence[float], measure: str, tem
         values: The score at each, of one number of samples; the lower the better.
         measure: What the score is, with its unit or its feature extractor, without which the numbers mean nothing.
         temperature: Of the chain, in words, for the title.
+        errors: Standard error of each score, drawn as a band of two of them to each side (default: no band).
 
     Returns:
         A matplotlib figure; :func:`png` makes bytes of it.
@@ -61,6 +68,10 @@ def chain_curve(steps: Sequence[int], values: Sequence[float], measure: str, tem
     axes.axhline(values[0], color=_COLORS[1], linestyle="--", label=f"base alone: {values[0]:.4g}")
     label = f"GEBM, best {values[best]:.4g} at step {steps[best]}"
     axes.plot(steps, values, color=_COLORS[0], marker="o", markersize=4, label=label)
+    if any(errors):
+        low = [value - 2 * error for value, error in zip(values, errors, strict=True)]
+        high = [value + 2 * error for value, error in zip(values, errors, strict=True)]
+        axes.fill_between(steps, low, high, color=_COLORS[0], alpha=0.2, label="plus and minus two standard errors")
     if temperature is not None:
         axes.set_title(at_temperature("along the chain", temperature), fontsize=10)
     axes.set_xlabel("MCMC step")

@@ -15,15 +15,17 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from pipeline.config.scores import plus_minus, standard_error_of
 from pipeline.config.temperature import BETA
 from pipeline.runtime.logging import ConsoleHandler, logging_to
 from pipeline.runtime.terminal import make_console
 from pipeline.sweep.display.event_log import STANDARD_OUTPUT, EventHandler, EventLog, as_event
-from pipeline.sweep.display.live_table import STYLES, SweepStatus, duration, short_names
+from pipeline.sweep.display.live_table import STYLES, SweepStatus, duration, score, short_names
+from pipeline.tracking.finalists import order_changes
 from pipeline.tracking.summary import TERMINAL_STATUSES, SweepSummary, TrialRecord
 from pipeline.tracking.summary_temperature import sweep_betas, sweep_temperature, trial_beta
 
-__all__ = ["Display", "duration", "results_table", "seeds_table"]
+__all__ = ["Display", "duration", "finalists_table", "results_table", "seeds_table"]
 
 log = logging.getLogger(__name__)
 
@@ -187,7 +189,7 @@ class Display:
             f"{images:.0f} images/s" if running and images else "",
             f"{fraction:.0%} of peak" if running and fraction else "",
             f"{duration(left)} left" if running and left is not None else "",
-            *(f"{name} {values[name]:.2f}" if name in values else "" for name in self.records.shown),
+            *(_score_on_a_line(values, name) for name in self.records.shown),
             f"beta {values[BETA]:g}" if BETA in values else "",
         ]
 
@@ -215,13 +217,42 @@ def results_table(records: SweepSummary) -> Table:
         table.add_row(
             record.name,
             record.status,
-            *(f"{best[name]:.3f}" if name in best else "-" for name in names),
+            *(score(best, name) or "-" for name in names),
             str(record.metrics.get("base_step", "-")),
             duration(record.seconds),
             *([str(len(record.warnings) or "-")] if warned else []),
             *([_beta(records, record)] if differs else []),
             *(_format_value(record.params.get(key)) for key in keys),
             style=STYLES[record.status] if record.status in ("failed", "pruned") else None,
+        )
+    return table
+
+
+def finalists_table(records: SweepSummary) -> Table | None:
+    """Return the table of the finalists by their second scores, the best first.
+
+    Args:
+        records: The sweep's trials.
+
+    Returns:
+        The table; None where no second scores decide.
+    """
+    finals = records.finals()
+    if not finals:
+        return None
+    changed, pairs = order_changes(finals, records.mode)
+    title = f"Finalists on {finals[0].num_samples:,} fresh samples; {changed} of {pairs} pairs changed order"
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for head in ["trial", records.metric, "before", "rank before"]:
+        table.add_column(head, justify="left" if head == "trial" else "right", no_wrap=True)
+    for finalist in finals:
+        record = records.get(finalist.name)
+        before = record.best_metrics if record is not None else {}
+        table.add_row(
+            finalist.name,
+            score(finalist.metrics, records.metric),
+            score(before, records.metric) or "-",
+            str(finalist.rank),
         )
     return table
 
@@ -245,9 +276,17 @@ def seeds_table(records: SweepSummary) -> Table | None:
     for head in [*short_names(keys, reserved=[*names, "seeds"]).values(), *names, "seeds"]:
         table.add_column(head, justify="right", no_wrap=True)
     for group in groups:
-        scores = [f"{group.mean.get(n, math.nan):.3f} ± {group.standard_error.get(n, math.nan):.3f}" for n in names]
+        scores = [plus_minus(group.mean.get(name, math.nan), group.standard_error.get(name)) for name in names]
         table.add_row(*(_format_value(group.params.get(key)) for key in keys), *scores, str(group.trials))
     return table
+
+
+def _score_on_a_line(metrics: dict[str, Any], name: str) -> str:
+    """Return the name and the value of a score; empty where there is none."""
+    error = standard_error_of(metrics, name)
+    if name not in metrics:
+        return ""
+    return f"{name} {metrics[name]:.2f}" if error is None else f"{name} {plus_minus(metrics[name], error)}"
 
 
 def _beta(records: SweepSummary, record: TrialRecord) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.config.scores import plus_minus, standard_error_of
 from pipeline.sweep.display.eta import Eta, TrialProgress, estimate_eta
 from pipeline.tracking.summary import TERMINAL_STATUSES, SweepSummary, TrialRecord
 from pipeline.tracking.summary_temperature import sweep_temperature, trial_temperature
@@ -42,16 +43,20 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def score(value: Any) -> str:
-    """Return a score, or another measured number, in about eight characters.
+def score(metrics: Mapping[str, Any], name: str) -> str:
+    """Return a score with its standard error, where it has one; empty where there is no score.
+
+    Args:
+        metrics: Scores of an evaluation.
+        name: Name of the score.
 
     Example:
-        >>> score(4.1702), score(-123456.7), score(float("nan")), score(None)
-        ('4.170', '-1.23e+05', 'nan', '')
+        >>> metrics = {"fid_gebm": 4.1702, "fid_gebm_standard_error": 0.083, "fid_base": -123456.7}
+        >>> score(metrics, "fid_gebm"), score(metrics, "fid_base"), score(metrics, "kid_gebm")
+        ('4.170 ± 0.083', '-1.23e+05', '')
     """
-    if not isinstance(value, int | float):
-        return ""
-    return f"{value:.3f}" if abs(value) < 10_000 or not math.isfinite(value) else f"{value:.2e}"
+    value = metrics.get(name)
+    return plus_minus(value, standard_error_of(metrics, name)) if isinstance(value, int | float) else ""
 
 
 def short_names(keys: Sequence[str], reserved: Collection[str] = ()) -> dict[str, str]:
@@ -102,10 +107,12 @@ def scores_in_words(records: SweepSummary, record: TrialRecord) -> str:
         'fid_base 5.000, fid_gebm 4.500 (beta 10: colder than the model; 1 warning)'
     """
     names = dict.fromkeys([*records.shown, records.metric])
-    scores = ", ".join(f"{name} {score(record.best_metrics[name])}" for name in names if name in record.best_metrics)
+    metrics, samples = records.final_metrics(record), records.final_samples(record)
+    scores = ", ".join(f"{name} {score(metrics, name)}" for name in names if name in metrics)
     count = len(record.warnings)
     warned = f"{count} warning{'s' if count > 1 else ''}" if count else None
-    notes = "; ".join(filter(None, [trial_temperature(records, record), warned]))
+    fresh = f"{samples:,} fresh samples" if samples else None
+    notes = "; ".join(filter(None, [trial_temperature(records, record), fresh, warned]))
     return f"{scores} ({notes})" if notes else scores
 
 
@@ -392,7 +399,7 @@ def _current(record: TrialRecord, name: str, form: str) -> str:
 def _newest_score(record: TrialRecord, name: str) -> str:
     """Return the newest score of a running trial, or the best of one that has ended."""
     metrics = record.metrics if record.status == "running" else {**record.metrics, **record.best_metrics}
-    return score(metrics.get(name))
+    return score(metrics, name)
 
 
 def _format_value(value: object) -> str:

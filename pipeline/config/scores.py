@@ -1,0 +1,74 @@
+"""Names of scores and of their standard errors, and both as text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["STANDARD_ERROR", "at_end", "plus_minus", "standard_error_of"]
+
+STANDARD_ERROR = "_standard_error"
+"""End of the name of a score's standard error."""
+
+
+def standard_error_of(metrics: Mapping[str, Any], name: str) -> float | None:
+    """Return the standard error of a score.
+
+    Args:
+        metrics: Scores of an evaluation, from this process or from a file.
+        name: Name of the score.
+
+    Returns:
+        The error; ``None`` where there is none, as in results of earlier versions, or it is no finite number.
+
+    Example:
+        >>> standard_error_of({"fid_gebm": 4.5, "fid_gebm_standard_error": 0.1}, "fid_gebm")
+        0.1
+        >>> standard_error_of({"fid_gebm": 4.5}, "fid_gebm") is None
+        True
+    """
+    error = metrics.get(f"{name}{STANDARD_ERROR}")
+    if isinstance(error, bool) or not isinstance(error, int | float) or not math.isfinite(error) or error < 0:
+        return None
+    return float(error)
+
+
+def at_end(name: str, end: str) -> str:
+    """Return the name of a score, or of a score's standard error, at one end of the chain.
+
+    Args:
+        name: As the scorer names it.
+        end: ``base`` or ``gebm``.
+
+    Example:
+        >>> at_end("fid", "gebm"), at_end("fid_standard_error", "gebm")
+        ('fid_gebm', 'fid_gebm_standard_error')
+    """
+    score = name.removesuffix(STANDARD_ERROR)
+    return f"{score}_{end}{name[len(score) :]}"
+
+
+def plus_minus(value: float, error: float | None) -> str:
+    """Return a number and its standard error, both as exact as two significant digits of the error are.
+
+    Args:
+        value: The number.
+        error: Its standard error; ``None`` for none.
+
+    Example:
+        >>> plus_minus(4.5173, 0.1234), plus_minus(1234.5, 67.8), plus_minus(0.00123, 0.0000456)
+        ('4.52 ± 0.12', '1234 ± 68', '0.001230 ± 0.000046')
+        >>> plus_minus(4.5173, None), plus_minus(4.5173, 0.0), plus_minus(123456.7, 8901.2)
+        ('4.517', '4.517', '123457 ± 8901')
+        >>> plus_minus(4.5, 0.0996)
+        '4.50 ± 0.10'
+    """
+    if error is None or not math.isfinite(value) or not math.isfinite(error) or error <= 0:
+        return f"{value:.3f}" if abs(value) < 10_000 or not math.isfinite(value) else f"{value:.2e}"
+    if abs(value) >= 1e15 or error >= 1e15 or error < 1e-12:
+        return f"{value:.3g} ± {error:.2g}"
+    # Of the rounded error: 0.0996 is 0.10.
+    exponent = math.floor(math.log10(float(f"{error:.1e}")))
+    digits = max(0, 1 - exponent)
+    return f"{value:.{digits}f} ± {error:.{digits}f}"

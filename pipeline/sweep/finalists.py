@@ -1,0 +1,320 @@
+"""Finals of a sweep: its finalists are scored again, on the cluster, on latents that no trial was scored on.
+
+Each is a task of Ray with the resources of a trial's worker, so that finalists run side by side where trials did. What
+has its second score is in the summary, and a sweep that is resumed does not score it again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import logging
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayError, RayTaskError
+
+from gebm.allocator import disable_malloc_trim
+from pipeline import config as schema
+from pipeline import tasks
+from pipeline.config.own_choices import DATA_KEYS
+from pipeline.config.scores import plus_minus, standard_error_of
+from pipeline.runtime.errors import LockLost, UserError, one_line
+from pipeline.runtime.filesystem import filesystem
+from pipeline.runtime.redaction import redact
+from pipeline.runtime.terminal import Progress
+from pipeline.sweep.cluster import Capacity
+from pipeline.sweep.preparation import ProgressFile, read_progress
+from pipeline.tracking.finalists import Finalist, close_to_best, order_changes
+from pipeline.tracking.locations import absolute_folder
+from pipeline.tracking.summary import SweepSummary
+from pipeline.training.build_model import load_model
+from pipeline.training.final_score import write_final_score
+
+__all__ = ["final_seed", "score_again", "score_finalists"]
+
+log = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_LOOKS = 1.0
+
+
+def score_finalists(config: schema.Config, records: SweepSummary, capacity: Capacity) -> None:
+    """Score the finalists again, and put what they scored into the summary.
+
+    A finalist that cannot be scored is a line, and the next of the trials that are as close to the best takes its
+    place. With fewer than two there is nothing to decide, and nothing is done.
+
+    Args:
+        config: The experiment.
+        records: Its trials, all of which have ended.
+        capacity: Resources of the cluster.
+
+    Raises:
+        LockLost: Another driver has taken over the folder.
+    """
+    finals = _Finals(config, records, capacity)
+    if config.sweep.finalists == 0 or len(finals.candidates) < 2:
+        records.finalists = []
+        return
+    finals.choose()
+    finals.run()
+    _log_outcome(records)
+
+
+def final_seed(config: schema.Config, records: SweepSummary) -> int:
+    """Return the seed of the finals' latents and noise: a stream of its own, whatever seeds the trials had.
+
+    Args:
+        config: The experiment.
+        records: Its trials.
+
+    Example:
+        >>> from pipeline.config import from_dict
+        >>> config = from_dict({"name": "x", "data": {"store": "s", "source": {"kind": "digits"}},
+        ...     "model": {"networks": "dcgan"}})
+        >>> records = SweepSummary("out", metric="fid_gebm", mode="min", shown=(), facts={})
+        >>> final_seed(config, records) == final_seed(config, records) != config.seed
+        True
+    """
+    used = {config.seed, config.evaluation.seed}
+    used |= {record.params.get(key) for record in records.trials for key in ("seed", "evaluation.seed")}
+    for attempt in range(len(used) + 1):
+        digest = hashlib.sha256(f"{config.seed}/finalists/{attempt}".encode()).digest()
+        seed = int.from_bytes(digest[:4], "big") % 2**31
+        if seed not in used:
+            return seed
+    raise AssertionError("more seeds than values")
+
+
+class _Finals:
+    """Second scores of a sweep, from those that an earlier driver has left to the last."""
+
+    def __init__(self, config: schema.Config, records: SweepSummary, capacity: Capacity) -> None:
+        self._config, self._records, self._capacity = config, records, capacity
+        ranking = records.ranking()
+        count, seed = config.evaluation.final_samples or config.evaluation.num_samples, final_seed(config, records)
+        self.candidates = [
+            Finalist(
+                ranking[place].name, str(ranking[place].best_checkpoint), rank=place + 1, num_samples=count, seed=seed
+            )
+            for place in close_to_best(ranking, records.metric)
+        ]
+        self._earlier = [finalist for finalist in records.finalists if finalist.is_scored]
+        self._left = iter(self.candidates)
+        self._running: dict[Any, Finalist] = {}
+
+    def choose(self) -> None:
+        """Choose as many finalists as the config says, of those whose checkpoint is there, before anything starts."""
+        self._records.finalists = []
+        for finalist in self._take(self._config.sweep.finalists):
+            self._records.finalists.append(finalist)
+        self._records.write()
+
+    def run(self) -> None:
+        """Score the finalists that have no second score yet, as many at the same time as the cluster has room for."""
+        waiting = [each for each in self._records.finalists if not (each.is_scored or each.error)]
+        if not waiting:
+            return
+        names = ", ".join(each.name for each in waiting)
+        log.info(f"scoring {len(waiting)} finalist(s) on {waiting[0].num_samples} fresh latents each: trials {names}")
+        chains = self._config.task != "density"
+        total = len(waiting) * waiting[0].num_samples * self._config.sampler.num_steps
+        try:
+            with Progress(total, show=chains, unit="chain-steps") as progress:
+                for finalist in waiting:
+                    self._submit(finalist)
+                self._wait(progress)
+        finally:
+            for task in self._running:
+                ray.cancel(task, force=True)
+            for finalist in self._records.finalists:
+                ProgressFile(self._progress_url(finalist)).close()
+
+    def _take(self, count: int) -> Iterator[Finalist]:
+        """Yield the next candidates until ``count`` of them can be scored, those that cannot with their reason."""
+        while count:
+            finalist = next(self._left, None)
+            if finalist is None:
+                return
+            known = next((each for each in self._earlier if each.scores_the_same_as(finalist)), None)
+            if known is not None:
+                finalist = dataclasses.replace(known, rank=finalist.rank)
+            elif not _exists(finalist.checkpoint):
+                _give_up(finalist, f"no checkpoint at {finalist.checkpoint}")
+            count -= finalist.error is None
+            yield finalist
+
+    def _submit(self, finalist: Finalist) -> None:
+        record, worker = self._records.get(finalist.name), self._capacity.worker
+        gpus = worker.get("GPU", 0)
+        remote = ray.remote(num_cpus=worker["CPU"], num_gpus=gpus)(_score_task)
+        params = record.params if record is not None else {}
+        task = remote.remote(
+            schema.to_dict(self._config),
+            params,
+            dataclasses.asdict(finalist),
+            "cuda" if gpus else "cpu",
+            self._progress_url(finalist),
+        )
+        self._running[task] = finalist
+
+    def _wait(self, progress: Progress) -> None:
+        """Take in the scores as they come; in place of a finalist that cannot be scored, start the next."""
+        steps: dict[str, int] = {}
+        while self._running:
+            ended, _ = ray.wait(list(self._running), timeout=_SECONDS_BETWEEN_LOOKS)
+            before = sum(steps.values())
+            # The file of one that has ended is gone; what it said last counts.
+            steps |= {each.name: done for each in self._running.values() if (done := self._steps_done(each))}
+            progress.advance(sum(steps.values()) - before)
+            for task in ended:
+                finalist = self._running.pop(task)
+                self._take_scores(task, finalist)
+                if finalist.error is not None:
+                    for substitute in self._take(1):
+                        self._records.finalists.append(substitute)
+                        if not (substitute.is_scored or substitute.error):
+                            self._submit(substitute)
+                self._records.write()
+
+    def _take_scores(self, task: Any, finalist: Finalist) -> None:
+        try:
+            metrics = ray.get(task)
+        except RayTaskError as error:
+            cause = error.cause if isinstance(error.cause, UserError) else error
+            _give_up(finalist, one_line(cause, limit=500))
+            return
+        except RayError as error:
+            _give_up(finalist, one_line(error, limit=500))
+            return
+        value = metrics.get(self._records.metric)
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            _give_up(finalist, f"its {self._records.metric} is not finite")
+            return
+        finalist.metrics, finalist.score = metrics, float(value)
+        finalist.standard_error = standard_error_of(metrics, self._records.metric)
+        _log_score(self._records, finalist)
+        self._keep_with_checkpoint(finalist)
+
+    def _keep_with_checkpoint(self, finalist: Finalist) -> None:
+        """Write the score next to the checkpoint that has it, where that is one of this sweep's."""
+        if not _is_own(self._records.output, finalist.checkpoint):
+            return
+        self._records.verify()
+        try:
+            write_final_score(
+                finalist.checkpoint,
+                metric=self._records.metric,
+                mode=self._records.mode,
+                value=finalist.score or 0.0,
+                extractor=self._records.facts.get("extractor"),
+                num_samples=finalist.num_samples,
+            )
+        except LockLost:
+            raise
+        # Each file system has exceptions of its own.
+        except Exception as error:
+            log.warning(
+                f"the score of trial {finalist.name} cannot be written next to its checkpoint: {one_line(error)}"
+            )
+
+    def _progress_url(self, finalist: Finalist) -> str:
+        return f"{self._records.output}/.finalist-{finalist.name}.json"
+
+    def _steps_done(self, finalist: Finalist) -> int:
+        progress = read_progress(self._progress_url(finalist))
+        return 0 if progress is None else progress[1]
+
+
+def _is_own(output: str, checkpoint: str) -> bool:
+    """Return whether a checkpoint is of a trial of the sweep in this folder, and not the model that it started from."""
+    return checkpoint.startswith(f"{absolute_folder(output)}/trials/")
+
+
+def _exists(checkpoint: str) -> bool:
+    """Return whether a checkpoint is there; one whose storage does not answer may be."""
+    try:
+        files, path = filesystem(checkpoint)
+        return files.exists(f"{path}/state.json")
+    # Each file system has exceptions of its own.
+    except Exception:
+        return True
+
+
+def _give_up(finalist: Finalist, reason: str) -> None:
+    finalist.error = redact(reason)
+    log.warning(f"trial {finalist.name} cannot be scored again: {finalist.error}; the next finalist takes its place")
+
+
+def _log_score(records: SweepSummary, finalist: Finalist) -> None:
+    record = records.get(finalist.name)
+    before = record.best_metrics if record is not None else {}
+    first = before.get(records.metric, math.nan)
+    log.info(
+        f"finalist {finalist.name}: {records.metric} {plus_minus(finalist.score or 0.0, finalist.standard_error)}, "
+        f"before {plus_minus(first, standard_error_of(before, records.metric))} at rank {finalist.rank}"
+    )
+
+
+def _log_outcome(records: SweepSummary) -> None:
+    finals = records.finals()
+    if finals:
+        changed, pairs = order_changes(finals, records.mode)
+        log.info(f"{changed} of {pairs} pairs of finalists are in another order than before; best: {finals[0].name}")
+
+
+def score_again(
+    config: schema.Config, params: dict[str, Any], finalist: Finalist, device: torch.device, report: ProgressFile
+) -> dict[str, float]:
+    """Return the scores of a finalist, of as many samples and from such latents as it says.
+
+    Args:
+        config: The sweep's experiment.
+        params: Keys that the search set for the trial.
+        finalist: The finalist.
+        device: Where to compute.
+        report: Takes the chain-steps that are done.
+
+    Raises:
+        UserError: The checkpoint cannot be read, or its chains diverge.
+    """
+    choices = {key: _value(config, key) for key in (*DATA_KEYS, "evaluation.weights")}
+    model, trained = load_model(finalist.checkpoint, choices, device)
+    # A trial's own checkpoint says how it is sampled; a model of elsewhere is sampled as the sweep says.
+    sampled = trained if _is_own(str(config.output), finalist.checkpoint) else schema.apply(config, params)
+    sampled = dataclasses.replace(
+        sampled,
+        data=config.data,
+        evaluation=dataclasses.replace(
+            config.evaluation, num_samples=finalist.num_samples, seed=finalist.seed, chain_points=1
+        ),
+    )
+    done, total = 0, finalist.num_samples * sampled.sampler.num_steps
+
+    def advance(steps: int) -> None:
+        nonlocal done
+        done += steps
+        report(f"trial {finalist.name}", done, total)
+
+    worker = tasks.make(sampled).open(0, 1, device)
+    scores = worker.evaluate(model, advance=advance).scores
+    return {name: float(value) for name, value in scores.items() if math.isfinite(value)}
+
+
+def _score_task(
+    values: dict[str, Any], params: dict[str, Any], finalist: dict[str, Any], device: str, progress_url: str
+) -> dict[str, float]:
+    disable_malloc_trim()
+    with contextlib.closing(ProgressFile(progress_url)) as report:
+        return score_again(schema.from_dict(values), params, Finalist(**finalist), torch.device(device), report)
+
+
+def _value(config: schema.Config, key: str) -> Any:
+    value: Any = config
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
