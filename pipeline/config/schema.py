@@ -351,6 +351,10 @@ class Evaluation:
         default_factory=lambda: ["fid"],
         metadata=documented("Metrics of images: fid, kid, is, prc (precision and recall)."),
     )
+    fid_infinity: bool = key(
+        False,
+        "Whether to extrapolate the FID of images to infinitely many samples, next to it (Chong and Forsyth, 2020).",
+    )
     grid: int = bounded(64, "Images in a sample grid.", gt=0)
     log_partition: str = choice(
         "auto",

@@ -25,10 +25,19 @@ from pipeline.config.precision import BF16_SAFE_SAMPLERS
 from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError, one_line
 
-__all__ = ["FEWEST_SAMPLES", "required_multiple", "validate", "validate_rules", "validate_store"]
+__all__ = [
+    "FEWEST_FOR_FID_INFINITY",
+    "FEWEST_SAMPLES",
+    "required_multiple",
+    "validate",
+    "validate_rules",
+    "validate_store",
+]
 
 # With fewer samples a metric is not defined: a covariance; two subsets of two; one sample a split; a third neighbor.
 FEWEST_SAMPLES = {"fid": 2, "kid": 4, "is": 10, "prc": 4}
+# Fifteen subsets of different sizes, the smallest of ten samples.
+FEWEST_FOR_FID_INFINITY = 150
 # The scores that each of evaluation.metrics gives, by which a sweep of images can rank its trials.
 _SCORES = {"fid": ("fid",), "kid": ("kid",), "is": ("is",), "prc": ("precision", "recall")}
 # The networks that fit each task, and the encodings of its stores.
@@ -163,6 +172,12 @@ def _check_scores(config: Config) -> None:
     final = config.evaluation.final_samples
     if final is not None and final < fewest:
         raise UserError(f"evaluation.final_samples={final}: evaluation.metrics need {fewest} at least")
+    least = min(final or config.evaluation.num_samples, config.evaluation.num_samples)
+    if config.evaluation.fid_infinity and config.task == "images" and least < FEWEST_FOR_FID_INFINITY:
+        raise UserError(
+            f"evaluation.fid_infinity=true: it needs {FEWEST_FOR_FID_INFINITY} samples, and there are {least}; "
+            f"raise evaluation.num_samples and evaluation.final_samples"
+        )
     ranks = _rankable_scores(config)
     if config.sweep.metric not in ranks:
         more = "; evaluation.metrics adds more" if config.task == "images" else ""
@@ -306,6 +321,8 @@ def _rankable_scores(config: Config) -> list[str]:
     if config.task == "points":
         return ["distance_validation_gebm", "distance_validation_base"]
     measured = dict.fromkeys(score for name in ("fid", *config.evaluation.metrics) for score in _SCORES[name])
+    if config.evaluation.fid_infinity:
+        measured["fid_infinity"] = None
     return [f"{score}_{model}" for score in measured for model in ("gebm", "base")]
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gebm import GEBM, objectives
 from pipeline.config import Config
+from pipeline.config.scores import STANDARD_ERROR
 from pipeline.config.temperature import describe_temperature
 from pipeline.data import (
     Batch,
@@ -122,12 +123,20 @@ class ImageScorer:
         extractor: The feature extractor.
         reference: Statistics of the store in its features.
         extra: Which of ``fid``, ``kid``, ``is`` and ``prc`` are taken at the chain's ends, in addition to the FID.
+        extrapolate: Whether the FID of infinitely many samples is taken there, too.
     """
 
     primary = "fid"
 
-    def __init__(self, extractor: metrics.Extractor, reference: metrics.Reference, extra: list[str]) -> None:
+    def __init__(
+        self,
+        extractor: metrics.Extractor,
+        reference: metrics.Reference,
+        extra: list[str],
+        extrapolate: bool = False,
+    ) -> None:
         self._extractor, self._reference, self._extra = extractor, reference, extra
+        self._extrapolate = extrapolate
 
     def show(self, samples: Tensor) -> Tensor:
         """Return images as uint8."""
@@ -141,6 +150,9 @@ class ImageScorer:
         """Return the FID, and at an end of the chain the other metrics and the distance to training images."""
         names = tuple(dict.fromkeys(("fid", *self._extra))) if end else ("fid",)
         scores = metrics.score(features, self._reference, self._extractor, metrics=names)
+        if end and self._extrapolate:
+            value, error = metrics.fid_infinity(features["embedding"], self._reference)
+            scores |= {"fid_infinity": value, f"fid_infinity{STANDARD_ERROR}": error}
         if end:
             scores["nearest"] = metrics.nn_distance_ratio(features["embedding"], self._reference, self._among_data)
         return scores
@@ -178,7 +190,8 @@ class ImageTaskWorker:
         self._config, self._store, self._extractor = config, store, extractor
         self._rank, self._world_size, self._device = rank, world_size, device
         statistics = metrics.reference(store, extractor)
-        self._scorer = ImageScorer(extractor, statistics, config.evaluation.metrics)
+        settings = config.evaluation
+        self._scorer = ImageScorer(extractor, statistics, settings.metrics, settings.fid_infinity)
         self.label: str | None = extractor.label
         self.reference = statistics.features
         temperature = describe_temperature(config.sampler.beta)

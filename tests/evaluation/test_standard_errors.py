@@ -10,10 +10,11 @@ import torch
 from scipy.stats import binom, norm
 from torch import Tensor
 
-from pipeline.evaluation.metrics import Reference, score
+from pipeline.evaluation.metrics import Reference, fid_infinity, score
 from pipeline.evaluation.metrics.influence import kid_standard_error
 from pipeline.evaluation.metrics.scores import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 from pipeline.evaluation.standard_error import mean_standard_error, wasserstein_standard_error
+from pipeline.runtime.errors import UserError
 from pipeline.tasks.points import PointScorer
 
 # A correct test fails once in 100,000.
@@ -140,3 +141,26 @@ def test_every_score_of_features_has_its_error_but_recall_and_deviations() -> No
 @pytest.mark.parametrize("estimate", [mean_standard_error])
 def test_one_sample_has_no_error(estimate: Callable[[Tensor], float]) -> None:
     assert math.isnan(estimate(torch.tensor([1.0])))
+
+
+def test_the_extrapolated_fid_has_no_bias_and_intervals_that_cover() -> None:
+    """In eight dimensions and of 400 samples, the FID itself is too large by more than its error."""
+    means, spreads = torch.full((8,), 0.2, dtype=torch.float64), torch.ones(8, dtype=torch.float64)
+    truth, reference = float(means.square().sum()), standard_normal(8)
+    hits, values, plain = [], [], []
+    for seed in range(100):
+        samples = draw(400, means, spreads, seed)
+        value, error = fid_infinity(samples, reference)
+        hits.append(abs(value - truth) <= 2 * error)
+        values.append(value)
+        plain.append(fid(samples, reference)["fid"])
+    assert sum(plain) / 100 - truth > 5 * abs(sum(values) / 100 - truth)
+    low = binom.ppf(_RARE, len(hits), 1 - 2 * norm.sf(2))
+    assert sum(hits) >= low, f"{sum(hits)} of {len(hits)}, expected {low} at least"
+
+
+def test_the_extrapolated_fid_is_the_same_for_the_same_samples_and_refuses_few() -> None:
+    samples = draw(200, torch.zeros(3).double(), torch.ones(3).double(), 0)
+    assert fid_infinity(samples, standard_normal(3)) == fid_infinity(samples, standard_normal(3))
+    with pytest.raises(UserError, match=r"needs 150 samples.*evaluation\.num_samples"):
+        fid_infinity(samples[:149], standard_normal(3))

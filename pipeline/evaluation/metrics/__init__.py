@@ -2,6 +2,7 @@
 
 from pipeline.evaluation.metrics.classifier_training import train_classifier
 from pipeline.evaluation.metrics.extractors import Extractor, features, make_extractor, to_uint8
+from pipeline.evaluation.metrics.fid_infinity import fid_infinity
 from pipeline.evaluation.metrics.nearest_neighbors import (
     mean_nn_distance,
     nearest,
@@ -16,6 +17,7 @@ __all__ = [
     "Reference",
     "features",
     "fid_from_features",
+    "fid_infinity",
     "make_extractor",
     "mean_nn_distance",
     "nearest",

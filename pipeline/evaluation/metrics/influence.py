@@ -20,7 +20,7 @@ from pipeline.evaluation.metrics.reference_statistics import Reference
 from pipeline.evaluation.metrics.subsets import evenly_spaced
 from pipeline.evaluation.standard_error import mean_standard_error
 
-__all__ = ["fid_standard_error", "kid_standard_error"]
+__all__ = ["fid_influence", "fid_standard_error", "kid_standard_error"]
 
 # Rows in float64 at a time.
 _BATCH_SIZE = 4096
@@ -30,9 +30,6 @@ _PARTNERS = 2_000
 
 def fid_standard_error(embedding: Tensor, mu: Tensor, sigma: Tensor, reference: Reference) -> float:
     """Return the standard error of a Frechet distance.
-
-    The influence of a sample ``x`` is ``2 (mu - mu').(x - mu) + (x - mu)'(I - T)(x - mu) - tr((I - T) S)``, where ``T =
-    S'^(1/2) (S'^(1/2) S S'^(1/2))^(-1/2) S'^(1/2)`` transports the one Gaussian to the other.
 
     Args:
         embedding: (N, F) features of the samples.
@@ -46,6 +43,21 @@ def fid_standard_error(embedding: Tensor, mu: Tensor, sigma: Tensor, reference: 
         >>> round(fid_standard_error(x + 2.0, x.mean(0) + 2.0, x.T.cov(), data), 2), round(4 * (3 / 1000) ** 0.5, 2)
         (0.22, 0.22)
     """
+    return mean_standard_error(fid_influence(embedding, mu, sigma, reference))
+
+
+def fid_influence(embedding: Tensor, mu: Tensor, sigma: Tensor, reference: Reference) -> Tensor:
+    """Return the influence of each sample on a Frechet distance, but for a constant: (N,), in float64.
+
+    The influence of a sample ``x`` is ``2 (mu - mu').(x - mu) + (x - mu)'(I - T)(x - mu) - tr((I - T) S)``, where ``T =
+    S'^(1/2) (S'^(1/2) S S'^(1/2))^(-1/2) S'^(1/2)`` transports the one Gaussian to the other.
+
+    Args:
+        embedding: (N, F) features of the samples.
+        mu: (F,) float64, their mean.
+        sigma: (F, F) float64, their covariance.
+        reference: Of the data, by the same extractor.
+    """
     root = reference.sigma_root
     variances, axes = torch.linalg.eigh(root @ sigma @ root)
     # With fewer samples than features some are zero, but for rounding.
@@ -57,7 +69,7 @@ def fid_standard_error(embedding: Tensor, mu: Tensor, sigma: Tensor, reference: 
     for part in embedding.split(_BATCH_SIZE):
         centered = part.double() - mu
         influences.append(centered @ slope + ((centered @ curvature) * centered).sum(1))
-    return mean_standard_error(torch.cat(influences))
+    return torch.cat(influences)
 
 
 def kid_standard_error(embedding: Tensor, reference: Reference, deviation: float, subsets: int) -> float:
