@@ -48,7 +48,7 @@ PROGRAM = """if True:
         path = f"{made.path}/manifest.json"
         manifest = json.loads(made.fs.cat_file(path))
         if "num_samples" in change:
-            manifest["shards"][0]["num_samples"] = change["num_samples"]
+            manifest["shards"][0]["num_samples"] = manifest["ledger"]["taken"] = change["num_samples"]
         made.fs.pipe_file(path, json.dumps(manifest | change).encode())
         try:
             read(made.url)
