@@ -18,7 +18,7 @@ import ray
 from pipeline.config import Config
 from pipeline.runtime.errors import UserError, one_line
 from pipeline.runtime.filesystem import is_local
-from pipeline.sweep.ray_environment import bypass_proxies, private_folder, protect_token
+from pipeline.sweep.ray_environment import bypass_proxies, prepare_worker, private_folder, protect_token
 
 __all__ = [
     "RAY_STORAGE",
@@ -29,7 +29,6 @@ __all__ = [
     "configure_tune",
     "connected",
     "demand",
-    "prepare_worker",
     "ray_storage",
     "storage_folder",
     "require_reachable",
@@ -210,7 +209,7 @@ def _connect(address: str | None, config: Config) -> None:
     bypass_proxies(*([address.rpartition(":")[0].strip("[]")] if address else []))
     # We print our own progress; Ray keeps what its processes print in its log files.
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    options["runtime_env"] = {"worker_process_setup_hook": f"{__name__}.{prepare_worker.__name__}"}
+    options["runtime_env"] = {"worker_process_setup_hook": f"{prepare_worker.__module__}.{prepare_worker.__name__}"}
     try:
         if address:
             require_reachable(address)
@@ -245,17 +244,6 @@ def configure_tune() -> None:
     # Tables, JSON lines and TensorBoard files of each trial are not read here, and cost most of the driver's time. The
     # user can set this to 0 to have them.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-
-
-def prepare_worker() -> None:
-    """Set a worker's environment when its process starts: the address of its own cluster, and no proxy to its nodes.
-
-    Where two sweeps run on one machine there are two clusters. What cleans up after a trial that was stopped looks for
-    *the* cluster, and would find two and free nothing: its CPUs would be taken for ever.
-    """
-    address = ray.get_runtime_context().gcs_address
-    os.environ["RAY_ADDRESS"] = address
-    bypass_proxies(address.rpartition(":")[0].strip("[]"))
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import yaml
 from ray import tune
 from rich.console import Console
 
+from gebm.allocator import ENVIRONMENT
 from pipeline import config as schema
 from pipeline import tasks
 from pipeline.config.kernels import as_used
@@ -267,6 +268,7 @@ class Sweep:
         settings = {
             "config": schema.to_dict(config),
             "worker": self.capacity.worker,
+            "environment": ENVIRONMENT,
             "owner": self.owner,
             "storage": storage,
         }

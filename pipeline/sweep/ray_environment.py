@@ -14,7 +14,7 @@ import psutil
 
 from pipeline.runtime.errors import UserError
 
-__all__ = ["bypass_proxies", "log_folder", "private_folder", "protect_token"]
+__all__ = ["bypass_proxies", "log_folder", "prepare_worker", "private_folder", "protect_token"]
 
 _NO_PROXY = ("no_proxy", "NO_PROXY")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -41,6 +41,21 @@ def bypass_proxies(*hosts: str) -> None:
     else:
         merged = list(dict.fromkeys(filter(None, [*entries, *_LOOPBACK, *_own_addresses(), *hosts])))
     os.environ.update(dict.fromkeys(_NO_PROXY, ",".join(merged)))
+
+
+def prepare_worker() -> None:
+    """Set a worker's environment when its process starts: the address of its own cluster, and no proxy to its nodes.
+
+    Where two sweeps run on one machine there are two clusters. What cleans up after a trial that was stopped looks for
+    *the* cluster, and would find two and free nothing: its CPUs would be taken for ever.
+
+    Each of Ray's processes imports this file for it, so the file imports little.
+    """
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    os.environ["RAY_ADDRESS"] = address
+    bypass_proxies(address.rpartition(":")[0].strip("[]"))
 
 
 def _own_addresses() -> list[str]:

@@ -1,33 +1,26 @@
-"""Trainable of Tune: a function that runs a ``TorchTrainer`` and passes its reports on.
+"""Trainable of Tune: a function that runs a trial's workers by Ray Train, and passes their reports on.
 
-Three processes of every trial only wait for the workers, so this file imports little: what a worker needs is imported
-on the worker.
+Its process only waits for the workers, so this file does not import torch, nor what imports it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import tempfile
-import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import ray.train
 from ray import tune
-from ray.train import UserCallback
-from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Empty, Queue
 
-from gebm.allocator import ENVIRONMENT
 from pipeline import config as schema
 from pipeline.runtime.errors import LockLost, NonFiniteLoss, Preempted, UserError
 from pipeline.runtime.lock import verify_owner
-from pipeline.runtime.redaction import redact
 from pipeline.sweep.cluster import ray_storage
-from pipeline.training.checkpoints import Checkpoints
+from pipeline.sweep.train_run import TrainRun, set_environment
 
 __all__ = ["TRIAL_NAME_KEY", "report_to_tune", "trainable"]
 
@@ -38,29 +31,26 @@ _POINTER = "checkpoint.json"
 
 
 def trainable(params: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Run a trial: a ``TorchTrainer``, whose reports are passed on to Tune.
+    """Run a trial: a run of Ray Train, whose reports are passed on to Tune.
 
     In population-based training, each report that has a checkpoint comes with a file that names it, which is given to
     the trial that exploits it. The weights themselves never pass through Tune.
 
     Args:
         params: Keys of the experiment that the search has set, and the trial's name.
-        settings: The experiment as a nested dict, the resources of a worker, the owner of the folder's lock, and the
-            folder of Ray's state.
+        settings: The experiment as a nested dict, the resources and the environment of a worker, the owner of the
+            folder's lock, and the folder of Ray's state.
     """
     # Not the parameter of that name: population-based training copies it, too, from the trial that is exploited.
     name = tune.get_context().get_trial_name()
-    # A worker waits with its next report until this one is fetched, by default every two seconds.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
-    # A machine that is taken away leaves half a minute, of which by default five seconds would go by unnoticed.
-    os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
     params = {key: value for key, value in params.items() if key != TRIAL_NAME_KEY}
     config = schema.apply(schema.from_dict(settings["config"]), params)
-    # A worker that does not even answer is hung as a whole, and cannot end itself by its watchdog.
-    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(config.scale.timeout)
+    set_environment(config.scale.timeout)
     url = f"{config.output}/trials/{name}"
     exploited = _checkpoint_url(tune.get_checkpoint())
     if exploited and not exploited.startswith(f"{url}/"):
+        from pipeline.training.checkpoints import Checkpoints
+
         try:
             verify_owner(str(config.output), settings["owner"])
             Checkpoints(url).import_checkpoint(exploited)
@@ -97,20 +87,18 @@ def _train(
     """Train to the end, or to the workers' failure, which is returned; they resume from the trial's last checkpoint."""
     worker, exploited = settings["worker"], config.sweep.scheduler == "pbt"
     min_workers, num_workers = config.scale.min_workers or config.scale.num_workers, config.scale.num_workers
-    trainer = TorchTrainer(
-        _work,
-        train_loop_config=work,
-        scaling_config=ray.train.ScalingConfig(
+    trainer = TrainRun(
+        work,
+        reports,
+        scaling=ray.train.ScalingConfig(
             num_workers=num_workers if min_workers == num_workers else (min_workers, num_workers),
             use_gpu="GPU" in worker,
             resources_per_worker=worker,
         ),
-        torch_config=TorchConfig(timeout_s=int(config.scale.timeout)),
-        run_config=ray.train.RunConfig(
+        run={
             **ray_storage(settings["storage"], f"trial-{name}"),
-            callbacks=[_Forward(reports)],
-            worker_runtime_env={"env_vars": ENVIRONMENT},
-        ),
+            "worker_runtime_env": {"env_vars": settings["environment"]},
+        },
     )
     with ThreadPoolExecutor(1) as pool:
         training = pool.submit(trainer.fit)
@@ -158,33 +146,9 @@ def _cause(error: ray.train.TrainingFailedError) -> tuple[type[Exception], str]:
     return Exception, f"worker {rank}: {type(cause).__name__}: {lines[-1].strip()}"
 
 
-class _Forward(UserCallback):
-    """Callback that puts the first worker's reports on the queue of the trial's own process."""
-
-    def __init__(self, reports: Queue) -> None:
-        self._reports = reports
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        self._reports.put(metrics[0])
-
-
 def _checkpoint_url(checkpoint: tune.Checkpoint | None) -> str | None:
     """Return the URL in the file that represents a checkpoint in Tune."""
     if checkpoint is None:
         return None
     with checkpoint.as_directory() as folder:
         return json.loads(Path(folder, _POINTER).read_text())["url"]
-
-
-def _work(settings: dict[str, Any]) -> None:
-    from pipeline.training.loop import train_loop
-
-    try:
-        train_loop(settings)
-    except Exception as error:
-        # Ray logs the whole traceback where it happens, and only here are this machine's secrets known.
-        text = traceback.format_exc()
-        if redact(text) == text:
-            raise
-        kind = type(error) if isinstance(error, LockLost | UserError | NonFiniteLoss | Preempted) else RuntimeError
-        raise kind(redact(str(error))) from None

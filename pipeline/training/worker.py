@@ -2,13 +2,53 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 
 import ray.train
 import ray.train.torch
+import ray.util
 import torch
+from ray.train.collective import broadcast_from_rank_zero
+from torch import distributed
 
-__all__ = ["Worker"]
+# Documented there, and imported there under another name.
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
+
+__all__ = ["Worker", "process_group"]
+
+
+@contextlib.contextmanager
+def process_group(timeout: float) -> Iterator[None]:
+    """Have the workers of a trial in one process group of torch, and this process on its own device.
+
+    A single worker needs no group, nor do workers that have one already.
+
+    Args:
+        timeout: Seconds that workers wait for one another.
+    """
+    context, device = ray.train.get_context(), ray.train.torch.get_device()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if world_size == 1 or distributed.is_initialized():
+        yield
+        return
+    address, limit = ray.util.get_node_ip_address(), timedelta(seconds=timeout)
+    store = None
+    if rank == 0:
+        # Port 0 takes one that is free.
+        store = TCPStore(address, 0, world_size, is_master=True, timeout=limit, wait_for_workers=False)
+    host, port = broadcast_from_rank_zero((address, store.port) if store else ("", 0))
+    if store is None:
+        store = TCPStore(host, port, world_size, is_master=False, timeout=limit)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=limit)
+    yield
+    # Not after an exception: the others may not come, and this process ends.
+    distributed.destroy_process_group()
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from pipeline import config as schema
 from pipeline import tasks
 from pipeline.data import BatchSpec, Reader, open_store
 from pipeline.runtime.errors import Preempted
-from pipeline.sweep.trainable import _work
+from pipeline.sweep.train_run import run_worker
 from pipeline.tasks.open_store import ensure_store
 from pipeline.training.checkpoints import Checkpoints
 
@@ -178,7 +178,9 @@ def worker(settings: dict[str, Any], journal: Path, rank: int, world_size: int, 
     if end is not None and end.operation is not None and rank == 0:
         kill_before(end.operation, settings["url"], end.about)
     try:
-        TorchTrainer(_work, train_loop_config=settings, scaling_config=ray.train.ScalingConfig(num_workers=0)).fit()
+        TorchTrainer(
+            run_worker, train_loop_config=settings, scaling_config=ray.train.ScalingConfig(num_workers=0)
+        ).fit()
         write_report({"end": "finished"})
     except Preempted as error:
         write_report({"end": f"preempted: {error}"})

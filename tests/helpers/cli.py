@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -29,6 +30,8 @@ SMALL = [
     "train.warmup_energy_steps=4",
     "train.report_every=6",
     "train.batch_size=64",
+    "train.final_energy_steps=6",
+    "train.final_phase.check_every=3",
     "evaluation.every=8",
     "evaluation.num_samples=200",
     "evaluation.final_samples=200",
@@ -37,6 +40,9 @@ SMALL = [
     "evaluation.grid=16",
     "sampler.num_steps=6",
 ]
+
+# Seconds that a command may take before its test fails: many times what it takes on a machine that has nothing to do.
+PATIENCE = 900
 
 
 def load(path: str) -> ModuleType:
@@ -65,7 +71,12 @@ def start(home: Path, verb: str, *words: str, **variables: str) -> subprocess.Po
 
 def run(home: Path, verb: str, *words: str, status: int = 0, **variables: str) -> str:
     process = start(home, verb, *words, **variables)
-    printed, _ = process.communicate(timeout=400)
+    try:
+        printed, _ = process.communicate(timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        # What is still running would slow down all the tests after this one.
+        end(process)
+        raise AssertionError(f"not done within {PATIENCE} s:\n{process.communicate()[0]}") from None
     assert process.returncode == status, printed
     assert "Traceback" not in printed, printed
     return printed
@@ -81,7 +92,7 @@ def run_unread(home: Path, verb: str, *words: str) -> None:
         env=environment(home),
         stdout=writing,
         stderr=writing,
-        timeout=400,
+        timeout=PATIENCE,
         check=False,
     )
     os.close(writing)
@@ -92,15 +103,23 @@ def summary(folder: Path) -> dict:
     return json.loads((folder / "summary.json").read_text())
 
 
-def wait_for(folder: Path, reached, process: subprocess.Popen, seconds: float = 240) -> None:
+def wait_for(folder: Path, reached, process: subprocess.Popen) -> None:
     """Wait until the summary is as wanted; the process must not end before."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    due = time.monotonic() + PATIENCE
+    while time.monotonic() < due:
         assert process.poll() is None, process.communicate()[0]
         if (folder / "summary.json").exists() and reached(summary(folder)):
             return
         time.sleep(0.1)
-    raise AssertionError(f"not reached within {seconds} s: {summary(folder)}")
+    end(process)
+    raise AssertionError(f"not reached within {PATIENCE} s:\n{process.communicate()[0]}")
+
+
+def end(process: subprocess.Popen) -> None:
+    """End a process and all that it has started, as when a machine goes down."""
+    for pid in family(process.pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def family(pid: int) -> list[int]:

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.runtime.errors import UserError
-from pipeline.sweep import cluster
+from pipeline.sweep import cluster, ray_environment
 from pipeline.sweep.cluster import check_address, connected
 from pipeline.sweep.ray_environment import bypass_proxies, private_folder, protect_token
 
@@ -81,12 +81,12 @@ def test_ray_and_its_workers_start_without_a_proxy_between_nodes(clean, small, m
             pass
         assert host in seen["no_proxy"].split(",") and "localhost" in seen["NO_PROXY"].split(",")
         hook = seen["options"]["runtime_env"]["worker_process_setup_hook"]
-        assert hook == "pipeline.sweep.cluster.prepare_worker"
+        assert hook == "pipeline.sweep.ray_environment.prepare_worker"
     context = type("Context", (), {"gcs_address": "10.9.8.7:6379"})
     monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
     for name in ("no_proxy", "NO_PROXY", "RAY_ADDRESS"):
         clean.delenv(name, raising=False)
-    cluster.prepare_worker()
+    ray_environment.prepare_worker()
     assert os.environ["RAY_ADDRESS"] == "10.9.8.7:6379"
     assert {"10.9.8.7", "127.0.0.1"} <= set(os.environ["no_proxy"].split(","))
 

@@ -1,0 +1,95 @@
+"""Run of Ray Train for a trial: its workers, their function, and the way of their reports.
+
+Ray Train's controller imports this file, as do the trial's own process and the workers. Only the workers need torch, so
+nothing here imports it, nor what imports it.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from typing import Any
+
+import ray.train
+from ray.train import UserCallback
+from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.util.queue import Queue
+
+from pipeline.runtime.errors import LockLost, NonFiniteLoss, Preempted, UserError
+from pipeline.runtime.redaction import redact
+
+__all__ = ["TrainRun", "run_worker", "set_environment"]
+
+
+class TrainRun(DataParallelTrainer):
+    """Trainer that starts no actor for Ray's own datasets, of which there are none here.
+
+    Args:
+        work: Argument of :func:`run_worker`.
+        reports: Gets the first worker's reports.
+        scaling: The workers and their resources.
+        run: Arguments of ``ray.train.RunConfig``.
+    """
+
+    def __init__(
+        self, work: dict[str, Any], reports: Queue, *, scaling: ray.train.ScalingConfig, run: dict[str, Any]
+    ) -> None:
+        super().__init__(
+            run_worker,
+            train_loop_config=work,
+            scaling_config=scaling,
+            run_config=ray.train.RunConfig(**run, callbacks=[_Forward(reports)]),
+        )
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [callback for callback in callbacks if not isinstance(callback, DatasetsCallback)]
+
+
+class _Forward(UserCallback):
+    """Callback that puts the first worker's reports on the queue of the trial's own process."""
+
+    def __init__(self, reports: Queue) -> None:
+        self._reports = reports
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        self._reports.put(metrics[0])
+
+
+def set_environment(timeout: float) -> None:
+    """Set what Ray Train reads from the environment, in the trial's own process.
+
+    Args:
+        timeout: Seconds after which a worker that does not answer is given up.
+    """
+    # A worker waits with its next report until this one is fetched, by default every two seconds.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+    # A machine that is taken away leaves half a minute, of which by default five seconds would go by unnoticed.
+    os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
+    # A worker that does not even answer is hung as a whole, and cannot end itself by its watchdog.
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(timeout)
+    # NCCL copies directly between GPUs that both processes can see.
+    os.environ.setdefault("TRAIN_ENABLE_SHARE_CUDA_VISIBLE_DEVICES", "1")
+
+
+def run_worker(work: dict[str, Any]) -> None:
+    """Run a trial's loop on one of its workers.
+
+    Args:
+        work: The experiment as a nested dict, the trial's folder, the factor of its learning rates, and the owner of
+            the folder's lock.
+    """
+    from pipeline.training.loop import train_loop
+    from pipeline.training.worker import process_group
+
+    try:
+        with process_group(work["config"]["scale"]["timeout"]):
+            train_loop(work)
+    except Exception as error:
+        # Ray logs the whole traceback where it happens, and only here are this machine's secrets known.
+        text = traceback.format_exc()
+        if redact(text) == text:
+            raise
+        kind = type(error) if isinstance(error, LockLost | UserError | NonFiniteLoss | Preempted) else RuntimeError
+        raise kind(redact(str(error))) from None
