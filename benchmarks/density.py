@@ -73,7 +73,9 @@ def measure(name: str, folder: Path) -> dict[str, list[dict]]:
 
     def grid(label: str, objectives: str, *words: str) -> list[dict]:
         space = f"++sweep.space={{train.objective:{{choice:[{objectives}]}},{seeds}}}"
-        trials = summary(folder / label, "sweep", f"conf={name}", "sweeps=comparison", space, *words)["trials"]
+        trials = summary(
+            folder / label, "sweep", f"conf={name}", "sweeps=comparison", "sweep.finalists=0", space, *words
+        )["trials"]
         return sorted(trials, key=lambda trial: trial["params"]["seed"])
 
     for label, networks in (("a single Gaussian", "gaussian"), ("MAF, maximum likelihood", "maf")):

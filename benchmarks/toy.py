@@ -69,12 +69,17 @@ def compare(folder: Path) -> tuple[list[dict[str, Any]], Path]:
     rows = []
     objectives_ = "train.objective:{choice:[kale_fenchel,gan,hinge]}"
     found = summary(
-        folder / "gebm-and-gans", "sweep", "conf=toy", "sweeps=comparison", f"++sweep.space={{{objectives_},{SEEDS}}}"
+        folder / "gebm-and-gans",
+        "sweep",
+        "conf=toy",
+        "sweeps=comparison",
+        "sweep.finalists=0",
+        f"++sweep.space={{{objectives_},{SEEDS}}}",
     )
     names = {"kale_fenchel": "GEBM (KALE)", "gan": "GAN, logistic", "hinge": "GAN, hinge"}
     rows += [_row(names[objective], found, objective) for objective in names]
     space = f"++sweep.space={{train.objective:{{choice:[kale_fenchel,pcd]}},{SEEDS}}}"
-    ebm = summary(folder / "ebm", "sweep", "conf=toy", "sweeps=comparison", *EBM, space)
+    ebm = summary(folder / "ebm", "sweep", "conf=toy", "sweeps=comparison", "sweep.finalists=0", *EBM, space)
     names = {"kale_fenchel": "EBM, KALE", "pcd": "EBM, persistent contrastive divergence"}
     rows += [_row(names[objective], ebm, objective) for objective in names]
     shown = next(t for t in found["trials"] if t["params"] == {"train.objective": "kale_fenchel", "seed": 0})

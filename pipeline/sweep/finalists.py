@@ -288,7 +288,6 @@ def score_again(
     sampled = trained if _is_own(str(config.output), finalist.checkpoint) else schema.apply(config, params)
     sampled = dataclasses.replace(
         sampled,
-        data=config.data,
         evaluation=dataclasses.replace(
             config.evaluation, num_samples=finalist.num_samples, seed=finalist.seed, chain_points=1
         ),
