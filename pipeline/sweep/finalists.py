@@ -12,7 +12,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import ray
 import torch
@@ -183,10 +183,11 @@ class _Finals:
 
     def _take_scores(self, task: Any, finalist: Finalist) -> None:
         try:
-            metrics = ray.get(task)
+            metrics = cast(dict[str, float], ray.get(task))
         except RayTaskError as error:
-            cause = error.cause if isinstance(error.cause, UserError) else error
-            _give_up(finalist, one_line(cause, limit=500))
+            cause = error.cause if isinstance(error.cause, Exception) else error
+            kind = "" if isinstance(cause, UserError) else f"{type(cause).__name__}: "
+            _give_up(finalist, kind + one_line(cause, limit=500))
             return
         except RayError as error:
             _give_up(finalist, one_line(error, limit=500))

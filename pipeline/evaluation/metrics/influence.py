@@ -92,7 +92,9 @@ def kid_standard_error(embedding: Tensor, reference: Reference, deviation: float
     sums[rows] -= ((samples * samples).mean(1) + 1.0) ** 3
     counts[rows] -= 1
     to_data = torch.cat([_kernel(part.double(), data).mean(1) for part in embedding.split(_BATCH_SIZE)])
-    return math.hypot(mean_standard_error(2.0 * (sums / counts - to_data)), deviation / math.sqrt(subsets))
+    # The deviation has the divisor of a population.
+    choice = deviation / math.sqrt(max(subsets - 1, 1))
+    return math.hypot(mean_standard_error(2.0 * (sums / counts - to_data)), choice)
 
 
 def _kernel(x: Tensor, y: Tensor) -> Tensor:
