@@ -18,8 +18,9 @@ import pytest
 import torch
 
 from pipeline import config as schema
-from pipeline.config.command import command
+from pipeline.config.command import command, report_error
 from pipeline.config.help import COMMANDS
+from pipeline.runtime.errors import LockLost, UserError
 from pipeline.training.build_model import build_model
 from pipeline.training.checkpoints import Checkpoints
 
@@ -257,6 +258,21 @@ def test_a_mistake_of_ours_is_told_without_secrets(monkeypatch, capsys):
     assert stop.value.code == 1 and errors.startswith("Traceback")
     assert "RuntimeError: no answer from https://***@example.org with ***" in errors
     assert "canary" not in errors and "hush" not in errors  # nor in the line of the source that it quotes
+
+
+def test_the_exit_status_says_whose_mistake_it_was(monkeypatch, capsys):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush-hush-hush")
+    for error, status in (
+        (UserError("no store at s3://hush-hush-hush: make one"), 2),
+        (LockLost("another sweep has taken over hush-hush-hush"), 1),
+        (KeyError("hush-hush-hush"), 1),
+        (KeyboardInterrupt(), 130),
+    ):
+        assert report_error(error) == status
+        printed = capsys.readouterr().err
+        assert printed and "hush" not in printed
+        if isinstance(error, UserError | LockLost):
+            assert printed.startswith("error: ") and printed.count("\n") == 1
 
 
 # What a shell completes.

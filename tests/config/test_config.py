@@ -131,6 +131,12 @@ def test_apply_refuses_unknown_keys_and_wrong_types(small, key, value):
     assert key.split(".")[0] in str(refusal.value) and "\n" not in str(refusal.value)
 
 
+def test_a_group_of_keys_is_no_key(small):
+    for key, value in (("train", 3), ("data.source", "digits"), ("sweep", None)):
+        with pytest.raises(UserError, match=rf"^{key}={value}: it is a group of keys; name one of them"):
+            schema.apply(small(), {key: value})
+
+
 @pytest.mark.parametrize("values", ["a text", [1], None, {"name": "x", "data": 3}, {"train": {"base_stepz": 1}}])
 def test_what_is_no_config_is_refused(values):
     with pytest.raises(UserError) as refusal:

@@ -47,6 +47,17 @@ def test_what_is_out_of_bounds_is_refused_by_name(key, data):
     assert str(refusal.value) == f"{key.name}={value}: it {key.rule.bounds.requirement}"
 
 
+def test_a_limit_that_is_excluded_is_refused():
+    excluded = [
+        (key, limit) for key in BOUNDED for limit in (key.rule.bounds.gt, key.rule.bounds.lt) if limit is not None
+    ]
+    assert {limit for _, limit in excluded} >= {0, 1}
+    for key, limit in excluded:
+        with pytest.raises(UserError) as refusal:
+            validate(with_value(key, limit))
+        assert str(refusal.value) == f"{key.name}={limit}: it {key.rule.bounds.requirement}"
+
+
 @given(key=st.sampled_from(CHOICES), value=st.text("abcdefgh_", min_size=1))
 def test_what_is_no_choice_is_refused_by_name(key, value):
     assume(value not in key.rule.names())

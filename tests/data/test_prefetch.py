@@ -178,6 +178,15 @@ def test_a_storage_that_was_away_before_anybody_waited_is_asked_again(monkeypatc
     assert ended()
 
 
+def test_what_is_read_next_is_fetched_first() -> None:
+    forget("memory://ahead/next")
+    ahead = ShardPrefetcher(numbered_store("memory://ahead/next", 20), depth=1)
+    ahead.read(0, then=[2, 1, 3])
+    assert list(ahead._pending) == [2]
+    ahead.close()
+    assert ended()
+
+
 def test_what_is_no_longer_wanted_makes_room(monkeypatch) -> None:
     forget("memory://ahead/room")
     store = numbered_store("memory://ahead/room", 80)

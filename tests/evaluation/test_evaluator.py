@@ -8,13 +8,13 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gebm import GEBM, StandardNormal
 from pipeline.evaluation import metrics
 from pipeline.evaluation.chains import chain_steps, run_chains
-from pipeline.evaluation.evaluator import evaluate
+from pipeline.evaluation.evaluator import evaluate, resampled
 from pipeline.runtime.errors import UserError
 from pipeline.tasks.images import ImageScorer
 from pipeline.training.build_model import build_model
@@ -69,6 +69,24 @@ def test_a_constant_energy_leaves_the_latents_alone(small, name):
     assert (z.mean(0).abs() < 5 * math.sqrt(variance / chains)).all()
     correlations = z.T.corrcoef() - torch.eye(dim)
     assert (correlations.abs() < 5 / math.sqrt(chains)).all()
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=30))
+@example([0.0, 3.0])
+def test_base_samples_are_resampled_by_their_weights(energies):
+    weights = (-torch.tensor(energies).double()).softmax(0)
+    counts = torch.bincount(resampled(torch.tensor(energies)), minlength=len(energies))
+    # Systematic resampling is off by less than one of each.
+    assert counts.sum() == len(energies) and ((counts - len(energies) * weights).abs() < 1 + 1e-6).all()
+
+
+def test_chains_follow_the_energy_times_beta(small):
+    config = small(sampler={"name": "ula", "step_size": 1e-2, "num_steps": 3, "beta": 4.0})
+    model = GEBM(torch.nn.Identity(), torch.nn.Linear(4, 1), StandardNormal(4)).eval()
+    z0 = model.prior.sample(20, torch.Generator().manual_seed(0))
+    chain = run_chains(model, config.sampler, z0, seed=1, observe=lambda step, z: None)
+    with torch.no_grad():
+        torch.testing.assert_close(chain.infos.potential[-1], model.potential(chain.z, beta=4.0))
 
 
 class Still:

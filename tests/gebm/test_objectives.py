@@ -72,6 +72,14 @@ def test_fenchel_is_at_most_donsker_varadhan_and_equal_at_the_log_partition(ener
 
 
 @settings(deadline=None, derandomize=True)
+@given(energy_data=energies, energy_base=energies, log_partition=st.floats(-10, 10))
+def test_the_slope_of_kale_in_the_log_partition_is_one_minus_the_mean_ratio(energy_data, energy_base, log_partition):
+    c = torch.tensor(log_partition, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(FENCHEL.energy_loss(energy_data, energy_base, c), c)
+    torch.testing.assert_close(slope, 1 - (-(energy_base + log_partition)).exp().mean())
+
+
+@settings(deadline=None, derandomize=True)
 @given(energy_data=energies, energy_base=energies, shift=st.floats(-5, 5))
 def test_a_constant_in_the_energy_moves_the_log_partition_and_nothing_else(energy_data, energy_base, shift):
     c = torch.tensor(0.3).double()

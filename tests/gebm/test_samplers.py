@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gebm import samplers
 from gebm.samplers.discriminator_ot import estimate_lipschitz
+from gebm.samplers.metropolis import accept
 from tests.helpers.kernels import MEAN, PRECISION, LinearPosterior, Normal, gaussian_potential, normal, rng
 
 CHAINS = 20_000
@@ -132,6 +133,12 @@ def test_a_proposal_without_a_density_is_rejected(kernel, outside):
     assert chain.infos.potential.isfinite().all()
     assert (chain.infos.acceptance_probability == 0).any()
     assert ((chain.infos.acceptance_probability >= 0) & (chain.infos.acceptance_probability <= 1)).all()
+
+
+def test_a_proposal_of_probability_zero_is_never_taken():
+    """Also where the uniform number is the least there is, which is zero."""
+    accepted, _ = accept(torch.tensor([-math.inf, -1e4, 0.0]), torch.ones(3, dtype=torch.bool), torch.zeros(3))
+    assert accepted.tolist() == [False, False, True]
 
 
 # Unadjusted samplers, whose law on a Gaussian is known at every step: z' = M z + c + noise of covariance R

@@ -79,6 +79,16 @@ def test_a_folder_is_free_again_once_it_is_let_go(folder):
             pass
 
 
+def test_each_heartbeat_changes_what_others_observe(folder):
+    with lock.acquire(folder) as held:
+        file = open_lock_file(f"{folder}/.lease.json")
+        contents = [file.read()]
+        for _ in range(3):
+            held.renew()
+            contents.append(file.read())
+    assert len(set(contents)) == 4
+
+
 def test_what_died_here_holds_nothing_and_what_lives_does(tmp_path):
     context, folder = multiprocessing.get_context("fork"), str(tmp_path)
     held = context.Event()

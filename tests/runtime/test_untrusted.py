@@ -58,6 +58,17 @@ def test_aliases_are_refused_and_a_config_is_not():
     assert parse_yaml(yaml.safe_dump(values).encode(), CONFIG) == values
 
 
+def test_a_document_is_as_deep_as_its_limit_and_no_deeper():
+    for deep in (SMALL.depth, SMALL.depth + 1):
+        for text in ("[" * deep + "]" * deep, '{"a":' * deep + "1" + "}" * deep):
+            for parse in (parse_json, parse_yaml):
+                if deep == SMALL.depth:
+                    parse(text.replace(":", ": ").encode(), SMALL)
+                else:
+                    with pytest.raises(InvalidDocument, match="more than 5 levels deep"):
+                        parse(text.replace(":", ": ").encode(), SMALL)
+
+
 def test_no_more_of_a_file_is_read_than_its_kind_may_have():
     files = fsspec.filesystem("memory")
     files.pipe_file("/untrusted/a", b"x" * 10_000)

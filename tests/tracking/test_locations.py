@@ -14,6 +14,7 @@ from pipeline.config.own_choices import keep_choices
 from pipeline.report.analysis import load_results
 from pipeline.runtime.errors import UserError
 from pipeline.sweep.plan import load_sweep
+from pipeline.tracking.locations import own_checkpoint
 from pipeline.tracking.summary import SweepSummary, read_summary
 from pipeline.training.checkpoints import Checkpoints, read
 from pipeline.training.trial_folder import TrialFolder
@@ -93,6 +94,11 @@ def test_a_place_that_leads_out_of_the_folder_is_refused(tmp_path, small, place)
     records.write()
     with pytest.raises(UserError, match=r"summary\.json is damaged"):
         read_summary(str(tmp_path))
+
+
+def test_a_checkpoint_of_another_trial_is_refused():
+    with pytest.raises(ValueError, match="is no checkpoint of trial 000"):
+        own_checkpoint("memory://moved/sweep", "000", "/old/sweep/trials/001/checkpoints/step-00000008")
 
 
 def test_figures_of_a_report_are_looked_for_where_the_sweep_is_now(tmp_path, small):

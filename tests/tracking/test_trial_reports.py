@@ -98,6 +98,17 @@ def test_whatever_ray_loses_each_report_is_taken_in_once_and_in_order(tmp_path_f
     law()
 
 
+def test_the_summary_says_the_beta_of_each_score(tmp_path, small):
+    folder, trial = str(tmp_path), Trial(config={"sampler.beta": 2.0})
+    records = summary(folder)
+    driver = watch(small(output=folder, sampler={"beta": 4.0}), records, Tracker())
+    driver.on_trial_start(0, [], trial)
+    evaluated = report(folder, 2)
+    driver.on_trial_result(0, [], trial, {**evaluated, "reported": list(evaluated)})
+    records.write()
+    assert read_summary(folder)[0]["best"]["metrics"]["beta"] == 2.0
+
+
 def test_a_report_that_cannot_be_written_down_is_on_its_way_all_the_same(tmp_path, small):
     """As on a full disk; here a file is where the trial's folder would be."""
     (tmp_path / "trials").write_text("in the way")

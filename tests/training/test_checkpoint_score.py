@@ -41,3 +41,11 @@ def test_the_best_checkpoint_has_the_best_score(tmp_path_factory, mode, scores):
         TrialRun.evaluate(run)
     best = read(str(checkpoints.best)).state["report"]["precision_gebm"]
     assert best == (min if mode == "min" else max)(scores)
+
+
+def test_of_equal_scores_the_first_checkpoint_is_the_best(tmp_path):
+    checkpoints = Checkpoints(str(tmp_path))
+    urls = [
+        checkpoints.save(step, model={"w": torch.ones(1)}, training={}, state={}, score=1.0) for step in range(1, 4)
+    ]
+    assert (checkpoints.best, checkpoints.last) == (urls[0], urls[-1])

@@ -1,13 +1,15 @@
-"""What a trial says of the time that is left."""
+"""What a trial says of the time that is left, and where its random numbers come from."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gebm import Alternation
+from pipeline.training.loop import step_generator
 from pipeline.training.progress import evaluation_due, evaluations_left, steps_between
 
 
@@ -28,3 +30,17 @@ def test_steps_are_those_that_are_taken(energy_steps, warm, start, more, trains_
     )
     taken = sum(trains_base + trains_energy * alternation.energy_steps_at(step) for step in range(start, start + more))
     assert steps_between(trainer, start, start + more) == taken
+
+
+def test_each_step_of_each_purpose_and_seed_has_numbers_of_its_own():
+    def drawn() -> list[float]:
+        return [
+            torch.rand(
+                (), generator=step_generator(SimpleNamespace(seed=seed), purpose, step, torch.device("cpu"))
+            ).item()
+            for seed in range(3)
+            for purpose in ("step", "log-partition", "final-phase")
+            for step in range(5)
+        ]
+
+    assert len(set(drawn())) == 45 and drawn() == drawn()

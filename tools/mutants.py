@@ -1,0 +1,471 @@
+"""Mutation testing by a list: each mistake of ``tests/mutations.toml``, made on purpose, has to fail a test it names.
+
+The tracked files are copied into a temporary folder. There one mutation after another is made, its tests run, and the
+file is restored. A process that has imported the libraries, and nothing of this project, forks for each mutation: what
+takes time is then the tests alone. The last result of each mutation is written to ``docs/mutants.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import compileall
+import contextlib
+import fnmatch
+import importlib
+import importlib.util
+import json
+import os
+import platform
+import py_compile
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+import traceback
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Mutation", "Outcome", "Result", "Workplace", "load", "main", "page", "problems", "run"]
+
+ROOT = Path(__file__).resolve().parents[1]
+LIST, PAGE = "tests/mutations.toml", "docs/mutants.md"
+
+# Packages of this project, which no process may have imported before a mutation is made.
+_OWN = ("benchmarks", "gebm", "pipeline", "tests")
+# Kept without a look at the source: a mutated file's is deleted instead.
+_COMPILED = py_compile.PycInvalidationMode.UNCHECKED_HASH
+_PYTEST = ["-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", "--hypothesis-profile=mutants"]
+_POLL_SECONDS = 0.02
+# Seconds that all tests may take at first, in addition to their limits, for what they share is made once.
+_FIRST_LIMIT = 600.0
+
+KILLED, SURVIVED, REASONED = "killed", "SURVIVED", "reasoned"
+FAILS_WITHOUT, NOT_RUN, NOT_TRIED = "tests fail without it", "tests do not run", "not tried yet"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A mistake, and the tests that have to see it.
+
+    Args:
+        name: Its name, by which it is picked.
+        file: File of the repository.
+        breaks: What is broken, in a sentence.
+        old: Text of the file that occurs once in it.
+        new: Text in its place.
+        tests: Selectors of pytest: a file and a function of it, perhaps with a case in brackets.
+        reason: Why no test can see it, for a mutation that changes nothing.
+    """
+
+    name: str
+    file: str
+    breaks: str
+    old: str
+    new: str
+    tests: tuple[str, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Result of a run of pytest.
+
+    Args:
+        status: Exit status; minus a signal's number, or None where it ran out of time.
+        failed: Tests that failed, in their order.
+        seconds: How long it took.
+        log: End of what it printed.
+    """
+
+    status: int | None
+    failed: tuple[str, ...]
+    seconds: float
+    log: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a mutation.
+
+    Args:
+        mutation: The mutation.
+        state: ``killed``, ``SURVIVED``, ``reasoned``, ``tests fail without it`` or ``tests do not run``.
+        by: The test that killed it, or what else there is to say.
+        seconds: How long its tests took.
+    """
+
+    mutation: Mutation
+    state: str
+    by: str = ""
+    seconds: float = 0.0
+
+
+def load(path: Path) -> list[Mutation]:
+    """Read a list of mutations.
+
+    Args:
+        path: A TOML file with tables ``[[mutation]]``, whose keys are the fields of :class:`Mutation`.
+
+    Raises:
+        ValueError: If it is not such a list; one line says where.
+    """
+    mutations = []
+    for number, table in enumerate(tomllib.loads(path.read_text(encoding="utf-8")).get("mutation", ()), start=1):
+        known = {field.name for field in fields(Mutation)}
+        if unknown := set(table) - known:
+            raise ValueError(f"{path}: mutation {number} has an unknown key {min(unknown)}: use {', '.join(known)}")
+        if lacking := [key for key in ("name", "file", "breaks", "old", "new") if key not in table]:
+            raise ValueError(f"{path}: mutation {number} has no {lacking[0]}: add it")
+        mutations.append(Mutation(**{**table, "tests": tuple(table.get("tests", ()))}))
+    return mutations
+
+
+def problems(mutations: Sequence[Mutation], root: Path) -> list[str]:
+    """Return what is wrong with a list, a line each: old texts, selectors, names; nothing is imported or collected.
+
+    Args:
+        mutations: The list.
+        root: Folder of the repository.
+    """
+    lines = []
+    names = [mutation.name for mutation in mutations]
+    lines += [f"{name}: two mutations have this name" for name in sorted({n for n in names if names.count(n) > 1})]
+    functions: dict[str, set[str]] = {}
+    for mutation in mutations:
+        path = root / mutation.file
+        count = path.read_text(encoding="utf-8").count(mutation.old) if path.is_file() else 0
+        if count != 1:
+            lines.append(f"{mutation.name}: the old text occurs {count} times in {mutation.file}, and has to once")
+        if mutation.old == mutation.new:
+            lines.append(f"{mutation.name}: the new text is the old one")
+        if bool(mutation.tests) == bool(mutation.reason):
+            lines.append(f"{mutation.name}: it needs tests, or a reason why there are none")
+        for selector in mutation.tests:
+            file, _, function = selector.partition("::")
+            if file not in functions:
+                functions[file] = _functions(root / file)
+            if function.partition("[")[0] not in functions[file]:
+                lines.append(f"{mutation.name}: there is no test {selector}")
+    return lines
+
+
+def _functions(path: Path) -> set[str]:
+    """Return the names of a module's functions; none where there is no such file."""
+    if not path.is_file():
+        return set()
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+class _Recorder:
+    """Plugin of pytest that notes which tests have failed."""
+
+    def __init__(self) -> None:
+        self.failed: list[str] = []
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed:
+            self.failed.append(report.nodeid)
+
+    def pytest_collectreport(self, report: Any) -> None:
+        if report.failed:
+            self.failed.append(report.nodeid)
+
+
+class Workplace:
+    """Copy of the tracked files, in which mutations are made and tests run.
+
+    Args:
+        root: Folder of the repository.
+        folder: An empty folder.
+        limit: Seconds that a mutation's tests may take.
+    """
+
+    def __init__(self, root: Path, folder: Path, limit: float) -> None:
+        self.copy, self._folder, self._limit = folder / "copy", folder, limit
+        listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, check=True, capture_output=True, text=True).stdout
+        for name in filter(None, listed.split("\0")):
+            # A file may be deleted and not committed yet.
+            if (root / name).is_file():
+                (self.copy / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(root / name, self.copy / name)
+        for package in _OWN:
+            compileall.compile_dir(self.copy / package, quiet=2, invalidation_mode=_COMPILED)
+
+    def import_libraries(self, tests: Iterable[str]) -> None:
+        """Import what the project and these files of tests import, and nothing of the project itself.
+
+        Args:
+            tests: Files of tests.
+        """
+        files = [*self.copy.glob("gebm/**/*.py"), *self.copy.glob("pipeline/**/*.py"), *self.copy.glob("tests/*.py")]
+        files += [*self.copy.glob("tests/helpers/*.py"), *(self.copy / name for name in tests)]
+        for name in sorted({"hypothesis", "pytest", *(name for path in files for name in _imported(path))}):
+            # What is missing here is missed by the tests that need it.
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
+
+    def run_mutated(self, mutation: Mutation) -> Outcome:
+        """Make a mutation, run its tests up to the first that fails, and restore the file."""
+        path = self.copy / mutation.file
+        content = path.read_bytes()
+        compiled = Path(importlib.util.cache_from_source(str(path)))
+        try:
+            compiled.unlink(missing_ok=True)
+            path.write_bytes(content.replace(mutation.old.encode(), mutation.new.encode()))
+            return self.run_tests(mutation.tests, ("-x",), self._limit)
+        finally:
+            path.write_bytes(content)
+            py_compile.compile(str(path), doraise=False, invalidation_mode=_COMPILED)
+
+    def run_tests(self, tests: Sequence[str], options: Sequence[str], limit: float) -> Outcome:
+        """Run tests in a process of their own.
+
+        Args:
+            tests: Selectors.
+            options: Options of pytest.
+            limit: Seconds after which it is killed.
+        """
+        scratch = self._folder / "scratch"
+        scratch.mkdir()
+        started = time.monotonic()
+        sys.stdout.flush()
+        pid = os.fork()
+        if pid == 0:
+            self._run_child([*_PYTEST, *options, *tests], scratch)
+        try:
+            status = _wait(pid, limit)
+            log, failed = scratch / "log", scratch / "failed"
+            return Outcome(
+                status,
+                tuple(json.loads(failed.read_text())) if failed.exists() else (),
+                time.monotonic() - started,
+                log.read_text(errors="replace")[-2000:] if log.exists() else "",
+            )
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _run_child(self, arguments: list[str], scratch: Path) -> None:
+        """Run pytest in the copy, and exit; the body of a forked process."""
+        status = 70
+        try:
+            os.setsid()
+            log = os.open(scratch / "log", os.O_WRONLY | os.O_CREAT)
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            os.chdir(self.copy)
+            os.environ |= {"PYTHONPATH": str(self.copy), "TMPDIR": str(scratch), "PYTHONDONTWRITEBYTECODE": "1"}
+            sys.dont_write_bytecode, sys.argv, tempfile.tempdir = True, ["pytest"], None
+            sys.path[0] = str(self.copy)
+            import pytest
+
+            _register_profile()
+            recorder = _Recorder()
+            status = int(pytest.main(arguments, plugins=[recorder]))
+            (scratch / "failed").write_text(json.dumps(recorder.failed))
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
+
+def _register_profile() -> None:
+    """Register settings of hypothesis that end at the first example that fails: nobody reads the smallest one."""
+    from hypothesis import HealthCheck, Phase, settings
+
+    settings.register_profile(
+        "mutants",
+        deadline=None,
+        database=None,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+
+
+def _imported(path: Path) -> set[str]:
+    """Return the modules of other packages that a file imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            names.add(node.module)
+    return {name for name in names if name.partition(".")[0] not in _OWN}
+
+
+def _wait(pid: int, limit: float) -> int | None:
+    """Wait for a process, and end it and all that it has started; None where it ran out of time."""
+    end, ended, status = time.monotonic() + limit, 0, 0
+    try:
+        while not ended and time.monotonic() < end:
+            time.sleep(_POLL_SECONDS)
+            ended, status = os.waitpid(pid, os.WNOHANG)
+    finally:
+        # Also where this process is interrupted, of which a group of its own hears nothing.
+        for end_all in (os.killpg, *([] if ended else [os.kill])):
+            with contextlib.suppress(ProcessLookupError):
+                end_all(pid, signal.SIGKILL)
+        if not ended:
+            os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status) if ended else None
+
+
+def run(mutations: Sequence[Mutation], root: Path = ROOT, limit: float = 300.0) -> list[Result]:
+    """Make each mutation in turn, and print a line on each.
+
+    Args:
+        mutations: The mutations.
+        root: Folder of the repository.
+        limit: Seconds that a mutation's tests may take; more is a sign that it was seen.
+    """
+    # With more threads than one the order of sums depends on the machine, and a fork keeps none of them.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    tests = list(dict.fromkeys(test for mutation in mutations for test in mutation.tests))
+    # The folder's name is short: sockets of processes that tests start are in it.
+    with tempfile.TemporaryDirectory(prefix="mu-", ignore_cleanup_errors=True) as folder:
+        workplace = Workplace(root, Path(folder), limit)
+        workplace.import_libraries({test.partition("::")[0] for test in tests})
+        without = Outcome(0, (), 0.0, "")
+        if tests:
+            print(f"{len(tests)} tests without any mutation ...", flush=True)
+            without = workplace.run_tests(tests, (), _FIRST_LIMIT + limit * len(tests))
+            print(f"{len(tests)} tests without any mutation: {len(without.failed)} fail, {without.seconds:.0f} s")
+        if without.status not in (0, 1):
+            raise RuntimeError(f"the tests do not run as they are (status {without.status}):\n{without.log}")
+        results: list[Result] = []
+        started = time.monotonic()
+        for mutation in mutations:
+            results.append(_result(workplace, mutation, without.failed))
+            _print_progress(results, len(mutations), time.monotonic() - started)
+    return results
+
+
+def _result(workplace: Workplace, mutation: Mutation, failing: Sequence[str]) -> Result:
+    if mutation.reason:
+        return Result(mutation, REASONED, mutation.reason)
+    for test in mutation.tests:
+        # A selector without brackets stands for all cases of its function.
+        if any(failed == test or failed.startswith((f"{test}[", f"{test}::")) for failed in failing):
+            return Result(mutation, FAILS_WITHOUT, test)
+    outcome = workplace.run_mutated(mutation)
+    if outcome.status is None:
+        return Result(mutation, KILLED, "the time limit", outcome.seconds)
+    if outcome.status == 1 and outcome.failed:
+        return Result(mutation, KILLED, outcome.failed[0], outcome.seconds)
+    if outcome.status == 0:
+        return Result(mutation, SURVIVED, ", ".join(mutation.tests), outcome.seconds)
+    print(outcome.log)
+    return Result(mutation, NOT_RUN, f"status {outcome.status}", outcome.seconds)
+
+
+def _print_progress(results: Sequence[Result], total: int, seconds: float) -> None:
+    newest, done = results[-1], len(results)
+    left = seconds / done * (total - done)
+    rate = f"{60 * done / max(seconds, 1e-9):.1f} a minute, {left / 60:.1f} min left"
+    by = f": {newest.by}" if newest.by else ""
+    print(f"[{done}/{total}] {newest.state}  {newest.mutation.name}  {newest.seconds:.1f} s ({rate}){by}", flush=True)
+
+
+def page(mutations: Sequence[Mutation], results: Sequence[Result], before: str, *, date: str, machine: str) -> str:
+    """Return the page of the last result of each mutation.
+
+    Args:
+        mutations: The whole list.
+        results: Results of this run.
+        before: The page of earlier runs, whose rows stay for what was not tried again.
+        date: Date of this run.
+        machine: Kind of its machine.
+    """
+    earlier = {line.split("`")[1]: line for line in before.splitlines() if line.startswith("| `")}
+    tried = {result.mutation.name: result for result in results}
+    rows = []
+    for mutation in sorted(mutations, key=lambda one: one.file):
+        head = f"| `{mutation.name}` | `{mutation.file}` | {mutation.breaks.replace('|', '/')} |"
+        row = earlier.get(mutation.name, "")
+        if mutation.name in tried:
+            rows.append(f"{head} {_seen_by(tried[mutation.name])} | {date} |")
+        else:
+            rows.append(row if row.startswith(head) else f"{head} **{NOT_TRIED}** | |")
+    counts = [sum(f" **{state}**" in row for row in rows) for state in (SURVIVED, REASONED, FAILS_WITHOUT, NOT_RUN)]
+    missing = sum(f"**{NOT_TRIED}**" in row for row in rows)
+    killed = len(rows) - sum(counts) - missing
+    lines = [
+        "# Mutants",
+        "",
+        "A mutation is a mistake that is made on purpose, one at a time. It is killed where one of the tests that",
+        "`tests/mutations.toml` names for it fails. `make mutants` tries them, and writes the last result of each.",
+        "",
+        "| last run | machine | mutations | killed | survived | no test can see | not run | not tried |",
+        "|---|---|---|---|---|---|---|---|",
+        f"| {date} | {machine} | {len(rows)} | {killed} | {counts[0]} | {counts[1]} | {counts[2] + counts[3]} "
+        f"| {missing} |",
+        "",
+        "| mutation | file | what is broken | killed by | date |",
+        "|---|---|---|---|---|",
+        *rows,
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _seen_by(result: Result) -> str:
+    """Return a cell of the page: the test that killed a mutation, or what else became of it."""
+    by = result.by.replace("tests/", "").replace("::", " ").replace("|", "/")
+    return by if result.state == KILLED else f"**{result.state}**: {by}"
+
+
+def _machine() -> str:
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+
+
+def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
+    """Run the mutations that the arguments name, or all, and return 1 where one was not killed.
+
+    Args:
+        arguments: Words of the command line.
+        root: Folder of the repository.
+    """
+    parser = argparse.ArgumentParser(description="Break the code in one place after another, and run its tests.")
+    parser.add_argument("names", nargs="*", help="names of mutations, with * and ? (default: all of the list)")
+    parser.add_argument("--limit", type=float, default=300.0, help="seconds that a mutation's tests may take")
+    options = parser.parse_args(arguments)
+    try:
+        known = load(root / LIST)
+    except ValueError as error:
+        return _refuse(str(error))
+    for name in options.names:
+        if not fnmatch.filter([mutation.name for mutation in known], name):
+            return _refuse(f"no mutation is called {name}: take a name of {LIST}, with * for any letters")
+    chosen = [one for one in known if not options.names or any(fnmatch.fnmatch(one.name, n) for n in options.names)]
+    if wrong := problems(known, root):
+        return _refuse(f"{LIST}: {wrong[0]} ({len(wrong)} in all)")
+    try:
+        results = run(chosen, root, options.limit)
+    except RuntimeError as error:
+        return _refuse(str(error))
+    bad = [result for result in results if result.state not in (KILLED, REASONED)]
+    killed = sum(result.state == KILLED for result in results)
+    print(f"{killed} of {len(results)} killed, {len(bad)} to look at: {', '.join(r.mutation.name for r in bad) or '-'}")
+    path = root / PAGE
+    before = path.read_text(encoding="utf-8") if path.is_file() else ""
+    text = page(known, results, before, date=time.strftime("%Y-%m-%d"), machine=_machine())
+    path.write_text(text, encoding="utf-8")
+    print(f"written to {PAGE}")
+    return 1 if bad else 0
+
+
+def _refuse(line: str) -> int:
+    print(f"error: {line}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
