@@ -24,14 +24,15 @@ import subprocess
 import sys
 import tempfile
 import time
-import tomllib
 import traceback
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Mutation", "Outcome", "Result", "Workplace", "load", "main", "page", "problems", "run"]
+from mutation_list import Mutation, load, problems
+
+__all__ = ["Outcome", "Result", "Workplace", "main", "page", "run"]
 
 ROOT = Path(__file__).resolve().parents[1]
 LIST, PAGE = "tests/mutations.toml", "docs/mutants.md"
@@ -47,29 +48,6 @@ _FIRST_LIMIT = 600.0
 
 KILLED, SURVIVED, REASONED = "killed", "SURVIVED", "reasoned"
 FAILS_WITHOUT, NOT_RUN, NOT_TRIED = "tests fail without it", "tests do not run", "not tried yet"
-
-
-@dataclass(frozen=True)
-class Mutation:
-    """A mistake, and the tests that have to see it.
-
-    Args:
-        name: Its name, by which it is picked.
-        file: File of the repository.
-        breaks: What is broken, in a sentence.
-        old: Text of the file that occurs once in it.
-        new: Text in its place.
-        tests: Selectors of pytest: a file and a function of it, perhaps with a case in brackets.
-        reason: Why no test can see it, for a mutation that changes nothing.
-    """
-
-    name: str
-    file: str
-    breaks: str
-    old: str
-    new: str
-    tests: tuple[str, ...] = ()
-    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -104,63 +82,6 @@ class Result:
     state: str
     by: str = ""
     seconds: float = 0.0
-
-
-def load(path: Path) -> list[Mutation]:
-    """Read a list of mutations.
-
-    Args:
-        path: A TOML file with tables ``[[mutation]]``, whose keys are the fields of :class:`Mutation`.
-
-    Raises:
-        ValueError: If it is not such a list; one line says where.
-    """
-    mutations = []
-    for number, table in enumerate(tomllib.loads(path.read_text(encoding="utf-8")).get("mutation", ()), start=1):
-        known = {field.name for field in fields(Mutation)}
-        if unknown := set(table) - known:
-            raise ValueError(f"{path}: mutation {number} has an unknown key {min(unknown)}: use {', '.join(known)}")
-        if lacking := [key for key in ("name", "file", "breaks", "old", "new") if key not in table]:
-            raise ValueError(f"{path}: mutation {number} has no {lacking[0]}: add it")
-        mutations.append(Mutation(**{**table, "tests": tuple(table.get("tests", ()))}))
-    return mutations
-
-
-def problems(mutations: Sequence[Mutation], root: Path) -> list[str]:
-    """Return what is wrong with a list, a line each: old texts, selectors, names; nothing is imported or collected.
-
-    Args:
-        mutations: The list.
-        root: Folder of the repository.
-    """
-    lines = []
-    names = [mutation.name for mutation in mutations]
-    lines += [f"{name}: two mutations have this name" for name in sorted({n for n in names if names.count(n) > 1})]
-    functions: dict[str, set[str]] = {}
-    for mutation in mutations:
-        path = root / mutation.file
-        count = path.read_text(encoding="utf-8").count(mutation.old) if path.is_file() else 0
-        if count != 1:
-            lines.append(f"{mutation.name}: the old text occurs {count} times in {mutation.file}, and has to once")
-        if mutation.old == mutation.new:
-            lines.append(f"{mutation.name}: the new text is the old one")
-        if bool(mutation.tests) == bool(mutation.reason):
-            lines.append(f"{mutation.name}: it needs tests, or a reason why there are none")
-        for selector in mutation.tests:
-            file, _, function = selector.partition("::")
-            if file not in functions:
-                functions[file] = _functions(root / file)
-            if function.partition("[")[0] not in functions[file]:
-                lines.append(f"{mutation.name}: there is no test {selector}")
-    return lines
-
-
-def _functions(path: Path) -> set[str]:
-    """Return the names of a module's functions; none where there is no such file."""
-    if not path.is_file():
-        return set()
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
 class _Recorder:
@@ -319,13 +240,22 @@ def _wait(pid: int, limit: float) -> int | None:
     return os.waitstatus_to_exitcode(status) if ended else None
 
 
-def run(mutations: Sequence[Mutation], root: Path = ROOT, limit: float = 300.0) -> list[Result]:
+def run(
+    mutations: Sequence[Mutation],
+    root: Path = ROOT,
+    limit: float = 300.0,
+    keep: Callable[[Sequence[Result]], None] = lambda results: None,
+) -> list[Result]:
     """Make each mutation in turn, and print a line on each.
 
     Args:
         mutations: The mutations.
         root: Folder of the repository.
         limit: Seconds that a mutation's tests may take; more is a sign that it was seen.
+        keep: Called with all results after each mutation.
+
+    Raises:
+        RuntimeError: If the tests do not run without any mutation.
     """
     # With more threads than one the order of sums depends on the machine, and a fork keeps none of them.
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -345,6 +275,7 @@ def run(mutations: Sequence[Mutation], root: Path = ROOT, limit: float = 300.0) 
         started = time.monotonic()
         for mutation in mutations:
             results.append(_result(workplace, mutation, without.failed))
+            keep(results)
             _print_progress(results, len(mutations), time.monotonic() - started)
     return results
 
@@ -447,18 +378,21 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     chosen = [one for one in known if not options.names or any(fnmatch.fnmatch(one.name, n) for n in options.names)]
     if wrong := problems(known, root):
         return _refuse(f"{LIST}: {wrong[0]} ({len(wrong)} in all)")
+    path = root / PAGE
+    before = path.read_text(encoding="utf-8") if path.is_file() else ""
+
+    def keep(results: Sequence[Result]) -> None:
+        # After each mutation, so that a run that is interrupted has not been in vain.
+        text = page(known, results, before, date=time.strftime("%Y-%m-%d"), machine=_machine())
+        path.write_text(text, encoding="utf-8")
+
     try:
-        results = run(chosen, root, options.limit)
+        results = run(chosen, root, options.limit, keep)
     except RuntimeError as error:
         return _refuse(str(error))
     bad = [result for result in results if result.state not in (KILLED, REASONED)]
     killed = sum(result.state == KILLED for result in results)
     print(f"{killed} of {len(results)} killed, {len(bad)} to look at: {', '.join(r.mutation.name for r in bad) or '-'}")
-    path = root / PAGE
-    before = path.read_text(encoding="utf-8") if path.is_file() else ""
-    text = page(known, results, before, date=time.strftime("%Y-%m-%d"), machine=_machine())
-    path.write_text(text, encoding="utf-8")
-    print(f"written to {PAGE}")
     return 1 if bad else 0
 
 
