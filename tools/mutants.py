@@ -12,6 +12,7 @@ import ast
 import compileall
 import contextlib
 import fnmatch
+import gc
 import importlib
 import importlib.util
 import json
@@ -131,6 +132,8 @@ class Workplace:
             # What is missing here is missed by the tests that need it.
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
+        # What is collected in a forked process is copied there: the libraries are not looked at again.
+        gc.freeze()
 
     def run_mutated(self, mutation: Mutation) -> Outcome:
         """Make a mutation, run its tests up to the first that fails, and restore the file."""
@@ -140,18 +143,18 @@ class Workplace:
         try:
             compiled.unlink(missing_ok=True)
             path.write_bytes(content.replace(mutation.old.encode(), mutation.new.encode()))
-            return self.run_tests(mutation.tests, ("-x",), self._limit)
+            return self.run_tests(mutation.tests, self._limit, mutated=True)
         finally:
             path.write_bytes(content)
             py_compile.compile(str(path), doraise=False, invalidation_mode=_COMPILED)
 
-    def run_tests(self, tests: Sequence[str], options: Sequence[str], limit: float) -> Outcome:
+    def run_tests(self, tests: Sequence[str], limit: float, *, mutated: bool) -> Outcome:
         """Run tests in a process of their own.
 
         Args:
             tests: Selectors.
-            options: Options of pytest.
             limit: Seconds after which it is killed.
+            mutated: Whether the first that fails is enough, and nothing of the copy may be kept compiled.
         """
         scratch = self._folder / "scratch"
         scratch.mkdir()
@@ -159,7 +162,7 @@ class Workplace:
         sys.stdout.flush()
         pid = os.fork()
         if pid == 0:
-            self._run_child([*_PYTEST, *options, *tests], scratch)
+            self._run_child([*_PYTEST, *(["-x"] if mutated else []), *tests], scratch, mutated)
         try:
             status = _wait(pid, limit)
             log, failed = scratch / "log", scratch / "failed"
@@ -172,7 +175,7 @@ class Workplace:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
-    def _run_child(self, arguments: list[str], scratch: Path) -> None:
+    def _run_child(self, arguments: list[str], scratch: Path, mutated: bool) -> None:
         """Run pytest in the copy, and exit; the body of a forked process."""
         status = 70
         try:
@@ -182,8 +185,10 @@ class Workplace:
             os.dup2(log, 1)
             os.dup2(log, 2)
             os.chdir(self.copy)
-            os.environ |= {"PYTHONPATH": str(self.copy), "TMPDIR": str(scratch), "PYTHONDONTWRITEBYTECODE": "1"}
-            sys.dont_write_bytecode, sys.argv, tempfile.tempdir = True, ["pytest"], None
+            os.environ |= {"PYTHONPATH": str(self.copy), "TMPDIR": str(scratch)}
+            if mutated:
+                os.environ["PYTHONDONTWRITEBYTECODE"], sys.dont_write_bytecode = "1", True
+            sys.argv, tempfile.tempdir = ["pytest"], None
             sys.path[0] = str(self.copy)
             import pytest
 
@@ -267,7 +272,7 @@ def run(
         without = Outcome(0, (), 0.0, "")
         if tests:
             print(f"{len(tests)} tests without any mutation ...", flush=True)
-            without = workplace.run_tests(tests, (), _FIRST_LIMIT + limit * len(tests))
+            without = workplace.run_tests(tests, _FIRST_LIMIT + limit * len(tests), mutated=False)
             print(f"{len(tests)} tests without any mutation: {len(without.failed)} fail, {without.seconds:.0f} s")
         if without.status not in (0, 1):
             raise RuntimeError(f"the tests do not run as they are (status {without.status}):\n{without.log}")
