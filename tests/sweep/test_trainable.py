@@ -16,8 +16,6 @@ from pipeline.sweep import trainable as module
 @pytest.fixture
 def trial(monkeypatch, small, tmp_path) -> Callable[..., tuple[list[str], list[dict[str, Any]]]]:
     """Runs a trial without workers, of which each attempt ends as it is told to: kinds of reports, and attempts."""
-    for name in ("HEALTH_CHECK_INTERVAL_S", "PREEMPTION_POLL_INTERVAL_S", "WORKER_HEALTH_CHECK_TIMEOUT_S"):
-        monkeypatch.setenv(f"RAY_TRAIN_{name}", "1")
     reports: list[dict[str, Any]] = []
     attempts: list[dict[str, Any]] = []
     tune = SimpleNamespace(
@@ -25,6 +23,7 @@ def trial(monkeypatch, small, tmp_path) -> Callable[..., tuple[list[str], list[d
         get_checkpoint=lambda: None,
         report=reports.append,
     )
+    monkeypatch.setattr(module, "set_environment", lambda timeout: None)
     monkeypatch.setattr(module, "tune", tune)
     monkeypatch.setattr(module, "Queue", lambda **_: None)
 
