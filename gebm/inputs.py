@@ -2,9 +2,10 @@
 
 - *Batches.* A floating-point tensor (N, ...) of the shape that the base makes, on any device. Of a tuple or list, such
   as ``(image, label)``, the first entry is taken; of a mapping, the one entry of that shape. Arrays of numpy are
-  tensors. Data are moved to the model's device and type. Refused are integers, whose scale nobody knows, shapes that
-  differ, no rows at all, and numbers that are not finite; those are looked for on the CPU alone, for a look at another
-  device would wait for it. A last batch may be smaller.
+  tensors, whatever their order of bytes, strides and flags. Data are moved to the model's device and type. Refused are
+  integers, whose scale nobody knows, shapes that differ, no rows at all, and numbers that are not finite; those are
+  looked for on the CPU alone, for a look at another device would wait for it. A last batch may be smaller.
+- *Numbers.* Python's, numpy's, or a tensor of no dimension; they are kept as Python's. A truth value is none.
 - *Parameters.* An optimizer owns all trainable parameters of its part, and none of another part's. Frozen ones
   (``requires_grad`` off) stay as they are, whether it owns them or not. Trained weights have float32 or float64.
 - *Networks* get their input in the type of their weights. In an autocast region autocast decides.
@@ -24,13 +25,14 @@ from torch.optim import LBFGS, Optimizer
 
 __all__ = [
     "as_batch",
+    "as_beta",
     "as_count",
+    "as_number",
     "cast_to",
     "explained",
     "network_dtype",
     "next_batch",
     "one_per_sample",
-    "require_beta",
     "require_generator",
     "require_methods",
     "require_module",
@@ -71,21 +73,53 @@ def as_count(name: str, value: Any, minimum: int = 1) -> int:
     return number
 
 
-def require_beta(beta: Any) -> None:
-    """Raise a one-line error unless ``beta`` is an inverse temperature: a number from zero on.
+def as_number(name: str, value: Any) -> float:
+    """Return a real number as Python's own, so that arithmetic with tensors is torch's.
+
+    Args:
+        name: The argument's name.
+        value: A number: Python's, numpy's, or a tensor of no dimension.
+
+    Raises:
+        TypeError: If it is no number, such as a text, a truth value or a row of numbers.
 
     Example:
-        >>> require_beta(-1.0)
+        >>> as_number("lr", torch.tensor(0.5)), as_number("lr", 1)
+        (0.5, 1)
+        >>> as_number("lr", "0.5")
+        Traceback (most recent call last):
+        ...
+        TypeError: lr must be a number, not '0.5'
+    """
+    if type(value) in (int, float):
+        return value
+    plain = value.detach() if isinstance(value, Tensor) else value
+    if not isinstance(plain, str | bytes | bytearray | bool | complex) and getattr(plain, "ndim", 0) == 0:
+        try:
+            return float(plain)
+        # Of a tensor, also one that has no numbers, on the device "meta".
+        except (TypeError, ValueError, OverflowError, RuntimeError):
+            pass
+    raise TypeError(f"{name} must be a number, not {value!r}")
+
+
+def as_beta(beta: Any) -> float:
+    """Return an inverse temperature, a number from zero on, as Python's own.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is negative or not finite.
+
+    Example:
+        >>> as_beta(-1.0)
         Traceback (most recent call last):
         ...
         ValueError: beta must be at least 0, the prior alone, and finite, not -1.0
     """
-    try:
-        valid = math.isfinite(beta) and beta >= 0
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"beta must be a number, not {beta!r}") from None
-    if not valid:
-        raise ValueError(f"beta must be at least 0, the prior alone, and finite, not {beta}")
+    number = as_number("beta", beta)
+    if not (math.isfinite(number) and number >= 0):
+        raise ValueError(f"beta must be at least 0, the prior alone, and finite, not {number}")
+    return number
 
 
 def require_generator(generator: Any) -> None:
@@ -287,10 +321,21 @@ def _as_tensor(value: Any) -> Any:
     if not hasattr(value, "__array_interface__"):
         return value
     try:
-        return torch.as_tensor(value)
+        return torch.as_tensor(value if _is_plain(value) else value.astype(value.dtype.newbyteorder("=")))
     # An array of texts or objects.
     except TypeError:
         return value
+
+
+def _is_plain(array: Any) -> bool:
+    """Return whether torch takes an array as it is.
+
+    It refuses another order of bytes than the machine's and negative strides, and warns of an array that cannot be
+    written, such as a mapped file's; it has a copy of these.
+    """
+    if not hasattr(array, "flags"):
+        return True
+    return array.flags.writeable and array.dtype.isnative and min(array.strides, default=0) >= 0
 
 
 def _fits(value: Any, shape: tuple[int, ...] | None) -> bool:

@@ -14,11 +14,12 @@ from torch.nn.parallel import DistributedDataParallel
 from gebm import samplers
 from gebm.freezing import frozen
 from gebm.inputs import (
+    as_beta,
     as_count,
+    as_number,
     cast_to,
     explained,
     one_per_sample,
-    require_beta,
     require_generator,
     require_methods,
     require_module,
@@ -137,10 +138,10 @@ class BoundedEnergy(nn.Module):
     def __init__(self, network: nn.Module, floor: float = -10.0) -> None:
         super().__init__()
         require_module("energy", network)
-        if not (isinstance(floor, int | float) and floor < math.inf):
+        self.floor = as_number("the energy's floor", floor)
+        if not self.floor < math.inf:
             raise ValueError(f"the energy's floor is {floor!r}: choose a number, or minus infinity for none")
         self.network = network
-        self.floor = floor
 
     def extra_repr(self) -> str:
         """Return the settings that ``repr`` shows."""
@@ -408,7 +409,7 @@ class GEBM(nn.Module):
             >>> gradient.shape
             torch.Size([4, 2])
         """
-        require_beta(beta)
+        beta = as_beta(beta)
         with frozen(self.base, self.energy), torch.autocast(z.device.type, enabled=False):
             return beta * self.energy(self.decode(z)) - self.prior.log_prob(z.to(samplers.wide(z.dtype)))
 
@@ -474,7 +475,7 @@ class GEBM(nn.Module):
         """
         sizes = _sizes(n, batch_size)
         require_generator(generator)
-        require_beta(beta)
+        beta = as_beta(beta)
         z0_ND = self.prior.sample(sum(sizes), generator)
         seed = int(samplers.philox.draw_key(generator, z0_ND.device))
         samples, first = [], 0

@@ -21,6 +21,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from gebm.inputs import as_number
+
 __all__ = ["L2", "NAMES", "R1", "R2", "GradientPenalty", "Lazy", "NoPenalty", "Penalty", "make"]
 
 Energy = Callable[[Tensor], Tensor]
@@ -47,6 +49,7 @@ class _Weighted:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "weight", as_number("the penalty's weight", self.weight))
         if not self.weight >= 0:
             raise ValueError(f"the penalty's weight is {self.weight}: choose zero or more")
 
@@ -94,6 +97,7 @@ class GradientPenalty(_Weighted):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "target", as_number("the gradient's target", self.target))
         if not self.target >= 0:
             raise ValueError(f"the gradient's target is {self.target}: a norm is zero or more")
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
-from gebm.inputs import as_count
+from gebm.inputs import as_count, as_number
 
 __all__ = [
     "GradientState",
@@ -23,11 +23,11 @@ __all__ = [
     "StateT",
     "StepDecay",
     "as_latents",
+    "convert_positive",
     "counter",
     "evaluate",
     "finite_rows",
     "number_chains",
-    "require_positive",
     "require_prior",
     "value_and_gradient",
     "wide",
@@ -179,7 +179,7 @@ class StepDecay:
     every: int = 200
 
     def __post_init__(self) -> None:
-        require_positive("factor", self.factor)
+        convert_positive(self, "factor")
         if self.factor > 1:
             raise ValueError(f"factor must be at most 1 for the step size to decay, not {self.factor}")
         as_count("every", self.every)
@@ -189,17 +189,33 @@ class StepDecay:
         return float(self.factor ** (int(step) // self.every))
 
 
-def require_positive(name: str, value: float) -> None:
-    """Raise a one-line ValueError unless ``value`` is a positive, finite number.
+def convert_positive(settings: object, *names: str) -> None:
+    """Convert fields of a frozen dataclass to Python's own numbers, which compare, print and save.
+
+    Args:
+        settings: The dataclass.
+        *names: Its fields, each a positive number: Python's, numpy's, or a tensor of no dimension.
+
+    Raises:
+        ValueError: If one is no positive, finite number.
 
     Example:
-        >>> require_positive("step_size", -1.0)
+        >>> StepDecay(factor=torch.tensor(0.5))
+        StepDecay(factor=0.5, every=200)
+        >>> StepDecay(factor=-1.0)
         Traceback (most recent call last):
         ...
-        ValueError: step_size must be a positive, finite number, not -1.0
+        ValueError: factor must be a positive, finite number, not -1.0
     """
-    if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be a positive, finite number, not {value!r}")
+    for name in names:
+        value = getattr(settings, name)
+        try:
+            number = as_number(name, value)
+        except TypeError:
+            number = math.nan
+        if not (math.isfinite(number) and number > 0):
+            raise ValueError(f"{name} must be a positive, finite number, not {value!r}")
+        object.__setattr__(settings, name, number)
 
 
 def counter() -> Tensor:

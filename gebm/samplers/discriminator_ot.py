@@ -13,11 +13,11 @@ from gebm.samplers.base import (
     Potential,
     Prior,
     as_latents,
+    convert_positive,
     counter,
     evaluate,
     finite_rows,
     number_chains,
-    require_positive,
     require_prior,
     value_and_gradient,
 )
@@ -134,9 +134,9 @@ class DiscriminatorOptimalTransport:
     prior: Prior | None = None
 
     def __post_init__(self) -> None:
-        require_positive("step_size", self.step_size)
+        convert_positive(self, "step_size")
         if self.lipschitz is not None:
-            require_positive("lipschitz", self.lipschitz)
+            convert_positive(self, "lipschitz")
         if self.prior is not None:
             require_prior(self.prior)
 

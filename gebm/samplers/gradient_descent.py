@@ -12,9 +12,9 @@ from gebm.samplers.base import (
     Potential,
     StepDecay,
     as_latents,
+    convert_positive,
     counter,
     number_chains,
-    require_positive,
     value_and_gradient,
 )
 from gebm.samplers.langevin import LangevinInfo, langevin_info
@@ -46,7 +46,7 @@ class GradientDescent:
     schedule: StepDecay | None = None
 
     def __post_init__(self) -> None:
-        require_positive("step_size", self.step_size)
+        convert_positive(self, "step_size")
 
     @property
     def gradients_per_step(self) -> int:

@@ -12,10 +12,10 @@ from gebm.samplers.base import (
     GradientState,
     Potential,
     as_latents,
+    convert_positive,
     counter,
     finite_rows,
     number_chains,
-    require_positive,
     value_and_gradient,
 )
 from gebm.samplers.metropolis import MetropolisInfo, accept, as_inverse_mass, scales
@@ -52,7 +52,7 @@ class HMC:
     inverse_mass: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        require_positive("step_size", self.step_size)
+        convert_positive(self, "step_size")
         as_count("num_leapfrog_steps", self.num_leapfrog_steps)
         object.__setattr__(self, "inverse_mass", as_inverse_mass(self.inverse_mass))
 

@@ -14,11 +14,11 @@ from gebm.samplers.base import (
     Potential,
     StepDecay,
     as_latents,
+    convert_positive,
     counter,
     evaluate,
     finite_rows,
     number_chains,
-    require_positive,
     value_and_gradient,
 )
 from gebm.samplers.metropolis import MetropolisInfo, accept, as_inverse_mass, scales
@@ -104,7 +104,7 @@ class UnadjustedLangevin:
     schedule: StepDecay | None = None
 
     def __post_init__(self) -> None:
-        require_positive("step_size", self.step_size)
+        convert_positive(self, "step_size")
 
     @property
     def gradients_per_step(self) -> int:
@@ -161,8 +161,7 @@ class KineticLangevin:
     initial_velocity: str = "zero"
 
     def __post_init__(self) -> None:
-        require_positive("step_size", self.step_size)
-        require_positive("friction", self.friction)
+        convert_positive(self, "step_size", "friction")
         if self.initial_velocity not in ("zero", "normal"):
             raise ValueError(f"initial_velocity must be 'zero' or 'normal', not {self.initial_velocity!r}")
 
@@ -225,7 +224,7 @@ class MALA:
     inverse_mass: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        require_positive("step_size", self.step_size)
+        convert_positive(self, "step_size")
         object.__setattr__(self, "inverse_mass", as_inverse_mass(self.inverse_mass))
 
     @property

@@ -14,11 +14,11 @@ from gebm.samplers.base import (
     Potential,
     Prior,
     as_latents,
+    convert_positive,
     counter,
     evaluate,
     finite_rows,
     number_chains,
-    require_positive,
     require_prior,
 )
 from gebm.samplers.philox import draw_key, normal, uniform
@@ -205,7 +205,7 @@ class RandomWalkMetropolis:
     step_size: float
 
     def __post_init__(self) -> None:
-        require_positive("step_size", self.step_size)
+        convert_positive(self, "step_size")
 
     @property
     def gradients_per_step(self) -> int:

@@ -22,6 +22,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from gebm.inputs import as_number
+
 __all__ = ["NAMES", "ArbelTransform", "ClipGradients", "GradientGuard", "NoGuard", "make"]
 
 
@@ -65,6 +67,7 @@ class ClipGradients:
     max_norm: float = 1.0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "max_norm", as_number("max_norm", self.max_norm))
         if not self.max_norm > 0:
             raise ValueError(f"gradients are clipped to a norm of {self.max_norm}: choose a positive one")
 

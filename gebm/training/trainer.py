@@ -158,8 +158,10 @@ class Trainer:
         inputs.require_methods("negatives", self.negatives, ("draw", "needs_density"), "gebm.LatentChain()")
         if self._precision not in (torch.float32, torch.bfloat16):
             raise ValueError(f"no training in {self._precision}: choose torch.float32 or torch.bfloat16")
-        if decay is not None and not (isinstance(decay, int | float) and 0 < decay < 1):
-            raise ValueError(f"the average's decay is {decay!r}: choose a number between 0 and 1, or none")
+        if decay is not None:
+            self.ema_decay = inputs.as_number("ema_decay", decay)
+            if not 0 < self.ema_decay < 1:
+                raise ValueError(f"the average's decay is {decay!r}: choose a number between 0 and 1, or none")
         if self.latent_batch_size is not None:
             self.latent_batch_size = inputs.as_count("latent_batch_size", self.latent_batch_size)
         if not (self.train_base or self.objective.trains_energy):

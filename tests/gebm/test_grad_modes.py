@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch import nn
 
 from gebm import (
     GEBM,
     StandardNormal,
     energies_of,
     folded,
+    frozen,
     log_partition_annealed,
     log_partition_monte_carlo,
     networks,
@@ -108,3 +111,47 @@ def test_a_model_that_was_built_in_inference_mode_is_refused_in_a_line():
         model.sample(2, samplers.MALA(0.1), 1)
     with pytest.raises(ValueError, match=r"built or copied under torch.inference_mode.*: do that outside"):
         trainer_of(model)
+
+
+def test_threads_share_a_model_in_training_mode_and_leave_it_so():
+    model = digits_model().train()
+
+    def sample(seed: int) -> torch.Tensor:
+        return model.sample(3, samplers.MALA(0.1), 5, generator=rng(seed))
+
+    expected = [sample(seed) for seed in range(8)]
+    before = snapshot(model)
+    with ThreadPoolExecutor(4) as pool:
+        assert all(map(torch.equal, pool.map(sample, range(8)), expected))
+    assert not changed(model, before)
+    assert all(layer.training for layer in model.modules())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_blocks_that_overlap_hold_a_network_until_the_last_one_ends():
+    whole = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    for first, second in itertools.permutations([whole, whole[1], whole[0]], 2):
+        outer, inner = frozen(first), frozen(second)
+        outer.__enter__()
+        inner.__enter__()
+        outer.__exit__(None, None, None)
+        assert not any(layer.training for layer in second.modules())
+        assert not any(parameter.requires_grad for parameter in second.parameters())
+        inner.__exit__(None, None, None)
+        assert all(layer.training for layer in whole.modules())
+        assert all(parameter.requires_grad for parameter in whole.parameters())
+
+
+def test_a_transform_of_torch_func_goes_inside_a_frozen_block():
+    model, z = model_of("mlp"), torch.ones(3, 2)
+
+    def gradients() -> torch.Tensor:
+        return torch.func.vmap(torch.func.grad(lambda row: model.potential(row[None])[0]))(z)
+
+    with pytest.raises(RuntimeError, match=r"put `with gebm\.frozen"):
+        gradients()
+    assert all(layer.training for layer in model.modules())
+    with frozen(model.base, model.energy):
+        expected = gradients()
+    z.requires_grad_(True)
+    torch.testing.assert_close(torch.autograd.grad(model.potential(z).sum(), z)[0], expected)

@@ -14,6 +14,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from gebm import (
     GEBM,
     KALE,
+    BoundedEnergy,
+    ClipGradients,
+    StandardNormal,
     Trainer,
     adam,
     energies_of,
@@ -22,6 +25,7 @@ from gebm import (
     penalties,
     samplers,
 )
+from gebm.inputs import as_number
 from tests.helpers.kernels import gaussian_potential, rng
 from tests.helpers.trainers import changed, digits_model, images, linear_model, snapshot, trainer_of, vectors
 
@@ -48,10 +52,16 @@ ACCEPTED = {
     "numpy": X.numpy(),
     "mapping with names": {"image": X.numpy(), "name": np.array(["a"] * 8)},
     "numpy, float64, in a mapping": {"x": X.double().numpy(), "y": np.zeros(8)},
+    "numpy, big-endian": X.numpy().astype(">f4"),
+    "numpy, big-endian, in a mapping": {"x": X.double().numpy().astype(">f8")},
+    "numpy, by columns": np.asfortranarray(X.numpy()),
+    "numpy, backwards": X.flip(0).numpy()[::-1],
+    "numpy, mapped from a file": np.frombuffer(X.numpy().tobytes(), "f4").reshape(8, 2),
     "with a graph": X.clone().requires_grad_(True) * 1,
 }
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("batch", ACCEPTED.values(), ids=ACCEPTED.keys())
 def test_all_that_holds_the_same_data_trains_alike(batch):
     expected, result = one_step(itertools.repeat(X)), one_step(itertools.repeat(batch))
@@ -230,7 +240,7 @@ ARGUMENTS = {
     "alternation": (lambda m: trainer_of(m, alternation=5), TypeError, "alternation must have"),
     "schedule": (lambda m: trainer_of(m, schedule="cosine"), TypeError, "schedule must have"),
     "negatives": (lambda m: trainer_of(m, negatives="pcd"), TypeError, "negatives must have"),
-    "ema_decay": (lambda m: trainer_of(m, ema_decay="0.9"), ValueError, "decay is '0.9'"),
+    "ema_decay": (lambda m: trainer_of(m, ema_decay="0.9"), TypeError, "ema_decay must be a number, not '0.9'"),
     "latent_batch_size": (lambda m: trainer_of(m, latent_batch_size=2.5), TypeError, "must be an integer, not 2.5"),
     "model": (lambda m: trainer_of(m, objective=KALE()) and Trainer(m.base, objective=KALE()), TypeError, "gebm must"),
     "steps": (lambda m: trainer_of(m).train_energy(vectors(), rng(0), -1), ValueError, "at least 0, not -1"),
@@ -263,3 +273,32 @@ def test_the_state_of_another_network_is_refused_in_a_line():
     deep.step(vectors(), rng(0))
     refuses(ValueError, "does not have", lambda: trainer_of(linear_model()).load_state_dict(deep.state_dict()))
     refuses(ValueError, "the state lacks tensors, values: give what", lambda: large.load_state_dict({}))
+
+
+def numbers_of(kind) -> list[object]:
+    """Settings that are numbers, each given as ``kind`` makes it."""
+    half = kind(0.5)
+    kernels = [samplers.make(name, step_size=half, friction=half, prior=StandardNormal(2)) for name in samplers.NAMES]
+    weights = [penalties.make(name, half) for name in penalties.NAMES]
+    floor = BoundedEnergy(nn.Identity(), half).floor
+    return [*kernels, *weights, floor, ClipGradients(half), samplers.StepDecay(half)]
+
+
+def parameter(number: float) -> nn.Parameter:
+    return nn.Parameter(torch.tensor(number))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.array, torch.tensor, parameter])
+def test_a_number_may_be_of_any_library_and_is_kept_as_pythons(kind):
+    assert repr(numbers_of(kind)) == repr(numbers_of(float))
+    model = linear_model()
+    z = torch.ones(3, model.prior.dim)
+    assert torch.equal(model.potential(z, beta=kind(0.5)), model.potential(z, beta=0.5))
+    assert trainer_of(model, ema_decay=kind(0.5)).ema_decay == 0.5
+
+
+@pytest.mark.parametrize("value", ["0.5", True, None, 0.5j, [0.5], torch.ones(1), torch.ones((), device="meta")])
+def test_what_is_no_number_is_refused_in_a_line(value):
+    refuses(TypeError, "must be a number, not", lambda: as_number("weight", value))
+    refuses(ValueError, "must be a positive, finite number, not", lambda: samplers.MALA(value))
