@@ -10,7 +10,7 @@ pixels of the file        pixels of the store
 32-bit integers, gray     as they are up to 255, divided by 257 up to 65,535
 floats, gray              times 255 if all are in [0, 1], as they are if all are in [0, 255]
 transparent               over white
-CMYK, YCbCr, HSV          by Pillow's own formulas, without the file's color profile
+CMYK, YCbCr, HSV, LAB     by Pillow's own formulas, without the file's color profile
 turned by EXIF            turned back
 animated, several pages   the first
 ========================  ==============================================================================
@@ -143,13 +143,23 @@ def _decode(data: bytes, channels: int) -> Image.Image:
         # The size in the header, before any memory is asked for.
         if opened.width * opened.height > MAX_PIXELS:
             raise UnreadableImage(f"more than {MAX_PIXELS:,} pixels")
+        deep = any(str(tile[3]).endswith(";16B") for tile in opened.tile)
         opened.load()
         upright = _upright(opened)
+        transparent = upright.info.get("transparency")
         if upright.mode.startswith(("F", "I")):
-            upright = Image.fromarray(_eight_bits(np.asarray(upright), _full_scale(opened)))
+            pixels = np.asarray(upright)
+            gray = _eight_bits(pixels, _full_scale(opened))
+            upright = Image.fromarray(gray if transparent is None else np.where(pixels == transparent, 255, gray))
         elif upright.has_transparency_data:
+            if deep and isinstance(transparent, tuple):
+                # The upper eight bits, as of the pixels.
+                upright.info["transparency"] = tuple(level >> 8 for level in transparent)
             upright = upright.convert("RGBA")
             upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
+        if upright.mode == "LAB":
+            # Pillow has no way from it to gray.
+            upright = upright.convert("RGB")
         return upright.convert("L" if channels == 1 else "RGB")
 
 

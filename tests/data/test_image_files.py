@@ -127,8 +127,24 @@ def test_what_is_transparent_is_white(kind: str) -> None:
     assert (gray(data) == 255).all()
 
 
+@pytest.mark.parametrize("color", [0, 2], ids=["gray", "RGB"])
+def test_what_is_transparent_in_sixteen_bits_is_white(color: int) -> None:
+    channels = 3 if color else 1
+    pixels = np.full((2, 2, channels), 0x1234, ">u2")
+    pixels[0] = key = np.array([0xABCD, 0x1111, 0x2222], ">u2")[:channels]
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", 2, 2, 16, color, 0, 0, 0)),
+        *((b"tRNS", key.tobytes()), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")),
+    ]
+    stored = np.asarray(open_image(png(chunks), channels)).reshape(2, 2, channels)
+    assert (stored[0] == 255).all() and (stored[1] == 0x12).all()
+
+
 def test_modes_of_color_and_orientation() -> None:
     image = Image.fromarray(PIXELS)
+    color, shade = (np.asarray(open_image(encoded(image.convert("LAB"), "TIFF"), n)).astype(int) for n in (3, 1))
+    assert np.abs(shade - np.asarray(Image.fromarray(color.astype(np.uint8)).convert("L"))).max() == 0
     for mode, options in (("CMYK", {"kind": "TIFF"}), ("YCbCr", {"kind": "TIFF"})):
         assert np.abs(np.asarray(open_image(encoded(image.convert(mode), **options), 3)).astype(int) - PIXELS).max() < 4
     assert set(np.unique(gray(encoded(image.convert("1"))))) == {0, 255}
@@ -142,7 +158,10 @@ def test_modes_of_color_and_orientation() -> None:
 
 
 def png_header(width: int, height: int) -> bytes:
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", b""), (b"IEND", b"")]
+    return png([(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", b""), (b"IEND", b"")])
+
+
+def png(chunks: list[tuple[bytes, bytes]]) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import multiprocessing
 import pickle
@@ -281,6 +282,20 @@ def npz(seed: int, count: int, side: int = 32, **change: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def zipped(members: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        for name, content in members.items():
+            file.writestr(name, content)
+    return buffer.getvalue()
+
+
 @pytest.mark.parametrize("name", ["Imagenet32_train_npz.zip", "folder"])
 @pytest.mark.parametrize("side", [32, 64])
 def test_imagenet32(tmp_path, name: str, side: int) -> None:
@@ -312,7 +327,47 @@ def test_imagenet32_that_is_not_plain_arrays(tmp_path) -> None:
     ):
         url = pack(tmp_path / f"{number}.zip", {"train_data_batch_1.npz": npz(0, 2, **change)})
         refused("imagenet32", url, message)
+    good = dict.fromkeys(("data.npy", "labels.npy"), npy(np.zeros(2, np.uint8)))
+    for number, (name, member) in enumerate(
+        [
+            # A header that promises more than there is memory, a member that is an npz file itself, nothing, a pickle.
+            ("labels.npy", npy(np.zeros(1, np.int64)).replace(b"(1,), }", b"(1000000000000,), }")),
+            ("data.npy", npy(np.zeros(1, np.uint8)).replace(b"(1,), }", b"(1000000000000,), }")),
+            *((name, npz(0, 2)) for name in good),
+            *((name, b"") for name in good),
+            *((name, pickle.dumps(0)) for name in good),
+        ]
+    ):
+        url = pack(tmp_path / f"members-{number}", {"train_data_batch_1.npz": zipped(good | {name: member})})
+        refused("imagenet32", url, "no npz file of plain arrays")
     refused("imagenet32", pack(tmp_path / "c.zip", {"val_data.npz": b"no zip"}), "no npz file of plain arrays")
+
+
+@pytest.mark.parametrize("kind", ["cifar10", "imagenet32"])
+def test_a_disk_that_fills_while_a_source_is_unpacked_is_a_line(tmp_path, monkeypatch, kind: str) -> None:
+    members = {"cifar10": cifar10(), "imagenet32": {"train_data_batch_1.npz": npz(0, 3)}}
+    url = pack(tmp_path / kind, members[kind])
+
+    def fill(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfileobj", fill)
+    refused(kind, url, "^no room in .* to unpack .*: free some, or set TMPDIR")
+
+
+def test_a_member_that_would_fill_the_disk_is_refused_before_it_is_unpacked(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("pipeline.data.sources.archives._MOST_UNPACKED", 2**16)
+    for name in ("data.npy", "labels.npy"):
+        members = {"data.npy": npy(np.zeros(2, np.uint8)), "labels.npy": npy(np.zeros(2, np.uint8)), name: bytes(2**20)}
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
+            for each, content in members.items():
+                file.writestr(each, content)
+        url = pack(tmp_path / name, {"train_data_batch_1.npz": buffer.getvalue()})
+        refused("imagenet32", url, f"{name} of train_data_batch_1.npz of .* unpacks to more than 100 times its size")
+    with zipfile.ZipFile(tmp_path / "bedroom_val_lmdb.zip", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("bedroom_val_lmdb/data.mdb", bytes(2**20))
+    refused("lsun", str(tmp_path / "bedroom_val_lmdb.zip"), "data.mdb of .* unpacks to more than 100 times its size")
 
 
 FOLDER = {

@@ -28,8 +28,20 @@ from pipeline.data.sources.fingerprint import fingerprint_files, fingerprint_lis
 from pipeline.data.sources.folder_walk import FolderListing, list_folder
 from pipeline.runtime.errors import UserError, one_line
 from pipeline.runtime.filesystem import as_user_error, filesystem, is_local
+from pipeline.runtime.printable import printable_name
 
-__all__ = ["Archive", "File", "Folder", "Tar", "TempFolder", "Zip", "archive_errors", "open_archive", "open_files"]
+__all__ = [
+    "Archive",
+    "File",
+    "Folder",
+    "Tar",
+    "TempFolder",
+    "Zip",
+    "archive_errors",
+    "open_archive",
+    "open_files",
+    "require_plausible_size",
+]
 
 # Error numbers of a full disk, a used-up quota and a file system's largest file.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -257,8 +269,10 @@ class Zip:
         """Open one file as a stream."""
         if name in self._listing.broken:
             raise BrokenImage(name, self._listing.broken[name])
+        file, member = self._opened(), self._listing.members[name]
+        require_plausible_size(file.getinfo(member), self.url)
         try:
-            return self._opened().open(self._listing.members[name])
+            return file.open(member)
         # A password, or a method of compression that Python lacks.
         except RuntimeError as error:
             raise UserError(f"{name} of {self.url} cannot be unpacked ({error}): fetch it again") from None
@@ -448,5 +462,23 @@ def _decompressed(path: str, temp: TempFolder, url: str) -> str:
         while chunk := source.read(2**20):
             target.write(chunk)
             if target.tell() > most:
-                raise UserError(f"{url} unpacks to more than {_BEST_COMPRESSION} times its size: check its origin")
+                raise _too_compressed(url)
     return plain
+
+
+def require_plausible_size(member: zipfile.ZipInfo, where: str) -> None:
+    """Check, before a member of a zip file is unpacked to a disk, that it is not made to fill it.
+
+    Args:
+        member: The member.
+        where: Name of the zip file in a message.
+
+    Raises:
+        UserError: If it is packed more tightly than images or numbers can be.
+    """
+    if member.file_size > max(_MOST_UNPACKED, _BEST_COMPRESSION * member.compress_size):
+        raise _too_compressed(f"{printable_name(member.filename, 100)} of {where}")
+
+
+def _too_compressed(name: str) -> UserError:
+    return UserError(f"{name} unpacks to more than {_BEST_COMPRESSION} times its size: check its origin")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.sources.archives import Archive, TempFolder, open_archive
+from pipeline.data.sources.archives import Archive, TempFolder, archive_errors, open_archive
 from pipeline.data.sources.base import choose
 from pipeline.data.sources.published import Part, refuse_copies
 from pipeline.runtime.errors import UserError
@@ -101,7 +101,7 @@ class Cifar10:
 def _collect(archive: Archive, paths: dict[str, str], files: list[str], path: str) -> list[tuple[str, int]]:
     """Concatenate the records of some batch files, and return the number of each."""
     origins = []
-    with open(path, "wb") as target:
+    with archive_errors(archive.url), open(path, "wb") as target:
         for name in files:
             start = target.tell()
             with archive.open(paths[name]) as source:

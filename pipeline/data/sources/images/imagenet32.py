@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import os
 import shutil
 import zipfile
 import zlib
@@ -11,10 +12,10 @@ from typing import IO, Any
 
 import numpy as np
 
-from pipeline.data.sources.archives import TempFolder, open_archive
+from pipeline.data.sources.archives import TempFolder, archive_errors, open_archive, require_plausible_size
 from pipeline.data.sources.base import choose
 from pipeline.data.sources.published import Part, refuse_copies
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import UserError, one_line
 
 __all__ = ["ImageNet32"]
 
@@ -56,7 +57,7 @@ class ImageNet32:
             self.fingerprint = archive.fingerprint(batches)
             for name in sorted(batches, key=lambda name: (len(name), name)):
                 path = self._temp.file(f"data-{len(self._paths)}.npy")
-                with archive.open(name) as file:
+                with archive_errors(url), archive.open(name) as file:
                     labels.append(_unpack(file, path, f"{PurePosixPath(name).name} of {url}"))
                 self._files.append(PurePosixPath(name).name)
                 self._paths.append(path)
@@ -108,28 +109,31 @@ def _is_batch(name: str, split: str | None, suffix: str) -> bool:
 
 def _unpack(file: IO[bytes], path: str, where: str) -> np.ndarray:
     """Write the pixels of one npz file to ``path``, so that they can be mapped, and return its labels."""
+    labels_path = f"{path}.labels"
     try:
         with zipfile.ZipFile(file) as npz:
-            with npz.open("labels.npy") as member:
-                labels = np.lib.format.read_array(member, allow_pickle=False)
-            with npz.open("data.npy") as member, open(path, "wb") as target:
-                shutil.copyfileobj(member, target, 2**20)
-        data = _mapped(path)
+            for name, target_path in (("labels.npy", labels_path), ("data.npy", path)):
+                require_plausible_size(npz.getinfo(name), where)
+                with npz.open(name) as member, open(target_path, "wb") as target:
+                    shutil.copyfileobj(member, target, 2**20)
+        data, labels = _mapped(path), _mapped(labels_path)
+        os.unlink(labels_path)
     except KeyError as error:
         raise UserError(f"{where} lacks an array ({error.args[0]}): fetch it again") from None
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, ValueError, EOFError) as error:
-        raise UserError(f"{where} is no npz file of plain arrays ({error}): fetch it again") from None
+        raise UserError(f"{where} is no npz file of plain arrays ({one_line(error)}): fetch it again") from None
     if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3 * _side(data.shape[1]) ** 2:
         raise UserError(f"data of {where} is not an array uint8 (N, 3 x side x side): fetch it again")
     if labels.shape != data.shape[:1] or labels.dtype.kind not in "iu" or not len(labels):
         raise UserError(f"labels of {where} is not an array of one whole number an image: fetch it again")
     if labels.min() < 1 or labels.max() > _NUM_CLASSES:
         raise UserError(f"labels of {where} are not between 1 and {_NUM_CLASSES}: fetch it again")
-    return labels
+    return np.array(labels)
 
 
 def _mapped(path: str) -> np.ndarray:
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    """Map an array, which asks for no memory: a header may promise more numbers than the file has."""
+    return np.lib.format.open_memmap(path, mode="r")
 
 
 def _side(length: int) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.sources.archives import Folder, TempFolder, open_archive
+from pipeline.data.sources.archives import Folder, TempFolder, archive_errors, open_archive
 from pipeline.data.sources.base import BrokenImage, choose
 from pipeline.data.sources.fingerprint import fingerprint_files
 from pipeline.data.sources.images import lmdb_server
@@ -66,7 +66,7 @@ class LSUN:
             else:
                 self._fingerprint = archive.fingerprint(databases)
                 self._path = self._temp.file(_DATABASE)
-                with archive.open(databases[0]) as source, open(self._path, "wb") as target:
+                with archive_errors(url), archive.open(databases[0]) as source, open(self._path, "wb") as target:
                     shutil.copyfileobj(source, target, 2**20)
         finally:
             archive.close()
