@@ -67,8 +67,7 @@ class SweepResults:
 
     def score(self, trial: TrialRecord) -> float:
         """Return a trial's best score; NaN if it has none."""
-        value = trial.best_metrics.get(self.metric, math.nan)
-        return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
+        return self.records.score(trial)
 
     @property
     def temperature(self) -> str | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, TypeVar
@@ -219,11 +220,16 @@ class SweepSummary:
         errors = {} if error is None else {f"{self.metric}{STANDARD_ERROR}": error}
         return {"base_step": metrics["base_step"], self.metric: metrics[self.metric], **errors}
 
+    def score(self, record: TrialRecord) -> float:
+        """Return a trial's best score; NaN where it has none that is a finite number."""
+        value = record.best_metrics.get(self.metric)
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
+
     def ranking(self) -> list[TrialRecord]:
         """Return the trials, the best first and those without a score last."""
 
         def key(record: TrialRecord) -> tuple[bool, float]:
-            score = record.best_metrics.get(self.metric, math.nan)
+            score = self.score(record)
             return math.isnan(score), score if self.mode == "min" else -score
 
         return sorted(self.trials, key=key)
@@ -233,7 +239,7 @@ class SweepSummary:
         finals, ranked = self.finals(), self.ranking()
         if finals:
             return self.get(finals[0].name)
-        return ranked[0] if ranked and self.metric in ranked[0].best_metrics else None
+        return ranked[0] if ranked and math.isfinite(self.score(ranked[0])) else None
 
     def finals(self) -> list[Finalist]:
         """Return the finalists with their second scores, the best first; empty where these decide nothing."""
@@ -257,20 +263,20 @@ class SweepSummary:
 
         Only trials that finished count, each at its best checkpoint by the sweep's metric.
         """
-        groups: dict[str, dict[int, TrialRecord]] = {}
+        groups: dict[str, dict[str, TrialRecord]] = {}
         for record in self.trials:
-            if "seed" in record.params and self.metric in record.best_metrics and record.status == "finished":
+            if "seed" in record.params and math.isfinite(self.score(record)) and record.status == "finished":
                 shared = {key: value for key, value in record.params.items() if key != "seed"}
                 # A seed that a search drew twice is one seed.
-                groups.setdefault(json.dumps(shared, sort_keys=True), {})[record.params["seed"]] = record
+                groups.setdefault(json.dumps(shared, sort_keys=True), {})[json.dumps(record.params["seed"])] = record
         if all(len(group) == 1 for group in groups.values()):
             return []
         means_over_seeds = []
         for shared, group in groups.items():
             means, errors = {}, {}
             for name in dict.fromkeys([*self.shown, self.metric]):
-                values = [record.best_metrics.get(name, math.nan) for record in group.values()]
-                values = [value for value in values if math.isfinite(value)]
+                values = [record.best_metrics.get(name) for record in group.values()]
+                values = [value for value in values if isinstance(value, int | float) and math.isfinite(value)]
                 if values:
                     means[name] = statistics.fmean(values)
                 if len(values) > 1:
@@ -349,8 +355,11 @@ def read_summary(output: str, start: str | None = None) -> tuple[dict[str, Any],
     files, path = filesystem(output)
     try:
         document = parse_json(read_bytes(files, f"{path}/summary.json", SUMMARY), SUMMARY)
+        if not isinstance(document, dict):
+            raise ValueError("it is not a JSON object")
         trials = _validate(_TRIALS, document["trials"], "trials")
         _validate(_HEAD, document)
+        _require_one_each(trials)
         _locate_checkpoints(output, trials, start or kept_choices(output).get("checkpoint"))
         _validate(_FINALISTS, document.get("finalists", []), "finalists")
     except FileNotFoundError:
@@ -377,6 +386,13 @@ def read_finalists(document: dict[str, Any], trials: list[TrialRecord], output: 
         if checkpoint is not None and relative_place(folder, checkpoint) == finalist.checkpoint:
             finalist.checkpoint = checkpoint
     return [finalist for finalist in finalists if finalist.checkpoint == best.get(finalist.name)]
+
+
+def _require_one_each(trials: list[TrialRecord]) -> None:
+    """Raise ``ValueError`` where two trials have one name, and so one folder, as in summaries that were merged."""
+    for name, count in Counter(trial.name for trial in trials).items():
+        if count > 1:
+            raise ValueError(f"{count} trials are called {name}")
 
 
 def _locate_checkpoints(output: str, trials: list[TrialRecord], start: str | None) -> None:

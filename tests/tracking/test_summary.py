@@ -200,6 +200,30 @@ def test_a_damaged_summary_is_one_line(tmp_path, text):
     assert "\n" not in str(refusal.value) and str(tmp_path) in str(refusal.value)
 
 
+@pytest.mark.parametrize("mode", ["min", "max"])
+@pytest.mark.parametrize("score", ["NaN", "Infinity", "-Infinity", "1e400", "null", "true"])
+def test_a_score_that_is_no_finite_number_is_none(tmp_path, score, mode):
+    trials = [{"name": f"{i:03d}", "params": {"seed": i}, "status": "finished"} for i in range(4)]
+    for trial, value in zip(trials, ["SCORE", 1.0, 2.0], strict=False):
+        trial["best_metrics"] = {"base_step": 10, "fid_gebm": value}
+    text = json.dumps({"trials": trials, "metric": "fid_gebm", "mode": mode}).replace('"SCORE"', score)
+    (tmp_path / "summary.json").write_text(text)
+    records = sweep([], mode)
+    records.trials = read_summary(str(tmp_path))[1]
+    best = records.best()
+    assert [trial.name for trial in records.ranking()][2:] == ["000", "003"] and best is records.ranking()[0]
+    assert [(mean.trials, mean.mean["fid_gebm"]) for mean in records.mean_over_seeds()] == [(2, 1.5)]
+    records.trials = [trial for trial in records.trials if trial.name in ("000", "003")]
+    assert records.best() is None and records.mean_over_seeds() == []
+
+
+def test_trials_of_one_name_are_refused(tmp_path):
+    trial = {"name": "003", "params": {}, "status": "finished"}
+    (tmp_path / "summary.json").write_text(json.dumps({"trials": [trial, {"name": "004", "params": {}}, trial]}))
+    with pytest.raises(UserError, match=r"summary\.json is damaged \(ValueError: 2 trials are called 003\)"):
+        read_summary(str(tmp_path))
+
+
 def test_no_summary_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"no sweep at"):
         read_summary(str(tmp_path))
