@@ -29,6 +29,7 @@ from pipeline.tracking.journal_delivery import Delivery, log_params
 from pipeline.tracking.locations import relative_place
 from pipeline.tracking.metric_names import SKIPPED, metric_name
 from pipeline.tracking.registry import Package
+from pipeline.tracking.resumed_run import why_not_continued
 
 __all__ = ["Tracker", "flatten", "journal_path", "run_folder"]
 
@@ -125,7 +126,8 @@ class Tracker:
             params: Its parameters, nested or flat.
             note: Its description, in Markdown.
             extractor: The feature extractor, named in the metrics; ``None`` where there is none.
-            run_id: Run of an interrupted sweep; where it was deleted, or the tracker is new, another is made.
+            run_id: Run of an interrupted sweep. Where it was deleted, the tracker is new, or the run is not this
+                folder's, another is made; see :func:`pipeline.tracking.resumed_run.why_not_continued`.
 
         Returns:
             The id of the run.
@@ -135,10 +137,10 @@ class Tracker:
         """
         self.extractor = extractor
         with _as_user_error(self.uri):
-            if run_id and not _is_active(self._client, run_id):
+            if run_id and (reason := why_not_continued(self._client, run_id, self._folder)):
                 self._notify(
-                    f"run {run_id} of this sweep is gone from {self.uri}: its trials get new runs from summary.json, "
-                    f"without their pictures"
+                    f"run {run_id} {reason} (tracker {self.uri}): this sweep and its trials get new runs from "
+                    f"summary.json, without their pictures"
                 )
                 run_id = None
             if run_id:
@@ -337,17 +339,6 @@ def _ensure_experiment(client: MlflowClient, uri: str, name: str, artifacts: str
             f"or use tracking.experiment=<another name>"
         )
     return existing
-
-
-def _is_active(client: MlflowClient, run_id: str) -> bool:
-    """Return whether the tracker has a run, and it was not deleted."""
-    try:
-        return client.get_run(run_id).info.lifecycle_stage == LifecycleStage.ACTIVE
-    except MlflowException as error:
-        # An id that no run of MLflow has is an invalid value.
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return False
-        raise
 
 
 def _truncate(text: str) -> str:

@@ -52,7 +52,9 @@ class Driver:
             config.tracking.uri, "small", artifacts=(folder / "artifacts").as_uri(),
             journal=folder / "out" / "tracking.jsonl", folder=config.output, package=write_package,
         )  # fmt: skip
-        self.run_id = self.tracker.start_sweep("sweep", {}, "note", extractor="any", run_id=run_id)
+        self.run_id = self.tracker.start_sweep(
+            "sweep", {"output": config.output}, "note", extractor="any", run_id=run_id
+        )
         self.watch = SweepCallback(config, self.records, self.tracker, self.display)
 
     def close(self) -> None:

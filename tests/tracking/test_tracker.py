@@ -7,6 +7,7 @@ import math
 import os
 import re
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -30,6 +31,7 @@ from pipeline.tracking import database
 from pipeline.tracking.journal import Journal, PermanentError
 from pipeline.tracking.journal_entries import parse_entry, read_artifact
 from pipeline.tracking.mlflow_entities import param_names
+from pipeline.tracking.resumed_run import why_not_continued
 from pipeline.tracking.summary import SweepSummary, TrialRecord
 from pipeline.tracking.tracker import Tracker, flatten
 from tests.helpers.sweep import DATA
@@ -205,7 +207,7 @@ def test_pictures_of_one_name_are_a_slider_over_base_steps(place, tmp_path):
 def test_a_resumed_sweep_goes_on_in_its_runs(place, tmp_path):
     uri, artifacts = place
     first = Tracker(uri, "resumed", artifacts=artifacts, journal=tmp_path / "journal", folder=str(tmp_path))
-    parent = first.start_sweep("sweep", {"seed": 0}, "note", extractor="any")
+    parent = first.start_sweep("sweep", {"seed": 0, "output": str(tmp_path)}, "note", extractor="any")
     first.start_trial("000", {"seed": 0}, {})
     first.log_metrics("000", {"fid_gebm": 2.0}, 10)
     first.end("000", "KILLED")
@@ -263,7 +265,7 @@ def test_a_tracker_that_goes_away_gets_all_of_it_once_when_it_is_back(tmp_path):
     Image.new("L", (8, 8)).save(picture)
     process = serve(tmp_path, port)
     tracker = Tracker(uri, "away", artifacts=None, journal=journal, folder=str(tmp_path), notify=said.append)
-    parent = tracker.start_sweep("sweep", {"seed": 0}, "note", extractor="any")
+    parent = tracker.start_sweep("sweep", {"seed": 0, "output": str(tmp_path)}, "note", extractor="any")
     kill(process)
     sweep_of_two(tracker, picture)  # returns although no server listens
     assert tracker._journal.flush(flush_timeout=3) == 26 and len(journal.read_text().splitlines()) == 26
@@ -532,7 +534,7 @@ def test_a_sweep_whose_run_is_gone_gets_another_from_its_summary(tmp_path, small
     home.mkdir(exist_ok=True)
     again = file_tracker(home, notify=lines.append)
     run_id = again.start_sweep("sweep", {"seed": 0}, "note", extractor="any", run_id=parent)
-    assert run_id != parent and [f"run {parent} of this sweep is gone" in line for line in lines] == [True]
+    assert run_id != parent and [f"run {parent} is gone" in line for line in lines] == [True]
     done = TrialRecord("000", {"seed": 3}, "finished", {"base_step": 20, "fid_gebm": 2.0})
     done.evaluations = [{"base_step": 10, "fid_gebm": 3.0}, {"base_step": 20, "fid_gebm": 2.0}]
     failed = TrialRecord("001", {}, "failed", error="out of memory")
@@ -548,6 +550,45 @@ def test_a_sweep_whose_run_is_gone_gets_another_from_its_summary(tmp_path, small
     assert runs["000"].data.tags["mlflow.parentRunId"] == run_id and runs["000"].data.params["seed"] == "3"
     history = client.get_metric_history(runs["000"].info.run_id, "fid/gebm.any")
     assert sorted({(point.step, point.value) for point in history}) == [(10, 3.0), (20, 2.0)]
+
+
+@pytest.mark.parametrize("fate", ["stays", "linked", "moved", "moved, and another there", "copied", "not a sweep's"])
+def test_a_run_is_continued_from_its_own_folder_and_from_no_copy_of_it(tmp_path, fate):
+    first = file_tracker(tmp_path)
+    folder, now = tmp_path / "sweep", tmp_path / ("sweep" if fate == "stays" else "now")
+    params = {} if fate == "not a sweep's" else {"output": str(folder)}
+    run_id = first.start_sweep("sweep", params, "note", extractor=None)
+    folder.mkdir()
+    (folder / "summary.json").write_text(json.dumps({"mlflow_run_id": run_id}))
+    match fate:
+        case "linked":
+            now.symlink_to(folder)
+        case "moved" | "moved, and another there":
+            folder.rename(now)
+        case "copied" | "not a sweep's":
+            shutil.copytree(folder, now)
+    if fate == "moved, and another there":
+        folder.mkdir()
+        (folder / "summary.json").write_text(json.dumps({"mlflow_run_id": "0" * 32}))
+    reason = why_not_continued(MlflowClient(first.uri), run_id, str(now))
+    assert first.close(60) == 0
+    if fate in ("stays", "linked", "moved", "moved, and another there"):
+        assert reason is None
+    elif fate == "copied":
+        assert reason == f"belongs to {folder}, of which this folder is a copy"
+    else:
+        assert reason == "is not a sweep's"
+
+
+@pytest.mark.parametrize(
+    "origin", ["s3://elsewhere/sweep", "http://127.0.0.1:9/sweep", "ssh://host/sweep", "simplecache::s3://b/sweep"]
+)
+def test_a_run_does_not_decide_whom_to_talk_to(tmp_path, monkeypatch, origin):
+    first = file_tracker(tmp_path)
+    run_id = first.start_sweep("sweep", {"output": origin}, "note", extractor=None)
+    monkeypatch.setattr("pipeline.tracking.resumed_run.filesystem", lambda url: pytest.fail(url))
+    assert str(why_not_continued(MlflowClient(first.uri), run_id, str(tmp_path))).startswith(f"belongs to {origin}")
+    assert first.close(60) == 0
 
 
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
