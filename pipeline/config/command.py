@@ -160,6 +160,8 @@ def compose(config_name: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
         hydra.main(config_path=str(config_root()), config_name=config_name, version_base="1.3")(composition)()
     except ValueError as error:
         raise UserError(_shorten(error)) from None
+    if composition.error is not None:
+        raise composition.error
     if composition.config is None:
         return None
     values = OmegaConf.to_container(composition.config, resolve=True)
@@ -195,15 +197,22 @@ def report_error(error: BaseException) -> int:
 class _Composition:
     """Hydra task that keeps the composed config.
 
-    Hydra returns nothing of its task, and adds lines of its own to an error that is raised inside it, so a command's
-    body runs afterwards.
+    Hydra returns nothing of its task, and prints the whole command line, credentials included, where an error is raised
+    inside it. So an error is kept, and a command's body runs afterwards.
     """
 
     def __init__(self) -> None:
         self.config: DictConfig | None = None
         self.overrides: dict[str, Any] = {}
+        self.error: Exception | None = None
 
     def __call__(self, config: DictConfig) -> None:
+        try:
+            self._keep(config)
+        except Exception as error:
+            self.error = error
+
+    def _keep(self, config: DictConfig) -> None:
         self.config, self.overrides = config, _overridden_keys(config)
         runtime = HydraConfig.get().runtime
         folders = [str(source.path) for source in runtime.config_sources if source.provider == "command-line"]

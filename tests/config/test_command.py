@@ -275,6 +275,23 @@ def test_the_exit_status_says_whose_mistake_it_was(monkeypatch, capsys):
             assert printed.startswith("error: ") and printed.count("\n") == 1
 
 
+def test_a_reference_to_nothing_is_one_line_without_the_command_line(monkeypatch, capsys):
+    """Hydra would print all overrides as they are where its task raises an error."""
+    monkeypatch.delenv("NO_SUCH_VARIABLE", raising=False)
+    overrides = ["conf=digits", "data.store=/x/${oc.env:NO_SUCH_VARIABLE}", "tracking.uri=http://me:canary@host"]
+    monkeypatch.setattr(sys, "argv", ["pipeline.any", *overrides])
+
+    @command("Run.", ["python -m pipeline.any"])
+    def main(config: schema.Config, named: dict) -> int:
+        raise AssertionError("it does not run")
+
+    with pytest.raises(SystemExit) as stop:
+        main()
+    errors = capsys.readouterr().err
+    assert stop.value.code == 2 and errors.startswith("error: ") and errors.count("\n") == 1
+    assert "NO_SUCH_VARIABLE" in errors and "canary" not in errors
+
+
 # What a shell completes.
 
 
