@@ -429,7 +429,10 @@ class Sweep:
     max_trials: int = bounded(10_000, "Number of trials above which a sweep is refused.", gt=0)
     grid_size: int = bounded(3, "Values that a continuous range becomes in a grid.", gt=0)
     space: dict[str, Any] = field(
-        default_factory=dict, metadata=documented("Search space: key to {log_uniform: [a, b]} and the like.")
+        default_factory=dict,
+        metadata=documented(
+            "Search space: key to {log_uniform: [a, b]} and the like, perhaps with a condition, when: {key: value}."
+        ),
     )
     finalists: int = bounded(
         4,

@@ -114,9 +114,11 @@ class SweepResults:
 
     @property
     def numeric(self) -> list[str]:
-        """Keys that the search set to numbers in every scored trial, more than one of them."""
-        trials = self.scored
-        values = {key: {_number(trial.params.get(key)) for trial in trials} for trial in trials for key in trial.params}
+        """Keys that the search set to numbers in every scored trial that has them, more than one of them."""
+        values: dict[str, set[float | None]] = {}
+        for trial in self.scored:
+            for key, value in trial.params.items():
+                values.setdefault(key, set()).add(_number(value))
         return [key for key, numbers in values.items() if len(numbers) > 1 and None not in numbers]
 
 
@@ -175,7 +177,8 @@ def importances(results: SweepResults) -> dict[str, float] | None:
     from sklearn.ensemble import RandomForestRegressor
     from sklearn.inspection import permutation_importance
 
-    rows = [[_number(trial.params.get(key)) or 0.0 for key in keys] for trial in trials]
+    # A key that a trial does not have is a missing value, which trees split on as such.
+    rows = [[math.nan if key not in trial.params else float(trial.params[key]) for key in keys] for trial in trials]
     # By rank: a single outlier would otherwise be all that a forest explains.
     ranks = [float(rank) for rank in range(len(trials))]
     forest = RandomForestRegressor(n_estimators=200, min_samples_leaf=2, random_state=_SEED).fit(rows, ranks)

@@ -97,8 +97,10 @@ def _response(results: SweepResults) -> Chart | None:
             shade=[results.score(trial) for trial in trials],
             status=status,
         )
-        for status, trials in _by_status(results)
+        for status, trials in _by_status(results, x, y)
     ]
+    if not series:
+        return None
     title = "Response surface of the learning rates"
     return ScatterChart("response", title, x, y, series, "xy", shade=_score_label(results), mode=results.records.mode)
 
@@ -114,7 +116,7 @@ def _score_against(results: SweepResults, key: str) -> Chart:
             errors=_bars([standard_error_of(trial.best_metrics, results.metric) for trial in trials]),
             status=status,
         )
-        for status, trials in _by_status(results)
+        for status, trials in _by_status(results, key)
     ]
     log = "x" if _spans_decades([value for points in series for value in points.x]) else ""
     log += "y" if _spans_decades([value for points in series for value in points.y]) else ""
@@ -152,9 +154,10 @@ def _spans_decades(values: list[float]) -> bool:
     return min(values) > 0 and max(values) / min(values) > 5
 
 
-def _by_status(results: SweepResults) -> list[tuple[str, list[TrialRecord]]]:
-    """Return the trials that have a score, grouped by status."""
-    groups = [(status, [trial for trial in results.scored if trial.status == status]) for status in STATUS_COLORS]
+def _by_status(results: SweepResults, *keys: str) -> list[tuple[str, list[TrialRecord]]]:
+    """Return the trials that have a score and these parameters, grouped by status."""
+    shown = [trial for trial in results.scored if trial.params.keys() >= set(keys)]
+    groups = [(status, [trial for trial in shown if trial.status == status]) for status in STATUS_COLORS]
     return [(status, trials) for status, trials in groups if trials]
 
 

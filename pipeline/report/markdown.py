@@ -223,7 +223,8 @@ def _columns(results: SweepResults, shown: list[TrialRecord]) -> list[tuple[str,
             columns.append((name, lambda trial, name=name: _score(trial.best_metrics, name)))
     columns.append(("base steps", lambda trial: _value(trial.metrics.get("base_step"))))
     columns.append(("minutes", lambda trial: f"{trial.seconds / 60:.1f}"))
-    columns += [(key, lambda trial, key=key: _value(trial.params.get(key))) for key in keys]
+    # Empty where a trial does not have the key.
+    columns += [(k, lambda trial, k=k: _value(trial.params[k]) if k in trial.params else "") for k in keys]
     return columns
 
 

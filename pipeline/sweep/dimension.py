@@ -40,8 +40,8 @@ class Dimension(Protocol):
         """Return at most ``size`` members, evenly spaced and the ends included; of a choice, all of them."""
         ...
 
-    def grid_size(self, size: int) -> int:
-        """Return the number of members in :meth:`grid`, at once."""
+    def grid_size(self, size: float) -> float:
+        """Return the number of members in :meth:`grid`, at once; with ``math.inf``, the number of all members."""
         ...
 
 
@@ -66,8 +66,9 @@ class Choice:
 
     @property
     def extremes(self) -> list[Any]:
-        """All values."""
-        return list(self.values)
+        """All values, each of them once."""
+        # Python's True equals 1.
+        return [value for _, value in dict.fromkeys((isinstance(value, bool), value) for value in self.values)]
 
     def __contains__(self, value: object) -> bool:
         # Python's True equals 1.
@@ -78,12 +79,12 @@ class Choice:
         return value if value in self else self.values[0]
 
     def grid(self, size: int) -> list[Any]:
-        """Return all values."""
-        return list(self.values)
+        """Return all values, each of them once."""
+        return self.extremes
 
-    def grid_size(self, size: int) -> int:
+    def grid_size(self, size: float) -> float:
         """Return the number of values."""
-        return len(self.values)
+        return len(self.extremes)
 
 
 @dataclass(frozen=True)
@@ -94,15 +95,19 @@ class WholeNumbers:
         low: Lower bound.
         high: Upper bound, at least the first multiple.
         multiple: What all members are multiples of.
+        log: Whether the logarithm is uniform; then both bounds are positive.
 
     Example:
         >>> WholeNumbers(32, 128, 24).grid(100), WholeNumbers(32, 128, 24).nearest(154), 33 in WholeNumbers(32, 128, 2)
         ([48, 72, 96, 120], 120, False)
+        >>> WholeNumbers(1, 1000, log=True).grid(4), WholeNumbers(1, 9, log=True).grid(5)
+        ([1, 10, 100, 1000], [1, 2, 3, 5, 9])
     """
 
     low: int
     high: int
     multiple: int = 1
+    log: bool = False
 
     @property
     def _indices(self) -> tuple[int, int]:
@@ -111,8 +116,11 @@ class WholeNumbers:
 
     @property
     def domain(self) -> Domain:
-        """The members, each as likely as the others."""
+        """The members, each as likely as the others, or on a logarithmic scale."""
         first, last = self.extremes
+        if self.log:
+            whole = self.multiple == 1
+            return tune.lograndint(first, last + 1) if whole else tune.qlograndint(first, last, self.multiple)
         return tune.randint(first, last + 1) if self.multiple == 1 else tune.qrandint(first, last, self.multiple)
 
     @property
@@ -138,9 +146,11 @@ class WholeNumbers:
         first, last = self._indices
         if size > last - first:
             return [index * self.multiple for index in range(first, last + 1)]
+        if self.log:
+            return [index * self.multiple for index in _log_indices(first, last, size)]
         return [round(first + fraction * (last - first)) * self.multiple for fraction in _fractions(size)]
 
-    def grid_size(self, size: int) -> int:
+    def grid_size(self, size: float) -> float:
         """Return the number of members, or ``size`` where there are more."""
         first, last = self._indices
         return min(size, last - first + 1)
@@ -193,10 +203,20 @@ class Interval:
             return [math.exp(low + fraction * (high - low)) for fraction in fractions]
         return [self.low + fraction * (self.high - self.low) for fraction in fractions]
 
-    def grid_size(self, size: int) -> int:
+    def grid_size(self, size: float) -> float:
         """Return ``size``."""
         return size
 
 
 def _fractions(size: int) -> list[float]:
     return [index / (size - 1) for index in range(size)] if size > 1 else [0.5]
+
+
+def _log_indices(first: int, last: int, size: int) -> list[int]:
+    """Return ``size`` whole numbers, evenly spaced on a logarithmic scale, all of which differ."""
+    result: list[int] = []
+    for left, fraction in zip(reversed(range(size)), _fractions(size), strict=True):
+        index = round(first * (last / first) ** fraction)
+        # Room is left on both sides for the others.
+        result.append(min(max(index, result[-1] + 1 if result else first), last - left))
+    return result

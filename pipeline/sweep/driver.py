@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import sys
 import warnings
 from collections.abc import Iterator
@@ -195,11 +196,7 @@ class Sweep:
         config, capacity = self.plan.config, self.capacity
         searcher, count = search.make_searcher(config, self.plan.space, self.plan.trials)
         concurrent = min(capacity.concurrent_trials, config.sweep.max_concurrent or capacity.concurrent_trials)
-        workers = ", ".join(f"{amount:g} {resource}" for resource, amount in capacity.worker.items())
-        log.info(
-            f"{config.name}: {count} trial(s) to run, {concurrent} at a time, "
-            f"each on {capacity.num_workers} worker(s) of {workers}; MLflow is at {config.tracking.uri}"
-        )
+        log.info(self._size(count, concurrent))
         with self.display.sweep(count, concurrent):
             # Population-based training passes checkpoints from one trial to another, by files that name them.
             nodes = len(capacity.nodes)
@@ -215,6 +212,22 @@ class Sweep:
             score_finalists(self.plan.config, self.summary, self.capacity)
         except KeyboardInterrupt:
             self.finals_left = True
+
+    def _size(self, count: int, concurrent: int) -> str:
+        """Return the size of the search in a line: its trials, its space, and when it is expected to end."""
+        config, capacity, points = self.plan.config, self.capacity, self.plan.space.grid_size(math.inf)
+        workers = ", ".join(f"{amount:g} {resource}" for resource, amount in capacity.worker.items())
+        # A grid's trials are its points, and without a space there is one.
+        known = self.plan.space and config.sweep.search != "grid" and math.isfinite(points)
+        of_space = f"the space has {int(points):,} points; " if known else ""
+        rounds = math.ceil(count / concurrent)
+        # Trials that are pruned make room before they have run as long as the others.
+        most = "at most " if config.sweep.scheduler == "asha" else ""
+        return (
+            f"{config.name}: {count} trial(s) to run, {concurrent} at a time: {most}{rounds} round(s), "
+            f"{self.display.expected_end(count, concurrent)}; {of_space}each on {capacity.num_workers} worker(s) of "
+            f"{workers}; MLflow is at {config.tracking.uri}"
+        )
 
     def finalize(self) -> None:
         """Write the report, register the best model, and close the tracker."""
@@ -262,7 +275,7 @@ class Sweep:
         config, space, trials = self.plan.config, self.plan.space, self.plan.trials
         # Population-based training takes no searcher.
         if config.sweep.scheduler == "pbt":
-            proposals: dict[str, Any] = {"config": search.pbt_config(space, trials)}
+            proposals: dict[str, Any] = {"config": search.pbt_config(trials)}
         else:
             proposals = {"search_alg": searcher, "num_samples": count}
         settings = {

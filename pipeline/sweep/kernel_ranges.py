@@ -5,22 +5,26 @@ Where an experiment's space has::
     sampler.name: {choice: [ula, kla]}
     sampler.step_size: {ula: {log_uniform: [1.0e-4, 1.0e-2]}, kla: {log_uniform: [1.4e-2, 1.4e-1]}}
 
-trials have ``sampler.ula.step_size`` and ``sampler.kla.step_size``, each drawn from its own range, and use that of
-their kernel. Ranges of kernels that no trial can have are left out.
+a trial has ``sampler.ula.step_size`` or ``sampler.kla.step_size``, that of its kernel, drawn from its own range. Each
+setting of some kernels alone has the condition ``when: {sampler.name: kla}`` by itself, also where it is not written;
+see :mod:`pipeline.sweep.conditions`. Ranges of kernels that no trial can have are left out.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 from gebm import samplers
 from pipeline.config import Config
 from pipeline.config.compose import format_overrides
+from pipeline.config.fields import keys
 from pipeline.config.kernels import KERNEL_KEYS, kernel_group
 from pipeline.runtime.errors import UserError
 
-__all__ = ["by_kernel", "unused_keys"]
+__all__ = ["by_kernel", "implied_conditions", "kernels_that_use", "used_params"]
 
 _NAME = "sampler.name"
 
@@ -50,23 +54,73 @@ def by_kernel(config: Config) -> dict[str, Any]:
             continue
         setting = key.removeprefix("sampler.")
         if setting not in KERNEL_KEYS:
-            keys = ", ".join(f"sampler.{name}" for name in KERNEL_KEYS)
-            raise UserError(f"sweep.space: {key} is the same for all kernels; {keys} can have a range for each")
+            settings = ", ".join(f"sampler.{name}" for name in KERNEL_KEYS)
+            raise UserError(f"sweep.space: {key} is the same for all kernels; {settings} can have a range for each")
         groups = {kernel_group(name): inner for name, inner in form.items() if name in kernels}
         forms |= {f"sampler.{group}.{setting}": inner for group, inner in groups.items()}
     _check_unhidden(config, forms)
     return forms
 
 
-def unused_keys(params: Mapping[str, Any], kernel: str) -> list[str]:
-    """Return which parameters of a trial are settings of kernels that it does not use.
+def implied_conditions(forms: Mapping[str, Any]) -> dict[str, dict[str, tuple[str, ...]]]:
+    """Return the condition of each key that is a setting of some kernels alone: that the kernel is one of them.
+
+    Args:
+        forms: Key to its form, from :func:`by_kernel`.
+
+    Example:
+        >>> implied_conditions({"sampler.kla.step_size": {"uniform": [0.1, 0.2]}, "sampler.beta": {"choice": [1.0]}})
+        {'sampler.kla.step_size': {'sampler.name': ('kla',)}}
+    """
+    form = forms.get(_NAME, {"choice": []})
+    # Any other form is refused where forms are parsed.
+    if not (isinstance(form, Mapping) and isinstance(form.get("choice"), list | tuple)):
+        return {}
+    users = {key: kernels_that_use(key) for key in forms}
+    return {key: {_NAME: names} for key, names in users.items() if len(names) < len(samplers.NAMES)}
+
+
+@functools.cache
+def kernels_that_use(key: str) -> tuple[str, ...]:
+    """Return the kernels that use a key of the experiment: all of them, where it is no setting of some alone.
+
+    Args:
+        key: Dotted name.
+
+    Example:
+        >>> kernels_that_use("sampler.friction"), kernels_that_use("sampler.ula.decay")
+        (('kla',), ('ula', 'ddls'))
+        >>> kernels_that_use("sampler.beta") == kernels_that_use("train.base_lr") == tuple(samplers.NAMES)
+        True
+    """
+    setting, group = key.rpartition(".")[2], _group_of(key)
+    if (
+        setting not in KERNEL_KEYS
+        or not key.startswith("sampler.")
+        or key not in {known.name for known in keys(Config)}
+    ):
+        return tuple(samplers.NAMES)
+    return tuple(name for name in samplers.NAMES if _has(name, setting) and group in (None, kernel_group(name)))
+
+
+def used_params(params: Mapping[str, Any], kernel: str) -> dict[str, Any]:
+    """Return the parameters of a trial without settings of kernels that it does not use, as earlier versions had them.
 
     Args:
         params: Parameters of a trial.
         kernel: Its kernel, where its parameters do not have one.
     """
-    used = kernel_group(params.get(_NAME, kernel))
-    return [key for key in params if (group := _group_of(key)) is not None and group != used]
+    name = params.get(_NAME, kernel)
+    # A summary may be untrusted.
+    if name not in tuple(samplers.NAMES):
+        return dict(params)
+    return {key: value for key, value in params.items() if name in kernels_that_use(key)}
+
+
+def _has(kernel: str, setting: str) -> bool:
+    """Return whether a kernel has a setting; tempering moves its levels by MALA, and a schedule is what decays."""
+    own = {field.name for field in dataclasses.fields(samplers.NAMES["mala" if kernel == "tempering" else kernel])}
+    return ("schedule" if setting.startswith("decay") else setting) in own
 
 
 def _possible_kernels(config: Config) -> list[str]:

@@ -107,7 +107,7 @@ def resolve(config: schema.Config, overrides: dict[str, Any]) -> SweepPlan:
     if resuming:
         known = summary if is_own(str(config.output)) else {}
         chosen = {key: value for key in ("conf", "config_dir") if isinstance(value := known.get(key), str)}
-    return SweepPlan(config, space, store, trials, text, artifacts, chosen, summary, notes)
+    return SweepPlan(config, space, store, trials, text, artifacts, chosen, summary, (*space.notes, *notes))
 
 
 def require_unchanged(plan: SweepPlan) -> None:

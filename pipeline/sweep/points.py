@@ -10,6 +10,7 @@ import numpy as np
 
 from pipeline.config import Config
 from pipeline.runtime.errors import UserError
+from pipeline.sweep.kernel_ranges import used_params
 from pipeline.sweep.search_space import SearchSpace
 from pipeline.tracking.summary import TERMINAL_STATUSES, TrialRecord
 
@@ -19,15 +20,17 @@ _OUTSIDE = "its parameters are outside the search space that the sweep was resum
 
 
 def check_count(config: Config, space: SearchSpace) -> None:
-    """Refuse more trials than ``sweep.max_trials``, before any of them is made.
+    """Refuse more trials than ``sweep.max_trials``, before any of them is made, and a search over nothing.
 
     Args:
         config: The experiment.
         space: Its search space.
 
     Raises:
-        UserError: There are too many.
+        UserError: There are too many, or no key of the space is part of any point.
     """
+    if config.sweep.space and not space:
+        raise UserError(f"sweep.space: no trial uses {', '.join(config.sweep.space)}: there is nothing to search")
     sweep, advice = config.sweep, f"raise sweep.max_trials={config.sweep.max_trials} if you want them all"
     if space and sweep.search == "grid":
         count = space.grid_size(sweep.grid_size)
@@ -49,22 +52,17 @@ def random_points(space: SearchSpace, count: int, seed: int) -> list[dict[str, A
         count: Number of points.
         seed: Seed; with it, a larger count adds to the points of a smaller one.
     """
-    random, domains = np.random.RandomState(seed), space.domains
-    return [{key: domain.sample(random_state=random) for key, domain in domains.items()} for _ in range(count)]
+    random, points = np.random.RandomState(seed), []
+    for _ in range(count):
+        # Also of keys that the point lacks, so that a condition changes no other draw.
+        drawn = {key: dimension.domain.sample(random_state=random) for key, dimension in space.items()}
+        points.append(space.compose(drawn.__getitem__))
+    return points
 
 
 def grid_points(space: SearchSpace, size: int) -> list[dict[str, Any]]:
-    """Return every combination of the choices, and of ``size`` values in each range, its ends included.
-
-    Settings of a kernel that a point does not use have their first values, so that no two points are the same trial.
-    """
-    axes = {key: dimension.grid(size) for key, dimension in space.items()}
-    points = []
-    for kernel, unused in space.unused_by_kernel():
-        own = axes | {key: axes[key][:1] for key in unused}
-        own |= {"sampler.name": [kernel]} if "sampler.name" in axes else {}
-        points += [dict(zip(own, values, strict=True)) for values in itertools.product(*own.values())]
-    return points
+    """Return every combination of the choices, and of ``size`` values in each range, its ends included."""
+    return space.combinations({key: dimension.grid(size) for key, dimension in space.items()})
 
 
 def initial_points(config: Config, space: SearchSpace) -> list[dict[str, Any]]:
@@ -129,6 +127,9 @@ def plan_trials(
     planned: list[TrialRecord] = []
     ended, replaced = 0, 0
     for record in records:
+        # A sweep of an earlier version has settings of other kernels in its trials.
+        used = used_params(record.params, config.sampler.name)
+        record.params = used if space.holds(used) else record.params
         if record.status not in TERMINAL_STATUSES and space.refusal(record.params) is not None:
             if not (record.mlflow_run_id or record.evaluations or record.seconds):
                 replaced += 1

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
+import random
 from types import SimpleNamespace
 from typing import Any
 
+import optuna
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
-from ray.tune.search.optuna import OptunaSearch
 
 from pipeline.config import Config
-from pipeline.sweep.dimension import Choice
+from pipeline.sweep.dimension import Choice, Dimension
 from pipeline.sweep.points import free_names
+from pipeline.sweep.proposals import Proposer
 from pipeline.sweep.search_space import SearchSpace
 from pipeline.sweep.trainable import TRIAL_NAME_KEY
 from pipeline.tracking.summary import TERMINAL_STATUSES, TrialRecord
@@ -30,6 +32,8 @@ log = logging.getLogger(__name__)
 
 # Proposals of one trial that may be refused in a row.
 _MAX_REFUSALS = 100
+# Ray's defaults in population-based training: how often a value is drawn anew, and what others are multiplied by.
+_RESAMPLE_PROBABILITY, _FACTORS = 0.25, (1.2, 0.8)
 
 
 class ResumableSearcher(Searcher):
@@ -39,7 +43,8 @@ class ResumableSearcher(Searcher):
         planned: Names and parameters of trials to run, in order.
         names: Names for trials that are still to be proposed.
         space: Search space, which every proposal has to be a point of.
-        proposer: Optuna's searcher, with the trials that have ended; None where everything is planned.
+        metric: Score that the proposer learns from.
+        proposer: Optuna, with the trials that have ended; None where everything is planned.
     """
 
     def __init__(
@@ -47,12 +52,14 @@ class ResumableSearcher(Searcher):
         planned: list[tuple[str, dict[str, Any]]],
         names: list[str],
         space: SearchSpace,
-        proposer: OptunaSearch | None = None,
+        metric: str,
+        proposer: Proposer | None = None,
     ) -> None:
-        super().__init__(metric=proposer.metric if proposer else None, mode=proposer.mode if proposer else None)
+        super().__init__()
         self._planned, self._names, self._space, self._proposer = list(planned), list(names), space, proposer
-        # Tune's id of a trial to the proposer's.
-        self._proposed: dict[str, str] = {}
+        self._score = metric
+        # Tune's id of a trial to the proposer's trial.
+        self._proposed: dict[str, optuna.Trial] = {}
 
     # Ray's annotation leaves out FINISHED, a string, which its own searchers return as well.
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -63,23 +70,19 @@ class ResumableSearcher(Searcher):
         if self._proposer is None or not self._names:
             return Searcher.FINISHED
         refusal = None
-        for attempt in range(_MAX_REFUSALS):
-            proposal = f"{trial_id}-{attempt}"
-            params = self._proposer.suggest(proposal)
-            if params is None:
-                return None
+        for _ in range(_MAX_REFUSALS):
+            proposed, params = self._proposer.propose()
             if (refusal := self._space.refusal(params)) is None:
-                self._proposed[trial_id] = proposal
+                self._proposed[trial_id] = proposed
                 return {TRIAL_NAME_KEY: self._names.pop(0), **params}
-            self._proposer.on_trial_complete(proposal, None, error=True)
+            self._proposer.end(proposed, None)
         log.warning(f"no more trials: {_MAX_REFUSALS} proposals in a row were refused; the last: {refusal}")
         return Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Report a trial's result to the proposer."""
-        if self._proposer is not None and trial_id in self._proposed:
-            scored = result if result and self._proposer.metric in result else None
-            self._proposer.on_trial_complete(self._proposed[trial_id], scored, error=error or scored is None)
+        if self._proposer is not None and (proposed := self._proposed.pop(trial_id, None)) is not None:
+            self._proposer.end(proposed, result.get(self._score) if result else None)
 
     def save(self, checkpoint_path: str) -> None:
         """Do nothing: a sweep resumes from ``summary.json``."""
@@ -105,36 +108,25 @@ def make_searcher(config: Config, space: SearchSpace, records: list[TrialRecord]
     names = free_names(records, config.sweep.num_trials - len(records)) if proposed else []
     proposer = None
     if names:
-        proposer = OptunaSearch(
-            space.domains, metric=config.sweep.metric, mode=config.sweep.mode, seed=config.seed + len(records)
-        )
+        proposer = Proposer(space, config.sweep.mode, config.seed + len(records))
         for record in records:
             scored = config.sweep.metric in record.metrics and record.status in TERMINAL_STATUSES
             if scored and space.holds(record.params):
-                # Optuna refuses a value that is beyond a bound by rounding.
-                proposer.add_evaluated_point(space.nearest(record.params), record.metrics[config.sweep.metric])
-    return ResumableSearcher(unfinished, names, space, proposer), len(unfinished) + len(names)
+                proposer.learn(record.params, record.metrics[config.sweep.metric])
+    searcher = ResumableSearcher(unfinished, names, space, config.sweep.metric, proposer)
+    return searcher, len(unfinished) + len(names)
 
 
-def pbt_config(space: SearchSpace, records: list[TrialRecord]) -> dict[str, Any]:
+def pbt_config(records: list[TrialRecord]) -> dict[str, Any]:
     """Return the trials that are left in Tune's form for population-based training, which takes no searcher.
 
     Args:
-        space: The sweep's search space.
         records: All trials; those that have ended stay ended.
 
     Returns:
-        Tune's ``config``: one trial for each name, with its own parameters.
+        Tune's ``config``: one trial for each name, whose parameters the scheduler adds.
     """
-    params = {record.name: record.params for record in records if record.status not in TERMINAL_STATUSES}
-
-    def sample(key: str) -> Any:
-        def value(spec: Any) -> Any:
-            return params[spec.config[TRIAL_NAME_KEY]][key]
-
-        return tune.sample_from(value)
-
-    return {TRIAL_NAME_KEY: tune.grid_search(list(params)), **{key: sample(key) for key in space}}
+    return {TRIAL_NAME_KEY: tune.grid_search([r.name for r in records if r.status not in TERMINAL_STATUSES])}
 
 
 def make_scheduler(config: Config, space: SearchSpace, records: list[TrialRecord]) -> TrialScheduler:
@@ -158,26 +150,47 @@ def _make_pbt(config: Config, space: SearchSpace, records: list[TrialRecord]) ->
     planned = {record.name: record.params for record in records}
 
     def explore(params: dict[str, Any]) -> dict[str, Any]:
-        # Named after the trial that is exploited, since these are its parameters, perturbed.
+        # Named after the trial that is exploited, since these are its parameters, perturbed by Tune where they have no
+        # condition. A key whose condition holds now and did not before is drawn.
+        def value(key: str) -> Any:
+            if key not in params:
+                return space[key].nearest(space[key].domain.sample())
+            return space[key].nearest(_perturb(space[key], params[key]) if key in space.conditions else params[key])
+
         name = params[TRIAL_NAME_KEY]
-        point = space.nearest(params)
+        point = space.compose(value)
         return {TRIAL_NAME_KEY: name, **(planned[name] if space.refusal(point) else point)}
 
     # Tune multiplies a value of a distribution, and takes the next one of a list.
     mutations: dict[str, Any] = {
-        key: one.extremes if isinstance(one, Choice) else one.domain for key, one in space.items()
+        key: one.extremes if isinstance(one, Choice) else one.domain
+        for key, one in space.items()
+        if key not in space.conditions
     }
     return _PopulationBasedTraining(
         config.train.base_steps,
+        planned,
         time_attr="base_step",
         metric=config.sweep.metric,
         mode=config.sweep.mode,
         perturbation_interval=config.sweep.perturbation_steps or max(1, config.train.base_steps // 10),
         hyperparam_mutations=mutations,
+        resample_probability=_RESAMPLE_PROBABILITY,
+        perturbation_factors=_FACTORS,
         custom_explore_fn=explore,
         require_attrs=False,
         log_config=False,
     )
+
+
+def _perturb(dimension: Dimension, value: Any) -> Any:
+    """Return another value, as Tune perturbs the keys that every point has."""
+    if random.random() < _RESAMPLE_PROBABILITY or value not in dimension:
+        return dimension.domain.sample()
+    if isinstance(dimension, Choice):
+        values = dimension.extremes
+        return values[min(max(values.index(value) + random.choice((-1, 1)), 0), len(values) - 1)]
+    return value * random.choice(_FACTORS)
 
 
 class _PopulationBasedTraining(PopulationBasedTraining):
@@ -185,12 +198,20 @@ class _PopulationBasedTraining(PopulationBasedTraining):
 
     Args:
         base_steps: Length of a trial, which is not searched.
+        planned: Name of each trial to its parameters.
         **options: Those of Tune's scheduler.
     """
 
-    def __init__(self, base_steps: int, **options: Any) -> None:
+    def __init__(self, base_steps: int, planned: dict[str, dict[str, Any]], **options: Any) -> None:
         super().__init__(**options)
-        self._base_steps = base_steps
+        self._base_steps, self._planned = base_steps, planned
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Give a trial its planned parameters; Tune itself would draw those that are missing."""
+        # One that restarts on another machine has its own.
+        if trial.config.keys() == {TRIAL_NAME_KEY}:
+            trial.config.update(self._planned[trial.config[TRIAL_NAME_KEY]])
+        super().on_trial_add(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Decide what a trial does after a report."""
@@ -202,7 +223,9 @@ class _PopulationBasedTraining(PopulationBasedTraining):
 def _make_asha(config: Config, space: SearchSpace, records: list[TrialRecord]) -> AsyncHyperBandScheduler:
     """Return the scheduler of successive halving, with the evaluations of trials that have ended."""
     # A trial is stopped at the longest length, which is no pruning; shorter ones end by themselves.
-    lengths = space["train.base_steps"].extremes if "train.base_steps" in space else [config.train.base_steps]
+    key, lengths = "train.base_steps", [config.train.base_steps]
+    if key in space:
+        lengths = [*space[key].extremes, *(lengths if key in space.conditions else [])]
     total = max(1, *lengths)
     asha = AsyncHyperBandScheduler(
         time_attr="base_step",

@@ -2,40 +2,47 @@
 
 A space maps a key of the experiment to one of::
 
-    {log_uniform: [1.0e-4, 1.0e-3]}   {uniform: [0.0, 1.0]}   {int_uniform: [10, 100]}   {choice: [ula, kla]}
+    {log_uniform: [1.0e-4, 1.0e-3]}   {uniform: [0.0, 1.0]}   {choice: [ula, kla]}
+    {int_log_uniform: [10, 10_000]}   {int_uniform: [10, 100]}
 
-A setting that each kernel has of its own, such as ``sampler.step_size``, may have one of these by kernel; see
+A form may have a condition, ``{..., when: {sampler.name: kla}}``; see :mod:`pipeline.sweep.conditions`. A setting that
+each kernel has of its own, such as ``sampler.step_size``, may have a form by kernel; see
 :mod:`pipeline.sweep.kernel_ranges`.
 """
 
 from __future__ import annotations
 
 import copy
-import itertools
+import functools
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
-
-from ray.tune.search.sample import Domain
 
 from pipeline.config import Config, apply
 from pipeline.config.compose import format_overrides
 from pipeline.config.fields import keys
 from pipeline.config.validation import required_multiple, validate, validate_rules
 from pipeline.runtime.errors import UserError
+from pipeline.sweep.conditions import Condition, by_depth, resolve_conditions
 from pipeline.sweep.dimension import Choice, Dimension, Interval, WholeNumbers
-from pipeline.sweep.kernel_ranges import by_kernel, unused_keys
+from pipeline.sweep.kernel_ranges import by_kernel, implied_conditions
 
 __all__ = ["SearchSpace", "is_sampler_search", "is_searchable", "parse_space"]
 
 # What a trial is made of. A search over how it is measured, or over what it runs on, would compare unlike things.
 _SEARCHED = ("model", "train", "sampler", "seed")
-_FORM_NAMES = "{log_uniform: [low, high]}, {uniform: [low, high]}, {int_uniform: [low, high]} or {choice: [a, b, ...]}"
+_FORM_NAMES = (
+    "{log_uniform: [low, high]}, {uniform: [low, high]}, {int_log_uniform: [low, high]}, {int_uniform: [low, high]} or "
+    "{choice: [a, b, ...]}, perhaps with when: {key: value}"
+)
 # Combinations of extremes that are tried together, and members of a range that are tried between its ends.
 _MAX_CORNERS, _MAX_BUILT_CORNERS, _NUM_BETWEEN = 256, 16, 16
+# Combinations of the values that conditions name, which are looked through to count points.
+_MAX_COMBINATIONS = 10_000
 # What cannot change while a trial trains on, by what it would change.
 _FIXED_IN_TRAINING = {
     "model.": "the networks",
@@ -70,13 +77,19 @@ def is_searchable(key: str) -> bool:
 class SearchSpace(Mapping[str, Dimension]):
     """Search space: key of the experiment to the values that it may have.
 
+    A point has each key without a condition, and of the others exactly those whose condition it fulfills.
+
     Args:
         config: The experiment, whose other keys decide which points can run.
         dimensions: Key to its values.
+        conditions: Key to its condition, of those that not every point has.
+        notes: Lines for the user, on keys that no point has.
     """
 
     config: Config
     dimensions: Mapping[str, Dimension]
+    conditions: Mapping[str, Condition] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __getitem__(self, key: str) -> Dimension:
         return self.dimensions[key]
@@ -87,14 +100,34 @@ class SearchSpace(Mapping[str, Dimension]):
     def __len__(self) -> int:
         return len(self.dimensions)
 
-    @property
-    def domains(self) -> dict[str, Domain]:
-        """The values as Ray Tune and Optuna draw them."""
-        return {key: dimension.domain for key, dimension in self.items()}
+    @functools.cached_property
+    def order(self) -> list[str]:
+        """The keys, each after those that its condition names."""
+        return by_depth({key: self.condition(key).allowed for key in self})
+
+    def condition(self, key: str) -> Condition:
+        """Return the condition of a key; one that always holds where it has none."""
+        return self.conditions.get(key, Condition())
+
+    def compose(self, value: Callable[[str], Any]) -> dict[str, Any]:
+        """Return a point whose values are those of a function, called for each key that the point has.
+
+        Args:
+            value: Function from a key to its value; keys that conditions name come first.
+        """
+        point: dict[str, Any] = {}
+        for key in self.order:
+            if self.condition(key).holds(point):
+                point[key] = value(key)
+        return self._sorted(point)
 
     def holds(self, params: Mapping[str, Any]) -> bool:
-        """Return whether parameters are a point of the space: its keys, each with one of its values."""
-        return params.keys() == self.keys() and all(params[key] in dimension for key, dimension in self.items())
+        """Return whether parameters are a point of the space: exactly its keys, each with one of its values."""
+        if not params.keys() <= self.keys():
+            return False
+        return all((key in params) == self.condition(key).holds(params) for key in self) and all(
+            value in self[key] for key, value in params.items()
+        )
 
     def refusal(self, params: Mapping[str, Any]) -> str | None:
         """Return why a trial cannot have these parameters, in one line; ``None`` where it can.
@@ -111,27 +144,75 @@ class SearchSpace(Mapping[str, Dimension]):
         return None
 
     def nearest(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the point that is nearest to parameters with the space's keys."""
-        return {key: dimension.nearest(params[key]) for key, dimension in self.items()}
+        """Return the point that is nearest to parameters with a point's keys."""
+        return self.compose(lambda key: self[key].nearest(params[key]))
 
-    def grid_size(self, size: int) -> int:
-        """Return the number of points in a grid with ``size`` values a range, at once."""
-        fixed = ({"sampler.name", *unused} for _, unused in self.unused_by_kernel())
-        return sum(math.prod(one.grid_size(size) for key, one in self.items() if key not in keys) for keys in fixed)
+    def combinations(self, values: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+        """Return every point with one of these values of each of its keys.
 
-    def unused_by_kernel(self) -> list[tuple[str, list[str]]]:
-        """Return each kernel that a trial may have, and the keys that such a trial does not use."""
-        name = self.config.sampler.name
-        kernels = self["sampler.name"].extremes if "sampler.name" in self else [name]
-        return [(kernel, unused_keys(dict.fromkeys(self) | {"sampler.name": kernel}, name)) for kernel in kernels]
+        Args:
+            values: Key to its values.
+        """
+        points: list[dict[str, Any]] = [{}]
+        for key in self.order:
+            own, holds = [{key: value} for value in values[key]], self.condition(key).holds
+            points = [{**point, **more} for point in points for more in (own if holds(point) else [{}])]
+        return [self._sorted(point) for point in points]
+
+    def count(self, sizes: Mapping[str, float]) -> float:
+        """Return the number of :meth:`combinations`, without making them.
+
+        Args:
+            sizes: Key to its number of values; keys that conditions name have all of theirs.
+
+        Raises:
+            UserError: The conditions are too many to look through.
+        """
+        names = {name: index for index, key in enumerate(self.order) for name in self.condition(key).allowed}
+        # The values of keys that conditions still name, to the number of points with them.
+        counts = Counter[tuple[tuple[str, Any], ...]]({(): 1})
+        for index, key in enumerate(self.order):
+            following = Counter[tuple[tuple[str, Any], ...]]()
+            for values, count in counts.items():
+                live = tuple((name, value) for name, value in values if names[name] > index)
+                if not self.condition(key).holds(dict(values)):
+                    following[live] += count
+                elif key not in names:
+                    # Infinite for an interval, where all its values are counted.
+                    following[live] += count * sizes[key]  # pyright: ignore[reportArgumentType]
+                else:
+                    for value in self[key].extremes:
+                        following[(*live, (key, value))] += count
+            if len(following) > _MAX_COMBINATIONS:
+                raise UserError(
+                    f"sweep.space: the keys that conditions name have more than {_MAX_COMBINATIONS:,} combinations of "
+                    f"values: use fewer conditions"
+                )
+            counts = following
+        return sum(counts.values())
+
+    def grid_size(self, size: float) -> float:
+        """Return the number of points in a grid with ``size`` values a range, at once; with ``math.inf``, of all."""
+        return self.count({key: dimension.grid_size(size) for key, dimension in self.items()})
 
     def corners(self, prefix: str = "", limit: int = _MAX_CORNERS) -> list[dict[str, Any]]:
-        """Return combinations of the extremes of the keys that begin with a prefix: all of them, or ``limit``."""
-        extremes = {key: dimension.extremes for key, dimension in self.items() if key.startswith(prefix)}
-        if math.prod(map(len, extremes.values())) <= limit:
-            return [dict(zip(extremes, values, strict=True)) for values in itertools.product(*extremes.values())]
+        """Return combinations of the extremes of the keys that begin with a prefix: all of them, or ``limit``.
+
+        Keys that their conditions name are part of a combination, too.
+        """
+        chosen = {key for key in self if key.startswith(prefix)}
+        for key in reversed(self.order):
+            chosen |= self.condition(key).allowed.keys() if key in chosen else set()
+        part = SearchSpace(self.config, {key: one for key, one in self.items() if key in chosen}, self.conditions)
+        extremes = {key: dimension.extremes for key, dimension in part.items()}
+        if part.count({key: len(values) for key, values in extremes.items()}) <= limit:
+            return part.combinations(extremes)
         draw = random.Random(0)
-        return [{key: draw.choice(values) for key, values in extremes.items()} for _ in range(limit)]
+        return [part.compose(lambda key: draw.choice(extremes[key])) for _ in range(limit)]
+
+    def _sorted(self, point: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a point with its keys in the space's order."""
+        return {key: point[key] for key in self if key in point}
 
 
 def _replaced(config: Config, params: Mapping[str, Any]) -> Config:
@@ -170,9 +251,21 @@ def parse_space(config: Config) -> SearchSpace:
         Interval(low=0.0001, high=0.001, log=True)
     """
     forms = by_kernel(config)
-    parsed = SearchSpace(config, {key: _parse_dimension(config, key, form) for key, form in forms.items()})
+    resolved = resolve_conditions(config, forms, implied_conditions(forms))
+    # A key with a condition is checked where it holds.
+    configs = {key: _replaced(config, _fulfilling(resolved.conditions, key)) for key in resolved.forms}
+    dimensions = {key: _parse_dimension(configs[key], key, form) for key, form in resolved.forms.items()}
+    parsed = SearchSpace(config, dimensions, resolved.conditions, resolved.notes)
     _check_together(parsed)
     return parsed
+
+
+def _fulfilling(conditions: Mapping[str, Condition], key: str) -> dict[str, Any]:
+    """Return values with which a key is part of a point."""
+    params: dict[str, Any] = {}
+    for name, values in conditions.get(key, Condition()).allowed.items():
+        params |= {**_fulfilling(conditions, name), name: values[0]}
+    return params
 
 
 def _parse_dimension(config: Config, key: str, form: Any) -> Dimension:
@@ -237,6 +330,8 @@ def _check_together(space: SearchSpace) -> None:
 
 
 def _parse_choice(config: Config, key: str, values: list[Any]) -> Dimension:
+    if any(isinstance(value, Mapping | list | tuple) for value in values):
+        raise UserError(f"sweep.space: {key}: choice takes numbers and names, and got {values}")
     return Choice(tuple(values))
 
 
@@ -256,18 +351,28 @@ def _parse_uniform(config: Config, key: str, values: list[Any]) -> Dimension:
 
 
 def _parse_int_uniform(config: Config, key: str, values: list[Any]) -> Dimension:
-    if not _are_bounds(values) or any(value != int(value) for value in values):
-        raise UserError(f"sweep.space: {key}: int_uniform takes two whole bounds, the lower first, and got {values}")
+    return _parse_whole_numbers(config, key, values, "int_uniform", "whole")
+
+
+def _parse_int_log_uniform(config: Config, key: str, values: list[Any]) -> Dimension:
+    return _parse_whole_numbers(config, key, values, "int_log_uniform", "positive whole")
+
+
+def _parse_whole_numbers(config: Config, key: str, values: list[Any], form: str, kind: str) -> Dimension:
+    log = form == "int_log_uniform"
+    if not _are_bounds(values) or any(value != int(value) for value in values) or (log and values[0] <= 0):
+        raise UserError(f"sweep.space: {key}: {form} takes two {kind} bounds, the lower first, and got {values}")
     low, high = map(int, values)
     multiple = required_multiple(config, key)
     if high // multiple * multiple < low:
-        raise UserError(f"sweep.space: {key} has to be a multiple of {multiple}, and int_uniform {values} has none")
-    return WholeNumbers(low, high, multiple)
+        raise UserError(f"sweep.space: {key} has to be a multiple of {multiple}, and {form} {values} has none")
+    return WholeNumbers(low, high, multiple, log)
 
 
 _FORMS: dict[str, Callable[[Config, str, list[Any]], Dimension]] = {
     "log_uniform": _parse_log_uniform,
     "uniform": _parse_uniform,
+    "int_log_uniform": _parse_int_log_uniform,
     "int_uniform": _parse_int_uniform,
     "choice": _parse_choice,
 }

@@ -64,6 +64,15 @@ def test_random_points_lie_within_the_bounds_and_are_the_seeds(continuous, log, 
         assert point["sampler.name"] in ("ula", "kla")
 
 
+def test_whole_numbers_on_a_logarithmic_scale_have_as_many_in_each_decade():
+    space = parse_space(config({"sampler.num_steps": {"int_log_uniform": [1, 999]}}))
+    drawn = [point["sampler.num_steps"] for point in random_points(space, 3000, 0)]
+    for decade in (1, 10, 100):
+        # Binomial of 3000 and a third: 1000 with a standard deviation of 26.
+        assert abs(sum(decade <= value < 10 * decade for value in drawn) - 1000) < 130
+    assert [point["sampler.num_steps"] for point in grid_points(space, 4)] == [1, 10, 100, 999]
+
+
 def test_whole_numbers_reach_both_bounds():
     space = parse_space(config({"sampler.num_steps": {"int_uniform": [1, 3]}}))
     drawn = {point["sampler.num_steps"] for point in random_points(space, 200, 0)}
@@ -129,6 +138,10 @@ def test_a_grid_of_one_point_takes_the_middle():
         ("sampler.name", {"choice": ["ula", "nuts"]}),
         ("sampler.num_steps", {"int_uniform": [0, 5]}),
         ("sampler.num_steps", {"int_uniform": [1.5, 5]}),
+        ("sampler.num_steps", {"int_log_uniform": [0, 5]}),
+        ("sampler.num_steps", {"int_log_uniform": [1.5, 5]}),
+        ("sampler.num_steps", {"int_log_uniform": [5, 1]}),
+        ("sampler.num_steps", {"choice": [[1, 2]]}),
         ("sampler.num_steps", {"uniform": [10, 100]}),
         ("model.networks", {"choice": ["dcgan", "sngan_resnet"]}),
     ],
@@ -267,7 +280,7 @@ def test_how_a_trial_is_measured_and_what_it_runs_on_cannot_be_searched(key):
 def test_the_scheduler_is_the_one_that_is_named():
     for name, kind in (("none", FIFOScheduler), ("pbt", PopulationBasedTraining)):
         settings_ = config(SPACE, scheduler=name)
-        assert type(search.make_scheduler(settings_, parse_space(settings_), [])) is kind
+        assert isinstance(search.make_scheduler(settings_, parse_space(settings_), []), kind)
 
 
 # Spaces of every form, of keys that population-based training may change; the last two need multiples.
@@ -275,6 +288,7 @@ FORMS = {
     "train.base_lr": {"log_uniform": [1e-4, 1e-2]},
     "train.penalty": {"uniform": [0.1, 3.0]},
     "train.energy_steps": {"int_uniform": [1, 7]},
+    "sampler.num_steps": {"int_log_uniform": [1, 300]},
     "train.penalty_kind": {"choice": ["gradient", "none"]},
     "train.penalty_every": {"choice": [1, 4, 16]},
     "sampler.name": {"choice": ["ula", "mala"]},
@@ -413,28 +427,14 @@ def test_values_that_cannot_go_together_are_refused_before_anything_starts(space
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=4), st.booleans(), st.integers(1, 6), st.integers(1, 400))
 @settings(max_examples=60)
 def test_the_size_of_a_grid_is_known_without_its_points(tops, with_choice, multiple, size):
-    space = {f"key.{n}": WholeNumbers(1, top + multiple, multiple) for n, top in enumerate(tops[:2])}
+    space = {f"key.{n}": WholeNumbers(1, top + multiple, multiple, log=n > 0) for n, top in enumerate(tops[:2])}
     space |= {"key.x": Interval(0.0, 1.0)} | ({"key.c": Choice((1, 2, 3))} if with_choice else {})
     sizes = [(dimension.grid_size(size), len(dimension.grid(size))) for dimension in space.values()]
     assert all(known == counted for known, counted in sizes)
+    assert all(len(set(dimension.grid(size))) == dimension.grid_size(size) for dimension in space.values())
     parsed = SearchSpace(config({}), space)
     assert parsed.grid_size(size) == math.prod(counted for _, counted in sizes)
     assert all(value in dimension for dimension in space.values() for value in dimension.grid(size))
-
-
-@pytest.mark.parametrize("size", [1, 2, 3])
-def test_the_size_of_a_grid_with_ranges_by_kernel_is_that_of_its_points(size):
-    dimensions = {
-        "train.base_lr": Interval(0.0, 1.0),
-        "sampler.name": Choice(("ula", "kla")),
-        "sampler.ula.step_size": Interval(0.0, 1.0),
-        "sampler.kla.step_size": Interval(0.0, 1.0),
-        "sampler.kla.friction": Interval(0.0, 1.0),
-    }
-    space = SearchSpace(config({}), dimensions)
-    points = grid_points(space, size)
-    assert space.grid_size(size) == len(points) == size**2 + size**3
-    assert len({tuple(point.values()) for point in points}) == len(points) and all(map(space.holds, points))
 
 
 @pytest.mark.parametrize(

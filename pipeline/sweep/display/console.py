@@ -7,7 +7,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -19,8 +19,9 @@ from pipeline.config.scores import plus_minus, standard_error_of
 from pipeline.config.temperature import BETA
 from pipeline.runtime.logging import ConsoleHandler, logging_to
 from pipeline.runtime.terminal import make_console
+from pipeline.sweep.display.eta import duration, time_left
 from pipeline.sweep.display.event_log import STANDARD_OUTPUT, EventHandler, EventLog, as_event
-from pipeline.sweep.display.live_table import STYLES, SweepStatus, duration, score, short_names
+from pipeline.sweep.display.live_table import STYLES, SweepStatus, score, short_names
 from pipeline.tracking.finalists import order_changes
 from pipeline.tracking.summary import TERMINAL_STATUSES, SweepSummary, TrialRecord
 from pipeline.tracking.summary_temperature import sweep_betas, sweep_temperature, trial_beta
@@ -69,6 +70,7 @@ class Display:
         self._open = contextlib.ExitStack()
         self._printed_at: dict[str, float] = {}
         self._summary_at = time.monotonic()
+        self._estimated = False
         self._statuses = {record.name: record.status for record in records.trials}
 
     def __enter__(self) -> Display:
@@ -100,10 +102,20 @@ class Display:
         finally:
             self._end()
 
+    def expected_end(self, trials: int, at_a_time: int) -> str:
+        """Return in words when a sweep is expected to end, by its trials that ran before.
+
+        Args:
+            trials: Number of trials to run.
+            at_a_time: Number of trials that run side by side.
+        """
+        self.status.plan(trials, at_a_time)
+        left = self.status.remaining()
+        self._estimated = left is not None
+        return time_left(left.seconds) if left else "the time left is known once trials report"
+
     def _start(self, trials: int, at_a_time: int) -> None:
-        counts = self.status.counts()
-        ended = sum(counts[status] for status in TERMINAL_STATUSES)
-        self.status.trials, self.status.at_a_time = ended + trials, at_a_time
+        ended = self.status.plan(trials, at_a_time)
         self.status.start()
         values = {
             "experiment": self.status.name,
@@ -171,8 +183,10 @@ class Display:
         if due or now - self._printed_at.get(record.name, -math.inf) >= interval:
             self._printed_at[record.name] = now
             self._log_line(f"trial {record.name}  " + "  ".join(cell for cell in self._cells(record) if cell))
-        if now - self._summary_at >= _SECONDS_BETWEEN_SUMMARIES:
-            self._summary_at = now
+        # At once where there is an estimate for the first time.
+        first = not self._estimated and self.status.remaining() is not None
+        if first or now - self._summary_at >= _SECONDS_BETWEEN_SUMMARIES:
+            self._summary_at, self._estimated = now, self._estimated or first
             self._log_line(self.status.summary())
 
     def _cells(self, record: TrialRecord) -> list[str]:
@@ -222,7 +236,7 @@ def results_table(records: SweepSummary) -> Table:
             duration(record.seconds),
             *([str(len(record.warnings) or "-")] if warned else []),
             *([_beta(records, record)] if differs else []),
-            *(_format_value(record.params.get(key)) for key in keys),
+            *(_format_param(record.params, key) for key in keys),
             style=STYLES[record.status] if record.status in ("failed", "pruned") else None,
         )
     return table
@@ -277,7 +291,7 @@ def seeds_table(records: SweepSummary) -> Table | None:
         table.add_column(head, justify="right", no_wrap=True)
     for group in groups:
         scores = [plus_minus(group.mean.get(name, math.nan), group.standard_error.get(name)) for name in names]
-        table.add_row(*(_format_value(group.params.get(key)) for key in keys), *scores, str(group.trials))
+        table.add_row(*(_format_param(group.params, key) for key in keys), *scores, str(group.trials))
     return table
 
 
@@ -292,6 +306,11 @@ def _score_on_a_line(metrics: dict[str, Any], name: str) -> str:
 def _beta(records: SweepSummary, record: TrialRecord) -> str:
     beta = trial_beta(records, record)
     return "-" if beta is None else f"{beta:g}"
+
+
+def _format_param(params: Mapping[str, Any], key: str) -> str:
+    """Return a parameter's cell; empty where the trial does not have it."""
+    return _format_value(params[key]) if key in params else ""
 
 
 def _format_value(value: object) -> str:

@@ -8,10 +8,39 @@ little while the long ones still run, and the time of a whole trial too much. Th
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-__all__ = ["Eta", "TrialProgress", "estimate_eta"]
+__all__ = ["Eta", "TrialProgress", "duration", "estimate_eta", "time_left"]
+
+
+def duration(seconds: float) -> str:
+    """Return hours, minutes and seconds as text.
+
+    Example:
+        >>> duration(65), duration(3725)
+        ('1:05', '1:02:05')
+    """
+    minutes, rest = divmod(round(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def time_left(seconds: float) -> str:
+    """Return a time that is left, and the hour at which it is over, as text.
+
+    Args:
+        seconds: From now on.
+
+    Example:
+        >>> time_left(3725)[:20]
+        'about 1:02:05 left ('
+    """
+    day = "%a %d %b " if seconds > 12 * 3600 else ""
+    # A century is enough for any sweep, and all that a calendar takes.
+    end = time.localtime(time.time() + min(seconds, 100 * 365 * 86400.0))
+    return f"about {duration(seconds)} left (until {time.strftime(f'{day}%H:%M', end)})"
 
 
 class TrialProgress(NamedTuple):

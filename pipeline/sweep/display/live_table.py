@@ -16,11 +16,11 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.config.scores import plus_minus, standard_error_of
-from pipeline.sweep.display.eta import Eta, TrialProgress, estimate_eta
+from pipeline.sweep.display.eta import Eta, TrialProgress, duration, estimate_eta, time_left
 from pipeline.tracking.summary import TERMINAL_STATUSES, SweepSummary, TrialRecord
 from pipeline.tracking.summary_temperature import sweep_temperature, trial_temperature
 
-__all__ = ["STYLES", "Column", "Priority", "SweepStatus", "duration", "fit", "score", "scores_in_words", "short_names"]
+__all__ = ["STYLES", "Column", "Priority", "SweepStatus", "fit", "score", "scores_in_words", "short_names"]
 
 STYLES = {"finished": "green", "running": "", "failed": "red", "pruned": "dim", "pending": "dim"}
 # Blanks between two columns of the table.
@@ -29,18 +29,6 @@ _GAP = 2
 _MIN_BAR, _MAX_BAR = 8, 20
 # A trial that claims to need longer has no estimate yet.
 _MAX_SECONDS_LEFT = 1e15
-
-
-def duration(seconds: float) -> str:
-    """Return hours, minutes and seconds as text.
-
-    Example:
-        >>> duration(65), duration(3725)
-        ('1:05', '1:02:05')
-    """
-    minutes, rest = divmod(round(max(0.0, seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def score(metrics: Mapping[str, Any], name: str) -> str:
@@ -208,6 +196,13 @@ class SweepStatus:
     _started_at: float | None = None
     _reported_at: dict[str, float] = field(default_factory=dict)
 
+    def plan(self, trials: int, at_a_time: int) -> int:
+        """Note how many trials are left to run, and side by side; return how many have ended before."""
+        counts = Counter(record.status for record in self.records.trials)
+        ended = sum(counts[status] for status in TERMINAL_STATUSES)
+        self.trials, self.at_a_time = ended + trials, at_a_time
+        return ended
+
     def start(self) -> None:
         """Start the clock."""
         self._started_at = self.clock()
@@ -266,7 +261,7 @@ class SweepStatus:
         ]
         left = self.remaining()
         if left is not None and ended < total:
-            parts.append(f"about {duration(left.seconds)} left")
+            parts.append(time_left(left.seconds))
         best = self.records.best()
         if best is not None:
             parts.append(f"best is trial {best.name} with {scores_in_words(self.records, best)}")
