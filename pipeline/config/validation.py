@@ -47,6 +47,8 @@ _NETWORKS = {
     "points": networks.VECTORS,
 }
 _ENCODINGS = {"images": ("blocks", "images"), "density": ("rows",), "points": ("rows",)}
+# Workers of more trials than this would not find room for their contexts on a GPU.
+_LEAST_GPU_SHARE = 0.01
 # Kernels that leave the distribution at a temperature invariant, as annealed importance sampling needs.
 _EXACT = ("mala", "hmc", "rwm")
 
@@ -82,6 +84,7 @@ def validate_rules(config: Config) -> None:
         _check_sampler,
         _check_sweep,
         _check_scale,
+        _check_gpus,
         _check_components,
     ):
         check(config)
@@ -265,6 +268,26 @@ def _check_scale(config: Config) -> None:
             raise UserError(
                 f"train.{key}={size} cannot be shared out evenly among {workers}: make it a multiple of {multiple}"
             )
+
+
+def _check_gpus(config: Config) -> None:
+    share, workers = config.scale.gpus_per_worker, config.scale.num_workers
+    if share is None:
+        return
+    if config.scale.use_gpu is False:
+        raise UserError(f"scale.gpus_per_worker={share}: scale.use_gpu=false uses none; leave out one of them")
+    if share == "auto":
+        return
+    if isinstance(share, str) or not _LEAST_GPU_SHARE <= share < math.inf or (share > 1 and share != int(share)):
+        raise UserError(
+            f"scale.gpus_per_worker={share}: it has to be a fraction from {_LEAST_GPU_SHARE:g} to 1, a whole number, "
+            f"or auto"
+        )
+    if share < 1 and workers > 1:
+        raise UserError(
+            f"scale.gpus_per_worker={share}: the scale.num_workers={workers} workers of a trial need a GPU each, since "
+            f"NCCL connects no two on one; use scale.num_workers=1, or scale.gpus_per_worker=1"
+        )
 
 
 def _possible_workers(config: Config) -> range:

@@ -59,3 +59,10 @@ class SystemMetrics:
             with contextlib.suppress(Exception):
                 metrics["gpu_0_utilization_percentage"] = float(torch.cuda.utilization(self._device))
         return metrics
+
+    def peak(self) -> dict[str, float]:
+        """Return ``gpu_0_peak_memory_percentage``, the most that the worker's tensors have had; nothing on the CPU."""
+        if self._device.type != "cuda":
+            return {}
+        total = torch.cuda.mem_get_info(self._device)[1]
+        return {"gpu_0_peak_memory_percentage": 100 * torch.cuda.max_memory_allocated(self._device) / total}

@@ -15,6 +15,7 @@ from pipeline.runtime.errors import LockLost, one_line
 from pipeline.runtime.redaction import redact
 from pipeline.sweep.display.console import Display
 from pipeline.sweep.display.event_log import as_event
+from pipeline.sweep.gpu_share import suggest_share
 from pipeline.sweep.ray_environment import log_folder
 from pipeline.sweep.replay import lost_reports
 from pipeline.sweep.trainable import TRIAL_NAME_KEY
@@ -47,6 +48,7 @@ class SweepCallback(tune.Callback):
         self._score = schema.monitored_metrics(config)[0].removesuffix("_base")
         self._started_at: dict[str, float] = {}
         self._logged: set[str] = set()
+        self._share_due = config.scale.gpus_per_worker == "auto" and config.scale.num_workers == 1
         # Whether the summary has to be written, and when it may be.
         self._changed, self._write_due = False, 0.0
 
@@ -128,6 +130,10 @@ class SweepCallback(tune.Callback):
         else:
             record.metrics.update(numbers)
         self._log_notes(record, report.get("notes", ()))
+        # The peak of a trial includes its chains once it has been evaluated.
+        if evaluated and self._share_due and (line := suggest_share(report.get("system", {}))):
+            log.info(f"trial {record.name}: {line}")
+            self._share_due = False
         system = {f"system/{name}": value for name, value in report.get("system", {}).items()}
         self._tracker.log_metrics(record.name, numbers | system, step=report["base_step"])
         if evaluated:

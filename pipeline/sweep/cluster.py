@@ -18,6 +18,7 @@ import ray
 from pipeline.config import Config
 from pipeline.runtime.errors import UserError, one_line
 from pipeline.runtime.filesystem import is_local
+from pipeline.sweep.gpu_share import gpus_per_worker
 from pipeline.sweep.ray_environment import bypass_proxies, prepare_worker, private_folder, protect_token
 
 __all__ = [
@@ -94,13 +95,25 @@ def trials_that_fit(nodes: list[dict[str, float]], worker: dict[str, float], num
         2
         >>> trials_that_fit([{"CPU": 8, "GPU": 2}, {"CPU": 8, "GPU": 2}], {"CPU": 1, "GPU": 1}, 4)
         1
+        >>> trials_that_fit([{"CPU": 99, "GPU": 2}], {"CPU": 1, "GPU": 0.1}, 1)
+        20
+        >>> trials_that_fit([{"CPU": 99, "GPU": 2}], {"CPU": 1, "GPU": 0.6}, 1)
+        2
     """
     return sum(_workers_that_fit(node, worker) for node in nodes) // num_workers
 
 
 def _workers_that_fit(node: dict[str, float], worker: dict[str, float]) -> int:
-    """Return the number of workers that fit a node; none stretches over two."""
-    return int(min(node.get(name, 0.0) // amount for name, amount in worker.items()))
+    """Return the number of workers that fit a node; none stretches over two, and no share over two GPUs."""
+    return min(_amounts_that_fit(name, node.get(name, 0.0), amount) for name, amount in worker.items())
+
+
+def _amounts_that_fit(name: str, total: float, amount: float) -> int:
+    """Return how often an amount of a resource fits what a node has of it."""
+    if name == "GPU" and amount < 1:
+        # As a float, 1 // 0.1 is 9.
+        return int(total) * int(1 / amount + 1e-9)
+    return int(total // amount)
 
 
 def demand(config: Config) -> dict[str, float]:
@@ -109,7 +122,7 @@ def demand(config: Config) -> dict[str, float]:
     if use_gpu is None:
         use_gpu = any(node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"])
     worker = {"CPU": float(config.scale.cpus_per_worker)}
-    return {**worker, "GPU": 1.0} if use_gpu else worker
+    return {**worker, "GPU": gpus_per_worker(config)} if use_gpu else worker
 
 
 def require_reachable(address: str) -> None:

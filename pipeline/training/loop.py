@@ -99,7 +99,8 @@ class TrialRun:
 
     def __init__(self, config: schema.Config, url: str, lr_scale: float, owner: str | None = None) -> None:
         self.config, self.lr_scale = config, lr_scale
-        self.worker = Worker.current()
+        share = config.scale.gpus_per_worker
+        self.worker = Worker.current(share if isinstance(share, int | float) else 1.0)
         device, world_size = self.worker.device, self.worker.world_size
         self.task = tasks.make(config).open(self.worker.rank, world_size, device)
         self.watchdog, self.system_metrics = Watchdog(config.scale.timeout), SystemMetrics(device)
@@ -273,6 +274,8 @@ class TrialRun:
 
     def _hand_over(self, report: dict[str, Any]) -> None:
         """Report to the sweep, on all workers; the first one's is what counts, and is in the trial's folder before."""
+        if peak := self.system_metrics.peak():
+            report = {**report, "system": {**report.get("system", {}), **peak}}
         ray.train.report(self.folder.write_report(report) if self.worker.is_first else report)
 
     def _load(self, checkpoint: Checkpoint) -> Position:

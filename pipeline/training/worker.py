@@ -66,10 +66,16 @@ class Worker:
     device: torch.device
 
     @classmethod
-    def current(cls) -> Worker:
-        """Return the worker that Ray Train runs this process as."""
-        context = ray.train.get_context()
-        return cls(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    def current(cls, gpus: float = 1.0) -> Worker:
+        """Return the worker that Ray Train runs this process as.
+
+        Args:
+            gpus: GPUs of a worker; below 1, its memory on the GPU is bounded by that share.
+        """
+        context, device = ray.train.get_context(), ray.train.torch.get_device()
+        if gpus < 1 and device.type == "cuda":
+            torch.cuda.set_per_process_memory_fraction(gpus, device)
+        return cls(context.get_world_rank(), context.get_world_size(), device)
 
     @property
     def is_first(self) -> bool:

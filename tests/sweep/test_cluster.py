@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import ray
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.cluster_utils import Cluster
+from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.state import list_actors
 
+from pipeline.config.validation import validate
 from pipeline.runtime.errors import UserError
-from pipeline.sweep.cluster import connected, trials_that_fit
+from pipeline.sweep.cluster import connected, demand, trials_that_fit
+from pipeline.sweep.gpu_share import suggest_share
+from pipeline.training.worker import Worker
 
 NODES = st.lists(
     st.fixed_dictionaries({"CPU": st.integers(0, 16).map(float), "GPU": st.integers(0, 4).map(float)}), max_size=5
@@ -55,6 +62,11 @@ def test_more_nodes_never_hold_fewer_trials(nodes, more, worker, num_workers):
         ([{"CPU": 8, "GPU": 2}] * 2, {"CPU": 1, "GPU": 1}, 5, 0),
         ([{"CPU": 3}, {"CPU": 3}], {"CPU": 2}, 2, 1),
         ([{"CPU": 3}, {"CPU": 3}], {"CPU": 4}, 1, 0),  # a worker does not stretch over two nodes
+        ([{"CPU": 99, "GPU": 2}], {"CPU": 1, "GPU": 0.25}, 1, 8),
+        ([{"CPU": 99, "GPU": 2}], {"CPU": 1, "GPU": 0.1}, 1, 20),  # as floats, 1 // 0.1 is 9
+        ([{"CPU": 99, "GPU": 2}], {"CPU": 1, "GPU": 0.6}, 1, 2),  # a share does not stretch over two GPUs
+        ([{"CPU": 5, "GPU": 2}], {"CPU": 1, "GPU": 0.25}, 1, 5),
+        ([{"CPU": 5}], {"CPU": 1, "GPU": 0.25}, 1, 0),
         ([{"memory": 1.0}], {"CPU": 1}, 1, 0),
         ([], {"CPU": 1}, 1, 0),
     ],
@@ -131,3 +143,83 @@ def test_of_two_clusters_on_one_machine_each_cleans_up_in_its_own(small):
                 assert ray.get(seen.remote(), timeout=120) == 0
         finally:
             other.communicate("\n", timeout=60)
+
+
+@given(st.integers(1, 100), st.integers(0, 8))
+@settings(max_examples=100)
+def test_as_many_trials_share_a_gpu_as_the_fraction_says(trials, gpus):
+    share = math.floor(100 / trials) / 100
+    nodes = [{"CPU": 1000.0, "GPU": float(gpus)}]
+    assert trials_that_fit(nodes, {"CPU": 1, "GPU": 1 / trials}, 1) == gpus * trials
+    assert trials_that_fit(nodes, {"CPU": 1, "GPU": share}, 1) >= gpus * trials
+
+
+@pytest.mark.parametrize(
+    ("scale", "expected"),
+    [
+        ({"gpus_per_worker": 0.25, "num_workers": 2}, "NCCL"),
+        ({"gpus_per_worker": 0.5, "num_workers": 4, "min_workers": 1}, "NCCL"),
+        ({"gpus_per_worker": 0.0}, "it has to be a fraction"),
+        ({"gpus_per_worker": -1}, "it has to be a fraction"),
+        ({"gpus_per_worker": 0.001}, "it has to be a fraction"),
+        ({"gpus_per_worker": 1.5}, "it has to be a fraction"),
+        ({"gpus_per_worker": math.nan}, "it has to be a fraction"),
+        ({"gpus_per_worker": math.inf}, "it has to be a fraction"),
+        ({"gpus_per_worker": "half"}, "it has to be a fraction"),
+        ({"gpus_per_worker": 0.5, "use_gpu": False}, "scale.use_gpu=false"),
+    ],
+)
+def test_a_share_of_a_gpu_that_cannot_be_is_one_line(small, scale, expected):
+    config = small(scale=scale)
+    config.train.batch_size = 48
+    with pytest.raises(UserError, match=r"^scale\.gpus_per_worker=") as refusal:
+        validate(config)
+    assert expected in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(("share", "gpus"), [(None, 1.0), ("auto", 1.0), (1, 1.0), (0.25, 0.25), (2, 2.0)])
+def test_a_worker_asks_for_its_share(small, share, gpus):
+    config = small(scale={"gpus_per_worker": share, "use_gpu": True})
+    validate(config)
+    assert demand(config) == {"CPU": 1.0, "GPU": gpus}
+
+
+@given(st.floats(0.0, 100.0))
+def test_the_share_that_would_fit_holds_the_peak(peak):
+    line = suggest_share({"gpu_0_peak_memory_percentage": peak})
+    assert line is not None and "\n" not in line
+    share = float(line.split("=")[1].split(" ")[0])
+    assert 0.01 <= share <= 1 and (share == 1 or 100 * share >= peak)
+    assert trials_that_fit([{"GPU": 1.0}], {"GPU": share}, 1) >= 1
+
+
+def test_a_line_on_shares_needs_a_gpu():
+    assert suggest_share({"cpu_utilization_percentage": 3.0}) is None
+
+
+def test_a_worker_bounds_its_memory_by_its_share(monkeypatch):
+    bounds = []
+    monkeypatch.setattr("torch.cuda.set_per_process_memory_fraction", lambda share, device: bounds.append(share))
+    context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
+    monkeypatch.setattr("ray.train.get_context", lambda: context)
+    for device in ("cuda:0", "cpu"):
+        monkeypatch.setattr("ray.train.torch.get_device", lambda device=device: torch.device(device))
+        for gpus in (1.0, 0.25):
+            Worker.current(gpus)
+    assert bounds == [0.25]
+
+
+def test_ray_runs_as_many_shares_as_were_counted():
+    ray.init(address="local", num_cpus=9, num_gpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        nodes = [node["Resources"] for node in ray.nodes()]
+        for share in (0.25, 0.6):
+            worker = {"CPU": 1.0, "GPU": share}
+            fitting = trials_that_fit(nodes, worker, 1)
+            groups = [placement_group([worker]) for _ in range(fitting + 1)]
+            ready, waiting = ray.wait([group.ready() for group in groups], num_returns=fitting, timeout=60)
+            assert len(ready) == fitting and ray.wait(waiting, timeout=0.5)[0] == []
+            for group in groups:
+                remove_placement_group(group)
+    finally:
+        ray.shutdown()

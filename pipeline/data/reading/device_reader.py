@@ -88,12 +88,15 @@ class DeviceResidentReader:
 def fits_on_device(store: Store, device: torch.device) -> bool:
     """Return whether a store is small enough to be device-resident by default.
 
-    On a GPU it may take a quarter of the free memory, for the networks' activations need the rest. In the processor's
-    memory it may take as much as a reader's cache would.
+    On a GPU it may take a quarter of the memory that is free and this process may use, for the networks' activations
+    need the rest. In the processor's memory it may take as much as a reader's cache would.
 
     Args:
         store: The store. Only its manifest is read.
         device: The device.
     """
-    limit = torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else CACHE_BYTES
+    limit = CACHE_BYTES
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        limit = min(free, int(total * torch.cuda.get_per_process_memory_fraction(device))) // 4
     return store.manifest.num_samples * store.manifest.sample_bytes <= limit

@@ -1,0 +1,51 @@
+"""Share of a GPU that a trial gets: what its worker asks Ray for, and which share the first trial says would fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.config import Config
+
+__all__ = ["gpus_per_worker", "suggest_share"]
+
+# Part of a GPU's memory that stays free of trials' tensors, by that of all of them: each process has a context of its
+# own, and later evaluations may need more.
+_MARGIN = 1.25
+
+
+def gpus_per_worker(config: Config) -> float:
+    """Return the GPUs of a worker, of a trial that uses GPUs; while the share is to be found, a whole one.
+
+    Args:
+        config: The experiment, with ``scale.gpus_per_worker``.
+    """
+    share = config.scale.gpus_per_worker
+    return 1.0 if share is None or share == "auto" else float(share)
+
+
+def suggest_share(system: Mapping[str, Any]) -> str | None:
+    """Return in a line which share of a GPU a trial would have had enough memory with, from what it measured.
+
+    Args:
+        system: System metrics of its first worker, from :class:`pipeline.runtime.system_metrics.SystemMetrics`.
+
+    Returns:
+        The line; ``None`` where the worker has no GPU.
+
+    Example:
+        >>> suggest_share({"gpu_0_peak_memory_percentage": 18.0, "gpu_0_utilization_percentage": 40.0})
+        'scale.gpus_per_worker=0.25 would fit, 4 trials a GPU: peak memory 18 % of a GPU, utilization 40 %'
+        >>> suggest_share({"gpu_0_peak_memory_percentage": 60.0})
+        'scale.gpus_per_worker=1 is what fits: peak memory 60 % of a GPU'
+    """
+    peak, busy = system.get("gpu_0_peak_memory_percentage"), system.get("gpu_0_utilization_percentage")
+    if peak is None:
+        return None
+    measured = f"peak memory {peak:.0f} % of a GPU" + ("" if busy is None else f", utilization {busy:.0f} %")
+    # Ray takes a share in ten-thousandths, and a hundredth is the least that is accepted.
+    trials = min(math.floor(100 / max(peak * _MARGIN, 1.0)), 100)
+    if trials < 2:
+        return f"scale.gpus_per_worker=1 is what fits: {measured}"
+    return f"scale.gpus_per_worker={math.floor(100 / trials) / 100:g} would fit, {trials} trials a GPU: {measured}"
