@@ -12,7 +12,8 @@ from pipeline.config.temperature import BETA
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.filesystem import filesystem
 from pipeline.runtime.untrusted import CONFIG, parse_yaml, read_bytes
-from pipeline.tracking.summary import SweepSummary, TrialRecord, read_finalists, read_summary
+from pipeline.tracking.finalists import read_finalists
+from pipeline.tracking.summary import SweepSummary, TrialRecord, read_summary
 from pipeline.tracking.summary_temperature import sweep_betas, sweep_temperature, trial_beta, trial_temperature
 
 __all__ = ["SweepResults", "collect_results", "importances", "load_results"]

@@ -37,7 +37,8 @@ from pipeline.sweep.preparation import prepare_shared
 from pipeline.sweep.trainable import TRIAL_NAME_KEY, trainable
 from pipeline.sweep.trial_runs import restore_runs
 from pipeline.tracking import provenance
-from pipeline.tracking.summary import TERMINAL_STATUSES, SweepSummary, read_finalists
+from pipeline.tracking.finalists import read_finalists
+from pipeline.tracking.summary import TERMINAL_STATUSES, SweepSummary
 from pipeline.tracking.tracker import Tracker, journal_path
 from pipeline.training.export import write_package
 

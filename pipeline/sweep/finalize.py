@@ -136,14 +136,16 @@ def _write_report(config: schema.Config, records: SweepSummary, tracker: Tracker
 
 
 def _best_scores(records: SweepSummary, best: TrialRecord) -> dict[str, float]:
+    """Return the monitored scores of the best trial, each followed by its standard error."""
     metrics = records.final_metrics(best)
-    return {key: metrics[key] for key in records.shown if key in metrics}
+    names = (f"{name}{end}" for name in records.shown for end in ("", STANDARD_ERROR))
+    return {name: metrics[name] for name in names if name in metrics}
 
 
 def _register(config: schema.Config, records: SweepSummary, best: TrialRecord, tracker: Tracker) -> None:
     """Put the best trial's model into MLflow's registry, under the experiment's name."""
     scores, metrics = _best_scores(records, best), records.final_metrics(best)
-    score_text = ", ".join(f"{key} {score(metrics, key)}" for key in scores)
+    score_text = ", ".join(f"{key} {score(metrics, key)}" for key in records.shown if key in scores)
     beta = trial_beta(records, best)
     if beta is not None:
         score_text += f" ({trial_temperature(records, best)})"

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol
 
-from pydantic import ConfigDict, Field, Strict
+from pydantic import ConfigDict, Field, Strict, TypeAdapter
 
 from pipeline.config.scores import standard_error_of
+from pipeline.tracking.locations import absolute_folder, relative_place
 from pipeline.tracking.summary_types import Metrics, TrialName
 
-__all__ = ["Finalist", "Scored", "close_to_best", "decided", "order_changes"]
+__all__ = ["FINALISTS", "Finalist", "Scored", "close_to_best", "decided", "order_changes", "read_finalists"]
 
 # Standard errors of a difference within which two scores are not told apart.
 _ERRORS = 2.0
@@ -64,6 +65,10 @@ class Finalist:
         """Return whether a second score would be measured in the same way on the same checkpoint."""
         mine, others = ((one.name, one.checkpoint, one.num_samples, one.seed) for one in (self, other))
         return mine == others
+
+
+FINALISTS = TypeAdapter(list[Finalist])
+"""Finalists as a summary has them."""
 
 
 class Scored(Protocol):
@@ -159,3 +164,21 @@ def order_changes(finalists: Sequence[Finalist], mode: str) -> tuple[int, int]:
     ordered = sorted(finalists, key=lambda finalist: finalist.rank)
     pairs = list(itertools.combinations(ordered, 2))
     return sum(sign * (a.score or 0.0) > sign * (b.score or 0.0) for a, b in pairs), len(pairs)
+
+
+def read_finalists(document: Mapping[str, Any], trials: Sequence[Scored], output: str) -> list[Finalist]:
+    """Return the finalists of a summary, those of checkpoints that its trials still have.
+
+    Args:
+        document: Summary, from :func:`pipeline.tracking.summary.read_summary`.
+        trials: Its trials.
+        output: Folder of the sweep.
+    """
+    folder, best = absolute_folder(output), {trial.name: trial.best_checkpoint for trial in trials}
+    finalists = FINALISTS.validate_python(document.get("finalists", []))
+    for finalist in finalists:
+        checkpoint = best.get(finalist.name)
+        # A checkpoint is named by the trial's record alone, which says where it may be.
+        if checkpoint is not None and relative_place(folder, checkpoint) == finalist.checkpoint:
+            finalist.checkpoint = checkpoint
+    return [finalist for finalist in finalists if finalist.checkpoint == best.get(finalist.name)]

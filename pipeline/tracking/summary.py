@@ -24,7 +24,7 @@ from pipeline.runtime.errors import UserError, one_line
 from pipeline.runtime.filesystem import filesystem, write_file
 from pipeline.runtime.printable import printable
 from pipeline.runtime.untrusted import SUMMARY, parse_json, read_bytes
-from pipeline.tracking.finalists import Finalist, decided
+from pipeline.tracking.finalists import FINALISTS, Finalist, decided
 from pipeline.tracking.locations import absolute_folder, own_checkpoint, relative_place
 from pipeline.tracking.summary_types import (
     TERMINAL_STATUSES,
@@ -46,7 +46,6 @@ __all__ = [
     "SweepSummary",
     "TrialRecord",
     "drop_nonfinite",
-    "read_finalists",
     "read_summary",
 ]
 
@@ -98,7 +97,6 @@ class TrialRecord:
 
 
 _TRIALS = TypeAdapter(list[TrialRecord])
-_FINALISTS = TypeAdapter(list[Finalist])
 # Fields that name a checkpoint.
 _CHECKPOINTS = ("checkpoint", "best_checkpoint")
 _HEAD = TypeAdapter(Head)
@@ -361,31 +359,13 @@ def read_summary(output: str, start: str | None = None) -> tuple[dict[str, Any],
         _validate(_HEAD, document)
         _require_one_each(trials)
         _locate_checkpoints(output, trials, start or kept_choices(output).get("checkpoint"))
-        _validate(_FINALISTS, document.get("finalists", []), "finalists")
+        _validate(FINALISTS, document.get("finalists", []), "finalists")
     except FileNotFoundError:
         raise UserError(f"no sweep at {output}: give the folder that holds its summary.json") from None
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         reason = one_line(error)
         raise UserError(f"{output}/summary.json is damaged ({type(error).__name__}: {reason})") from None
     return document, trials
-
-
-def read_finalists(document: dict[str, Any], trials: list[TrialRecord], output: str) -> list[Finalist]:
-    """Return the finalists of a summary, those of checkpoints that its trials still have.
-
-    Args:
-        document: Summary, from :func:`read_summary`.
-        trials: Its trials.
-        output: Folder of the sweep.
-    """
-    folder, best = absolute_folder(output), {trial.name: trial.best_checkpoint for trial in trials}
-    finalists = _validate(_FINALISTS, document.get("finalists", []), "finalists")
-    for finalist in finalists:
-        checkpoint = best.get(finalist.name)
-        # A checkpoint is named by the trial's record alone, which says where it may be.
-        if checkpoint is not None and relative_place(folder, checkpoint) == finalist.checkpoint:
-            finalist.checkpoint = checkpoint
-    return [finalist for finalist in finalists if finalist.checkpoint == best.get(finalist.name)]
 
 
 def _require_one_each(trials: list[TrialRecord]) -> None:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,9 +29,10 @@ from pipeline.sweep import finalists as finals
 from pipeline.sweep.cluster import Capacity
 from pipeline.sweep.display.console import finalists_table
 from pipeline.sweep.display.live_table import scores_in_words
+from pipeline.sweep.driver import Sweep
 from pipeline.sweep.preparation import ProgressFile
-from pipeline.tracking.finalists import Finalist, close_to_best
-from pipeline.tracking.summary import SweepSummary, TrialRecord, read_finalists, read_summary
+from pipeline.tracking.finalists import Finalist, close_to_best, read_finalists
+from pipeline.tracking.summary import SweepSummary, TrialRecord, read_summary
 from pipeline.training.build_model import build_model, make_trainer
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.export import _measure
@@ -352,3 +354,24 @@ def test_a_finalist_is_scored_from_its_checkpoint_on_other_draws(tmp_path):
     assert few["log_partition_monte_carlo"] != other["log_partition_monte_carlo"]
     assert many["log_partition_standard_error"] < few["log_partition_standard_error"] / 3
     assert few["nll_gebm_validation_standard_error"] > 0
+
+
+def test_ctrl_c_in_the_finals_leaves_the_sweep_to_be_resumed(sweep, monkeypatch):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.sweep.driver.score_finalists", interrupt)
+    plan: Any = SimpleNamespace(config=sweep.config)
+    nothing: Any = None
+    driver = Sweep(plan, "sweep", sweep.records, nothing, nothing, CAPACITY, "owner")
+    assert not driver.interrupted
+    driver.score_finalists()
+    assert driver.interrupted
+
+
+def test_a_sweep_that_was_interrupted_has_no_finals(sweep, monkeypatch):
+    monkeypatch.setattr("pipeline.sweep.driver.score_finalists", lambda *_: pytest.fail("they were scored"))
+    sweep.records.trials[-1].status = "running"
+    plan: Any = SimpleNamespace(config=sweep.config)
+    nothing: Any = None
+    Sweep(plan, "sweep", sweep.records, nothing, nothing, CAPACITY, "owner").score_finalists()
