@@ -105,6 +105,9 @@ def from_saved(values: Any) -> Config:
         keys, new_name = values.get(group), new.partition(".")[2]
         if isinstance(keys, dict) and name in keys and new_name not in keys:
             keys[new_name] = keys.pop(name)
+    # Those of before there were lanes read as with one, and their trials that are left do, too.
+    if isinstance(values.get("data"), dict):
+        values["data"].setdefault("lanes", 1)
     # A search names keys as well.
     for group in (values.get("sweep"), values.get("spaces")):
         for name, space in group.items() if isinstance(group, dict) else ():

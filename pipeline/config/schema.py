@@ -128,8 +128,18 @@ class Data:
     )
     device_resident: bool | None = key(
         None,
-        "Whether each training worker keeps the store of images on its device, decoded; batches are the same. Default: "
-        "where it takes at most a quarter of a GPU's free memory, or on the CPU no more than a reader would keep.",
+        "Whether each training worker keeps the store of images on its device, decoded; its batches are those of one "
+        "lane. Default: where it takes at most a quarter of a GPU's free memory, or on the CPU no more than a reader "
+        "would keep.",
+    )
+    lanes: int = bounded(
+        64,
+        "Parts that the order of a store that is not device-resident is cut into, each with shards of its own: a batch "
+        "has as many samples from each, and a training worker or loader process reads only its own. At most this many: "
+        "a divisor of it and of train.batch_size, no more than the store has shards, nor than 1 GiB holds shards. "
+        "Batches depend on it, and a run keeps the lanes it began with; 1 has every worker read all shards.",
+        gt=0,
+        lt=2**16,
     )
     num_workers: int | None = bounded(
         None,

@@ -22,7 +22,7 @@ from gebm.training.plateau_decay import PlateauDecay
 from pipeline.config.fields import keys
 from pipeline.config.kernels import kernel_settings
 from pipeline.config.precision import BF16_SAFE_SAMPLERS
-from pipeline.config.schema import Config
+from pipeline.config.schema import Config, Data
 from pipeline.runtime.errors import UserError, one_line
 
 __all__ = [
@@ -85,6 +85,7 @@ def validate_rules(config: Config) -> None:
         _check_sweep,
         _check_scale,
         _check_gpus,
+        _check_lanes,
         _check_components,
     ):
         check(config)
@@ -261,7 +262,7 @@ def _check_scale(config: Config) -> None:
     fewest, most = config.scale.min_workers or config.scale.num_workers, config.scale.num_workers
     if fewest > most:
         raise UserError(f"scale.min_workers={fewest}: it cannot be more than scale.num_workers={most}")
-    workers = f"scale.num_workers={most}" if fewest == most else f"{fewest} to {most} workers (scale.min_workers)"
+    workers = _describe_workers(config)
     for key, size in (("batch_size", config.train.batch_size), ("latent_batch_size", config.train.latent_batch_size)):
         multiple = required_multiple(config, f"train.{key}")
         if size is not None and size % multiple:
@@ -288,6 +289,22 @@ def _check_gpus(config: Config) -> None:
             f"scale.gpus_per_worker={share}: the scale.num_workers={workers} workers of a trial need a GPU each, since "
             f"NCCL connects no two on one; use scale.num_workers=1, or scale.gpus_per_worker=1"
         )
+
+
+def _check_lanes(config: Config) -> None:
+    """Refuse lanes that the workers of a trial cannot share out; a store that may be held has them only if named."""
+    lanes, multiple = config.data.lanes, math.lcm(*_possible_workers(config))
+    named = config.data.device_resident is False or lanes != Data.lanes
+    if named and not config.data.device_resident and lanes > 1 and lanes % multiple:
+        raise UserError(
+            f"data.lanes={lanes} cannot be shared out evenly among {_describe_workers(config)}: make it a multiple of "
+            f"{multiple}, such as {multiple * max(1, round(lanes / multiple))}, or 1"
+        )
+
+
+def _describe_workers(config: Config) -> str:
+    fewest, most = config.scale.min_workers or config.scale.num_workers, config.scale.num_workers
+    return f"scale.num_workers={most}" if fewest == most else f"{fewest} to {most} workers (scale.min_workers)"
 
 
 def _possible_workers(config: Config) -> range:

@@ -66,6 +66,11 @@ class TaskWorker(Protocol):
         """Features of the data (M, F), to which the learning-rate schedule compares the base."""
         ...
 
+    @property
+    def lanes(self) -> int:
+        """Largest number of lanes that a new run reads its data in."""
+        ...
+
     def batches(self, position: Position) -> Batches:
         """Return the batches from a position on."""
         ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -13,7 +13,6 @@ from pipeline.config import Config
 from pipeline.config.scores import STANDARD_ERROR
 from pipeline.config.temperature import describe_temperature
 from pipeline.data import (
-    Batch,
     BatchSpec,
     DeviceResidentReader,
     Position,
@@ -217,6 +216,16 @@ class ImageTaskWorker:
         images, _ = load_images(self._store, limit=self._config.data.held_out)
         return to_network_range(images, self._device)
 
+    @property
+    def lanes(self) -> int:
+        """``data.lanes`` of a store that is streamed, and one of a store that this worker keeps on its device."""
+        return 1 if self._resident else self._config.data.lanes
+
+    @functools.cached_property
+    def _resident(self) -> bool:
+        resident = self._config.data.device_resident
+        return fits_on_device(self._store, self._device) if resident is None else resident
+
     def batches(self, position: Position) -> _Batches:
         """Return batches of images in [-1, 1] from a position on, from the device's memory or else streamed.
 
@@ -233,12 +242,12 @@ class ImageTaskWorker:
             held_out=data.held_out,
         )
         tolerance, depth = data.max_bad_shards, data.prefetch_shards
-        if fits_on_device(self._store, device) if data.device_resident is None else data.device_resident:
+        if self._resident:
             reader = DeviceResidentReader(self._store, device, spec, max_bad_shards=tolerance, prefetch_shards=depth)
         else:
             workers = int(device.type == "cuda") if data.num_workers is None else data.num_workers
             reader = Reader(self._store, spec, num_workers=workers, max_bad_shards=tolerance, prefetch_shards=depth)
-        return _Batches(reader, position, device)
+        return _Batches(reader, device)
 
     def features(self, samples: Tensor) -> Tensor:
         """Return the embeddings of images in [-1, 1]."""
@@ -257,9 +266,9 @@ class ImageTaskWorker:
 class _Batches(Iterator[Tensor]):
     """The reader's batches as the networks take them, with the position after the last one that was taken."""
 
-    def __init__(self, reader: Iterable[Batch], position: Position, device: torch.device) -> None:
+    def __init__(self, reader: DeviceResidentReader | Reader, device: torch.device) -> None:
         self._batches, self._device = iter(reader), device
-        self.position = position
+        self.position = reader.position
         self.notes: tuple[str, ...] = ()
         self.bad_shards = 0
 

@@ -46,7 +46,7 @@ class RowBatches(Iterator[Tensor]):
     Example:
         >>> batches = RowBatches(torch.arange(10.0)[:, None], batch_size=4)
         >>> next(batches).shape, batches.position
-        (torch.Size([4, 1]), Position(epoch=0, step=1))
+        (torch.Size([4, 1]), Position(epoch=0, step=1, lanes=1))
     """
 
     def __init__(
@@ -141,6 +141,11 @@ class TableTaskWorker:
         self.reference = self._splits.train[:_MAX_REFERENCE]
         self.held_out = self._splits.validation
         self.seen = self._splits.train[: len(self.held_out)]
+
+    @property
+    def lanes(self) -> int:
+        """One: the rows are held."""
+        return 1
 
     def batches(self, position: Position) -> RowBatches:
         """Return batches of whitened training rows from a position on."""

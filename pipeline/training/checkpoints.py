@@ -26,7 +26,16 @@ from typing import Annotated, Any, TypeVar, cast
 
 import fsspec
 import torch
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, ValidationError
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -62,10 +71,11 @@ class _Index(_Strict):
 
 
 class _Position(_Strict):
-    """Position in the data, as a trial saves it."""
+    """Position in the data, as a trial saves it; earlier versions read all data in one lane."""
 
     epoch: NonNegativeInt
     step: NonNegativeInt
+    lanes: PositiveInt = 1
 
 
 class _State(_Strict):

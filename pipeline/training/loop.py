@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 import ray.train
@@ -145,7 +145,7 @@ class TrialRun:
         """Resume from the trial's last checkpoint, or start from another model's, or from a fresh model."""
         config, trainer = self.config, self.trainer
         own = self.folder.checkpoints.last
-        start, position, checkpoint = own or config.checkpoint, Position(epoch=0, step=0), None
+        start, position, checkpoint = own or config.checkpoint, Position(), None
         if start:
             checkpoint = read(start)
             if own:
@@ -153,6 +153,9 @@ class TrialRun:
             position = self._load(checkpoint)
         else:
             trainer.scale_learning_rates(self.lr_scale, self.lr_scale)
+        if not own:
+            # Those of the first worker, for another may keep the data on its device; a resumed run keeps its own.
+            position = replace(position, lanes=int(self.worker.from_first(self.task.lanes)))
         self.batches = self.task.batches(position)
         if own and checkpoint:
             self._resume_reports(checkpoint)

@@ -271,6 +271,20 @@ def test_each_refusal_is_one_line_that_names_its_key(small, key, value):
         ({"model.energy_offset": 1.0}, "model: energy=None, offset=1.0"),
         ({"data.split_seed": -1}, "data.split_seed"),
         ({"data.device_resident": True, "data.num_workers": 2}, "data.num_workers=2: with data.device_resident=true"),
+        (
+            {"data.lanes": 6, "scale.num_workers": 4},
+            "data.lanes=6 cannot be shared out evenly among scale.num_workers=4: make it a multiple of 4, such as 8, "
+            "or 1",
+        ),
+        (
+            {
+                "data.device_resident": False,
+                "train.batch_size": 126,
+                "scale.num_workers": 3,
+                "scale.min_workers": 2,
+            },
+            "make it a multiple of 6, such as 66, or 1",
+        ),
         ({"train.objective": "ml"}, "train.objective=ml: it needs a base with a density"),
         ({"train.objective": "pcd_data"}, "train.objective=pcd_data: it needs a base with a density"),
         ({"task": "density"}, "model.networks=dcgan: it has to be one of gaussian, realnvp"),
@@ -324,6 +338,8 @@ def test_what_can_run_is_not_refused(small):
         {"data.device_resident": True, "data.num_workers": 0},
         {"data.device_resident": False, "data.num_workers": 2},
         {"data.num_workers": 2},
+        {"data.lanes": 6, "scale.num_workers": 2},
+        {"data.lanes": 1, "data.device_resident": False, "train.batch_size": 126, "scale.num_workers": 3},
         {"train.objective": "wasserstein", "model.energy_floor": float("-inf")},
         {"train.batch_size": 126, "scale.num_workers": 3, "train.latent_batch_size": 252},
         {"sweep.metric": "precision_gebm", "sweep.mode": "max", "evaluation.metrics": ["prc"]},

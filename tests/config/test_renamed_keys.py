@@ -55,6 +55,13 @@ def test_what_an_earlier_run_has_written_has_the_new_names():
     assert {old: OmegaConf.select(config, new) for old, new in PAIRS} == VALUES
 
 
+def test_what_was_begun_before_there_were_lanes_has_one():
+    values = written(**{"data.lanes": 8})
+    assert schema.from_saved(values).data.lanes == 8
+    del values["data"]["lanes"]
+    assert (schema.from_saved(values).data.lanes, schema.from_dict(values).data.lanes) == (1, 64)
+
+
 def test_a_search_of_an_earlier_run_is_over_the_same_keys():
     values = written()
     values["sweep"]["space"] = {"train.nonfinite_restarts": {"choice": [0, 1]}}

@@ -44,6 +44,17 @@ def test_batches_are_the_same_however_they_are_read(work, data):
             assert -1 <= images.min() < images.max() <= 1
 
 
+def test_a_store_that_is_streamed_has_lanes_and_one_that_is_held_has_one(work):
+    assert [work(**data).lanes for data in ({}, {"device_resident": True}, {"device_resident": False})] == [1, 1, 64]
+    keys = {"device_resident": False, "lanes": 8}
+    one, many = (work(128, **keys).batches(Position(lanes=lanes)) for lanes in (1, work(**keys).lanes))
+    assert not torch.equal(next(one), next(many))
+    assert (one.position, many.position) == (Position(0, 1), Position(0, 1, lanes=8))
+    # A run that began with the store streamed has the same batches where it is held, and the other way round.
+    held = work(128, device_resident=True).batches(Position(lanes=8))
+    assert torch.equal(next(held), next(work(128, **keys).batches(Position(lanes=8))))
+
+
 @pytest.mark.parametrize(
     ("data", "held"),
     [({}, True), ({"num_workers": 1}, True), ({"device_resident": True}, True), ({"device_resident": False}, False)],

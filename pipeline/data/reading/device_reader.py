@@ -45,7 +45,7 @@ class DeviceResidentReader:
         >>> store, spec = open_store("memory://docs/resident"), BatchSpec(batch_size=128)
         >>> resident, read = next(iter(DeviceResidentReader(store, "cpu", spec))), next(iter(Reader(store, spec)))
         >>> torch.equal(resident.images, read.images), resident.position
-        (True, Position(epoch=0, step=1))
+        (True, Position(epoch=0, step=1, lanes=1))
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class DeviceResidentReader:
         self._order = BatchOrder(store, spec)
         self.store = store
         self.batches_per_epoch = self._order.batches_per_epoch
-        self.position = spec.position
+        self.position = self._order.position
         self._device = device
         self._shards = FaultTolerantShards(store, max_bad_shards, prefetch_shards)
         counts = [shard.num_samples for shard in store.manifest.shards]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pipeline.data.reading.batch_order import WINDOW_BYTES
 from pipeline.data.reading.prefetch import ShardPrefetcher
 from pipeline.data.reading.shard import DecodedShard
 from pipeline.data.store import Store
@@ -30,6 +31,7 @@ class FaultTolerantShards:
         max_bad: Largest number of bad shards; 0 refuses the first.
         prefetch_shards: Number of shards that are fetched before they are needed; see
             ``pipeline.data.reading.prefetch``.
+        room: Memory for these where their number is None, in bytes.
 
     Example:
         >>> from pipeline.data import open_store, sources, write_store
@@ -43,9 +45,11 @@ class FaultTolerantShards:
         ((5, 1, 8, 8), 1)
     """
 
-    def __init__(self, store: Store, max_bad: int = 0, prefetch_shards: int | None = None) -> None:
+    def __init__(
+        self, store: Store, max_bad: int = 0, prefetch_shards: int | None = None, room: int = WINDOW_BYTES
+    ) -> None:
         self.store = store
-        self._prefetcher = ShardPrefetcher(store, prefetch_shards)
+        self._prefetcher = ShardPrefetcher(store, prefetch_shards, room)
         self._max_bad = max_bad
         self.bad: dict[int, str] = {}
         """Error of each bad shard, by its index in the manifest."""

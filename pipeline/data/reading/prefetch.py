@@ -24,7 +24,8 @@ class ShardPrefetcher:
     Args:
         store: The store.
         depth: Largest number of shards that are fetched or waiting, in addition to the current one; 0 reads each when
-            it is needed. ``None`` (default) takes a window's shards of a network storage, and 0 of all others.
+            it is needed. ``None`` (default) takes as many as have room of a network storage, and 0 of all others.
+        room: Memory for the shards that are fetched or waiting where ``depth`` is None, decoded, in bytes.
 
     Example:
         >>> from pipeline.data import open_store, sources, write_store
@@ -37,8 +38,8 @@ class ShardPrefetcher:
         >>> shards.close()
     """
 
-    def __init__(self, store: Store, depth: int | None = None) -> None:
-        self._store = store
+    def __init__(self, store: Store, depth: int | None = None, room: int = WINDOW_BYTES) -> None:
+        self._store, self._room = store, room
         # Threads make requests at the same time, which only asynchronous file systems are known to support.
         self._depth = 0 if depth is None and not store.fs.async_impl else depth
         self._pending: dict[int, Future[DecodedShard]] = {}
@@ -85,7 +86,7 @@ class ShardPrefetcher:
             return len(self._pending) < self._depth
         manifest = self._store.manifest
         samples = sum(manifest.shards[shard].num_samples for shard in (*self._pending, index))
-        return not self._pending or samples * manifest.sample_bytes <= WINDOW_BYTES
+        return not self._pending or samples * manifest.sample_bytes <= self._room
 
     def _read(self, index: int) -> DecodedShard:
         return read_shard(self._store, self._store.manifest.shards[index])

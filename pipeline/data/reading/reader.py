@@ -1,7 +1,8 @@
 """Reader of batches for training, with a window of shards in memory at a time.
 
 The samples of a batch are fixed by ``pipeline.data.reading.batch_order``, so batches are the same for any number of
-loader workers, and a reader built at a position yields the same as an uninterrupted one.
+loader workers, and a reader built at a position yields the same as an uninterrupted one. Loader workers share out the
+lanes of their rank, and each reads those that are its own.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.data.reading.batch_order import Batch, BatchOrder, BatchSpec
+from pipeline.data.reading.batch_order import WINDOW_BYTES, Batch, BatchOrder, BatchSpec
 from pipeline.data.reading.fault_tolerance import FaultTolerantShards
 from pipeline.data.reading.shard import DecodedShard
 from pipeline.data.reading.shuffle import Position
@@ -32,8 +33,9 @@ CACHE_BYTES = 512 * 2**20
 class Reader:
     """Endless batches of a store: epoch after epoch, from a position on.
 
-    Every iterator starts at the reader's position. With loader workers, each holds the shards of the current window and
-    its own cache, so the memory of a rank is ``num_workers`` times that of one.
+    Every iterator starts at the reader's position. Each loader worker holds the shards of the current windows of its
+    lanes and a cache of its own, so the memory of a rank grows with ``num_workers`` by the caches alone. Workers that
+    are more than the rank's lanes take turns, and then read the same shards.
 
     Args:
         store: The store.
@@ -59,7 +61,7 @@ class Reader:
         14
         >>> batch = next(iter(reader))
         >>> batch.images.shape, batch.position
-        (torch.Size([128, 1, 8, 8]), Position(epoch=0, step=1))
+        (torch.Size([128, 1, 8, 8]), Position(epoch=0, step=1, lanes=1))
     """
 
     def __init__(
@@ -72,25 +74,29 @@ class Reader:
         max_bad_shards: int = 0,
         prefetch_shards: int | None = None,
     ) -> None:
-        self._order = BatchOrder(store, spec)
+        order = BatchOrder(store, spec)
         if num_workers < 0:
             raise UserError("a number of workers is 0 or more: choose another")
         if num_workers and is_process_local(store.fs):
             raise UserError(f"loader workers cannot see the store {store.url}: read it with 0 workers")
         self.store = store
-        self.batches_per_epoch = self._order.batches_per_epoch
-        self.position = spec.position
-        shards = _CachedShards(FaultTolerantShards(store, max_bad_shards, prefetch_shards), cache_bytes)
-        self._batches = _Batches(self._order, shards, 1 if prefetch_shards is None else prefetch_shards)
-        self._num_workers = num_workers
+        self.batches_per_epoch = order.batches_per_epoch
+        self.position = order.position
+        groups = order.count_groups(num_workers)
+        self._num_workers = num_workers // groups
+        self._groups: list[_Batches] = []
+        for part in spec.split(groups):
+            of_group = BatchOrder(store, part)
+            room = max(WINDOW_BYTES, of_group.window_bytes)
+            shards = FaultTolerantShards(store, max_bad_shards, prefetch_shards, room)
+            ahead = 1 if prefetch_shards is None else prefetch_shards
+            self._groups.append(_Batches(of_group, _CachedShards(shards, cache_bytes), ahead))
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield batches without end, from the reader's position on."""
         try:
-            for batch in self._loader():
-                if isinstance(batch, _Failure):
-                    raise UserError(batch.message)
-                yield batch
+            for parts in zip(*map(self._loader, self._groups), strict=True):
+                yield _merge([_raise_failure(part) for part in parts])
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
@@ -99,13 +105,14 @@ class Reader:
                 "use fewer workers or a smaller batch"
             ) from error
         finally:
-            self._batches.close()
+            for group in self._groups:
+                group.close()
 
-    def _loader(self) -> DataLoader[Batch | _Failure]:
+    def _loader(self, group: _Batches) -> DataLoader[Batch | _Failure]:
         return DataLoader(
-            self._batches,
+            group,
             batch_size=None,
-            sampler=self._order.positions(),
+            sampler=group.order.positions(),
             num_workers=self._num_workers,
             # Without a batch size torch passes the function one sample; its annotation has the list of a batch only.
             collate_fn=_identity,  # pyright: ignore[reportArgumentType]
@@ -138,10 +145,10 @@ class _Failure(NamedTuple):
 
 
 class _Batches(Dataset[Batch | _Failure]):
-    """Batch at each position, for one rank."""
+    """Batch at each position, for one rank or for a part of one."""
 
     def __init__(self, order: BatchOrder, shards: _CachedShards, prefetch_shards: int) -> None:
-        self._order = order
+        self.order = order
         self._shards = shards
         self._manifest = shards.source.store.manifest
         self._prefetch_shards = prefetch_shards
@@ -151,7 +158,7 @@ class _Batches(Dataset[Batch | _Failure]):
             images, labels = self._read(position)
         except UserError as error:
             return _Failure(str(error))
-        after = self._order.after(position)
+        after = self.order.after(position)
         source = self._shards.source
         return Batch(torch.from_numpy(images), _to_tensor(labels), after, source.notes, len(source.bad))
 
@@ -159,12 +166,14 @@ class _Batches(Dataset[Batch | _Failure]):
         self._shards.source.close()
 
     def _read(self, position: Position) -> tuple[np.ndarray, np.ndarray | None]:
-        shards, indices = self._order.samples(position)
+        shards, indices = self.order.samples(position)
         images = np.empty((len(shards), *self._manifest.sample_shape), self._manifest.dtype)
         labels = np.empty(len(shards), np.int64) if self._manifest.labels is not None else None
-        of_batch, of_windows = np.unique(shards).tolist(), self._order.shards(position)
-        upcoming = [*of_batch, *of_windows, *self._order.shards_after(position, self._prefetch_shards)]
-        self._shards.plan(pinned=set(of_windows), upcoming=upcoming)
+        of_batch = np.unique(shards).tolist()
+        if not all(index in self._shards for index in of_batch):
+            of_windows = self.order.shards(position)
+            upcoming = [*of_batch, *of_windows, *self.order.shards_after(position, self._prefetch_shards)]
+            self._shards.plan(pinned=set(of_windows), upcoming=upcoming)
         for index in of_batch:
             rows = np.flatnonzero(shards == index)
             shard = self._shards[index]
@@ -193,6 +202,9 @@ class _CachedShards:
         """Set the shards that are never evicted, and those that will be read, in their order."""
         self._pinned, self._upcoming = pinned, upcoming
 
+    def __contains__(self, index: int) -> bool:
+        return index in self._cached
+
     def __getitem__(self, index: int) -> DecodedShard:
         if index not in self._cached:
             then = [other for other in self._upcoming if other not in self._cached]
@@ -215,6 +227,32 @@ class _CachedShards:
 
 def _identity(batch: Batch | _Failure) -> Batch | _Failure:
     return batch
+
+
+def _raise_failure(batch: Batch | _Failure) -> Batch:
+    if isinstance(batch, _Failure):
+        raise UserError(batch.message)
+    return batch
+
+
+def _merge(parts: list[Batch]) -> Batch:
+    """Return the batch of which several processes have read a part each."""
+    if len(parts) == 1:
+        return parts[0]
+    labels = [part.labels for part in parts if part.labels is not None]
+    return Batch(
+        _concatenate([part.images for part in parts]),
+        _concatenate(labels) if labels else None,
+        parts[0].position,
+        tuple(dict.fromkeys(note for part in parts for note in part.notes)),
+        sum(part.bad_shards for part in parts),
+    )
+
+
+def _concatenate(parts: list[torch.Tensor]) -> torch.Tensor:
+    shape = sum(map(len, parts)), *parts[0].shape[1:]
+    # The copy to a GPU would wait for it if it were not pinned.
+    return torch.cat(parts, out=parts[0].new_empty(shape, pin_memory=parts[0].is_pinned()))
 
 
 def _to_tensor(labels: np.ndarray | None) -> torch.Tensor | None:

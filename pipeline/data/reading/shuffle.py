@@ -1,21 +1,28 @@
-"""Shuffle of a store's samples: a pure function of (seed, epoch, manifest).
+"""Shuffle of a store's samples: a pure function of (seed, epoch, manifest, lanes).
 
-An epoch permutes the shards, cuts their sequence into windows of a bounded size, and permutes the samples inside each
-window. So a reader holds one or two windows in memory, whatever the size of the store, and computes any batch of any
-epoch without those before it. Ranks and loader workers do not appear here, which is why the global batches are the
-same for any number of them.
+An epoch permutes the shards and cuts their sequence into lanes, ranges with equal numbers of samples. Each lane cuts
+its own part of the sequence into windows of a bounded size, and permutes the samples inside each window. A batch takes
+the same number of samples from each lane. So a process reads only the lanes that its samples are in, holds one or two
+windows of each, and computes any batch of any epoch without those before it. Ranks and loader workers do not appear
+here, which is why the global batches are the same for any number of them.
+
+Every second lane runs backwards. The shard at a cut is then needed by both of its lanes at the same time, at the start
+or at the end of the epoch, and a process that reads both lanes reads it once.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from pipeline.data.manifest import Manifest
 from pipeline.data.permutation import permutation
 
-__all__ = ["EpochOrder", "Position"]
+__all__ = ["LaneOrder", "Position", "Window", "order_lanes"]
 
 
 @dataclass(frozen=True)
@@ -25,47 +32,100 @@ class Position:
     Args:
         epoch: Number of finished passes over the store.
         step: Number of batches taken in this pass.
+        lanes: Number of lanes of the order in which they were taken. Runs of before there were lanes have one.
     """
 
     epoch: int = 0
     step: int = 0
+    lanes: int = 1
 
 
-class EpochOrder:
-    """Order of the samples in one epoch.
+class Window(NamedTuple):
+    """Window of a lane.
+
+    Args:
+        first: Index of its first sample in the order of the lane.
+        shards: Its shards, as indices in the manifest.
+    """
+
+    first: int
+    shards: list[int]
+
+
+def order_lanes(
+    manifest: Manifest, seed: int, epoch: int, window: int, shuffle: bool = True, lanes: int = 1
+) -> list[LaneOrder]:
+    """Return the order of each lane in one epoch.
 
     Args:
         manifest: The store's manifest.
         seed: The run's seed.
         epoch: Number of the epoch.
-        window: Largest size of a window of shards, in bytes of decoded samples. A window has one shard at least.
-        shuffle: False for the plain order of the store.
+        window: Largest size of the windows of all lanes together, in bytes of decoded samples. A window has one shard,
+            or the part of one that is in its lane, at least.
+        shuffle: False for the plain order of the store, cut into lanes.
+        lanes: Number of lanes, at most that of the shards.
 
     Example:
         >>> from pipeline.data.manifest import Shard, Source
         >>> shards = tuple(Shard(f"{i}.tar", num_samples=3, bytes=1, sha256="") for i in range(4))
         >>> manifest = Manifest(8, 1, "blocks", None, Source("digits"), num_samples=12, shards=shards)
-        >>> shard, index = EpochOrder(manifest, seed=0, epoch=0, window=384).samples(0, 12)
+        >>> [lane] = order_lanes(manifest, seed=0, epoch=0, window=384)
+        >>> shard, index = lane.samples(0, 12)
         >>> sorted(zip(shard.tolist(), index.tolist()))[:4]
         [(0, 0), (0, 1), (0, 2), (1, 0)]
+        >>> [lane.samples(0, 4)[0].tolist() for lane in order_lanes(manifest, 0, 0, 0, shuffle=False, lanes=3)]
+        [[0, 0, 0, 1], [2, 2, 1, 1], [2, 3, 3, 3]]
+    """
+    key = (seed, epoch)
+    shards = np.arange(len(manifest.shards))
+    if shuffle:
+        shards = permutation(len(shards), *key)
+    edges = np.cumsum([0, *(manifest.shards[shard].num_samples for shard in shards)])
+    cuts = [int(edges[-1]) * lane // lanes for lane in range(lanes + 1)]
+    orders = []
+    for lane, (start, stop) in enumerate(itertools.pairwise(cuts)):
+        inside = slice(np.searchsorted(edges, start, side="right") - 1, np.searchsorted(edges, stop))
+        begins, ends = np.maximum(edges[:-1][inside], start), np.minimum(edges[1:][inside], stop)
+        parts = _Parts(shards[inside], begins - edges[:-1][inside], ends - begins)
+        if lane % 2:
+            parts = _Parts(*(column[::-1] for column in parts))
+        # The one lane of before there were lanes has the key of then.
+        suffix = (lane + 1,) if lanes > 1 else ()
+        orders.append(LaneOrder(parts, window // lanes // manifest.sample_bytes, key if shuffle else None, suffix))
+    return orders
+
+
+class _Parts(NamedTuple):
+    """Parts of shards, in order: index of each shard in the manifest, index of the first sample there, and number."""
+
+    shards: np.ndarray
+    firsts: np.ndarray
+    counts: np.ndarray
+
+
+class LaneOrder:
+    """Order of the samples of one lane in one epoch; see ``order_lanes``.
+
+    Args:
+        parts: Parts of shards.
+        window: Largest number of samples of a window that has more than one part.
+        key: Seed and epoch of the permutations, or None for no permutation.
+        suffix: End of the key of each permutation.
     """
 
-    def __init__(self, manifest: Manifest, seed: int, epoch: int, window: int, shuffle: bool = True) -> None:
-        self._key = (seed, epoch)
-        self._shuffle = shuffle
-        shards = np.arange(len(manifest.shards))
-        self._shards = permutation(len(shards), *self._key) if shuffle else shards
-        self._counts = np.array([manifest.shards[shard].num_samples for shard in self._shards], np.int64)
-        # The first shard of each window, as an index of the permuted sequence of shards.
-        first_shards = [0]
+    def __init__(self, parts: _Parts, window: int, key: tuple[int, int] | None, suffix: tuple[int, ...]) -> None:
+        self._parts, self._key, self._suffix = parts, key, suffix
+        # The first part of each window, as an index of the parts.
+        first_parts = [0]
         in_window = 0
-        for index, count in enumerate(self._counts):
-            if in_window and (in_window + count) * manifest.sample_bytes > window:
-                first_shards.append(index)
+        for index, count in enumerate(parts.counts.tolist()):
+            if in_window and in_window + count > window:
+                first_parts.append(index)
                 in_window = 0
-            in_window += int(count)
-        self._first_shards = np.array([*first_shards, len(shards)])
-        self._first_samples = np.concatenate([[0], np.cumsum(self._counts)])[self._first_shards]
+            in_window += count
+        self._first_parts = np.array([*first_parts, len(parts.counts)])
+        self._first_samples = np.concatenate([[0], np.cumsum(parts.counts)])[self._first_parts]
         self._windows: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def samples(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
@@ -79,15 +139,17 @@ class EpochOrder:
             For each sample the index of its shard in the manifest, int64 (n,), and its index in that shard, int64 (n,).
         """
         windows = self._windows_of(start, stop)
-        parts = []
+        pieces = []
         for window in windows:
             shard, index = self._window(window)
             offset = self._first_samples[window]
             inside = slice(max(start - offset, 0), min(stop - offset, len(shard)))
-            parts.append((shard[inside], index[inside]))
+            pieces.append((shard[inside], index[inside]))
         # A batch is inside one window or crosses into the next: no other is needed again.
         self._windows = {window: self._windows[window] for window in windows}
-        shards, indices = zip(*parts, strict=True)
+        if len(pieces) == 1:
+            return pieces[0]
+        shards, indices = zip(*pieces, strict=True)
         return np.concatenate(shards), np.concatenate(indices)
 
     def shards(self, start: int, stop: int) -> list[int]:
@@ -95,28 +157,20 @@ class EpochOrder:
         windows = self._windows_of(start, stop)
         return self._in_windows(windows)
 
-    def shards_after(self, stop: int, end: int, at_least: int) -> list[int]:
-        """Return the shards of the next windows after the one that holds the sample before ``stop``.
+    def windows_after(self, stop: int, end: int) -> Iterator[Window]:
+        """Yield the windows after the one that holds the sample before ``stop``.
 
         Args:
             stop: Index in the order, or the one after the last; 0 begins with the first window.
             end: Index after the last sample that is read.
-            at_least: Smallest number of shards to return, as far as the windows up to ``end`` have them.
-
-        Returns:
-            Whole windows, as indices in the manifest.
         """
         last = self._windows_of(0, end)[-1]
         first = self._windows_of(0, stop)[-1] + 1 if stop else 0
-        shards: list[int] = []
         for window in range(first, last + 1):
-            if len(shards) >= at_least:
-                break
-            shards += self._in_windows(range(window, window + 1))
-        return shards
+            yield Window(int(self._first_samples[window]), self._in_windows(range(window, window + 1)))
 
     def _in_windows(self, windows: range) -> list[int]:
-        return self._shards[self._first_shards[windows[0]] : self._first_shards[windows[-1] + 1]].tolist()
+        return self._parts.shards[self._first_parts[windows[0]] : self._first_parts[windows[-1] + 1]].tolist()
 
     def _windows_of(self, start: int, stop: int) -> range:
         first, last = np.searchsorted(self._first_samples, [start, stop - 1], side="right") - 1
@@ -124,13 +178,13 @@ class EpochOrder:
 
     def _window(self, window: int) -> tuple[np.ndarray, np.ndarray]:
         if window not in self._windows:
-            inside = slice(self._first_shards[window], self._first_shards[window + 1])
-            counts = self._counts[inside]
-            shard = np.repeat(self._shards[inside], counts)
-            index = np.concatenate([np.arange(count) for count in counts])
-            if self._shuffle:
+            inside = slice(self._first_parts[window], self._first_parts[window + 1])
+            shards, firsts, counts = (column[inside] for column in self._parts)
+            shard = np.repeat(shards, counts)
+            index = np.concatenate([np.arange(first, first + n) for first, n in zip(firsts, counts, strict=True)])
+            if self._key is not None:
                 # Counted from one: the permutation of the shards has the key without a window.
-                mixed = permutation(len(shard), *self._key, window + 1)
+                mixed = permutation(len(shard), *self._key, window + 1, *self._suffix)
                 shard, index = shard[mixed], index[mixed]
             self._windows[window] = shard, index
         return self._windows[window]
