@@ -49,7 +49,7 @@ from pipeline.data import Position
 from pipeline.tasks.open_store import ensure_store
 from pipeline.tracking.summary import read_summary
 from pipeline.training.build_model import make_trainer, model_to_train
-from pipeline.training.loop import step_generator
+from pipeline.training.step_generator import step_generator
 
 __all__ = ["Bare", "Trial", "main"]
 

@@ -40,7 +40,7 @@ from pipeline.evaluation.evaluator import resampled
 from pipeline.evaluation.metrics.classifier_training import classifier_url
 from pipeline.training.build_model import make_trainer, model_to_train
 from pipeline.training.checkpoints import Checkpoints, load_state, read
-from pipeline.training.loop import step_generator
+from pipeline.training.step_generator import step_generator
 
 __all__ = ["Bench", "OutOfTime", "is_plateau", "run"]
 

@@ -12,7 +12,7 @@ from pipeline import config as schema
 from pipeline import tasks
 from pipeline.data import Position
 from pipeline.training.build_model import make_trainer, model_to_train
-from pipeline.training.loop import step_generator
+from pipeline.training.step_generator import step_generator
 
 __all__ = ["ShortRun", "measure_quality", "remove_spectral_norm", "train_from_scratch"]
 

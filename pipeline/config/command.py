@@ -217,8 +217,11 @@ class _Composition:
         runtime = HydraConfig.get().runtime
         folders = [str(source.path) for source in runtime.config_sources if source.provider == "command-line"]
         name = OmegaConf.select(config, "name", default="")
+        names_conf = any(re.match(r"\+*conf=", word) for word in HydraConfig.get().overrides.task)
         invocation.record(
-            invocation.Invocation(str(runtime.choices["conf"]), name, next(iter(folders), None), self.overrides)
+            invocation.Invocation(
+                str(runtime.choices["conf"]), name, next(iter(folders), None), self.overrides, names_conf
+            )
         )
 
 

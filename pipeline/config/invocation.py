@@ -7,7 +7,7 @@ are printed for the user to run next are made from it (:mod:`pipeline.config.pri
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,14 @@ class Invocation:
         name: Name of the experiment, which its file sets.
         config_dir: Folder of ``--config-dir``, absolute, or ``None``.
         overrides: Keys that the command line names, dotted.
+        names_conf: Whether the command line names ``conf``, which has a default.
     """
 
     conf: str = ""
     name: str = ""
     config_dir: str | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    names_conf: bool = False
 
     def experiment_keys(self, name: str) -> dict[str, Any]:
         """Return the overrides with which another command has the same experiment, and the same data.
@@ -73,4 +75,4 @@ def record(invocation: Invocation) -> None:
     """
     global _current
     folder = invocation.config_dir and str(Path(invocation.config_dir).absolute())
-    _current = Invocation(invocation.conf, invocation.name, folder or None, dict(invocation.overrides))
+    _current = replace(invocation, config_dir=folder or None, overrides=dict(invocation.overrides))

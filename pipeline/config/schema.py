@@ -391,7 +391,11 @@ class Checkpointing:
 class Scale:
     """Resources of a trial."""
 
-    num_workers: int = bounded(1, "Workers of a trial.", gt=0)
+    num_workers: int = bounded(
+        1,
+        "Workers of a trial. In a search over the sampler alone a trial has one, and as many more run side by side.",
+        gt=0,
+    )
     min_workers: int | None = bounded(
         None,
         "Elastic training: a trial runs on all workers that there is room for, from this number to num_workers, and "
@@ -458,7 +462,12 @@ class Sweep:
     )
     metric: str = key("fid_gebm", "Score that trials are ranked by.")
     mode: str = choice("min", "Whether the best score is the least or the largest.", names=("min", "max"))
-    grace_steps: int | None = bounded(None, "Base steps before a trial may be pruned (default: a quarter).", gt=0)
+    grace_steps: int | None = bounded(
+        None,
+        "Base steps before a trial may be pruned, or MCMC steps in a search over the sampler alone (default: a quarter "
+        "of the longest).",
+        gt=0,
+    )
     reduction_factor: int = bounded(3, "One in n of the trials that reach a rung continues.", ge=2)
     perturbation_steps: int | None = bounded(None, "Base steps between two exploits (default: a tenth).", gt=0)
     max_concurrent: int | None = bounded(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
+
+from pipeline.config.scores import standard_error_of
 
 __all__ = ["ChainSamples", "Evaluation", "SampleScorer"]
 
@@ -24,6 +28,10 @@ class ChainSamples(NamedTuple):
     features: dict[str, Tensor]
 
 
+def _draw_nothing(evaluation: Evaluation) -> dict[str, bytes]:
+    return {}
+
+
 @dataclass
 class Evaluation:
     """Result of one evaluation.
@@ -35,7 +43,7 @@ class Evaluation:
         chain_standard_error: Step of the chain -> that score's standard error, where it has one.
         frames: Step of the chain -> the same few samples there, as they are shown: images (G, C, H, W) uint8.
         ends: ``base``, where the chain starts, and ``gebm``, where it ends, with all their samples.
-        pictures: File name -> its bytes; filled in by the task, on the first worker.
+        draw: Returns its pictures, file name -> bytes; set by the task, on the first worker.
         notes: One-line messages for the user, such as a batch size that did not fit.
         warnings: Lines on scores that do not mean what they seem to.
     """
@@ -45,9 +53,27 @@ class Evaluation:
     chain_standard_error: dict[int, float] = field(default_factory=dict)
     frames: dict[int, Tensor] = field(default_factory=dict)
     ends: dict[str, ChainSamples] = field(default_factory=dict)
-    pictures: dict[str, bytes] = field(default_factory=dict)
+    draw: Callable[[Evaluation], dict[str, bytes]] = _draw_nothing
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+    def add_point(self, step: int, scores: dict[str, float], primary: str) -> None:
+        """Add a point of the chain.
+
+        Args:
+            step: Step of the chain.
+            scores: Scores there, as the scorer names them.
+            primary: Name of the score that is followed.
+        """
+        self.chain[step] = scores[primary]
+        error = standard_error_of(scores, primary)
+        if error is not None:
+            self.chain_standard_error[step] = error
+
+    @functools.cached_property
+    def pictures(self) -> dict[str, bytes]:
+        """File name -> bytes; drawn at the first use, since it takes longer than the scores of a small model."""
+        return self.draw(self)
 
 
 class SampleScorer(Protocol):

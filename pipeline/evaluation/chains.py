@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import torch
 from torch import Generator, Tensor
 
 from gebm import GEBM, samplers
@@ -13,6 +15,7 @@ from pipeline.config.kernels import kernel_settings
 from pipeline.runtime.errors import UserError
 
 __all__ = [
+    "ChainBatch",
     "chain_steps",
     "make_kernel",
     "run_chains",
@@ -49,6 +52,70 @@ def chain_steps(num_steps: int, points: int) -> list[int]:
     return sorted({round(point * num_steps / points) for point in range(points + 1)})
 
 
+class ChainBatch:
+    """Chains side by side, which run in parts; wherever they are cut, they are the same chains bit for bit.
+
+    One that diverges restarts from the prior, and is counted.
+
+    Args:
+        model: The GEBM, best as :func:`gebm.folding.folded` makes it.
+        sampler: The kernel and its settings.
+        z0: Initial latents (N, D); they share the device's memory.
+        seed: Of the noise, another than the latents'. With it and its number, a chain is the same whatever runs
+            next to it.
+        first_chain: The number of the first of them.
+    """
+
+    def __init__(self, model: GEBM, sampler: schema.Sampler, z0: Tensor, *, seed: int, first_chain: int = 0) -> None:
+        self._model, self._sampler, self._first_chain = model, sampler, first_chain
+        self._z0: Tensor | None = z0
+        self._state: Any = None
+        self._kernel = make_kernel(sampler, model)
+        self._generator = Generator(z0.device).manual_seed(seed)
+        self._divergences = torch.zeros(len(z0), dtype=torch.int64, device=z0.device)
+
+    def run(self, num_steps: int, observe: Callable[[int, Tensor], None]) -> samplers.Chain:
+        """Run the chains on, from their start or from where they are.
+
+        Args:
+            num_steps: Number of further steps.
+            observe: Called with the step and the latents (N, D), before the first step and after each.
+
+        Returns:
+            This part of the chains.
+        """
+        model, beta = self._model, self._sampler.beta
+        # Frozen out here as well as in the potential, so that normalized weights are computed once and not every step.
+        with frozen(model.base, model.energy):
+            if self._z0 is not None:
+                observe(0, self._z0)
+            chain = samplers.run(
+                self._kernel,
+                lambda z: model.potential(z, beta=beta),
+                self._z0,
+                num_steps,
+                generator=self._generator,
+                every=1,
+                callback=lambda step, state: observe(step, state.z),
+                state=self._state,
+                prior=model.prior,
+                first_chain=self._first_chain,
+            )
+        self._z0, self._state = None, chain.state
+        self._divergences += chain.divergences
+        return chain
+
+    def require_finite(self) -> None:
+        """Refuse chains all of which have diverged at every step of their whole length: what is left is the prior's.
+
+        Raises:
+            UserError: They have.
+        """
+        if bool((self._divergences >= self._sampler.num_steps).all()):
+            count = len(self._divergences)
+            raise UserError(f"all {count} chains diverged: lower sampler.step_size or sampler.beta")
+
+
 def run_chains(
     model: GEBM,
     sampler: schema.Sampler,
@@ -75,20 +142,7 @@ def run_chains(
     Raises:
         UserError: Every chain has diverged at every step, so what is left is the prior's.
     """
-    # Frozen out here as well as in the potential, so that normalized weights are computed once and not every step.
-    with frozen(model.base, model.energy):
-        observe(0, z0)
-        chain = samplers.run(
-            make_kernel(sampler, model),
-            lambda z: model.potential(z, beta=sampler.beta),
-            z0,
-            sampler.num_steps,
-            generator=Generator(z0.device).manual_seed(seed),
-            every=1,
-            callback=lambda step, state: observe(step, state.z),
-            prior=model.prior,
-            first_chain=first_chain,
-        )
-    if bool((chain.divergences >= sampler.num_steps).all()):
-        raise UserError(f"all {len(z0)} chains diverged: lower sampler.step_size or sampler.beta")
+    batch = ChainBatch(model, sampler, z0, seed=seed, first_chain=first_chain)
+    chain = batch.run(sampler.num_steps, observe)
+    batch.require_finite()
     return chain

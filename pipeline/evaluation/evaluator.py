@@ -17,10 +17,11 @@ from gebm import GEBM
 from gebm.folding import folded
 from pipeline import config as schema
 from pipeline.config import precision
-from pipeline.config.scores import at_end, standard_error_of
+from pipeline.config.scores import at_end
 from pipeline.evaluation.base import ChainSamples, Evaluation, SampleScorer
 from pipeline.evaluation.local_chains import LocalChains, LocalJob, run_local_chains
 from pipeline.evaluation.out_of_memory import halve_batch_on_oom
+from pipeline.evaluation.shared_results import SharedResults
 from pipeline.evaluation.travel import judge_travel, measure_travel
 
 __all__ = [
@@ -40,6 +41,8 @@ def evaluate(
     rank: int = 0,
     world_size: int = 1,
     advance: Callable[[int], None] = lambda steps: None,
+    shared: SharedResults | None = None,
+    reached: Callable[[int, float], None] | None = None,
 ) -> Evaluation:
     """Score the base and the GEBM, and the samples on the way from one to the other.
 
@@ -54,6 +57,10 @@ def evaluate(
         world_size: Number of workers, each of which runs its share of the chains.
         advance: Called with the chain-steps done since the last call; with a negative number if they have to be
             done again.
+        shared: Results of the same model, at other settings of the sampler; this evaluation adds its own (default:
+            none are kept).
+        reached: Called with a step between the chains' ends and the score of ``sweep.metric`` there, before any chain
+            runs on. With several workers it is not called, since a score needs all of them.
 
     Returns:
         Scores and chain, the same on every rank, and frames of the rank's own chains. Chains that do not fit the
@@ -63,9 +70,21 @@ def evaluate(
     Raises:
         UserError: All chains diverged, or not even one fits.
     """
-    fused = folded(model, precision.sampling_dtype(config, model.log_partition.device))
-    job = LocalJob(model, fused, config, scorer, rank, world_size)
-    evaluation = Evaluation()
+    evaluation, shared = Evaluation(), shared or SharedResults()
+    dtype = precision.sampling_dtype(config, model.log_partition.device)
+
+    def score_point(step: int, features: dict[str, Tensor]) -> None:
+        if world_size > 1:
+            return
+        kept = {layer: rows[: config.evaluation.num_samples] for layer, rows in features.items()}
+        evaluation.add_point(step, scorer.score(kept, end=False), scorer.primary)
+        if reached is not None:
+            name = config.sweep.metric.removesuffix("_gebm")
+            is_primary = name == scorer.primary
+            reached(step, evaluation.chain[step] if is_primary else scorer.score(kept, end=True)[name])
+
+    fused = shared.get(("folded", dtype), lambda: folded(model, dtype))
+    job = LocalJob(model, fused, config, scorer, rank, world_size, shared, score_point)
     # Workers gather only after all have run: each may have to split its chains in another way.
     chains = halve_batch_on_oom(
         functools.partial(run_local_chains, job),
@@ -117,20 +136,32 @@ def _score_chain(evaluation: Evaluation, chains: LocalChains, job: LocalJob) -> 
     for step in steps:
         features = {layer: _gather(rows, job.world_size)[:count] for layer, rows in chains.features[step].items()}
         end = end_names.get(step)
-        scores = scorer.score(features, end=end is not None)
-        evaluation.chain[step] = scores[scorer.primary]
-        error = standard_error_of(scores, scorer.primary)
-        if error is not None:
-            evaluation.chain_standard_error[step] = error
         if end is None:
+            # One worker alone has scored it when its chains had come that far.
+            if step not in evaluation.chain:
+                evaluation.add_point(step, scorer.score(features, end=False), scorer.primary)
             continue
-        evaluation.scores.update({at_end(name, end): value for name, value in scores.items()})
         latents, energies = (_gather(rows, job.world_size)[:count] for rows in chains.ends[end])
-        evaluation.ends[end] = ChainSamples(latents, energies, features)
+        samples = evaluation.ends[end] = ChainSamples(latents, energies, features)
         if end == "base":
-            weighted = {layer: rows[resampled(energies)] for layer, rows in features.items()}
-            primary = scorer.score(weighted, end=False)[scorer.primary]
-            evaluation.scores[f"{scorer.primary}_weighted"] = primary
+            # All samplers start from the same samples.
+            key = "base scores", chains.batch_size
+            scores, weighted = job.shared.get(key, functools.partial(_score_base, scorer, samples))
+            evaluation.scores[f"{scorer.primary}_weighted"] = weighted
+        else:
+            scores = scorer.score(features, end=True)
+        evaluation.add_point(step, scores, scorer.primary)
+        evaluation.scores.update({at_end(name, end): value for name, value in scores.items()})
+    for points in (evaluation.chain, evaluation.chain_standard_error):
+        ordered = sorted(points.items())
+        points.clear()
+        points.update(ordered)
+
+
+def _score_base(scorer: SampleScorer, samples: ChainSamples) -> tuple[dict[str, float], float]:
+    """Return the scores of the base, and the primary score of its samples weighted by their energies."""
+    weighted = {layer: rows[resampled(samples.energies)] for layer, rows in samples.features.items()}
+    return scorer.score(samples.features, end=True), scorer.score(weighted, end=False)[scorer.primary]
 
 
 def _gather(rows: Tensor, world_size: int) -> Tensor:

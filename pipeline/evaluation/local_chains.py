@@ -1,11 +1,17 @@
-"""Recorder of one worker's chains: samples along the way, diagnostics and time."""
+"""Recorder of one worker's chains: samples along the way, diagnostics and time.
+
+All batches run to the first point at which samples are measured, then all to the next: so the score of all samples at
+a point is there before any chain has gone further, and a setting whose score falls behind can be given up.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +21,8 @@ from gebm.freezing import frozen
 from gebm.log_partition import log_partition_monte_carlo
 from pipeline import config as schema
 from pipeline.evaluation.base import SampleScorer
-from pipeline.evaluation.chains import chain_steps, make_kernel, run_chains
+from pipeline.evaluation.chains import ChainBatch, chain_steps, make_kernel
+from pipeline.evaluation.shared_results import SharedResults
 
 __all__ = ["ChainRecorder", "LocalChains", "LocalJob", "run_local_chains"]
 
@@ -35,6 +42,8 @@ class LocalJob:
         scorer: Metrics of the samples.
         rank: This worker.
         world_size: Number of workers.
+        shared: Results for the same model that another sampler has had computed, or that this one has.
+        reached: Called with a step between the chains' ends at which all samples are measured, and their features.
     """
 
     model: GEBM
@@ -43,6 +52,8 @@ class LocalJob:
     scorer: SampleScorer
     rank: int
     world_size: int
+    shared: SharedResults
+    reached: Callable[[int, dict[str, Tensor]], None]
 
     @property
     def num_chains(self) -> int:
@@ -65,6 +76,7 @@ class LocalChains(NamedTuple):
         diagnostics: R-hat, ESS and the like, of the first batch of chains, and the speed of all.
         divergences: Chain-steps that diverged.
         log_partition: By Monte Carlo, in nats, and its standard error.
+        batch_size: Chains that ran at once.
     """
 
     features: dict[int, dict[str, Tensor]]
@@ -73,6 +85,7 @@ class LocalChains(NamedTuple):
     diagnostics: dict[str, float]
     divergences: int
     log_partition: tuple[float, float]
+    batch_size: int
 
 
 def run_local_chains(job: LocalJob, batch_size: int, advance: Callable[[int], None]) -> LocalChains:
@@ -83,6 +96,55 @@ def run_local_chains(job: LocalJob, batch_size: int, advance: Callable[[int], No
         batch_size: Chains at once.
         advance: Called with the chain-steps done since the last call.
     """
+    start = job.shared.get("start", lambda: _draw_start(job))
+    recorder = ChainRecorder(job, advance)
+    first, count = job.first_chain, job.num_chains
+    batches = {
+        at: ChainBatch(
+            job.fused,
+            job.config.sampler,
+            start.latents[at : at + batch_size],
+            seed=start.noise_seed,
+            first_chain=first + at,
+        )
+        for at in range(0, count, batch_size)
+    }
+    for done, step in itertools.pairwise(recorder.steps):
+        for at, batch in batches.items():
+            with recorder.batch(at):
+                recorder.add_part(batch.run(step - done, recorder.observe))
+        if step < recorder.steps[-1]:
+            job.reached(step, recorder.features_at(step))
+    for batch in batches.values():
+        batch.require_finite()
+    speed = count * job.config.sampler.num_steps / max(recorder.seconds, 1e-9)
+    return LocalChains(
+        {step: recorder.features_at(step) for step in recorder.steps},
+        recorder.frames,
+        recorder.ends(),
+        {**recorder.diagnose(), "chain_steps_per_second": speed},
+        recorder.divergences,
+        job.shared.get(("log-partition", batch_size), lambda: _estimate_log_partition(job, start, batch_size)),
+        batch_size,
+    )
+
+
+class _Start(NamedTuple):
+    """Start of a worker's chains, and the random numbers after it.
+
+    Attributes:
+        latents: First latents of its chains (N, D).
+        noise_seed: Seed of the chains' noise.
+        random_state: State of the generator that both came from.
+    """
+
+    latents: Tensor
+    noise_seed: int
+    random_state: Tensor
+
+
+def _draw_start(job: LocalJob) -> _Start:
+    """Draw the latents that chains start from: the same at each evaluation of a run."""
     model, config = job.model, job.config
     seed = config.seed if config.evaluation.seed is None else config.evaluation.seed
     generator = torch.Generator(model.log_partition.device).manual_seed((seed + 1) * 1_000_003)
@@ -90,72 +152,66 @@ def run_local_chains(job: LocalJob, batch_size: int, advance: Callable[[int], No
     latents = model.prior.sample(count * job.world_size, generator)[first : first + count]
     # Not the latents' seed: noise is a function of it and of the chain's number, and so the first would be the latents.
     noise = int(samplers.philox.draw_key(generator, latents.device))
-    recorder = ChainRecorder(model, config, job.scorer, advance)
-    for start in range(0, count, batch_size):
-        recorder.start_batch()
-        chain = run_chains(
-            job.fused,
-            config.sampler,
-            latents[start : start + batch_size],
-            seed=noise,
-            first_chain=first + start,
-            observe=recorder.observe,
-        )
-        recorder.end_batch(chain)
-    speed = count * config.sampler.num_steps / max(recorder.seconds, 1e-9)
+    return _Start(latents, noise, generator.get_state())
+
+
+def _estimate_log_partition(job: LocalJob, start: _Start, batch_size: int) -> tuple[float, float]:
+    """Return the log-partition by Monte Carlo, in nats, and its standard error."""
+    generator = torch.Generator(start.latents.device)
+    generator.set_state(start.random_state)
+    count = min(max(job.num_chains, 2), 4096)
     estimate, error = log_partition_monte_carlo(
-        model, num_samples=min(max(count, 2), 4096), generator=generator, batch_size=batch_size
+        job.model, num_samples=count, generator=generator, batch_size=batch_size
     )
-    return LocalChains(
-        recorder.features(),
-        recorder.frames,
-        recorder.ends(),
-        {**recorder.diagnostics, "chain_steps_per_second": speed},
-        recorder.divergences,
-        (float(estimate), float(error)),
-    )
+    return float(estimate), float(error)
 
 
 class ChainRecorder:
     """Records batches of chains: their samples at a few steps, their divergences, diagnostics and time.
 
     Args:
-        model: The GEBM; its base and energy map latents to samples and energies.
-        config: Sampler and evaluation settings.
-        scorer: Metrics of the samples.
+        job: The model, whose base and energy map latents to samples and energies, its settings and its scorer.
         advance: Called with the chain-steps done since the last call.
 
     Attributes:
+        steps: Steps at which samples are recorded, from 0 to the chains' end.
         frames: Step of the chain -> the first samples there, as they are shown, at most ``evaluation.grid``.
-        diagnostics: Of the first batch; empty before its end.
-        divergences: Chain-steps that diverged, of all batches that ended.
+        divergences: Chain-steps that diverged.
     """
 
-    def __init__(
-        self, model: GEBM, config: schema.Config, scorer: SampleScorer, advance: Callable[[int], None]
-    ) -> None:
-        num_steps = config.sampler.num_steps
-        steps = chain_steps(num_steps, config.evaluation.chain_points)
-        self._model, self._config, self._scorer, self._advance = model, config, scorer, advance
-        self._stopwatch = _Stopwatch(model.log_partition.device)
+    def __init__(self, job: LocalJob, advance: Callable[[int], None]) -> None:
+        num_steps = job.config.sampler.num_steps
+        self.steps = chain_steps(num_steps, job.config.evaluation.chain_points)
+        self._job, self._advance = job, advance
+        device = job.model.log_partition.device
+        # Of all batches, and of the first alone, by which the sampler is diagnosed.
+        self._stopwatches = {True: _Stopwatch(device), False: _Stopwatch(device)}
         self._thinning = max(1, num_steps // _DIAGNOSED_POINTS)
-        self._end_steps = {"base": steps[0], "gebm": steps[-1]}
-        self._features: dict[int, list[dict[str, Tensor]]] = {step: [] for step in steps}
+        self._end_steps = {"base": self.steps[0], "gebm": self.steps[-1]}
+        self._features: dict[int, list[dict[str, Tensor]]] = {step: [] for step in self.steps}
         self._ends: dict[int, list[tuple[Tensor, Tensor]]] = {step: [] for step in self._end_steps.values()}
         self._positions: list[Tensor] = []
-        self._is_first_batch = True
+        self._infos: list[Any] = []
+        self._at = 0
         self.frames: dict[int, Tensor] = {}
-        self.diagnostics: dict[str, float] = {}
         self.divergences = 0
 
     @property
     def seconds(self) -> float:
         """Time that the chains took, without that of the measurements."""
-        return self._stopwatch.seconds
+        return sum(stopwatch.seconds for stopwatch in self._stopwatches.values())
 
-    def start_batch(self) -> None:
-        """Start the clock of the next batch of chains."""
+    @contextlib.contextmanager
+    def batch(self, at: int) -> Iterator[None]:
+        """Record a part of a batch of chains in the block.
+
+        Args:
+            at: Number of its first chain, of this worker's.
+        """
+        self._at = at
         self._stopwatch.start()
+        yield
+        self._stopwatch.stop()
 
     def observe(self, step: int, z: Tensor) -> None:
         """Record the batch's latents after a step.
@@ -173,25 +229,20 @@ class ChainRecorder:
             self._measure(step, z)
             self._stopwatch.start()
 
-    def end_batch(self, chain: samplers.Chain) -> None:
-        """Stop the clock, count divergences, and compute the diagnostics of the first batch.
+    def add_part(self, chain: samplers.Chain) -> None:
+        """Count the divergences of a part of the batch, and keep what the first batch is diagnosed by.
 
         Args:
-            chain: The end of the batch's chains.
+            chain: The part.
         """
         self.divergences += int(chain.divergences.sum())
-        self._stopwatch.stop()
         if self._is_first_batch:
-            self.diagnostics = self._diagnose(chain)
-            self._positions.clear()
-        self._is_first_batch = False
+            self._infos.append(chain.infos)
 
-    def features(self) -> dict[int, dict[str, Tensor]]:
-        """Return step of the chain -> the scorer's features of all samples recorded there."""
-        return {
-            step: {layer: torch.cat([part[layer] for part in parts]) for layer in parts[0]}
-            for step, parts in self._features.items()
-        }
+    def features_at(self, step: int) -> dict[str, Tensor]:
+        """Return the scorer's features of all samples recorded at a step."""
+        parts = self._features[step]
+        return {layer: torch.cat([part[layer] for part in parts]) for layer in parts[0]}
 
     def ends(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Return ``base`` and ``gebm`` -> latents (N, D) and energies (N,) of all samples recorded there."""
@@ -201,31 +252,65 @@ class ChainRecorder:
             ends[name] = torch.cat(latents), torch.cat(energies)
         return ends
 
-    def _measure(self, step: int, z: Tensor) -> None:
-        model = self._model
-        with torch.no_grad(), frozen(model.base, model.energy):
-            samples = model.base(z)
-            if step in self._ends:
-                self._ends[step].append((z.cpu(), model.energy(samples).cpu()))
-            shown = self._scorer.show(samples)
-        self._features[step].append(self._scorer.features(shown))
-        frame, size = self.frames.get(step, shown[:0].cpu()), self._config.evaluation.grid
-        if len(frame) < size:
-            self.frames[step] = torch.cat([frame, shown.cpu()])[:size]
-
-    def _diagnose(self, chain: samplers.Chain) -> dict[str, float]:
+    def diagnose(self) -> dict[str, float]:
+        """Return the diagnostics of the first batch of chains, all of whose parts have been added."""
+        infos = type(self._infos[0])(*(torch.cat(entries) for entries in zip(*self._infos, strict=True)))
         # A chain may be too short for R-hat and ESS.
         if len(self._positions) < 4:
-            rate = diagnostics.acceptance_rate(chain.infos)
+            rate = diagnostics.acceptance_rate(infos)
             accepted = {} if rate is None else {"acceptance_rate": rate}
-            return {"mean_potential": diagnostics.mean_potential(chain.infos), **accepted}
-        kernel = make_kernel(self._config.sampler, self._model)
+            return {"mean_potential": diagnostics.mean_potential(infos), **accepted}
+        kernel = make_kernel(self._job.config.sampler, self._job.model)
         return diagnostics.summary(
             torch.stack(self._positions),
-            chain.infos,
+            infos,
             gradients_per_step=kernel.gradients_per_step,
-            seconds=self._stopwatch.seconds,
+            seconds=self._stopwatches[True].seconds,
         )
+
+    @property
+    def _is_first_batch(self) -> bool:
+        return self._at == 0
+
+    @property
+    def _stopwatch(self) -> _Stopwatch:
+        return self._stopwatches[self._is_first_batch]
+
+    def _measure(self, step: int, z: Tensor) -> None:
+        if step:
+            measured = self._measurement(step, z)
+        else:
+            # All samplers start from the same latents.
+            key = "base samples", self._at, len(z)
+            measured = self._job.shared.get(key, lambda: self._measurement(step, z))
+        if step in self._ends:
+            self._ends[step].append((z.cpu(), measured.energies))
+        self._features[step].append(measured.features)
+        frame, size = self.frames.get(step, measured.shown[:0]), self._job.config.evaluation.grid
+        if len(frame) < size:
+            self.frames[step] = torch.cat([frame, measured.shown])[:size]
+
+    def _measurement(self, step: int, z: Tensor) -> _Measurement:
+        model, scorer = self._job.model, self._job.scorer
+        with torch.no_grad(), frozen(model.base, model.energy):
+            samples = model.base(z)
+            energies = model.energy(samples).cpu() if step in self._ends else None
+            shown = scorer.show(samples)
+        return _Measurement(energies, scorer.features(shown), shown[: self._job.config.evaluation.grid].cpu())
+
+
+class _Measurement(NamedTuple):
+    """Samples of one batch at one step, as they are measured.
+
+    Attributes:
+        energies: Their energies (N,), where all of them are needed.
+        features: Their features, with N rows each.
+        shown: The first of them, as they are shown, as many as a picture has.
+    """
+
+    energies: Any
+    features: dict[str, Tensor]
+    shown: Tensor
 
 
 class _Stopwatch:

@@ -9,6 +9,7 @@ from typing import Any
 from ray import tune
 
 from pipeline import config as schema
+from pipeline.config.sampler_search import is_sampler_search
 from pipeline.config.temperature import BETA, sampling_beta
 from pipeline.report.escaping import escape
 from pipeline.runtime.errors import LockLost, one_line
@@ -49,6 +50,8 @@ class SweepCallback(tune.Callback):
         self._started_at: dict[str, float] = {}
         self._logged: set[str] = set()
         self._share_due = config.scale.gpus_per_worker == "auto" and config.scale.num_workers == 1
+        # Exceptions of the trials' own processes, after which Tune tries again.
+        self._failures: dict[str, str] = {}
         # Whether the summary has to be written, and when it may be.
         self._changed, self._write_due = False, 0.0
 
@@ -101,6 +104,8 @@ class SweepCallback(tune.Callback):
         if "error" in report:
             self._replay(record)
             record.error = redact(report["error"])
+        elif "failure" in report:
+            self._failures[record.name] = redact(report["failure"])
         elif "restart" in report:
             self._replay(record)
             log.info(f"trial {record.name} restarts from its last checkpoint: {report['restart']}")
@@ -162,7 +167,8 @@ class SweepCallback(tune.Callback):
         """Log that a trial's own process died and is restarted."""
         record = self._record(trial)
         self._replay(record)
-        log.info(f"trial {record.name} restarts from its last checkpoint (node lost)")
+        reason = self._failures.pop(record.name, "node lost")
+        log.info(f"trial {record.name} restarts from its last checkpoint ({reason})")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """End a trial that finished, was pruned, or has reported a failure."""
@@ -170,15 +176,21 @@ class SweepCallback(tune.Callback):
         if record.error:
             self.on_trial_error(iteration, trials, trial)
             return
+        self._end(record, "finished" if self._is_done(record) else "pruned")
+
+    def _is_done(self, record: TrialRecord) -> bool:
+        """Return whether a trial has come to its end, rather than been stopped before."""
+        if is_sampler_search(self._config):
+            return self._config.sweep.metric in record.metrics
         planned = record.params.get("train.base_steps", self._config.train.base_steps)
-        done = record.metrics.get("base_step", 0) >= planned
-        self._end(record, "finished" if done else "pruned")
+        return record.metrics.get("base_step", 0) >= planned
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """End a trial that failed, or whose own process died too often."""
         record = self._record(trial)
         self._replay(record)
-        record.error = record.error or f"the trial's process died; Ray's logs are under {log_folder()}"
+        reason = self._failures.pop(record.name, "the trial's process died")
+        record.error = record.error or f"{reason}; Ray's logs are under {log_folder()}"
         self._end(record, "failed")
         log.info(f"trial {record.name} failed: {record.error}")
 

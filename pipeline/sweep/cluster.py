@@ -16,6 +16,7 @@ import pyarrow.fs
 import ray
 
 from pipeline.config import Config
+from pipeline.config.sampler_search import is_sampler_search
 from pipeline.runtime.errors import UserError, one_line
 from pipeline.runtime.filesystem import is_local
 from pipeline.sweep.gpu_share import gpus_per_worker
@@ -163,7 +164,11 @@ def _capacity(config: Config, *, ours: bool) -> Iterator[Capacity]:
     """Yield the resources of the cluster that is connected, and leave it at the end."""
     try:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        capacity = Capacity(nodes, demand(config), config.scale.num_workers, config.scale.min_workers, ours=ours)
+        num_workers, min_workers = config.scale.num_workers, config.scale.min_workers
+        if is_sampler_search(config):
+            # More settings side by side, and not more workers a setting: those would wait for one another.
+            num_workers, min_workers = 1, None
+        capacity = Capacity(nodes, demand(config), num_workers, min_workers, ours=ours)
         if capacity.concurrent_trials == 0:
             raise UserError(_never_fits(capacity))
         yield capacity

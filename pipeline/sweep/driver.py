@@ -21,6 +21,7 @@ from pipeline import tasks
 from pipeline.config.kernels import as_used
 from pipeline.config.own_choices import keep_choices
 from pipeline.config.printed_commands import format_command
+from pipeline.config.sampler_search import is_sampler_search
 from pipeline.config.temperature import BETA, describe_temperature, sampling_beta
 from pipeline.report.markdown import markdown
 from pipeline.runtime import lock
@@ -34,6 +35,7 @@ from pipeline.sweep.finalize import current_results, finalize, print_results
 from pipeline.sweep.plan import SweepPlan, require_unchanged, resolve
 from pipeline.sweep.preflight import preflight_notes
 from pipeline.sweep.preparation import prepare_shared
+from pipeline.sweep.sampler_trainable import sampler_trainable
 from pipeline.sweep.trainable import TRIAL_NAME_KEY, trainable
 from pipeline.sweep.trial_runs import restore_runs
 from pipeline.tracking import provenance
@@ -285,9 +287,15 @@ class Sweep:
             "environment": ENVIRONMENT,
             "owner": self.owner,
             "storage": storage,
+            "ours": self.capacity.ours,
         }
+        function, resources = trainable, cluster.TRIAL_RESOURCES
+        if is_sampler_search(config):
+            function, resources = sampler_trainable, tune.PlacementGroupFactory([self.capacity.worker])
         tune.run(
-            tune.with_resources(tune.with_parameters(trainable, settings=settings), cluster.TRIAL_RESOURCES),
+            tune.with_resources(tune.with_parameters(function, settings=settings), resources),
+            # A process that has sampled keeps what it has loaded. One that only waits for workers has nothing to keep.
+            reuse_actors=function is sampler_trainable,
             scheduler=search.make_scheduler(config, space, trials),
             **proposals,
             max_concurrent_trials=concurrent,

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from pipeline import config as schema
 from pipeline.config.printed_commands import format_command, quote_words
+from pipeline.config.sampler_search import is_sampler_search
 from pipeline.config.scores import STANDARD_ERROR
 from pipeline.config.temperature import BETA
 from pipeline.report.analysis import SweepResults, collect_results
@@ -19,7 +20,6 @@ from pipeline.runtime.errors import LockLost, one_line
 from pipeline.runtime.filesystem import write_file
 from pipeline.sweep.display.console import finalists_table, results_table, seeds_table
 from pipeline.sweep.display.live_table import score, scores_in_words
-from pipeline.sweep.search_space import is_sampler_search
 from pipeline.tracking import provenance
 from pipeline.tracking.metric_names import metric_name
 from pipeline.tracking.registry import BEST, model_name

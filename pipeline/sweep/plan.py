@@ -16,6 +16,7 @@ from pipeline import tasks
 from pipeline.config import invocation
 from pipeline.config.compose import format_overrides
 from pipeline.config.own_choices import DATA_KEYS, RESUME_KEYS, choose, is_own, own_overrides
+from pipeline.config.sampler_search import check_sampler_search, is_sampler_search
 from pipeline.config.validation import validate
 from pipeline.data import Store
 from pipeline.runtime.errors import UserError, one_line
@@ -24,7 +25,7 @@ from pipeline.runtime.untrusted import CONFIG, InvalidDocument, parse_yaml, read
 from pipeline.runtime.user_folders import default_tracker
 from pipeline.sweep.cluster import RAY_STORAGE
 from pipeline.sweep.points import check_count, plan_trials
-from pipeline.sweep.search_space import SearchSpace, is_sampler_search, is_searchable, parse_space
+from pipeline.sweep.search_space import SearchSpace, is_searchable, parse_space
 from pipeline.tasks.open_store import ensure_store
 from pipeline.tracking.summary import TERMINAL_STATUSES, TrialRecord, read_summary
 from pipeline.training.build_model import build_model, trained_config
@@ -90,8 +91,8 @@ def resolve(config: schema.Config, overrides: dict[str, Any]) -> SweepPlan:
         config = _checkpoint_config(config, overrides)
     validate(config)
     space = parse_space(config)
-    if is_sampler_search(config) and config.checkpoint is None:
-        raise UserError("a search over the sampler alone needs a trained model: give checkpoint=<a trial's folder>")
+    if is_sampler_search(config):
+        check_sampler_search(config)
     check_count(config, space)
     trials, notes = plan_trials(config, space, trials)
     if config.evaluation.weights:
@@ -186,6 +187,14 @@ def _checkpoint_config(config: schema.Config, overrides: dict[str, Any]) -> sche
     config.checkpoint = _absolute(str(config.checkpoint))
     checkpoint = read(config.checkpoint)
     trained = trained_config(checkpoint)
+    # The experiment is the model's own. One that is named all the same, and is about something else, is a mistake.
+    chosen = invocation.current()
+    if config.task != trained.task and (chosen.names_conf or "task" in overrides):
+        named = f"task={config.task}" if "task" in overrides else f"conf={chosen.conf}, which is about {config.task},"
+        raise UserError(
+            f"{named} does not go with the model in {config.checkpoint}, which is about {trained.task}: leave it out, "
+            "since the experiment is that of the model, or give another checkpoint"
+        )
     choose(trained, overrides, config.checkpoint, (*DATA_KEYS, "evaluation.weights"))
     space = config.sweep.space
     if space == config.spaces.get("sampler") and "sweep.space" not in overrides:

@@ -13,12 +13,15 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, Populati
 from ray.tune.search import Searcher
 
 from pipeline.config import Config
+from pipeline.config.sampler_search import is_sampler_search
+from pipeline.runtime.errors import one_line
 from pipeline.sweep.dimension import Choice, Dimension
 from pipeline.sweep.points import free_names
 from pipeline.sweep.proposals import Proposer
 from pipeline.sweep.search_space import SearchSpace
 from pipeline.sweep.trainable import TRIAL_NAME_KEY
 from pipeline.tracking.summary import TERMINAL_STATUSES, TrialRecord
+from pipeline.tracking.trial_reports import CHAIN_SCORE, CHAIN_STEP, missed_reports
 
 __all__ = [
     "ResumableSearcher",
@@ -82,7 +85,7 @@ class ResumableSearcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Report a trial's result to the proposer."""
         if self._proposer is not None and (proposed := self._proposed.pop(trial_id, None)) is not None:
-            self._proposer.end(proposed, result.get(self._score) if result else None)
+            self._proposer.end(proposed, _score_of(result, self._score) if result else None)
 
     def save(self, checkpoint_path: str) -> None:
         """Do nothing: a sweep resumes from ``summary.json``."""
@@ -110,11 +113,16 @@ def make_searcher(config: Config, space: SearchSpace, records: list[TrialRecord]
     if names:
         proposer = Proposer(space, config.sweep.mode, config.seed + len(records))
         for record in records:
-            scored = config.sweep.metric in record.metrics and record.status in TERMINAL_STATUSES
-            if scored and space.holds(record.params):
-                proposer.learn(record.params, record.metrics[config.sweep.metric])
+            score = _score_of(record.metrics, config.sweep.metric)
+            if score is not None and record.status in TERMINAL_STATUSES and space.holds(record.params):
+                proposer.learn(record.params, score)
     searcher = ResumableSearcher(unfinished, names, space, config.sweep.metric, proposer)
     return searcher, len(unfinished) + len(names)
+
+
+def _score_of(result: dict[str, Any], metric: str) -> float | None:
+    """Return the score of a trial: its evaluation's, or that of the last point along the chain before it was pruned."""
+    return result.get(metric, result.get(CHAIN_SCORE))
 
 
 def pbt_config(records: list[TrialRecord]) -> dict[str, Any]:
@@ -223,13 +231,16 @@ class _PopulationBasedTraining(PopulationBasedTraining):
 def _make_asha(config: Config, space: SearchSpace, records: list[TrialRecord]) -> AsyncHyperBandScheduler:
     """Return the scheduler of successive halving, with the evaluations of trials that have ended."""
     # A trial is stopped at the longest length, which is no pruning; shorter ones end by themselves.
+    samples = is_sampler_search(config)
     key, lengths = "train.base_steps", [config.train.base_steps]
+    if samples:
+        key, lengths = "sampler.num_steps", [config.sampler.num_steps]
     if key in space:
         lengths = [*space[key].extremes, *(lengths if key in space.conditions else [])]
     total = max(1, *lengths)
     asha = AsyncHyperBandScheduler(
-        time_attr="base_step",
-        metric=config.sweep.metric,
+        time_attr=CHAIN_STEP if samples else "base_step",
+        metric=CHAIN_SCORE if samples else config.sweep.metric,
         mode=config.sweep.mode,
         max_t=total,
         grace_period=min(config.sweep.grace_steps or max(1, total // 4), total),
@@ -242,6 +253,20 @@ def _make_asha(config: Config, space: SearchSpace, records: list[TrialRecord]) -
         asha.on_trial_add(controller, earlier)
         # The others will report for themselves.
         if record.status in TERMINAL_STATUSES and space.holds(record.params):
-            for evaluation in record.evaluations:
-                asha.on_trial_result(controller, earlier, evaluation)
+            for result in _points_along_chain(config, record) if samples else record.evaluations:
+                asha.on_trial_result(controller, earlier, result)
     return asha
+
+
+def _points_along_chain(config: Config, record: TrialRecord) -> list[dict[str, Any]]:
+    """Return the reports of an earlier trial along its chains, which are in its folder."""
+    try:
+        reports = missed_reports(f"{config.output}/trials/{record.name}", after=0)
+    # Each file system has exceptions of its own; without them, the cut-offs are those of the trials to come.
+    except Exception as error:
+        log.warning(f"trial {record.name}: cannot read its reports ({one_line(error)})")
+        return []
+    points = [report for _, report in reports]
+    return [
+        point for point in points if all(isinstance(point.get(key), int | float) for key in (CHAIN_STEP, CHAIN_SCORE))
+    ]

@@ -31,7 +31,7 @@ from pipeline.sweep.conditions import Condition, by_depth, resolve_conditions
 from pipeline.sweep.dimension import Choice, Dimension, Interval, WholeNumbers
 from pipeline.sweep.kernel_ranges import by_kernel, implied_conditions
 
-__all__ = ["SearchSpace", "is_sampler_search", "is_searchable", "parse_space"]
+__all__ = ["SearchSpace", "is_searchable", "parse_space"]
 
 # What a trial is made of. A search over how it is measured, or over what it runs on, would compare unlike things.
 _SEARCHED = ("model", "train", "sampler", "seed")
@@ -51,16 +51,6 @@ _FIXED_IN_TRAINING = {
     "train.train_base": "what is trained",
     "train.base_steps": "the length of the training",
 }
-
-
-def is_sampler_search(config: Config) -> bool:
-    """Return whether a search is over the sampler alone, of a model that is trained already.
-
-    Args:
-        config: The experiment, with its ``sweep.space``.
-    """
-    space = config.sweep.space
-    return bool(space) and all(key.startswith("sampler.") for key in space)
 
 
 def is_searchable(key: str) -> bool:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
 from gebm import GEBM
+from pipeline.config.schema import Sampler
 from pipeline.data import Position, Store
 from pipeline.evaluation.base import Evaluation
+from pipeline.evaluation.shared_results import SharedResults
 
 __all__ = ["Batches", "Report", "Task", "TaskWorker"]
 
@@ -79,12 +81,28 @@ class TaskWorker(Protocol):
         """Return the features, as those of :attr:`reference`, of a base's samples (N, ...): (N, F)."""
         ...
 
-    def evaluate(self, model: GEBM, advance: Callable[[int], None] = ...) -> Evaluation:
-        """Score base and GEBM, and draw them; the scores are the same on every rank.
+    def with_sampler(self, sampler: Sampler) -> Self:
+        """Return the same task on the same data, whose evaluations sample with other settings.
+
+        Args:
+            sampler: The kernel and its settings.
+        """
+        ...
+
+    def evaluate(
+        self,
+        model: GEBM,
+        advance: Callable[[int], None] = ...,
+        shared: SharedResults | None = None,
+        reached: Callable[[int, float], None] | None = ...,
+    ) -> Evaluation:
+        """Score base and GEBM; the scores are the same on every rank, and the first one can draw them.
 
         Args:
             model: The model to evaluate.
             advance: Called with the chain-steps done since the last call.
+            shared: Results of the same model with other settings of the sampler.
+            reached: Called with a step between the chains' ends and the score there.
         """
         ...
 

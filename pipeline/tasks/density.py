@@ -6,6 +6,7 @@ The base has a density ``b``, so the model has one: ``log q(x) = log b(x) - E(x)
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Protocol, cast
@@ -20,6 +21,7 @@ from pipeline.config.scores import STANDARD_ERROR
 from pipeline.config.temperature import describe_temperature
 from pipeline.evaluation import plots
 from pipeline.evaluation.base import Evaluation
+from pipeline.evaluation.shared_results import SharedResults
 from pipeline.evaluation.standard_error import mean_standard_error
 from pipeline.runtime.errors import UserError
 from pipeline.tasks.rows import TableTask, TableTaskWorker
@@ -52,12 +54,19 @@ class DensityTaskWorker(TableTaskWorker):
     """Task of density estimation on one worker."""
 
     @torch.no_grad()
-    def evaluate(self, model: GEBM, advance: Callable[[int], None] = lambda steps: None) -> Evaluation:
+    def evaluate(
+        self,
+        model: GEBM,
+        advance: Callable[[int], None] = lambda steps: None,
+        shared: SharedResults | None = None,
+        reached: Callable[[int, float], None] | None = None,
+    ) -> Evaluation:
         """Return the likelihood of base and GEBM, with marginals, energies and the density in two columns.
 
         The log-partition is that which ``evaluation.log_partition`` names. Its Monte-Carlo estimate over
         ``evaluation.num_samples`` draws of the base is always computed, with its standard error: the draws are needed
-        anyway, and where it disagrees with another, one of the two is not to be believed.
+        anyway, and where it disagrees with another, one of the two is not to be believed. There is no chain, and no
+        search over samplers that could share results.
 
         Raises:
             UserError: An energy or a likelihood is not finite.
@@ -105,7 +114,7 @@ class DensityTaskWorker(TableTaskWorker):
             weights = (-energies["base"].double()).softmax(0)
             chosen = torch.multinomial(weights, min(_SHOWN, len(draws)), replacement=True, generator=generator)
             on_cpu = {name: values.cpu() for name, values in energies.items()}
-            evaluation.pictures = self._draw(draws[chosen].cpu(), on_cpu)
+            evaluation.draw = functools.partial(self._draw, draws[chosen].cpu(), on_cpu)
         return evaluation
 
     @property
@@ -149,7 +158,7 @@ class DensityTaskWorker(TableTaskWorker):
             return float(monte_carlo.log_partition), float(monte_carlo.standard_error)
         return float(known), 0.0
 
-    def _draw(self, model_rows: Tensor, energies: dict[str, Tensor]) -> dict[str, bytes]:
+    def _draw(self, model_rows: Tensor, energies: dict[str, Tensor], evaluation: Evaluation) -> dict[str, bytes]:
         test, drawn = self._splits.restore(self._splits.test), self._splits.restore(model_rows)
         correlation = self._splits.restore(self._splits.train).T.corrcoef().fill_diagonal_(0).abs()
         pair = divmod(int(correlation.argmax()), correlation.shape[1])

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from gebm import GEBM, objectives
 from pipeline.config import Config
+from pipeline.config.schema import Sampler
 from pipeline.config.scores import STANDARD_ERROR
 from pipeline.config.temperature import describe_temperature
 from pipeline.data import (
@@ -26,6 +30,7 @@ from pipeline.evaluation import metrics, plots
 from pipeline.evaluation.base import Evaluation
 from pipeline.evaluation.evaluator import evaluate
 from pipeline.evaluation.plots.evaluation_figures import EvaluationFigures, to_network_range
+from pipeline.evaluation.shared_results import SharedResults
 from pipeline.runtime.errors import UserError
 from pipeline.tasks.base import Report
 from pipeline.tasks.open_store import open_data
@@ -193,8 +198,7 @@ class ImageTaskWorker:
         self._scorer = ImageScorer(extractor, statistics, settings.metrics, settings.fid_infinity)
         self.label: str | None = extractor.label
         self.reference = statistics.features
-        temperature = describe_temperature(config.sampler.beta)
-        self._figures = EvaluationFigures(store, statistics.features, extractor.label, device, temperature)
+        self._figures = EvaluationFigures(store, statistics.features, extractor.label, device)
         self._trained = objectives.make(config.train.objective).trains_log_partition
 
     @property
@@ -253,13 +257,35 @@ class ImageTaskWorker:
         """Return the embeddings of images in [-1, 1]."""
         return metrics.features(metrics.to_uint8(samples), self._extractor)["embedding"]
 
-    def evaluate(self, model: GEBM, advance: Callable[[int], None] = lambda steps: None) -> Evaluation:
+    def with_sampler(self, sampler: Sampler) -> Self:
+        """Return the same images, sampled with other settings."""
+        other = copy.copy(self)
+        other._config = dataclasses.replace(self._config, sampler=sampler)
+        return other
+
+    def evaluate(
+        self,
+        model: GEBM,
+        advance: Callable[[int], None] = lambda steps: None,
+        shared: SharedResults | None = None,
+        reached: Callable[[int, float], None] | None = None,
+    ) -> Evaluation:
         """Return the FID of base and GEBM and along the chain, with pictures on the first worker."""
         evaluation = evaluate(
-            model, self._config, self._scorer, rank=self._rank, world_size=self._world_size, advance=advance
+            model,
+            self._config,
+            self._scorer,
+            rank=self._rank,
+            world_size=self._world_size,
+            advance=advance,
+            shared=shared,
+            reached=reached,
         )
         if self._rank == 0:
-            evaluation.pictures = self._figures.draw(model, evaluation, self._trained)
+            temperature = describe_temperature(self._config.sampler.beta)
+            evaluation.draw = functools.partial(
+                self._figures.draw, model, trained=self._trained, temperature=temperature
+            )
         return evaluation
 
 

@@ -6,6 +6,7 @@ the sliced Wasserstein distance, along the chain as images are by FID.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -23,6 +24,7 @@ from pipeline.data.sources.tables import toy
 from pipeline.evaluation import plots
 from pipeline.evaluation.base import Evaluation
 from pipeline.evaluation.evaluator import evaluate
+from pipeline.evaluation.shared_results import SharedResults
 from pipeline.evaluation.standard_error import mean_standard_error, wasserstein_standard_error
 from pipeline.tasks.rows import TableTask, TableTaskWorker
 
@@ -115,13 +117,26 @@ class PointsTaskWorker(TableTaskWorker):
         validation = self._splits.restore(self._splits.validation)
         self._scorer = PointScorer(self._held_out, validation, support, self._splits.restore)
 
-    def evaluate(self, model: GEBM, advance: Callable[[int], None] = lambda steps: None) -> Evaluation:
+    def evaluate(
+        self,
+        model: GEBM,
+        advance: Callable[[int], None] = lambda steps: None,
+        shared: SharedResults | None = None,
+        reached: Callable[[int, float], None] | None = None,
+    ) -> Evaluation:
         """Return the distance of base and GEBM to the data, and along the chain, with pictures on the first worker."""
         evaluation = evaluate(
-            model, self._config, self._scorer, rank=self._rank, world_size=self._world_size, advance=advance
+            model,
+            self._config,
+            self._scorer,
+            rank=self._rank,
+            world_size=self._world_size,
+            advance=advance,
+            shared=shared,
+            reached=reached,
         )
         if self._rank == 0:
-            evaluation.pictures = self._draw(model, evaluation)
+            evaluation.draw = functools.partial(self._draw, model)
         return evaluation
 
     def _draw(self, model: GEBM, evaluation: Evaluation) -> dict[str, bytes]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import hashlib
 from collections.abc import Iterator
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from pipeline.config import Config
+from pipeline.config.schema import Sampler
 from pipeline.data import Position, Store
 from pipeline.runtime.errors import UserError
 from pipeline.tasks.base import Report
@@ -157,6 +161,12 @@ class TableTaskWorker:
             seed=self._config.seed,
             position=position,
         )
+
+    def with_sampler(self, sampler: Sampler) -> Self:
+        """Return the same rows, sampled with other settings."""
+        other = copy.copy(self)
+        other._config = dataclasses.replace(self._config, sampler=sampler)
+        return other
 
     def features(self, samples: Tensor) -> Tensor:
         """Return the rows themselves."""

@@ -21,10 +21,13 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 
 from pipeline.runtime.filesystem import filesystem, is_local, write_file
 
-__all__ = ["NUMBER", "TrialReports", "missed_reports"]
+__all__ = ["CHAIN_SCORE", "CHAIN_STEP", "NUMBER", "TrialReports", "missed_reports"]
 
 NUMBER = "report_number"
 """Key of a report's number in what is handed to Ray."""
+
+CHAIN_STEP, CHAIN_SCORE = "chain_step", "chain_score"
+"""Keys of a sampler's report: steps that its chains have taken, and the score of ``sweep.metric`` there."""
 
 _NAME = "reports.jsonl"
 # A report has a point of each chain's curve and the names of its figures, which is a few KiB.

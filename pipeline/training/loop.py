@@ -1,21 +1,18 @@
 """The training loop of one trial, on its workers: restore, step, report, evaluate, preempt.
 
-``python -m pipeline.train`` and every trial of a sweep run this same loop. A trial whose checkpoint has reached
-``train.base_steps`` trains no more and is only evaluated, which is how ``sweeps=mcmc`` searches a sampler's settings.
+``python -m pipeline.train`` and every trial of a sweep that trains run this same loop. A trial whose checkpoint has
+reached ``train.base_steps`` trains no more and is only evaluated.
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 import ray.train
-import torch
 
-from gebm import objectives, samplers
-from gebm.allocator import malloc_trim
+from gebm import samplers
 from gebm.training import StepInfo, initialize_log_partition
 from pipeline import config as schema
 from pipeline import tasks
@@ -24,15 +21,18 @@ from pipeline.runtime.errors import NonFiniteLoss, Preempted
 from pipeline.runtime.system_metrics import SystemMetrics
 from pipeline.runtime.watchdog import Watchdog
 from pipeline.training.build_model import make_energy_phase, make_trainer, model_to_train, trained_config
-from pipeline.training.checkpoints import Checkpoint, load_state, read
-from pipeline.training.energy_health import EnergyHealth, measure_energy
+from pipeline.training.checkpoints import Checkpoint, read
+from pipeline.training.energy_health import EnergyHealth
 from pipeline.training.learning_rate_decay import LearningRateDecay
+from pipeline.training.load_trainer import load_trainer
 from pipeline.training.progress import evaluation_due, evaluations_left, progress, require_finite
+from pipeline.training.step_generator import step_generator
 from pipeline.training.throughput import Throughput
+from pipeline.training.trial_evaluation import TrialEvaluation
 from pipeline.training.trial_folder import TrialFolder
 from pipeline.training.worker import Worker
 
-__all__ = ["TrialRun", "step_generator", "train_loop"]
+__all__ = ["TrialRun", "train_loop"]
 
 
 def train_loop(train_loop_config: dict[str, Any]) -> None:
@@ -56,24 +56,6 @@ def train_loop(train_loop_config: dict[str, Any]) -> None:
     TrialRun(
         config, train_loop_config["url"], train_loop_config["lr_scale"], owner=train_loop_config.get("owner")
     ).run()
-
-
-def step_generator(config: schema.Config, purpose: str, step: int, device: torch.device) -> torch.Generator:
-    """Return the random-number generator of one step, a function of seed and step and of nothing before.
-
-    So a resumed run draws what an undisturbed one would have drawn, and a checkpoint needs no generator's state. All
-    workers have the same generator, and each takes its own rows of what is drawn for all.
-
-    Args:
-        config: ``seed``.
-        purpose: ``step``, ``log-partition`` or ``final-phase``.
-        step: Base steps done before; of the final phase, energy steps.
-        device: Where numbers are drawn.
-    """
-    # The zero was a worker's rank once, and keeps the numbers of a seed what they were.
-    text = f"{config.seed}/0/{purpose}/{step}"
-    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
-    return torch.Generator(device).manual_seed(seed)
 
 
 class _Due(NamedTuple):
@@ -113,6 +95,9 @@ class TrialRun:
         self.trainer = make_trainer(self.model, config, device, world_size)
         self.decay = LearningRateDecay(config, self.task, self.trainer, self.worker)
         self.health = EnergyHealth(self.trainer.objective, config.train.gradient_guard, config.train.beta2)
+        self.evaluation = TrialEvaluation(
+            config, self.task, self.worker, self.trainer.objective, self.health, lambda steps: self.watchdog.heartbeat()
+        )
         self.throughput = Throughput(self.trainer, device, world_size)
         self.infos: list[StepInfo] = []
         self.report: dict[str, Any] = {}
@@ -284,19 +269,12 @@ class TrialRun:
     def _load(self, checkpoint: Checkpoint) -> Position:
         """Load a checkpoint into model and trainer, and return its position in the data."""
         config, trainer = self.config, self.trainer
-        load_state(self.model, checkpoint)
-        trainer.load_state_dict(checkpoint.training["trainer"])
+        load_trainer(trainer, self.model, checkpoint, config, self.worker)
         self.decay.load_state_dict(checkpoint.training["plateau"])
         before, now = trained_config(checkpoint).train, config.train
         # Population-based training resumes from another trial's weights at its own learning rates; decays are kept.
         factor = self.lr_scale / checkpoint.state["lr_scale"]
         trainer.scale_learning_rates(factor * now.energy_lr / before.energy_lr, factor * now.base_lr / before.base_lr)
-        learns = trainer.objective.trains_log_partition
-        if learns and not objectives.make(before.objective).trains_log_partition and now.log_partition_samples:
-            # It is what it was before any training. All workers take the first one's, so that their copies are equal.
-            generator = step_generator(config, "log-partition", trainer.base_step, self.worker.device)
-            initialize_log_partition(trainer.sampling_model(), now.log_partition_samples, generator)
-            self.worker.copy_from_first(self.model.log_partition.data)
         return Position(**checkpoint.state["position"])
 
     def _resume_reports(self, checkpoint: Checkpoint) -> None:
@@ -313,35 +291,7 @@ class TrialRun:
 
     def _evaluate_model(self, name: str) -> dict[str, Any]:
         """Return the entries of an evaluation's report; its pictures are written to the trial's folder."""
-        started = time.monotonic()
-        model = self.trainer.sampling_model()
-        evaluation = self.task.evaluate(model, advance=lambda steps: self.watchdog.heartbeat())
-        # Hundreds of chains need more memory than a batch.
-        malloc_trim()
-        report = {**evaluation.scores, "chain": {str(step): value for step, value in evaluation.chain.items()}}
-        if self.task.label:
-            report["extractor"] = self.task.label
-        notes, warnings = evaluation.notes, evaluation.warnings
-        if self.worker.is_first:
-            measures, more = self._measure_energy()
-            report, warnings = report | measures, [*more, *warnings]
-            report["figures"], failures = self.folder.write_figures(name, evaluation.pictures)
-            notes = notes + failures
-        if notes:
-            report["notes"] = notes
-        if warnings:
-            report["warnings"] = warnings
-        return {**report, "evaluation_seconds": time.monotonic() - started}
-
-    def _measure_energy(self) -> tuple[dict[str, float], list[str]]:
-        """Return the energy's quality on held-out and on training data, and warnings; none without held-out data."""
-        if not (len(self.task.held_out) and self.trainer.objective.trains_energy):
-            return {}, []
-        model = self.trainer.sampling_model()
-        measures = measure_energy(model, self.task.held_out, self.task.seen, self.config.seed, self.worker.device)
-        done = self.trainer.base_step
-        warnings = self.health.judge_quality(measures["held_out_kale"], measures["floor_share"], done)
-        return measures, warnings
+        return self.evaluation.report(self.trainer.sampling_model(), self.trainer.base_step, self.folder, name)
 
     def _warn(self, warnings: list[str], *, first: bool = False) -> None:
         if warnings:

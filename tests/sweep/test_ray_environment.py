@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,6 +91,14 @@ def test_ray_and_its_workers_start_without_a_proxy_between_nodes(clean, small, m
     ray_environment.prepare_worker()
     assert os.environ["RAY_ADDRESS"] == "10.9.8.7:6379"
     assert {"10.9.8.7", "127.0.0.1"} <= set(os.environ["no_proxy"].split(","))
+
+
+def test_what_every_process_of_a_cluster_runs_imports_next_to_nothing():
+    """Of the processes of a trial most only wait; each of them runs the hook when it starts."""
+    heavy = ("torch", "gebm", "ray", "hydra", "omegaconf", "fsspec", "pyarrow", "pydantic", "numpy", "mlflow")
+    code = f"import sys, {ray_environment.prepare_worker.__module__}; print([m for m in {heavy} if m in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "[]\n"
 
 
 # Folders of temporary files.

@@ -40,25 +40,23 @@ class EvaluationFigures:
         reference: Embeddings of the images that :func:`pipeline.evaluation.metrics.reference_images` gives (M, F).
         label: Label of the feature extractor.
         device: Where the model is.
-        temperature: Of the chains, in words; in the title of every picture of their samples.
     """
 
-    def __init__(self, store: Store, reference: Tensor, label: str, device: torch.device, temperature: str) -> None:
+    def __init__(self, store: Store, reference: Tensor, label: str, device: torch.device) -> None:
         self._store, self._reference, self._label, self._device = store, reference, label, device
-        self._temperature = temperature
 
-    def draw(self, model: GEBM, evaluation: Evaluation, trained: bool) -> dict[str, bytes]:
+    def draw(self, model: GEBM, evaluation: Evaluation, trained: bool, temperature: str) -> dict[str, bytes]:
         """Draw an evaluation.
 
         Args:
             model: The model that was evaluated.
             evaluation: Its evaluation.
             trained: Whether the model learns its log-partition.
+            temperature: Of the chains, in words; in the title of every picture of their samples.
 
         Returns:
             File name to contents.
         """
-        temperature = self._temperature
         steps, ends = sorted(evaluation.frames), evaluation.ends
         base, gebm = evaluation.frames[steps[0]], evaluation.frames[steps[-1]]
         animated = io.BytesIO()
@@ -79,7 +77,7 @@ class EvaluationFigures:
             "gebm": grid(gebm, columns=8),
             "base_and_gebm": side_by_side(base, gebm, temperature=temperature),
             "by_energy": image_panels.energy_panels(ranked_base, ranked_gebm, temperature),
-            "neighbours": self._neighbors(model, ends["gebm"], evaluation.scores["nearest_gebm"]),
+            "neighbours": self._neighbors(model, ends["gebm"], evaluation.scores["nearest_gebm"], temperature),
             "energies": curves.energy_histogram(energies),
             "log_partition": partition,
             "fid_along_chain": curve,
@@ -102,7 +100,7 @@ class EvaluationFigures:
             len(order),
         )
 
-    def _neighbors(self, model: GEBM, end: ChainSamples, ratio: float) -> image_panels.Image.Image:
+    def _neighbors(self, model: GEBM, end: ChainSamples, ratio: float, temperature: str) -> image_panels.Image.Image:
         """Draw the samples of lowest energy, the model's most probable, and the training images nearest to them."""
         best, count = end.energies.argsort()[:_BEST], min(_NEIGHBORS, len(self._reference_images))
         distances, rows = metrics.nearest(end.features["embedding"][best], self._reference, count)
@@ -115,7 +113,7 @@ class EvaluationFigures:
             among=len(self._reference_images),
             of=self._store.manifest.num_samples,
             label=self._label,
-            temperature=self._temperature,
+            temperature=temperature,
         )
 
     @functools.cached_property

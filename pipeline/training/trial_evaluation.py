@@ -1,0 +1,98 @@
+"""Evaluation of a trial's model, and the entries that it has in the trial's report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from gebm import GEBM, Objective
+from gebm.allocator import malloc_trim
+from pipeline import config as schema
+from pipeline.evaluation.base import Evaluation
+from pipeline.evaluation.shared_results import SharedResults
+from pipeline.tasks.base import TaskWorker
+from pipeline.training.energy_health import EnergyHealth, measure_energy
+from pipeline.training.trial_folder import TrialFolder
+from pipeline.training.worker import Worker
+
+__all__ = ["TrialEvaluation"]
+
+
+class TrialEvaluation:
+    """Evaluation of a trial's model on one worker.
+
+    Args:
+        config: The experiment; ``seed``.
+        task: The task, on this worker.
+        worker: This worker; the first one measures the energy, and writes pictures.
+        objective: What the model was trained by.
+        health: Judge of the energy.
+        advance: Called with the chain-steps done since the last call.
+    """
+
+    def __init__(
+        self,
+        config: schema.Config,
+        task: TaskWorker,
+        worker: Worker,
+        objective: Objective,
+        health: EnergyHealth,
+        advance: Callable[[int], None],
+    ) -> None:
+        self._config, self._task, self._worker = config, task, worker
+        self._objective, self._health, self._advance = objective, health, advance
+
+    def report(
+        self,
+        model: GEBM,
+        base_step: int,
+        folder: TrialFolder,
+        name: str,
+        *,
+        sampler: schema.Sampler | None = None,
+        shared: SharedResults | None = None,
+        reached: Callable[[int, float], None] | None = None,
+        is_drawn: Callable[[Evaluation], bool] = lambda evaluation: True,
+    ) -> dict[str, Any]:
+        """Evaluate a model, write its pictures to the trial's folder, and return the entries of the report.
+
+        Args:
+            model: The model to sample.
+            base_step: Base steps that it has been trained for.
+            folder: Where the pictures go.
+            name: The evaluation, such as ``step-00001000``.
+            sampler: Settings of the sampler (default: those of the config).
+            shared: Results of the same model with other settings of the sampler (default: none).
+            reached: Called with a step between the chains' ends and the score there.
+            is_drawn: Whether an evaluation has pictures.
+        """
+        started, shared = time.monotonic(), shared or SharedResults()
+        task = self._task if sampler is None else self._task.with_sampler(sampler)
+        evaluation = task.evaluate(model, self._advance, shared, reached)
+        # Hundreds of chains need more memory than a batch.
+        malloc_trim()
+        report = {**evaluation.scores, "chain": {str(step): value for step, value in evaluation.chain.items()}}
+        if task.label:
+            report["extractor"] = task.label
+        notes, warnings = evaluation.notes, evaluation.warnings
+        if self._worker.is_first:
+            measures = shared.get("energy", lambda: self._measure_energy(model))
+            report |= measures
+            if measures:
+                judge = self._health.judge_quality
+                warnings = [*judge(measures["held_out_kale"], measures["floor_share"], base_step), *warnings]
+            pictures = evaluation.pictures if is_drawn(evaluation) else {}
+            report["figures"], failures = folder.write_figures(name, pictures) if pictures else ([], [])
+            notes = notes + failures
+        if notes:
+            report["notes"] = notes
+        if warnings:
+            report["warnings"] = warnings
+        return {**report, "evaluation_seconds": time.monotonic() - started}
+
+    def _measure_energy(self, model: GEBM) -> dict[str, float]:
+        """Return the energy's quality on held-out and on training data; nothing without held-out data."""
+        if not (len(self._task.held_out) and self._objective.trains_energy):
+            return {}
+        return measure_energy(model, self._task.held_out, self._task.seen, self._config.seed, self._worker.device)
