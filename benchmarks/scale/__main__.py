@@ -67,7 +67,7 @@ def _measure(arguments: argparse.Namespace) -> None:
             "keeping": lambda: summary_io.measure(folder, trials=1000, repeat=5),
             "images": lambda: storage.images(folder, page.RESOLUTIONS, arguments.images),
             "checkpoints": lambda: storage.checkpoints(page.RESOLUTIONS),
-            "requests": lambda: storage.requests(shards=6, workers=4),
+            "requests": lambda: storage.requests(shards=16),
             "tracker": lambda: tracker.measure(folder, arguments.repeat),
         }
         for table in works:

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from pipeline.data.reading.batch_order import LANES_BYTES
+
 __all__ = ["Assumptions", "Case", "Loads", "Measured", "Settings", "loads", "recommend", "round_number", "saturation"]
 
 
@@ -94,6 +96,7 @@ class Settings:
 
     Attributes:
         samples_per_shard: ``data.samples_per_shard``.
+        lanes: ``data.lanes``.
         hold: ``data.device_resident``.
         reader_workers: ``data.num_workers``.
         batch_size: ``train.batch_size``, and ``energy_steps``, ``base_steps`` and ``report_every`` of ``train``.
@@ -104,6 +107,7 @@ class Settings:
     """
 
     samples_per_shard: int = 8192
+    lanes: int = 64
     hold: bool = False
     reader_workers: int = 1
     batch_size: int = 128
@@ -172,16 +176,17 @@ class Loads:
 def loads(case: Case, settings: Settings, measured: Measured, assumed: Assumptions) -> Loads:
     """Return the load of a sweep on each part.
 
-    *Storage, read.* A reader's process fetches whole shards, and the images of a batch lie in all shards of a window,
-    whichever rank they are for. So each of the ``W * reader_workers`` processes of a trial reads the whole store each
-    epoch: ``C * W * reader_workers * I * image_bytes`` bytes a second. A store that is held is read once by each rank.
+    *Storage, read.* The ``P = W * reader_workers`` processes of a trial share out its ``L`` lanes. Together they read
+    the store once an epoch, with one more shard for each cut between two of them, of ``N``: ``C * I * image_bytes *
+    (1 + (P - 1) / N)`` bytes a second. Processes that are more than the lanes read the same ones, so each reads
+    ``1 / L`` of the store. A store that is held is read once by each rank.
 
     *Storage, written.* There is a checkpoint before and one after each evaluation, and those of ``checkpoints.every``.
 
     *Network of a machine.* Its part of what is read and written; and where a trial is on several machines,
     ``2 * gradient_bytes`` for each step of each trial on it.
 
-    *Reader.* A process puts together what one rank gets of the trial's images, and reads and checks all of them.
+    *Reader.* A process reads and checks the images of its own lanes, and puts them together.
 
     *Driver.* ``results * driver_seconds``: it has one interpreter, so one core.
 
@@ -196,8 +201,8 @@ def loads(case: Case, settings: Settings, measured: Measured, assumed: Assumptio
         (4, 2, 62.5, 'reader')
     """
     pace = _pace(case, settings, measured, assumed)
-    traffic = _traffic(pace, settings, measured)
-    shards = math.ceil(assumed.num_images / settings.samples_per_shard)
+    traffic = _traffic(pace, settings, measured, assumed)
+    shards = _shards(settings, assumed)
     machines = max(1, math.ceil(pace.ranks / assumed.gpus_per_machine))
     exchanged = 0.0
     if pace.workers > assumed.gpus_per_machine:
@@ -224,7 +229,7 @@ def loads(case: Case, settings: Settings, measured: Measured, assumed: Assumptio
             "network": on_network / assumed.machine_bytes_per_second,
             "storage, gets": traffic.gets / assumed.gets_per_second,
             "storage, puts": traffic.puts / assumed.puts_per_second,
-            "reader": 0.0 if settings.hold else pace.images / measured.reader_images,
+            "reader": _share_of_process(pace, settings, measured, assumed) * pace.images / measured.reader_images,
             "driver": results * measured.driver_seconds,
             "driver's memory": driver_bytes / assumed.host_bytes,
             "tracker": tracker,
@@ -269,10 +274,27 @@ class _Traffic(NamedTuple):
     puts: float
 
 
-def _traffic(pace: _Pace, settings: Settings, measured: Measured) -> _Traffic:
-    processes = pace.ranks * max(1, settings.reader_workers)
-    read = 0.0 if settings.hold else processes * pace.images * measured.image_bytes
-    gets = 0.0 if settings.hold else processes * pace.images / settings.samples_per_shard * measured.shard_gets
+def _shards(settings: Settings, assumed: Assumptions) -> int:
+    return math.ceil(assumed.num_images / settings.samples_per_shard)
+
+
+def _share_of_process(pace: _Pace, settings: Settings, measured: Measured, assumed: Assumptions) -> float:
+    """Return the share of a trial's images that each of its processes reads: that of its lanes."""
+    if settings.hold:
+        return 0.0
+    fitting = LANES_BYTES // int(settings.samples_per_shard * measured.image_bytes)
+    common = math.gcd(settings.lanes, settings.batch_size)
+    most = max(1, min(fitting, _shards(settings, assumed), common))
+    lanes = max(count for count in range(1, most + 1) if common % count == 0)
+    return 1 / min(lanes, pace.workers * max(1, settings.reader_workers))
+
+
+def _traffic(pace: _Pace, settings: Settings, measured: Measured, assumed: Assumptions) -> _Traffic:
+    processes = pace.workers * max(1, settings.reader_workers)
+    cuts = (processes - 1) / _shards(settings, assumed)
+    share = _share_of_process(pace, settings, measured, assumed)
+    images = pace.concurrent * pace.images * (processes * share + (0 if settings.hold else cuts))
+    read, gets = images * measured.image_bytes, images / settings.samples_per_shard * measured.shard_gets
     saves = pace.all_steps * (
         2 / settings.evaluate_every + (1 / settings.checkpoint_every if settings.checkpoint_every else 0)
     )

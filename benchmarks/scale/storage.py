@@ -28,7 +28,7 @@ from werkzeug.serving import make_server
 
 from benchmarks import flops
 from pipeline import config as schema
-from pipeline.data import BatchSpec, Reader, open_store, write_store
+from pipeline.data import BatchSpec, Position, Reader, open_store, write_store
 from pipeline.training.build_model import make_trainer, model_to_train
 from pipeline.training.checkpoints import Checkpoints
 
@@ -147,12 +147,11 @@ def _checkpoint(networks: str, resolution: int) -> dict[str, Any]:
     }
 
 
-def requests(shards: int, workers: int) -> list[dict[str, Any]]:
-    """Count the requests that reach the storage when a store is opened, and when ranks read it through once.
+def requests(shards: int) -> list[dict[str, Any]]:
+    """Count the requests that reach the storage when a store is opened, and when all ranks of a trial read it once.
 
     Args:
-        shards: of the store.
-        workers: ranks that share the batches.
+        shards: of the store; a multiple of 8.
     """
     rows = []
 
@@ -162,26 +161,21 @@ def requests(shards: int, workers: int) -> list[dict[str, Any]]:
         work()
         rows.append({"what": what, "shards": shards, "gets": seen["get"], "puts and deletes": seen["put"]})
 
-    def read(rank: int) -> None:
-        reader = Reader(store, BatchSpec(batch_size=8 * workers, rank=rank, world_size=workers))
-        for _ in itertools.islice(reader, reader.batches_per_epoch):
-            pass
+    def read(ranks: int) -> None:
+        for rank in range(ranks):
+            spec = BatchSpec(batch_size=64, rank=rank, world_size=ranks, position=Position(lanes=64))
+            reader = Reader(store, spec)
+            for _ in itertools.islice(reader, reader.batches_per_epoch):
+                pass
 
     with _storage() as seen:
         source = Photographs(shards * _SHARD, 8)
         write_store(source, "s3://bucket/store", resolution=8, channels=3, samples_per_shard=_SHARD, num_processes=1)
         store = open_store("s3://bucket/store")
         count("a store is opened", lambda: open_store("s3://bucket/store"))
-        count("one rank of one reads it through", lambda: _alone(store))
-        for rank in range(min(2, workers)):
-            count(f"rank {rank} of {workers} reads it through", lambda rank=rank: read(rank))
+        for ranks in (1, 2, 4, 8):
+            count(f"a trial reads it through, over GPUs: {ranks}", lambda ranks=ranks: read(ranks))
     return rows
-
-
-def _alone(store: Any) -> None:
-    reader = Reader(store, BatchSpec(batch_size=8))
-    for _ in itertools.islice(reader, reader.batches_per_epoch):
-        pass
 
 
 def _experiment(networks: str, resolution: int) -> schema.Config:

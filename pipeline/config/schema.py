@@ -136,7 +136,7 @@ class Data:
         64,
         "Parts that the order of a store that is not device-resident is cut into, each with shards of its own: a batch "
         "has as many samples from each, and a training worker or loader process reads only its own. At most this many: "
-        "a divisor of it and of train.batch_size, no more than the store has shards, nor than 1 GiB holds shards. "
+        "a divisor of it and of train.batch_size, no more than the store has shards, nor than 4 GiB hold shards. "
         "Batches depend on it, and a run keeps the lanes it began with; 1 has every worker read all shards.",
         gt=0,
         lt=2**16,

@@ -159,8 +159,8 @@ def manifest_of(num_shards: int, samples: int, resolution: int = 32) -> Manifest
         (manifest_of(1, 1797), 128, 64, 1),
         (manifest_of(18, 100), 128, 64, 16),
         # No more memory than LANES_BYTES for one process.
-        (manifest_of(367, 8192), 128, 64, 32),
-        (manifest_of(367, 8192, resolution=128), 128, 64, 2),
+        (manifest_of(367, 8192), 128, 64, 64),
+        (manifest_of(367, 8192, resolution=128), 128, 64, 8),
         (manifest_of(3, LANES_BYTES), 128, 64, 1),
     ],
 )

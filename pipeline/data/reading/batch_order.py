@@ -25,7 +25,7 @@ from pipeline.runtime.errors import UserError
 __all__ = ["LANES_BYTES", "WINDOW_BYTES", "Batch", "BatchOrder", "BatchSpec", "count_lanes"]
 
 WINDOW_BYTES = 128 * 2**20
-LANES_BYTES = 2**30
+LANES_BYTES = 2**32
 """Memory that a shard of each lane may take, decoded, in a process that reads all lanes."""
 
 
