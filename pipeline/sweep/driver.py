@@ -287,7 +287,6 @@ class Sweep:
             "environment": ENVIRONMENT,
             "owner": self.owner,
             "storage": storage,
-            "ours": self.capacity.ours,
         }
         function, resources = trainable, cluster.TRIAL_RESOURCES
         if is_sampler_search(config):

@@ -57,16 +57,12 @@ class _Forward(UserCallback):
         self._reports.put(metrics[0])
 
 
-def set_environment(timeout: float, *, ours: bool) -> None:
+def set_environment(timeout: float) -> None:
     """Set what Ray Train reads from the environment, in the trial's own process.
 
     Args:
         timeout: Seconds after which a worker that does not answer is given up.
-        ours: Whether the cluster was started for the sweep, on this machine alone.
     """
-    if ours:
-        # Nobody takes a machine away from such a cluster, and so each trial does without the process that looks for it.
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     # A worker waits with its next report until this one is fetched, by default every two seconds.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
     # A machine that is taken away leaves half a minute, of which by default five seconds would go by unnoticed.

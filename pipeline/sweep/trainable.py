@@ -39,13 +39,13 @@ def trainable(params: dict[str, Any], settings: dict[str, Any]) -> None:
     Args:
         params: Keys of the experiment that the search has set, and the trial's name.
         settings: The experiment as a nested dict, the resources and the environment of a worker, the owner of the
-            folder's lock, the folder of Ray's state, and whether the cluster is the sweep's own.
+            folder's lock, and the folder of Ray's state.
     """
     # Not the parameter of that name: population-based training copies it, too, from the trial that is exploited.
     name = tune.get_context().get_trial_name()
     params = {key: value for key, value in params.items() if key != TRIAL_NAME_KEY}
     config = schema.apply(schema.from_dict(settings["config"]), params)
-    set_environment(config.scale.timeout, ours=settings["ours"])
+    set_environment(config.scale.timeout)
     url = f"{config.output}/trials/{name}"
     exploited = _checkpoint_url(tune.get_checkpoint())
     if exploited and not exploited.startswith(f"{url}/"):
