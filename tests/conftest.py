@@ -35,6 +35,8 @@ def state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("state")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(folder))
+        # MLflow's server starts processes for jobs that are not used here, and take as long to start as the server.
+        patch.setenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
         yield folder
 
 

@@ -44,8 +44,8 @@ def suggest_share(system: Mapping[str, Any]) -> str | None:
     if peak is None:
         return None
     measured = f"peak memory {peak:.0f} % of a GPU" + ("" if busy is None else f", utilization {busy:.0f} %")
-    # Ray takes a share in ten-thousandths, and a hundredth is the least that is accepted.
-    trials = min(math.floor(100 / max(peak * _MARGIN, 1.0)), 100)
+    # In hundredths, the least that is accepted.
+    trials = 100 // max(math.ceil(peak * _MARGIN), 1)
     if trials < 2:
         return f"scale.gpus_per_worker=1 is what fits: {measured}"
-    return f"scale.gpus_per_worker={math.floor(100 / trials) / 100:g} would fit, {trials} trials a GPU: {measured}"
+    return f"scale.gpus_per_worker={100 // trials / 100:g} would fit, {trials} trials a GPU: {measured}"
