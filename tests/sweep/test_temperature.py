@@ -87,7 +87,7 @@ def test_tables_report_and_charts_say_the_beta_of_a_sweep(beta):
     found = collect_results("folder", records, {})
     text = markdown(found)
     assert text.splitlines()[0].endswith(f"the best 5.000 ({words})")
-    assert f"`fid_gebm` 5 ({words}). With its energy" in text and f"Scores of the GEBM: {words}." in text
+    assert f"`fid_gebm` 5.000 ({words}). With its energy" in text and f"Scores of the GEBM: {words}." in text
     axes = [chart for chart in charts(found) if chart.key in ("learning_curves", "against_train_base_lr")]
     assert len(axes) == 2
     for chart in axes:
@@ -192,7 +192,7 @@ def test_a_registered_model_says_the_temperature_and_the_warnings_of_its_score(s
     driver.end("000")
     finalize(config, driver.records, driver.tracker, "train", interrupted=False)
     version = MlflowClient(config.tracking.uri).get_model_version_by_alias("small", BEST)
-    assert version.description.startswith(f"fid_base 6, fid_gebm 5 ({COLDER}): FID by any.")
+    assert version.description.startswith(f"fid_base 6.000, fid_gebm 5.000 ({COLDER}): FID by any.")
     assert "Warning: KALE is negative \\<b\\>" in version.description
     assert version.tags["beta"] == "10" and version.tags["warnings"] == "KALE is negative <b>"
 
