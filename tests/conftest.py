@@ -35,7 +35,7 @@ def state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("state")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(folder))
-        # Ray's workers are as important as the tests beside them: at a nice value of 15 they would wait for all of those.
+        # By default Ray's workers have a nice value of 15, and would wait for all tests beside them.
         patch.setenv("RAY_worker_niceness", "0")
         # MLflow's server starts processes for jobs that are not used here, and take as long to start as the server.
         patch.setenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")

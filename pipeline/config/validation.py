@@ -165,7 +165,8 @@ def _check_data(config: Config) -> None:
 
 
 def _check_scores(config: Config) -> None:
-    unknown = [name for name in config.evaluation.metrics if name not in FEWEST_SAMPLES]
+    # A checkpoint's config may hold anything.
+    unknown = [name for name in config.evaluation.metrics if not (isinstance(name, str) and name in FEWEST_SAMPLES)]
     if unknown:
         raise UserError(f"evaluation.metrics={unknown}: they have to be among {', '.join(FEWEST_SAMPLES)}")
     fewest = max(FEWEST_SAMPLES[name] for name in ("fid", *config.evaluation.metrics))

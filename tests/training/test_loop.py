@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gebm import Alternation
-from pipeline.training.loop import step_generator
 from pipeline.training.progress import evaluation_due, evaluations_left, steps_between
+from pipeline.training.step_generator import step_generator
 
 
 @settings(deadline=None)
