@@ -314,7 +314,8 @@ def test_whatever_is_proposed_is_a_point_that_can_run(space, workers, algorithm,
     searcher, count = search.make_searcher(settings_, parsed, planned)
     points = [{k: v for k, v in point.items() if k != search.TRIAL_NAME_KEY} for point in handed_out(searcher)]
     assert len(points) == count > 0 and notes == ()
-    for point in points:
+    # A grid may have hundreds, and each takes a tenth of a second.
+    for point in points[:: 1 + len(points) // 8]:
         assert parsed.holds(point) and parsed.refusal(point) is None
         validate(apply(settings_, point))
 

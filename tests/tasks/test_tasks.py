@@ -247,7 +247,7 @@ def test_the_distance_of_points_is_that_of_their_laws(scorer):
     assert 0.2 * math.sqrt(0.75) < distances[2] < math.sqrt(0.75)
     assert scores[0]["off_support"] < 1e-3 and scores[1]["off_support"] < 1e-3 < scores[2]["off_support"]
     assert scores[0]["distance_validation"] == 0 < scores[1]["distance_validation"]  # these very points
-    assert set(scorer.score({"points": exact}, end=False)) == {"distance"}
+    assert set(scorer.score({"points": exact}, end=False)) == {"distance", "distance_standard_error"}
 
 
 def test_the_true_energy_on_the_true_base_leads_the_chain_to_the_data(scorer):

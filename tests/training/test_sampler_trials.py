@@ -51,7 +51,7 @@ class Trial:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(ray.train, "report", self.reports.append)
             patch.setattr(ray.train, "get_preemption_info", lambda: None)
-            patch.setattr(loop.Worker, "current", lambda: Worker(0, 1, CPU))
+            patch.setattr(loop.Worker, "current", lambda *_: Worker(0, 1, CPU))
             TrialRun(config, str(url), 1.0).run()
 
 
