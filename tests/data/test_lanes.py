@@ -7,7 +7,6 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 
-import fsspec
 import numpy as np
 import pytest
 import torch
@@ -21,6 +20,7 @@ from pipeline.data.manifest import Manifest, Shard, Source
 from pipeline.data.reading.batch_order import LANES_BYTES, BatchOrder, count_lanes
 from pipeline.data.reading.reader import _merge
 from tests.helpers.numbered_source import IMAGE_BYTES, forget, make_reader, numbered_store, numbers
+from tests.helpers.s3 import s3_environment
 
 URL = "memory://lanes/store"
 
@@ -226,8 +226,8 @@ def plain(store: Store) -> Reader:
 
 
 @pytest.fixture
-def counting_storage() -> Iterator[Counter[str]]:
-    """A bucket behind a real S3 endpoint on this machine that counts what is read of it."""
+def counting_bucket() -> Iterator[tuple[str, Counter[str]]]:
+    """The URL of a bucket of a real S3 server on this machine, and counts of what is read of it."""
     seen: Counter[str] = Counter()
     application = DomainDispatcherApplication(create_backend_app)
 
@@ -240,29 +240,24 @@ def counting_storage() -> Iterator[Counter[str]]:
 
     server = make_server("127.0.0.1", 0, count, threaded=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "key")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        fsspec.filesystem("s3").clear_instance_cache()
-        # What a server keeps, it keeps for the process: a name of its own.
-        fsspec.filesystem("s3").mkdir("lanes")
-        yield seen
-        fsspec.filesystem("s3").clear_instance_cache()
+    with s3_environment(f"http://127.0.0.1:{server.server_port}") as url:
+        yield url, seen
     server.shutdown()
 
 
-def test_bytes_and_requests_at_an_s3_server_are_the_same_for_1_2_4_and_8_ranks(counting_storage: Counter[str]) -> None:
-    numbered_store("s3://lanes/store", 16 * 32, samples_per_shard=32)
-    store = open_store("s3://lanes/store")
+def test_bytes_and_requests_at_an_s3_server_are_the_same_for_1_2_4_and_8_ranks(
+    counting_bucket: tuple[str, Counter[str]],
+) -> None:
+    url, seen = counting_bucket
+    numbered_store(f"{url}/store", 16 * 32, samples_per_shard=32)
+    store = open_store(f"{url}/store")
     totals = []
     for world_size in (1, 2, 4, 8):
-        counting_storage.clear()
+        seen.clear()
         for rank in range(world_size):
             spec = {"rank": rank, "world_size": world_size, "position": Position(lanes=16)}
             reader = make_reader(store, batch_size=32, cache_bytes=0, prefetch_shards=0, **spec)
             take(reader, reader.batches_per_epoch)
-        totals.append(dict(counting_storage))
+        totals.append(dict(seen))
     assert totals == [totals[0]] * 4
     assert totals[0]["bytes"] == sum(shard.bytes for shard in store.manifest.shards)

@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 import torch
 import webdataset
-from moto.server import ThreadedMotoServer
 from PIL import Image
 
 from pipeline.data import MissingStore, Position, load_images, open_store, sources, write_store
@@ -27,6 +26,7 @@ from pipeline.data.image_codec import resize_center_crop
 from pipeline.data.writing import writer
 from pipeline.runtime.errors import UserError
 from tests.helpers.numbered_source import Numbered, forget, make_reader
+from tests.helpers.s3 import s3_bucket
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -288,21 +288,8 @@ def test_a_sidecar_is_only_trusted_as_it_was_written(tmp_path, monkeypatch, chan
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
-    """A bucket behind a real S3 endpoint on this machine, found as a user would: through the environment."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "key")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        fsspec.filesystem("s3").clear_instance_cache()
-        # A name of its own: what a server keeps, it keeps for the process, and other tests have buckets too.
-        fsspec.filesystem("s3").mkdir("written")
-        yield "s3://written"
-        fsspec.filesystem("s3").clear_instance_cache()
-    server.stop()
+    with s3_bucket() as url:
+        yield url
 
 
 @pytest.mark.parametrize(("encoding", "workers"), [("blocks", 1), ("images", 0)])
@@ -346,8 +333,8 @@ def test_a_source_on_s3(bucket: str, tmp_path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         for index in range(6):
             archive.writestr(f"{index}.png", png(Image.fromarray(np.full((2, 2), index, np.uint8))))
-            fsspec.filesystem("s3").pipe_file(f"written/folder/{index}.png", png(Image.new("L", (2, 2), index)))
-    fsspec.filesystem("s3").put_file(str(path), "written/a.zip")
+            fsspec.filesystem("s3").pipe_file(f"{bucket}/folder/{index}.png", png(Image.new("L", (2, 2), index)))
+    fsspec.filesystem("s3").put_file(str(path), f"{bucket}/a.zip")
     for url in (f"{bucket}/a.zip", f"{bucket}/folder"):
         store = str(tmp_path / url.rpartition("/")[2]) + "-store"
         source = sources.make("images", url)

@@ -8,19 +8,18 @@ import signal
 import tempfile
 from pathlib import Path
 
-import boto3
 import nbformat
 import numpy as np
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from moto.server import ThreadedMotoServer
 from nbclient import NotebookClient
 from PIL import Image
 
 from benchmarks.scale.servers import mlflow_server, postgresql
 from pipeline.data import open_store
 from tests.helpers.cli import REPOSITORY, SMALL, load, run, run_unread, start, summary, wait_for
+from tests.helpers.s3 import s3_bucket
 
 screenshots = load("tools/make_screenshots.py")
 
@@ -342,26 +341,12 @@ def test_points_are_compared_all_else_being_equal(home):
 
 @pytest.fixture
 def bucket():
-    """The URL of a bucket of an S3 server on this machine, and the environment that leads there."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    endpoint = "http://{}:{}".format(*server.get_host_and_port())
-    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
-    boto3.client(
-        "s3",
-        endpoint_url=endpoint,
-        region_name="us-east-1",
-        aws_access_key_id="test",
-        aws_secret_access_key="test",
-    ).create_bucket(Bucket="results")
-    yield "s3://results", {**keys, "AWS_ENDPOINT_URL": endpoint}
-    server.stop()
+    with s3_bucket() as url:
+        yield url
 
 
-def test_store_and_results_may_lie_on_s3(home, bucket, monkeypatch):
-    url, leads_there = bucket
-    for key, value in leads_there.items():
-        monkeypatch.setenv(key, value)
+def test_store_and_results_may_lie_on_s3(home, bucket):
+    url = bucket
     words = [*SMALL, f"data.store={url}/stores/digits", "train.base_steps=8", f"data.cache={home / 'cache'}"]
     printed = run(home, "train", *words, f"output={url}/run/")
     assert f"shards are kept in {home / 'cache'} of each machine" in printed

@@ -12,17 +12,15 @@ import time
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
-import boto3
-import fsspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from moto.server import ThreadedMotoServer
 
 from pipeline.runtime import lock
 from pipeline.runtime.errors import LockLost, UserError
 from pipeline.runtime.filesystem import write_file
 from pipeline.runtime.lock_file import RELEASED, open_lock_file
+from tests.helpers.s3 import s3_bucket
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -31,18 +29,9 @@ def folder(request, tmp_path):
 
 
 @pytest.fixture
-def bucket(monkeypatch):
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.get_host_and_port()[1]}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    boto3.client("s3").create_bucket(Bucket="lease")
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-    yield "s3://lease"
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-    server.stop()
+def bucket():
+    with s3_bucket() as url:
+        yield url
 
 
 def test_an_object_store_writes_on_a_condition(bucket, monkeypatch):

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
-import os
 import pickle
 import pickletools
 import resource
 from pathlib import Path
 
-import boto3
 import fsspec
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moto.server import ThreadedMotoServer
 
 from pipeline.runtime.errors import UserError
 from pipeline.training import checkpoints
 from pipeline.training.checkpoints import Checkpoints, load_state, read
+from tests.helpers.s3 import s3_bucket
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool)
 
@@ -32,8 +29,6 @@ def tensors(draw):
     values = torch.rand(shape, generator=torch.Generator().manual_seed(draw(st.integers(0, 1000)))) * 200
     return values.to(draw(st.sampled_from(DTYPES)))
 
-
-_BUCKETS = itertools.count()
 
 LEAVES = st.one_of(tensors(), st.floats(), st.integers(-(2**70), 2**70), st.text(max_size=5), st.booleans(), st.none())
 KEYS = st.one_of(st.text(max_size=5), st.sampled_from(["a", "a/b", "1", "__tensor__", "items"]), st.integers(-2, 2))
@@ -93,29 +88,15 @@ def test_tensors_that_are_views_or_shared_are_saved_whole():
 
 
 @pytest.fixture(params=["memory", "file", "s3"])
-def folder(request, tmp_path, monkeypatch):
+def folder(request, tmp_path):
     """A trial's folder on each kind of file system."""
     if request.param == "memory":
         yield f"memory://{tmp_path.name}/trial"
     elif request.param == "file":
         yield str(tmp_path / "trial")
     else:
-        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-        server.start()
-        _, port = server.get_host_and_port()
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():
-            monkeypatch.setenv(name, value)
-        bucket = f"bucket-{os.getpid()}-{next(_BUCKETS)}"  # what the server keeps, it keeps for the process
-        boto3.client("s3").create_bucket(Bucket=bucket)
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
-        yield f"s3://{bucket}/trial"
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
-        server.stop()
+        with s3_bucket() as url:
+            yield f"{url}/trial"
 
 
 def save(kept: Checkpoints, step: int, score: float) -> str:
