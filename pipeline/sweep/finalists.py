@@ -12,6 +12,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any, cast
 
 import ray
@@ -283,7 +284,7 @@ def score_again(
     Raises:
         UserError: The checkpoint cannot be read, or its chains diverge.
     """
-    choices = {key: _value(config, key) for key in (*DATA_KEYS, "evaluation.weights")}
+    choices = {key: attrgetter(key)(config) for key in (*DATA_KEYS, "evaluation.weights")}
     model, trained = load_model(finalist.checkpoint, choices, device)
     # A trial's own checkpoint says how it is sampled; a model of elsewhere is sampled as the sweep says.
     sampled = trained if _is_own(str(config.output), finalist.checkpoint) else schema.apply(config, params)
@@ -311,10 +312,3 @@ def _score_task(
     disable_malloc_trim()
     with contextlib.closing(ProgressFile(progress_url)) as report:
         return score_again(schema.from_dict(values), params, Finalist(**finalist), torch.device(device), report)
-
-
-def _value(config: schema.Config, key: str) -> Any:
-    value: Any = config
-    for name in key.split("."):
-        value = getattr(value, name)
-    return value
