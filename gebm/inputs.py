@@ -66,7 +66,7 @@ def as_count(name: str, value: Any, minimum: int = 1) -> int:
         number = operator.index(value)
     except (TypeError, ValueError, RuntimeError):
         number = None
-    if number is None or isinstance(value, bool):
+    if number is None or _is_truth_value(value):
         raise TypeError(f"{name} must be an integer, not {value!r}")
     if number < minimum:
         raise ValueError(f"{name} must be at least {minimum}, not {number}")
@@ -94,13 +94,19 @@ def as_number(name: str, value: Any) -> float:
     if type(value) in (int, float):
         return value
     plain = value.detach() if isinstance(value, Tensor) else value
-    if not isinstance(plain, str | bytes | bytearray | bool | complex) and getattr(plain, "ndim", 0) == 0:
+    is_text = isinstance(plain, str | bytes | bytearray)
+    if not (is_text or isinstance(plain, complex) or _is_truth_value(plain)) and getattr(plain, "ndim", 0) == 0:
         try:
             return float(plain)
         # Of a tensor, also one that has no numbers, on the device "meta".
         except (TypeError, ValueError, OverflowError, RuntimeError):
             pass
     raise TypeError(f"{name} must be a number, not {value!r}")
+
+
+def _is_truth_value(value: Any) -> bool:
+    """Return whether a value is a truth value: Python's, numpy's, or a tensor or array of them."""
+    return isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
 
 
 def as_beta(beta: Any) -> float:

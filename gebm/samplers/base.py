@@ -182,7 +182,7 @@ class StepDecay:
         convert_positive(self, "factor")
         if self.factor > 1:
             raise ValueError(f"factor must be at most 1 for the step size to decay, not {self.factor}")
-        as_count("every", self.every)
+        object.__setattr__(self, "every", as_count("every", self.every))
 
     def __call__(self, step: int | Tensor) -> float:
         """Return the multiplier of the step size for a chain that has taken ``step`` steps."""

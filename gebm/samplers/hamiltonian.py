@@ -53,7 +53,7 @@ class HMC:
 
     def __post_init__(self) -> None:
         convert_positive(self, "step_size")
-        as_count("num_leapfrog_steps", self.num_leapfrog_steps)
+        object.__setattr__(self, "num_leapfrog_steps", as_count("num_leapfrog_steps", self.num_leapfrog_steps))
         object.__setattr__(self, "inverse_mass", as_inverse_mass(self.inverse_mass))
 
     @property

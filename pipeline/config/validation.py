@@ -11,9 +11,12 @@ import functools
 import math
 from collections.abc import Callable
 from operator import attrgetter
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from gebm import StandardNormal, networks, objectives, samplers
 from gebm.samplers import StepDecay
@@ -379,7 +382,7 @@ def _build_networks(
     offset: float,
 ) -> object:
     # A flow reads its masks while it is built, which the meta device cannot do; and it is small.
-    with torch.device("cpu" if name in networks.flows.FLOWS else "meta"):
+    with torch.device("cpu" if name in networks.flows.FLOWS else "meta"), _ShapesOnly():
         return networks.make(
             name,
             resolution=resolution or 0,
@@ -389,6 +392,27 @@ def _build_networks(
             energy=energy,
             offset=offset,
         )
+
+
+class _ShapesOnly(TorchFunctionMode):
+    """Mode for the meta device, in which weights are neither drawn nor normalized, since they are shapes only.
+
+    For both, torch would load its compiler on that device, which takes seconds.
+    """
+
+    _RESULTS: ClassVar = {
+        Tensor.normal_: lambda tensor, *_, **__: tensor,
+        # The steps of a spectral norm.
+        functional.normalize: lambda tensor, *_, **__: tensor,
+        torch.mv: lambda matrix, _: matrix[:, 0],
+        torch.vdot: lambda vector, _: vector[0],
+        Tensor.div: lambda tensor, _: tensor,
+    }
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return self._RESULTS.get(func, func)(*args, **(kwargs or {}))
 
 
 def _try_to_build(key: str, make: Callable[[], object]) -> None:

@@ -10,8 +10,9 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from pipeline.config.scores import standard_error_of
+from pipeline.evaluation.shared_results import SharedResults
 
-__all__ = ["ChainSamples", "Evaluation", "SampleScorer"]
+__all__ = ["ChainSamples", "Evaluation", "EvaluationRun", "SampleScorer"]
 
 
 class ChainSamples(NamedTuple):
@@ -26,6 +27,23 @@ class ChainSamples(NamedTuple):
     latents: Tensor
     energies: Tensor
     features: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class EvaluationRun:
+    """Progress of one evaluation, and what it shares with others of the same model.
+
+    Attributes:
+        advance: Called with the chain-steps done since the last call; with a negative number if they have to be done
+            again.
+        shared: Results of the same model at other settings of the sampler; the evaluation adds its own (default: none).
+        reached: Called with a step between the chains' ends and the score of ``sweep.metric`` there, before any chain
+            runs on. With several workers it is not called, since a score needs all of them.
+    """
+
+    advance: Callable[[int], None] = lambda steps: None
+    shared: SharedResults = field(default_factory=SharedResults)
+    reached: Callable[[int, float], None] | None = None
 
 
 def _draw_nothing(evaluation: Evaluation) -> dict[str, bytes]:

@@ -83,24 +83,33 @@ class ChainBatch:
 
         Returns:
             This part of the chains.
+
+        Raises:
+            UserError: No chain can start.
         """
         model, beta = self._model, self._sampler.beta
         # Frozen out here as well as in the potential, so that normalized weights are computed once and not every step.
-        with frozen(model.base, model.energy):
-            if self._z0 is not None:
-                observe(0, self._z0)
-            chain = samplers.run(
-                self._kernel,
-                lambda z: model.potential(z, beta=beta),
-                self._z0,
-                num_steps,
-                generator=self._generator,
-                every=1,
-                callback=lambda step, state: observe(step, state.z),
-                state=self._state,
-                prior=model.prior,
-                first_chain=self._first_chain,
-            )
+        try:
+            with frozen(model.base, model.energy):
+                if self._z0 is not None:
+                    observe(0, self._z0)
+                chain = samplers.run(
+                    self._kernel,
+                    lambda z: model.potential(z, beta=beta),
+                    self._z0,
+                    num_steps,
+                    generator=self._generator,
+                    every=1,
+                    callback=lambda step, state: observe(step, state.z),
+                    state=self._state,
+                    prior=model.prior,
+                    first_chain=self._first_chain,
+                )
+        except samplers.NonFiniteStart:
+            raise UserError(
+                f"none of {len(self._divergences)} chains can start, since the energy or its gradient is not finite "
+                "there: take an earlier checkpoint, or train with lower learning rates"
+            ) from None
         self._z0, self._state = None, chain.state
         self._divergences += chain.divergences
         return chain

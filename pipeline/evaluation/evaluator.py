@@ -7,7 +7,6 @@ whatever else the scorer measures, compare the same latents before and after sam
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -18,10 +17,9 @@ from gebm.folding import folded
 from pipeline import config as schema
 from pipeline.config import precision
 from pipeline.config.scores import at_end
-from pipeline.evaluation.base import ChainSamples, Evaluation, SampleScorer
+from pipeline.evaluation.base import ChainSamples, Evaluation, EvaluationRun, SampleScorer
 from pipeline.evaluation.local_chains import LocalChains, LocalJob, run_local_chains
 from pipeline.evaluation.out_of_memory import halve_batch_on_oom
-from pipeline.evaluation.shared_results import SharedResults
 from pipeline.evaluation.travel import judge_travel, measure_travel
 
 __all__ = [
@@ -37,12 +35,10 @@ def evaluate(
     model: GEBM,
     config: schema.Config,
     scorer: SampleScorer,
+    run: EvaluationRun | None = None,
     *,
     rank: int = 0,
     world_size: int = 1,
-    advance: Callable[[int], None] = lambda steps: None,
-    shared: SharedResults | None = None,
-    reached: Callable[[int, float], None] | None = None,
 ) -> Evaluation:
     """Score the base and the GEBM, and the samples on the way from one to the other.
 
@@ -53,14 +49,9 @@ def evaluate(
         model: The GEBM to sample.
         config: Sampler and evaluation settings.
         scorer: Metrics of the samples.
+        run: Its progress, and what it shares with others.
         rank: This worker.
         world_size: Number of workers, each of which runs its share of the chains.
-        advance: Called with the chain-steps done since the last call; with a negative number if they have to be
-            done again.
-        shared: Results of the same model, at other settings of the sampler; this evaluation adds its own (default:
-            none are kept).
-        reached: Called with a step between the chains' ends and the score of ``sweep.metric`` there, before any chain
-            runs on. With several workers it is not called, since a score needs all of them.
 
     Returns:
         Scores and chain, the same on every rank, and frames of the rank's own chains. Chains that do not fit the
@@ -70,27 +61,28 @@ def evaluate(
     Raises:
         UserError: All chains diverged, or not even one fits.
     """
-    evaluation, shared = Evaluation(), shared or SharedResults()
+    evaluation, run = Evaluation(), run or EvaluationRun()
     dtype = precision.sampling_dtype(config, model.log_partition.device)
 
     def score_point(step: int, features: dict[str, Tensor]) -> None:
         if world_size > 1:
             return
+        name, is_known = config.sweep.metric.removesuffix("_gebm"), step in evaluation.chain
         kept = {layer: rows[: config.evaluation.num_samples] for layer, rows in features.items()}
-        evaluation.add_point(step, scorer.score(kept, end=False), scorer.primary)
-        if reached is not None:
-            name = config.sweep.metric.removesuffix("_gebm")
-            is_primary = name == scorer.primary
-            reached(step, evaluation.chain[step] if is_primary else scorer.score(kept, end=True)[name])
+        scores = scorer.score(kept, end=run.reached is not None and name != scorer.primary)
+        evaluation.add_point(step, scores, scorer.primary)
+        # Chains that did not fit the memory run again from their start.
+        if run.reached is not None and not is_known:
+            run.reached(step, scores[name])
 
-    fused = shared.get(("folded", dtype), lambda: folded(model, dtype))
-    job = LocalJob(model, fused, config, scorer, rank, world_size, shared, score_point)
+    fused = run.shared.get(("folded", dtype), lambda: folded(model, dtype))
+    job = LocalJob(model, fused, config, scorer, rank, world_size, run.shared, score_point)
     # Workers gather only after all have run: each may have to split its chains in another way.
     chains = halve_batch_on_oom(
         functools.partial(run_local_chains, job),
         job.num_chains,
         config.evaluation.batch_size,
-        advance=advance,
+        advance=run.advance,
         notify=evaluation.notes.append,
     )
     evaluation.frames = chains.frames

@@ -204,7 +204,8 @@ def _table(results: SweepResults, rows: int) -> str:
     more = f"\n\nand {left} more." if left else ""
     temperature = f"Scores of the GEBM: {results.temperature}.\n\n" if results.temperature else ""
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"## The trials, best first\n\n{temperature}{table}{more}"
+    order = " by their first scores" if results.records.finals() else ""
+    return f"## The trials, best first{order}\n\n{temperature}{table}{more}"
 
 
 def _columns(results: SweepResults, shown: list[TrialRecord]) -> list[tuple[str, Callable[[TrialRecord], str]]]:
@@ -232,7 +233,9 @@ def _pruned_and_failed(results: SweepResults, items: int) -> str:
     """Return the section of the trials that did not finish; empty where all did."""
     lines = []
     pruned = [trial for trial in results.records.trials if trial.status == "pruned"]
-    if pruned:
+    if pruned and results.is_sampler_search:
+        lines.append(f"- {len(pruned)} pruned: others were better at that point of the chain. They have no score.")
+    elif pruned:
         steps = sorted(trial.metrics.get("base_step", 0) for trial in pruned)
         when = (
             f", between base steps {steps[0]} and {steps[-1]}" if steps[0] < steps[-1] else f" at base step {steps[0]}"

@@ -15,6 +15,7 @@ import gebm
 import pipeline
 from pipeline import config as schema
 from pipeline.config.own_choices import DATA_KEYS, RESUME_KEYS, keep_choices, kept_choices
+from pipeline.config.sampler_search import check_sampler_search, is_sampler_search
 from pipeline.config.validation import validate
 from pipeline.runtime.filesystem import require_writable
 from pipeline.runtime.redaction import refuse_secrets
@@ -71,6 +72,9 @@ class JobBundle:
         """
         validate(config)
         check_count(config, parse_space(config))
+        # A sweep that is resumed was checked when it began, and its folder says what it samples.
+        if is_sampler_search(config) and not config.resume:
+            check_sampler_search(config)
         overrides = {key: value for key, value in overrides.items() if key != "apply" and not key.startswith("launch.")}
         resolve_paths(config, overrides, shared, advice)
         # What the user has chosen on this machine for a sweep or a model is not known on the cluster.

@@ -24,7 +24,7 @@ from pipeline.sweep.trial_runs import start_run
 from pipeline.tracking.summary import MAX_WARNINGS, SweepSummary, TrialRecord
 from pipeline.tracking.summary_temperature import trial_beta, trial_temperature
 from pipeline.tracking.tracker import Tracker
-from pipeline.tracking.trial_reports import NUMBER
+from pipeline.tracking.trial_reports import CHAIN_STEP, NUMBER
 
 __all__ = ["SweepCallback"]
 
@@ -140,7 +140,9 @@ class SweepCallback(tune.Callback):
             log.info(f"trial {record.name}: {line}")
             self._share_due = False
         system = {f"system/{name}": value for name, value in report.get("system", {}).items()}
-        self._tracker.log_metrics(record.name, numbers | system, step=report["base_step"])
+        # Points along the chain of one model are told apart by their place on it.
+        step = report["base_step"] if evaluated else report.get(CHAIN_STEP, report["base_step"])
+        self._tracker.log_metrics(record.name, numbers | system, step=step)
         if evaluated:
             self._tracker.log_chain(record.name, self._score, report["chain"], report["base_step"])
             self._tracker.log_pictures(record.name, report["figures"], report["base_step"])

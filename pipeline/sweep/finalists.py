@@ -13,7 +13,7 @@ import logging
 import math
 from collections.abc import Iterator
 from operator import attrgetter
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import ray
 import torch
@@ -24,17 +24,20 @@ from pipeline import config as schema
 from pipeline import tasks
 from pipeline.config.own_choices import DATA_KEYS
 from pipeline.config.scores import plus_minus, standard_error_of
+from pipeline.evaluation.base import EvaluationRun
 from pipeline.runtime.errors import LockLost, UserError, one_line
 from pipeline.runtime.filesystem import filesystem
 from pipeline.runtime.redaction import redact
 from pipeline.runtime.terminal import Progress
+from pipeline.runtime.watchdog import Watchdog
 from pipeline.sweep.cluster import Capacity
 from pipeline.sweep.preparation import ProgressFile, read_progress
 from pipeline.tracking.finalists import Finalist, close_to_best, order_changes
 from pipeline.tracking.locations import absolute_folder
 from pipeline.tracking.summary import SweepSummary
 from pipeline.training.build_model import load_model
-from pipeline.training.final_score import write_final_score
+from pipeline.training.final_score import FinalScore, write_final_score
+from pipeline.training.worker import bound_gpu_memory
 
 __all__ = ["final_seed", "score_again", "score_finalists"]
 
@@ -47,7 +50,9 @@ def score_finalists(config: schema.Config, records: SweepSummary, capacity: Capa
     """Score the finalists again, and put what they scored into the summary.
 
     A finalist that cannot be scored is a line, and the next of the trials that are as close to the best takes its
-    place. With fewer than two there is nothing to decide, and nothing is done.
+    place. A best trial that no other comes close to is scored again where its second score is of more samples, since
+    the registry compares only scores of as many. Nothing is done for a single trial, nor for densities, whose scores
+    are of the same rows whatever is drawn.
 
     Args:
         config: The experiment.
@@ -58,7 +63,9 @@ def score_finalists(config: schema.Config, records: SweepSummary, capacity: Capa
         LockLost: Another driver has taken over the folder.
     """
     finals = _Finals(config, records, capacity)
-    if config.sweep.finalists == 0 or len(finals.candidates) < 2:
+    is_larger = config.evaluation.final_samples not in (None, config.evaluation.num_samples)
+    fewest = 1 if is_larger and len(records.trials) > 1 else 2
+    if config.sweep.finalists == 0 or config.task == "density" or len(finals.candidates) < fewest:
         records.finalists = []
         return
     finals.choose()
@@ -122,10 +129,9 @@ class _Finals:
             return
         names = ", ".join(each.name for each in waiting)
         log.info(f"scoring {len(waiting)} finalist(s) on {waiting[0].num_samples} fresh latents each: trials {names}")
-        chains = self._config.task != "density"
-        total = len(waiting) * waiting[0].num_samples * self._config.sampler.num_steps
+        total = sum(each.num_samples * self._num_steps(each) for each in waiting)
         try:
-            with Progress(total, show=chains, unit="chain-steps") as progress:
+            with Progress(total, unit="chain-steps") as progress:
                 for finalist in waiting:
                     self._submit(finalist)
                 self._wait(progress)
@@ -151,14 +157,16 @@ class _Finals:
 
     def _submit(self, finalist: Finalist) -> None:
         record, worker = self._records.get(finalist.name), self._capacity.worker
-        gpus = worker.get("GPU", 0)
-        remote = ray.remote(num_cpus=worker["CPU"], num_gpus=gpus)(_score_task)
+        gpus, retries = worker.get("GPU", 0), self._config.scale.max_restarts
+        remote = ray.remote(num_cpus=worker["CPU"], num_gpus=gpus, max_retries=retries)(_score_task)
+        # Left by a driver that was killed.
+        ProgressFile(self._progress_url(finalist)).close()
         params = record.params if record is not None else {}
         task = remote.remote(
             schema.to_dict(self._config),
             params,
             dataclasses.asdict(finalist),
-            "cuda" if gpus else "cpu",
+            gpus,
             self._progress_url(finalist),
         )
         self._running[task] = finalist
@@ -200,22 +208,22 @@ class _Finals:
         finalist.metrics, finalist.score = metrics, float(value)
         finalist.standard_error = standard_error_of(metrics, self._records.metric)
         _log_score(self._records, finalist)
-        self._keep_with_checkpoint(finalist)
+        self._keep_with_checkpoint(finalist, finalist.score)
 
-    def _keep_with_checkpoint(self, finalist: Finalist) -> None:
+    def _keep_with_checkpoint(self, finalist: Finalist, score: float) -> None:
         """Write the score next to the checkpoint that has it, where that is one of this sweep's."""
         if not _is_own(self._records.output, finalist.checkpoint):
             return
         self._records.verify()
         try:
-            write_final_score(
-                finalist.checkpoint,
+            final = FinalScore(
                 metric=self._records.metric,
-                mode=self._records.mode,
-                value=finalist.score or 0.0,
-                extractor=self._records.facts.get("extractor"),
+                mode=cast(Literal["min", "max"], self._records.mode),
+                value=score,
+                extractor=self._records.facts.get("extractor") or "none",
                 num_samples=finalist.num_samples,
             )
+            write_final_score(finalist.checkpoint, final)
         except LockLost:
             raise
         # Each file system has exceptions of its own.
@@ -226,6 +234,11 @@ class _Finals:
 
     def _progress_url(self, finalist: Finalist) -> str:
         return f"{self._records.output}/.finalist-{finalist.name}.json"
+
+    def _num_steps(self, finalist: Finalist) -> int:
+        """Return the length of a finalist's chains."""
+        record = self._records.get(finalist.name)
+        return (record.params if record else {}).get("sampler.num_steps", self._config.sampler.num_steps)
 
     def _steps_done(self, finalist: Finalist) -> int:
         progress = read_progress(self._progress_url(finalist))
@@ -295,20 +308,27 @@ def score_again(
         ),
     )
     done, total = 0, finalist.num_samples * sampled.sampler.num_steps
+    watchdog = Watchdog(config.scale.timeout)
 
     def advance(steps: int) -> None:
         nonlocal done
         done += steps
+        watchdog.heartbeat()
         report(f"trial {finalist.name}", done, total)
 
-    worker = tasks.make(sampled).open(0, 1, device)
-    scores = worker.evaluate(model, advance=advance).scores
+    try:
+        worker = tasks.make(sampled).open(0, 1, device)
+        scores = worker.evaluate(model, EvaluationRun(advance)).scores
+    finally:
+        watchdog.stop()
     return {name: float(value) for name, value in scores.items() if math.isfinite(value)}
 
 
 def _score_task(
-    values: dict[str, Any], params: dict[str, Any], finalist: dict[str, Any], device: str, progress_url: str
+    values: dict[str, Any], params: dict[str, Any], finalist: dict[str, Any], gpus: float, progress_url: str
 ) -> dict[str, float]:
     disable_malloc_trim()
+    device = torch.device("cuda" if gpus else "cpu")
+    bound_gpu_memory(gpus, device)
     with contextlib.closing(ProgressFile(progress_url)) as report:
-        return score_again(schema.from_dict(values), params, Finalist(**finalist), torch.device(device), report)
+        return score_again(schema.from_dict(values), params, Finalist(**finalist), device, report)

@@ -31,6 +31,8 @@ _SECONDS_BETWEEN_WRITES = 1.0
 def prepare_shared(config: schema.Config, capacity: Capacity) -> str | None:
     """Make what all trials need, once, on the cluster: the feature extractor and the data's statistics.
 
+    Where a sweep before has made it, it is read here, and no process is started for it.
+
     Args:
         config: The experiment, with its output folder.
         capacity: Resources of the cluster.
@@ -41,17 +43,20 @@ def prepare_shared(config: schema.Config, capacity: Capacity) -> str | None:
     Raises:
         UserError: The data or the extractor cannot be used.
     """
+    task, store = tasks.make(config), tasks.open_data(config.data)
+    if task.is_prepared(store):
+        return task.prepare(store, torch.device("cpu"))
     log.info("preparing what %s is measured with, from %s ...", config.name, config.data.store)
     gpus = capacity.preparation.get("GPU", 0)
     remote = ray.remote(num_cpus=capacity.preparation["CPU"], num_gpus=gpus)(_prepare_task)
     # Left by a driver that was killed, or by whoever the folder is from.
     ProgressFile(f"{config.output}/{_PROGRESS}").close()
-    task = remote.remote(schema.to_dict(config), "cuda" if gpus else "cpu")
+    result = remote.remote(schema.to_dict(config), "cuda" if gpus else "cpu")
     try:
         with contextlib.closing(StageBars(f"{config.output}/{_PROGRESS}")) as bars:
-            while not ray.wait([task], timeout=_SECONDS_BETWEEN_WRITES)[0]:
+            while not ray.wait([result], timeout=_SECONDS_BETWEEN_WRITES)[0]:
                 bars.update()
-        return ray.get(task)
+        return ray.get(result)
     except RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise UserError(str(error.cause)) from None

@@ -1,6 +1,6 @@
 """Trainable of Tune for a search over the sampler alone: settings one after another in a process that stays warm.
 
-Nothing is trained, so there is no ``TorchTrainer``, no controller and no worker but Tune's own process, which has the
+Nothing is trained, so there is no run of Ray Train, no controller and no worker but Tune's own process, which has the
 resources of a worker. Tune gives it one trial after another, and it keeps what it has loaded for the first.
 """
 
@@ -64,7 +64,10 @@ def _loaded(settings: str) -> SamplerTrials:
     import torch
 
     from pipeline.training.sampler_trials import SamplerTrials
+    from pipeline.training.worker import bound_gpu_memory
 
     values = json.loads(settings)
-    device = torch.device("cuda" if "GPU" in values["worker"] else "cpu")
+    gpus = values["worker"].get("GPU", 0)
+    device = torch.device("cuda" if gpus else "cpu")
+    bound_gpu_memory(gpus, device)
     return SamplerTrials(schema.from_dict(values["config"]), values["owner"], device)

@@ -11,8 +11,7 @@ from torch import Tensor
 from gebm import GEBM
 from pipeline.config.schema import Sampler
 from pipeline.data import Position, Store
-from pipeline.evaluation.base import Evaluation
-from pipeline.evaluation.shared_results import SharedResults
+from pipeline.evaluation.base import Evaluation, EvaluationRun
 
 __all__ = ["Batches", "Report", "Task", "TaskWorker"]
 
@@ -89,20 +88,12 @@ class TaskWorker(Protocol):
         """
         ...
 
-    def evaluate(
-        self,
-        model: GEBM,
-        advance: Callable[[int], None] = ...,
-        shared: SharedResults | None = None,
-        reached: Callable[[int, float], None] | None = ...,
-    ) -> Evaluation:
+    def evaluate(self, model: GEBM, run: EvaluationRun | None = None) -> Evaluation:
         """Score base and GEBM; the scores are the same on every rank, and the first one can draw them.
 
         Args:
             model: The model to evaluate.
-            advance: Called with the chain-steps done since the last call.
-            shared: Results of the same model with other settings of the sampler.
-            reached: Called with a step between the chains' ends and the score there.
+            run: Its progress, and what it shares with others.
         """
         ...
 
@@ -116,6 +107,10 @@ class Task(Protocol):
         Raises:
             UserError: The store does not fit; one line names the key.
         """
+        ...
+
+    def is_prepared(self, store: Store) -> bool:
+        """Return whether all that :meth:`prepare` makes is there, so that it only reads a few files."""
         ...
 
     def prepare(self, store: Store, device: torch.device, report: Report | None = None) -> str | None:

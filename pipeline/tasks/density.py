@@ -20,8 +20,7 @@ from pipeline.config.kernels import kernel_settings
 from pipeline.config.scores import STANDARD_ERROR
 from pipeline.config.temperature import describe_temperature
 from pipeline.evaluation import plots
-from pipeline.evaluation.base import Evaluation
-from pipeline.evaluation.shared_results import SharedResults
+from pipeline.evaluation.base import Evaluation, EvaluationRun
 from pipeline.evaluation.standard_error import mean_standard_error
 from pipeline.runtime.errors import UserError
 from pipeline.tasks.rows import TableTask, TableTaskWorker
@@ -54,13 +53,7 @@ class DensityTaskWorker(TableTaskWorker):
     """Task of density estimation on one worker."""
 
     @torch.no_grad()
-    def evaluate(
-        self,
-        model: GEBM,
-        advance: Callable[[int], None] = lambda steps: None,
-        shared: SharedResults | None = None,
-        reached: Callable[[int, float], None] | None = None,
-    ) -> Evaluation:
+    def evaluate(self, model: GEBM, run: EvaluationRun | None = None) -> Evaluation:
         """Return the likelihood of base and GEBM, with marginals, energies and the density in two columns.
 
         The log-partition is that which ``evaluation.log_partition`` names. Its Monte-Carlo estimate over

@@ -26,11 +26,11 @@ from pipeline.data import (
     load_images,
     load_last_images,
 )
+from pipeline.data.reading.reader import CACHE_BYTES
 from pipeline.evaluation import metrics, plots
-from pipeline.evaluation.base import Evaluation
+from pipeline.evaluation.base import Evaluation, EvaluationRun
 from pipeline.evaluation.evaluator import evaluate
 from pipeline.evaluation.plots.evaluation_figures import EvaluationFigures, to_network_range
-from pipeline.evaluation.shared_results import SharedResults
 from pipeline.runtime.errors import UserError
 from pipeline.tasks.base import Report
 from pipeline.tasks.open_store import open_data
@@ -78,6 +78,15 @@ class Images:
                 f"the store {store.url} has {manifest.num_samples} images, and data.held_out={data.held_out} leaves "
                 f"fewer than train.batch_size={size} to train on"
             )
+
+    def is_prepared(self, store: Store) -> bool:
+        """Return whether the classifier, the reference statistics and their images are saved with the store."""
+        settings = self._config.evaluation
+        # Published networks are large, and read where they are used.
+        if settings.extractor != "classifier" or not metrics.has_classifier(store, settings.weights):
+            return False
+        label = self._extractor(store, torch.device("cpu")).label
+        return metrics.has_reference(store, label) and metrics.has_reference_images(store)
 
     def prepare(self, store: Store, device: torch.device, report: Report | None = None) -> str:
         """Make the feature extractor and the reference statistics, and return the extractor's label."""
@@ -195,6 +204,9 @@ class ImageTaskWorker:
         self._rank, self._world_size, self._device = rank, world_size, device
         statistics = metrics.reference(store, extractor)
         settings = config.evaluation
+        if settings.fid_infinity:
+            fewest = min(settings.num_samples, settings.final_samples or settings.num_samples)
+            metrics.require_samples(fewest, len(statistics.mu))
         self._scorer = ImageScorer(extractor, statistics, settings.metrics, settings.fid_infinity)
         self.label: str | None = extractor.label
         self.reference = statistics.features
@@ -222,8 +234,13 @@ class ImageTaskWorker:
 
     @property
     def lanes(self) -> int:
-        """``data.lanes`` of a store that is streamed, and one of a store that this worker keeps on its device."""
-        return 1 if self._resident else self._config.data.lanes
+        """One for a store that any machine's memory holds, unless it has to be streamed; else ``data.lanes``.
+
+        The free memory of a device plays no part, so that a seed's batches are the same on any.
+        """
+        data, manifest = self._config.data, self._store.manifest
+        is_small = manifest.num_samples * manifest.sample_bytes <= CACHE_BYTES
+        return 1 if is_small and data.device_resident is not False else data.lanes
 
     @functools.cached_property
     def _resident(self) -> bool:
@@ -263,24 +280,9 @@ class ImageTaskWorker:
         other._config = dataclasses.replace(self._config, sampler=sampler)
         return other
 
-    def evaluate(
-        self,
-        model: GEBM,
-        advance: Callable[[int], None] = lambda steps: None,
-        shared: SharedResults | None = None,
-        reached: Callable[[int, float], None] | None = None,
-    ) -> Evaluation:
+    def evaluate(self, model: GEBM, run: EvaluationRun | None = None) -> Evaluation:
         """Return the FID of base and GEBM and along the chain, with pictures on the first worker."""
-        evaluation = evaluate(
-            model,
-            self._config,
-            self._scorer,
-            rank=self._rank,
-            world_size=self._world_size,
-            advance=advance,
-            shared=shared,
-            reached=reached,
-        )
+        evaluation = evaluate(model, self._config, self._scorer, run, rank=self._rank, world_size=self._world_size)
         if self._rank == 0:
             temperature = describe_temperature(self._config.sampler.beta)
             evaluation.draw = functools.partial(

@@ -22,9 +22,8 @@ from pipeline.config.scores import STANDARD_ERROR
 from pipeline.config.temperature import describe_temperature
 from pipeline.data.sources.tables import toy
 from pipeline.evaluation import plots
-from pipeline.evaluation.base import Evaluation
+from pipeline.evaluation.base import Evaluation, EvaluationRun
 from pipeline.evaluation.evaluator import evaluate
-from pipeline.evaluation.shared_results import SharedResults
 from pipeline.evaluation.standard_error import mean_standard_error, wasserstein_standard_error
 from pipeline.tasks.rows import TableTask, TableTaskWorker
 
@@ -117,24 +116,9 @@ class PointsTaskWorker(TableTaskWorker):
         validation = self._splits.restore(self._splits.validation)
         self._scorer = PointScorer(self._held_out, validation, support, self._splits.restore)
 
-    def evaluate(
-        self,
-        model: GEBM,
-        advance: Callable[[int], None] = lambda steps: None,
-        shared: SharedResults | None = None,
-        reached: Callable[[int, float], None] | None = None,
-    ) -> Evaluation:
+    def evaluate(self, model: GEBM, run: EvaluationRun | None = None) -> Evaluation:
         """Return the distance of base and GEBM to the data, and along the chain, with pictures on the first worker."""
-        evaluation = evaluate(
-            model,
-            self._config,
-            self._scorer,
-            rank=self._rank,
-            world_size=self._world_size,
-            advance=advance,
-            shared=shared,
-            reached=reached,
-        )
+        evaluation = evaluate(model, self._config, self._scorer, run, rank=self._rank, world_size=self._world_size)
         if self._rank == 0:
             evaluation.draw = functools.partial(self._draw, model)
         return evaluation

@@ -113,6 +113,10 @@ class TableTask:
                 f"{config.train.batch_size}"
             )
 
+    def is_prepared(self, store: Store) -> bool:
+        """Return True: there is nothing to prepare."""
+        return True
+
     def prepare(self, store: Store, device: torch.device, report: Report | None = None) -> None:
         """Do nothing: rows are split in an instant, and measured without an extractor."""
 

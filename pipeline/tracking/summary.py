@@ -388,7 +388,9 @@ def _locate_checkpoints(output: str, trials: list[TrialRecord], start: str | Non
             url = getattr(trial, name)
             if url is None or url == start:
                 continue
-            setattr(trial, name, start if samples_only else own_checkpoint(output, trial.name, url))
+            # What lies below the sweep's own folder was written there by a trial that trained.
+            is_start = samples_only and not url.startswith("trials/")
+            setattr(trial, name, start if is_start else own_checkpoint(output, trial.name, url))
 
 
 def _validate(model: TypeAdapter[_T], document: Any, *prefix: str) -> _T:

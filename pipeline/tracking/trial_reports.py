@@ -88,8 +88,8 @@ class TrialReports:
         self._lines = [] if self._is_local else lines
 
     def is_written(self, report: dict[str, Any]) -> bool:
-        """Return whether :meth:`add` writes at this report: an object store's file waits for a checkpoint."""
-        return self._is_local or bool(report.get("checkpoint"))
+        """Return whether :meth:`add` writes at this report: an object store's file waits for one that is to be kept."""
+        return self._is_local or bool(report.get("checkpoint")) or CHAIN_STEP in report
 
     def add(self, report: dict[str, Any]) -> int:
         """Write a report down.

@@ -21,6 +21,7 @@ from pipeline.config.kernels import used_settings
 from pipeline.config.own_choices import DATA_KEYS
 from pipeline.config.scores import STANDARD_ERROR, plus_minus, standard_error_of
 from pipeline.config.temperature import BETA, describe_temperature, sampling_beta
+from pipeline.evaluation.base import EvaluationRun
 from pipeline.evaluation.chains import make_kernel
 from pipeline.evaluation.evaluator import Evaluation
 from pipeline.runtime.filesystem import require_writable, write_file, write_files, writing
@@ -93,7 +94,7 @@ def _evaluate(worker: TaskWorker, model: GEBM, config: schema.Config) -> Evaluat
             chains = f"{sampler.name}, {num_samples} chains"
             progress.update(bar, description=chains, total=num_samples * sampler.num_steps, advance=steps)
 
-        return worker.evaluate(model, advance=advance)
+        return worker.evaluate(model, EvaluationRun(advance))
 
 
 def _print_scores(

@@ -5,7 +5,6 @@ A model in the registry is compared by what its checkpoint says of itself, and n
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, ValidationError
@@ -41,28 +40,20 @@ class FinalScore(BaseModel):
     num_samples: PositiveInt
 
 
-def write_final_score(
-    checkpoint: str, *, metric: str, mode: str, value: float, extractor: str | None, num_samples: int
-) -> None:
+def write_final_score(checkpoint: str, score: FinalScore) -> None:
     """Write the final score of a checkpoint.
 
     Args:
         checkpoint: Its folder, behind any fsspec URL.
-        metric: Name of the score.
-        mode: ``min`` or ``max``.
-        value: The score.
-        extractor: The feature extractor, or ``None``.
-        num_samples: Samples of the score.
+        score: The score.
 
     Example:
-        >>> write_final_score("memory://doctest/scored", metric="fid_gebm", mode="min", value=4.5, extractor=None,
-        ...     num_samples=50_000)
-        >>> read_final_score("memory://doctest/scored").value
-        4.5
+        >>> score = FinalScore(metric="fid_gebm", mode="min", value=4.5, num_samples=50_000)
+        >>> write_final_score("memory://doctest/scored", score)
+        >>> read_final_score("memory://doctest/scored") == score
+        True
     """
-    document = {"metric": metric, "mode": mode, "value": value, "num_samples": num_samples}
-    document |= {"extractor": extractor} if extractor else {}
-    write_file(f"{checkpoint}/{_NAME}", json.dumps(document).encode())
+    write_file(f"{checkpoint}/{_NAME}", score.model_dump_json().encode())
 
 
 def read_final_score(checkpoint: str) -> FinalScore | None:

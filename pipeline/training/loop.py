@@ -17,6 +17,7 @@ from gebm.training import StepInfo, initialize_log_partition
 from pipeline import config as schema
 from pipeline import tasks
 from pipeline.data import Position
+from pipeline.evaluation.base import EvaluationRun
 from pipeline.runtime.errors import NonFiniteLoss, Preempted
 from pipeline.runtime.system_metrics import SystemMetrics
 from pipeline.runtime.watchdog import Watchdog
@@ -95,9 +96,7 @@ class TrialRun:
         self.trainer = make_trainer(self.model, config, device, world_size)
         self.decay = LearningRateDecay(config, self.task, self.trainer, self.worker)
         self.health = EnergyHealth(self.trainer.objective, config.train.gradient_guard, config.train.beta2)
-        self.evaluation = TrialEvaluation(
-            config, self.task, self.worker, self.trainer.objective, self.health, lambda steps: self.watchdog.heartbeat()
-        )
+        self.evaluation = TrialEvaluation(config, self.task, self.worker, self.trainer.objective, self.health)
         self.throughput = Throughput(self.trainer, device, world_size)
         self.infos: list[StepInfo] = []
         self.report: dict[str, Any] = {}
@@ -139,8 +138,8 @@ class TrialRun:
         else:
             trainer.scale_learning_rates(self.lr_scale, self.lr_scale)
         if not own:
-            # Those of the first worker, for another may keep the data on its device; a resumed run keeps its own.
-            position = replace(position, lanes=int(self.worker.from_first(self.task.lanes)))
+            # A resumed run keeps its own.
+            position = replace(position, lanes=self.task.lanes)
         self.batches = self.task.batches(position)
         if own and checkpoint:
             self._resume_reports(checkpoint)
@@ -291,7 +290,8 @@ class TrialRun:
 
     def _evaluate_model(self, name: str) -> dict[str, Any]:
         """Return the entries of an evaluation's report; its pictures are written to the trial's folder."""
-        return self.evaluation.report(self.trainer.sampling_model(), self.trainer.base_step, self.folder, name)
+        run = EvaluationRun(advance=lambda steps: self.watchdog.heartbeat())
+        return self.evaluation.report(self.trainer.sampling_model(), self.trainer.base_step, self.folder, name, run)
 
     def _warn(self, warnings: list[str], *, first: bool = False) -> None:
         if warnings:

@@ -13,7 +13,7 @@ import torch
 from gebm.allocator import disable_malloc_trim
 from pipeline import config as schema
 from pipeline import tasks
-from pipeline.evaluation.base import Evaluation
+from pipeline.evaluation.base import Evaluation, EvaluationRun
 from pipeline.evaluation.shared_results import SharedResults
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.watchdog import Watchdog
@@ -60,8 +60,7 @@ class SamplerTrials:
         load_trainer(self._trainer, model, read(config.checkpoint), self._config, worker)
         train, objective = config.train, self._trainer.objective
         health = EnergyHealth(objective, train.gradient_guard, train.beta2)
-        self._watchdog: Watchdog | None = None
-        self._evaluation = TrialEvaluation(self._config, self._task, worker, objective, health, self._advance)
+        self._evaluation = TrialEvaluation(self._config, self._task, worker, objective, health)
         self._best: list[float] = []
 
     def run(
@@ -87,28 +86,19 @@ class SamplerTrials:
             if reached is not None:
                 reached(folder.write_report(point))
 
-        self._watchdog = Watchdog(config.scale.timeout)
+        watchdog = Watchdog(config.scale.timeout)
+        run = EvaluationRun(lambda steps: watchdog.heartbeat(), self._shared, None if reached is None else pass_on)
         try:
+            model, is_drawn = self._trainer.sampling_model(), self._is_among_best
             entries = self._evaluation.report(
-                self._trainer.sampling_model(),
-                base_step,
-                folder,
-                "sampled",
-                sampler=config.sampler,
-                shared=self._shared,
-                reached=None if reached is None else pass_on,
-                is_drawn=self._is_among_best,
+                model, base_step, folder, "sampled", run, sampler=config.sampler, is_drawn=is_drawn
             )
             report = {"base_step": base_step, **entries, "checkpoint": config.checkpoint}
             if reached is not None:
                 report |= {CHAIN_STEP: config.sampler.num_steps, CHAIN_SCORE: entries[config.sweep.metric]}
             return folder.write_report(report)
         finally:
-            self._watchdog.stop()
-
-    def _advance(self, steps: int) -> None:
-        if self._watchdog is not None:
-            self._watchdog.heartbeat()
+            watchdog.stop()
 
     def _is_among_best(self, evaluation: Evaluation) -> bool:
         """Return whether an evaluation is one of the best so far; of equal ones the first are."""

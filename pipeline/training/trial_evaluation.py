@@ -9,8 +9,7 @@ from typing import Any
 from gebm import GEBM, Objective
 from gebm.allocator import malloc_trim
 from pipeline import config as schema
-from pipeline.evaluation.base import Evaluation
-from pipeline.evaluation.shared_results import SharedResults
+from pipeline.evaluation.base import Evaluation, EvaluationRun
 from pipeline.tasks.base import TaskWorker
 from pipeline.training.energy_health import EnergyHealth, measure_energy
 from pipeline.training.trial_folder import TrialFolder
@@ -28,7 +27,6 @@ class TrialEvaluation:
         worker: This worker; the first one measures the energy, and writes pictures.
         objective: What the model was trained by.
         health: Judge of the energy.
-        advance: Called with the chain-steps done since the last call.
     """
 
     def __init__(
@@ -38,10 +36,9 @@ class TrialEvaluation:
         worker: Worker,
         objective: Objective,
         health: EnergyHealth,
-        advance: Callable[[int], None],
     ) -> None:
         self._config, self._task, self._worker = config, task, worker
-        self._objective, self._health, self._advance = objective, health, advance
+        self._objective, self._health = objective, health
 
     def report(
         self,
@@ -49,10 +46,9 @@ class TrialEvaluation:
         base_step: int,
         folder: TrialFolder,
         name: str,
+        run: EvaluationRun,
         *,
         sampler: schema.Sampler | None = None,
-        shared: SharedResults | None = None,
-        reached: Callable[[int, float], None] | None = None,
         is_drawn: Callable[[Evaluation], bool] = lambda evaluation: True,
     ) -> dict[str, Any]:
         """Evaluate a model, write its pictures to the trial's folder, and return the entries of the report.
@@ -62,14 +58,13 @@ class TrialEvaluation:
             base_step: Base steps that it has been trained for.
             folder: Where the pictures go.
             name: The evaluation, such as ``step-00001000``.
+            run: Its progress, and what it shares with others.
             sampler: Settings of the sampler (default: those of the config).
-            shared: Results of the same model with other settings of the sampler (default: none).
-            reached: Called with a step between the chains' ends and the score there.
             is_drawn: Whether an evaluation has pictures.
         """
-        started, shared = time.monotonic(), shared or SharedResults()
+        started = time.monotonic()
         task = self._task if sampler is None else self._task.with_sampler(sampler)
-        evaluation = task.evaluate(model, self._advance, shared, reached)
+        evaluation = task.evaluate(model, run)
         # Hundreds of chains need more memory than a batch.
         malloc_trim()
         report = {**evaluation.scores, "chain": {str(step): value for step, value in evaluation.chain.items()}}
@@ -77,7 +72,7 @@ class TrialEvaluation:
             report["extractor"] = task.label
         notes, warnings = evaluation.notes, evaluation.warnings
         if self._worker.is_first:
-            measures = shared.get("energy", lambda: self._measure_energy(model))
+            measures = run.shared.get("energy", lambda: self._measure_energy(model))
             report |= measures
             if measures:
                 judge = self._health.judge_quality

@@ -17,7 +17,7 @@ from torch import distributed
 # Documented there, and imported there under another name.
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
-__all__ = ["Worker", "process_group"]
+__all__ = ["Worker", "bound_gpu_memory", "process_group"]
 
 
 @contextlib.contextmanager
@@ -51,6 +51,17 @@ def process_group(timeout: float) -> Iterator[None]:
     distributed.destroy_process_group()
 
 
+def bound_gpu_memory(gpus: float, device: torch.device) -> None:
+    """Bound the memory that this process takes of a GPU that it shares with others.
+
+    Args:
+        gpus: GPUs that the process was given; below 1, its memory is bounded by that share.
+        device: Its device.
+    """
+    if gpus < 1 and device.type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(gpus, device)
+
+
 @dataclass(frozen=True)
 class Worker:
     """One of a trial's workers.
@@ -73,8 +84,7 @@ class Worker:
             gpus: GPUs of a worker; below 1, its memory on the GPU is bounded by that share.
         """
         context, device = ray.train.get_context(), ray.train.torch.get_device()
-        if gpus < 1 and device.type == "cuda":
-            torch.cuda.set_per_process_memory_fraction(gpus, device)
+        bound_gpu_memory(gpus, device)
         return cls(context.get_world_rank(), context.get_world_size(), device)
 
     @property

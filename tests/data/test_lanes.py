@@ -88,7 +88,7 @@ def test_batches_are_the_same_for_any_number_of_ranks_and_loader_processes(readi
     for rank in range(world_size):
         spec = BatchSpec(**{**reading, "rank": rank, "world_size": world_size})
         groups = BatchOrder(store, spec).count_groups(workers)
-        assert workers % groups == 0
+        assert groups <= workers
         loaders = [take(Reader(store, part), len(batches)) for part in spec.split(groups)]
         ranks.append([_merge(list(parts)) for parts in zip(*loaders, strict=True)])
     for batch, row, parts in zip(batches, ids, zip(*ranks, strict=True), strict=True):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from gebm import GEBM, StandardNormal
 from pipeline.evaluation import metrics
+from pipeline.evaluation.base import EvaluationRun
 from pipeline.evaluation.chains import chain_steps, run_chains
 from pipeline.evaluation.evaluator import evaluate, resampled
 from pipeline.runtime.errors import UserError
@@ -132,7 +133,7 @@ def found(small, scorer):
     config = small(**SMALL)
     model = build_model(config).eval()
     steps: list[int] = []
-    return config, model, evaluate(model, config, scorer, advance=steps.append), steps
+    return config, model, evaluate(model, config, scorer, EvaluationRun(steps.append)), steps
 
 
 def test_the_base_is_scored_on_the_latents_that_the_chain_starts_from(found, classifier, reference):
@@ -195,7 +196,7 @@ def test_batches_that_do_not_divide_the_samples(found, small, scorer):
     config = small(sampler=SMALL["sampler"], evaluation={**SMALL["evaluation"], "batch_size": 50, "grid": 70})
     model = build_model(config).eval()
     advanced: list[int] = []
-    evaluation = evaluate(model, config, scorer, advance=advanced.append)
+    evaluation = evaluate(model, config, scorer, EvaluationRun(advanced.append))
     assert sum(advanced) == 120 * 8
     assert all(len(frame) == 70 for frame in evaluation.frames.values())
     # Latents and noise belong to a chain, so the scores are the same however chains are batched.

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from gebm import GEBM, StandardNormal
 from gebm.networks.dcgan import DCGANEnergy
 from pipeline.config import Config, from_dict, to_dict
+from pipeline.evaluation.base import EvaluationRun
 from pipeline.evaluation.evaluator import Evaluation, evaluate
 from pipeline.evaluation.out_of_memory import halve_batch_on_oom
 from pipeline.runtime.errors import UserError
@@ -113,7 +114,7 @@ def test_chains_that_do_not_fit_give_what_smaller_batches_give(
     asked = min(batch_size, num_samples)
     steps: list[int] = []
     limited = model_on(Device(rows=base), Device(energy, calls, later))
-    found = evaluate(limited, config_of(num_samples, batch_size, name=name), Moments(), advance=steps.append)
+    found = evaluate(limited, config_of(num_samples, batch_size, name=name), Moments(), EvaluationRun(steps.append))
     assert sum(steps) == num_samples * 5  # what was in vain is taken back
     if not found.notes:
         assert asked <= min(base, energy)

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.evaluation.base import EvaluationRun
 from pipeline.evaluation.chains import ChainBatch, run_chains
 from pipeline.evaluation.evaluator import evaluate
 from pipeline.evaluation.shared_results import SharedResults
@@ -40,7 +41,7 @@ def test_a_score_is_the_same_whatever_was_evaluated_before(trials, num_samples, 
     for name, num_steps in trials:
         # Memory shrinks after the first setting, which another process may take.
         config = config_of(num_samples, batch_size, num_steps, name)
-        found = evaluate(limited, config, counting, shared=shared)
+        found = evaluate(limited, config, counting, EvaluationRun(shared=shared))
         alone = evaluate(model_on(Device(rows=limited.base.device.rows), Device()), config, Moments())
         assert_the_same(found, alone)
         assert found.notes == alone.notes
@@ -57,8 +58,7 @@ def test_points_of_a_chain_are_reported_before_any_chain_runs_further():
         model_on(Device(), Device()),
         config,
         Moments(),
-        advance=lambda steps: events.append(steps),
-        reached=lambda step, score: events.append((step, score)),
+        EvaluationRun(events.append, reached=lambda step, score: events.append((step, score))),
     )
     points = [event for event in events if isinstance(event, tuple)]
     assert points == [(3, found.chain[3]), (6, found.chain[6])]
@@ -79,8 +79,8 @@ def test_an_evaluation_that_is_given_up_leaves_the_next_one_alone():
     with pytest.raises(Stop):
         config = config_of(10, 4)
         config.sweep.metric = "spread_gebm"
-        evaluate(model, config, Moments(), shared=shared, reached=give_up)
-    found = evaluate(model, config_of(10, 4, name="mala"), Moments(), shared=shared)
+        evaluate(model, config, Moments(), EvaluationRun(shared=shared, reached=give_up))
+    found = evaluate(model, config_of(10, 4, name="mala"), Moments(), EvaluationRun(shared=shared))
     assert_the_same(found, evaluate(model_on(Device(), Device()), config_of(10, 4, name="mala"), Moments()))
 
 

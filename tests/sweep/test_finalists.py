@@ -198,14 +198,24 @@ def test_no_more_than_the_config_says_are_scored(sweep):
     assert [each.name for each in sweep.scored] == ["000", "001"]
 
 
-@pytest.mark.parametrize("alone", [False, True], ids=["turned off", "one candidate"])
-def test_where_there_is_nothing_to_decide_nothing_is_scored(sweep, alone):
-    if alone:
+@pytest.mark.parametrize("why", ["turned off", "one candidate", "density"])
+def test_where_there_is_nothing_to_decide_nothing_is_scored(sweep, why):
+    if why == "one candidate":
         sweep.add("005", 1.0, 0.01)
+        sweep.config.evaluation.final_samples = None
+    elif why == "density":
+        sweep.config.task = "density"
     else:
         sweep.config.sweep.finalists = 0
     sweep.run()
     assert sweep.scored == [] and sweep.records.finalists == [] and sweep.records.best() is not None
+
+
+def test_a_best_trial_that_none_comes_close_to_is_scored_on_the_samples_of_all_finals(sweep):
+    """The registry compares only scores of as many samples."""
+    sweep.add("005", 1.0, 0.01)
+    sweep.run()
+    assert [each.name for each in sweep.scored] == ["005"] and sweep.records.best().name == "005"
 
 
 def test_a_finalist_without_a_checkpoint_is_a_line_and_the_next_takes_its_place(sweep, caplog):

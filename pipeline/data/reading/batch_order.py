@@ -181,13 +181,16 @@ class BatchOrder:
     def count_groups(self, num_workers: int) -> int:
         """Return the number of groups of lanes that loader workers of this rank can share out among them.
 
-        It divides the number of workers; those that have a group in common take turns with its batches.
+        It is the largest number of equal groups that there are workers for, and one where ranks share a lane. Where
+        there are more workers than groups, those that have a group in common take turns with its batches.
 
         Args:
             num_workers: Number of loader workers of this rank.
         """
-        shared = self.lanes % self.spec.world_size
-        return 1 if shared else math.gcd(self.lanes // self.spec.world_size, max(num_workers, 1))
+        own, shared = divmod(self.lanes, self.spec.world_size)
+        if shared or own == 0:
+            return 1
+        return max(groups for groups in range(1, min(own, max(num_workers, 1)) + 1) if own % groups == 0)
 
     def positions(self) -> Iterator[Position]:
         """Yield all positions from the first batch's on, without end."""

@@ -1,15 +1,16 @@
 """Sample quality by torch-fidelity: FID, KID, IS, precision and recall, against cached statistics of a store."""
 
-from pipeline.evaluation.metrics.classifier_training import train_classifier
+from pipeline.evaluation.metrics.classifier_training import has_classifier, train_classifier
 from pipeline.evaluation.metrics.extractors import Extractor, features, make_extractor, to_uint8
-from pipeline.evaluation.metrics.fid_infinity import fid_infinity
+from pipeline.evaluation.metrics.fid_infinity import fid_infinity, require_samples
 from pipeline.evaluation.metrics.nearest_neighbors import (
+    has_reference_images,
     mean_nn_distance,
     nearest,
     nn_distance_ratio,
     reference_images,
 )
-from pipeline.evaluation.metrics.reference_statistics import Reference, reference
+from pipeline.evaluation.metrics.reference_statistics import Reference, has_reference, reference
 from pipeline.evaluation.metrics.scores import fid_from_features, score
 
 __all__ = [
@@ -18,12 +19,16 @@ __all__ = [
     "features",
     "fid_from_features",
     "fid_infinity",
+    "has_classifier",
+    "has_reference",
+    "has_reference_images",
     "make_extractor",
     "mean_nn_distance",
     "nearest",
     "nn_distance_ratio",
     "reference",
     "reference_images",
+    "require_samples",
     "score",
     "to_uint8",
     "train_classifier",

@@ -18,6 +18,7 @@ from pipeline.runtime.errors import UserError
 __all__ = [
     "classifier_label",
     "classifier_url",
+    "has_classifier",
     "load_classifier",
     "train_classifier",
 ]
@@ -38,6 +39,11 @@ def classifier_label(network: ClassifierFeatures) -> str:
 def classifier_url(store: Store) -> str:
     """Return the URL of the store's classifier."""
     return f"{store.url.rstrip('/')}/extractors/classifier-{store.manifest.digest[:8]}.safetensors"
+
+
+def has_classifier(store: Store, weights: str | None = None) -> bool:
+    """Return whether a store's classifier is there, or the one of another store, unread."""
+    return safetensors_io.exists(weights or classifier_url(store))
 
 
 def load_classifier(store: Store, weights: str | None = None) -> ClassifierFeatures:

@@ -17,7 +17,7 @@ from pipeline.evaluation.metrics.influence import fid_influence
 from pipeline.evaluation.metrics.reference_statistics import Reference
 from pipeline.runtime.errors import UserError
 
-__all__ = ["fid_infinity"]
+__all__ = ["fid_infinity", "require_samples"]
 
 # Subsets on the line, of sizes from a tenth of the samples to all of them.
 _SUBSETS = 15
@@ -28,7 +28,7 @@ def fid_infinity(embedding: Tensor, reference: Reference) -> tuple[float, float]
     """Return the intercept of the line through FIDs of subsets over one over their sizes, and its standard error.
 
     Subsets are seeded, so the same samples have the same intercept. They share samples: the error weighs the influence
-    of each sample on the intercept by how much of which subsets it is. It is larger than that of the FID, by about two.
+    of each sample on the intercept by how much of which subsets it is.
 
     Args:
         embedding: (N, F) features of the samples, in any order.
@@ -45,12 +45,8 @@ def fid_infinity(embedding: Tensor, reference: Reference) -> tuple[float, float]
         (True, True)
     """
     count, dim = embedding.shape
-    if count < FEWEST_FOR_FID_INFINITY:
-        raise UserError(
-            f"fid_infinity needs {FEWEST_FOR_FID_INFINITY} samples, got {count}: raise `evaluation.num_samples`"
-        )
-    # With no more samples than features the covariance is singular, and the bias another than that of the line.
-    smallest = max(count // 10, min(dim + 1, count // 2))
+    require_samples(count, dim)
+    smallest = max(count // 10, dim + 1)
     sizes = torch.linspace(smallest, count, _SUBSETS).round().long().tolist()
     generator = torch.Generator().manual_seed(_SEED)
     weights, shares, values = _intercept_weights(sizes), torch.zeros(count, dtype=torch.float64), []
@@ -62,6 +58,26 @@ def fid_infinity(embedding: Tensor, reference: Reference) -> tuple[float, float]
     influences = fid_influence(embedding, samples.mean(0), samples.T.cov().reshape(dim, -1), reference)
     error = float(influences.std()) * float(shares.square().sum().sqrt())
     return math.fsum(weight * value for weight, value in zip(weights, values, strict=True)), error
+
+
+def require_samples(count: int, dim: int) -> None:
+    """Refuse too few samples to extrapolate from.
+
+    With no more samples than features a covariance is singular, and the bias another than that of the line.
+
+    Args:
+        count: Number of samples.
+        dim: Number of features.
+
+    Raises:
+        UserError: There are too few.
+    """
+    least = max(FEWEST_FOR_FID_INFINITY, 2 * (dim + 1))
+    if count < least:
+        raise UserError(
+            f"evaluation.fid_infinity needs {least} samples of {dim} features, and there are {count}: raise "
+            "evaluation.num_samples and evaluation.final_samples, or leave it out"
+        )
 
 
 def _intercept_weights(sizes: list[int]) -> list[float]:

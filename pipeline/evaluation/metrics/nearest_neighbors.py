@@ -16,7 +16,7 @@ from pipeline.evaluation.metrics.reference_statistics import MAX_FEATURES, SEED,
 from pipeline.evaluation.metrics.subsets import evenly_spaced, iter_subset
 from pipeline.runtime import safetensors_io
 
-__all__ = ["mean_nn_distance", "nearest", "nn_distance_ratio", "reference_images"]
+__all__ = ["has_reference_images", "mean_nn_distance", "nearest", "nn_distance_ratio", "reference_images"]
 
 # This many samples, and training images, give a mean distance to a percent or two.
 _MEASURED = 2_000
@@ -39,7 +39,7 @@ def reference_images(store: Store) -> Tensor:
     """
     manifest = store.manifest
     count = min(manifest.num_samples, MAX_FEATURES)
-    url = f"{store.url.rstrip('/')}/statistics/images-{count}.safetensors"
+    url = _url(store, count)
     key = {"data": manifest.digest, "num_samples": count}
     try:
         file = safetensors_io.read(url)
@@ -59,6 +59,15 @@ def reference_images(store: Store) -> Tensor:
     except safetensors_io.TensorFileError as error:
         warnings.warn(f"the images cannot be saved and will be read again: {error}", stacklevel=2)
     return images
+
+
+def has_reference_images(store: Store) -> bool:
+    """Return whether the images of :func:`reference_images` are saved with a store, unread."""
+    return safetensors_io.exists(_url(store, min(store.manifest.num_samples, MAX_FEATURES)))
+
+
+def _url(store: Store, count: int) -> str:
+    return f"{store.url.rstrip('/')}/statistics/images-{count}.safetensors"
 
 
 def nearest(embedding: Tensor, data: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:

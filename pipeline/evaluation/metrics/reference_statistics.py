@@ -16,7 +16,7 @@ from pipeline.evaluation.metrics.subsets import iter_subset
 from pipeline.runtime import safetensors_io
 from pipeline.runtime.errors import UserError
 
-__all__ = ["MAX_FEATURES", "SEED", "Reference", "reference"]
+__all__ = ["MAX_FEATURES", "SEED", "Reference", "has_reference", "reference"]
 
 # KID and precision/recall compare features themselves; ten thousand are what they are usually computed with.
 MAX_FEATURES = 10_000
@@ -104,7 +104,7 @@ def reference(
     count = store.manifest.num_samples if num_samples is None else num_samples
     if count < 2:
         raise UserError(f"statistics need 2 samples, {count} were requested: raise `evaluation.num_samples`")
-    url = f"{store.url.rstrip('/')}/statistics/{extractor.label}-{count}.safetensors"
+    url = _url(store, extractor.label, count)
     key = {
         "extractor": extractor.label,
         "weights": extractor.digest,
@@ -122,6 +122,20 @@ def reference(
     except safetensors_io.TensorFileError as error:
         warnings.warn(f"the statistics cannot be saved and will be computed again: {error}", stacklevel=2)
     return computed
+
+
+def has_reference(store: Store, label: str) -> bool:
+    """Return whether statistics of all of a store are saved with it, unread.
+
+    Args:
+        store: The store.
+        label: The extractor's label.
+    """
+    return safetensors_io.exists(_url(store, label, store.manifest.num_samples))
+
+
+def _url(store: Store, label: str, count: int) -> str:
+    return f"{store.url.rstrip('/')}/statistics/{label}-{count}.safetensors"
 
 
 def _read(url: str, key: dict[str, object]) -> Reference | None:

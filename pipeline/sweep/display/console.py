@@ -217,7 +217,8 @@ def results_table(records: SweepSummary) -> Table:
     keys = list(dict.fromkeys(key for record in records.trials for key in record.params))
     names = list(dict.fromkeys([*reversed(records.shown), records.metric]))
     measure, temperature = str(records.facts.get("measure", records.metric)), sweep_temperature(records)
-    title = f"Trials, best first ({'; '.join(filter(None, [measure, temperature]))})"
+    order = "best first by their first scores" if records.finals() else "best first"
+    title = f"Trials, {order} ({'; '.join(filter(None, [measure, temperature]))})"
     # Trials of a sweep that was resumed with another beta differ in it although it is not searched.
     differs = len(sweep_betas(records)) > 1 and "sampler.beta" not in keys
     warned = any(record.warnings for record in records.trials)
