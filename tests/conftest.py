@@ -84,15 +84,8 @@ def small() -> Callable[..., Config]:
 
 
 @pytest.fixture
-def call(monkeypatch, capsys, stores, tmp_path) -> Callable[..., tuple[int, str, str]]:
+def call_with_ray(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
     """Calls a verb with words of the command line: exit status, standard output, standard error."""
-    monkeypatch.setenv("GEBM_STORES", str(stores))
-    monkeypatch.chdir(tmp_path)
-
-    def started(*_: object, **__: object) -> None:
-        raise AssertionError("Ray has started")
-
-    monkeypatch.setattr(ray, "init", started)  # a refusal comes before; if it does not, let the test say so
 
     def verb(name: str, *words: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [f"pipeline.{name}", *words])
@@ -108,6 +101,19 @@ def call(monkeypatch, capsys, stores, tmp_path) -> Callable[..., tuple[int, str,
         return status, printed.out, printed.err
 
     return verb
+
+
+@pytest.fixture
+def call(call_with_ray, monkeypatch, stores, tmp_path) -> Callable[..., tuple[int, str, str]]:
+    """Calls a verb that starts no Ray, with the digits' store and in a folder of the test's own."""
+    monkeypatch.setenv("GEBM_STORES", str(stores))
+    monkeypatch.chdir(tmp_path)
+
+    def started(*_: object, **__: object) -> None:
+        raise AssertionError("Ray has started")
+
+    monkeypatch.setattr(ray, "init", started)  # a refusal comes before; if it does not, let the test say so
+    return call_with_ray
 
 
 @pytest.fixture

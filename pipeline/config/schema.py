@@ -95,7 +95,9 @@ class Data:
     max_correlation: float | None = bounded(
         None, "Of two columns that correlate more strongly than this, one is dropped.", gt=0
     )
-    samples_per_shard: int = bounded(8192, "Samples in a shard of a new store.", gt=0)
+    samples_per_shard: int | None = bounded(
+        None, "Samples in a shard of a new store; by default 8,192, or as many images as have 256 MiB of pixels.", gt=0
+    )
     num_writers: int | None = bounded(None, "Processes that write a store (default: one a core).", gt=0)
     max_broken: float | None = bounded(
         None,

@@ -109,6 +109,13 @@ def test_settings_that_make_no_store_are_one_line(change: dict, message: str) ->
         write_store(Numbered(4), "memory://writer/never", **{"resolution": 2, "channels": 1, **change})
 
 
+@pytest.mark.parametrize(("limit", "counts"), [(10**9, [10]), (12, [3, 3, 3, 1]), (1, [1] * 10)])
+def test_a_shard_of_large_images_has_fewer_of_them(monkeypatch, tmp_path, limit: int, counts: list[int]) -> None:
+    monkeypatch.setattr(writer, "_SHARD_BYTES", limit)
+    manifest = write_store(Numbered(10), str(tmp_path), resolution=2, channels=1).manifest
+    assert [shard.num_samples for shard in manifest.shards] == counts
+
+
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot reach") as caught:

@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from nbclient import NotebookClient
 from PIL import Image
+from ray.cluster_utils import Cluster
 
 from benchmarks.scale.servers import mlflow_server, postgresql
 from pipeline.data import open_store
@@ -22,6 +23,31 @@ from tests.helpers.cli import REPOSITORY, SMALL, load, run, run_unread, start, s
 from tests.helpers.s3 import s3_bucket
 
 screenshots = load("tools/make_screenshots.py")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """The address of a cluster that sweeps use one after another; others start their own."""
+    # Any port: another test may have the usual one.
+    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "dashboard_port": None})
+    yield started.address
+    started.shutdown()
+
+
+@pytest.fixture
+def done(home, cluster, call_with_ray, monkeypatch):
+    """Calls a verb that has to succeed; gives what it prints."""
+    monkeypatch.setenv("GEBM_STORES", str(home / "stores"))
+    monkeypatch.setenv("RAY_ADDRESS", cluster)
+    monkeypatch.chdir(home)
+
+    def verb(name: str, *words: str) -> str:
+        status, printed, errors = call_with_ray(name, *words)
+        assert status == 0, printed + errors
+        assert "Traceback" not in printed + errors, printed + errors
+        return printed
+
+    return verb
 
 
 @pytest.fixture(scope="module")
@@ -188,21 +214,20 @@ def test_the_notebook_runs_on_the_sweep(swept, home, monkeypatch):
     assert sum("image/png" in data for data in shown) == len(stills) + 3
 
 
-def test_a_second_sweep_into_the_same_folder_is_refused(swept, home):
+def test_a_second_sweep_into_the_same_folder_is_refused(swept, refused):
     output, _ = swept
     before = summary(output)
-    assert "resume=" in run(home, "sweep", *SMALL, f"output={output}", status=2)
+    assert "resume=" in refused("sweep", *SMALL, f"output={output}")
     assert summary(output) == before
 
 
-def test_the_samplers_settings_are_searched_without_training(swept, home):
+def test_the_samplers_settings_are_searched_without_training(swept, home, done):
     output, _ = swept
     checkpoint = str(output / summary(output)["best"]["checkpoint"])
     files = {path: path.read_bytes() for path in Path(checkpoint).iterdir()}
     folder = home / "mcmc"
-    printed = run(
-        home, "sweep", "sweeps=mcmc", f"checkpoint={checkpoint}", f"output={folder}", *SMALL, "sweep.num_trials=2"
-    )
+    words = ["sweeps=mcmc", f"checkpoint={checkpoint}", f"output={folder}", *SMALL, "sweep.num_trials=2"]
+    printed = done("sweep", *words)
     document = summary(folder)
     assert [trial["status"] for trial in document["trials"]] == ["finished"] * 2
     assert {trial["checkpoint"] for trial in document["trials"]} == {checkpoint}
@@ -225,17 +250,18 @@ def test_the_samplers_settings_are_searched_without_training(swept, home):
     assert {path: path.read_bytes() for path in Path(checkpoint).iterdir()} == files
 
 
-def test_a_checkpoint_is_sampled_and_evaluated_with_settings_of_the_users_own(swept, home):
+def test_a_checkpoint_is_sampled_and_evaluated_with_settings_of_the_users_own(swept, home, done):
     output, _ = swept
     checkpoint = str(output / summary(output)["best"]["checkpoint"])
     words = [f"checkpoint={checkpoint}", "sampler.name=mala", "sampler.step_size=0.01"]
-    run(home, "sample", *words, "sampler.num_samples=20", f"output={home / 'samples'}")
+    done("sample", *words, "sampler.num_samples=20", f"output={home / 'samples'}")
     images = np.load(home / "samples" / "samples.npy", allow_pickle=False)
     assert images.shape == (20, 1, 8, 8) and images.dtype == np.uint8
     assert Image.open(home / "samples" / "grid.png").width > 8 * 32
     settings = json.loads((home / "samples" / "settings.json").read_text())
     assert settings["sampler"]["name"] == "mala" and settings["sampler"]["num_steps"] == 6
-    printed = run(home, "evaluate", *words, f"output={home / 'evaluation'}", "evaluation.metrics=[fid,kid,is,prc]")
+    metrics = "evaluation.metrics=[fid,kid,is,prc]"
+    printed = done("evaluate", *words, f"output={home / 'evaluation'}", metrics)
     scores = json.loads((home / "evaluation" / "evaluation.json").read_text())
     assert {"fid_base", "fid_gebm", "kid_gebm", "is_gebm", "precision_gebm", "acceptance_rate"} <= set(scores["scores"])
     assert scores["extractor"] in printed
@@ -245,7 +271,7 @@ def test_a_checkpoint_is_sampled_and_evaluated_with_settings_of_the_users_own(sw
 def test_interrupted_by_ctrl_c_it_says_how_to_go_on_and_does_not_run_the_finished_again(home):
     """With trials that Optuna proposes one by one."""
     output = home / "interrupted"
-    words = [*SMALL, f"output={output}", "sweeps=optuna", "sweep.scheduler=none", "sweep.num_trials=3"]
+    words = [*SMALL, f"output={output}", "sweeps=optuna", "sweep.scheduler=none", "sweep.num_trials=2"]
     process = start(home, "sweep", *words, "sweep.max_concurrent=1")
     wait_for(output, lambda document: len(document["trials"]) > 1 and document["trials"][1]["evaluations"], process)
     process.send_signal(signal.SIGINT)
@@ -256,21 +282,21 @@ def test_interrupted_by_ctrl_c_it_says_how_to_go_on_and_does_not_run_the_finishe
     assert [trial["status"] for trial in before] == ["finished", "running"]
     run(home, "sweep", f"resume={output}", "sweep.max_concurrent=2")
     after = summary(output)["trials"]
-    assert [trial["status"] for trial in after] == ["finished"] * 3
+    assert [trial["status"] for trial in after] == ["finished"] * 2
     assert after[0] == before[0]
     assert after[1]["mlflow_run_id"] == before[1]["mlflow_run_id"]
     assert [entry["base_step"] for entry in after[1]["evaluations"]] == [8, 16, 24]
-    assert len({trial["params"]["train.energy_lr"] for trial in after}) == 3
+    assert len({trial["params"]["train.energy_lr"] for trial in after}) == 2
 
 
-def test_population_based_training_goes_on_from_the_better_trial(home):
+def test_population_based_training_goes_on_from_the_better_trial(home, cluster):
     output = home / "pbt"
     # One of the two learns nothing, and so is the worse whichever of them reports first: after 30 steps by far.
     space = "++sweep.space={train.base_lr:{log_uniform:[1e-12,1e-3]}}"
     long = ["train.base_steps=60", "evaluation.every=30", "sweep.perturbation_steps=30"]
     words = ["sweeps=pbt", "sweep.search=grid", "sweep.grid_size=2", space, f"output={output}"]
     # Nobody reads what it prints, which ends no trial.
-    run_unread(home, "sweep", *SMALL, *long, *words)
+    run_unread(home, "sweep", *SMALL, *long, *words, f"ray.address={cluster}")
     assert not (output / ".ray").exists()
     trials = summary(output)["trials"]
     assert [(trial["name"], trial["status"]) for trial in trials] == [("000", "finished"), ("001", "finished")]
@@ -293,23 +319,24 @@ def wine(path: Path) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
-def test_a_density_is_estimated_and_an_energy_put_on_top_of_it(home):
+def test_a_density_is_estimated_and_an_energy_put_on_top_of_it(home, done, call_with_ray):
     """From the published file to a flow, by maximum likelihood, and on to an energy over that flow."""
     wine(home / "winequality-red.csv")
-    assert "python -m pipeline.shards conf=redwine" in run(home, "train", "conf=redwine", status=2)
+    status, _, printed = call_with_ray("train", "conf=redwine")
+    assert status == 2 and "python -m pipeline.shards conf=redwine" in printed
     source = [f"data.source.url={home / 'winequality-red.csv'}", "data.source.published_counts=false"]
-    printed = run(home, "shards", "conf=redwine", *source)
+    printed = done("shards", "conf=redwine", *source)
     assert "400 rows of 11 columns" in printed
     short = ["train.batch_size=64", "train.report_every=10", "evaluation.every=20", "evaluation.num_samples=1000"]
     flow, top = home / "flow", home / "top"
     words = ["conf=redwine", "train.objective=ml", "model.energy=mlp", *short, "train.base_steps=40"]
-    run(home, "train", *words, f"output={flow}")
+    done("train", *words, f"output={flow}")
     [trial] = summary(flow)["trials"]
     scores = trial["metrics"]
     assert scores["nll_gebm"] == scores["nll_base"] and scores["base_step"] == 40
     assert "extractor" not in summary(flow) and "nats" in summary(flow)["measure"]
     words = [f"checkpoint={flow / trial['checkpoint']}", "train.objective=kale_fenchel", "train.train_base=false"]
-    printed = run(home, "train", *words, "train.base_steps=60", f"output={top}")
+    printed = done("train", *words, "train.base_steps=60", f"output={top}")
     [above] = summary(top)["trials"]
     # The base stood still under the energy, and the energy is not nothing.
     assert above["metrics"]["nll_base"] == scores["nll_base"] != above["metrics"]["nll_gebm"]
@@ -319,19 +346,19 @@ def test_a_density_is_estimated_and_an_energy_put_on_top_of_it(home):
     assert {"nll/gebm", "nll/base", "nll/gebm_validation", "kale/log_partition_monte_carlo"} <= set(logged)
     shown = [path.name.split("+") for path in artifacts(client, client.get_run(above["mlflow_run_id"]), "images")]
     assert {name for name, _, step, *_ in shown if step == "60"} == {"marginals", "energies", "density"}
-    run(home, "sample", f"checkpoint={top}/trials/000", "sampler.num_samples=30", f"output={home / 'rows'}")
+    done("sample", f"checkpoint={top}/trials/000", "sampler.num_samples=30", f"output={home / 'rows'}")
     rows = np.load(home / "rows" / "samples.npy", allow_pickle=False)
     assert rows.shape == (30, 11) and rows.dtype == np.float32
-    assert "nll_gebm" in run(home, "evaluate", f"checkpoint={top}/trials/000", f"output={home / 'scored'}")
+    assert "nll_gebm" in done("evaluate", f"checkpoint={top}/trials/000", f"output={home / 'scored'}")
 
 
-def test_points_are_compared_all_else_being_equal(home):
-    """The toy of the paper, without any file: the same networks by two objectives, on two workers each."""
+def test_points_are_compared_all_else_being_equal(home, done):
+    """The toy of the paper, without any file: the same networks by two objectives."""
     output = home / "toy"
     short = ["train.base_steps=20", "train.report_every=10", "evaluation.every=10", "evaluation.num_samples=200"]
     space = "++sweep.space={train.objective:{choice:[kale_fenchel,gan]}}"
-    words = ["conf=toy", "sweeps=comparison", space, *short, "sampler.num_steps=10", "scale.num_workers=2"]
-    printed = run(home, "sweep", *words, f"output={output}")
+    words = ["conf=toy", "sweeps=comparison", space, *short, "sampler.num_steps=10"]
+    printed = done("sweep", *words, f"output={output}")
     trials = summary(output)["trials"]
     assert {trial["params"]["train.objective"] for trial in trials} == {"kale_fenchel", "gan"}
     assert all(trial["status"] == "finished" for trial in trials)
@@ -345,14 +372,16 @@ def bucket():
         yield url
 
 
-def test_store_and_results_may_lie_on_s3(home, bucket):
+def test_store_and_results_may_lie_on_s3(home, bucket, done, monkeypatch):
     url = bucket
+    # A cluster of its own has the server's address from the environment.
+    monkeypatch.delenv("RAY_ADDRESS")
     words = [*SMALL, f"data.store={url}/stores/digits", "train.base_steps=8", f"data.cache={home / 'cache'}"]
-    printed = run(home, "train", *words, f"output={url}/run/")
+    printed = done("train", *words, f"output={url}/run/")
     assert f"shards are kept in {home / 'cache'} of each machine" in printed
     assert f"python -m pipeline.sample checkpoint={url}/run/trials/000/checkpoints/step-00000008" in printed
-    run(home, "sample", f"checkpoint={url}/run/trials/000", "sampler.num_samples=4", f"output={home / 'from-s3'}")
+    done("sample", f"checkpoint={url}/run/trials/000", "sampler.num_samples=4", f"output={home / 'from-s3'}")
     assert np.load(home / "from-s3" / "samples.npy", allow_pickle=False).shape == (4, 1, 8, 8)
     assert list((home / "cache").glob("*.tar"))
     # Nothing is left to do, and that is seen from the bucket alone.
-    assert "Trials, best first" in run(home, "train", f"resume={url}/run")
+    assert "Trials, best first" in done("train", f"resume={url}/run")

@@ -18,7 +18,7 @@ from ray.cluster_utils import Cluster
 
 from pipeline.training.checkpoints import Checkpoints
 from tests.helpers.chaos import Moment, train
-from tests.helpers.cli import SMALL, command, family, run, same_weights, start, summary, wait_for, weights
+from tests.helpers.cli import PATIENCE, SMALL, command, family, run, same_weights, start, summary, wait_for, weights
 
 
 def kill(pids: list[int], number: int = signal.SIGKILL) -> None:
@@ -65,7 +65,7 @@ def test_on_fewer_workers_it_learns_the_same_but_for_rounding(home, undisturbed)
     assert at_16["log_partition"] == pytest.approx(expected_16["log_partition"], abs=4 * 5 * at_16["energy_lr"])
 
 
-def test_killed_hung_and_resumed_it_is_bit_for_bit_what_no_interruption_gives(home, undisturbed):
+def test_killed_hung_and_resumed_it_is_bit_for_bit_what_no_interruption_gives(home, undisturbed, refused):
     """One of two workers is killed between two checkpoints; one of the new ones stops without dying; then all die."""
     output = home / "killed"
     process = start(home, "train", *SMALL, f"output={output}", "scale.num_workers=2", "scale.timeout=15")
@@ -83,7 +83,7 @@ def test_killed_hung_and_resumed_it_is_bit_for_bit_what_no_interruption_gives(ho
         time.sleep(0.05)
     everything = family(process.pid)  # its Ray with it, as when a machine goes down
     kill(everything, signal.SIGSTOP)
-    assert "another sweep writes" in run(home, "train", f"resume={output}", status=2)
+    assert "another sweep writes" in refused("train", f"resume={output}")
     kill(everything)
     printed, _ = process.communicate()
     assert set(third) <= set(everything) and printed.count("restarts from its last checkpoint") == 2, printed
@@ -101,16 +101,16 @@ def test_a_checkpoint_that_cannot_be_written_ends_a_trial_or_does_not(home, on_f
     place = output / "trials/000/checkpoints"
     place.parent.mkdir(parents=True)
     place.write_text("in the way")
-    words = [*SMALL, "train.base_steps=16", f"output={output}", f"checkpoints.on_failure={on_failure}"]
-    printed = run(home, "train", *words, status=1)  # there is no model in the end
-    [trial] = summary(output)["trials"]
+    words = [*SMALL, "train.base_steps=16", f"checkpoints.on_failure={on_failure}"]
+    *reports, last = train(home, words, output, (1, None))
+    evaluated_at = [one["base_step"] for one in reports if "fid_gebm" in one]
     if on_failure == "stop":
-        assert trial["status"] == "failed" and not trial["evaluations"]
-        assert f"base step 8 at {place} cannot be written" in trial["error"] and f"resume={output}" in trial["error"]
+        assert not evaluated_at
+        assert f"base step 8 at {place} cannot be written" in last["end"] and f"resume={output}" in last["end"]
     else:
-        assert trial["status"] == "finished" and trial["checkpoint"] is None and trial["best_checkpoint"] is None
-        assert [entry["base_step"] for entry in trial["evaluations"]] == [8, 16]
-        assert f"{place} cannot be written" in " ".join(printed.split())
+        assert last["end"] == "finished" and evaluated_at == [8, 16]
+        assert not any(one.get("checkpoint") for one in reports)
+        assert any(f"{place} cannot be written" in note for one in reports for note in one.get("notes", ()))
 
 
 def own_address(number: int) -> list[str]:
@@ -130,7 +130,8 @@ def machines(tmp_path, monkeypatch):
     """A cluster's address, and four machines of one CPU and a head: processes that end as machines do."""
     # For so long a trial waits for workers on a machine that Ray has not yet missed, and then counts again.
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    # Any port: where another test has the usual one, the cluster would have no dashboard, and nothing that cleans up.
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "dashboard_port": None})
     words = ["start", "--block", f"--address={cluster.address}", "--num-cpus=1", "--num-gpus=0"]
     ports = ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
     started = []
@@ -159,11 +160,12 @@ def one_that_works(machines: list[subprocess.Popen]) -> subprocess.Popen:
     raise AssertionError("no worker has started within a minute")
 
 
-LONG = [*SMALL, "train.base_steps=300", "evaluation.every=60", "scale.num_workers=2", "scale.min_workers=1"]
+LONG = [*SMALL, "train.base_steps=150", "evaluation.every=30", "scale.num_workers=2", "scale.min_workers=1"]
 
 
+@pytest.mark.timeout(1200)
 def test_a_trial_survives_its_machines(home, machines):
-    """One is taken away with notice, one without, a third that leaves room for one worker only, and then the driver's.
+    """One is taken away with notice, one without, and a third that leaves room for one worker only.
 
     Each goes at a moment of chance.
     """
@@ -171,7 +173,7 @@ def test_a_trial_survives_its_machines(home, machines):
     chance = random.Random(0)
     output = home / "machines"
     # Two workers up to the third evaluation, and one from there.
-    alone = (2, Moment(operation=0, about="interim-00000240")), (1, None)
+    alone = (2, Moment(operation=0, about="interim-00000120")), (1, None)
     expected = {one["base_step"]: one for one in train(home, LONG, home / "long", *alone) if "fid_gebm" in one}
     process = start(home, "train", *LONG, f"output={output}", RAY_ADDRESS=address)
     wait_for(output, evaluated(1), process)
@@ -184,18 +186,15 @@ def test_a_trial_survives_its_machines(home, machines):
     lost = one_that_works(nodes)
     kill(family(lost.pid))
     nodes.remove(lost)
-    while not str(Checkpoints(f"{output}/trials/000").last).endswith("step-00000180"):
+    while not str(Checkpoints(f"{output}/trials/000").last).endswith("step-00000090"):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
     kill(family(one_that_works(nodes).pid))
-    wait_for(output, evaluated(4), process)
-    time.sleep(chance.uniform(0, 1))
-    kill([process.pid])
-    printed, _ = process.communicate()
+    printed, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, printed
     assert "a machine is about to be taken away" in printed and printed.count("restarts from its last") >= 3, printed
-    run(home, "train", f"resume={output}", "scale.num_workers=1", RAY_ADDRESS=address)
     [trial] = summary(output)["trials"]
     assert {one["base_step"]: one["fid_gebm"] for one in trial["evaluations"]} == {
         base_step: one["fid_gebm"] for base_step, one in expected.items()
     }
-    assert same_weights(weights(output, 300), weights(home / "long", 300))
+    assert same_weights(weights(output, 150), weights(home / "long", 150))

@@ -30,7 +30,7 @@ from torch.distributed import TCPStore
 from pipeline import config as schema
 from pipeline import tasks
 from pipeline.data import BatchSpec, Reader, open_store
-from pipeline.runtime.errors import Preempted
+from pipeline.runtime.errors import Preempted, UserError
 from pipeline.sweep.train_run import run_worker
 from pipeline.tasks.open_store import ensure_store
 from pipeline.training.checkpoints import Checkpoints
@@ -78,7 +78,7 @@ def live(settings: dict[str, Any], journal: Path, world_size: int, end: Moment |
         end: the moment, or None.
 
     Returns:
-        ``finished``, ``killed``, or ``preempted`` and what was said then.
+        ``finished``, ``killed``, or ``preempted`` or ``refused`` and what was said then.
     """
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     workers = [
@@ -131,12 +131,12 @@ def train(home: Path, words: list[str], output: Path, *lives: tuple[int, Moment 
     config = schema.from_dict({key: value for key, value in composed.items() if key not in schema.HYDRA_KEYS})
     config.data.store, config.output = str(home / "stores" / config.data.store), str(output)
     tasks.make(config).prepare(ensure_store(config), torch.device("cpu"))
-    output.mkdir()
+    output.mkdir(exist_ok=True)
     settings = {"config": schema.to_dict(config), "url": f"{output}/trials/000", "lr_scale": 1.0}
     (output / "journal").touch()
     for num_workers, end in lives:
         how = live(settings, output / "journal", num_workers, end)
-    assert how == "finished"
+    assert how == "finished" or how.startswith("refused")
     return [json.loads(line) for line in (output / "journal").read_text().splitlines()]
 
 
@@ -184,6 +184,8 @@ def worker(settings: dict[str, Any], journal: Path, rank: int, world_size: int, 
         write_report({"end": "finished"})
     except Preempted as error:
         write_report({"end": f"preempted: {error}"})
+    except UserError as error:
+        write_report({"end": f"refused: {error}"})
 
 
 def kill_before(operation: int, folder: str, about: str = "") -> None:

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 __all__ = [
-    "REPOSITORY", "SMALL", "command", "family", "load", "run", "run_unread", "same_weights", "start", "summary",
-    "wait_for", "weights",
+    "PATIENCE", "REPOSITORY", "SMALL", "command", "family", "load", "run", "run_unread", "same_weights", "start",
+    "summary", "wait_for", "weights",
 ]  # fmt: skip
 
 REPOSITORY = Path(__file__).resolve().parents[2]

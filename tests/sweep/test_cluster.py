@@ -99,7 +99,8 @@ def test_nobody_at_the_address_is_one_line_within_seconds(small):
 
 
 def test_a_cluster_of_three_nodes_is_counted_and_left_running(small, monkeypatch):
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3})
+    # Any port: another test may have the usual one.
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "dashboard_port": None})
     try:
         for _ in range(2):
             cluster.add_node(num_cpus=2)

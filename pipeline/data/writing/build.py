@@ -32,7 +32,7 @@ class StoreSettings(Protocol):
     channels: int
     encoding: str
     resize_filter: str
-    samples_per_shard: int
+    samples_per_shard: int | None
     num_writers: int | None
     max_broken: float | None
 

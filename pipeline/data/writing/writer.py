@@ -47,7 +47,10 @@ from pipeline.runtime.terminal import Progress
 
 __all__ = ["SAMPLES_PER_SHARD", "Report", "write_store"]
 
-SAMPLES_PER_SHARD = 4096
+SAMPLES_PER_SHARD = 8192
+"""Samples in a shard by default, where they are small."""
+# Pixels in a shard by default, where they are not: each process that writes or reads holds a few shards in memory.
+_SHARD_BYTES = 256 * 2**20
 
 _OWN_FILE = re.compile(r"shard-\d{6}\.tar(\.json)?(\.part)?")
 
@@ -79,7 +82,7 @@ def write_store(
     channels: int | None = None,
     encoding: str | None = None,
     resize_filter: str = DEFAULT_FILTER,
-    samples_per_shard: int = SAMPLES_PER_SHARD,
+    samples_per_shard: int | None = None,
     num_processes: int | None = None,
     progress: bool = False,
     max_broken: float | None = 1.0,
@@ -106,7 +109,8 @@ def write_store(
         encoding: "images" (a PNG file a sample) or "blocks" (arrays of many images, quicker to read), or "rows".
             ``None`` (default) for blocks of images and for rows of a table.
         resize_filter: Filter that images are resized with, a name of ``pipeline.data.image_codec.FILTERS``.
-        samples_per_shard: Number of images or rows in a shard.
+        samples_per_shard: Number of images or rows in a shard. ``None`` (default) for 8,192, or as many images as have
+            256 MiB of pixels.
         num_processes: Number of processes. ``None`` (default) for one per core. Tables, stores of one shard, and those
             that only this process can see (memory://), are written in this process.
         progress: True to show samples done, samples per second and time left on standard error.
@@ -141,6 +145,7 @@ def write_store(
             stack.callback(source.close)
         encoding = encoding or ("rows" if isinstance(source, Table) else "blocks")
         encoder = choose_encoder(source, resolution, channels, encoding, resize_filter)
+        samples_per_shard = samples_per_shard or _default_samples(encoder)
         job = _Job(*filesystem(url), url, encoder, samples_per_shard, source.fingerprint)
         finished = _write_shards(job, _list_folder(job), num_processes, progress)
         _check_source(job)
@@ -159,9 +164,15 @@ def _check_source(job: _Job) -> None:
         )
 
 
-def _check_settings(samples_per_shard: int, num_processes: int) -> None:
-    if samples_per_shard < 1 or num_processes < 1:
+def _check_settings(samples_per_shard: int | None, num_processes: int) -> None:
+    if (samples_per_shard is not None and samples_per_shard < 1) or num_processes < 1:
         raise UserError("a shard has at least one sample and a job at least one process: give larger numbers")
+
+
+def _default_samples(encoder: ShardEncoder) -> int:
+    """Return the number of samples in a shard."""
+    image_bytes = (encoder.resolution or 1) ** 2 * encoder.channels
+    return max(1, min(SAMPLES_PER_SHARD, _SHARD_BYTES // image_bytes))
 
 
 @dataclass(frozen=True)
