@@ -136,7 +136,7 @@ def from_dict(values: dict[str, Any] | DictConfig) -> Config:
         raise UserError(f"a config is a mapping of keys, such as train and model, and this is {plain!r}")
     try:
         _refuse_interpolations(plain)
-        merged = OmegaConf.merge(OmegaConf.structured(Config), plain)
+        merged = OmegaConf.merge(_schema(), plain)
         config = OmegaConf.to_object(merged)
         assert isinstance(config, Config)
         return config
@@ -152,6 +152,12 @@ def from_dict(values: dict[str, Any] | DictConfig) -> Config:
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
         reason = one_line(error)
         raise UserError(f"a config is a mapping of keys, such as train and model: {reason}") from None
+
+
+@functools.cache
+def _schema() -> DictConfig:
+    """Return the config's types and defaults, which a merge copies: to build them takes longer than all else here."""
+    return OmegaConf.structured(Config)
 
 
 def _new_name_of(key: str) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import Any
+import time
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import fsspec
 from fsspec.exceptions import FSTimeoutError
@@ -21,10 +22,33 @@ __all__ = ["TIMEOUT", "MissingStore", "Store", "is_process_local", "open_store",
 
 TIMEOUT = 300.0
 """Seconds that one request of a store may take."""
+# Of FAT, the coarsest clock of a file system.
+_CLOCK_NS = 2 * 10**9
 
 
 class MissingStore(UserError):
     """Error that a URL has no finished store. The message has the URL only: the caller adds the command to make it."""
+
+
+class FileVersion(NamedTuple):
+    """Version of a file on this machine: all of it changes with the contents, or some.
+
+    Args:
+        inode: Number of the file in its file system.
+        size: Size in bytes.
+        modified: Time of the last modification, in nanoseconds.
+        changed: Time of the last change of contents or attributes, which no program can set, in nanoseconds.
+    """
+
+    inode: int
+    size: int
+    modified: int
+    changed: int
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether a later change would have another time: clocks of file systems are coarse."""
+        return time.time_ns() - self.changed > _CLOCK_NS
 
 
 @dataclass(frozen=True)
@@ -38,6 +62,7 @@ class Store:
         manifest: Description of the samples and the shards.
         cache: Disk cache of its shards on this machine, or None.
         timeout: Seconds that one request may take; see ``open_store``.
+        checked: Version of each shard of this machine's own whose SHA-256 this process has checked, by its name.
     """
 
     url: str
@@ -46,6 +71,7 @@ class Store:
     manifest: Manifest
     cache: ShardCache | None = None
     timeout: float = TIMEOUT
+    checked: dict[str, FileVersion] = field(default_factory=dict, compare=False, repr=False)
 
     def shard_path(self, shard: Shard) -> str:
         """Return the path of a shard in the file system."""
@@ -54,6 +80,22 @@ class Store:
     def fetch(self, shard: Shard) -> bytes:
         """Return the bytes of a shard, unchecked."""
         return _request(self.fs, "cat_file", self.shard_path(shard), timeout=self.timeout)
+
+    def fetch_with_version(self, shard: Shard) -> tuple[bytes, FileVersion | None]:
+        """Return the bytes of a shard, unchecked, and the version of its file; None where it has none or changes."""
+        before = self._version(shard)
+        data = self.fetch(shard)
+        return data, before if before == self._version(shard) else None
+
+    def _version(self, shard: Shard) -> FileVersion | None:
+        if not is_local(self.fs):
+            return None
+        try:
+            status = os.stat(self.shard_path(shard))
+        # The request for its bytes has the message.
+        except OSError:
+            return None
+        return FileVersion(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def resolve_url(name_or_url: str) -> str:

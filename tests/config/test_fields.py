@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
@@ -21,15 +22,18 @@ CHOICES = [key for key in KEYS if key.rule.choices]
 NUMBERS = {"int": st.integers(-(2**40), 2**40), "float": st.floats()}
 
 
+VALID = schema.from_dict(
+    {
+        "name": "small",
+        "data": {"store": "digits-8", "resolution": 8, "channels": 1, "source": {"kind": "digits"}},
+        "model": {"networks": "dcgan", "latent_dim": 4, "width": 8},
+    }
+)
+
+
 def with_value(key: Key, value: object) -> schema.Config:
     """A config that is valid but for one key, which no type checks."""
-    config = schema.from_dict(
-        {
-            "name": "small",
-            "data": {"store": "digits-8", "resolution": 8, "channels": 1, "source": {"kind": "digits"}},
-            "model": {"networks": "dcgan", "latent_dim": 4, "width": 8},
-        }
-    )
+    config = copy.deepcopy(VALID)
     *groups, name = key.name.split(".")
     group = config
     for part in groups:

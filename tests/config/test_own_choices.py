@@ -60,7 +60,7 @@ def test_a_key_that_is_not_marked_names_no_host_and_no_path(key, place):
         validate(config_with(key.name, [place] if key.type.startswith("list") else place))
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(key=st.sampled_from(OUTSIDE), place=PLACES, needed=st.sets(st.sampled_from(OUTSIDE)))
 @example(key="tracking.uri", place="http://stranger.example", needed=set(RESUME_KEYS))
 @example(key="ray.address", place="host:6379", needed=set(RESUME_KEYS))
@@ -76,7 +76,7 @@ def test_what_only_a_folder_says_is_refused_or_dropped(tmp_path, key, place, nee
         assert attrgetter(key)(saved) == (place if key == "data.store" else default)
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(key=st.sampled_from(CHOICES), mine=PLACES, theirs=PLACES)
 def test_what_was_chosen_here_holds_whatever_the_folder_says(tmp_path, key, mine, theirs):
     keep_choices(str(tmp_path / "sweep"), config_with(key, mine))

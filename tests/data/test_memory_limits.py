@@ -31,7 +31,7 @@ PROGRAM = """if True:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     def png(width, height):
-        deflate = zlib.compressobj(9)
+        deflate = zlib.compressobj(1)
         rows = b"".join(deflate.compress(bytes(1 + width)) for _ in range(height)) + deflate.flush()
         header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
         return b"\\x89PNG\\r\\n\\x1a\\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
@@ -64,7 +64,7 @@ PROGRAM = """if True:
         made = store("gzip", "images")
         path = made.shard_path(made.manifest.shards[0])
         buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as tar:
             info = tarfile.TarInfo("000000000.png")
             info.size = 2**29
             tar.addfile(info, io.BufferedReader(Zeros()))
@@ -108,7 +108,7 @@ PROGRAM = """if True:
 
     def large_stream():
         archives._MOST_UNPACKED = 2**24
-        with gzip.open(folder / "stream.tar.gz", "wb") as file:
+        with gzip.open(folder / "stream.tar.gz", "wb", 1) as file:
             for _ in range(64):
                 file.write(bytes(2**20))
         sources.make("images", str(folder / "stream.tar.gz"))

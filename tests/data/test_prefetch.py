@@ -49,7 +49,7 @@ def ended() -> bool:
     return True
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(
     reading=readings(),
     depth=st.integers(1, 12),

@@ -24,7 +24,7 @@ from tests.helpers.numbered_source import (
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(readings())
 def test_every_rank_gets_its_slice_of_the_same_order_from_any_position(reading: dict) -> None:
     url = "memory://reader/law"

@@ -17,7 +17,7 @@ from pipeline.data.reading.shard import read_shard
 from pipeline.runtime.errors import UserError
 from tests.helpers.numbered_source import forget, members, numbered_store
 
-MANY = settings(deadline=None, max_examples=1000, suppress_health_check=list(HealthCheck))
+MANY = settings(deadline=None, max_examples=400, suppress_health_check=list(HealthCheck))
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just("../x.tar"),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),

@@ -22,8 +22,8 @@ from pipeline.training.build_model import trained_config
 from pipeline.training.checkpoints import Checkpoints, read
 from tests.helpers.untrusted import JSON, changed, one_line, paths
 
-MANY = settings(deadline=None, max_examples=200, suppress_health_check=list(HealthCheck))
-SOME = settings(MANY, max_examples=150)  # a config takes a hundredth of a second to be read
+MANY = settings(deadline=None, max_examples=120, suppress_health_check=list(HealthCheck))
+SOME = settings(MANY, max_examples=60)  # a config takes a hundredth of a second to be read
 
 
 @pytest.fixture(scope="module")

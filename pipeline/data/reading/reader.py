@@ -175,12 +175,19 @@ class _Batches(Dataset[Batch | _Failure]):
             upcoming = [*of_batch, *of_windows, *self.order.shards_after(position, self._prefetch_shards)]
             self._shards.plan(pinned=set(of_windows), upcoming=upcoming)
         for index in of_batch:
-            rows = np.flatnonzero(shards == index)
+            rows = _rows_of(shards == index)
             shard = self._shards[index]
             images[rows] = shard.gather(indices[rows])
             if labels is not None and shard.labels is not None:
                 labels[rows] = shard.labels[indices[rows]]
         return images, labels
+
+
+def _rows_of(mask: np.ndarray) -> np.ndarray | slice:
+    """Return the rows of a mask, as a slice where they are next to one another, for which a copy is faster."""
+    rows = np.flatnonzero(mask)
+    first, last = int(rows[0]), int(rows[-1])
+    return slice(first, last + 1) if last - first + 1 == len(rows) else rows
 
 
 class _CachedShards:

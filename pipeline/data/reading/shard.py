@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import re
 import tarfile
 from collections.abc import Iterator
@@ -25,6 +26,9 @@ IMAGE_LABEL = "cls"
 BLOCK_IMAGES = "images.npy"
 BLOCK_LABELS = "labels.npy"
 ROWS = "rows.npy"
+
+# Of version 1.0 of NumPy's format: the magic, the length in two bytes, and a header that they can count.
+_NPY_HEADER_BYTES = 10 + 2**16
 
 _IMAGE_SUFFIXES = (IMAGE, "jpg", "jpeg", "webp")
 
@@ -74,8 +78,12 @@ def read_shard(store: Store, shard: Shard) -> DecodedShard:
         # Twice, for a transfer may have damaged it.
         for _ in range(2):
             with as_user_error(where):
-                data = store.fetch(shard)
+                data, version = store.fetch_with_version(shard)
+            if version is not None and store.checked.get(shard.name) == version:
+                return data
             if hashlib.sha256(data).hexdigest() == shard.sha256:
+                if version is not None and version.is_settled:
+                    store.checked[shard.name] = version
                 return data
         raise _Invalid("differs from the SHA-256 of its manifest")
 
@@ -125,15 +133,18 @@ def _members(data: bytes, known: set[str], encoding: str) -> Iterator[_Sample]:
 
     webdataset's own iterator also unpacks gzip and fills the holes of sparse files, with no limit.
     """
+    view = memoryview(data)
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
         for info in tar:
             # It would keep them all; typeshed does not know where.
             tar.members = []  # pyright: ignore[reportAttributeAccessIssue]
             if not info.isreg() or info.issparse() or info.name.partition(".")[2] not in known or "/" in info.name:
                 raise _Invalid(f"has the member {info.name!r}, no part of a store with encoding {encoding!r}")
-            content = data[info.offset_data : info.offset_data + info.size]
-            if len(content) != info.size:
+            end = info.offset_data + info.size
+            if end > len(data):
                 raise tarfile.ReadError("unexpected end of data")
+            # Arrays are views of the shard. Of images, one that is decoded is freed while others are not yet.
+            content = data[info.offset_data : end] if encoding == "images" else view[info.offset_data : end]
             yield {"fname": info.name, "data": content, "__url__": ""}
 
 
@@ -187,7 +198,7 @@ class _Blocks:
 
     def __init__(self, where: str, samples: list[_Sample], manifest: Manifest) -> None:
         images = [_array(sample, BLOCK_IMAGES, manifest.dtype, manifest.sample_shape) for sample in samples]
-        self._pixels = np.concatenate(images) if images else np.empty((0, *manifest.sample_shape), manifest.dtype)
+        self._pixels = _join(images, manifest)
         self.num_samples = len(self._pixels)
         self.nbytes = self._pixels.nbytes
         self.labels = None
@@ -202,7 +213,8 @@ class _Blocks:
             self.labels = np.concatenate(labels) if labels else np.empty(0, np.int64)
 
     def gather(self, indices: np.ndarray) -> np.ndarray:
-        return self._pixels[indices]
+        # Not by indexing, which copies number by number where this copies image by image.
+        return self._pixels.take(indices, axis=0)
 
 
 class _Rows:
@@ -216,12 +228,12 @@ class _Rows:
             if not np.isfinite(block).all():
                 member = f"{sample['__key__']}.{ROWS}"
                 raise _Invalid(f"has the member {member!r} with a number that is not finite")
-        self._rows = np.concatenate(rows) if rows else np.empty((0, *manifest.sample_shape), manifest.dtype)
+        self._rows = _join(rows, manifest)
         self.num_samples = len(self._rows)
         self.nbytes = self._rows.nbytes
 
     def gather(self, indices: np.ndarray) -> np.ndarray:
-        return self._rows[indices]
+        return self._rows.take(indices, axis=0)
 
 
 _KINDS = {"images": _Images, "blocks": _Blocks, "rows": _Rows}
@@ -230,7 +242,7 @@ _KINDS = {"images": _Images, "blocks": _Blocks, "rows": _Rows}
 def _array(sample: _Sample, suffix: str, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
     member = f"{sample['__key__']}.{suffix}"
     try:
-        array = np.load(io.BytesIO(sample[suffix]), allow_pickle=False)
+        array = _load_array(sample[suffix])
     # NumPy parses the header as a Python literal, which raises exceptions of many kinds.
     except Exception as error:
         raise _Invalid(f"has the member {member!r}, which is no array of numbers ({_first_line(error)})") from None
@@ -238,6 +250,24 @@ def _array(sample: _Sample, suffix: str, dtype: np.dtype, shape: tuple[int, ...]
         expected = f"{dtype.name} (N{''.join(f', {size}' for size in shape)})"
         raise _Invalid(f"has the member {member!r}, which is not an array {expected}")
     return array
+
+
+def _load_array(content: memoryview) -> np.ndarray:
+    """Return the array of a ``.npy`` file as a view of its bytes, of which NumPy's own reader makes two copies."""
+    file = io.BytesIO(content[:_NPY_HEADER_BYTES])
+    if np.lib.format.read_magic(file) != (1, 0):
+        return np.load(io.BytesIO(content), allow_pickle=False)
+    shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    if is_fortran or dtype.hasobject:
+        return np.load(io.BytesIO(content), allow_pickle=False)
+    return np.frombuffer(content, dtype, math.prod(shape), file.tell()).reshape(shape)
+
+
+def _join(arrays: list[np.ndarray], manifest: Manifest) -> np.ndarray:
+    """Return arrays one after another; a single one is not copied."""
+    if len(arrays) == 1:
+        return arrays[0]
+    return np.concatenate(arrays) if arrays else np.empty((0, *manifest.sample_shape), manifest.dtype)
 
 
 def _first_line(error: Exception) -> str:

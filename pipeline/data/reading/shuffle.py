@@ -12,6 +12,7 @@ or at the end of the epoch, and a process that reads both lanes reads it once.
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -124,8 +125,9 @@ class LaneOrder:
                 first_parts.append(index)
                 in_window = 0
             in_window += count
-        self._first_parts = np.array([*first_parts, len(parts.counts)])
-        self._first_samples = np.concatenate([[0], np.cumsum(parts.counts)])[self._first_parts]
+        self._first_parts = [*first_parts, len(parts.counts)]
+        # A list, for in one so short Python's own search is ten times as fast as NumPy's.
+        self._first_samples: list[int] = np.concatenate([[0], np.cumsum(parts.counts)])[self._first_parts].tolist()
         self._windows: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def samples(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
@@ -167,14 +169,13 @@ class LaneOrder:
         last = self._windows_of(0, end)[-1]
         first = self._windows_of(0, stop)[-1] + 1 if stop else 0
         for window in range(first, last + 1):
-            yield Window(int(self._first_samples[window]), self._in_windows(range(window, window + 1)))
+            yield Window(self._first_samples[window], self._in_windows(range(window, window + 1)))
 
     def _in_windows(self, windows: range) -> list[int]:
         return self._parts.shards[self._first_parts[windows[0]] : self._first_parts[windows[-1] + 1]].tolist()
 
     def _windows_of(self, start: int, stop: int) -> range:
-        first, last = np.searchsorted(self._first_samples, [start, stop - 1], side="right") - 1
-        return range(int(first), int(last) + 1)
+        return range(bisect.bisect(self._first_samples, start) - 1, bisect.bisect(self._first_samples, stop - 1))
 
     def _window(self, window: int) -> tuple[np.ndarray, np.ndarray]:
         if window not in self._windows:
