@@ -399,7 +399,7 @@ KEYS = st.sampled_from(["kind", "trial", "file", "folder", "time", "step", "metr
 KINDS = st.sampled_from(["start", "metrics", "file", "image", "data", "model", "tags", "end"])
 
 
-@settings(max_examples=1000)
+@settings(max_examples=500)
 @given(st.dictionaries(KEYS, st.one_of(WORDS, KINDS, st.dictionaries(st.text(max_size=3), WORDS), st.lists(WORDS))))
 def test_an_entry_is_a_sweeps_or_refused(entry):
     try:
@@ -474,10 +474,10 @@ print(tracker.experiment_id, tracker.close(60))
 def test_processes_that_first_use_a_database_at_once_all_run(tmp_path):
     processes = [
         subprocess.Popen([sys.executable, "-c", OPEN, str(tmp_path), str(index)], stdout=-1, stderr=-1, text=True)
-        for index in range(3)
+        for index in range(2)
     ]
     printed = [process.communicate(timeout=300) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0], printed
+    assert [process.returncode for process in processes] == [0, 0], printed
     assert {out for out, _ in printed} == {"1 0\n"}
 
 
