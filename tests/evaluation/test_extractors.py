@@ -10,6 +10,7 @@ import pickle
 import pickletools
 import shutil
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,11 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from pipeline.data import Store, load_images, open_store, sources, write_store
 from pipeline.evaluation.metrics import (
     Extractor,
+    Reference,
     features,
     make_extractor,
     reference,
+    score,
     train_classifier,
 )
 from pipeline.evaluation.metrics.classifier_training import classifier_url
@@ -177,20 +180,17 @@ def inception_file(inception_state: dict[str, torch.Tensor], tmp_path_factory: p
     return str(path)
 
 
-def test_the_standard_features_are_those_of_torch_fidelity(digits: Store, inception_file: str) -> None:
-    """With stand-in weights in the file format of the published ones.
-
-    That the metrics of the same features are torch-fidelity's is shown with smaller ones in test_scores.py.
-    """
+def test_the_standard_fid_is_that_of_torch_fidelity(
+    digits: Store, inception_file: str, torch_fidelity_metrics: Callable[..., dict[str, float]]
+) -> None:
+    """With stand-in weights in the file format of the published ones, features and FID are torch-fidelity's."""
     extractor = make_extractor("inception-v3-compat", weights=inception_file)
     digest = hashlib.sha256(Path(inception_file).read_bytes()).hexdigest()
     assert extractor.label == f"inception-v3-compat-{digest[:8]}", "other weights are another extractor"
-    data = load_images(digits)[0][:3]
-    found = features(data, extractor)
-    assert found["embedding"].shape == (3, 2048) and found["logits"].shape == (3, 1008)
-    # The layers of which torch-fidelity makes FID and the Inception score.
-    layer_for = FeatureExtractorInceptionV3.get_default_feature_layer_for_metric
-    assert (layer_for("fid"), layer_for("isc")) == ("2048", "logits_unbiased")
+    images = load_images(digits)[0]
+    data, samples = images[:6], 255 - images[20:26]
+    found, ours = features(data, extractor), features(samples, extractor)
+    assert found["embedding"].shape == (6, 2048) and found["logits"].shape == (6, 1008)
 
     theirs = FeatureExtractorInceptionV3(
         "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=inception_file
@@ -199,6 +199,13 @@ def test_the_standard_features_are_those_of_torch_fidelity(digits: Store, incept
         embedding, logits = theirs(data.expand(-1, 3, -1, -1))
     torch.testing.assert_close(found["embedding"], embedding)
     torch.testing.assert_close(found["logits"], logits)
+
+    x = found["embedding"].double()
+    statistics = Reference(extractor.label, 6, x.mean(dim=0), x.T.cov(), found["embedding"])
+    fid = score(ours, statistics, extractor)["fid"]
+    rgb = (images.expand(-1, 3, -1, -1) for images in (samples, data))
+    expected = torch_fidelity_metrics(*rgb, feature_extractor_weights_path=inception_file, fid=True)
+    assert fid == pytest.approx(expected["frechet_inception_distance"], rel=1e-3) and fid > 1
 
 
 def test_weights_may_be_safetensors(
