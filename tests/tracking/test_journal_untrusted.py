@@ -80,7 +80,7 @@ ENTRIES = [
 
 
 @pytest.fixture(scope="module")
-def tracker(folder) -> Tracker:
+def tracker(folder, mlflow_tables) -> Tracker:
     """With a trial in it, of a database on this machine."""
     uri, artifacts = f"sqlite:///{folder / 'mlflow.db'}", (folder / "artifacts").as_uri()
     made = Tracker(uri, "digits", artifacts=artifacts, journal=folder / "tracking.jsonl", folder=str(folder))
