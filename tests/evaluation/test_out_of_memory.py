@@ -23,6 +23,7 @@ from pipeline.evaluation.out_of_memory import halve_batch_on_oom
 from pipeline.runtime.errors import UserError
 from pipeline.training.build_model import build_model
 from pipeline.training.checkpoints import Checkpoints
+from tests.helpers.processes import run_in_processes
 
 
 @dataclasses.dataclass
@@ -159,7 +160,7 @@ def evaluate_on_rank(rank: int, folder: Path, limits: list[int]) -> None:
 
 
 def test_workers_may_split_differently_and_find_the_same(tmp_path):
-    torch.multiprocessing.spawn(evaluate_on_rank, (tmp_path, [3, 7]), nprocs=2)
+    run_in_processes(evaluate_on_rank, (tmp_path, [3, 7]), 2)
     one, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert "evaluation.batch_size=3" in one["notes"][0] and "evaluation.batch_size=6" in other["notes"][0]
     assert one["chain"] == other["chain"]
