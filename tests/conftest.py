@@ -43,6 +43,17 @@ def state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
+def mlflow_tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An empty database of MLflow, of which new ones in this process are copies: to make one takes seconds."""
+    # MLflow itself takes seconds to be imported, and few tests need it.
+    from tests.helpers.mlflow_database import copied_tables
+
+    template = tmp_path_factory.mktemp("mlflow") / "empty.db"
+    with copied_tables(template):
+        yield template
+
+
+@pytest.fixture(scope="session")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A stores' root with the digits in it."""
     root = tmp_path_factory.mktemp("stores")

@@ -361,7 +361,7 @@ class Evaluation:
     )
     metrics: list[str] = field(
         default_factory=lambda: ["fid"],
-        metadata=documented("Metrics of images: fid, kid, is, prc (precision and recall)."),
+        metadata=documented("Metrics of images: fid, kid, is, prc (precision and recall), dc (density and coverage)."),
     )
     fid_infinity: bool = key(
         False,

@@ -37,12 +37,19 @@ __all__ = [
     "validate_store",
 ]
 
-# With fewer samples a metric is not defined: a covariance; two subsets of two; one sample a split; a third neighbor.
-FEWEST_SAMPLES = {"fid": 2, "kid": 4, "is": 10, "prc": 4}
+# With fewer samples a metric is not defined: a covariance; two subsets of two; one sample a split; a third neighbor and
+# a fifth.
+FEWEST_SAMPLES = {"fid": 2, "kid": 4, "is": 10, "prc": 4, "dc": 6}
 # Fifteen subsets of different sizes, the smallest of ten samples.
 FEWEST_FOR_FID_INFINITY = 150
 # The scores that each of evaluation.metrics gives, by which a sweep of images can rank its trials.
-_SCORES = {"fid": ("fid",), "kid": ("kid",), "is": ("is",), "prc": ("precision", "recall")}
+_SCORES = {
+    "fid": ("fid",),
+    "kid": ("kid",),
+    "is": ("is",),
+    "prc": ("precision", "recall"),
+    "dc": ("density", "coverage"),
+}
 # The networks that fit each task, and the encodings of its stores.
 _NETWORKS = {
     "images": ("dcgan", "sngan_convnet", "sngan_resnet"),

@@ -135,7 +135,8 @@ class ImageScorer:
     Args:
         extractor: The feature extractor.
         reference: Statistics of the store in its features.
-        extra: Which of ``fid``, ``kid``, ``is`` and ``prc`` are taken at the chain's ends, in addition to the FID.
+        extra: Which of ``fid``, ``kid``, ``is``, ``prc`` and ``dc`` are taken at the chain's ends, in addition to the
+            FID.
         extrapolate: Whether the FID of infinitely many samples is taken there, too.
     """
 

@@ -31,7 +31,19 @@ _GROUPS = {
     "evaluation_seconds": "rate",
 }
 # Scores that depend on a feature extractor.
-_FEATURE_SCORES = ("fid", "fid_infinity", "kid", "kid_std", "is", "is_std", "precision", "recall", "nearest")
+_FEATURE_SCORES = (
+    "fid",
+    "fid_infinity",
+    "kid",
+    "kid_std",
+    "is",
+    "is_std",
+    "precision",
+    "recall",
+    "density",
+    "coverage",
+    "nearest",
+)
 # Scores that need no extractor.
 _SAMPLE_SCORES = ("nll", "distance", "off_support")
 # The base, the GEBM's chains, and the base's samples weighted by exp(-E), which are the GEBM at beta 1.

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import shlex
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -47,23 +44,16 @@ def photographs(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["img_align_celeba.zip", "photographs.zip"])
-def test_the_commands_that_the_help_prints_make_a_store(tmp_path, name):
+def test_the_commands_that_the_help_prints_make_a_store(call, tmp_path, monkeypatch, name):
     """Of the file alone, as it is fetched: no list of splits next to it, no folder of a split in it."""
     photographs(tmp_path / name)
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "GEBM_STORES": str(tmp_path / "stores")}
-
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "pipeline.shards", *words]
-        return subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
-        )
-
-    examples = run("--help").stdout.split("Examples:")[1].replace("\\\n", " ").splitlines()
+    monkeypatch.setenv("GEBM_STORES", str(tmp_path / "stores"))
+    examples = call("shards", "--help")[1].split("Examples:")[1].replace("\\\n", " ").splitlines()
     (example,) = (line for line in examples if name in line)
     words = [word for word in shlex.split(example)[3:] if not word.startswith("data.store=")]
-    done = run(*words, "data.source.published_counts=false")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("3 images of 32 pixels")
+    status, printed, errors = call("shards", *words, "data.source.published_counts=false")
+    assert status == 0, errors
+    assert printed.startswith("3 images of 32 pixels")
 
 
 def test_a_store_may_have_any_filter_that_there_is():

@@ -53,7 +53,7 @@ def numbers(rows: torch.Tensor) -> list[int]:
     return rows[:, 0].int().tolist()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(rows=npst.arrays(np.float32, SHAPES, elements=FINITE), samples_per_shard=st.integers(1, 50))
 def test_rows_come_back_bit_for_bit_in_the_order_they_were_published(rows: np.ndarray, samples_per_shard: int) -> None:
     forget(URL)
@@ -139,7 +139,7 @@ def readings(draw: st.DrawFn) -> dict:
     }
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(readings())
 def test_every_rank_gets_its_slice_of_the_same_batches_from_any_position(reading: dict) -> None:
     size, samples_per_shard, world_size = (reading.pop(key) for key in ("size", "samples_per_shard", "world_size"))

@@ -54,7 +54,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=75)
 @given(limit=st.integers(0, 200), steps=STEPS)
 def test_it_gives_what_was_stored_and_keeps_what_was_used_last(tmp_path_factory, limit, steps):
     """Against a model in a few lines: the files of the folder, in the order in which it was used."""

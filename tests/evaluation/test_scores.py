@@ -177,7 +177,7 @@ def test_sorted_chains_and_sorted_stores_are_compared_evenly(stand_in: Extractor
     assert found["recall"] > 0.8 and found["precision"] > 0.8
 
 
-@pytest.mark.parametrize(("metric", "fewest"), [("fid", 2), ("kid", 4), ("is", 10), ("prc", 4)])
+@pytest.mark.parametrize(("metric", "fewest"), [("fid", 2), ("kid", 4), ("is", 10), ("prc", 4), ("dc", 6)])
 def test_too_few_samples_are_refused(digits: Store, stand_in: Extractor, metric: str, fewest: int) -> None:
     statistics = reference(digits, stand_in)
     samples = noisy_digits(digits, fewest)

@@ -130,9 +130,9 @@ def test_every_score_of_features_has_its_error_but_recall_and_deviations() -> No
     features = draw(400, torch.full((3,), 0.5).double(), torch.ones(3).double(), 0).float()
     data = draw(400, torch.zeros(3).double(), torch.ones(3).double(), 1).float()
     layers = {"embedding": features, "logits": features}
-    scores = score(layers, standard_normal(3, data), Named(), ("fid", "kid", "is", "prc"))
+    scores = score(layers, standard_normal(3, data), Named(), ("fid", "kid", "is", "prc", "dc"))
     with_error = {name.removesuffix("_standard_error") for name in scores if name.endswith("_standard_error")}
-    assert with_error == {"fid", "kid", "is", "precision"}
+    assert with_error == {"fid", "kid", "is", "precision", "density", "coverage"}
     assert all(math.isfinite(value) for value in scores.values())
     share = scores["precision"]
     assert scores["precision_standard_error"] == pytest.approx(math.sqrt(share * (1 - share) / 400))

@@ -26,6 +26,7 @@ from gebm import (
 from gebm.objectives import ContrastiveDivergence, MaximumLikelihood
 from gebm.objectives.losses import BaseLoss, EnergyLoss
 from gebm.objectives.negatives import DataChain, LatentChain
+from tests.helpers.processes import run_in_processes
 
 FENCHEL, DONSKER_VARADHAN = KALE("fenchel"), KALE("donsker_varadhan")
 energies = st.lists(st.floats(-10, 20), min_size=1, max_size=30).map(lambda values: torch.tensor(values).double())
@@ -244,7 +245,7 @@ def test_two_processes_have_the_gradients_of_the_joined_batch(tmp_path):
         base_loss(inputs).backward()
         expected[f"{name} base"] = gradients(base_loss)
     results = {key: torch.full((WORLD_SIZE, len(g)), math.nan).double().share_memory_() for key, g in expected.items()}
-    torch.multiprocessing.spawn(run_one_process, (str(tmp_path / "rendezvous"), results), nprocs=WORLD_SIZE)
+    run_in_processes(run_one_process, (str(tmp_path / "rendezvous"), results), WORLD_SIZE)
     for key, gradient in expected.items():
         assert gradient.norm() > 1e-6, key
         for rank in range(WORLD_SIZE):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import safetensors.torch
 import torch
@@ -10,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gebm import GEBM, KALE, StandardNormal, networks, objectives
 from gebm.objectives.losses import BaseLoss
+from tests.helpers.processes import run_in_processes
 from tests.helpers.trainers import digits_model, flow_model, images, trainer_of, vectors
 
 
@@ -48,23 +51,41 @@ def trained_together(case: str, rank: int, world_size: int) -> Tensor:
     return flattened([*model.state_dict().values(), *(state[name] for name in sorted(state))])
 
 
-def train_one_process(rank: int, world_size: int, folder: str) -> None:
+WORLD_SIZES = (4, 2)
+
+
+def train_one_process(rank: int, folder: str) -> None:
+    """Train among four, and then the first two processes between them: to start one takes longer than it all."""
     torch.set_num_threads(1)
-    rendezvous = f"file://{folder}/rendezvous-{world_size}"
-    distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world_size)
-    found = {case: trained_together(case, rank, world_size) for case in TOGETHER}
-    safetensors.torch.save_file(found, f"{folder}/{world_size}-{rank}.safetensors")
-    distributed.destroy_process_group()
+    for world_size in WORLD_SIZES:
+        if rank < world_size:
+            rendezvous = f"file://{folder}/rendezvous-{world_size}"
+            distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world_size)
+            found = {case: trained_together(case, rank, world_size) for case in TOGETHER}
+            safetensors.torch.save_file(found, f"{folder}/{world_size}-{rank}.safetensors")
+            distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_any_number_of_processes_learns_what_one_does(world_size, tmp_path):
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory) -> Path:
+    """The folder of what each process has learned, each among so many."""
+    folder = tmp_path_factory.mktemp("learned")
+    run_in_processes(train_one_process, (str(folder),), max(WORLD_SIZES))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def learned_alone() -> dict[str, Tensor]:
+    found = {case: trained_together(case, 0, 1) for case in TOGETHER}
+    torch.set_default_dtype(torch.float32)
+    return found
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_any_number_of_processes_learns_what_one_does(world_size, learned, learned_alone):
     # Networks, running statistics, average, optimizers, log-partition and chains, of the same batches altogether.
-    torch.multiprocessing.spawn(train_one_process, (world_size, str(tmp_path)), nprocs=world_size)
-    found = [safetensors.torch.load_file(tmp_path / f"{world_size}-{rank}.safetensors") for rank in range(world_size)]
-    for case in TOGETHER:
-        alone = trained_together(case, 0, 1)
-        torch.set_default_dtype(torch.float32)
+    found = [safetensors.torch.load_file(learned / f"{world_size}-{rank}.safetensors") for rank in range(world_size)]
+    for case, alone in learned_alone.items():
         tolerance = {"rtol": 1e-3, "atol": 1e-6} if case.startswith("pcd") else {"rtol": 1e-6, "atol": 1e-8}
         torch.testing.assert_close(found[0][case], alone, **tolerance)
         # Bit for bit the same on all of them, or they would drift apart.

@@ -9,7 +9,6 @@ import json
 import math
 import re
 import shlex
-import subprocess
 import sys
 
 import pytest
@@ -99,7 +98,7 @@ def test_the_description_says_what_was_found_and_fits(records, with_settings):
     assert len(columns) <= 1
 
 
-@settings(max_examples=5)
+@settings(max_examples=3)
 @given(sweeps())
 def test_every_chart_has_the_same_points_on_the_page_and_in_the_picture(records):
     results = collect_results("folder", records, SETTINGS)
@@ -202,13 +201,12 @@ def test_pictures_are_pictures():
         assert len(image.convert("L").getcolors()) > 10, "something is drawn"
 
 
-def test_the_command_writes_one_page_that_needs_nothing_else(tmp_path):
+def test_the_command_writes_one_page_that_needs_nothing_else(call, tmp_path):
     folder = tmp_path / "sweep"
     records = a_sweep(str(folder), error=STRANGE[0])
     records.write()
-    args = [sys.executable, "-m", "pipeline.report", str(folder)]
-    done = subprocess.run(args, capture_output=True, text=True, cwd=tmp_path, check=True)
-    assert f"{folder}/report/report.html" in done.stdout
+    status, printed, _ = call("report", str(folder))
+    assert status == 0 and f"{folder}/report/report.html" in "".join(printed.split("\n"))
     text = (folder / "report/report.html").read_text()
     parsed = Page(text)
     assert not parsed.asked and parsed.rows == 13 and "&lt;script&gt;alert(1)" in text
@@ -217,10 +215,8 @@ def test_the_command_writes_one_page_that_needs_nothing_else(tmp_path):
     stills = re.findall(r'<img alt="[^"]+" src="data:image/png;base64,([^"]+)"', text)
     assert len(stills) == 6 and all(base64.b64decode(one)[1:4] == b"PNG" for one in stills)
     assert load_results(str(folder)).records.best().name == records.best().name
-    assert (
-        parsed.scripts
-        == Page(report(collect_results(str(folder), a_sweep(str(folder)), {}))["report.html"].decode()).scripts
-    )
+    # plotly's own, and that of each chart.
+    assert parsed.scripts == 1 + text.count('class="plotly-graph-div"') == 7
 
 
 # What a page or Markdown could load or run, and what plotly's labels could: they know links and styles.
@@ -237,7 +233,7 @@ LOADING = [
 ]
 
 
-@settings(max_examples=2, phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck))
+@settings(max_examples=1, phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck))
 @given(
     texts=st.lists(st.sampled_from(LOADING) | st.text(max_size=30), min_size=6, max_size=6),
     value=st.sampled_from([*LOADING, 1, 1.5, None]) | st.text(max_size=10),

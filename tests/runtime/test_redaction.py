@@ -306,6 +306,7 @@ def test_a_store_that_was_interrupted_is_finished_with_another_signature(call, s
     assert {path.name: path.read_bytes() for path in store.iterdir()} == whole
 
 
+@pytest.mark.usefixtures("mlflow_tables")
 def test_no_error_of_a_trial_takes_a_credential_to_a_file_a_log_or_the_tracker(small, tmp_path, monkeypatch, capsys):
     """The driver's side of a sweep, with what trials report of a storage that quotes what it was given."""
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", f"{CANARY}+/")

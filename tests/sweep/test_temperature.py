@@ -35,6 +35,8 @@ from pipeline.training.build_model import build_model
 from tests.sweep.test_warnings import Driver
 from tests.training.test_export import entry, packaged, trained
 
+pytestmark = pytest.mark.usefixtures("mlflow_tables")
+
 COLDER = "beta 10: colder than the model"
 SHOWN = ("fid_base", "fid_gebm")
 

@@ -27,6 +27,8 @@ from pipeline.tracking.summary import MAX_WARNINGS, SweepSummary, TrialRecord, r
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.export import write_package
 
+pytestmark = pytest.mark.usefixtures("mlflow_tables")
+
 NEGATIVE, ABOVE = "KALE is negative at base step 8", "the energy of data is above that of the base"
 SHOWN = ("fid_base", "fid_gebm")
 

@@ -16,7 +16,7 @@ from pipeline.tracking.tracker import Tracker
 from tests.helpers.sweep import DATA
 from tests.helpers.untrusted import JSON, changed, one_line, paths
 
-MANY = settings(max_examples=300, suppress_health_check=list(HealthCheck))
+MANY = settings(max_examples=150, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ ENTRIES = [
 
 
 @pytest.fixture(scope="module")
-def tracker(folder) -> Tracker:
+def tracker(folder, mlflow_tables) -> Tracker:
     """With a trial in it, of a database on this machine."""
     uri, artifacts = f"sqlite:///{folder / 'mlflow.db'}", (folder / "artifacts").as_uri()
     made = Tracker(uri, "digits", artifacts=artifacts, journal=folder / "tracking.jsonl", folder=str(folder))
@@ -90,7 +90,7 @@ def tracker(folder) -> Tracker:
     made.close(flush_timeout=0)
 
 
-@settings(MANY, max_examples=400)
+@settings(MANY, max_examples=200)
 @given(
     data=st.data(),
     entry=st.sampled_from(ENTRIES),

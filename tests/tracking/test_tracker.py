@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -13,8 +14,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow.data
@@ -34,7 +37,10 @@ from pipeline.tracking.mlflow_entities import param_names
 from pipeline.tracking.resumed_run import why_not_continued
 from pipeline.tracking.summary import SweepSummary, TrialRecord
 from pipeline.tracking.tracker import Tracker, flatten
+from tests.helpers.mlflow_database import copy_database
 from tests.helpers.sweep import DATA
+
+pytestmark = pytest.mark.usefixtures("mlflow_tables")
 
 
 def free_port() -> int:
@@ -66,10 +72,11 @@ def kill(process: subprocess.Popen) -> None:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def server(tmp_path_factory, mlflow_tables):
     """A server's address."""
-    port = free_port()
-    process = serve(tmp_path_factory.mktemp("server"), port)
+    folder, port = tmp_path_factory.mktemp("server"), free_port()
+    copy_database(mlflow_tables, folder / "mlflow.db")
+    process = serve(folder, port)
     yield f"http://127.0.0.1:{port}"
     kill(process)
 
@@ -83,6 +90,51 @@ def wait_until_it_answers(url: str, process: subprocess.Popen, seconds: float = 
         except OSError as error:
             assert process.poll() is None and time.monotonic() < end, error
             time.sleep(0.2)
+
+
+class Way:
+    """A way to a server, which can be cut off and opened again, as if the server went away and came back."""
+
+    def __init__(self, server: str) -> None:
+        self._target = server.rpartition("/")[2].split(":")
+        self._listener: socket.socket | None = None
+        self._ends: list[socket.socket] = []
+        self.port = free_port()
+
+    def open(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        threading.Thread(target=self._accept, args=[self._listener], daemon=True).start()
+
+    def cut(self) -> None:
+        """Refuse connections from now on, and break those that there are."""
+        for end in (self._listener, *self._ends):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+        self._ends.clear()
+
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, far = listener.accept()[0], socket.create_connection(tuple(self._target))
+                self._ends += near, far
+                for source, sink in ((near, far), (far, near)):
+                    threading.Thread(target=self._copy, args=[source, sink], daemon=True).start()
+
+    @staticmethod
+    def _copy(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture
+def way(server) -> Iterator[Way]:
+    way = Way(server)
+    way.open()
+    yield way
+    way.cut()
 
 
 @pytest.fixture(params=["server", "file"])
@@ -259,18 +311,17 @@ def kept(client: MlflowClient, parent: str) -> dict[str, object]:
     return found
 
 
-def test_a_tracker_that_goes_away_gets_all_of_it_once_when_it_is_back(tmp_path):
-    port, said = free_port(), []
-    uri, journal, picture = f"http://127.0.0.1:{port}", tmp_path / "journal", tmp_path / "grid.png"
+def test_a_tracker_that_goes_away_gets_all_of_it_once_when_it_is_back(way, tmp_path):
+    said = []
+    uri, journal, picture = f"http://127.0.0.1:{way.port}", tmp_path / "journal", tmp_path / "grid.png"
     Image.new("L", (8, 8)).save(picture)
-    process = serve(tmp_path, port)
     tracker = Tracker(uri, "away", artifacts=None, journal=journal, folder=str(tmp_path), notify=said.append)
     parent = tracker.start_sweep("sweep", {"seed": 0, "output": str(tmp_path)}, "note", extractor="any")
-    kill(process)
+    way.cut()
     sweep_of_two(tracker, picture)  # returns although no server listens
     assert tracker._journal.flush(flush_timeout=3) == 26 and len(journal.read_text().splitlines()) == 26
     assert len(said) == 1 and "does not answer" in said[0] and str(journal) in said[0]
-    process = serve(tmp_path, port)
+    way.open()
     assert tracker.close(flush_timeout=120) == 0
     assert len(said) == 2 and "26 entries" in said[1]
     client = MlflowClient(uri)
@@ -290,7 +341,6 @@ def test_a_tracker_that_goes_away_gets_all_of_it_once_when_it_is_back(tmp_path):
         again.start_sweep("sweep", {}, "note", extractor="any", run_id=parent)
         assert again.close(flush_timeout=60) == 0
         assert kept(client, parent) == found
-    kill(process)
 
 
 def test_entries_that_no_tracker_takes_do_not_hold_up_the_others(tmp_path):
@@ -399,7 +449,7 @@ KEYS = st.sampled_from(["kind", "trial", "file", "folder", "time", "step", "metr
 KINDS = st.sampled_from(["start", "metrics", "file", "image", "data", "model", "tags", "end"])
 
 
-@settings(max_examples=1000)
+@settings(max_examples=500)
 @given(st.dictionaries(KEYS, st.one_of(WORDS, KINDS, st.dictionaries(st.text(max_size=3), WORDS), st.lists(WORDS))))
 def test_an_entry_is_a_sweeps_or_refused(entry):
     try:
@@ -474,10 +524,10 @@ print(tracker.experiment_id, tracker.close(60))
 def test_processes_that_first_use_a_database_at_once_all_run(tmp_path):
     processes = [
         subprocess.Popen([sys.executable, "-c", OPEN, str(tmp_path), str(index)], stdout=-1, stderr=-1, text=True)
-        for index in range(3)
+        for index in range(2)
     ]
     printed = [process.communicate(timeout=300) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0], printed
+    assert [process.returncode for process in processes] == [0, 0], printed
     assert {out for out, _ in printed} == {"1 0\n"}
 
 

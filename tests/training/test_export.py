@@ -42,6 +42,8 @@ from pipeline.training.build_model import build_model, load_model, make_trainer
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.export import write_package
 
+pytestmark = pytest.mark.usefixtures("mlflow_tables")
+
 SAMPLER = {"name": "ula", "step_size": 1e-2, "num_steps": 5}
 
 

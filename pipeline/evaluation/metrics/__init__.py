@@ -1,4 +1,4 @@
-"""Sample quality by torch-fidelity: FID, KID, IS, precision and recall, against cached statistics of a store."""
+"""Sample quality: FID, KID, IS, precision and recall by torch-fidelity, density and coverage; statistics of stores."""
 
 from pipeline.evaluation.metrics.classifier_training import has_classifier, train_classifier
 from pipeline.evaluation.metrics.extractors import Extractor, features, make_extractor, to_uint8
@@ -11,11 +11,12 @@ from pipeline.evaluation.metrics.nearest_neighbors import (
     reference_images,
 )
 from pipeline.evaluation.metrics.reference_statistics import Reference, has_reference, reference
-from pipeline.evaluation.metrics.scores import fid_from_features, score
+from pipeline.evaluation.metrics.scores import compare, fid_from_features, score
 
 __all__ = [
     "Extractor",
     "Reference",
+    "compare",
     "features",
     "fid_from_features",
     "fid_infinity",

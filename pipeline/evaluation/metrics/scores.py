@@ -1,25 +1,28 @@
-"""Metrics of sample quality, computed from features, and their standard errors: FID, KID, IS, precision, recall."""
+"""Metrics of sample quality, computed from features, and their standard errors: FID, KID, IS and those of neighbors."""
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from torch import Tensor
-from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
+from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
 from pipeline.config.scores import STANDARD_ERROR
 from pipeline.config.validation import FEWEST_SAMPLES
+from pipeline.evaluation.metrics.density_coverage import density_coverage
 from pipeline.evaluation.metrics.extractors import Extractor, features
 from pipeline.evaluation.metrics.influence import fid_standard_error, kid_standard_error
 from pipeline.evaluation.metrics.reference_statistics import Reference
 from pipeline.evaluation.metrics.subsets import evenly_spaced
 from pipeline.runtime.errors import UserError
 
-__all__ = ["fid_from_features", "score"]
+__all__ = ["compare", "fid_from_features", "score"]
 
 _IS_SPLITS = FEWEST_SAMPLES["is"]
 _KID_SUBSETS = 100
@@ -82,59 +85,140 @@ def score(
         metrics: Any of ``fid`` (Heusel et al., 2017), ``kid`` (Binkowski et al., 2018: mean and deviation over 100
             subsets of 1,000 samples, or of half of them where there are fewer than 2,000), ``is`` (Salimans et al.,
             2016, of the extractor's own logits, ten splits), ``prc`` (precision and recall, Kynkaanniemi et al., 2019,
-            three neighbors, equal numbers of data and samples, 10,000 at most).
+            three neighbors) and ``dc`` (density and coverage, Naeem et al., 2020, five neighbors;
+            :mod:`pipeline.evaluation.metrics.density_coverage`), both of equal numbers of data and samples, 10,000 at
+            most.
 
     Returns:
-        ``fid``, ``kid``, ``kid_std``, ``is``, ``is_std``, ``precision`` and ``recall``, those requested, and for all
-        but ``recall`` and the deviations ``<name>_standard_error``; see
+        ``fid``, ``kid``, ``kid_std``, ``is``, ``is_std``, ``precision``, ``recall``, ``density`` and ``coverage``,
+        those requested, and for all but ``recall`` and the deviations ``<name>_standard_error``; see
         :mod:`pipeline.evaluation.metrics.influence`. They mean something only together with ``extractor.label``
         and N.
 
     Raises:
         UserError: Unknown metric, too few samples, another extractor, or features that are not finite.
     """
-    unknown = [name for name in metrics if name not in FEWEST_SAMPLES]
-    if unknown:
-        raise UserError(f"no metric {unknown[0]!r}: choose from {', '.join(FEWEST_SAMPLES)}")
+    _require_known(metrics)
     if reference.label != extractor.label:
         raise UserError(f"the reference is by {reference.label}, the extractor is {extractor.label}: use one of them")
     layers = features(samples, extractor) if isinstance(samples, Tensor) else samples
-    embedding, logits = layers["embedding"], layers["logits"]
+    embedding = layers["embedding"]
     for name in metrics:
         _require(embedding, reference, name)
-    results: dict[str, float] = {}
-    errors: dict[str, float] = {}
-    if "fid" in metrics:
-        mu, sigma = _moments(embedding)
-        results["fid"] = _fid(mu, sigma, reference)
-        errors["fid"] = fid_standard_error(embedding, mu, sigma, reference)
-    if "kid" in metrics:
-        size = min(_KID_SUBSET_SIZE, len(embedding) // 2, len(reference.features) // 2)
-        kid = kid_features_to_metric(
-            embedding, reference.features, kid_subsets=_KID_SUBSETS, kid_subset_size=size, verbose=False
-        )
-        results |= {"kid": kid[KEY_METRIC_KID_MEAN], "kid_std": kid[KEY_METRIC_KID_STD]}
-        errors["kid"] = kid_standard_error(embedding, reference, results["kid_std"], _KID_SUBSETS)
-    if "is" in metrics:
-        inception = isc_features_to_metric(logits, splits=_IS_SPLITS)
-        results |= {"is": inception[KEY_METRIC_ISC_MEAN], "is_std": inception[KEY_METRIC_ISC_STD]}
-        # The splits share no sample; their deviation has the divisor of a population.
-        errors["is"] = results["is_std"] / math.sqrt(_IS_SPLITS - 1)
-    if "prc" in metrics:
-        # The neighborhoods' radii shrink with the number of points: both sides get the same number.
-        count = min(len(embedding), len(reference.features))
-        prc = prc_features_to_metric(
-            evenly_spaced(embedding, count),
-            evenly_spaced(reference.features, count),
-            prc_neighborhood=_NEIGHBORS,
-            prc_batch_size=1000,
-            save_cpu_ram=True,
-            verbose=False,
-        )
-        results |= {"precision": prc[KEY_METRIC_PRECISION], "recall": prc[KEY_METRIC_RECALL]}
-        # A share of the samples, each of which is inside the data's neighborhoods or is not.
-        errors["precision"] = math.sqrt(max(0.0, results["precision"] * (1.0 - results["precision"])) / count)
-    return results | {f"{name}{STANDARD_ERROR}": error for name, error in errors.items()}
+    # The neighborhoods' radii shrink with the number of points: both sides get the same number.
+    count = min(len(embedding), len(reference.features))
+    sets = evenly_spaced(embedding, count), evenly_spaced(reference.features, count)
+    parts = {"fid": functools.partial(_fid_of_moments, embedding, reference), **_parts(layers, reference, sets)}
+    return _measure(parts, metrics)
+
+
+def compare(samples: Mapping[str, Tensor], data: Tensor, metrics: Sequence[str]) -> dict[str, float]:
+    """Measure a set of samples against a set of data, all of both, as torch-fidelity's command line does.
+
+    In contrast to :func:`score`, precision, recall, density and coverage are of all samples and all data, whatever
+    their numbers, and the FID's means are those of NumPy in float32. Each number equals torch-fidelity's of the same
+    features in the same order, where KID's subsets have the same size.
+
+    Args:
+        samples: Features of the samples: ``embedding`` (N, F) and ``logits`` (N, K), float32.
+        data: ``embedding`` of the data (M, F), float32.
+        metrics: As of :func:`score`.
+
+    Returns:
+        As :func:`score`.
+
+    Raises:
+        UserError: Unknown metric, too few samples or data, or features that are not finite.
+    """
+    _require_known(metrics)
+    embedding = samples["embedding"]
+    reference = Reference("", len(data), *_moments(data), data)
+    for name in metrics:
+        _require(embedding, reference, name)
+    parts = {
+        "fid": functools.partial(_fid_of_sets, embedding, reference),
+        **_parts(samples, reference, (embedding, data)),
+    }
+    return _measure(parts, metrics)
+
+
+class _Measured(NamedTuple):
+    """Values of a metric by their names, and the standard errors of those that have one."""
+
+    values: dict[str, float]
+    errors: dict[str, float]
+
+
+def _measure(parts: Mapping[str, Callable[[], _Measured]], metrics: Sequence[str]) -> dict[str, float]:
+    """Return the values of some metrics, and then their standard errors."""
+    measured = [part() for name, part in parts.items() if name in metrics]
+    values = {name: value for each in measured for name, value in each.values.items()}
+    errors = {f"{name}{STANDARD_ERROR}": error for each in measured for name, error in each.errors.items()}
+    return values | errors
+
+
+def _parts(
+    samples: Mapping[str, Tensor], reference: Reference, sets: tuple[Tensor, Tensor]
+) -> dict[str, Callable[[], _Measured]]:
+    """Return all metrics but the FID by name; those of neighbors compare two sets of embeddings."""
+    return {
+        "kid": functools.partial(_kid, samples["embedding"], reference),
+        "is": functools.partial(_inception, samples["logits"]),
+        "prc": functools.partial(_precision_recall, *sets),
+        "dc": functools.partial(_density_coverage, *sets),
+    }
+
+
+def _fid_of_moments(embedding: Tensor, reference: Reference) -> _Measured:
+    mu, sigma = _moments(embedding)
+    return _Measured({"fid": _fid(mu, sigma, reference)}, {"fid": fid_standard_error(embedding, mu, sigma, reference)})
+
+
+def _fid_of_sets(embedding: Tensor, reference: Reference) -> _Measured:
+    ours, data = fid_features_to_statistics(embedding), fid_features_to_statistics(reference.features)
+    value = fid_statistics_to_metric(ours, data, verbose=False)[KEY_METRIC_FID]
+    return _Measured({"fid": value}, {"fid": fid_standard_error(embedding, *_moments(embedding), reference)})
+
+
+def _kid(embedding: Tensor, reference: Reference) -> _Measured:
+    size = min(_KID_SUBSET_SIZE, len(embedding) // 2, len(reference.features) // 2)
+    kid = kid_features_to_metric(
+        embedding, reference.features, kid_subsets=_KID_SUBSETS, kid_subset_size=size, verbose=False
+    )
+    mean, deviation = kid[KEY_METRIC_KID_MEAN], kid[KEY_METRIC_KID_STD]
+    error = kid_standard_error(embedding, reference, deviation, _KID_SUBSETS)
+    return _Measured({"kid": mean, "kid_std": deviation}, {"kid": error})
+
+
+def _inception(logits: Tensor) -> _Measured:
+    inception = isc_features_to_metric(logits, splits=_IS_SPLITS)
+    mean, deviation = inception[KEY_METRIC_ISC_MEAN], inception[KEY_METRIC_ISC_STD]
+    # The splits share no sample; their deviation has the divisor of a population.
+    return _Measured({"is": mean, "is_std": deviation}, {"is": deviation / math.sqrt(_IS_SPLITS - 1)})
+
+
+def _precision_recall(samples: Tensor, data: Tensor) -> _Measured:
+    prc = prc_features_to_metric(
+        samples, data, prc_neighborhood=_NEIGHBORS, prc_batch_size=1000, save_cpu_ram=True, verbose=False
+    )
+    values = {"precision": prc[KEY_METRIC_PRECISION], "recall": prc[KEY_METRIC_RECALL]}
+    # A share of the samples, each of which is inside the data's neighborhoods or is not.
+    error = math.sqrt(max(0.0, values["precision"] * (1.0 - values["precision"])) / len(samples))
+    return _Measured(values, {"precision": error})
+
+
+def _density_coverage(samples: Tensor, data: Tensor) -> _Measured:
+    scores = density_coverage(samples, data)
+    return _Measured(
+        {"density": scores.density, "coverage": scores.coverage},
+        {"density": scores.density_standard_error, "coverage": scores.coverage_standard_error},
+    )
+
+
+def _require_known(metrics: Sequence[str]) -> None:
+    unknown = [name for name in metrics if name not in FEWEST_SAMPLES]
+    if unknown:
+        raise UserError(f"no metric {unknown[0]!r}: choose from {', '.join(FEWEST_SAMPLES)}")
 
 
 def _require(embedding: Tensor, reference: Reference, metric: str) -> None:
