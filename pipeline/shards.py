@@ -20,6 +20,10 @@ __all__ = ["main"]
         "python -m pipeline.shards conf=imagenet32 data.source.url=Imagenet32_train_npz.zip",
         "python -m pipeline.shards conf=cifar10 data.source.kind=images data.source.split=null \\\n"
         "      data.source.url=photographs.zip data.store=photographs-32",
+        "python -m pipeline.shards conf=cifar10 data.source.kind=webdataset data.source.split=null \\\n"
+        "      data.source.url='s3://bucket/shard-{000..123}.tar' data.store=shards-32",
+        "python -m pipeline.shards conf=cifar10 data.source.kind=parquet data.source.split=train \\\n"
+        "      data.source.url=cifar10/plain_text data.store=cifar10-32",
         "python -m pipeline.shards conf=redwine data.source.url=winequality-red.csv",
     ],
     groups=("conf",),

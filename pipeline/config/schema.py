@@ -55,9 +55,24 @@ _NUM_SEEDS = 2**31
 class Source:
     """Where the data of a store come from, as their publishers distribute them."""
 
-    kind: str = key(MISSING, "Publisher's format: digits, lsun, cifar10, celeba, imagenet32, images, redwine, toy, ...")
-    url: str | None = key(None, "Any fsspec URL or path; not needed where the data come with a package.", outside=True)
+    kind: str = key(
+        MISSING,
+        "Format: digits, lsun, cifar10, celeba, imagenet32, redwine, toy, ... as published, or images, webdataset, "
+        "parquet of anybody.",
+    )
+    url: str | None = key(
+        None,
+        "Any fsspec URL or path; not needed where the data come with a package. Of webdataset and parquet also "
+        "shard-{000..123}.tar, shard-*.tar, or a list, [a.tar,b.tar].",
+        outside=True,
+    )
     split: str | None = key(None, "Split by its publisher's name (default: everything there is).")
+    label_field: str | None = key(
+        "auto",
+        "Field of the labels of webdataset and parquet: a member such as cls, a key of a sample's json, or a column; "
+        "null for no labels. auto takes cls or a json's label, cls or class; of parquet the column label, or the only "
+        "one that is declared a class.",
+    )
     published_counts: bool = key(
         True,
         "Whether the source has to have as many samples as its publisher states; false takes it as it is, such as one "

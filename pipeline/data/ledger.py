@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.printable import printable_name
 
-__all__ = ["Group", "Ledger", "group"]
+__all__ = ["Group", "Ledger", "Tally", "group"]
 
 # Reasons that are listed, and names with each: a source may have millions of files, and a suffix for each.
 _MAX_GROUPS, _MAX_NAMES, _MAX_LENGTH = 20, 5, 200
+# Different reasons that are told apart: a suffix that is another each time is one.
+_MAX_REASONS = 10_000
 _OTHERS = "for other reasons"
 # Without data.max_broken: the share, and the number that no share refuses unless it is more than half.
 _DEFAULT_SHARE, _DEFAULT_COUNT = 0.01, 10
@@ -117,6 +119,47 @@ class Ledger:
             )
 
 
+class Tally:
+    """Files grouped by their reason as they come, in memory that does not grow with them.
+
+    Example:
+        >>> tally = Tally()
+        >>> for number in range(1000):
+        ...     tally.add(f"{number}.txt", "not an image")
+        >>> tally.groups()[0].line()
+        '1,000 not an image: 0.txt, 1.txt, 2.txt, 3.txt, 4.txt, ...'
+    """
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+        self._names: dict[str, list[str]] = {}
+
+    def add(self, name: str, reason: str, count: int = 1) -> None:
+        """Count a file.
+
+        Args:
+            name: Its name.
+            reason: The reason, in a few words.
+            count: Number of files, of which this is the first.
+        """
+        if reason not in self._counts and len(self._counts) >= _MAX_REASONS:
+            reason = _OTHERS
+        self._counts[reason] = self._counts.get(reason, 0) + count
+        if len(shown := self._names.setdefault(reason, [])) < _MAX_NAMES:
+            shown.append(printable_name(name, _MAX_LENGTH))
+
+    def groups(self) -> tuple[Group, ...]:
+        """Return the groups, the largest first."""
+        counts, names = self._counts, self._names
+        reasons = sorted(counts, key=lambda reason: (-counts[reason], reason))
+        kept, others = reasons[:_MAX_GROUPS], reasons[_MAX_GROUPS:]
+        groups = [Group(printable_name(reason, _MAX_LENGTH), counts[reason], tuple(names[reason])) for reason in kept]
+        if others:
+            first = [name for reason in others for name in names[reason]][:_MAX_NAMES]
+            groups.append(Group(_OTHERS, sum(counts[reason] for reason in others), tuple(first)))
+        return tuple(groups)
+
+
 def group(files: Iterable[tuple[str, str]]) -> tuple[Group, ...]:
     """Group files by their reason, the largest group first.
 
@@ -127,16 +170,7 @@ def group(files: Iterable[tuple[str, str]]) -> tuple[Group, ...]:
         >>> group([("a.txt", "not an image"), ("b", "hidden"), ("c.txt", "not an image")])[0]
         Group(reason='not an image', count=2, names=('a.txt', 'c.txt'))
     """
-    counts: dict[str, int] = {}
-    names: dict[str, list[str]] = {}
+    tally = Tally()
     for name, reason in files:
-        counts[reason] = counts.get(reason, 0) + 1
-        if len(shown := names.setdefault(reason, [])) < _MAX_NAMES:
-            shown.append(printable_name(name, _MAX_LENGTH))
-    reasons = sorted(counts, key=lambda reason: (-counts[reason], reason))
-    kept, others = reasons[:_MAX_GROUPS], reasons[_MAX_GROUPS:]
-    groups = [Group(printable_name(reason, _MAX_LENGTH), counts[reason], tuple(names[reason])) for reason in kept]
-    if others:
-        first = [name for reason in others for name in names[reason]][:_MAX_NAMES]
-        groups.append(Group(_OTHERS, sum(counts[reason] for reason in others), tuple(first)))
-    return tuple(groups)
+        tally.add(name, reason)
+    return tally.groups()

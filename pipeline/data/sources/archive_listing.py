@@ -9,12 +9,13 @@ import struct
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import BinaryIO, Generic, TypeVar
+from typing import BinaryIO, Generic, TypeVar, cast
 
 from pipeline.runtime.errors import UserError, one_line
 
-__all__ = ["ArchiveListing", "TarMember", "list_tar", "list_zip"]
+__all__ = ["ArchiveListing", "DamagedTar", "TarMember", "iterate_tar", "list_tar", "list_zip"]
 
 Member = TypeVar("Member")
 
@@ -24,6 +25,8 @@ TarMember = tuple[int, int]
 _BLOCK = 512
 # Bytes that are looked at in one go, and the longest target of a link.
 _CHUNK, _MAX_TARGET = 2**20, 4096
+# Bytes of one member's headers: the names and extensions of all that is not made to fill a memory are far fewer.
+_MAX_HEADER = 2**20
 # Links to links that are followed, as many as Linux does.
 _MAX_LINKS = 40
 _REPLACED = "replaced by a later file of its name"
@@ -106,24 +109,71 @@ def list_tar(path: str, url: str) -> ArchiveListing[TarMember]:
     listing: ArchiveListing[TarMember] = ArchiveListing()
     links: list[tuple[str, str]] = []
     with open(path, "rb") as file:
-        start: int | None = 0
-        while start is not None:
-            file.seek(start)
-            try:
-                with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
-                    while (info := tar.next()) is not None:
-                        if info.size < 0:
-                            raise ValueError("a file of negative size")
-                        _add_tar_member(listing, links, info)
-                        # It would keep them all; typeshed does not know where.
-                        tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
-                    end = tar.offset
-            # Beyond its own errors: numbers in a damaged header of an extension.
-            except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
-                raise UserError(f"{url} is a damaged tar file ({one_line(error)}): fetch it again") from None
-            start = _next_archive(file, end, url, len(listing.members))
+        try:
+            for info in iterate_tar(file):
+                _add_tar_member(listing, links, info)
+        except DamagedTar as error:
+            raise UserError(f"{url} {error}: fetch it again") from None
     listing.add_links(links)
     return listing
+
+
+class DamagedTar(Exception):
+    """Tar file that is damaged or cut. The message is the rest of a sentence that begins with its name."""
+
+
+class _BoundedHeaders:
+    """File of which a reader may take as many bytes as the headers of one member have, and no more."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._left = _MAX_HEADER
+        self.seek, self.tell = file.seek, file.tell
+
+    def begin_member(self) -> None:
+        self._left = _MAX_HEADER
+
+    def read(self, size: int) -> bytes:
+        if size > self._left:
+            raise tarfile.ReadError(f"a header of more than {_MAX_HEADER:,} bytes")
+        self._left -= size
+        return self._file.read(size)
+
+
+def iterate_tar(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
+    """Yield the members of a tar file without compression, and of those that are appended to it.
+
+    The headers are read and the contents are skipped, so memory does not grow with the file. The caller may read the
+    contents of a member before it asks for the next one.
+
+    Args:
+        file: The open file, which is read from its beginning.
+
+    Raises:
+        DamagedTar: If the file is damaged, or cut so that its end is missing, after the members before that.
+    """
+    start: int | None = 0
+    num_files = 0
+    while start is not None:
+        file.seek(start)
+        headers = _BoundedHeaders(file)
+        try:
+            # It reads, seeks and tells, and needs nothing else of a file.
+            stream = cast("BinaryIO", headers)
+            with tarfile.open(fileobj=stream, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
+                while (info := tar.next()) is not None:
+                    if info.size < 0:
+                        raise ValueError("a file of negative size")
+                    num_files += info.isreg()
+                    yield info
+                    # It would keep them all; typeshed does not know where.
+                    tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
+                    headers.begin_member()
+                end = tar.offset
+        # Beyond its own errors: numbers in a damaged header of an extension.
+        except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
+            raise DamagedTar(f"is a damaged tar file ({one_line(error)})") from None
+        start = _next_archive(file, end, num_files)
 
 
 def _add_tar_member(listing: ArchiveListing[TarMember], links: list[tuple[str, str]], info: tarfile.TarInfo) -> None:
@@ -142,13 +192,11 @@ def _add_tar_member(listing: ArchiveListing[TarMember], links: list[tuple[str, s
         listing.left_out.append((name, "pipe, socket or device"))
 
 
-def _next_archive(file: BinaryIO, end: int, url: str, num_files: int) -> int | None:
+def _next_archive(file: BinaryIO, end: int, num_files: int) -> int | None:
     """Return where the tar file after this one begins, or None; this one has to have its end-of-archive block."""
     file.seek(end)
     if file.read(_BLOCK) != bytes(_BLOCK):
-        raise UserError(
-            f"{url} has no end-of-archive block after its {num_files:,} files, so it is cut or damaged: fetch it again"
-        )
+        raise DamagedTar(f"has no end-of-archive block after its {num_files:,} files, so it is cut or damaged")
     while chunk := file.read(_CHUNK):
         if (rest := chunk.lstrip(b"\0")) and len(chunk) >= _BLOCK:
             start = (len(chunk) - len(rest)) // _BLOCK * _BLOCK

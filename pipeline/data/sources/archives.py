@@ -17,7 +17,7 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any, BinaryIO, Protocol, cast
 
@@ -38,13 +38,20 @@ __all__ = [
     "TempFolder",
     "Zip",
     "archive_errors",
+    "decompress",
+    "decompressing",
+    "is_compressed",
     "open_archive",
     "open_files",
     "require_plausible_size",
+    "without_compression",
 ]
 
 # Error numbers of a full disk, a used-up quota and a file system's largest file.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What begins a compressed file, and what reads it.
+_OPENERS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
+_MAGIC_BYTES = 6
 # An archive of images or numbers unpacks to no more than this many times its size, except for a small one.
 _BEST_COMPRESSION = 100
 _MOST_UNPACKED = 2**30
@@ -398,7 +405,7 @@ def open_archive(url: str) -> Archive:
     with archive_errors(url):
         if zipfile.is_zipfile(path):
             return Zip(url, path, temp)
-        plain = _decompressed(path, temp, url)
+        plain = decompress(path, temp.file("plain"), url)
         is_tar = tarfile.is_tarfile(plain)
     if not is_tar:
         raise UserError(f"{url} is neither a folder nor a zip or tar file: check the source's url")
@@ -450,13 +457,25 @@ def _local(url: str) -> tuple[str, TempFolder] | None:
     return temp.file("copy"), temp
 
 
-def _decompressed(path: str, temp: TempFolder, url: str) -> str:
-    openers = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
+def decompress(path: str, plain: str, url: str) -> str:
+    """Decompress a file of gzip, bzip2 or xz.
+
+    Args:
+        path: The file, compressed or not.
+        plain: Where to write it to.
+        url: URL of the file, for messages.
+
+    Returns:
+        The path of the plain file: ``path`` itself where it is not compressed.
+
+    Raises:
+        UserError: If it is packed more tightly than images or numbers can be.
+        EOFError: If it is cut; what comes before is written. A damaged one raises errors of its method.
+    """
     with open(path, "rb") as file:
-        opener = openers.get(file.read(2))
+        opener = _opener(file.read(_MAGIC_BYTES))
     if opener is None:
         return path
-    plain = temp.file("plain")
     most = max(_MOST_UNPACKED, _BEST_COMPRESSION * os.path.getsize(path))
     with opener(path, "rb") as source, open(plain, "wb") as target:
         while chunk := source.read(2**20):
@@ -464,6 +483,46 @@ def _decompressed(path: str, temp: TempFolder, url: str) -> str:
             if target.tell() > most:
                 raise _too_compressed(url)
     return plain
+
+
+def _opener(start: bytes) -> Callable[..., IO[bytes]] | None:
+    return next((opener for magic, opener in _OPENERS.items() if start.startswith(magic)), None)
+
+
+def decompressing(file: IO[bytes]) -> IO[bytes]:
+    """Return a stream of what a file of gzip, bzip2 or xz holds; the file itself where it is not compressed.
+
+    Args:
+        file: The file, open at its beginning.
+
+    Example:
+        >>> decompressing(io.BytesIO(bz2.compress(b"1;2"))).read(), decompressing(io.BytesIO(b"1;2")).read()
+        (b'1;2', b'1;2')
+    """
+    opener = _opener(file.read(_MAGIC_BYTES))
+    file.seek(0)
+    return file if opener is None else opener(file)
+
+
+def without_compression(name: str) -> str:
+    """Return the name of a file without the ending of its compression.
+
+    Example:
+        >>> without_compression("1000_train.csv.gz"), without_compression("a.csv")
+        ('1000_train.csv', 'a.csv')
+    """
+    stem, dot, suffix = name.rpartition(".")
+    return stem if dot and suffix in ("gz", "bz2", "xz") else name
+
+
+def is_compressed(start: bytes) -> bool:
+    """Return whether a file that begins with some bytes, six at least, is compressed.
+
+    Example:
+        >>> is_compressed(gzip.compress(b"")), is_compressed(b"BZ/0001.png")
+        (True, False)
+    """
+    return _opener(start) is not None
 
 
 def require_plausible_size(member: zipfile.ZipInfo, where: str) -> None:

@@ -21,6 +21,7 @@ class SourceSettings(Protocol):
     kind: str
     url: str | None
     split: str | None
+    label_field: str | None
     published_counts: bool
 
 
@@ -72,7 +73,7 @@ def build_store(settings: StoreSettings) -> list[str]:
 
 
 def _open_source(settings: SourceSettings) -> sources.Source | sources.Table:
-    source = sources.make(settings.kind, settings.url, settings.split)
+    source = sources.make(settings.kind, settings.url, settings.split, settings.label_field)
     try:
         if settings.published_counts:
             sources.check_counts(source)

@@ -289,7 +289,9 @@ def _write_shards(job: _Job, earlier: set[str], num_processes: int, show: bool) 
     done = {entry.number for entry in finished}
     remaining = [task for task in tasks if task.number not in done]
     num_processes = min(num_processes, len(remaining))
-    in_this_process = num_processes <= 1 or not job.encoder.worth_processes or is_process_local(job.fs)
+    # What is in the memory of a process, other processes do not see.
+    is_local_to_process = is_process_local(job.fs) or "memory://" in (job.encoder.source.url or "")
+    in_this_process = num_processes <= 1 or not job.encoder.worth_processes or is_local_to_process
     num_done = sum(len(task.indices) for task in tasks) - sum(len(task.indices) for task in remaining)
     with Progress(len(order), num_done, show, job.encoder.unit) as bar:
         if in_this_process:

@@ -21,10 +21,17 @@ _FILES = {
     "test": ("test_batch.bin",),
 }
 _NAMES = "batches.meta.txt"
+# Files by which another archive is recognized, and what it is.
+_OTHERS = {
+    ("data_batch_1", "test_batch", "batches.meta"): "the pickled version of CIFAR-10 (cifar-10-python.tar.gz)",
+    ("data_batch_1.mat", "test_batch.mat", "batches.meta.mat"): "Matlab's version of CIFAR-10 (cifar-10-matlab.tar.gz)",
+    ("fine_label_names.txt", "meta", "meta.mat"): "CIFAR-100",
+    ("trainLabels.csv",): "Kaggle's version of CIFAR-10",
+}
 
 
 class Cifar10:
-    """Source of ``cifar-10-binary.tar.gz`` (Krizhevsky 2009) or the folder in it; the pickled version is refused.
+    """Source of ``cifar-10-binary.tar.gz`` (Krizhevsky 2009) or the folder in it; other versions are refused.
 
     Args:
         url: The tar file or folder.
@@ -42,13 +49,10 @@ class Cifar10:
         archive = open_archive(url)
         try:
             paths = {PurePosixPath(name).name: name for name in archive.names}
-            if {"data_batch_1", "test_batch"} & paths.keys():
-                raise UserError(
-                    f"{url} is the pickled version of CIFAR-10, never opened here: get cifar-10-binary.tar.gz"
-                )
             files = [name for each in ([split] if split else _FILES) for name in _FILES[each]]
             for name in (*files, _NAMES):
                 if name not in paths:
+                    _refuse_other_version(url, set(paths))
                     raise UserError(f"{url} has no {name}: give the path of cifar-10-binary.tar.gz")
             self.labels = tuple(archive.read(paths[_NAMES]).decode(errors="replace").split())
             if len(self.labels) != 10:
@@ -96,6 +100,12 @@ class Cifar10:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_records": None}
+
+
+def _refuse_other_version(url: str, names: set[str]) -> None:
+    for marks, version in _OTHERS.items():
+        if names & set(marks):
+            raise UserError(f"{url} is {version}, never opened here: get cifar-10-binary.tar.gz")
 
 
 def _collect(archive: Archive, paths: dict[str, str], files: list[str], path: str) -> list[tuple[str, int]]:

@@ -12,7 +12,7 @@ from pipeline.data.sources.images.class_folders import label_by_folder
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.printable import printable_name
 
-__all__ = ["Images", "select_images"]
+__all__ = ["Images", "passed_over_reason", "select_images"]
 
 # Folders that systems leave, with thumbnails or with what was deleted.
 _OF_SYSTEMS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")
@@ -87,7 +87,7 @@ def select_images(archive: Archive) -> tuple[list[str], list[tuple[str, str]]]:
     images, passed_over = [], list(archive.left_out)
     readable = readable_suffixes()
     for name in archive.names:
-        if reason := _reason(name):
+        if reason := passed_over_reason(name):
             passed_over.append((name, reason))
         elif (suffix := _suffix(name)) in readable:
             images.append(name)
@@ -96,8 +96,16 @@ def select_images(archive: Archive) -> tuple[list[str], list[tuple[str, str]]]:
     return images, passed_over
 
 
-def _reason(name: str) -> str | None:
-    """Return why a file is passed over whatever its ending is, or None."""
+def passed_over_reason(name: str) -> str | None:
+    """Return why a file is passed over whatever its ending is, or None.
+
+    Args:
+        name: Its name, with slashes.
+
+    Example:
+        >>> passed_over_reason("cats/._1.png"), passed_over_reason("cats/1.png")
+        ('hidden', None)
+    """
     parts = name.split("/")
     if ".." in parts:
         return "with a name that leads out of the archive"

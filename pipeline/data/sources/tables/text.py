@@ -5,7 +5,6 @@ Numbers are parsed by NumPy and nothing is executed.
 
 from __future__ import annotations
 
-import gzip
 import io
 import itertools
 from collections.abc import Collection, Iterator
@@ -14,7 +13,7 @@ from typing import TextIO
 
 import numpy as np
 
-from pipeline.data.sources.archives import Archive
+from pipeline.data.sources.archives import Archive, decompressing, without_compression
 from pipeline.runtime.errors import UserError
 
 __all__ = ["RowReader", "open_lines"]
@@ -25,7 +24,6 @@ _BLOCK = 2**15
 _MAX_CHARACTERS = 2**16
 # More rows than are read of any table: 700,000 of HEPMASS.
 _MAX_ROWS = 1_000_000
-_GZIP = b"\x1f\x8b"
 
 
 class RowReader:
@@ -64,7 +62,7 @@ class RowReader:
 
         Args:
             widths: Allowed numbers of columns. All lines have the number of the first.
-            delimiter: Separator of two numbers, or None for any white space.
+            delimiter: Separator of two numbers, or None for any white space. Between semicolons a comma is a point.
             limit: Largest number of lines. ``None`` (default) for all.
 
         Yields:
@@ -78,6 +76,8 @@ class RowReader:
         while block := list(itertools.islice(lines, _BLOCK)):
             first = self._done + 1
             self._done += len(block)
+            if delimiter == ";":
+                block = [line.replace(",", ".") for line in block]
             if not block[-1].strip():
                 block = self._without_empty_end(block)
             if not block:
@@ -155,7 +155,7 @@ def _fit_float32(numbers: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def open_lines(archive: Archive, name: str) -> Iterator[RowReader]:
-    """Open a text file, gzipped or not.
+    """Open a text file, compressed by gzip, bzip2 or xz, or not.
 
     Args:
         archive: Archive of the file.
@@ -164,11 +164,8 @@ def open_lines(archive: Archive, name: str) -> Iterator[RowReader]:
     Yields:
         The reader of its rows.
     """
-    plain = name.removesuffix(".gz").rpartition("/")[2]
+    plain = without_compression(name).rpartition("/")[2]
     where = archive.url if archive.url.endswith(name) else f"{plain} of {archive.url}"
-    with archive.open(name) as packed:
-        zipped = packed.read(len(_GZIP)) == _GZIP
-        packed.seek(0)
-        with gzip.open(packed) if zipped else packed as file:
-            # A byte order mark is not part of the first name; bytes that are not UTF-8 are not part of a number.
-            yield RowReader(io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace"), where)
+    with archive.open(name) as packed, decompressing(packed) as file:
+        # A byte order mark is not part of the first name; bytes that are not UTF-8 are not part of a number.
+        yield RowReader(io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace"), where)

@@ -1,6 +1,6 @@
 """UCI tables on which density estimation is measured, in the files of their publishers.
 
-Each is read from its text file, gzipped or not, by itself, in a folder, or in the zip file that UCI offers.
+Each is read from its text file, compressed or not, by itself, in a folder, or in the zip file that UCI offers.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from pipeline.data.sources.archives import Archive, File, open_files
+from pipeline.data.sources.archives import Archive, File, open_files, without_compression
 from pipeline.data.sources.base import Table, choose
 from pipeline.data.sources.published import PUBLISHED, Part
 from pipeline.data.sources.tables.text import open_lines
@@ -31,6 +31,9 @@ _PARKINSONS = (
 _HEPMASS_DISCRETE = (6, 10, 14, 18, 22)
 _HEPMASS_EVENTS = {"train": 700_000, "test": 350_000}
 _HEPMASS_MASS = 1000.0
+
+# Of tables with a line of names, which are passed on with other delimiters than their publisher's.
+_DELIMITERS = (";", ",", "\t")
 
 _MINIBOONE_COLUMNS = 50
 _MINIBOONE_MISSING = -100.0
@@ -192,16 +195,24 @@ def _read(kind: str, url: str, name: str, header: str, delimiter: str, columns: 
         member = _one(archive, name)
         fingerprint = archive.fingerprint([member])
         with open_lines(archive, member) as lines:
-            if lines.read_line().replace('"', "").strip() != header:
+            names, given = header.split(delimiter), lines.read_line()
+            used = next((each for each in _DELIMITERS if _split_names(given, each) == names), None)
+            if used is None:
                 raise lines.damaged(1, f"is not the names of the columns of {name}")
-            width = header.count(delimiter) + 1
-            rows = _concatenate(lines.numbers({width}, delimiter), width)
+            rows = _concatenate(lines.numbers({len(names)}, used), len(names))
     finally:
         archive.close()
     if not len(rows):
         raise UserError(f"{url} has no rows: fetch it again")
-    parts = (Part(name, len(rows), "rows"), Part(name, lines.num_characters, "characters"))
-    return Table(kind, url, None, np.ascontiguousarray(rows[:, columns]), fingerprint, parts)
+    parts = [Part(name, len(rows), "rows")]
+    # A program that wrote the table with another delimiter has written its numbers in its own way, too.
+    if used == delimiter:
+        parts.append(Part(name, lines.num_characters, "characters"))
+    return Table(kind, url, None, np.ascontiguousarray(rows[:, columns]), fingerprint, tuple(parts))
+
+
+def _split_names(line: str, delimiter: str) -> list[str]:
+    return [name.strip() for name in line.replace('"', "").split(delimiter)]
 
 
 def _signal(archive: Archive, name: str, split: str, data_set: str) -> tuple[np.ndarray, Part]:
@@ -247,12 +258,12 @@ def _one(archive: Archive, name: str) -> str:
 
 def _refuse_other_table(archive: File, name: str) -> None:
     """Refuse the published file of another kind, which may have the same columns."""
-    given = archive.names[0].partition("?")[0].removesuffix(".gz")
+    given = without_compression(archive.names[0].partition("?")[0])
     for kind, published in PUBLISHED.items():
         if given != name and given in {part for part, _ in published}:
             raise UserError(f"{archive.url} is the file of {kind}, not {name}: check the source's url and kind")
 
 
 def _find(archive: Archive, name: str) -> str | None:
-    """Return the name of a published file in a folder or zip file, gzipped or not, or None."""
-    return next((each for each in archive.names if each.rpartition("/")[2].removesuffix(".gz") == name), None)
+    """Return the name of a published file in a folder or zip file, compressed or not, or None."""
+    return next((each for each in archive.names if without_compression(each.rpartition("/")[2]) == name), None)
