@@ -119,7 +119,7 @@ def test_damage_costs_the_rows_that_it_is_in(tmp_path: Path) -> None:
     (tmp_path / "c.parquet").write_bytes(b"<!doctype html>")
     source = sources.make("parquet", str(tmp_path))
     reasons = [str(reason).split(" (")[0] for reason, label in contents(source) if label is None]
-    assert reasons == ["in a damaged part of a parquet file"] * 2 + ["parquet file that cannot be read"] * 2
+    assert reasons == ["in a damaged part of a parquet file"] * 2 + ["parquet file that cannot be read"] * 12
     assert [label for _, label in contents(source) if label is not None] == [0, 1, 0, 1]
     with pytest.raises(UserError, match=r"more than data\.max_broken allows"):
         write_store(source, "memory://damaged-rows", resolution=8, channels=3, max_broken=0.1)

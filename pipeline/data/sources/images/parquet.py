@@ -46,7 +46,7 @@ class _Rows:
     def __init__(self, target: IO[bytes], labels: LabelColumn) -> None:
         self.files, self.rows = array("q"), array("q")
         self.offsets, self.sizes = array("q"), array("q")
-        self.reasons: list[str] = []
+        self.reasons: dict[str, int] = {}
         self._target = target
         self._labels = labels
 
@@ -66,9 +66,7 @@ class _Rows:
 
     def add_lost(self, number: int, row: int, reason: str) -> None:
         """Add a row that cannot be read."""
-        if reason not in self.reasons:
-            self.reasons.append(reason)
-        self._append(number, row, self.reasons.index(reason), _LOST)
+        self._append(number, row, self.reasons.setdefault(reason, len(self.reasons)), _LOST)
         self._labels.skip()
 
     def _append(self, number: int, row: int, offset: int, size: int) -> None:
@@ -109,10 +107,9 @@ class Parquet:
             self._path = self._temp.file("images")
             with archive_errors(self.url), open(self._path, "wb") as target:
                 rows = _Rows(target, self._labels)
-                for number, file in enumerate(self._files.files):
-                    _copy(number, file, self._columns, rows)
+                _copy_all(self._files.files, self._columns, rows)
             self._files_of, self._row_of = rows.files, rows.rows
-            self._offsets, self._sizes, self._reasons = rows.offsets, rows.sizes, rows.reasons
+            self._offsets, self._sizes, self._reasons = rows.offsets, rows.sizes, list(rows.reasons)
             self._labels.finish(f"the column {self._columns.label}", self._columns.classes)
         except BaseException:
             self.close()
@@ -160,16 +157,27 @@ class Parquet:
         raise UserError(f"no parquet file at {self.url} can be read ({problem}): fetch it again")
 
 
-def _copy(number: int, file: RangeFile, columns: ParquetColumns, rows: _Rows) -> None:
-    """Add the rows of one file, and those of it that cannot be read."""
+def _copy_all(files: list[RangeFile], columns: ParquetColumns, rows: _Rows) -> None:
+    """Add the rows of all files; one that cannot be read has lost as many as the others have, one at least."""
+    problems: dict[int, str] = {}
+    for number, file in enumerate(files):
+        if problem := _copy(number, file, columns, rows):
+            problems[number] = problem
+    usual = round(len(rows.sizes) / max(len(files) - len(problems), 1))
+    for number, problem in problems.items():
+        for row in range(max(usual, 1)):
+            rows.add_lost(number, row, problem)
+
+
+def _copy(number: int, file: RangeFile, columns: ParquetColumns, rows: _Rows) -> str | None:
+    """Add the rows of one file, and those of it that are damaged; return why the file cannot be read, if it cannot."""
     with file.open() as stream:
         try:
             opened = PlainParquet(stream)
             counts = _rows_of_groups(opened)
             columns.require(opened)
         except _ERRORS as error:
-            rows.add_lost(number, 0, f"parquet file that cannot be read ({one_line(error, limit=100)})")
-            return
+            return f"parquet file that cannot be read ({one_line(error, limit=100)})"
         limit = rows.position + max(_BEST_COMPRESSION * opened.size, _MOST_UNPACKED)
         with opened:
             row = 0
@@ -186,6 +194,7 @@ def _copy(number: int, file: RangeFile, columns: ParquetColumns, rows: _Rows) ->
                 for lost in range(row, end):
                     rows.add_lost(number, lost, f"in a damaged part of a parquet file ({decoded.problem})")
                 row = end
+    return None
 
 
 class _Decoded:
