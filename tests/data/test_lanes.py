@@ -229,14 +229,18 @@ def plain(store: Store) -> Reader:
 def counting_bucket() -> Iterator[tuple[str, Counter[str]]]:
     """The URL of a bucket of a real S3 server on this machine, and counts of what is read of it."""
     seen: Counter[str] = Counter()
+    counting = threading.Lock()
     application = DomainDispatcherApplication(create_backend_app)
 
     def count(environ: dict, start_response: object) -> Iterator[bytes]:
+        # Before it is answered: who has the last byte may look at the counts at once.
+        with counting:
+            seen[environ["REQUEST_METHOD"]] += 1
         for part in application(environ, start_response):
             if environ["REQUEST_METHOD"] == "GET" and environ["PATH_INFO"].endswith(".tar"):
-                seen["bytes"] += len(part)
+                with counting:
+                    seen["bytes"] += len(part)
             yield part
-        seen[environ["REQUEST_METHOD"]] += 1
 
     server = make_server("127.0.0.1", 0, count, threaded=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
