@@ -1,4 +1,4 @@
-"""``python -m pipeline.evaluate``: score a trained model, its base against its GEBM, along the chain."""
+"""``python -m pipeline.evaluate``: score a trained model along its chain, or any images against a store."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ __all__ = ["main"]
 
 
 @command(
-    "Score a trained GEBM against its own base, and along the MCMC chain; any sampler setting can be overridden.",
+    "Score a trained GEBM against its own base, and along the MCMC chain; any sampler setting can be overridden.\n"
+    "Or score images=... against=..., of which no model is needed: all of them by all metrics, unless keys say less.",
     [
         "python -m pipeline.evaluate checkpoint=results/<sweep>/trials/000",
-        "python -m pipeline.evaluate checkpoint=... sampler.num_steps=300 evaluation.chain_points=10",
-        "python -m pipeline.evaluate checkpoint=... 'evaluation.metrics=[fid,kid,is,prc]' evaluation.num_samples=50000",
+        "python -m pipeline.evaluate checkpoint=... 'evaluation.metrics=[fid,kid,is,prc,dc]' sampler.num_steps=300",
+        "python -m pipeline.evaluate images=samples.npz against=cifar10",
+        "python -m pipeline.evaluate images=photographs against=s3://bucket/lsun 'evaluation.metrics=[fid,kid]'",
     ],
     groups=(),
     sections={
@@ -24,12 +26,18 @@ __all__ = ["main"]
         "Environment": ENVIRONMENT_HELP,
         "Exit status": EXIT_STATUS_HELP,
     },
+    presigned_keys=("images",),
 )
 def main(config: Config, overrides: dict[str, Any]) -> int:
-    """Print the scores, and write them with their figures."""
-    from pipeline.training.evaluate_checkpoint import evaluate_checkpoint
+    """Print the scores, and write them, those of a model with their figures."""
+    if config.images is not None or config.against is not None:
+        from pipeline.tasks.score_images import score_images
 
-    evaluate_checkpoint(config.checkpoint, overrides, config.output)
+        score_images(config, overrides)
+    else:
+        from pipeline.training.evaluate_checkpoint import evaluate_checkpoint
+
+        evaluate_checkpoint(config.checkpoint, overrides, config.output)
     return 0
 
 

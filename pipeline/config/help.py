@@ -11,7 +11,7 @@ __all__ = ["COMMANDS", "ENVIRONMENT_HELP", "EXIT_STATUS_HELP", "RESULTS_HELP", "
 COMMANDS = {
     "sweep": "Search the hyper-parameters of a GEBM.",
     "train": "Train one GEBM: a sweep of a single trial.",
-    "evaluate": "Score a trained GEBM against its own base, and along the MCMC chain.",
+    "evaluate": "Score a trained GEBM along the MCMC chain, or any images against a store.",
     "sample": "Draw samples from a trained GEBM.",
     "shards": "Make an experiment's store from published data.",
     "submit": "Run a sweep on a cluster: Ray, KubeRay or Slurm.",

@@ -374,6 +374,11 @@ class Evaluation:
     weights: str | None = key(
         None, "File of the extractor's weights; a classifier's may be another store's.", outside=True
     )
+    resize: bool = key(
+        False,
+        "Whether images=... of another size or number of channels than the store's are cropped, resized and converted "
+        "as the store's own were, by its filter; they are refused otherwise.",
+    )
     metrics: list[str] = field(
         default_factory=lambda: ["fid"],
         metadata=documented("Metrics of images: fid, kid, is, prc (precision and recall), dc (density and coverage)."),
@@ -520,6 +525,13 @@ class Config:
     checkpoint: str | None = key(
         None, "A trained model to start from: the folder of a checkpoint or of a trial.", outside=True
     )
+    images: str | None = key(
+        None,
+        "Images that `python -m pipeline.evaluate` scores without a model: a folder, zip or tar file of images, an npz "
+        "or npy file, or a store; a path, a store's name or any fsspec URL.",
+        outside=True,
+    )
+    against: str | None = key(None, "The store that images=... are compared with.", outside=True)
     output: str | None = key(None, "A folder or fsspec URL (default: results/<name>-<time>).", outside=True)
     resume: str | None = key(None, "The folder of an interrupted run.", outside=True)
     log: str | None = key(

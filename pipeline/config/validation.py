@@ -25,7 +25,7 @@ from gebm.training.plateau_decay import PlateauDecay
 from pipeline.config.fields import keys
 from pipeline.config.kernels import kernel_settings
 from pipeline.config.precision import BF16_SAFE_SAMPLERS
-from pipeline.config.schema import Config, Data
+from pipeline.config.schema import Config, Data, Evaluation
 from pipeline.runtime.errors import UserError, one_line
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "FEWEST_SAMPLES",
     "required_multiple",
     "validate",
+    "validate_image_scores",
     "validate_rules",
     "validate_store",
 ]
@@ -87,6 +88,7 @@ def validate_rules(config: Config) -> None:
     """
     for check in (
         _check_fields,
+        _check_images,
         _check_task,
         _check_data,
         _check_scores,
@@ -112,6 +114,33 @@ def validate_store(config: Config) -> None:
     """
     _check_fields(config, "data.")
     _check_encoding(config)
+
+
+def validate_image_scores(config: Config) -> None:
+    """Refuse what scores no images. They need no model, and no experiment.
+
+    Args:
+        config: ``images``, ``against``, ``checkpoint`` and ``evaluation``.
+
+    Raises:
+        UserError: A key or a combination of keys is impossible; the message is one line that names it.
+    """
+    if config.checkpoint is not None:
+        raise UserError(
+            f"checkpoint={config.checkpoint}: images=... are scored against=... a store without a model; leave it out, "
+            "or leave them out"
+        )
+    if config.images is None or config.against is None:
+        given, lacking = ("against", "images") if config.images is None else ("images", "against")
+        raise UserError(
+            f"{given}={getattr(config, given)}: images are scored against a store; add {lacking}="
+            + ("<the store>" if lacking == "against" else "<a folder, archive, array or store>")
+        )
+    for group in ("data.", "evaluation.", "seed"):
+        _check_fields(config, group)
+    _check_metrics(config.evaluation)
+    if not config.evaluation.metrics:
+        raise UserError(f"evaluation.metrics=[]: name some of {', '.join(FEWEST_SAMPLES)}, or leave it out for all")
 
 
 def required_multiple(config: Config, key: str) -> int:
@@ -140,6 +169,12 @@ def _check_fields(config: Config, prefix: str = "") -> None:
         value = attrgetter(key.name)(config)
         if requirement := key.rule.refusal(value):
             raise UserError(f"{key.name}={value}: it {requirement}")
+
+
+def _check_images(config: Config) -> None:
+    for name, value in (("images", config.images), ("against", config.against)):
+        if value is not None:
+            raise UserError(f"{name}={value}: it is a key of `python -m pipeline.evaluate` alone; leave it out")
 
 
 def _check_task(config: Config) -> None:
@@ -174,11 +209,15 @@ def _check_data(config: Config) -> None:
         raise UserError(f"data.cache={cache}: it has to be a folder of each machine, from / or ~ on")
 
 
-def _check_scores(config: Config) -> None:
+def _check_metrics(evaluation: Evaluation) -> None:
     # A checkpoint's config may hold anything.
-    unknown = [name for name in config.evaluation.metrics if not (isinstance(name, str) and name in FEWEST_SAMPLES)]
+    unknown = [name for name in evaluation.metrics if not (isinstance(name, str) and name in FEWEST_SAMPLES)]
     if unknown:
         raise UserError(f"evaluation.metrics={unknown}: they have to be among {', '.join(FEWEST_SAMPLES)}")
+
+
+def _check_scores(config: Config) -> None:
+    _check_metrics(config.evaluation)
     fewest = max(FEWEST_SAMPLES[name] for name in ("fid", *config.evaluation.metrics))
     if config.evaluation.num_samples < fewest:
         raise UserError(

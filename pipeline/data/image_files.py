@@ -29,7 +29,7 @@ import warnings
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-__all__ = ["MAX_PIXELS", "UnreadableImage", "describe_suffix", "open_image", "readable_suffixes"]
+__all__ = ["MAX_PIXELS", "UnreadableImage", "describe_suffix", "image_shape", "open_image", "readable_suffixes"]
 
 MAX_PIXELS = 2**30 // 4 // 3
 """Largest number of pixels that are decoded: Pillow's own limit, 89,478,485."""
@@ -134,6 +134,26 @@ def open_image(data: bytes, channels: int) -> Image.Image:
     except UnreadableImage:
         raise
     # Pillow raises exceptions of many kinds, some with addresses and numbers that differ from image to image.
+    except Exception as error:
+        raise UnreadableImage(_reason(error)) from error
+
+
+def image_shape(data: bytes) -> tuple[int, int, int]:
+    """Return what the header of an image file says, without its pixels: channels (1 for gray, or 3), height and width.
+
+    Args:
+        data: The bytes of the file.
+
+    Raises:
+        UnreadableImage: If it is of an unknown format, or its header is damaged.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=_readable_formats()) as opened:
+                is_gray = opened.mode in ("1", "L", "LA", "La") or opened.mode.startswith(("I", "F"))
+                return 1 if is_gray else 3, opened.height, opened.width
+    # As of ``open_image``.
     except Exception as error:
         raise UnreadableImage(_reason(error)) from error
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["permutation"]
+__all__ = ["mixing_order", "permutation"]
+
+_MIXING_SEED = 0
 
 
 def permutation(size: int, *key: int) -> np.ndarray:
@@ -23,3 +25,14 @@ def permutation(size: int, *key: int) -> np.ndarray:
     """
     bits = np.random.MT19937(np.random.SeedSequence(key))
     return np.random.RandomState(bits).permutation(size)
+
+
+def mixing_order(size: int) -> np.ndarray:
+    """Return the order in which a store has the images of a source, int64 (size,): a fixed permutation.
+
+    Published files are often sorted by class, and each shard mixes all of them.
+
+    Args:
+        size: Number of images of the source.
+    """
+    return permutation(size, _MIXING_SEED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 
 import pytest
@@ -10,8 +11,9 @@ import torch_fidelity
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torch_fidelity import FeatureExtractorBase, register_feature_extractor
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from pipeline.data import Store, open_store, sources, write_store
+from pipeline.data import Store, load_images, open_store, sources, write_store
 from pipeline.evaluation.metrics import Extractor, make_extractor
 
 
@@ -80,3 +82,35 @@ def torch_fidelity_metrics() -> Callable[..., dict[str, float]]:
         return torch_fidelity.calculate_metrics(input1=InMemory(samples), input2=InMemory(data), **quiet, **settings)
 
     return measure
+
+
+class _Bare(FeatureExtractorInceptionV3):
+    """The Inception architecture without its weights."""
+
+    def load_state_dict(self, state_dict: dict, strict: bool = True, assign: bool = False) -> None:
+        assert state_dict == {}
+
+
+@pytest.fixture(scope="session")
+def inception_state(digits: Store) -> dict[str, torch.Tensor]:
+    """Stand-in weights of the Inception network: random, with running statistics that keep its features alive."""
+    empty = io.BytesIO()
+    torch.save({}, empty)
+    empty.seek(0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = _Bare("bare", ["2048"], feature_extractor_weights_path=empty)
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = 1.0
+        network.train()
+        with torch.no_grad():
+            network(load_images(digits)[0][:6].expand(-1, 3, -1, -1).contiguous())
+    return network.state_dict()
+
+
+@pytest.fixture(scope="session")
+def inception_file(inception_state: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("weights") / "inception.pth"
+    torch.save(inception_state, path)
+    return str(path)

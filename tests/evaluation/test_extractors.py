@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 import os
 import pickle
@@ -146,38 +145,6 @@ def test_names_that_are_not_known_or_not_safe_are_refused() -> None:
             make_extractor(name)
     with pytest.raises(UserError, match=r"data\.store"):
         make_extractor("classifier")
-
-
-class _Bare(FeatureExtractorInceptionV3):
-    """The Inception architecture without its weights."""
-
-    def load_state_dict(self, state_dict: dict, strict: bool = True, assign: bool = False) -> None:
-        assert state_dict == {}
-
-
-@pytest.fixture(scope="module")
-def inception_state(digits: Store) -> dict[str, torch.Tensor]:
-    """Stand-in weights of the Inception network: random, with running statistics that keep its features alive."""
-    empty = io.BytesIO()
-    torch.save({}, empty)
-    empty.seek(0)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = _Bare("bare", ["2048"], feature_extractor_weights_path=empty)
-        for module in network.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.momentum = 1.0
-        network.train()
-        with torch.no_grad():
-            network(load_images(digits)[0][:6].expand(-1, 3, -1, -1).contiguous())
-    return network.state_dict()
-
-
-@pytest.fixture(scope="module")
-def inception_file(inception_state: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("weights") / "inception.pth"
-    torch.save(inception_state, path)
-    return str(path)
 
 
 def test_the_standard_fid_is_that_of_torch_fidelity(

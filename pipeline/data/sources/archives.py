@@ -366,6 +366,11 @@ class File:
         self._path = path
         self._temp = temp
 
+    @property
+    def path(self) -> str:
+        """Path on the local disk."""
+        return self._path
+
     def read(self, name: str) -> bytes:
         """Return the contents of the file."""
         with self.open(name) as file:

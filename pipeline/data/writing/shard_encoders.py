@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.data import image_codec
 from pipeline.data.image_files import UnreadableImage
 from pipeline.data.manifest import ENCODINGS
-from pipeline.data.permutation import permutation
+from pipeline.data.permutation import mixing_order
 from pipeline.data.reading.shard import BLOCK_IMAGES, BLOCK_LABELS, IMAGE, IMAGE_LABEL, ROWS
 from pipeline.data.sources.base import BrokenImage, Source, Table
 from pipeline.runtime.errors import UserError
@@ -23,7 +23,6 @@ __all__ = ["EncodedShard", "ImageShardEncoder", "RowShardEncoder", "ShardEncoder
 
 # Images in a block: enough that the overhead of a block is small, few enough to inspect one by itself.
 _BLOCK = 1024
-_MIXING_SEED = 0
 # One image of this size is 192 MiB, and a process holds a shard of them.
 _MAX_RESOLUTION = 8192
 
@@ -176,8 +175,8 @@ class ImageShardEncoder:
         self.labels = source.labels
 
     def order(self) -> np.ndarray:
-        """Return a fixed permutation: published files are often sorted by class, and each shard mixes all of them."""
-        return permutation(len(self.source), _MIXING_SEED)
+        """Return a fixed permutation; see ``pipeline.data.permutation.mixing_order``."""
+        return mixing_order(len(self.source))
 
     def encode(self, indices: np.ndarray, first: int, advance: Callable[[int], None]) -> EncodedShard:
         """Encode the images at ``indices``; broken ones are named and left out."""

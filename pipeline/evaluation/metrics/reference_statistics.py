@@ -6,6 +6,7 @@ import functools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -41,6 +42,17 @@ class Reference:
     mu: Tensor
     sigma: Tensor
     features: Tensor
+
+    @classmethod
+    def of_features(cls, label: str, features: Tensor) -> Self:
+        """Return the statistics of a set whose features are all there.
+
+        Args:
+            label: The extractor's full name.
+            features: (N, F) float32.
+        """
+        rows = features.double()
+        return cls(label, len(rows), rows.mean(dim=0), rows.T.cov().reshape(rows.shape[1], -1), features)
 
     @functools.cached_property
     def sigma_root(self) -> Tensor:

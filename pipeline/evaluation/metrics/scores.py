@@ -28,6 +28,8 @@ _IS_SPLITS = FEWEST_SAMPLES["is"]
 _KID_SUBSETS = 100
 _KID_SUBSET_SIZE = 1000
 _NEIGHBORS = FEWEST_SAMPLES["prc"] - 1
+# Torch-fidelity's default block of distances: those of as many points a side are computed exactly as by it.
+_AT_ONCE = 10_000
 
 
 def fid_from_features(embedding: Tensor, reference: Reference) -> float:
@@ -108,11 +110,16 @@ def score(
     # The neighborhoods' radii shrink with the number of points: both sides get the same number.
     count = min(len(embedding), len(reference.features))
     sets = evenly_spaced(embedding, count), evenly_spaced(reference.features, count)
-    parts = {"fid": functools.partial(_fid_of_moments, embedding, reference), **_parts(layers, reference, sets)}
+    parts = {
+        "fid": functools.partial(_fid_of_moments, embedding, reference),
+        **_parts(layers, reference),
+        "prc": functools.partial(_precision_recall, *sets),
+        "dc": functools.partial(_density_coverage, *sets),
+    }
     return _measure(parts, metrics)
 
 
-def compare(samples: Mapping[str, Tensor], data: Tensor, metrics: Sequence[str]) -> dict[str, float]:
+def compare(samples: Mapping[str, Tensor], reference: Reference, metrics: Sequence[str]) -> dict[str, float]:
     """Measure a set of samples against a set of data, all of both, as torch-fidelity's command line does.
 
     In contrast to :func:`score`, precision, recall, density and coverage are of all samples and all data, whatever
@@ -121,7 +128,7 @@ def compare(samples: Mapping[str, Tensor], data: Tensor, metrics: Sequence[str])
 
     Args:
         samples: Features of the samples: ``embedding`` (N, F) and ``logits`` (N, K), float32.
-        data: ``embedding`` of the data (M, F), float32.
+        reference: Of the data, with the features of all of them; see :meth:`Reference.of_features`.
         metrics: As of :func:`score`.
 
     Returns:
@@ -132,12 +139,13 @@ def compare(samples: Mapping[str, Tensor], data: Tensor, metrics: Sequence[str])
     """
     _require_known(metrics)
     embedding = samples["embedding"]
-    reference = Reference("", len(data), *_moments(data), data)
     for name in metrics:
         _require(embedding, reference, name)
     parts = {
         "fid": functools.partial(_fid_of_sets, embedding, reference),
-        **_parts(samples, reference, (embedding, data)),
+        **_parts(samples, reference),
+        "prc": functools.partial(_precision_recall, embedding, reference.features, at_once=_AT_ONCE),
+        "dc": functools.partial(_density_coverage, embedding, reference.features),
     }
     return _measure(parts, metrics)
 
@@ -157,15 +165,11 @@ def _measure(parts: Mapping[str, Callable[[], _Measured]], metrics: Sequence[str
     return values | errors
 
 
-def _parts(
-    samples: Mapping[str, Tensor], reference: Reference, sets: tuple[Tensor, Tensor]
-) -> dict[str, Callable[[], _Measured]]:
-    """Return all metrics but the FID by name; those of neighbors compare two sets of embeddings."""
+def _parts(samples: Mapping[str, Tensor], reference: Reference) -> dict[str, Callable[[], _Measured]]:
+    """Return the metrics that are the same for :func:`score` and :func:`compare`, by name."""
     return {
         "kid": functools.partial(_kid, samples["embedding"], reference),
         "is": functools.partial(_inception, samples["logits"]),
-        "prc": functools.partial(_precision_recall, *sets),
-        "dc": functools.partial(_density_coverage, *sets),
     }
 
 
@@ -197,9 +201,16 @@ def _inception(logits: Tensor) -> _Measured:
     return _Measured({"is": mean, "is_std": deviation}, {"is": deviation / math.sqrt(_IS_SPLITS - 1)})
 
 
-def _precision_recall(samples: Tensor, data: Tensor) -> _Measured:
+def _precision_recall(samples: Tensor, data: Tensor, at_once: int = 0) -> _Measured:
+    """Measure precision and recall, with all distances in memory where there are up to ``at_once`` points a side."""
+    saves_memory = max(len(samples), len(data)) > at_once
     prc = prc_features_to_metric(
-        samples, data, prc_neighborhood=_NEIGHBORS, prc_batch_size=1000, save_cpu_ram=True, verbose=False
+        samples,
+        data,
+        prc_neighborhood=_NEIGHBORS,
+        prc_batch_size=1000 if saves_memory else at_once,
+        save_cpu_ram=saves_memory,
+        verbose=False,
     )
     values = {"precision": prc[KEY_METRIC_PRECISION], "recall": prc[KEY_METRIC_RECALL]}
     # A share of the samples, each of which is inside the data's neighborhoods or is not.
