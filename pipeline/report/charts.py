@@ -136,17 +136,17 @@ def _importances(results: SweepResults) -> Chart | None:
 
 
 def _pruning(results: SweepResults) -> Chart | None:
-    names = [trial.name for trial in results.records.trials]
+    names, unit = [trial.name for trial in results.records.trials], results.records.steps.unit
     series = []
     for status in STATUS_COLORS:
         trials = [trial for trial in results.records.trials if trial.status == status]
-        steps = {trial.name: trial.metrics.get("base_step", 0) for trial in trials}
+        steps = {trial.name: results.records.steps.done(trial) for trial in trials}
         if steps:
-            labels = [f"trial {name}, {status} at base step {steps.get(name, 0)}" for name in names]
+            labels = [f"trial {name}, {status} at {unit} {steps.get(name, 0)}" for name in names]
             lengths = [steps.get(name, 0) for name in names]
             series.append(Series(status, lengths, names, labels, STATUS_COLORS[status]))
     title = "How far each trial came, and how it ended"
-    return BarChart("pruning", title, "base steps", "trial", series) if series else None
+    return BarChart("pruning", title, f"{unit}s", "trial", series) if series else None
 
 
 def _spans_decades(values: list[float]) -> bool:

@@ -222,7 +222,8 @@ def _columns(results: SweepResults, shown: list[TrialRecord]) -> list[tuple[str,
     for name in results.records.shown:
         if any(name in trial.best_metrics for trial in shown):
             columns.append((name, lambda trial, name=name: _score(trial.best_metrics, name)))
-    columns.append(("base steps", lambda trial: _value(trial.metrics.get("base_step"))))
+    steps = results.records.steps
+    columns.append((f"{steps.unit}s", lambda trial: str(steps.done(trial) or "-")))
     columns.append(("minutes", lambda trial: f"{trial.seconds / 60:.1f}"))
     # Empty where a trial does not have the key.
     columns += [(k, lambda trial, k=k: _value(trial.params[k]) if k in trial.params else "") for k in keys]
@@ -233,17 +234,12 @@ def _pruned_and_failed(results: SweepResults, items: int) -> str:
     """Return the section of the trials that did not finish; empty where all did."""
     lines = []
     pruned = [trial for trial in results.records.trials if trial.status == "pruned"]
-    if pruned and results.is_sampler_search:
-        lines.append(f"- {len(pruned)} pruned: others were better at that point of the chain. They have no score.")
-    elif pruned:
-        steps = sorted(trial.metrics.get("base_step", 0) for trial in pruned)
-        when = (
-            f", between base steps {steps[0]} and {steps[-1]}" if steps[0] < steps[-1] else f" at base step {steps[0]}"
-        )
-        lines.append(
-            f"- {len(pruned)} pruned{when}: others were better at that step. "
-            f"Their scores are those of a shorter training."
-        )
+    if pruned:
+        steps, unit = sorted(map(results.records.steps.done, pruned)), results.records.steps.unit
+        when = f", between {unit}s {steps[0]} and {steps[-1]}" if steps[0] < steps[-1] else f" at {unit} {steps[0]}"
+        of_training = "Their scores are those of a shorter training."
+        score = "They have no score." if results.is_sampler_search else of_training
+        lines.append(f"- {len(pruned)} pruned{when}: others were better at that step. {score}")
     failed = [trial for trial in results.records.trials if trial.status == "failed"]
     lines += [
         f"- trial {trial.name} failed: {escape((trial.error or 'no reason is known')[:_MAX_ERROR])}"

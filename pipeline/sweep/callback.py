@@ -9,7 +9,6 @@ from typing import Any
 from ray import tune
 
 from pipeline import config as schema
-from pipeline.config.sampler_search import is_sampler_search
 from pipeline.config.temperature import BETA, sampling_beta
 from pipeline.report.escaping import escape
 from pipeline.runtime.errors import LockLost, one_line
@@ -182,10 +181,8 @@ class SweepCallback(tune.Callback):
 
     def _is_done(self, record: TrialRecord) -> bool:
         """Return whether a trial has come to its end, rather than been stopped before."""
-        if is_sampler_search(self._config):
-            return self._config.sweep.metric in record.metrics
-        planned = record.params.get("train.base_steps", self._config.train.base_steps)
-        return record.metrics.get("base_step", 0) >= planned
+        steps = self._records.steps
+        return steps.done(record) >= steps.planned(record)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """End a trial that failed, or whose own process died too often."""

@@ -19,6 +19,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import ConfigDict, Field, Strict, TypeAdapter, ValidationError
 
 from pipeline.config.own_choices import kept_choices
+from pipeline.config.sampler_search import samples_only
 from pipeline.config.scores import STANDARD_ERROR, standard_error_of
 from pipeline.runtime.errors import UserError, one_line
 from pipeline.runtime.filesystem import filesystem, write_file
@@ -38,6 +39,7 @@ from pipeline.tracking.summary_types import (
     Warning,
     one_line_text,
 )
+from pipeline.tracking.trial_steps import TrialSteps
 
 __all__ = [
     "MAX_WARNINGS",
@@ -100,6 +102,7 @@ _TRIALS = TypeAdapter(list[TrialRecord])
 # Fields that name a checkpoint.
 _CHECKPOINTS = ("checkpoint", "best_checkpoint")
 _HEAD = TypeAdapter(Head)
+_TRAINING = TrialSteps.of_training()
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,7 @@ class SweepSummary:
         shown: Scores that the terminal monitors, such as ``fid_base`` and ``fid_gebm``.
         facts: Other fields of the summary: the experiment's name, the feature extractor, the tracker.
         trials: Earlier trials of a resumed sweep.
+        steps: Steps by which its trials are followed (default: those of a training).
         finalists: Its finalists, see :mod:`pipeline.tracking.finalists`.
         verify: Called before anything is written; raises where this process may not write there any more.
     """
@@ -143,9 +147,10 @@ class SweepSummary:
         facts: dict[str, Any],
         trials: list[TrialRecord] | None = None,
         finalists: list[Finalist] | None = None,
+        steps: TrialSteps = _TRAINING,
         verify: Callable[[], None] = lambda: None,
     ) -> None:
-        self.verify = verify
+        self.verify, self.steps = verify, steps
         self.output, self.metric, self.mode, self.shown, self.facts = output, metric, mode, shown, facts
         self.trials, self.finalists = list(trials or []), list(finalists or [])
 
@@ -383,13 +388,13 @@ def _locate_checkpoints(output: str, trials: list[TrialRecord], start: str | Non
     """
     for trial in trials:
         # Such a trial sampled the model to start from, and another's folder does not say which one to read.
-        samples_only = bool(trial.params) and all(key.startswith("sampler.") for key in trial.params)
+        is_sample = samples_only(trial.params)
         for name in _CHECKPOINTS:
             url = getattr(trial, name)
             if url is None or url == start:
                 continue
             # What lies below the sweep's own folder was written there by a trial that trained.
-            is_start = samples_only and not url.startswith("trials/")
+            is_start = is_sample and not url.startswith("trials/")
             setattr(trial, name, start if is_start else own_checkpoint(output, trial.name, url))
 
 

@@ -93,10 +93,8 @@ class SamplerTrials:
             entries = self._evaluation.report(
                 model, base_step, folder, "sampled", run, sampler=config.sampler, is_drawn=is_drawn
             )
-            report = {"base_step": base_step, **entries, "checkpoint": config.checkpoint}
-            if reached is not None:
-                report |= {CHAIN_STEP: config.sampler.num_steps, CHAIN_SCORE: entries[config.sweep.metric]}
-            return folder.write_report(report)
+            end = {CHAIN_STEP: config.sampler.num_steps, CHAIN_SCORE: entries[config.sweep.metric]}
+            return folder.write_report({"base_step": base_step, **entries, **end, "checkpoint": config.checkpoint})
         finally:
             watchdog.stop()
 

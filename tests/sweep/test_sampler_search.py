@@ -115,7 +115,7 @@ def test_optuna_learns_from_a_pruned_setting_by_its_last_point():
 
 @pytest.fixture
 def driver(small, tmp_path) -> Driver:
-    config = small(train={"base_steps": 8}, sweep={"space": SPACE, "scheduler": "asha"})
+    config = small(train={"base_steps": 8}, sampler={"num_steps": 80}, sweep={"space": SPACE, "scheduler": "asha"})
     return Driver(config, tmp_path)
 
 

@@ -80,7 +80,10 @@ def test_each_setting_has_the_report_of_a_trial_of_its_own(model, tmp_path):
     for number, params in enumerate(SETTINGS):
         found = trials.run(params, str(tmp_path / f"warm-{number}"))
         [expected] = Trial(schema.apply(model, params), tmp_path / f"cold-{number}").reports
-        assert comparable(found) == comparable(expected)
+        # And is the last point of its chain.
+        end = {"chain_step": found["chain_step"], "chain_score": found[model.sweep.metric]}
+        assert comparable(found) == comparable(expected) | end
+        assert found["chain_step"] == schema.apply(model, params).sampler.num_steps
         written = [json.loads(line) for line in (tmp_path / f"warm-{number}" / "reports.jsonl").open()]
         assert [line["number"] for line in written] == [found["report_number"]] == [1]
     assert {path: path.read_bytes() for path in Path(model.checkpoint).iterdir()} == before

@@ -43,7 +43,6 @@ class Display:
     Args:
         records: The sweep's trials.
         name: Name of the experiment.
-        base_steps: Base steps of a whole trial.
         console: Where to print; by default standard output, or standard error where the event log has that.
         event_log: A file that gets a line of JSON for each event, or ``-`` for standard output; see
             :class:`pipeline.sweep.display.event_log.EventLog`.
@@ -56,13 +55,12 @@ class Display:
         self,
         records: SweepSummary,
         name: str,
-        base_steps: int,
         console: Console | None = None,
         event_log: str | None = None,
     ) -> None:
         self.records = records
         self.console = console or make_console(stderr=event_log == STANDARD_OUTPUT)
-        self.status = SweepStatus(records, name, base_steps)
+        self.status = SweepStatus(records, name)
         terminal = self.console.is_terminal and not self.console.is_dumb_terminal
         # The drawn table and lines of JSON on the same terminal would run into one another.
         self.live = terminal and not (event_log == STANDARD_OUTPUT and sys.stdout.isatty())
@@ -124,7 +122,7 @@ class Display:
             "mode": self.records.mode,
             "trials": ended + trials,
             "ended": ended,
-            "base_steps": self.status.base_steps,
+            f"{self.records.steps.metric}s": self.records.steps.total,
         }
         self._write_event("sweep_started", values)
 
@@ -192,13 +190,13 @@ class Display:
     def _cells(self, record: TrialRecord) -> list[str]:
         """Return the parts of a trial's line; those that are not known are empty."""
         values = record.metrics
-        steps = values.get("base_step", 0)
+        steps = self.records.steps
         rate, left = values.get("base_steps_per_second"), values.get("seconds_left")
         images, fraction = values.get("images_per_second"), values.get("fraction_of_peak")
         running = record.status == "running"
         return [
             record.status,
-            f"{steps}/{self.status.planned_steps(record)} base steps",
+            f"{steps.done(record)}/{steps.planned(record)} {steps.unit}s",
             f"{rate:.1f}/s" if running and rate else "",
             f"{images:.0f} images/s" if running and images else "",
             f"{fraction:.0%} of peak" if running and fraction else "",
@@ -222,7 +220,7 @@ def results_table(records: SweepSummary) -> Table:
     # Trials of a sweep that was resumed with another beta differ in it although it is not searched.
     differs = len(sweep_betas(records)) > 1 and "sampler.beta" not in keys
     warned = any(record.warnings for record in records.trials)
-    heads = ["trial", "status", *names, "base steps", "time"]
+    heads = ["trial", "status", *names, f"{records.steps.unit}s", "time"]
     heads += [*(["warnings"] if warned else []), *(["beta"] if differs else [])]
     table = Table(title=title, title_justify="left", header_style="bold")
     for head in [*heads, *short_names(keys, reserved=heads).values()]:
@@ -233,7 +231,7 @@ def results_table(records: SweepSummary) -> Table:
             record.name,
             record.status,
             *(score(best, name) or "-" for name in names),
-            str(record.metrics.get("base_step", "-")),
+            str(records.steps.done(record) or "-"),
             duration(record.seconds),
             *([str(len(record.warnings) or "-")] if warned else []),
             *([_beta(records, record)] if differs else []),

@@ -112,7 +112,7 @@ class Priority(IntEnum):
     PROGRESS = 2
     SCORE = 3
     TIME_LEFT = 4
-    BASE_STEP = 5
+    STEP = 5
     STEP_RATE = 6
     IMAGE_RATE = 7
     FRACTION_OF_PEAK = 8
@@ -153,7 +153,7 @@ def fit(columns: Sequence[Column], width: int) -> list[Column]:
 
     Example:
         >>> trial = Column("trial", Priority.TRIAL, 5, ("000",))
-        >>> steps = Column("base step", Priority.BASE_STEP, 9, ("8",))
+        >>> steps = Column("base step", Priority.STEP, 9, ("8",))
         >>> progress = Column("progress", Priority.PROGRESS, 8, ("",))
         >>> [(column.heading, column.width) for column in fit([trial, steps, progress], 20)]
         [('trial', 5), ('progress', 13)]
@@ -181,7 +181,6 @@ class SweepStatus:
     Attributes:
         records: Its trials.
         name: Name of the experiment.
-        base_steps: Base steps of a whole trial, where the search does not set them.
         trials: Number of trials in the end.
         at_a_time: Number of trials that run side by side.
         clock: Returns the time in seconds.
@@ -189,7 +188,6 @@ class SweepStatus:
 
     records: SweepSummary
     name: str
-    base_steps: int
     trials: int = 0
     at_a_time: int = 1
     clock: Callable[[], float] = time.monotonic
@@ -215,10 +213,6 @@ class SweepStatus:
     def elapsed(self) -> float:
         """Seconds since the start."""
         return 0.0 if self._started_at is None else self.clock() - self._started_at
-
-    def planned_steps(self, record: TrialRecord) -> int:
-        """Return the base steps of a whole trial."""
-        return max(1, int(record.params.get("train.base_steps", self.base_steps)))
 
     def counts(self) -> dict[str, int]:
         """Return the number of trials in each status, waiting ones included."""
@@ -247,7 +241,7 @@ class SweepStatus:
             return 1.0
         if isinstance(left, int | float) and 0 <= left < _MAX_SECONDS_LEFT and record.seconds > 0:
             return record.seconds / (record.seconds + left)
-        return min(1.0, record.metrics.get("base_step", 0) / self.planned_steps(record))
+        return self.records.steps.fraction(record)
 
     def summary(self) -> str:
         """Return the status on one line, for where nothing is drawn."""
@@ -345,8 +339,7 @@ class SweepStatus:
         """Return how far a trial is, or how it has ended."""
         if record.status != "running":
             return Text(record.status)
-        fraction = min(1.0, record.metrics.get("base_step", 0) / self.planned_steps(record))
-        return ProgressBar(total=1.0, completed=fraction, width=width)
+        return ProgressBar(total=1.0, completed=self.records.steps.fraction(record), width=width)
 
     def _columns(self, shown: list[TrialRecord]) -> list[Column]:
         """Return all columns that the table may have."""
@@ -354,10 +347,11 @@ class SweepStatus:
         def rates(name: str, form: str) -> list[str]:
             return [_current(record, name, form) for record in shown]
 
+        steps = self.records.steps
         columns = [
             _column("trial", Priority.TRIAL, 5, [record.name for record in shown]),
             _column("progress", Priority.PROGRESS, _MIN_BAR, [_ended_status(record) for record in shown]),
-            _column("base step", Priority.BASE_STEP, 9, [str(record.metrics.get("base_step", 0)) for record in shown]),
+            _column(steps.unit, Priority.STEP, 9, [str(steps.done(record)) for record in shown]),
             _column("steps/s", Priority.STEP_RATE, 7, rates("base_steps_per_second", ".2f")),
             _column("images/s", Priority.IMAGE_RATE, 8, rates("images_per_second", ",.0f")),
             _column("of peak", Priority.FRACTION_OF_PEAK, 7, rates("fraction_of_peak", ".0%")),
