@@ -86,7 +86,7 @@ def report(number: int, figures: list[str] | None = None, checkpoint: str | None
         "energy_drop": wave,
         "displacement": wave,
         "restarts": wave,
-        "chain": {str(100 * point): 9 * wave for point in range(11)},
+        "chain": {str(100 * point): [9 * wave, wave] for point in range(11)},
         "extractor": "inception-v3-compat",
         "figures": figures,
         "evaluation_seconds": wave,

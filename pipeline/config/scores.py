@@ -4,12 +4,67 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ["STANDARD_ERROR", "at_end", "plus_minus", "standard_error_of"]
+__all__ = ["STANDARD_ERROR", "ChainPoint", "at_end", "chain_points", "plus_minus", "standard_error_of"]
 
 STANDARD_ERROR = "_standard_error"
 """End of the name of a score's standard error."""
+
+# Points of one chain that a file may have.
+_MAX_POINTS = 10_000
+
+
+class ChainPoint(NamedTuple):
+    """Score of the samples at one step of their chain.
+
+    Attributes:
+        score: The score.
+        standard_error: Its standard error; ``None`` where it has none.
+    """
+
+    score: float
+    standard_error: float | None = None
+
+
+def chain_points(chain: Any) -> dict[int, ChainPoint]:
+    """Return the scores along a chain, from JSON.
+
+    Args:
+        chain: Step of the chain -> score and standard error; in files of earlier versions, the score alone.
+
+    Returns:
+        Step -> point; points whose score is missing, since it was not finite, are left out.
+
+    Raises:
+        ValueError: It is no such mapping.
+
+    Example:
+        >>> chain_points({"0": [5.0, 0.1], "50": [4.0, None], "100": 3.0})[100]
+        ChainPoint(score=3.0, standard_error=None)
+    """
+    if not isinstance(chain, Mapping) or len(chain) > _MAX_POINTS:
+        raise ValueError("not the scores along a chain")
+    points = {}
+    for step, point in chain.items():
+        score, error = point if isinstance(point, list | tuple) and len(point) == 2 else (point, None)
+        if not str(step).isdecimal() or len(str(step)) > 15:
+            raise ValueError("not a step of a chain")
+        if (number := _number(score)) is not None:
+            points[int(step)] = ChainPoint(number, _number(error))
+    return points
+
+
+def _number(value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("not a number")
+    try:
+        return float(value)
+    # An integer beyond the largest float.
+    except OverflowError:
+        raise ValueError("not a number") from None
 
 
 def standard_error_of(metrics: Mapping[str, Any], name: str) -> float | None:

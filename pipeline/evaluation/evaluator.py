@@ -144,10 +144,7 @@ def _score_chain(evaluation: Evaluation, chains: LocalChains, job: LocalJob) -> 
             scores = scorer.score(features, end=True)
         evaluation.add_point(step, scores, scorer.primary)
         evaluation.scores.update({at_end(name, end): value for name, value in scores.items()})
-    for points in (evaluation.chain, evaluation.chain_standard_error):
-        ordered = sorted(points.items())
-        points.clear()
-        points.update(ordered)
+    evaluation.chain = dict(sorted(evaluation.chain.items()))
 
 
 def _score_base(scorer: SampleScorer, samples: ChainSamples) -> tuple[dict[str, float], float]:

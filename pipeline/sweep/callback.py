@@ -9,6 +9,7 @@ from typing import Any
 from ray import tune
 
 from pipeline import config as schema
+from pipeline.config.scores import chain_points
 from pipeline.config.temperature import BETA, sampling_beta
 from pipeline.report.escaping import escape
 from pipeline.runtime.errors import LockLost, one_line
@@ -143,7 +144,7 @@ class SweepCallback(tune.Callback):
         step = report["base_step"] if evaluated else report.get(CHAIN_STEP, report["base_step"])
         self._tracker.log_metrics(record.name, numbers | system, step=step)
         if evaluated:
-            self._tracker.log_chain(record.name, self._score, report["chain"], report["base_step"])
+            self._tracker.log_chain(record.name, self._score, chain_points(report["chain"]), report["base_step"])
             self._tracker.log_pictures(record.name, report["figures"], report["base_step"])
         self._display.update(record, numbers, evaluated=evaluated)
 
@@ -155,7 +156,7 @@ class SweepCallback(tune.Callback):
         beta = sampling_beta(self._config, record.params)
         if beta is not None:
             numbers.setdefault(BETA, beta)
-        self._records.evaluated(record, numbers, report.get("checkpoint"))
+        self._records.evaluated(record, numbers, report.get("checkpoint"), chain_points(report["chain"]))
         self._changed = True
 
     def _log_notes(self, record: TrialRecord, notes: Any) -> None:

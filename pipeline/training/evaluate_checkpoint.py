@@ -71,7 +71,6 @@ def evaluate_checkpoint(url: str | None, overrides: dict[str, Any], output: str 
         "gradients_per_step": make_kernel(config.sampler, model).gradients_per_step,
         "scores": evaluation.scores,
         "chain": evaluation.chain,
-        "chain_standard_error": evaluation.chain_standard_error,
         "warnings": evaluation.warnings,
     }
     # What took hours is on the screen, whatever becomes of the disk.
@@ -110,10 +109,8 @@ def _print_scores(
         table = Table()
         table.add_column("MCMC step", justify="right")
         table.add_column(schema.monitored_metrics(config)[0].removesuffix("_base"), justify="right")
-        for step, value in evaluation.chain.items():
-            table.add_row(
-                f"{step}" if step else "0 (base)", plus_minus(value, evaluation.chain_standard_error.get(step))
-            )
+        for step, point in evaluation.chain.items():
+            table.add_row(f"{step}" if step else "0 (base)", plus_minus(*point))
         console.print(table)
     for name, value in evaluation.scores.items():
         if name.endswith(STANDARD_ERROR) and name not in _NOT_OF_ITS_NAME:

@@ -121,8 +121,8 @@ def test_points_along_the_chain_are_reported_and_a_setting_can_be_given_up_there
     found = trials.run(SETTINGS[0], str(tmp_path / "whole"), points.append)
     assert [point["chain_step"] for point in points] == [2, 4] and found["chain_step"] == 6
     # Pruned by the validation points, as trials are ranked: the test points of the chain's curve choose nothing.
-    assert found["chain_score"] == found[model.sweep.metric] != found["chain"]["6"]
-    assert len({point["chain_score"] for point in points} | set(found["chain"].values())) == 6
+    assert found["chain_score"] == found[model.sweep.metric] != found["chain"]["6"][0]
+    assert len({point["chain_score"] for point in points} | {score for score, _ in found["chain"].values()}) == 6
     assert [point["report_number"] for point in points] == [1, 2] and found["report_number"] == 3
     [expected] = Trial(schema.apply(model, SETTINGS[0]), tmp_path / "cold").reports
     assert comparable(found).items() >= comparable(expected).items()

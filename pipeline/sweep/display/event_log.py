@@ -23,7 +23,7 @@ from typing import Any
 
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.redaction import redact
-from pipeline.tracking.summary import drop_nonfinite
+from pipeline.tracking.finite_json import drop_nonfinite
 
 __all__ = ["EVENTS", "STANDARD_OUTPUT", "EventHandler", "EventLog", "as_event"]
 
