@@ -49,7 +49,7 @@ class SweepCallback(tune.Callback):
         self._score = schema.monitored_metrics(config)[0].removesuffix("_base")
         self._started_at: dict[str, float] = {}
         self._logged: set[str] = set()
-        self._share_due = config.scale.gpus_per_worker == "auto" and config.scale.num_workers == 1
+        self._share_due = config.scale.gpus_per_worker == "auto"
         # Exceptions of the trials' own processes, after which Tune tries again.
         self._failures: dict[str, str] = {}
         # Whether the summary has to be written, and when it may be.
@@ -136,8 +136,8 @@ class SweepCallback(tune.Callback):
             record.metrics.update(numbers)
         self._log_notes(record, report.get("notes", ()))
         # The peak of a trial includes its chains once it has been evaluated.
-        if evaluated and self._share_due and (line := suggest_share(report.get("system", {}))):
-            log.info(f"trial {record.name}: {line}")
+        if evaluated and self._share_due:
+            log.info(f"trial {record.name}: {suggest_share(self._config, report.get('system', {}))}")
             self._share_due = False
         system = {f"system/{name}": value for name, value in report.get("system", {}).items()}
         # Points along the chain of one model are told apart by their place on it.

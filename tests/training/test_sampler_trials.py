@@ -13,6 +13,7 @@ import yaml
 
 from pipeline import config as schema
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.system_metrics import SystemMetrics
 from pipeline.tasks.open_store import ensure_store
 from pipeline.training import loop
 from pipeline.training.loop import TrialRun
@@ -40,7 +41,7 @@ SETTINGS = [
     {"sampler.name": "ula", "sampler.step_size": 0.02, "sampler.beta": 3.0},
     {"sampler.name": "hmc", "sampler.step_size": 0.1, "sampler.num_steps": 1},
 ]
-TIMES = ("evaluation_seconds", "chain_steps_per_second", "ess_per_second")
+TIMES = ("evaluation_seconds", "chain_steps_per_second", "ess_per_second", "system")
 
 
 class Trial:
@@ -83,6 +84,7 @@ def test_each_setting_has_the_report_of_a_trial_of_its_own(model, tmp_path):
         # And is the last point of its chain.
         end = {"chain_step": found["chain_step"], "chain_score": found[model.sweep.metric]}
         assert comparable(found) == comparable(expected) | end
+        assert found["system"].keys() == SystemMetrics(CPU).sample().keys()
         assert found["chain_step"] == schema.apply(model, params).sampler.num_steps
         written = [json.loads(line) for line in (tmp_path / f"warm-{number}" / "reports.jsonl").open()]
         assert [line["number"] for line in written] == [found["report_number"]] == [1]
