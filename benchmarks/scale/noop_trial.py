@@ -82,7 +82,7 @@ def report(number: int, figures: list[str] | None = None, checkpoint: str | None
         "ess": wave,
         "r_hat": wave,
         "log_partition_monte_carlo": wave,
-        "log_partition_standard_error": wave,
+        "log_partition_monte_carlo_standard_error": wave,
         "energy_drop": wave,
         "displacement": wave,
         "restarts": wave,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TypeAlias
 
-from pipeline.config.scores import plus_minus, standard_error_of
+from pipeline.config.scores import format_score, plus_minus, standard_error_of
 from pipeline.report.analysis import SweepResults, importances
 from pipeline.report.chart_types import BEST_COLOR, STATUS_COLORS, BarChart, Chart, LineChart, ScatterChart, Series
 from pipeline.tracking.summary import TrialRecord
@@ -61,7 +61,7 @@ def _line_chart(
     for trial in results.records.trials:
         if not (curve := points.get(trial.name)):
             continue
-        labels = [f"trial {trial.name}, {unit} {step}: {_with_error(value, error)}" for step, value, error in curve]
+        labels = [f"trial {trial.name}, {unit} {step}: {plus_minus(value, error)}" for step, value, error in curve]
         if best is not None and trial.name == best.name:
             name, color = f"best, trial {trial.name}", BEST_COLOR
         else:
@@ -87,10 +87,6 @@ def _finite_evaluations(results: SweepResults, trial: TrialRecord) -> list[_Poin
     return [
         (step, value, error) for step, value, error in points if isinstance(value, int | float) and math.isfinite(value)
     ]
-
-
-def _with_error(value: float, error: float | None) -> str:
-    return plus_minus(value, error) if error else f"{value:.4g}"
 
 
 def _bars(errors: list[float | None]) -> list[float]:
@@ -192,5 +188,5 @@ def _trial_label(results: SweepResults, trial: TrialRecord) -> str:
         f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}" for key, value in trial.params.items()
     )
     notes = "; ".join(filter(None, [params, results.trial_temperature(trial), *trial.warnings[:_MAX_WARNINGS]]))
-    score = _with_error(results.score(trial), standard_error_of(trial.best_metrics, results.metric))
+    score = format_score(trial.best_metrics, results.metric)
     return f"trial {trial.name}, {trial.status}: {score}; {notes}"

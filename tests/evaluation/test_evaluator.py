@@ -161,7 +161,9 @@ def test_the_chain_goes_from_the_base_to_the_gebm(found):
         assert frame.shape == (9, 1, 8, 8) and frame.dtype == torch.uint8
     assert sum(steps) == config.evaluation.num_samples * config.sampler.num_steps
     assert all(math.isfinite(value) for value in evaluation.scores.values())
-    assert {"mean_potential", "log_partition_monte_carlo", "log_partition_standard_error"} <= set(evaluation.scores)
+    assert {"mean_potential", "log_partition_monte_carlo", "log_partition_monte_carlo_standard_error"} <= set(
+        evaluation.scores
+    )
 
 
 def test_the_same_seed_finds_the_same_and_another_does_not(found, small, scorer):

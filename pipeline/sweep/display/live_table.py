@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -15,12 +15,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.config.scores import plus_minus, standard_error_of
+from pipeline.config.scores import format_score
 from pipeline.sweep.display.eta import Eta, TrialProgress, duration, estimate_eta, time_left
 from pipeline.tracking.summary import TERMINAL_STATUSES, SweepSummary, TrialRecord
 from pipeline.tracking.summary_temperature import sweep_temperature, trial_temperature
 
-__all__ = ["STYLES", "Column", "Priority", "SweepStatus", "fit", "score", "scores_in_words", "short_names"]
+__all__ = ["STYLES", "Column", "Priority", "SweepStatus", "fit", "scores_in_words", "short_names"]
 
 STYLES = {"finished": "green", "running": "", "failed": "red", "pruned": "dim", "pending": "dim"}
 # Blanks between two columns of the table.
@@ -29,22 +29,6 @@ _GAP = 2
 _MIN_BAR, _MAX_BAR = 8, 20
 # A trial that claims to need longer has no estimate yet.
 _MAX_SECONDS_LEFT = 1e15
-
-
-def score(metrics: Mapping[str, Any], name: str) -> str:
-    """Return a score with its standard error, where it has one; empty where there is no score.
-
-    Args:
-        metrics: Scores of an evaluation.
-        name: Name of the score.
-
-    Example:
-        >>> metrics = {"fid_gebm": 4.1702, "fid_gebm_standard_error": 0.083, "fid_base": -123456.7}
-        >>> score(metrics, "fid_gebm"), score(metrics, "fid_base"), score(metrics, "kid_gebm")
-        ('4.170 ± 0.083', '-1.23e+05', '')
-    """
-    value = metrics.get(name)
-    return plus_minus(value, standard_error_of(metrics, name)) if isinstance(value, int | float) else ""
 
 
 def short_names(keys: Sequence[str], reserved: Collection[str] = ()) -> dict[str, str]:
@@ -96,7 +80,7 @@ def scores_in_words(records: SweepSummary, record: TrialRecord) -> str:
     """
     names = dict.fromkeys([*records.shown, records.metric])
     metrics, samples = records.final_metrics(record), records.final_samples(record)
-    scores = ", ".join(f"{name} {score(metrics, name)}" for name in names if name in metrics)
+    scores = ", ".join(f"{name} {format_score(metrics, name)}" for name in names if name in metrics)
     count = len(record.warnings)
     warned = f"{count} warning{'s' if count > 1 else ''}" if count else None
     fresh = f"{samples:,} fresh samples" if samples else None
@@ -388,7 +372,7 @@ def _current(record: TrialRecord, name: str, form: str) -> str:
 def _newest_score(record: TrialRecord, name: str) -> str:
     """Return the newest score of a running trial, or the best of one that has ended."""
     metrics = record.metrics if record.status == "running" else {**record.metrics, **record.best_metrics}
-    return score(metrics, name)
+    return format_score(metrics, name)
 
 
 def _format_value(value: object) -> str:
