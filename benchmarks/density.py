@@ -119,7 +119,7 @@ def document(found: dict[str, dict[str, list[dict]]]) -> str:
     tops = {name: found[name]["flow with an energy on top"] for name in sets}
     for label, key, digits in (
         ("gain of the energy on top", "gain", 3),
-        ("standard error of its log-partition", "log_partition_standard_error", 3),
+        ("standard error of its log-partition", "log_partition_monte_carlo_standard_error", 3),
     ):
         lines.append(f"| {label} | {' | '.join(spread([top[key] for top in tops[name]], digits) for name in sets)} |")
     learned = [max(abs(scores["log_partition"]) for scores in found[name]["KALE-F"]) for name in sets]

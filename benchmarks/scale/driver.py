@@ -43,6 +43,7 @@ from pipeline.sweep.search_space import SearchSpace, parse_space
 from pipeline.sweep.trainable import TRIAL_NAME_KEY
 from pipeline.tracking.summary import SweepSummary, TrialRecord
 from pipeline.tracking.tracker import Tracker
+from pipeline.tracking.trial_steps import trial_steps
 
 __all__ = ["Driven", "Load", "Phase", "drive", "experiment", "figures", "percentile"]
 
@@ -269,7 +270,13 @@ class _Sweep:
         trials = [TrialRecord(f"{i:03d}", point) for i, point in enumerate(initial_points(config, space))]
         shown = schema.monitored_metrics(config)
         records = SweepSummary(
-            config.output, metric=config.sweep.metric, mode="min", shown=shown, facts={}, trials=trials
+            config.output,
+            metric=config.sweep.metric,
+            mode="min",
+            shown=shown,
+            facts={},
+            trials=trials,
+            steps=trial_steps(config),
         )
         tracker = _Timed(uri, folder.name, artifacts=None, journal=folder / "tracking.jsonl", folder=str(folder))
         tracker.start_sweep(folder.name, schema.to_dict(config), "", extractor="inception-v3-compat")
@@ -291,7 +298,7 @@ class _Sweep:
         }
         searcher, count = search.make_searcher(self.config, self.space, self.records.trials)
         console = Console(file=io.StringIO(), width=160)
-        display = Display(self.records, self.config.name, self.config.train.base_steps, console)
+        display = Display(self.records, self.config.name, console)
         resources: dict[str, float] = {**cluster.TRIAL_RESOURCES}
         with display, display.sweep(self.load.trials, self.load.trials):
             meter = _Meter(SweepCallback(self.config, self.records, self.tracker, display), self.load, self.gate)

@@ -23,6 +23,7 @@ from benchmarks.scale.noop_trial import report
 from pipeline.runtime.filesystem import write_file
 from pipeline.sweep.display.console import Display
 from pipeline.tracking.summary import SweepSummary
+from pipeline.tracking.trial_steps import TrialSteps
 
 __all__ = ["many_trials", "measure"]
 
@@ -39,7 +40,7 @@ def measure(folder: Path, trials: int, repeat: int) -> list[dict[str, Any]]:
     """
     records = many_trials(folder, trials)
     tall, screen = (
-        Display(records, "lsun", 150_000, Console(file=io.StringIO(), force_terminal=True, width=160, height=height))
+        Display(records, "lsun", Console(file=io.StringIO(), force_terminal=True, width=160, height=height))
         for height in (10 * trials, 50)
     )
     pairs: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
@@ -67,7 +68,10 @@ def many_trials(folder: Path, trials: int, evaluations: int = 15) -> SweepSummar
         trials: of it.
         evaluations: of each.
     """
-    records = SweepSummary(str(folder), metric="fid_gebm", mode="min", shown=_SHOWN, facts={"experiment": "lsun"})
+    steps = TrialSteps.of_training(150_000)
+    records = SweepSummary(
+        str(folder), metric="fid_gebm", mode="min", shown=_SHOWN, facts={"experiment": "lsun"}, steps=steps
+    )
     for trial in range(trials):
         params = {"train.energy_lr": 1.23456e-4, "train.base_lr": 1.23456e-4, "sampler.step_size": 1.23456e-5}
         record = records.add(f"{trial:03d}", params)

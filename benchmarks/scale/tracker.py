@@ -18,6 +18,7 @@ from benchmarks.scale.driver import experiment, figures
 from benchmarks.scale.noop_trial import report
 from benchmarks.scale.servers import mlflow_server, postgresql
 from pipeline import config as schema
+from pipeline.config.scores import ChainPoint
 from pipeline.tracking.tracker import Tracker
 
 __all__ = ["measure"]
@@ -48,7 +49,7 @@ def _measure(uri: str, folder: Path, repeat: int) -> Iterator[dict[str, Any]]:
     settings, shown = schema.to_dict(experiment(1)), figures(folder)
     numbers = {key: value for key, value in report(0, []).items() if isinstance(value, int | float)}
     few = {key: value for key, value in report(0).items() if isinstance(value, int | float)}
-    chain = {100 * point: float(point) for point in range(11)}
+    chain = {100 * point: ChainPoint(float(point), 0.1) for point in range(11)}
 
     def evaluated(n: int) -> None:
         tracker.log_metrics(f"{n:03d}", numbers, n)

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError
 
-__all__ = ["check_sampler_search", "is_sampler_search"]
+__all__ = ["check_sampler_search", "is_sampler_search", "samples_only"]
+
+
+def samples_only(keys: Collection[str]) -> bool:
+    """Return whether trials that differ in these keys only sample a model that is trained already.
+
+    Args:
+        keys: Keys of the experiment that a search sets.
+
+    Example:
+        >>> samples_only(["sampler.step_size", "sampler.beta"]), samples_only(["sampler.beta", "seed"])
+        (True, False)
+    """
+    return bool(keys) and all(key.startswith("sampler.") for key in keys)
 
 
 def is_sampler_search(config: Config) -> bool:
@@ -14,8 +29,7 @@ def is_sampler_search(config: Config) -> bool:
     Args:
         config: The experiment, with its ``sweep.space``.
     """
-    space = config.sweep.space
-    return bool(space) and all(key.startswith("sampler.") for key in space)
+    return samples_only(config.sweep.space)
 
 
 def check_sampler_search(config: Config) -> None:

@@ -429,7 +429,7 @@ class Scale:
         None,
         "GPUs of a worker that uses them (default: 1). A fraction such as 0.25 runs four trials on a GPU, of one "
         "worker each, and bounds the memory of each by its share; auto runs on whole GPUs, and the first trial that is "
-        "evaluated reports which fraction would fit.",
+        "evaluated reports which fraction would fit, or why there is none.",
     )
     cpus_per_worker: int = bounded(1, "CPU cores of a worker.", gt=0)
     timeout: float = bounded(1800.0, "Seconds without a heartbeat after which a worker counts as hung.", gt=0)

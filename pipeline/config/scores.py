@@ -4,12 +4,67 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ["STANDARD_ERROR", "at_end", "plus_minus", "standard_error_of"]
+__all__ = ["STANDARD_ERROR", "ChainPoint", "at_end", "chain_points", "format_score", "plus_minus", "standard_error_of"]
 
 STANDARD_ERROR = "_standard_error"
 """End of the name of a score's standard error."""
+
+# Points of one chain that a file may have.
+_MAX_POINTS = 10_000
+
+
+class ChainPoint(NamedTuple):
+    """Score of the samples at one step of their chain.
+
+    Attributes:
+        score: The score.
+        standard_error: Its standard error; ``None`` where it has none.
+    """
+
+    score: float
+    standard_error: float | None = None
+
+
+def chain_points(chain: Any) -> dict[int, ChainPoint]:
+    """Return the scores along a chain, from JSON.
+
+    Args:
+        chain: Step of the chain -> score and standard error; in files of earlier versions, the score alone.
+
+    Returns:
+        Step -> point; points whose score is missing, since it was not finite, are left out.
+
+    Raises:
+        ValueError: It is no such mapping.
+
+    Example:
+        >>> chain_points({"0": [5.0, 0.1], "50": [4.0, None], "100": 3.0})[100]
+        ChainPoint(score=3.0, standard_error=None)
+    """
+    if not isinstance(chain, Mapping) or len(chain) > _MAX_POINTS:
+        raise ValueError("not the scores along a chain")
+    points = {}
+    for step, point in chain.items():
+        score, error = point if isinstance(point, list | tuple) and len(point) == 2 else (point, None)
+        if not str(step).isdecimal() or len(str(step)) > 15:
+            raise ValueError("not a step of a chain")
+        if (number := _number(score)) is not None:
+            points[int(step)] = ChainPoint(number, _number(error))
+    return points
+
+
+def _number(value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("not a number")
+    try:
+        return float(value)
+    # An integer beyond the largest float.
+    except OverflowError:
+        raise ValueError("not a number") from None
 
 
 def standard_error_of(metrics: Mapping[str, Any], name: str) -> float | None:
@@ -49,26 +104,46 @@ def at_end(name: str, end: str) -> str:
     return f"{score}_{end}{name[len(score) :]}"
 
 
-def plus_minus(value: float, error: float | None) -> str:
+def plus_minus(value: float, error: float | None = None) -> str:
     """Return a number and its standard error, both as exact as two significant digits of the error are.
 
     Args:
         value: The number.
-        error: Its standard error; ``None`` for none.
+        error: Its standard error; without one, the number has four significant digits.
 
     Example:
         >>> plus_minus(4.5173, 0.1234), plus_minus(1234.5, 67.8), plus_minus(0.00123, 0.0000456)
         ('4.52 ± 0.12', '1234 ± 68', '0.001230 ± 0.000046')
-        >>> plus_minus(4.5173, None), plus_minus(4.5173, 0.0), plus_minus(123456.7, 8901.2)
+        >>> plus_minus(4.5173), plus_minus(4.5173, 0.0), plus_minus(123456.7, 8901.2)
         ('4.517', '4.517', '123457 ± 8901')
         >>> plus_minus(4.5, 0.0996)
         '4.50 ± 0.10'
     """
     if error is None or not math.isfinite(value) or not math.isfinite(error) or error <= 0:
-        return f"{value:.3f}" if abs(value) < 10_000 or not math.isfinite(value) else f"{value:.2e}"
+        # A whole number ends in a dot.
+        return f"{value:#.4g}".rstrip(".")
     if abs(value) >= 1e15 or error >= 1e15 or error < 1e-12:
         return f"{value:.3g} ± {error:.2g}"
     # Of the rounded error: 0.0996 is 0.10.
     exponent = math.floor(math.log10(float(f"{error:.1e}")))
     digits = max(0, 1 - exponent)
     return f"{value:.{digits}f} ± {error:.{digits}f}"
+
+
+def format_score(metrics: Mapping[str, Any], name: str, missing: str = "") -> str:
+    """Return a score with its standard error, where it has one, as every table, chart and line shows it.
+
+    Args:
+        metrics: Scores of an evaluation, from this process or from a file.
+        name: Name of the score.
+        missing: What stands for a score that is missing.
+
+    Example:
+        >>> metrics = {"fid_gebm": 4.1702, "fid_gebm_standard_error": 0.083, "fid_base": -123456.7}
+        >>> format_score(metrics, "fid_gebm"), format_score(metrics, "fid_base"), format_score(metrics, "kid_gebm", "-")
+        ('4.170 ± 0.083', '-1.235e+05', '-')
+    """
+    value = metrics.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return missing
+    return plus_minus(float(value), standard_error_of(metrics, name))

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from pipeline.config.scores import standard_error_of
+from pipeline.config.scores import ChainPoint, standard_error_of
 from pipeline.evaluation.shared_results import SharedResults
 
 __all__ = ["ChainSamples", "Evaluation", "EvaluationRun", "SampleScorer"]
@@ -57,8 +57,7 @@ class Evaluation:
     Attributes:
         scores: ``fid_base``, ``fid_gebm`` and the other requested metrics, with their standard errors
             (``fid_gebm_standard_error``), and the sampler's diagnostics.
-        chain: Step of the chain -> the scorer's primary score there, such as the FID.
-        chain_standard_error: Step of the chain -> that score's standard error, where it has one.
+        chain: Step of the chain -> the scorer's primary score there, such as the FID, with its standard error.
         frames: Step of the chain -> the same few samples there, as they are shown: images (G, C, H, W) uint8.
         ends: ``base``, where the chain starts, and ``gebm``, where it ends, with all their samples.
         draw: Returns its pictures, file name -> bytes; set by the task, on the first worker.
@@ -67,8 +66,7 @@ class Evaluation:
     """
 
     scores: dict[str, float] = field(default_factory=dict)
-    chain: dict[int, float] = field(default_factory=dict)
-    chain_standard_error: dict[int, float] = field(default_factory=dict)
+    chain: dict[int, ChainPoint] = field(default_factory=dict)
     frames: dict[int, Tensor] = field(default_factory=dict)
     ends: dict[str, ChainSamples] = field(default_factory=dict)
     draw: Callable[[Evaluation], dict[str, bytes]] = _draw_nothing
@@ -83,10 +81,7 @@ class Evaluation:
             scores: Scores there, as the scorer names them.
             primary: Name of the score that is followed.
         """
-        self.chain[step] = scores[primary]
-        error = standard_error_of(scores, primary)
-        if error is not None:
-            self.chain_standard_error[step] = error
+        self.chain[step] = ChainPoint(scores[primary], standard_error_of(scores, primary))
 
     @functools.cached_property
     def pictures(self) -> dict[str, bytes]:

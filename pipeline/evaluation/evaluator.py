@@ -16,7 +16,7 @@ from gebm import GEBM
 from gebm.folding import folded
 from pipeline import config as schema
 from pipeline.config import precision
-from pipeline.config.scores import at_end
+from pipeline.config.scores import STANDARD_ERROR, at_end
 from pipeline.evaluation.base import ChainSamples, Evaluation, EvaluationRun, SampleScorer
 from pipeline.evaluation.local_chains import LocalChains, LocalJob, run_local_chains
 from pipeline.evaluation.out_of_memory import halve_batch_on_oom
@@ -93,8 +93,8 @@ def evaluate(
     evaluation.warnings += judge_travel(evaluation.scores, config.sampler)
     # The trained log-partition, next to its estimate.
     evaluation.scores["log_partition"] = model.log_partition.item()
-    estimate, error = chains.log_partition
-    evaluation.scores["log_partition_monte_carlo"], evaluation.scores["log_partition_standard_error"] = estimate, error
+    name = "log_partition_monte_carlo"
+    evaluation.scores[name], evaluation.scores[f"{name}{STANDARD_ERROR}"] = chains.log_partition
     return evaluation
 
 
@@ -144,10 +144,7 @@ def _score_chain(evaluation: Evaluation, chains: LocalChains, job: LocalJob) -> 
             scores = scorer.score(features, end=True)
         evaluation.add_point(step, scores, scorer.primary)
         evaluation.scores.update({at_end(name, end): value for name, value in scores.items()})
-    for points in (evaluation.chain, evaluation.chain_standard_error):
-        ordered = sorted(points.items())
-        points.clear()
-        points.update(ordered)
+    evaluation.chain = dict(sorted(evaluation.chain.items()))
 
 
 def _score_base(scorer: SampleScorer, samples: ChainSamples) -> tuple[dict[str, float], float]:

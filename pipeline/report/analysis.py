@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.own_choices import is_own
+from pipeline.config.sampler_search import samples_only
 from pipeline.config.temperature import BETA
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.filesystem import filesystem
@@ -15,6 +16,7 @@ from pipeline.runtime.untrusted import CONFIG, parse_yaml, read_bytes
 from pipeline.tracking.finalists import read_finalists
 from pipeline.tracking.summary import SweepSummary, TrialRecord, read_summary
 from pipeline.tracking.summary_temperature import sweep_betas, sweep_temperature, trial_beta, trial_temperature
+from pipeline.tracking.trial_steps import TrialSteps
 
 __all__ = ["SweepResults", "collect_results", "importances", "load_results"]
 
@@ -101,8 +103,7 @@ class SweepResults:
     @property
     def is_sampler_search(self) -> bool:
         """Whether nothing but the sampler's settings was searched, on a model that was trained before."""
-        keys = {key for trial in self.records.trials for key in trial.params}
-        return bool(keys) and all(key.startswith("sampler.") for key in keys)
+        return self.records.steps.are_of_chains
 
     @property
     def hours(self) -> float:
@@ -156,8 +157,9 @@ def load_results(output: str) -> SweepResults:
     facts[BETA] = document.get(BETA, settings.pop(BETA, None))
     shown = (f"{prefix}_base", f"{prefix}_gebm")
     finalists = read_finalists(document, trials, output)
+    steps = settings.pop("steps", TrialSteps.of_training())
     records = SweepSummary(
-        output, metric=metric, mode=mode, shown=shown, facts=facts, trials=trials, finalists=finalists
+        output, metric=metric, mode=mode, shown=shown, facts=facts, trials=trials, finalists=finalists, steps=steps
     )
     return collect_results(output, records, settings)
 
@@ -197,8 +199,15 @@ def _number(value: Any) -> float | None:
     return float(value)
 
 
+def _steps(config: dict[str, Any], space: dict[str, Any]) -> TrialSteps:
+    """Return the steps by which the trials of a sweep are followed, from its config as it was read."""
+    if samples_only(space):
+        return TrialSteps.of_chains(int(config.get("sampler", {}).get("num_steps", 1)))
+    return TrialSteps.of_training(int(config.get("train", {}).get("base_steps", 1)))
+
+
 def _settings(output: str) -> dict[str, Any]:
-    """Read the settings of the search from the sweep's config; empty where it cannot be read."""
+    """Read the settings of the search, and its steps, from the sweep's config; empty where it cannot be read."""
     files, path = filesystem(output)
     try:
         config = parse_yaml(read_bytes(files, f"{path}/config.yaml", CONFIG), CONFIG)
@@ -212,6 +221,7 @@ def _settings(output: str) -> dict[str, Any]:
             "scheduler": str(sweep["scheduler"]),
             "space": {str(key): value for key, value in space.items()},
             "num_samples": int(evaluation["num_samples"]),
+            "steps": _steps(config, space),
         }
-    except (FileNotFoundError, AttributeError, KeyError, TypeError, ValueError):
+    except (FileNotFoundError, AttributeError, KeyError, TypeError, ValueError, OverflowError):
         return {}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
-from pipeline.config.scores import plus_minus, standard_error_of
+from pipeline.config.scores import format_score, plus_minus, standard_error_of
 from pipeline.report.analysis import SweepResults, importances
 from pipeline.report.chart_types import BEST_COLOR, STATUS_COLORS, BarChart, Chart, LineChart, ScatterChart, Series
 from pipeline.tracking.summary import TrialRecord
@@ -14,6 +15,11 @@ __all__ = ["charts"]
 # Warnings of a trial in its label, and keys that have a chart each.
 _MAX_WARNINGS = 3
 _MAX_KEYS = 6
+# Curves along the chain.
+_MAX_CHAINS = 10
+
+# Step, score and standard error.
+_Point: TypeAlias = tuple[int, float, float | None]
 
 
 def charts(results: SweepResults) -> list[Chart]:
@@ -24,6 +30,7 @@ def charts(results: SweepResults) -> list[Chart]:
     """
     candidates = [
         _learning_curves(results),
+        _along_chain(results),
         _response(results),
         *(_score_against(results, key) for key in results.numeric[:_MAX_KEYS]),
         _importances(results),
@@ -33,32 +40,45 @@ def charts(results: SweepResults) -> list[Chart]:
 
 
 def _learning_curves(results: SweepResults) -> Chart | None:
+    points = {trial.name: _finite_evaluations(results, trial) for trial in results.records.trials}
+    return _line_chart(results, "learning_curves", "Learning curves of all trials", "base step", points)
+
+
+def _along_chain(results: SweepResults) -> Chart | None:
+    points = {
+        trial.name: [(step, *point) for step, point in sorted(trial.best_chain.items()) if math.isfinite(point.score)]
+        for trial in results.scored[:_MAX_CHAINS]
+    }
+    return _line_chart(results, "along_chain", "Score along the chain, of the best trials", "MCMC step", points)
+
+
+def _line_chart(
+    results: SweepResults, key: str, title: str, unit: str, points: dict[str, list[_Point]]
+) -> Chart | None:
+    """Return the chart of a curve a trial, from its points; ``None`` where there is no point."""
     best = results.records.best()
     series: list[Series] = []
     for trial in results.records.trials:
-        points = _finite_evaluations(results, trial)
-        if not points:
+        if not (curve := points.get(trial.name)):
             continue
-        labels = [f"trial {trial.name}, base step {step}: {_with_error(value, error)}" for step, value, error in points]
+        labels = [f"trial {trial.name}, {unit} {step}: {plus_minus(value, error)}" for step, value, error in curve]
         if best is not None and trial.name == best.name:
             name, color = f"best, trial {trial.name}", BEST_COLOR
         else:
             # One entry of the legend for each status.
             in_legend = any(other.name == trial.status for other in series)
             name, color = "" if in_legend else trial.status, STATUS_COLORS[trial.status]
-        steps, values = [step for step, _, _ in points], [value for _, value, _ in points]
-        bars = _bars([error for _, _, error in points])
-        series.append(Series(name, steps, values, labels, color, errors=bars, status=trial.status))
+        steps, values, errors = (list(column) for column in zip(*curve, strict=True))
+        series.append(Series(name, steps, values, labels, color, errors=_bars(errors), status=trial.status))
     if not series:
         return None
     # The best trial's curve is drawn last, above the others.
     series.sort(key=lambda curve: curve.color == BEST_COLOR)
     log = "y" if _spans_decades([value for curve in series for value in curve.y]) else ""
-    label = _label_with_bars(results, series)
-    return LineChart("learning_curves", "Learning curves of all trials", "base steps", label, series, log)
+    return LineChart(key, title, f"{unit}s", _label_with_bars(results, series), series, log)
 
 
-def _finite_evaluations(results: SweepResults, trial: TrialRecord) -> list[tuple[int, float, float | None]]:
+def _finite_evaluations(results: SweepResults, trial: TrialRecord) -> list[_Point]:
     """Return base step, score and standard error of evaluations, without scores that are not finite numbers."""
     points = [
         (evaluation["base_step"], evaluation.get(results.metric), standard_error_of(evaluation, results.metric))
@@ -67,10 +87,6 @@ def _finite_evaluations(results: SweepResults, trial: TrialRecord) -> list[tuple
     return [
         (step, value, error) for step, value, error in points if isinstance(value, int | float) and math.isfinite(value)
     ]
-
-
-def _with_error(value: float, error: float | None) -> str:
-    return plus_minus(value, error) if error else f"{value:.4g}"
 
 
 def _bars(errors: list[float | None]) -> list[float]:
@@ -136,17 +152,17 @@ def _importances(results: SweepResults) -> Chart | None:
 
 
 def _pruning(results: SweepResults) -> Chart | None:
-    names = [trial.name for trial in results.records.trials]
+    names, unit = [trial.name for trial in results.records.trials], results.records.steps.unit
     series = []
     for status in STATUS_COLORS:
         trials = [trial for trial in results.records.trials if trial.status == status]
-        steps = {trial.name: trial.metrics.get("base_step", 0) for trial in trials}
+        steps = {trial.name: results.records.steps.done(trial) for trial in trials}
         if steps:
-            labels = [f"trial {name}, {status} at base step {steps.get(name, 0)}" for name in names]
+            labels = [f"trial {name}, {status} at {unit} {steps.get(name, 0)}" for name in names]
             lengths = [steps.get(name, 0) for name in names]
             series.append(Series(status, lengths, names, labels, STATUS_COLORS[status]))
     title = "How far each trial came, and how it ended"
-    return BarChart("pruning", title, "base steps", "trial", series) if series else None
+    return BarChart("pruning", title, f"{unit}s", "trial", series) if series else None
 
 
 def _spans_decades(values: list[float]) -> bool:
@@ -172,5 +188,5 @@ def _trial_label(results: SweepResults, trial: TrialRecord) -> str:
         f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}" for key, value in trial.params.items()
     )
     notes = "; ".join(filter(None, [params, results.trial_temperature(trial), *trial.warnings[:_MAX_WARNINGS]]))
-    score = _with_error(results.score(trial), standard_error_of(trial.best_metrics, results.metric))
+    score = format_score(trial.best_metrics, results.metric)
     return f"trial {trial.name}, {trial.status}: {score}; {notes}"

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from pipeline.config.compose import format_overrides
 from pipeline.config.own_choices import own_overrides
 from pipeline.config.printed_commands import command_words
-from pipeline.config.scores import plus_minus, standard_error_of
+from pipeline.config.scores import format_score
 from pipeline.report.analysis import SweepResults
 from pipeline.report.escaping import code, code_block, escape
 from pipeline.tracking.finalists import order_changes
+from pipeline.tracking.finalists_table import finalists_table
 from pipeline.tracking.summary import TrialRecord
 
 __all__ = [
@@ -80,7 +81,7 @@ def _headline(results: SweepResults) -> str:
     if best is None:
         return count
     notes = "; ".join(filter(None, [results.trial_temperature(best), "with warnings" if best.warnings else None]))
-    return f"{count}, the best {_score(results.records.final_metrics(best), results.metric)}" + (
+    return f"{count}, the best {format_score(results.records.final_metrics(best), results.metric)}" + (
         f" ({notes})" if notes else ""
     )
 
@@ -111,7 +112,7 @@ def _best_trial(results: SweepResults, items: int) -> str:
     )
     metrics, samples = results.records.final_metrics(best), results.records.final_samples(best)
     scores = ", ".join(
-        f"{code(name)} {_score(metrics, name)}"
+        f"{code(name)} {format_score(metrics, name)}"
         for name in results.records.shown
         if isinstance(metrics.get(name), int | float)
     )
@@ -150,7 +151,7 @@ def _list_warnings(trial: TrialRecord, items: int) -> str:
 
 def _finalists(results: SweepResults, items: int) -> str:
     """Return the section of the finalists: what their second scores changed; empty where there are none."""
-    finals, metric = results.records.finals(), results.metric
+    finals = results.records.finals()
     if not finals:
         return ""
     changed, pairs = order_changes(finals, results.records.mode)
@@ -161,12 +162,9 @@ def _finalists(results: SweepResults, items: int) -> str:
         f"samples each from latents that no trial was scored on: these scores choose the best. {verdict}, and "
         f"{changed} of {pairs} pairs of finalists are in another order than before."
     )
-    heads = ["trial", metric, "before", "rank before"]
+    heads, *rows = finalists_table(results.records)
     lines = [[escape(head) + _CELL_END for head in heads], ["---"] * len(heads)]
-    for finalist in finals[: max(1, items)]:
-        record = results.records.get(finalist.name)
-        before = _score(record.best_metrics, metric) if record is not None else "-"
-        lines.append([finalist.name, escape(_score(finalist.metrics, metric)), escape(before), str(finalist.rank)])
+    lines += [[escape(cell) for cell in row] for row in rows[: max(1, items)]]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     failed = [
         f"- trial {finalist.name} could not be scored again: {escape(finalist.error[:_MAX_ERROR])}"
@@ -221,8 +219,9 @@ def _columns(results: SweepResults, shown: list[TrialRecord]) -> list[tuple[str,
         columns.append(("beta", lambda trial: _value(results.trial_beta(trial))))
     for name in results.records.shown:
         if any(name in trial.best_metrics for trial in shown):
-            columns.append((name, lambda trial, name=name: _score(trial.best_metrics, name)))
-    columns.append(("base steps", lambda trial: _value(trial.metrics.get("base_step"))))
+            columns.append((name, lambda trial, name=name: format_score(trial.best_metrics, name, missing="-")))
+    steps = results.records.steps
+    columns.append((f"{steps.unit}s", lambda trial: str(steps.done(trial) or "-")))
     columns.append(("minutes", lambda trial: f"{trial.seconds / 60:.1f}"))
     # Empty where a trial does not have the key.
     columns += [(k, lambda trial, k=k: _value(trial.params[k]) if k in trial.params else "") for k in keys]
@@ -233,17 +232,12 @@ def _pruned_and_failed(results: SweepResults, items: int) -> str:
     """Return the section of the trials that did not finish; empty where all did."""
     lines = []
     pruned = [trial for trial in results.records.trials if trial.status == "pruned"]
-    if pruned and results.is_sampler_search:
-        lines.append(f"- {len(pruned)} pruned: others were better at that point of the chain. They have no score.")
-    elif pruned:
-        steps = sorted(trial.metrics.get("base_step", 0) for trial in pruned)
-        when = (
-            f", between base steps {steps[0]} and {steps[-1]}" if steps[0] < steps[-1] else f" at base step {steps[0]}"
-        )
-        lines.append(
-            f"- {len(pruned)} pruned{when}: others were better at that step. "
-            f"Their scores are those of a shorter training."
-        )
+    if pruned:
+        steps, unit = sorted(map(results.records.steps.done, pruned)), results.records.steps.unit
+        when = f", between {unit}s {steps[0]} and {steps[-1]}" if steps[0] < steps[-1] else f" at {unit} {steps[0]}"
+        of_training = "Their scores are those of a shorter training."
+        score = "They have no score." if results.is_sampler_search else of_training
+        lines.append(f"- {len(pruned)} pruned{when}: others were better at that step. {score}")
     failed = [trial for trial in results.records.trials if trial.status == "failed"]
     lines += [
         f"- trial {trial.name} failed: {escape((trial.error or 'no reason is known')[:_MAX_ERROR])}"
@@ -300,12 +294,6 @@ def _fold(args: list[str]) -> str:
         else:
             lines.append(f"    {arg}")
     return " \\\n".join(lines)
-
-
-def _score(metrics: Mapping[str, Any], name: str) -> str:
-    """Return a score as a report prints it, with its standard error where it has one."""
-    value, error = metrics.get(name), standard_error_of(metrics, name)
-    return plus_minus(value, error) if error and isinstance(value, int | float) else _value(value)
 
 
 def _value(value: Any) -> str:

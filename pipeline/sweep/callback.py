@@ -9,7 +9,7 @@ from typing import Any
 from ray import tune
 
 from pipeline import config as schema
-from pipeline.config.sampler_search import is_sampler_search
+from pipeline.config.scores import chain_points
 from pipeline.config.temperature import BETA, sampling_beta
 from pipeline.report.escaping import escape
 from pipeline.runtime.errors import LockLost, one_line
@@ -49,7 +49,7 @@ class SweepCallback(tune.Callback):
         self._score = schema.monitored_metrics(config)[0].removesuffix("_base")
         self._started_at: dict[str, float] = {}
         self._logged: set[str] = set()
-        self._share_due = config.scale.gpus_per_worker == "auto" and config.scale.num_workers == 1
+        self._share_due = config.scale.gpus_per_worker == "auto"
         # Exceptions of the trials' own processes, after which Tune tries again.
         self._failures: dict[str, str] = {}
         # Whether the summary has to be written, and when it may be.
@@ -136,15 +136,15 @@ class SweepCallback(tune.Callback):
             record.metrics.update(numbers)
         self._log_notes(record, report.get("notes", ()))
         # The peak of a trial includes its chains once it has been evaluated.
-        if evaluated and self._share_due and (line := suggest_share(report.get("system", {}))):
-            log.info(f"trial {record.name}: {line}")
+        if evaluated and self._share_due:
+            log.info(f"trial {record.name}: {suggest_share(self._config, report.get('system', {}))}")
             self._share_due = False
         system = {f"system/{name}": value for name, value in report.get("system", {}).items()}
         # Points along the chain of one model are told apart by their place on it.
         step = report["base_step"] if evaluated else report.get(CHAIN_STEP, report["base_step"])
         self._tracker.log_metrics(record.name, numbers | system, step=step)
         if evaluated:
-            self._tracker.log_chain(record.name, self._score, report["chain"], report["base_step"])
+            self._tracker.log_chain(record.name, self._score, chain_points(report["chain"]), report["base_step"])
             self._tracker.log_pictures(record.name, report["figures"], report["base_step"])
         self._display.update(record, numbers, evaluated=evaluated)
 
@@ -156,7 +156,7 @@ class SweepCallback(tune.Callback):
         beta = sampling_beta(self._config, record.params)
         if beta is not None:
             numbers.setdefault(BETA, beta)
-        self._records.evaluated(record, numbers, report.get("checkpoint"))
+        self._records.evaluated(record, numbers, report.get("checkpoint"), chain_points(report["chain"]))
         self._changed = True
 
     def _log_notes(self, record: TrialRecord, notes: Any) -> None:
@@ -182,10 +182,8 @@ class SweepCallback(tune.Callback):
 
     def _is_done(self, record: TrialRecord) -> bool:
         """Return whether a trial has come to its end, rather than been stopped before."""
-        if is_sampler_search(self._config):
-            return self._config.sweep.metric in record.metrics
-        planned = record.params.get("train.base_steps", self._config.train.base_steps)
-        return record.metrics.get("base_step", 0) >= planned
+        steps = self._records.steps
+        return steps.done(record) >= steps.planned(record)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """End a trial that failed, or whose own process died too often."""

@@ -42,6 +42,7 @@ from pipeline.tracking import provenance
 from pipeline.tracking.finalists import read_finalists
 from pipeline.tracking.summary import TERMINAL_STATUSES, SweepSummary
 from pipeline.tracking.tracker import Tracker, journal_path
+from pipeline.tracking.trial_steps import trial_steps
 from pipeline.training.export import write_package
 
 __all__ = ["Interrupted", "Sweep", "exit_status", "open_sweep", "run"]
@@ -132,8 +133,9 @@ def open_sweep(plan: SweepPlan, command: str, console: Console | None = None) ->
         facts={},
         trials=plan.trials,
         finalists=read_finalists(plan.summary, plan.trials, plan.output),
+        steps=trial_steps(config),
     )
-    display = Display(summary, config.name, config.train.base_steps, console, config.log)
+    display = Display(summary, config.name, console, config.log)
     with display, lock.acquire(plan.output) as held:
         require_unchanged(plan)
         summary.verify = held.verify

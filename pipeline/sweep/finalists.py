@@ -23,7 +23,7 @@ from gebm.allocator import disable_malloc_trim
 from pipeline import config as schema
 from pipeline import tasks
 from pipeline.config.own_choices import DATA_KEYS
-from pipeline.config.scores import plus_minus, standard_error_of
+from pipeline.config.scores import format_score, standard_error_of
 from pipeline.evaluation.base import EvaluationRun
 from pipeline.runtime.errors import LockLost, UserError, one_line
 from pipeline.runtime.filesystem import filesystem
@@ -268,10 +268,9 @@ def _give_up(finalist: Finalist, reason: str) -> None:
 def _log_score(records: SweepSummary, finalist: Finalist) -> None:
     record = records.get(finalist.name)
     before = record.best_metrics if record is not None else {}
-    first = before.get(records.metric, math.nan)
     log.info(
-        f"finalist {finalist.name}: {records.metric} {plus_minus(finalist.score or 0.0, finalist.standard_error)}, "
-        f"before {plus_minus(first, standard_error_of(before, records.metric))} at rank {finalist.rank}"
+        f"finalist {finalist.name}: {records.metric} {format_score(finalist.metrics, records.metric)}, "
+        f"before {format_score(before, records.metric, missing='-')} at rank {finalist.rank}"
     )
 
 

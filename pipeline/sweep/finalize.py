@@ -10,7 +10,7 @@ from rich.console import Console
 from pipeline import config as schema
 from pipeline.config.printed_commands import format_command, quote_words
 from pipeline.config.sampler_search import is_sampler_search
-from pipeline.config.scores import STANDARD_ERROR
+from pipeline.config.scores import STANDARD_ERROR, format_score
 from pipeline.config.temperature import BETA
 from pipeline.report.analysis import SweepResults, collect_results
 from pipeline.report.escaping import escape
@@ -18,8 +18,8 @@ from pipeline.report.html import report
 from pipeline.report.markdown import markdown
 from pipeline.runtime.errors import LockLost, one_line
 from pipeline.runtime.filesystem import write_file
-from pipeline.sweep.display.console import finalists_table, results_table, seeds_table
-from pipeline.sweep.display.live_table import score, scores_in_words
+from pipeline.sweep.display.console import draw_finalists, results_table, seeds_table
+from pipeline.sweep.display.live_table import scores_in_words
 from pipeline.tracking import provenance
 from pipeline.tracking.metric_names import metric_name
 from pipeline.tracking.registry import BEST, model_name
@@ -145,7 +145,7 @@ def _best_scores(records: SweepSummary, best: TrialRecord) -> dict[str, float]:
 def _register(config: schema.Config, records: SweepSummary, best: TrialRecord, tracker: Tracker) -> None:
     """Put the best trial's model into MLflow's registry, under the experiment's name."""
     scores, metrics = _best_scores(records, best), records.final_metrics(best)
-    score_text = ", ".join(f"{key} {score(metrics, key)}" for key in records.shown if key in scores)
+    score_text = ", ".join(f"{key} {format_score(metrics, key)}" for key in records.shown if key in scores)
     beta = trial_beta(records, best)
     if beta is not None:
         score_text += f" ({trial_temperature(records, best)})"
@@ -184,7 +184,7 @@ def print_results(config: schema.Config, records: SweepSummary, command: str, co
         console: Where to print.
     """
     console.print(results_table(records))
-    finalists = finalists_table(records)
+    finalists = draw_finalists(records)
     if finalists is not None:
         console.print(finalists)
     means = seeds_table(records)

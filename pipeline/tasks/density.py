@@ -72,7 +72,7 @@ class DensityTaskWorker(TableTaskWorker):
             draws = model.sample_base(settings.num_samples, generator, batch_size=settings.batch_size)
             energies = {"base": self._energies(model, draws)}
             estimate = PartitionEstimate.of(-energies["base"])
-            evaluation.scores |= _estimate_scores("log_partition_monte_carlo", "log_partition", estimate)
+            evaluation.scores |= _estimate_scores("log_partition_monte_carlo", estimate)
             # False for NaN as well as for minus infinity.
             if not bool((energies["base"] > -math.inf).all()):
                 raise UserError(_DIVERGED)
@@ -142,7 +142,7 @@ class DensityTaskWorker(TableTaskWorker):
                 generator=torch.Generator(self._device).manual_seed((self._config.seed + 1) * 1_000_033),
                 batch_size=self._config.evaluation.batch_size,
             )
-            scores |= _estimate_scores("log_partition_annealed", "log_partition_annealed", annealed)
+            scores |= _estimate_scores("log_partition_annealed", annealed)
             return float(annealed.log_partition), float(annealed.standard_error)
         if kind == "trained":
             # A parameter of the model: there is no draw that it would be an estimate from.
@@ -162,11 +162,11 @@ class DensityTaskWorker(TableTaskWorker):
         }
 
 
-def _estimate_scores(name: str, prefix: str, estimate: PartitionEstimate) -> dict[str, float]:
+def _estimate_scores(name: str, estimate: PartitionEstimate) -> dict[str, float]:
     return {
         name: float(estimate.log_partition),
-        f"{prefix}_standard_error": float(estimate.standard_error),
-        f"{prefix}_effective_samples": float(estimate.effective_sample_size),
+        f"{name}_standard_error": float(estimate.standard_error),
+        f"{name}_effective_samples": float(estimate.effective_sample_size),
     }
 
 

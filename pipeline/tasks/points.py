@@ -129,13 +129,7 @@ class PointsTaskWorker(TableTaskWorker):
         name = plots.at_temperature("GEBM", temperature, separator="\n")
         clouds = {"data": self._held_out, "base": evaluation.frames[steps[0]], name: evaluation.frames[steps[-1]]}
         measure = "sliced Wasserstein distance"
-        curve = plots.chain_curve(
-            list(evaluation.chain),
-            list(evaluation.chain.values()),
-            measure,
-            temperature,
-            errors=[evaluation.chain_standard_error.get(step, 0.0) for step in evaluation.chain],
-        )
+        curve = plots.chain_curve(evaluation.chain, measure, temperature)
         with torch.no_grad(), frozen(model.energy):
             of_data = model.energy(self._splits.test.to(self._device)).cpu()
         energies = {"data": of_data, "base": evaluation.ends["base"].energies}

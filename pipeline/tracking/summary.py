@@ -12,22 +12,25 @@ import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, TypeVar
 
 from pydantic import ConfigDict, Field, Strict, TypeAdapter, ValidationError
 
 from pipeline.config.own_choices import kept_choices
-from pipeline.config.scores import STANDARD_ERROR, standard_error_of
+from pipeline.config.sampler_search import samples_only
+from pipeline.config.scores import STANDARD_ERROR, ChainPoint, standard_error_of
 from pipeline.runtime.errors import UserError, one_line
 from pipeline.runtime.filesystem import filesystem, write_file
 from pipeline.runtime.printable import printable
 from pipeline.runtime.untrusted import SUMMARY, parse_json, read_bytes
 from pipeline.tracking.finalists import FINALISTS, Finalist, decided
+from pipeline.tracking.finite_json import drop_nonfinite, one_line_json
 from pipeline.tracking.locations import absolute_folder, own_checkpoint, relative_place
 from pipeline.tracking.summary_types import (
     TERMINAL_STATUSES,
+    ChainScores,
     Evaluation,
     Head,
     Metrics,
@@ -38,6 +41,7 @@ from pipeline.tracking.summary_types import (
     Warning,
     one_line_text,
 )
+from pipeline.tracking.trial_steps import TrialSteps
 
 __all__ = [
     "MAX_WARNINGS",
@@ -45,7 +49,6 @@ __all__ = [
     "SeedMean",
     "SweepSummary",
     "TrialRecord",
-    "drop_nonfinite",
     "read_summary",
 ]
 
@@ -69,6 +72,7 @@ class TrialRecord:
         checkpoint: URL of the newest checkpoint.
         best_checkpoint: URL of the checkpoint with the best score.
         best_metrics: Metrics of that checkpoint.
+        best_chain: Step of the chain -> score there with its standard error, of that checkpoint.
         evaluations: Base step, score and standard error of every evaluation, for schedulers and curves.
         mlflow_run_id: Id of its run in the tracker.
         seconds: Time it has run, over all its starts.
@@ -88,6 +92,7 @@ class TrialRecord:
     checkpoint: str | None = None
     best_checkpoint: str | None = None
     best_metrics: Metrics = field(default_factory=dict)
+    best_chain: ChainScores = field(default_factory=dict)
     evaluations: list[Evaluation] = field(default_factory=list)
     mlflow_run_id: str | None = None
     seconds: Seconds = 0.0
@@ -100,6 +105,7 @@ _TRIALS = TypeAdapter(list[TrialRecord])
 # Fields that name a checkpoint.
 _CHECKPOINTS = ("checkpoint", "best_checkpoint")
 _HEAD = TypeAdapter(Head)
+_TRAINING = TrialSteps.of_training()
 
 
 @dataclass(frozen=True)
@@ -129,6 +135,7 @@ class SweepSummary:
         shown: Scores that the terminal monitors, such as ``fid_base`` and ``fid_gebm``.
         facts: Other fields of the summary: the experiment's name, the feature extractor, the tracker.
         trials: Earlier trials of a resumed sweep.
+        steps: Steps by which its trials are followed (default: those of a training).
         finalists: Its finalists, see :mod:`pipeline.tracking.finalists`.
         verify: Called before anything is written; raises where this process may not write there any more.
     """
@@ -143,9 +150,10 @@ class SweepSummary:
         facts: dict[str, Any],
         trials: list[TrialRecord] | None = None,
         finalists: list[Finalist] | None = None,
+        steps: TrialSteps = _TRAINING,
         verify: Callable[[], None] = lambda: None,
     ) -> None:
-        self.verify = verify
+        self.verify, self.steps = verify, steps
         self.output, self.metric, self.mode, self.shown, self.facts = output, metric, mode, shown, facts
         self.trials, self.finalists = list(trials or []), list(finalists or [])
 
@@ -165,13 +173,20 @@ class SweepSummary:
             return False
         return than is None or (score < than if self.mode == "min" else score > than)
 
-    def evaluated(self, record: TrialRecord, metrics: dict[str, Any], checkpoint: str | None) -> None:
+    def evaluated(
+        self,
+        record: TrialRecord,
+        metrics: dict[str, Any],
+        checkpoint: str | None,
+        chain: Mapping[int, ChainPoint] | None = None,
+    ) -> None:
         """Add an evaluation to a trial's record.
 
         Args:
             record: The trial.
             metrics: Metrics of the evaluation, including ``base_step`` and the sweep's metric.
             checkpoint: URL of the model that was evaluated; ``None`` if it could not be written.
+            chain: Scores along its chain (default: none).
         """
         record.metrics.update(metrics)
         record.checkpoint = checkpoint or record.checkpoint
@@ -183,6 +198,7 @@ class SweepSummary:
         rewritten = checkpoint == record.best_checkpoint
         if rewritten or self.better(metrics[self.metric], record.best_metrics.get(self.metric)):
             record.best_metrics, record.best_checkpoint = dict(metrics), checkpoint
+            record.best_chain = dict(chain or {})
 
     def add_warnings(self, record: TrialRecord, lines: Any) -> list[str]:
         r"""Add warnings to a trial's record, each once and at most :data:`MAX_WARNINGS` of them.
@@ -299,7 +315,7 @@ class SweepSummary:
             "finalists": [drop_nonfinite(self._with_places(asdict(finalist))) for finalist in self.finalists],
         }
         # One line per trial: json indents in Python, which is ten times slower, and there may be a thousand of them.
-        trials = ",\n  ".join(_line(self._with_places(vars(trial))) for trial in self.trials)
+        trials = ",\n  ".join(one_line_json(self._with_places(vars(trial))) for trial in self.trials)
         head = json.dumps(document, indent=1).removesuffix("\n}")
         write_file(f"{self.output}/summary.json", f'{head},\n "trials": [\n  {trials}\n ]\n}}\n'.encode())
 
@@ -312,32 +328,6 @@ class SweepSummary:
         folder = absolute_folder(self.output)
         places = {key: relative_place(folder, values[key]) for key in _CHECKPOINTS if values.get(key) is not None}
         return {**values, **places}
-
-
-def drop_nonfinite(value: Any) -> Any:
-    """Return a value without the numbers that are not finite: JSON has none, and other readers refuse Python's NaN.
-
-    Args:
-        value: A value that is JSON otherwise. A dict loses the key, and in a list the number becomes ``None``.
-
-    Example:
-        >>> drop_nonfinite({"loss": float("nan"), "step": 3, "losses": [1.0, float("inf")]})
-        {'step': 3, 'losses': [1.0, None]}
-    """
-    if isinstance(value, dict):
-        finite = {key: item for key, item in value.items() if not isinstance(item, float) or math.isfinite(item)}
-        return {key: drop_nonfinite(item) for key, item in finite.items()}
-    if isinstance(value, list | tuple):
-        return [drop_nonfinite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _line(value: dict[str, Any]) -> str:
-    """Return a line of JSON, without the keys whose number is not finite."""
-    try:
-        return json.dumps(value, allow_nan=False)
-    except ValueError:
-        return json.dumps(drop_nonfinite(value))
 
 
 def read_summary(output: str, start: str | None = None) -> tuple[dict[str, Any], list[TrialRecord]]:
@@ -383,13 +373,13 @@ def _locate_checkpoints(output: str, trials: list[TrialRecord], start: str | Non
     """
     for trial in trials:
         # Such a trial sampled the model to start from, and another's folder does not say which one to read.
-        samples_only = bool(trial.params) and all(key.startswith("sampler.") for key in trial.params)
+        is_sample = samples_only(trial.params)
         for name in _CHECKPOINTS:
             url = getattr(trial, name)
             if url is None or url == start:
                 continue
             # What lies below the sweep's own folder was written there by a trial that trained.
-            is_start = samples_only and not url.startswith("trials/")
+            is_start = is_sample and not url.startswith("trials/")
             setattr(trial, name, start if is_start else own_checkpoint(output, trial.name, url))
 
 

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, StringConstraints, TypeAdapter
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    StringConstraints,
+    TypeAdapter,
+)
 
-__all__ = ["Evaluation", "Head", "Metrics", "Params", "Seconds", "Status", "TrialName", "Warning"]
+from pipeline.config.scores import chain_points
+
+__all__ = ["ChainScores", "Evaluation", "Head", "Metrics", "Params", "Seconds", "Status", "TrialName", "Warning"]
 
 TERMINAL_STATUSES = ("finished", "pruned", "failed")
 MAX_WARNING_LENGTH = 500
@@ -65,6 +76,7 @@ Status = Annotated[str, Field(pattern=rf"^(pending|running|{'|'.join(TERMINAL_ST
 Params = Annotated[dict[str, Any], AfterValidator(_require_keys)]
 Metrics = Annotated[dict[str, Any], AfterValidator(_require_numbers)]
 Evaluation = Annotated[dict[str, Any], AfterValidator(_require_base_step)]
+ChainScores = Annotated[dict[int, Any], BeforeValidator(chain_points)]
 Warning = Annotated[str, AfterValidator(_require_one_line)]
 Seconds = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]
 

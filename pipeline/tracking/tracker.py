@@ -18,6 +18,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from pipeline.config.printed_commands import quote_words
+from pipeline.config.scores import STANDARD_ERROR, ChainPoint
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.filesystem import filesystem, is_local
 from pipeline.runtime.redaction import redact
@@ -189,10 +190,15 @@ class Tracker:
         }
         self._log(trial, numbers, step)
 
-    def log_chain(self, trial: str, score: str, chain: dict[int, float], base_step: int) -> None:
+    def log_chain(self, trial: str, score: str, chain: Mapping[int, ChainPoint], base_step: int) -> None:
         """Log a score along the chain, one metric per position, so that each has its curve over training."""
-        suffix = f".{self.extractor}" if self.extractor else ""
-        self._log(trial, {f"{score}_chain/{int(step):05d}{suffix}": value for step, value in chain.items()}, base_step)
+        suffix, metrics = f".{self.extractor}" if self.extractor else "", {}
+        for step, point in chain.items():
+            name = f"{score}_chain/{step:05d}"
+            metrics[f"{name}{suffix}"] = point.score
+            if point.standard_error is not None:
+                metrics[f"{name}{STANDARD_ERROR}{suffix}"] = point.standard_error
+        self._log(trial, metrics, base_step)
 
     def _log(self, trial: str | None, metrics: Mapping[str, float], step: int) -> None:
         finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}

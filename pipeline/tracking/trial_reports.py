@@ -17,8 +17,9 @@ import stat
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
+from pipeline.config.scores import chain_points
 from pipeline.runtime.filesystem import filesystem, is_local, write_file
 
 __all__ = ["CHAIN_SCORE", "CHAIN_STEP", "NUMBER", "TrialReports", "missed_reports"]
@@ -38,6 +39,12 @@ _MAX_TEXT = 4096
 _Text = Annotated[str, Field(max_length=_MAX_TEXT)]
 
 
+def _require_chain(chain: dict[str, Any]) -> dict[str, Any]:
+    """Refuse what is not the scores along a chain; it stays JSON."""
+    chain_points(chain)
+    return chain
+
+
 class _Report(BaseModel):
     """Report of a trial: what the driver relies on, and any further numbers."""
 
@@ -45,7 +52,7 @@ class _Report(BaseModel):
 
     base_step: NonNegativeInt
     checkpoint: _Text | None = None
-    chain: dict[str, float] = {}
+    chain: Annotated[dict[str, Any], AfterValidator(_require_chain)] = {}
     figures: list[_Text] = []
     notes: list[_Text] = []
     warnings: list[_Text] = []

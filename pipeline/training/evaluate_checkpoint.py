@@ -19,7 +19,7 @@ from pipeline import tasks
 from pipeline.config import precision
 from pipeline.config.kernels import used_settings
 from pipeline.config.own_choices import DATA_KEYS
-from pipeline.config.scores import STANDARD_ERROR, plus_minus, standard_error_of
+from pipeline.config.scores import STANDARD_ERROR, format_score, plus_minus
 from pipeline.config.temperature import BETA, describe_temperature, sampling_beta
 from pipeline.evaluation.base import EvaluationRun
 from pipeline.evaluation.chains import make_kernel
@@ -31,9 +31,6 @@ from pipeline.tasks.open_store import ensure_store
 from pipeline.training.build_model import load_model
 
 __all__ = ["evaluate_checkpoint"]
-
-# The standard error of log_partition_monte_carlo; log_partition is a parameter of the model.
-_NOT_OF_ITS_NAME = ("log_partition_standard_error",)
 
 
 def evaluate_checkpoint(url: str | None, overrides: dict[str, Any], output: str | None = None) -> None:
@@ -71,7 +68,6 @@ def evaluate_checkpoint(url: str | None, overrides: dict[str, Any], output: str 
         "gradients_per_step": make_kernel(config.sampler, model).gradients_per_step,
         "scores": evaluation.scores,
         "chain": evaluation.chain,
-        "chain_standard_error": evaluation.chain_standard_error,
         "warnings": evaluation.warnings,
     }
     # What took hours is on the screen, whatever becomes of the disk.
@@ -110,14 +106,9 @@ def _print_scores(
         table = Table()
         table.add_column("MCMC step", justify="right")
         table.add_column(schema.monitored_metrics(config)[0].removesuffix("_base"), justify="right")
-        for step, value in evaluation.chain.items():
-            table.add_row(
-                f"{step}" if step else "0 (base)", plus_minus(value, evaluation.chain_standard_error.get(step))
-            )
+        for step, point in evaluation.chain.items():
+            table.add_row(f"{step}" if step else "0 (base)", plus_minus(*point))
         console.print(table)
-    for name, value in evaluation.scores.items():
-        if name.endswith(STANDARD_ERROR) and name not in _NOT_OF_ITS_NAME:
-            continue
-        error = None if f"{name}{STANDARD_ERROR}" in _NOT_OF_ITS_NAME else standard_error_of(evaluation.scores, name)
-        text = f"{value:.4g}" if error is None else plus_minus(value, error)
-        console.print(f"{name:<40} {text}", highlight=False)
+    for name in evaluation.scores:
+        if not name.endswith(STANDARD_ERROR):
+            console.print(f"{name:<40} {format_score(evaluation.scores, name)}", highlight=False)

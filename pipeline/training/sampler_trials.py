@@ -16,6 +16,7 @@ from pipeline import tasks
 from pipeline.evaluation.base import Evaluation, EvaluationRun
 from pipeline.evaluation.shared_results import SharedResults
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.system_metrics import SystemMetrics
 from pipeline.runtime.watchdog import Watchdog
 from pipeline.tracking.trial_reports import CHAIN_SCORE, CHAIN_STEP
 from pipeline.training.build_model import make_trainer, model_to_train
@@ -62,6 +63,7 @@ class SamplerTrials:
         health = EnergyHealth(objective, train.gradient_guard, train.beta2)
         self._evaluation = TrialEvaluation(self._config, self._task, worker, objective, health)
         self._best: list[float] = []
+        self._system_metrics = SystemMetrics(device)
 
     def run(
         self, params: dict[str, Any], url: str, reached: Callable[[dict[str, Any]], None] | None = None
@@ -93,10 +95,12 @@ class SamplerTrials:
             entries = self._evaluation.report(
                 model, base_step, folder, "sampled", run, sampler=config.sampler, is_drawn=is_drawn
             )
-            report = {"base_step": base_step, **entries, "checkpoint": config.checkpoint}
-            if reached is not None:
-                report |= {CHAIN_STEP: config.sampler.num_steps, CHAIN_SCORE: entries[config.sweep.metric]}
-            return folder.write_report(report)
+            end = {CHAIN_STEP: config.sampler.num_steps, CHAIN_SCORE: entries[config.sweep.metric]}
+            # The peak is that of all settings of this process so far.
+            system = {"system": {**self._system_metrics.sample(), **self._system_metrics.peak()}}
+            return folder.write_report(
+                {"base_step": base_step, **entries, **end, **system, "checkpoint": config.checkpoint}
+            )
         finally:
             watchdog.stop()
 

@@ -67,7 +67,7 @@ class TrialEvaluation:
         evaluation = task.evaluate(model, run)
         # Hundreds of chains need more memory than a batch.
         malloc_trim()
-        report = {**evaluation.scores, "chain": {str(step): value for step, value in evaluation.chain.items()}}
+        report = {**evaluation.scores, "chain": {str(step): list(point) for step, point in evaluation.chain.items()}}
         if task.label:
             report["extractor"] = task.label
         notes, warnings = evaluation.notes, evaluation.warnings

@@ -112,8 +112,8 @@ def test_an_evaluation_leaves_the_prior_alone_where_the_energy_is_constant(small
     config = small(sampler={"name": name, "step_size": 0.1, "num_steps": 3}, evaluation=settings)
     found = evaluate(GEBM(torch.nn.Identity(), Flat(), StandardNormal(dim)).eval(), config, Still())
     assert list(found.chain) == [0, 1, 2, 3] and found.chain[1] != found.chain[0]
-    for spread in found.chain.values():
-        assert abs(spread - 1) < 5 * math.sqrt(2 / (count * dim))
+    for point in found.chain.values():
+        assert abs(point.score - 1) < 5 * math.sqrt(2 / (count * dim))
 
 
 @pytest.fixture(scope="module")
@@ -149,14 +149,21 @@ def test_the_base_is_scored_on_the_latents_that_the_chain_starts_from(found, cla
 def test_the_chain_goes_from_the_base_to_the_gebm(found):
     config, _, evaluation, steps = found
     assert list(evaluation.chain) == list(evaluation.frames) == [0, 2, 4, 6, 8]
-    assert evaluation.chain[0] == evaluation.scores["fid_base"]
-    assert evaluation.chain[8] == evaluation.scores["fid_gebm"]
-    assert len(set(evaluation.chain.values())) == 5
+    for step, end in ((0, "base"), (8, "gebm")):
+        assert evaluation.chain[step] == (
+            evaluation.scores[f"fid_{end}"],
+            evaluation.scores[f"fid_{end}_standard_error"],
+        )
+    # Each point has an error of its own.
+    assert len({point.score for point in evaluation.chain.values()}) == 5
+    assert len({point.standard_error for point in evaluation.chain.values()} - {None, 0.0}) == 5
     for frame in evaluation.frames.values():
         assert frame.shape == (9, 1, 8, 8) and frame.dtype == torch.uint8
     assert sum(steps) == config.evaluation.num_samples * config.sampler.num_steps
     assert all(math.isfinite(value) for value in evaluation.scores.values())
-    assert {"mean_potential", "log_partition_monte_carlo", "log_partition_standard_error"} <= set(evaluation.scores)
+    assert {"mean_potential", "log_partition_monte_carlo", "log_partition_monte_carlo_standard_error"} <= set(
+        evaluation.scores
+    )
 
 
 def test_the_same_seed_finds_the_same_and_another_does_not(found, small, scorer):

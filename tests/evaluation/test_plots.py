@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gebm import PartitionEstimate
+from pipeline.config.scores import ChainPoint
 from pipeline.evaluation.plots.curves import chain_curve, log_partition
 from pipeline.evaluation.plots.image_grids import animation, grid, png, side_by_side
 
@@ -105,21 +106,25 @@ def test_an_animation_has_a_frame_for_each_step_and_every_pixel() -> None:
 
 
 def test_the_curve_along_a_chain_names_what_it_shows() -> None:
-    figure = chain_curve([0, 10, 20], [5.0, 3.0, 4.0], "FID (classifier-0a1b2c3d)")
+    chain = {0: ChainPoint(5.0), 10: ChainPoint(3.0, 0.25), 20: ChainPoint(4.0, 0.5)}
+    figure = chain_curve(chain, "FID (classifier-0a1b2c3d)")
     (axes,) = figure.axes
     assert axes.get_xlabel() == "MCMC step" and axes.get_ylabel() == "FID (classifier-0a1b2c3d)"
     texts = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert texts == ["base alone: 5", "GEBM, best 3 at step 10"]
+    assert texts == ["base alone: 5", "GEBM, best 3 at step 10", "plus and minus two standard errors"]
+    [band] = axes.collections
+    assert {y for x, y in band.get_paths()[0].vertices if x == 20} == {3.0, 5.0}
     curve = next(line for line in axes.lines if len(line.get_xdata()) == 3)
     assert list(curve.get_ydata()) == [5.0, 3.0, 4.0]
-    with pytest.raises(ValueError, match="one score for each step"):
-        chain_curve([0, 1], [1.0], "FID (classifier-0a1b2c3d)")
+    with pytest.raises(ValueError, match="a score at one step at least"):
+        chain_curve({}, "FID (classifier-0a1b2c3d)")
 
 
 def test_no_label_is_cut_off() -> None:
     """The outermost pixels of a figure are background: nothing runs over its edge."""
     for fids in ([400.0, 1e-3], [1e-7, 123_456.0]):
-        figure = chain_curve([0, 1000], fids, "FID (classifier-0a1b2c3d)")
+        chain = dict(zip((0, 1000), map(ChainPoint, fids), strict=True))
+        figure = chain_curve(chain, "FID (classifier-0a1b2c3d)")
         pixels = np.asarray(Image.open(io.BytesIO(png(figure))).convert("RGB"))
         edges = (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])
         assert all((edge == 255).all() for edge in edges)

@@ -61,7 +61,7 @@ def test_points_of_a_chain_are_reported_before_any_chain_runs_further():
         EvaluationRun(events.append, reached=lambda step, score: events.append((step, score))),
     )
     points = [event for event in events if isinstance(event, tuple)]
-    assert points == [(3, found.chain[3]), (6, found.chain[6])]
+    assert points == [(3, found.chain[3].score), (6, found.chain[6].score)]
     assert list(found.chain) == [0, 3, 6, 9]
     for step, score in points:
         before = events[: events.index((step, score))]

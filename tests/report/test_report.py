@@ -12,6 +12,7 @@ import shlex
 import sys
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -24,6 +25,7 @@ from pipeline.report.html import report
 from pipeline.report.markdown import LIMIT, markdown
 from pipeline.runtime.errors import UserError
 from pipeline.tracking.summary import TERMINAL_STATUSES, SweepSummary, TrialRecord
+from pipeline.tracking.trial_steps import TrialSteps
 
 SETTINGS = {"search": "random", "scheduler": "asha", "space": {"train.base_lr": {"choice": [1]}}, "num_samples": 100}
 STRANGE = ["<script>alert(1)</script>", "a|b\n# c", "`rm -rf`", "[x](javascript:alert(1))", "x & y", "\\", "*bold*"]
@@ -147,11 +149,35 @@ def test_of_a_search_over_samplers_the_commands_have_the_best_settings():
     records = a_sweep("folder")
     for trial in records.trials:
         trial.params = {"sampler.name": "kla", "sampler.step_size": float(trial.name)}
+    records.steps = TrialSteps.of_chains(40)
     best = records.best()
     text = " ".join(markdown(collect_results("folder", records, {})).replace("\\\n", "").split())
     words = f"checkpoint={best.best_checkpoint} sampler.name=kla sampler.step_size={float(best.name)}"
     assert f"pipeline.sample {words}" in text and f"pipeline.evaluate {words}" in text
     assert "pipeline.train" not in text and "sweeps=mcmc" not in text
+
+
+@pytest.mark.parametrize("key", ["sampler.step_size", "train.base_lr"])
+def test_what_was_searched_says_by_which_steps_trials_are_followed(key, tmp_path):
+    records = a_sweep(str(tmp_path))
+    for trial in records.trials:
+        trial.metrics["chain_step"] = 30
+    records.write()
+    sweep = {"search": "random", "scheduler": "asha", "space": {key: {"uniform": [0.0, 1.0]}}}
+    config = {"sweep": sweep, "evaluation": {"num_samples": 100}}
+    config |= {"sampler": {"num_steps": 40}, "train": {"base_steps": 9}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    results = load_results(str(tmp_path))
+    samples = key.startswith("sampler.")
+    assert results.is_sampler_search == samples
+    steps = results.records.steps
+    assert (steps.unit, steps.total) == (("chain step", 40) if samples else ("base step", 9))
+    chart = next(chart for chart in charts(results) if chart.key == "pruning")
+    # Not from the parameters of the trials, which are those of a training in both.
+    assert chart.x == f"{steps.unit}s" and set(chart.series[0].x) == {0, 30 if samples else 20}
+    text = markdown(results, limit=None)
+    assert f"pruned at {steps.unit} {30 if samples else 20}: others were better at that step" in text
+    assert ("They have no score." in text) == samples
 
 
 def test_the_best_trial_is_trained_anew_by_one_command_that_names_what_the_sweeps_named():

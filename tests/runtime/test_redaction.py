@@ -314,7 +314,7 @@ def test_no_error_of_a_trial_takes_a_credential_to_a_file_a_log_or_the_tracker(s
     config = small(output=str(tmp_path / "out"))
     shown = ("fid_base", "fid_gebm")
     records = SweepSummary(str(config.output), metric="fid_gebm", mode="min", shown=shown, facts={})
-    display = Display(records, "small", 24, event_log=str(tmp_path / "events.jsonl"))
+    display = Display(records, "small", event_log=str(tmp_path / "events.jsonl"))
     uri, artifacts = f"sqlite:///{tmp_path / 'mlflow.db'}", (tmp_path / "artifacts").as_uri()
     journal, log = tmp_path / "out" / "journal", logging.getLogger("pipeline")
     tracker = Tracker(uri, "small", artifacts=artifacts, journal=journal, folder=str(tmp_path), notify=log.info)

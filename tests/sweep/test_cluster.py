@@ -18,6 +18,7 @@ from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.state import list_actors
 
+from pipeline.config import apply
 from pipeline.config.validation import validate
 from pipeline.runtime.errors import UserError
 from pipeline.sweep.cluster import connected, demand, trials_that_fit
@@ -176,17 +177,37 @@ def test_a_worker_asks_for_its_share(small, share, gpus):
     assert demand(config) == {"CPU": 1.0, "GPU": gpus}
 
 
-@given(st.floats(0.0, 100.0))
-def test_the_share_that_would_fit_holds_the_peak(peak):
-    line = suggest_share({"gpu_0_peak_memory_percentage": peak})
-    assert line is not None and "\n" not in line
-    share = float(line.split("=")[1].split(" ")[0])
-    assert 0.01 <= share <= 1 and (share == 1 or 100 * share >= peak)
-    assert trials_that_fit([{"GPU": 1.0}], {"GPU": share}, 1) >= 1
+SAMPLER = {"sampler.step_size": {"log_uniform": [1e-3, 1e-1]}}
 
 
-def test_a_line_on_shares_needs_a_gpu():
-    assert suggest_share({"cpu_utilization_percentage": 3.0}) is None
+@pytest.mark.parametrize(("workers", "space"), [(1, {}), (4, {}), (1, SAMPLER), (4, SAMPLER)])
+def test_the_share_that_would_fit_holds_the_peak_and_is_accepted(workers, space, small):
+    config = small(scale={"num_workers": workers, "gpus_per_worker": "auto"}, sweep={"space": space})
+    config.train.batch_size = 48
+
+    @settings(max_examples=30)
+    @given(st.floats(0.0, 100.0))
+    def law(peak):
+        line = suggest_share(config, {"gpu_0_peak_memory_percentage": peak})
+        assert "\n" not in line
+        keys = dict(word.split("=") for word in line.split(" ") if word.startswith("scale."))
+        share = float(keys["scale.gpus_per_worker"])
+        assert 0.01 <= share <= 1 and (share == 1 or 100 * share >= peak)
+        assert trials_that_fit([{"GPU": 1.0}], {"GPU": share}, 1) >= 1
+        # Workers of one trial cannot share a GPU; a trial that only samples has one worker.
+        assert share == 1 or workers == 1 or space
+        validate(
+            apply(config, {key: int(keys[key]) for key in keys if "num" in key} | {"scale.gpus_per_worker": share})
+        )
+
+    law()
+
+
+@pytest.mark.parametrize("space", [{}, SAMPLER])
+def test_without_a_gpu_the_line_on_shares_says_why_it_has_no_advice(space, small):
+    config = small(scale={"gpus_per_worker": "auto"}, sweep={"space": space})
+    for system in ({"cpu_utilization_percentage": 3.0}, {"gpu_0_peak_memory_percentage": math.nan}):
+        assert "has no advice: the trial had no GPU" in suggest_share(config, system)
 
 
 def test_a_worker_bounds_its_memory_by_its_share(monkeypatch):

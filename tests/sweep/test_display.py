@@ -6,6 +6,7 @@ import codecs
 import fcntl
 import io
 import json
+import math
 import os
 import pty
 import re
@@ -26,7 +27,9 @@ from pipeline.sweep.display.console import Display, results_table, seeds_table
 from pipeline.sweep.display.eta import TrialProgress, estimate_eta
 from pipeline.sweep.display.live_table import Column, Priority, SweepStatus, fit, short_names
 from pipeline.tracking.summary import TERMINAL_STATUSES, SweepSummary, TrialRecord
+from pipeline.tracking.trial_steps import TrialSteps
 
+STEPS = TrialSteps.of_training(100)
 REPOSITORY = Path(__file__).resolve().parents[2]
 MANY = settings(deadline=None, derandomize=True, max_examples=80, suppress_health_check=list(HealthCheck))
 
@@ -58,9 +61,13 @@ def trials(draw) -> list[TrialRecord]:
     return found
 
 
-def standing(found: list[TrialRecord], more: int = 0, name: str = "digits", **values) -> SweepStatus:
-    records = SweepSummary("out", metric="fid_gebm", mode="min", shown=("fid_base", "fid_gebm"), facts={}, trials=found)
-    return SweepStatus(records, name, 100, trials=len(found) + more, **values)
+def standing(
+    found: list[TrialRecord], more: int = 0, name: str = "digits", steps: TrialSteps = STEPS, **values
+) -> SweepStatus:
+    records = SweepSummary(
+        "out", metric="fid_gebm", mode="min", shown=("fid_base", "fid_gebm"), facts={}, trials=found, steps=steps
+    )
+    return SweepStatus(records, name, trials=len(found) + more, **values)
 
 
 def drawn(what: SweepStatus, width: int, height: int) -> list[str]:
@@ -240,15 +247,45 @@ def test_it_is_never_more_than_if_none_were_pruned(courses, waiting, slots):
     assert 0 < left.done <= 1 and (left.done == 1) <= (left.seconds <= 1e-9 * max(most, whole))
 
 
+@pytest.mark.parametrize("steps", [TrialSteps.of_training(100), TrialSteps.of_chains(100)])
+def test_a_trial_is_as_far_as_its_own_steps_are(steps):
+    # Base steps of a model that is only sampled are those of its training, and all done.
+    counts = {"base_step": 500, steps.metric: 20}
+    found = [
+        TrialRecord("000", {}, "running", counts, seconds=10.0),
+        TrialRecord("001", {steps.key: 40}, "running", counts, seconds=10.0),
+        TrialRecord("002", {}, "finished", {"base_step": 500} | ({steps.metric: 100} if "base" in steps.unit else {})),
+    ]
+    status = standing(found, steps=steps)
+    assert [steps.fraction(record) for record in found] == [0.2, 0.5, 1.0]
+    assert status.remaining() == estimate_eta(
+        [TrialProgress(0.2, 10.0, False), TrialProgress(0.5, 10.0, False), TrialProgress(1.0, 0.0, True)], 0, 1
+    )
+    assert all(steps.unit in line for line in drawn(status, 200, 20) if "progress" in line)
+    assert f"20/40 {steps.unit}s" in Display(status.records, "digits")._cells(found[1])
+    heads = [column.header for column in results_table(status.records).columns]
+    assert f"{steps.unit}s" in heads
+
+
+@pytest.mark.parametrize("value", [None, True, math.nan, math.inf, -3, "many"])
+def test_a_number_of_steps_that_is_none_counts_as_no_report(value):
+    steps = TrialSteps.of_chains(100)
+    record = TrialRecord("000", {"sampler.num_steps": value}, "running", {"chain_step": value})
+    assert (steps.done(record), steps.planned(record), steps.fraction(record)) == (0, 100, 0.0)
+
+
 # On a terminal, and elsewhere.
 
 DRIVE = """
 import logging, sys, time
 from pipeline.sweep.display.console import Display, results_table, seeds_table
 from pipeline.tracking.summary import SweepSummary, TrialRecord
+from pipeline.tracking.trial_steps import TrialSteps
 log = logging.getLogger("pipeline.drive")
-records = SweepSummary("out", metric="fid_gebm", mode="min", shown=("fid_base", "fid_gebm"), facts={})
-display = Display(records, "digits", 100, event_log=sys.argv[1] or None)
+records = SweepSummary(
+    "out", metric="fid_gebm", mode="min", shown=("fid_base", "fid_gebm"), facts={}, steps=TrialSteps.of_training(100)
+)
+display = Display(records, "digits", event_log=sys.argv[1] or None)
 with display:
     log.info("before")
     with display.sweep(30, 30):
@@ -400,7 +437,7 @@ def test_on_a_terminal_that_has_the_log_nothing_is_drawn_into_it():
 def test_many_trials_at_once_do_not_flood_a_log(monkeypatch, capsys):
     """A line of each every ten seconds would be 100 a second of a thousand."""
     found = [TrialRecord(f"{index:03d}", {}, "running", {"base_step": 1}) for index in range(1000)]
-    display = Display(standing(found).records, "digits", 100)
+    display = Display(standing(found).records, "digits")
     now = time.monotonic()
     seconds = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now + seconds)

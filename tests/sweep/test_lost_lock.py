@@ -38,7 +38,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_a_driver_that_lost_its_lock_stops_and_writes_nothing_more(tmp_path, small, capsys):
     config = small(output=str(tmp_path))
     records = SweepSummary(str(tmp_path), metric="fid_gebm", mode="min", shown=(), facts={})
-    watch = SweepCallback(config, records, None, Display(records, "small", 100, Console(file=io.StringIO())))
+    watch = SweepCallback(config, records, None, Display(records, "small", Console(file=io.StringIO())))
     # Whatever was observed long ago may have changed: each look is a new one.
     with lock.acquire(str(tmp_path), stale_after=0.0) as held:
         records.verify = held.verify

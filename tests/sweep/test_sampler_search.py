@@ -115,7 +115,7 @@ def test_optuna_learns_from_a_pruned_setting_by_its_last_point():
 
 @pytest.fixture
 def driver(small, tmp_path) -> Driver:
-    config = small(train={"base_steps": 8}, sweep={"space": SPACE, "scheduler": "asha"})
+    config = small(train={"base_steps": 8}, sampler={"num_steps": 80}, sweep={"space": SPACE, "scheduler": "asha"})
     return Driver(config, tmp_path)
 
 
@@ -142,3 +142,17 @@ def test_the_reason_of_a_failure_is_printed_and_kept(driver):
     assert "(RuntimeError: device-side assert)" in lines[0] and "(node lost)" in lines[1]
     [record] = driver.records.trials
     assert record.status == "failed" and record.error.startswith("RuntimeError: once more; Ray's logs are under")
+
+
+@pytest.mark.parametrize("space", [SPACE, {"train.base_lr": {"uniform": [1e-4, 1e-3]}}])
+@pytest.mark.parametrize(
+    ("system", "words"), [({"gpu_0_peak_memory_percentage": 18.0}, "peak memory 18 %"), ({}, "no GPU")]
+)
+def test_the_first_evaluation_of_any_search_says_once_which_share_of_a_gpu_fits(space, system, words, small, tmp_path):
+    scale = {"num_workers": 4, "gpus_per_worker": "auto"}
+    driver = Driver(small(scale=scale, sweep={"space": space}), tmp_path)
+    driver.start("000")
+    driver.evaluate("000", 5.0, system=system)
+    driver.evaluate("000", 4.0, system=system)
+    lines = [line for line in driver.printed.getvalue().splitlines() if "scale.gpus_per_worker=" in line]
+    assert len(lines) == 1 and words in lines[0]

@@ -83,9 +83,9 @@ def test_tables_report_and_charts_say_the_beta_of_a_sweep(beta):
     records, words = a_sweep([beta] * 4, beta=beta), describe_temperature(beta)
     assert f"FID by any; {words})" in printed(results_table(records))
     assert "beta" not in [column.header for column in results_table(records).columns]
-    window = printed(SweepStatus(records, "small", 8, trials=4))
+    window = printed(SweepStatus(records, "small", trials=4))
     assert f"4 trials of small ({words}): " in window and f"fid_gebm 5.000 ({words})" in window
-    assert f"fid_gebm 5.000 ({words})" in SweepStatus(records, "small", 8, trials=4).summary()
+    assert f"fid_gebm 5.000 ({words})" in SweepStatus(records, "small", trials=4).summary()
     found = collect_results("folder", records, {})
     text = markdown(found)
     assert text.splitlines()[0].endswith(f"the best 5.000 ({words})")
@@ -103,7 +103,7 @@ def test_where_beta_is_searched_it_is_that_of_each_trial_and_the_best_says_its_o
     words = "beta 0.5 to 10, by trial; 1 is the model itself, larger is colder"
     table = results_table(records)
     assert words in table.title and [column.header for column in table.columns].count("beta") == 1
-    assert f"best is trial 000 with fid_base 6.000, fid_gebm 5.000 ({COLDER})" in SweepStatus(records, "s", 8).summary()
+    assert f"best is trial 000 with fid_base 6.000, fid_gebm 5.000 ({COLDER})" in SweepStatus(records, "s").summary()
     text = markdown(collect_results("folder", records, {}))
     assert f"the best 5.000 ({COLDER})" in text and f"Scores of the GEBM: {words}." in text
     [best, *_] = [row for row in text.splitlines() if row.startswith("| 000 |")]

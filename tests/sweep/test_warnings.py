@@ -25,6 +25,7 @@ from pipeline.sweep.plan import load_sweep
 from pipeline.sweep.trainable import TRIAL_NAME_KEY
 from pipeline.tracking.summary import MAX_WARNINGS, SweepSummary, TrialRecord, read_summary
 from pipeline.tracking.tracker import Tracker
+from pipeline.tracking.trial_steps import trial_steps
 from pipeline.training.export import write_package
 
 pytestmark = pytest.mark.usefixtures("mlflow_tables")
@@ -43,9 +44,11 @@ class Driver:
         config.output, config.tracking.uri = str(folder / "out"), f"sqlite:///{folder / 'mlflow.db'}"
         facts = {"measure": "FID by any", "experiment": "small", "store_checksum": "0a", "extractor": "any"}
         facts |= {"mlflow_experiment_id": "1", "mlflow_run_id": "1"}
-        self.records = records or SweepSummary(config.output, metric="fid_gebm", mode="min", shown=SHOWN, facts=facts)
+        self.records = records or SweepSummary(
+            config.output, metric="fid_gebm", mode="min", shown=SHOWN, facts=facts, steps=trial_steps(config)
+        )
         self.console = Console(file=self.printed, width=400)
-        self.display = Display(self.records, "small", 8, self.console, str(folder / "events.jsonl"))
+        self.display = Display(self.records, "small", self.console, str(folder / "events.jsonl"))
         if Driver.last is not None:
             Driver.last.close()
         Driver.last = self
@@ -283,5 +286,5 @@ def test_a_description_has_room_for_its_commands_however_many_warnings_there_are
 def test_a_window_too_narrow_for_all_of_it_still_has_the_best_trial():
     records = a_sweep({"000": [NEGATIVE]})
     console = Console(file=io.StringIO(), width=60, height=24, force_terminal=True, record=True)
-    console.print(SweepStatus(records, "small", 8, trials=4))
+    console.print(SweepStatus(records, "small", trials=4))
     assert "best: trial 000, fid_base 6.000, fid_gebm 5.000 (1 warning)" in console.export_text()

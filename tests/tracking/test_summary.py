@@ -232,7 +232,7 @@ def test_no_summary_is_one_line(tmp_path):
 def test_a_summary_that_takes_long_is_written_rarely_and_at_last(tmp_path, small):
     """A second change at once waits until the driver has done ten times as long something else; it is not forgotten."""
     records = sweep([1.0] * 2000, "min", str(tmp_path))
-    watch = SweepCallback(small(), records, None, Display(records, "small", 100, Console(file=io.StringIO())))
+    watch = SweepCallback(small(), records, None, Display(records, "small", Console(file=io.StringIO())))
     written = []
     for turn in range(3):
         records.trials[0].seconds = float(turn)

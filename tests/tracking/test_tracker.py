@@ -28,6 +28,7 @@ from mlflow import MlflowClient
 from mlflow.utils.validation import _validate_param
 from PIL import Image
 
+from pipeline.config.scores import ChainPoint
 from pipeline.runtime.errors import UserError
 from pipeline.sweep.trial_runs import restore_runs
 from pipeline.tracking import database
@@ -173,7 +174,8 @@ def test_a_sweep_and_its_trials(place, tmp_path):
             "extractor": "any-1a2b",
         }
         tracker.log_metrics("000", values, step)
-        tracker.log_chain("000", "fid", {0: fid + 1, "50": math.nan, 100: fid}, step)
+        chain = {0: ChainPoint(fid + 1, 0.5), 50: ChainPoint(math.nan), 100: ChainPoint(fid)}
+        tracker.log_chain("000", "fid", chain, step)
     (tmp_path / "grid.png").write_bytes(b"picture")
     tracker.log_files("000", [str(tmp_path / "grid.png")], folder="step-00000020")
     tracker.log_files(None, [str(tmp_path / "grid.png")])
@@ -206,6 +208,7 @@ def test_a_sweep_and_its_trials(place, tmp_path):
         "nearest/gebm.any-1a2b": 1.25,
         "system/cpu_utilization_percentage": 50.0,
         "fid_chain/00000.any-1a2b": 5.0,
+        "fid_chain/00000_standard_error.any-1a2b": 0.5,
         "fid_chain/00100.any-1a2b": 4.0,
     }
     history = client.get_metric_history(child, "fid/gebm.any-1a2b")

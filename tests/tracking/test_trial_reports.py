@@ -53,7 +53,7 @@ def report(folder: str, step: int) -> dict:
 
 
 def watch(config, records, tracker) -> SweepCallback:
-    return SweepCallback(config, records, tracker, Display(records, "small", 100, Console(file=io.StringIO())))
+    return SweepCallback(config, records, tracker, Display(records, "small", Console(file=io.StringIO())))
 
 
 def summary(folder: str, trials=None) -> SweepSummary:

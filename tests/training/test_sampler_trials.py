@@ -13,6 +13,7 @@ import yaml
 
 from pipeline import config as schema
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.system_metrics import SystemMetrics
 from pipeline.tasks.open_store import ensure_store
 from pipeline.training import loop
 from pipeline.training.loop import TrialRun
@@ -40,7 +41,7 @@ SETTINGS = [
     {"sampler.name": "ula", "sampler.step_size": 0.02, "sampler.beta": 3.0},
     {"sampler.name": "hmc", "sampler.step_size": 0.1, "sampler.num_steps": 1},
 ]
-TIMES = ("evaluation_seconds", "chain_steps_per_second", "ess_per_second")
+TIMES = ("evaluation_seconds", "chain_steps_per_second", "ess_per_second", "system")
 
 
 class Trial:
@@ -80,7 +81,11 @@ def test_each_setting_has_the_report_of_a_trial_of_its_own(model, tmp_path):
     for number, params in enumerate(SETTINGS):
         found = trials.run(params, str(tmp_path / f"warm-{number}"))
         [expected] = Trial(schema.apply(model, params), tmp_path / f"cold-{number}").reports
-        assert comparable(found) == comparable(expected)
+        # And is the last point of its chain.
+        end = {"chain_step": found["chain_step"], "chain_score": found[model.sweep.metric]}
+        assert comparable(found) == comparable(expected) | end
+        assert found["system"].keys() == SystemMetrics(CPU).sample().keys()
+        assert found["chain_step"] == schema.apply(model, params).sampler.num_steps
         written = [json.loads(line) for line in (tmp_path / f"warm-{number}" / "reports.jsonl").open()]
         assert [line["number"] for line in written] == [found["report_number"]] == [1]
     assert {path: path.read_bytes() for path in Path(model.checkpoint).iterdir()} == before
@@ -118,8 +123,8 @@ def test_points_along_the_chain_are_reported_and_a_setting_can_be_given_up_there
     found = trials.run(SETTINGS[0], str(tmp_path / "whole"), points.append)
     assert [point["chain_step"] for point in points] == [2, 4] and found["chain_step"] == 6
     # Pruned by the validation points, as trials are ranked: the test points of the chain's curve choose nothing.
-    assert found["chain_score"] == found[model.sweep.metric] != found["chain"]["6"]
-    assert len({point["chain_score"] for point in points} | set(found["chain"].values())) == 6
+    assert found["chain_score"] == found[model.sweep.metric] != found["chain"]["6"][0]
+    assert len({point["chain_score"] for point in points} | {score for score, _ in found["chain"].values()}) == 6
     assert [point["report_number"] for point in points] == [1, 2] and found["report_number"] == 3
     [expected] = Trial(schema.apply(model, SETTINGS[0]), tmp_path / "cold").reports
     assert comparable(found).items() >= comparable(expected).items()

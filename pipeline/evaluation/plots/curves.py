@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from pipeline.config.scores import ChainPoint
 from pipeline.evaluation.plots.titles import at_temperature
 
 __all__ = [
@@ -34,34 +35,33 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def chain_curve(
-    steps: Sequence[int],
-    values: Sequence[float],
+    chain: Mapping[int, ChainPoint],
     measure: str,
     temperature: str | None = None,
-    errors: Sequence[float] = (),
 ) -> Figure:
     """Draw a score of the samples along the chain, with the base's, where the chain starts, as a line.
 
     Args:
-        steps: MCMC steps, the first of which is the base.
-        values: The score at each, of one number of samples; the lower the better.
+        chain: MCMC step -> the score there, of one number of samples, the lower the better; the first is the base's. A
+            band has two standard errors to each side, where there are any.
         measure: What the score is, with its unit or its feature extractor, without which the numbers mean nothing.
         temperature: Of the chain, in words, for the title.
-        errors: Standard error of each score, drawn as a band of two of them to each side (default: no band).
 
     Returns:
         A matplotlib figure; :func:`png` makes bytes of it.
 
     Raises:
-        ValueError: Not one score for each step.
+        ValueError: No point.
 
     Example:
         >>> from pipeline.evaluation.plots.image_grids import png
-        >>> png(chain_curve([0, 50, 100], [13.3, 11.0, 9.8], "FID (classifier-1a2b3c4d)"))[1:4]
+        >>> png(chain_curve({0: ChainPoint(13.3), 50: ChainPoint(11.0, 0.2)}, "FID (classifier-1a2b3c4d)"))[1:4]
         b'PNG'
     """
-    if not steps or len(steps) != len(values):
-        raise ValueError(f"a curve takes one score for each step, got {len(steps)} steps, {len(values)} scores")
+    if not chain:
+        raise ValueError("a curve takes a score at one step at least, got none")
+    steps, values = list(chain), [point.score for point in chain.values()]
+    errors = [point.standard_error or 0.0 for point in chain.values()]
     figure = _figure(6.4, 4.0)
     axes = figure.subplots()
     best = min(range(len(values)), key=lambda i: values[i] if math.isfinite(values[i]) else math.inf)

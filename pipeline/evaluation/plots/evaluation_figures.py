@@ -61,9 +61,7 @@ class EvaluationFigures:
         base, gebm = evaluation.frames[steps[0]], evaluation.frames[steps[-1]]
         animated = io.BytesIO()
         animation([evaluation.frames[step] for step in steps], steps, animated, temperature=temperature)
-        scores = list(evaluation.chain.values())
-        errors = [evaluation.chain_standard_error.get(step, 0.0) for step in evaluation.chain]
-        curve = curves.chain_curve(list(evaluation.chain), scores, f"FID ({self._label})", temperature, errors=errors)
+        curve = curves.chain_curve(evaluation.chain, f"FID ({self._label})", temperature)
         energies = {
             "data": self._energies(model, evenly_spaced(self._reference_images, _DATA_ENERGIES)),
             "base": ends["base"].energies,

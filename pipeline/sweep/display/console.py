@@ -15,18 +15,19 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from pipeline.config.scores import plus_minus, standard_error_of
+from pipeline.config.scores import format_score, plus_minus
 from pipeline.config.temperature import BETA
 from pipeline.runtime.logging import ConsoleHandler, logging_to
 from pipeline.runtime.terminal import make_console
 from pipeline.sweep.display.eta import duration, time_left
 from pipeline.sweep.display.event_log import STANDARD_OUTPUT, EventHandler, EventLog, as_event
-from pipeline.sweep.display.live_table import STYLES, SweepStatus, score, short_names
+from pipeline.sweep.display.live_table import STYLES, SweepStatus, short_names
 from pipeline.tracking.finalists import order_changes
+from pipeline.tracking.finalists_table import finalists_table
 from pipeline.tracking.summary import TERMINAL_STATUSES, SweepSummary, TrialRecord
 from pipeline.tracking.summary_temperature import sweep_betas, sweep_temperature, trial_beta
 
-__all__ = ["Display", "duration", "finalists_table", "results_table", "seeds_table"]
+__all__ = ["Display", "draw_finalists", "duration", "results_table", "seeds_table"]
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,6 @@ class Display:
     Args:
         records: The sweep's trials.
         name: Name of the experiment.
-        base_steps: Base steps of a whole trial.
         console: Where to print; by default standard output, or standard error where the event log has that.
         event_log: A file that gets a line of JSON for each event, or ``-`` for standard output; see
             :class:`pipeline.sweep.display.event_log.EventLog`.
@@ -56,13 +56,12 @@ class Display:
         self,
         records: SweepSummary,
         name: str,
-        base_steps: int,
         console: Console | None = None,
         event_log: str | None = None,
     ) -> None:
         self.records = records
         self.console = console or make_console(stderr=event_log == STANDARD_OUTPUT)
-        self.status = SweepStatus(records, name, base_steps)
+        self.status = SweepStatus(records, name)
         terminal = self.console.is_terminal and not self.console.is_dumb_terminal
         # The drawn table and lines of JSON on the same terminal would run into one another.
         self.live = terminal and not (event_log == STANDARD_OUTPUT and sys.stdout.isatty())
@@ -124,7 +123,7 @@ class Display:
             "mode": self.records.mode,
             "trials": ended + trials,
             "ended": ended,
-            "base_steps": self.status.base_steps,
+            f"{self.records.steps.metric}s": self.records.steps.total,
         }
         self._write_event("sweep_started", values)
 
@@ -192,18 +191,18 @@ class Display:
     def _cells(self, record: TrialRecord) -> list[str]:
         """Return the parts of a trial's line; those that are not known are empty."""
         values = record.metrics
-        steps = values.get("base_step", 0)
+        steps = self.records.steps
         rate, left = values.get("base_steps_per_second"), values.get("seconds_left")
         images, fraction = values.get("images_per_second"), values.get("fraction_of_peak")
         running = record.status == "running"
         return [
             record.status,
-            f"{steps}/{self.status.planned_steps(record)} base steps",
+            f"{steps.done(record)}/{steps.planned(record)} {steps.unit}s",
             f"{rate:.1f}/s" if running and rate else "",
             f"{images:.0f} images/s" if running and images else "",
             f"{fraction:.0%} of peak" if running and fraction else "",
             f"{duration(left)} left" if running and left is not None else "",
-            *(_score_on_a_line(values, name) for name in self.records.shown),
+            *(f"{name} {format_score(values, name)}" for name in self.records.shown if name in values),
             f"beta {values[BETA]:g}" if BETA in values else "",
         ]
 
@@ -222,7 +221,7 @@ def results_table(records: SweepSummary) -> Table:
     # Trials of a sweep that was resumed with another beta differ in it although it is not searched.
     differs = len(sweep_betas(records)) > 1 and "sampler.beta" not in keys
     warned = any(record.warnings for record in records.trials)
-    heads = ["trial", "status", *names, "base steps", "time"]
+    heads = ["trial", "status", *names, f"{records.steps.unit}s", "time"]
     heads += [*(["warnings"] if warned else []), *(["beta"] if differs else [])]
     table = Table(title=title, title_justify="left", header_style="bold")
     for head in [*heads, *short_names(keys, reserved=heads).values()]:
@@ -232,8 +231,8 @@ def results_table(records: SweepSummary) -> Table:
         table.add_row(
             record.name,
             record.status,
-            *(score(best, name) or "-" for name in names),
-            str(record.metrics.get("base_step", "-")),
+            *(format_score(best, name, missing="-") for name in names),
+            str(records.steps.done(record) or "-"),
             duration(record.seconds),
             *([str(len(record.warnings) or "-")] if warned else []),
             *([_beta(records, record)] if differs else []),
@@ -243,7 +242,7 @@ def results_table(records: SweepSummary) -> Table:
     return table
 
 
-def finalists_table(records: SweepSummary) -> Table | None:
+def draw_finalists(records: SweepSummary) -> Table | None:
     """Return the table of the finalists by their second scores, the best first.
 
     Args:
@@ -252,23 +251,17 @@ def finalists_table(records: SweepSummary) -> Table | None:
     Returns:
         The table; None where no second scores decide.
     """
-    finals = records.finals()
-    if not finals:
+    rows = finalists_table(records)
+    if not rows:
         return None
+    finals, (heads, *lines) = records.finals(), rows
     changed, pairs = order_changes(finals, records.mode)
     title = f"Finalists on {finals[0].num_samples:,} fresh samples; {changed} of {pairs} pairs changed order"
     table = Table(title=title, title_justify="left", header_style="bold")
-    for head in ["trial", records.metric, "before", "rank before"]:
+    for head in heads:
         table.add_column(head, justify="left" if head == "trial" else "right", no_wrap=True)
-    for finalist in finals:
-        record = records.get(finalist.name)
-        before = record.best_metrics if record is not None else {}
-        table.add_row(
-            finalist.name,
-            score(finalist.metrics, records.metric),
-            score(before, records.metric) or "-",
-            str(finalist.rank),
-        )
+    for line in lines:
+        table.add_row(*line)
     return table
 
 
@@ -294,14 +287,6 @@ def seeds_table(records: SweepSummary) -> Table | None:
         scores = [plus_minus(group.mean.get(name, math.nan), group.standard_error.get(name)) for name in names]
         table.add_row(*(_format_param(group.params, key) for key in keys), *scores, str(group.trials))
     return table
-
-
-def _score_on_a_line(metrics: dict[str, Any], name: str) -> str:
-    """Return the name and the value of a score; empty where there is none."""
-    error = standard_error_of(metrics, name)
-    if name not in metrics:
-        return ""
-    return f"{name} {metrics[name]:.2f}" if error is None else f"{name} {plus_minus(metrics[name], error)}"
 
 
 def _beta(records: SweepSummary, record: TrialRecord) -> str:

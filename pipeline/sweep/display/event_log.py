@@ -23,13 +23,14 @@ from typing import Any
 
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.redaction import redact
-from pipeline.tracking.summary import drop_nonfinite
+from pipeline.tracking.finite_json import drop_nonfinite
 
 __all__ = ["EVENTS", "STANDARD_OUTPUT", "EventHandler", "EventLog", "as_event"]
 
 # Every event, and its values.
 EVENTS = {
-    "sweep_started": "experiment, output, metric, mode, base_steps, trials (how many in all), ended (of them, before)",
+    "sweep_started": "experiment, output, metric, mode, base_steps (of a trial; chain_steps where trials only sample), "
+    "trials (how many in all), ended (of them, before)",
     "trial_started": "the trial's parameters",
     "progress": "what the steps since the last report did: base_step, energy_loss, images_per_second, ...",
     "evaluated": "the same and what was measured: fid_base, fid_gebm, ..., beta of the GEBM's chains, and checkpoint",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -15,12 +15,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.config.scores import plus_minus, standard_error_of
+from pipeline.config.scores import format_score
 from pipeline.sweep.display.eta import Eta, TrialProgress, duration, estimate_eta, time_left
 from pipeline.tracking.summary import TERMINAL_STATUSES, SweepSummary, TrialRecord
 from pipeline.tracking.summary_temperature import sweep_temperature, trial_temperature
 
-__all__ = ["STYLES", "Column", "Priority", "SweepStatus", "fit", "score", "scores_in_words", "short_names"]
+__all__ = ["STYLES", "Column", "Priority", "SweepStatus", "fit", "scores_in_words", "short_names"]
 
 STYLES = {"finished": "green", "running": "", "failed": "red", "pruned": "dim", "pending": "dim"}
 # Blanks between two columns of the table.
@@ -29,22 +29,6 @@ _GAP = 2
 _MIN_BAR, _MAX_BAR = 8, 20
 # A trial that claims to need longer has no estimate yet.
 _MAX_SECONDS_LEFT = 1e15
-
-
-def score(metrics: Mapping[str, Any], name: str) -> str:
-    """Return a score with its standard error, where it has one; empty where there is no score.
-
-    Args:
-        metrics: Scores of an evaluation.
-        name: Name of the score.
-
-    Example:
-        >>> metrics = {"fid_gebm": 4.1702, "fid_gebm_standard_error": 0.083, "fid_base": -123456.7}
-        >>> score(metrics, "fid_gebm"), score(metrics, "fid_base"), score(metrics, "kid_gebm")
-        ('4.170 ± 0.083', '-1.23e+05', '')
-    """
-    value = metrics.get(name)
-    return plus_minus(value, standard_error_of(metrics, name)) if isinstance(value, int | float) else ""
 
 
 def short_names(keys: Sequence[str], reserved: Collection[str] = ()) -> dict[str, str]:
@@ -96,7 +80,7 @@ def scores_in_words(records: SweepSummary, record: TrialRecord) -> str:
     """
     names = dict.fromkeys([*records.shown, records.metric])
     metrics, samples = records.final_metrics(record), records.final_samples(record)
-    scores = ", ".join(f"{name} {score(metrics, name)}" for name in names if name in metrics)
+    scores = ", ".join(f"{name} {format_score(metrics, name)}" for name in names if name in metrics)
     count = len(record.warnings)
     warned = f"{count} warning{'s' if count > 1 else ''}" if count else None
     fresh = f"{samples:,} fresh samples" if samples else None
@@ -112,7 +96,7 @@ class Priority(IntEnum):
     PROGRESS = 2
     SCORE = 3
     TIME_LEFT = 4
-    BASE_STEP = 5
+    STEP = 5
     STEP_RATE = 6
     IMAGE_RATE = 7
     FRACTION_OF_PEAK = 8
@@ -153,7 +137,7 @@ def fit(columns: Sequence[Column], width: int) -> list[Column]:
 
     Example:
         >>> trial = Column("trial", Priority.TRIAL, 5, ("000",))
-        >>> steps = Column("base step", Priority.BASE_STEP, 9, ("8",))
+        >>> steps = Column("base step", Priority.STEP, 9, ("8",))
         >>> progress = Column("progress", Priority.PROGRESS, 8, ("",))
         >>> [(column.heading, column.width) for column in fit([trial, steps, progress], 20)]
         [('trial', 5), ('progress', 13)]
@@ -181,7 +165,6 @@ class SweepStatus:
     Attributes:
         records: Its trials.
         name: Name of the experiment.
-        base_steps: Base steps of a whole trial, where the search does not set them.
         trials: Number of trials in the end.
         at_a_time: Number of trials that run side by side.
         clock: Returns the time in seconds.
@@ -189,7 +172,6 @@ class SweepStatus:
 
     records: SweepSummary
     name: str
-    base_steps: int
     trials: int = 0
     at_a_time: int = 1
     clock: Callable[[], float] = time.monotonic
@@ -215,10 +197,6 @@ class SweepStatus:
     def elapsed(self) -> float:
         """Seconds since the start."""
         return 0.0 if self._started_at is None else self.clock() - self._started_at
-
-    def planned_steps(self, record: TrialRecord) -> int:
-        """Return the base steps of a whole trial."""
-        return max(1, int(record.params.get("train.base_steps", self.base_steps)))
 
     def counts(self) -> dict[str, int]:
         """Return the number of trials in each status, waiting ones included."""
@@ -247,7 +225,7 @@ class SweepStatus:
             return 1.0
         if isinstance(left, int | float) and 0 <= left < _MAX_SECONDS_LEFT and record.seconds > 0:
             return record.seconds / (record.seconds + left)
-        return min(1.0, record.metrics.get("base_step", 0) / self.planned_steps(record))
+        return self.records.steps.fraction(record)
 
     def summary(self) -> str:
         """Return the status on one line, for where nothing is drawn."""
@@ -345,8 +323,7 @@ class SweepStatus:
         """Return how far a trial is, or how it has ended."""
         if record.status != "running":
             return Text(record.status)
-        fraction = min(1.0, record.metrics.get("base_step", 0) / self.planned_steps(record))
-        return ProgressBar(total=1.0, completed=fraction, width=width)
+        return ProgressBar(total=1.0, completed=self.records.steps.fraction(record), width=width)
 
     def _columns(self, shown: list[TrialRecord]) -> list[Column]:
         """Return all columns that the table may have."""
@@ -354,10 +331,11 @@ class SweepStatus:
         def rates(name: str, form: str) -> list[str]:
             return [_current(record, name, form) for record in shown]
 
+        steps = self.records.steps
         columns = [
             _column("trial", Priority.TRIAL, 5, [record.name for record in shown]),
             _column("progress", Priority.PROGRESS, _MIN_BAR, [_ended_status(record) for record in shown]),
-            _column("base step", Priority.BASE_STEP, 9, [str(record.metrics.get("base_step", 0)) for record in shown]),
+            _column(steps.unit, Priority.STEP, 9, [str(steps.done(record)) for record in shown]),
             _column("steps/s", Priority.STEP_RATE, 7, rates("base_steps_per_second", ".2f")),
             _column("images/s", Priority.IMAGE_RATE, 8, rates("images_per_second", ",.0f")),
             _column("of peak", Priority.FRACTION_OF_PEAK, 7, rates("fraction_of_peak", ".0%")),
@@ -394,7 +372,7 @@ def _current(record: TrialRecord, name: str, form: str) -> str:
 def _newest_score(record: TrialRecord, name: str) -> str:
     """Return the newest score of a running trial, or the best of one that has ended."""
     metrics = record.metrics if record.status == "running" else {**record.metrics, **record.best_metrics}
-    return score(metrics, name)
+    return format_score(metrics, name)
 
 
 def _format_value(value: object) -> str:
