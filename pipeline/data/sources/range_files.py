@@ -85,7 +85,7 @@ class RangeFile:
                 return file.read(size)
         with as_user_error(self.name):
             # fsspec annotates ``str``, too, which no file system returns.
-            return cast("bytes", self.listed.fs.cat_file(self.listed.path, offset, offset + size))
+            return cast("bytes", self.listed.fs.cat_file(self.listed.path, start=offset, end=offset + size))
 
     @property
     def _path(self) -> str | None:
@@ -169,4 +169,4 @@ class RangeFiles:
             with open(path, "rb") as file:
                 return file.read(_MAGIC_BYTES)
         with as_user_error(listed.name):
-            return cast("bytes", listed.fs.cat_file(listed.path, 0, _MAGIC_BYTES))
+            return cast("bytes", listed.fs.cat_file(listed.path, start=0, end=_MAGIC_BYTES))

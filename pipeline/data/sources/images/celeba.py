@@ -119,7 +119,7 @@ def _read_partition(outer: Archive, url: str) -> tuple[str, str]:
             with as_user_error(url):
                 try:
                     # fsspec annotates ``str``, too, which no file system returns.
-                    return name, cast("bytes", fs.cat_file(f"{place}{name}", 0, _MAX_PARTITION)).decode(
+                    return name, cast("bytes", fs.cat_file(f"{place}{name}", start=0, end=_MAX_PARTITION)).decode(
                         errors="replace"
                     )
                 except FileNotFoundError:
