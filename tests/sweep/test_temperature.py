@@ -169,7 +169,7 @@ def test_the_driver_notes_beta_with_each_score_and_tells_it_the_tracker(small, t
     driver.evaluate("000", 5.0)
     driver.end("000")
     assert driver.records.trials[0].best_metrics["beta"] == 10.0
-    assert any(line.endswith("fid_gebm 5.00  beta 10") for line in driver.lines)
+    assert any(line.endswith("fid_gebm 5.000  beta 10") for line in driver.lines)
     logged = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert [one["values"]["beta"] for one in logged if one["event"] == "evaluated"] == [10.0]
     shown = driver.finish()
