@@ -29,6 +29,7 @@ LABELS = {
     "tracking.experiment": "looked up in the tracker",
     "data.source.split": "compared with names in an archive",
     "data.source.kind": "looked up among the sources",
+    "data.source.label_field": "compared with names of members, keys and columns",
     "evaluation.extractor": "looked up among the extractors",
     "model.energy": "looked up among the energy networks",
     # Mappings: what may be searched is a list of its own.
