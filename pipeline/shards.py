@@ -23,7 +23,7 @@ __all__ = ["main"]
         "python -m pipeline.shards conf=cifar10 data.source.kind=webdataset data.source.split=null \\\n"
         "      data.source.url='s3://bucket/shard-{000..123}.tar' data.store=shards-32",
         "python -m pipeline.shards conf=cifar10 data.source.kind=parquet data.source.split=train \\\n"
-        "      data.source.url=cifar10/plain_text data.store=cifar10-32",
+        "      data.source.url=cifar10/plain_text data.store=cifar10-parquet-32",
         "python -m pipeline.shards conf=redwine data.source.url=winequality-red.csv",
     ],
     groups=("conf",),

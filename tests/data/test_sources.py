@@ -7,6 +7,7 @@ import errno
 import io
 import multiprocessing
 import pickle
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -17,6 +18,8 @@ from pathlib import Path
 
 import lmdb
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -462,6 +465,11 @@ def test_every_command_that_the_help_shows_works(tmp_path, monkeypatch, capsys) 
     pack(tmp_path / "img_align_celeba.zip", {"img_align_celeba/000001.jpg": encoded(1, "JPEG", (218, 178))})
     pack(tmp_path / "Imagenet32_train_npz.zip", {"train_data_batch_1.npz": npz(0, 3)})
     pack(tmp_path / "photographs.zip", {"1.png": encoded(1)})
+    for number in range(124):
+        pack(tmp_path / f"shard-{number:03d}.tar", {f"{number}.png": encoded(number), f"{number}.cls": b"0"})
+    (tmp_path / "cifar10" / "plain_text").mkdir(parents=True)
+    rows = pyarrow.table({"img": [{"bytes": encoded(1), "path": None}], "label": [3]})
+    pyarrow.parquet.write_table(rows, tmp_path / "cifar10" / "plain_text" / "train-00000-of-00001.parquet")
     names = (
         "fixed acidity;volatile acidity;citric acid;residual sugar;chlorides;free sulfur dioxide;"
         "total sulfur dioxide;density;pH;sulphates;alcohol;quality"
@@ -470,8 +478,8 @@ def test_every_command_that_the_help_shows_works(tmp_path, monkeypatch, capsys) 
     monkeypatch.setattr("sys.argv", ["pipeline.shards", "--help"])
     shards.main()
     text = capsys.readouterr().out.replace("\\\n", " ")
-    commands = [line.split()[2:] for line in text.splitlines() if line.split()[:1] == ["python"]]
-    assert len(commands) == 6
+    commands = [shlex.split(line)[2:] for line in text.splitlines() if line.split()[:1] == ["python"]]
+    assert len(commands) == 8
     for words in commands:
         # The files here are small ones of the same formats.
         words = [*(word.replace("s3://bucket", str(tmp_path)) for word in words), "data.source.published_counts=false"]
@@ -482,7 +490,7 @@ def test_every_command_that_the_help_shows_works(tmp_path, monkeypatch, capsys) 
 
 
 def test_an_unknown_kind_is_one_line() -> None:
-    refused("mnist", "x", f"choose one of {', '.join(sorted([*sources.IMAGES, *sources.TABLES]))}")
+    refused("mnist", "x", f"choose one of {', '.join(sorted(sources.KINDS))}")
 
 
 @pytest.mark.parametrize("name", ["photos", "photos.zip", "photos.tar"])
