@@ -127,7 +127,7 @@ def own_address(number: int) -> list[str]:
 
 @pytest.fixture
 def machines(tmp_path, monkeypatch):
-    """A cluster's address, and four machines of one CPU and a head: processes that end as machines do."""
+    """A cluster's address, and three machines of one CPU and a head: processes that end as machines do."""
     # For so long a trial waits for workers on a machine that Ray has not yet missed, and then counts again.
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
     # Any port: where another test has the usual one, the cluster would have no dashboard, and nothing that cleans up.
@@ -135,7 +135,7 @@ def machines(tmp_path, monkeypatch):
     words = ["start", "--block", f"--address={cluster.address}", "--num-cpus=1", "--num-gpus=0"]
     ports = ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
     started = []
-    for number in range(4):  # one after the other: two that start at once on one machine take the same port
+    for number in range(3):  # one after the other: two that start at once on one machine take the same port
         log = (tmp_path / f"machine-{number}").open("w")
         line = [sys.executable, "-m", "ray.scripts.scripts", *words, *ports, *own_address(number)]
         started.append(subprocess.Popen(line, stdout=log, stderr=log, start_new_session=True))
@@ -165,7 +165,7 @@ LONG = [*SMALL, "train.base_steps=150", "evaluation.every=30", "scale.num_worker
 
 @pytest.mark.timeout(1200)
 def test_a_trial_survives_its_machines(home, machines):
-    """One is taken away with notice, one without, and a third that leaves room for one worker only.
+    """One is taken away with notice, and another without, which leaves room for one worker only.
 
     Each goes at a moment of chance.
     """
@@ -181,18 +181,13 @@ def test_a_trial_survives_its_machines(home, machines):
     taken = one_that_works(nodes)
     kill([taken.pid], signal.SIGTERM)  # Ray gives the workers half a minute
     nodes.remove(taken)
-    wait_for(output, evaluated(2), process)
-    time.sleep(chance.uniform(0, 1))
-    lost = one_that_works(nodes)
-    kill(family(lost.pid))
-    nodes.remove(lost)
     while not str(Checkpoints(f"{output}/trials/000").last).endswith("step-00000090"):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
     kill(family(one_that_works(nodes).pid))
     printed, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, printed
-    assert "a machine is about to be taken away" in printed and printed.count("restarts from its last") >= 3, printed
+    assert "a machine is about to be taken away" in printed and printed.count("restarts from its last") >= 2, printed
     [trial] = summary(output)["trials"]
     assert {one["base_step"]: one["fid_gebm"] for one in trial["evaluations"]} == {
         base_step: one["fid_gebm"] for base_step, one in expected.items()
