@@ -391,9 +391,10 @@ def test_the_config_can_be_shown(call):
     assert "networks: sngan_resnet" in printed and "base_steps: 150000" in printed
 
 
-def test_it_is_the_same_from_any_directory(tmp_path):
+@pytest.mark.parametrize("args", [["conf=lsun"], ["train.base_lr=fast"]])
+def test_it_is_the_same_from_any_directory(tmp_path, args):
     ran = subprocess.run(
-        [sys.executable, "-m", "pipeline.sweep", "conf=lsun"],
+        [sys.executable, "-m", "pipeline.sweep", *args],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "GEBM_STORES": str(tmp_path / "stores")},
         capture_output=True,

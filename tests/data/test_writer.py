@@ -237,9 +237,9 @@ def test_an_interrupted_run_leaves_no_store_and_the_next_one_finishes_it(
             channels=3,
             encoding=encoding,
             samples_per_shard=10,
-            num_processes=1,
+            num_processes=num_processes,
         )
-        for path in (store, tmp_path / "undisturbed")
+        for path, num_processes in ((store, 2), (tmp_path / "undisturbed", 1))
     ]
     assert sums(store) == sums(tmp_path / "undisturbed")
     assert {name: (store / name).stat().st_mtime_ns for name in finished} == before, "finished shards were made again"

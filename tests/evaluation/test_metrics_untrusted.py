@@ -6,13 +6,15 @@ import json
 import struct
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.evaluation.metrics.reference_statistics import _read
+from pipeline.evaluation.metrics.reference_statistics import _are_valid
+from pipeline.evaluation.metrics.saved_tensors import SavedTensors
 from pipeline.runtime import safetensors_io
 from pipeline.runtime.safetensors_io import TensorFileError
 
@@ -39,9 +41,15 @@ def signed(header: object, data: bytes = b"") -> bytes:
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("statistics") / "linear-5.safetensors"
+    path = tmp_path_factory.mktemp("store") / "statistics" / "linear-5.safetensors"
     safetensors_io.write(str(path), TENSORS, KEY)
     return path
+
+
+def read(path: Path) -> dict[str, torch.Tensor] | None:
+    """Read it as the statistics of the store that it is in."""
+    store = SimpleNamespace(url=str(path.parent.parent))
+    return SavedTensors(store, path.stem, "the statistics").read(KEY, lambda tensors: _are_valid(tensors, 5))
 
 
 def look(path: Path, content: bytes) -> None:
@@ -56,10 +64,10 @@ def look(path: Path, content: bytes) -> None:
         assert str(path) in str(error) and "\n" not in str(error)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = _read(str(path), KEY)
+        found = read(path)
     if found is not None:
-        assert found.mu.shape == (3,) and found.sigma.shape == (3, 3) and found.features.shape == (5, 3)
-        assert found.features.dtype == torch.float32
+        assert {name: found[name].shape for name in TENSORS} == {name: value.shape for name, value in TENSORS.items()}
+        assert found["features"].dtype == torch.float32
 
 
 @MANY
@@ -119,4 +127,4 @@ def test_numbers_of_any_shape_under_the_right_header(file, name, shape, value):
     look(file, file.read_bytes())
     if value not in (0.0, 1.0) and other.numel():
         with pytest.warns(UserWarning, match="damaged"):
-            assert _read(str(file), KEY) is None
+            assert read(file) is None

@@ -218,7 +218,7 @@ def test_kla_ends_in_its_discretised_law(h):
 def test_the_bias_of_ula_shrinks_with_the_step():
     """Measured on the chains, for the variance along the eigenvector in which the target is narrowest."""
     values, vectors = torch.linalg.eigh(PRECISION.double())
-    a, n = float(values[-1]), CHAINS
+    a, n = float(values[-1]), 10 * CHAINS
 
     def bias(h, num_steps):
         kernel = samplers.UnadjustedLangevin(h)

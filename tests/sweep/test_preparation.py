@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 
@@ -9,7 +11,8 @@ from pipeline import tasks
 from pipeline.evaluation import metrics
 from pipeline.runtime.filesystem import filesystem
 from pipeline.sweep import preparation
-from pipeline.sweep.preparation import ProgressFile, StageBars
+from pipeline.sweep.cluster import Capacity
+from pipeline.sweep.preparation import ProgressFile, StageBars, prepare_shared
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -81,3 +84,29 @@ def test_images_report_the_classifier_and_the_statistics(small, monkeypatch):
     task = tasks.make(small())
     task.prepare(None, torch.device("cpu"), lambda *report: reports.append(report))
     assert reports == [("training the classifier", 1, 2), ("computing the statistics of the data", 3, 4)]
+
+
+def test_what_a_sweep_before_has_made_is_read_without_a_process(small, stores, classifier, tmp_path, monkeypatch):
+    """And where any of it is gone, it is not all there."""
+
+    def started(*_: object, **__: object) -> None:
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(preparation.ray, "remote", started)
+    folder = shutil.copytree(stores / "digits-8", tmp_path / "store", ignore=shutil.ignore_patterns("statistics"))
+    config = small(data={"store": str(folder)}, evaluation={"extractor": "classifier"})
+    task, store = tasks.make(config), tasks.open_data(config.data)
+    assert not task.is_prepared(store)
+    label = task.prepare(store, torch.device("cpu"))
+    assert label == classifier.label
+    assert prepare_shared(config, Capacity([{"CPU": 1.0}], {"CPU": 1.0}, 1)) == label
+    made = sorted(path for path in folder.glob("*/*") if path.parent.name in ("extractors", "statistics"))
+    assert len(made) == 3
+    for path in made:
+        path.rename(tmp_path / "away")
+        assert not task.is_prepared(store)
+        with pytest.raises(AssertionError, match="a process was started"):
+            prepare_shared(config, Capacity([{"CPU": 1.0}], {"CPU": 1.0}, 1))
+        (tmp_path / "away").rename(path)
+    others = small(data={"store": str(folder)}, evaluation={"extractor": "inception-v3-compat"})
+    assert not tasks.make(others).is_prepared(store)

@@ -93,10 +93,16 @@ def test_an_alternation_is_counted_as_by_hand(data, latents, latent_dim, dim, hi
     assert throughput.compute(1.0) == {"flops_per_second": 2 * (energy_steps * energy_step + base_step)}
 
 
-def small_model() -> GEBM:
+def images(batch_size: int = 4) -> Iterator[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    while True:
+        yield torch.rand(batch_size, 1, 8, 8, generator=generator) * 2 - 1
+
+
+def digits_model() -> GEBM:
     torch.manual_seed(0)
-    energy = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1))
-    return GEBM(nn.Linear(2, 3), energy, StandardNormal(2))
+    base, energy = networks.make("dcgan", resolution=8, channels=1, latent_dim=4, width=4)
+    return GEBM(base, energy, StandardNormal(4)).to(memory_format=torch.channels_last)
 
 
 class Always:
@@ -130,14 +136,14 @@ def test_alternations_of_one_kind_cost_the_same(
     """So counting each kind once is counting them all, in whatever parts the rate is asked for."""
     kernel = samplers.make("ula", step_size=1e-3)
     trainer = trainer_of(
-        small_model(),
+        digits_model(),
         penalties.make("gradient", every=penalty_every),
         Alternation(energy_steps, warmup_energy_steps, warmup_base_steps=1, warmup_every=warmup_every),
         objective=objectives.make(objective, kernel=kernel, num_steps=2),
         latent_batch_size=4,
     )
     throughput, always = Throughput(trainer, CPU, workers), Always(trainer)
-    batches, generator = rows(4, 3), torch.Generator().manual_seed(0)
+    batches, generator = images(), torch.Generator().manual_seed(0)
     total = 0.0
     for step in range(9):
         # The outer one sees what the inner one sees: modes are stacked.
@@ -179,7 +185,7 @@ def test_counting_does_not_change_what_is_trained(family, penalty, precision):
         batches = iter([torch.rand(shape, generator=generator) * 2 - 1 for _ in range(20)])
         throughput = Throughput(trainer, CPU)
         losses = []
-        for _ in range(3):
+        for _ in range(4):
             with throughput.count_step() if counted else contextlib.nullcontext():
                 info = trainer.step(batches, generator)
             losses += [info.energy_loss, info.base_loss]

@@ -6,15 +6,13 @@ there for precision and recall; the same images themselves are saved next to the
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import Tensor
 
 from pipeline.data import Store
 from pipeline.evaluation.metrics.reference_statistics import MAX_FEATURES, SEED, Reference
+from pipeline.evaluation.metrics.saved_tensors import SavedTensors
 from pipeline.evaluation.metrics.subsets import evenly_spaced, iter_subset
-from pipeline.runtime import safetensors_io
 
 __all__ = ["has_reference_images", "mean_nn_distance", "nearest", "nn_distance_ratio", "reference_images"]
 
@@ -39,35 +37,28 @@ def reference_images(store: Store) -> Tensor:
     """
     manifest = store.manifest
     count = min(manifest.num_samples, MAX_FEATURES)
-    url = _url(store, count)
-    key = {"data": manifest.digest, "num_samples": count}
-    try:
-        file = safetensors_io.read(url)
-        images = file.tensors.get("images")
-        expected = (count, *manifest.sample_shape)
-        if images is not None and images.dtype == torch.uint8 and file.header == key and images.shape == expected:
-            return images
-        warnings.warn(f"{url} is damaged, or of other data: the images are read again", stacklevel=2)
-    except FileNotFoundError:
-        pass
-    except safetensors_io.TensorFileError as error:
-        warnings.warn(f"the cached images cannot be read and are taken from the store again: {error}", stacklevel=2)
+    saved, key = _saved_images(store, count), {"data": manifest.digest, "num_samples": count}
+
+    def are_valid(tensors: dict[str, Tensor]) -> bool:
+        images = tensors.get("images")
+        return images is not None and images.dtype == torch.uint8 and images.shape == (count, *manifest.sample_shape)
+
+    tensors = saved.read(key, are_valid)
+    if tensors is not None:
+        return tensors["images"]
     # Of all samples, the reference keeps the features of those that this very permutation begins with.
     images = torch.cat([batch for batch, _ in iter_subset(store, count, seed=SEED, batch_size=1000)])
-    try:
-        safetensors_io.write(url, {"images": images}, key)
-    except safetensors_io.TensorFileError as error:
-        warnings.warn(f"the images cannot be saved and will be read again: {error}", stacklevel=2)
+    saved.write({"images": images}, key)
     return images
 
 
 def has_reference_images(store: Store) -> bool:
     """Return whether the images of :func:`reference_images` are saved with a store, unread."""
-    return safetensors_io.exists(_url(store, min(store.manifest.num_samples, MAX_FEATURES)))
+    return _saved_images(store, min(store.manifest.num_samples, MAX_FEATURES)).exists()
 
 
-def _url(store: Store, count: int) -> str:
-    return f"{store.url.rstrip('/')}/statistics/images-{count}.safetensors"
+def _saved_images(store: Store, count: int) -> SavedTensors:
+    return SavedTensors(store, f"images-{count}", "the reference images")
 
 
 def nearest(embedding: Tensor, data: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:

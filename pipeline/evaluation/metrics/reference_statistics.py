@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
@@ -13,8 +12,8 @@ from torch import Tensor
 
 from pipeline.data import Store
 from pipeline.evaluation.metrics.extractors import Extractor
+from pipeline.evaluation.metrics.saved_tensors import SavedTensors
 from pipeline.evaluation.metrics.subsets import iter_subset
-from pipeline.runtime import safetensors_io
 from pipeline.runtime.errors import UserError
 
 __all__ = ["MAX_FEATURES", "SEED", "Reference", "has_reference", "reference"]
@@ -116,7 +115,7 @@ def reference(
     count = store.manifest.num_samples if num_samples is None else num_samples
     if count < 2:
         raise UserError(f"statistics need 2 samples, {count} were requested: raise `evaluation.num_samples`")
-    url = _url(store, extractor.label, count)
+    saved = _saved_statistics(store, extractor.label, count)
     key = {
         "extractor": extractor.label,
         "weights": extractor.digest,
@@ -124,15 +123,11 @@ def reference(
         "num_samples": count,
         "num_features": min(count, MAX_FEATURES),
     }
-    cached = _read(url, key)
-    if cached is not None:
-        return cached
+    tensors = saved.read(key, lambda tensors: _are_valid(tensors, min(count, MAX_FEATURES)))
+    if tensors is not None:
+        return Reference(extractor.label, count, *(tensors[name] for name in ("mu", "sigma", "features")))
     computed = _compute(store, extractor, count, progress)
-    tensors = {"mu": computed.mu, "sigma": computed.sigma, "features": computed.features}
-    try:
-        safetensors_io.write(url, tensors, key)
-    except safetensors_io.TensorFileError as error:
-        warnings.warn(f"the statistics cannot be saved and will be computed again: {error}", stacklevel=2)
+    saved.write({"mu": computed.mu, "sigma": computed.sigma, "features": computed.features}, key)
     return computed
 
 
@@ -143,40 +138,21 @@ def has_reference(store: Store, label: str) -> bool:
         store: The store.
         label: The extractor's label.
     """
-    return safetensors_io.exists(_url(store, label, store.manifest.num_samples))
+    return _saved_statistics(store, label, store.manifest.num_samples).exists()
 
 
-def _url(store: Store, label: str, count: int) -> str:
-    return f"{store.url.rstrip('/')}/statistics/{label}-{count}.safetensors"
+def _saved_statistics(store: Store, label: str, count: int) -> SavedTensors:
+    return SavedTensors(store, f"{label}-{count}", "the statistics")
 
 
-def _read(url: str, key: dict[str, object]) -> Reference | None:
-    try:
-        file = safetensors_io.read(url)
-    except FileNotFoundError:
-        return None
-    except safetensors_io.TensorFileError as error:
-        warnings.warn(f"the cached statistics cannot be read and are computed again: {error}", stacklevel=3)
-        return None
-    if file.header != key:
-        warnings.warn(f"{url} has statistics of other data or weights: they are computed again", stacklevel=3)
-        return None
-    mu, sigma, features = (file.tensors.get(name) for name in ("mu", "sigma", "features"))
-    if (
-        mu is None
-        or sigma is None
-        or features is None
-        or not _are_valid(mu, sigma, features, int(str(key["num_features"])))
-    ):
-        warnings.warn(f"{url} is damaged: the statistics are computed again", stacklevel=3)
-        return None
-    return Reference(str(key["extractor"]), int(str(key["num_samples"])), mu, sigma, features)
-
-
-def _are_valid(mu: Tensor, sigma: Tensor, features: Tensor, num_features: int) -> bool:
+def _are_valid(tensors: dict[str, Tensor], num_features: int) -> bool:
     """Return whether the tensors are of the shapes and types of a :class:`Reference`, and finite."""
+    mu, sigma, features = (tensors.get(name) for name in ("mu", "sigma", "features"))
     return (
-        mu.dim() == 1
+        mu is not None
+        and sigma is not None
+        and features is not None
+        and mu.dim() == 1
         and sigma.shape == (len(mu), len(mu))
         and features.shape == (num_features, len(mu))
         and mu.dtype == sigma.dtype == torch.float64

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from pipeline.data import Store
 from pipeline.evaluation.metrics.extractors import Extractor
-from pipeline.runtime import safetensors_io
+from pipeline.evaluation.metrics.saved_tensors import SavedTensors
 from pipeline.runtime.errors import UserError
 
 __all__ = ["MAX_COMPARED", "extract_all", "store_embedding"]
@@ -60,48 +59,30 @@ def store_embedding(store: Store, batches: Batches, extractor: Extractor, advanc
     Returns:
         Embeddings float32 (N, F), in the order of ``batches``.
     """
-    url, count = _url(store, extractor.label), store.manifest.num_samples
+    count = store.manifest.num_samples
+    saved = SavedTensors(store, f"{extractor.label}-features-{count}", "the features")
     key = {
         "extractor": extractor.label,
         "weights": extractor.digest,
         "data": store.manifest.digest,
         "num_features": count,
     }
-    saved = _read(url, key, count)
-    if saved is not None:
+    tensors = saved.read(key, lambda tensors: _is_valid(tensors.get("embedding"), count))
+    if tensors is not None:
         advance(count)
-        return saved
+        return tensors["embedding"]
     embedding = extract_all(batches, extractor, advance)["embedding"]
     if len(embedding) != count:
         raise UserError(f"{store.url} does not hold the {count} samples its manifest lists: make the store again")
-    try:
-        safetensors_io.write(url, {"embedding": embedding}, key)
-    except safetensors_io.TensorFileError as error:
-        warnings.warn(f"the features cannot be saved and will be extracted again: {error}", stacklevel=2)
+    saved.write({"embedding": embedding}, key)
     return embedding
 
 
-def _url(store: Store, label: str) -> str:
-    return f"{store.url.rstrip('/')}/statistics/{label}-features-{store.manifest.num_samples}.safetensors"
-
-
-def _read(url: str, key: dict[str, object], count: int) -> Tensor | None:
-    try:
-        file = safetensors_io.read(url)
-    except FileNotFoundError:
-        return None
-    except safetensors_io.TensorFileError as error:
-        warnings.warn(f"the saved features cannot be read and are extracted again: {error}", stacklevel=3)
-        return None
-    embedding = file.tensors.get("embedding")
-    if (
-        file.header != key
-        or embedding is None
-        or embedding.dtype != torch.float32
-        or embedding.dim() != 2
-        or len(embedding) != count
-        or not bool(embedding.isfinite().all())
-    ):
-        warnings.warn(f"{url} is damaged, or of other data or weights: the features are extracted again", stacklevel=3)
-        return None
-    return embedding
+def _is_valid(embedding: Tensor | None, count: int) -> bool:
+    return (
+        embedding is not None
+        and embedding.dtype == torch.float32
+        and embedding.dim() == 2
+        and len(embedding) == count
+        and bool(embedding.isfinite().all())
+    )
