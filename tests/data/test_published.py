@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from pipeline.config.schema import Data, Source
 from pipeline.data import open_store, sources
 from pipeline.data.sources.published import PUBLISHED, Part, check_counts
 from pipeline.data.writing.build import build_store
@@ -17,20 +18,14 @@ from tests.data.test_sources import cifar10, encoded, lsun, npz, pack
 from tests.data.test_tables import NAMES, SEPARATORS, small
 
 
-def settings(kind: str, url: str, store: Path, split: str | None = None, published_counts: bool = True) -> object:
-    rows = kind in NAMES
-    source = SimpleNamespace(kind=kind, url=url, split=split, published_counts=published_counts)
-    return SimpleNamespace(
-        store=str(store),
-        resolution=None if rows else 8,
-        channels=3,
-        encoding="rows" if rows else "blocks",
-        resize_filter="lanczos",
-        samples_per_shard=100,
-        max_broken=None,
-        num_writers=1,
-        source=source,
+def settings(kind: str, url: str, store: Path, split: str | None = None, published_counts: bool = True) -> Data:
+    shape = (
+        {"encoding": "rows", "resolution": None}
+        if kind in NAMES
+        else {"encoding": "blocks", "resolution": 8, "channels": 3}
     )
+    source = Source(kind=kind, url=url, split=split, published_counts=published_counts)
+    return Data(store=str(store), source=source, samples_per_shard=100, num_writers=1, **shape)
 
 
 def cut_cifar10(folder: Path) -> tuple[str, str]:

@@ -248,7 +248,7 @@ def test_features_of_a_store_are_saved_with_it_and_made_again_where_they_are_dam
     monkeypatch.setattr(set_features, "extract_all", lambda *args: calls.append(1) or extract(*args))
     assert score(sets[0], copy, tmp_path / "out")["scores"] == scored["scores"] and not calls
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.warns(UserWarning, match="extracted again"):
+    with pytest.warns(UserWarning, match="computed again"):
         assert score(sets[0], copy, tmp_path / "out")["scores"] == scored["scores"]
     assert calls == [1]
 

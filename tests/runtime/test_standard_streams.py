@@ -63,6 +63,13 @@ def test_work_whose_log_is_on_a_full_disk_is_done_and_says_so_once(tmp_path):
     assert process.stderr.count("a note\n") == 3 and process.stderr.count("cannot be written") == 1
 
 
+def test_a_line_of_a_log_is_written_when_it_ends(tmp_path):
+    code = WORK + "for stream in (sys.stdout, sys.stderr):\n    print('half a minute left', file=stream)\nos._exit(3)"
+    process = run(code, tmp_path)
+    assert process.returncode == 3
+    assert process.stdout.endswith("half a minute left\n") and process.stderr.endswith("half a minute left\n")
+
+
 def test_a_name_that_the_encoding_lacks_is_escaped(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     process = run(WORK + r"print('caf\xe9 \udce9')", tmp_path)
