@@ -21,6 +21,7 @@ Where to look:
 - :mod:`gebm.networks`: base and energy side by side, a file per family: images, vectors, and flows, which have a
   density.
 - :mod:`gebm.samplers`: Markov chains on the latent space, all driven by one function.
+- :mod:`gebm.registry`: how networks, samplers, objectives and penalties of your own get a name.
 - :mod:`gebm.inputs`: what is accepted as a batch, as parameters and as arguments, and what is refused.
 - :mod:`gebm.log_partition`: estimators of the log-partition function.
 - :mod:`gebm.allocator`: memory that a process on the CPU keeps when it is freed, for speed.
@@ -75,7 +76,7 @@ from __future__ import annotations
 from importlib import import_module
 from types import ModuleType
 
-from gebm import networks, objectives, samplers
+from gebm import networks, objectives, registry, samplers
 from gebm.allocator import disable_malloc_trim, malloc_trim
 from gebm.folding import folded
 from gebm.freezing import frozen
@@ -94,6 +95,7 @@ from gebm.objectives import (
 )
 from gebm.objectives.negatives import BaseDraws, DataChain, LatentChain, Negatives
 from gebm.objectives.penalties import L2, R1, R2, GradientPenalty, Lazy, NoPenalty, Penalty
+from gebm.registry import Limits
 from gebm.training import Alternation, StepInfo, Trainer, gradient_guard, initialize_log_partition
 from gebm.training.energy_phase import EnergyPhase, EnergyQuality, PhaseResult, energies_of, energy_quality
 from gebm.training.gradient_guard import ArbelTransform, ClipGradients, GradientGuard, NoGuard
@@ -127,6 +129,7 @@ __all__ = [
     "Hinge",
     "LatentChain",
     "Lazy",
+    "Limits",
     "MaximumLikelihood",
     "Negatives",
     "NoEnergy",
@@ -159,5 +162,6 @@ __all__ = [
     "networks",
     "objectives",
     "penalties",
+    "registry",
     "samplers",
 ]

@@ -8,23 +8,35 @@ density. Weights are drawn from torch's global random state: seed it first.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
 from gebm.networks import dcgan, double_backward, flows, layers, mlp, sngan
+from gebm.registry import Registry
 
-__all__ = ["NAMES", "VECTORS", "dcgan", "double_backward", "flows", "layers", "make", "mlp", "sngan"]
+__all__ = ["NAMES", "VECTORS", "dcgan", "double_backward", "flows", "layers", "make", "mlp", "register", "sngan"]
 
-NAMES: dict[str, Callable[..., tuple[nn.Module, nn.Module]]] = {
-    "dcgan": dcgan.make,
-    "sngan_convnet": sngan.make_convnet,
-    "sngan_resnet": sngan.make_resnet,
-    "mlp": mlp.make,
-    **flows.makers(),
-}
+NAMES: Registry[Callable[..., tuple[nn.Module, nn.Module]]] = Registry(
+    "network",
+    given=("resolution", "channels", "latent_dim", "width", "energy", "offset"),
+    facts={"tasks": ("images",), "resolutions": ()},
+)
+"""The families by their names: ``tasks`` they are for, and the ``resolutions`` that they have; empty for any."""
 
-VECTORS: tuple[str, ...] = ("mlp", *flows.FLOWS)
-"""The families whose data are vectors."""
+register = NAMES.register
+"""Register a family: a function that returns its base and its energy."""
+
+register("dcgan", resolutions=(8, 16, 32, 64, 128))(dcgan.make)
+register("sngan_convnet", resolutions=(32, 64, 128))(sngan.make_convnet)
+register("sngan_resnet", resolutions=(32, 64, 128))(sngan.make_resnet)
+register("mlp", tasks=("points",))(mlp.make)
+for _name, _make in flows.makers().items():
+    # Their bases have a density.
+    register(_name, tasks=("density", "points"))(_make)
+
+VECTORS: tuple[str, ...] = NAMES.having("tasks", "points")
+"""The built-in families whose data are vectors."""
 
 
 def make(
@@ -36,6 +48,7 @@ def make(
     width: int | None = None,
     energy: str | None = None,
     offset: float = 0.0,
+    **settings: Any,
 ) -> tuple[nn.Module, nn.Module]:
     """Build a base and its energy by the family's name.
 
@@ -51,6 +64,7 @@ def make(
             second such flow and relative to the base. ``"mlp"``, with a flow or an MLP as base: an MLP that is not
             spectrally normalized. The other families have one energy each.
         offset: Constant in a flow's energy, in nats: minus its true log-partition.
+        **settings: Settings that the family has of its own.
 
     Returns:
         The base and the energy.
@@ -73,11 +87,17 @@ def make(
         raise ValueError(f"no networks are called '{name}': choose one of {', '.join(NAMES)}")
     if min(channels, latent_dim, 1 if width is None else width) < 1:
         raise ValueError(f"channels={channels}, latent_dim={latent_dim}, width={width}: each must be at least 1")
-    settings = {} if width is None else {"width": width}
-    if name in flows.FLOWS:
-        settings |= {"energy": energy, "offset": offset}
-    elif name == "mlp" and energy in (None, "mlp") and offset == 0:
-        settings |= {"energy": energy}
-    elif energy is not None or offset != 0:
+    part = NAMES.part(name)
+    if unknown := sorted(settings.keys() - part.settings.keys()):
+        own = ", ".join(part.settings) or "none"
+        raise ValueError(f"{name} has no setting {', '.join(unknown)}: those it has are {own}")
+    given: dict[str, Any] = {"resolution": resolution, "channels": channels, "latent_dim": latent_dim}
+    chosen = {"width": width, "energy": energy, "offset": offset or None}
+    foreign = [key for key in chosen if key not in part.parameters and chosen[key] is not None]
+    if {"energy", "offset"} & set(foreign):
         raise ValueError(f"energy={energy}, offset={offset}: {name} has an energy of its own; leave both out")
-    return NAMES[name](resolution=resolution, channels=channels, latent_dim=latent_dim, **settings)
+    if foreign:
+        raise ValueError(f"width={width}: {name} has no width; leave it out")
+    arguments = {key: value for key, value in given.items() if key in part.parameters}
+    arguments |= {key: value for key, value in chosen.items() if value is not None}
+    return part.make(**arguments, **settings)

@@ -64,4 +64,6 @@ def make(
     resolution: int, channels: int, latent_dim: int, width: int = 64, energy: str | None = None
 ) -> tuple[MLPBase, MLPEnergy]:
     """Build both for vectors of ``channels`` entries; see :func:`gebm.networks.make`."""
+    if energy not in (None, "mlp"):
+        raise ValueError(f"energy={energy}, offset=0.0: mlp has an energy of its own; leave both out")
     return MLPBase(latent_dim, channels, width), MLPEnergy(channels, width, normalized=energy is None)

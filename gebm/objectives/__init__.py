@@ -13,6 +13,7 @@ from gebm.objectives.objectives import (
     Wasserstein,
     log_mean_exp,
     make,
+    register,
 )
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "Wasserstein",
     "log_mean_exp",
     "make",
+    "register",
 ]

@@ -34,6 +34,7 @@ from torch import Tensor, distributed
 from torch.nn import functional as F
 
 from gebm.objectives.negatives import BaseDraws, DataChain, LatentChain, Negatives
+from gebm.registry import Registry
 from gebm.samplers import Kernel
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "Wasserstein",
     "log_mean_exp",
     "make",
+    "register",
 ]
 
 
@@ -400,23 +402,23 @@ def _contrastive(chain: Callable[..., Negatives], persistent: bool) -> Callable[
     return build
 
 
-_CHAINS = {
-    "cd": _contrastive(LatentChain, persistent=False),
-    "pcd": _contrastive(LatentChain, persistent=True),
-    "cd_data": _contrastive(DataChain, persistent=False),
-    "pcd_data": _contrastive(DataChain, persistent=True),
-}
+NAMES: Registry[Callable[..., Objective]] = Registry("objective", given=("kernel", "num_steps"))
+"""The objectives by their names; those with chains are given a kernel and their length."""
 
-NAMES: dict[str, Callable[[], Objective]] = {
-    "kale_fenchel": lambda: KALE("fenchel"),
-    "kale_dv": lambda: KALE("donsker_varadhan"),
-    "gan": NonSaturating,
-    "hinge": Hinge,
-    "wasserstein": Wasserstein,
-    "ml": MaximumLikelihood,
-    "ml_kale": lambda: MaximumLikelihood(KALE("fenchel")),
-    **_CHAINS,
-}
+register = NAMES.register
+"""Register an objective: a class, or a function of ``kernel`` and ``num_steps`` where it has chains."""
+
+register("kale_fenchel")(lambda: KALE("fenchel"))
+register("kale_dv")(lambda: KALE("donsker_varadhan"))
+register("gan")(NonSaturating)
+register("hinge")(Hinge)
+register("wasserstein")(Wasserstein)
+register("ml")(lambda: MaximumLikelihood())
+register("ml_kale")(lambda: MaximumLikelihood(KALE("fenchel")))
+register("cd")(_contrastive(LatentChain, persistent=False))
+register("pcd")(_contrastive(LatentChain, persistent=True))
+register("cd_data")(_contrastive(DataChain, persistent=False))
+register("pcd_data")(_contrastive(DataChain, persistent=True))
 
 
 def make(name: str, *, kernel: Kernel[Any] | None = None, num_steps: int | None = None) -> Objective:
@@ -443,4 +445,6 @@ def make(name: str, *, kernel: Kernel[Any] | None = None, num_steps: int | None 
     """
     if name not in NAMES:
         raise ValueError(f"no objective is called '{name}': choose one of {', '.join(NAMES)}")
-    return _CHAINS[name](kernel, num_steps) if name in _CHAINS else NAMES[name]()
+    given = {"kernel": kernel, "num_steps": num_steps}
+    parameters = NAMES.part(name).parameters
+    return NAMES[name](**{key: value for key, value in given.items() if key in parameters and value is not None})

@@ -16,14 +16,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from gebm.inputs import as_number
+from gebm.registry import Registry
 
-__all__ = ["L2", "NAMES", "R1", "R2", "GradientPenalty", "Lazy", "NoPenalty", "Penalty", "make"]
+__all__ = ["L2", "NAMES", "R1", "R2", "GradientPenalty", "Lazy", "NoPenalty", "Penalty", "make", "register"]
 
 Energy = Callable[[Tensor], Tensor]
 
@@ -293,14 +295,18 @@ class Lazy:
         return self.every * self.penalty(energy, x_data, x_base, position, parameters)
 
 
-NAMES: dict[str, Callable[[float | None], Penalty]] = {
-    "none": lambda weight: NoPenalty(),
-    "gradient": lambda weight: GradientPenalty(1.0 if weight is None else weight),
-    "wgan_gp": lambda weight: GradientPenalty(10.0 if weight is None else weight, target=1.0),
-    "r1": lambda weight: R1(1.0 if weight is None else weight),
-    "r2": lambda weight: R2(1.0 if weight is None else weight),
-    "l2": lambda weight: L2(1.0 if weight is None else weight),
-}
+NAMES: Registry[Callable[..., Penalty]] = Registry("penalty", given=("weight", "target"))
+"""The penalties by their names: of a weight, where they have one."""
+
+register = NAMES.register
+"""Register a penalty: a class or a function of its ``weight``."""
+
+register("none")(NoPenalty)
+register("gradient")(GradientPenalty)
+register("wgan_gp")(partial(GradientPenalty, weight=10.0, target=1.0))
+register("r1")(R1)
+register("r2")(R2)
+register("l2")(L2)
 
 
 def make(name: str, weight: float | None = None, every: int = 1) -> Penalty:
@@ -325,7 +331,8 @@ def make(name: str, weight: float | None = None, every: int = 1) -> Penalty:
     """
     if name not in NAMES:
         raise ValueError(f"no penalty is called '{name}': choose one of {', '.join(NAMES)}")
-    penalty = NAMES[name](weight)
+    takes_weight = weight is not None and "weight" in NAMES.part(name).parameters
+    penalty = NAMES[name](weight=weight) if takes_weight else NAMES[name]()
     return penalty if every == 1 else Lazy(penalty, every)
 
 

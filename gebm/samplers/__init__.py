@@ -16,9 +16,10 @@ it goes the same way alone, among others, and in any batch.
 
 from __future__ import annotations
 
-from dataclasses import MISSING, fields
-from typing import Any
+from collections.abc import Callable
+from typing import Annotated, Any
 
+from gebm.registry import REQUIRED, Limits, Registry
 from gebm.samplers import philox
 from gebm.samplers.adaptation import WarmUp, warm_up
 from gebm.samplers.base import Kernel, Potential, Prior, StepDecay, value_and_gradient, wide
@@ -53,6 +54,7 @@ __all__ = [
     "load_state_dict",
     "make",
     "philox",
+    "register",
     "run",
     "state_dict",
     "value_and_gradient",
@@ -60,19 +62,33 @@ __all__ = [
     "wide",
 ]
 
-NAMES: dict[str, type] = {
-    "ula": UnadjustedLangevin,
-    "kla": KineticLangevin,
-    "mala": MALA,
-    "hmc": HMC,
-    "rwm": RandomWalkMetropolis,
-    "imh": IndependentMetropolis,
-    "dot": DiscriminatorOptimalTransport,
-    "descent": GradientDescent,
-    "ddls": UnadjustedLangevin,
-    "tempering": ParallelTempering,
-}
-"""The kernels by the names that configurations use. DDLS, Che et al., NeurIPS 2020, is ULA at ``beta = 1``."""
+NAMES: Registry[Callable[..., Kernel[Any]]] = Registry(
+    "sampler",
+    given=("step_size", "friction", "schedule", "prior"),
+    facts={"like": None, "exact": False, "bfloat16": False},
+)
+"""The kernels by the names that configurations use. DDLS, Che et al., NeurIPS 2020, is ULA at ``beta = 1``.
+
+Their facts: the kernel whose step size is of the same kind as theirs (``like``), whether they leave the distribution
+invariant at any temperature, without state beyond the position (``exact``), and whether their noise hides the rounding
+of bfloat16.
+"""
+
+register = NAMES.register
+"""Register a kernel, a frozen dataclass with ``init`` and ``step``; see :class:`Kernel`."""
+
+register("ula", bfloat16=True)(UnadjustedLangevin)
+register("kla", bfloat16=True)(KineticLangevin)
+register("mala", exact=True)(MALA)
+register("hmc", exact=True)(HMC)
+register("rwm", exact=True)(RandomWalkMetropolis)
+register("imh", like="mala")(IndependentMetropolis)
+register("dot")(DiscriminatorOptimalTransport)
+register("descent")(GradientDescent)
+register("ddls", like="ula", bfloat16=True)(UnadjustedLangevin)
+register("tempering", like="mala", settings={"kernel": Annotated[str | None, Limits(choices=("mala", "hmc", "rwm"))]})(
+    ParallelTempering
+)
 
 
 def make(name: str, **settings: Any) -> Kernel:
@@ -84,8 +100,9 @@ def make(name: str, **settings: Any) -> Kernel:
     Args:
         name: A key of ``NAMES``.
         **settings: Hyper-parameters: ``step_size``, ``friction``, ``schedule``, ``prior``, ``num_leapfrog_steps``,
-            ``initial_velocity``, ``lipschitz``, ``inverse_mass``, ``betas``; and ``kernel``, what tempering moves its
-            levels by, a kernel or the name of one that the settings are then for as well: MALA if None.
+            ``jitter``, ``initial_velocity``, ``lipschitz``, ``inverse_mass``, ``betas``; and ``kernel``, what
+            tempering moves its levels by, a kernel or the name of one that the settings are then for as well: MALA if
+            None.
 
     Returns:
         The kernel.
@@ -95,20 +112,20 @@ def make(name: str, **settings: Any) -> Kernel:
 
     Example:
         >>> make("hmc", step_size=0.1, num_leapfrog_steps=5, friction=1.0, schedule=None)
-        HMC(step_size=0.1, num_leapfrog_steps=5, inverse_mass=None)
+        HMC(step_size=0.1, num_leapfrog_steps=5, inverse_mass=None, jitter=0.0)
         >>> from gebm.model import StandardNormal
         >>> make("tempering", step_size=0.1, prior=StandardNormal(3), betas=(1.0, 0.0)).kernel
         MALA(step_size=0.1, inverse_mass=None)
     """
     if name not in NAMES:
         raise ValueError(f"unknown sampler {name!r}: choose one of {', '.join(NAMES)}")
-    known = {field.name for kernel in NAMES.values() for field in fields(kernel)}
+    known = {parameter for part in NAMES.parts() for parameter in part.parameters}
     if unknown := sorted(set(settings) - known):
         raise ValueError(f"no sampler has a setting {', '.join(unknown)}: choose from {', '.join(sorted(known))}")
     if name == "tempering" and isinstance(inner := settings.get("kernel") or "mala", str):
         settings = {**settings, "kernel": make(inner, **settings)}
-    own = fields(NAMES[name])
-    chosen = {field.name: settings[field.name] for field in own if settings.get(field.name) is not None}
-    if missing := [field.name for field in own if field.default is MISSING and field.name not in chosen]:
+    own = NAMES.part(name).parameters
+    chosen = {key: settings[key] for key in own if settings.get(key) is not None}
+    if missing := [key for key, default in own.items() if default is REQUIRED and key not in chosen]:
         raise ValueError(f"sampler {name!r} needs {', '.join(missing)}: give a value")
     return NAMES[name](**chosen)

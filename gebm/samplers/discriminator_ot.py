@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 
+from gebm.registry import Limits
 from gebm.samplers.base import (
     Potential,
     Prior,
@@ -130,7 +131,7 @@ class DiscriminatorOptimalTransport:
     """
 
     step_size: float
-    lipschitz: float | None = None
+    lipschitz: Annotated[float | None, Limits(gt=0)] = None
     prior: Prior | None = None
 
     def __post_init__(self) -> None:

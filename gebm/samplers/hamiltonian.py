@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from gebm.inputs import as_count
+from gebm.inputs import as_count, as_number
+from gebm.registry import Limits
 from gebm.samplers.base import (
     GradientState,
     Potential,
@@ -19,7 +21,7 @@ from gebm.samplers.base import (
     value_and_gradient,
 )
 from gebm.samplers.metropolis import MetropolisInfo, accept, as_inverse_mass, scales
-from gebm.samplers.philox import draw_key, normal, uniform
+from gebm.samplers.philox import TRAJECTORY, draw_key, normal, uniform
 
 __all__ = ["HMC"]
 
@@ -36,6 +38,9 @@ class HMC:
         num_leapfrog_steps: Number of leapfrog steps in a proposal.
         inverse_mass: Diagonal of the inverse mass matrix (D,), about the variances of the target, from any sequence
             or tensor; None is 1. Velocities have this variance.
+        jitter: Share by which the step of a trajectory is longer or shorter than ``h``, at random and the same within
+            it. A trajectory whose length is a multiple of half a period of the target comes back to where it was, or
+            to its mirror image, and a fixed length does so for ever.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -48,13 +53,17 @@ class HMC:
     """
 
     step_size: float
-    num_leapfrog_steps: int = 10
+    num_leapfrog_steps: Annotated[int, Limits(ge=1)] = 10
     inverse_mass: tuple[float, ...] | None = None
+    jitter: Annotated[float, Limits(ge=0, lt=1)] = 0.0
 
     def __post_init__(self) -> None:
         convert_positive(self, "step_size")
         object.__setattr__(self, "num_leapfrog_steps", as_count("num_leapfrog_steps", self.num_leapfrog_steps))
         object.__setattr__(self, "inverse_mass", as_inverse_mass(self.inverse_mass))
+        object.__setattr__(self, "jitter", as_number("jitter", self.jitter))
+        if not 0 <= self.jitter < 1:
+            raise ValueError(f"jitter must lie in [0, 1), not {self.jitter!r}")
 
     @property
     def gradients_per_step(self) -> int:
@@ -81,6 +90,10 @@ class HMC:
         start = normal(key, state.chain, state.z.shape[1], dtype=state.z.dtype)
         # The velocity over its own scale: kinetic energy and noise are then those of unit mass.
         z, velocity, value, gradient = state.z, start, state.potential, state.gradient
+        if self.jitter:
+            # One factor a chain, drawn before the trajectory and for both of its directions: it stays exact.
+            drawn = uniform(key, state.chain, TRAJECTORY).to(state.z.dtype)[:, None]
+            scale = scale * (1 + self.jitter * (2 * drawn - 1))
         for _ in range(self.num_leapfrog_steps):
             velocity = velocity - h / 2 * scale * gradient
             z = z + h * scale * velocity

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 
+from gebm.registry import Limits
 from gebm.samplers.base import (
     GradientState,
     Potential,
@@ -158,7 +159,7 @@ class KineticLangevin:
     step_size: float
     friction: float
     schedule: StepDecay | None = None
-    initial_velocity: str = "zero"
+    initial_velocity: Annotated[str, Limits(choices=("zero", "normal"))] = "zero"
 
     def __post_init__(self) -> None:
         convert_positive(self, "step_size", "friction")

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from gebm.inputs import require_generator
 
-__all__ = ["ACCEPT", "PROPOSAL", "RESTART", "SWAP", "VELOCITY", "draw_key", "normal", "philox", "uniform"]
+__all__ = ["ACCEPT", "PROPOSAL", "RESTART", "SWAP", "TRAJECTORY", "VELOCITY", "draw_key", "normal", "philox", "uniform"]
 
 # The streams. Two draws of a step that may meet in one chain come from different ones.
 PROPOSAL = 0
@@ -31,6 +31,7 @@ ACCEPT = 1
 VELOCITY = 2
 SWAP = 3
 RESTART = 4
+TRAJECTORY = 5
 
 _ROUNDS = 10
 _WORD = 0xFFFFFFFF

@@ -16,10 +16,13 @@ from pipeline.config.fields import keys
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.redaction import redact
 
-__all__ = ["GROUPS", "explain", "format_text", "quote_texts", "text_keys"]
+__all__ = ["GROUPS", "SETTINGS", "explain", "format_text", "quote_texts", "text_keys"]
 
 GROUPS = ("conf", "sweeps", "launch")
 """Config groups, whose choices are names of files or of launchers and no keys."""
+
+SETTINGS = ("model.settings.", "sampler.settings.")
+"""Beginnings of the keys that are settings of networks or of a sampler."""
 
 _OVERRIDE = re.compile(r"(?P<prefix>[+~]{0,2})(?P<key>[^=]*)=(?P<value>.*)", re.DOTALL)
 _KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*(@[\w.:-]*)?", re.ASCII)
@@ -77,7 +80,12 @@ def _quote_text(arg: str, texts: frozenset[str]) -> str:
     except UnicodeEncodeError:
         raise UserError(f"{_shown(arg)}: it is not valid UTF-8; use another name") from None
     override = _OVERRIDE.fullmatch(arg)
-    if override is None or not _is_text(override["key"], texts):
+    if override is None:
+        return arg
+    if not override["prefix"] and override["key"].startswith(SETTINGS):
+        # Which settings there are is known to the parts, and not to Hydra, which would want them to be added.
+        return f"++{arg}"
+    if not _is_text(override["key"], texts):
         return arg
     value = override["value"]
     if not _has_valid_references(value):

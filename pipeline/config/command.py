@@ -19,7 +19,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.config import completion, invocation, schema
+from pipeline.config import completion, invocation, plugins, schema
 from pipeline.config.arguments import GROUPS, explain, quote_texts, text_keys
 from pipeline.config.compose import RENAMED_KEYS, config_root, experiments, from_dict, searches
 from pipeline.config.help import help_text
@@ -117,6 +117,9 @@ def run_command(task: Task, line: CommandLine) -> None:
             return
         values, overrides = composed
         refuse_secrets(values, line.presigned_keys)
+        if "plugins" in values:
+            values["plugins"] = plugins.load(values["plugins"])
+            overrides |= {"plugins": values["plugins"]} if "plugins" in overrides else {}
         status = task(line.parse(values), overrides)
     except (Exception, KeyboardInterrupt) as error:
         status = report_error(error)

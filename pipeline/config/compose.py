@@ -15,6 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pipeline.config import part_settings
 from pipeline.config.arguments import format_text
 from pipeline.config.fields import keys
 from pipeline.config.schema import Config
@@ -139,6 +140,7 @@ def from_dict(values: dict[str, Any] | DictConfig) -> Config:
         merged = OmegaConf.merge(_schema(), plain)
         config = OmegaConf.to_object(merged)
         assert isinstance(config, Config)
+        part_settings.convert(config)
         return config
     except RecursionError:
         raise UserError("a config is a mapping of keys, and this one is nested without end") from None
@@ -188,15 +190,20 @@ def apply(config: Config, overrides: dict[str, Any]) -> Config:
     Raises:
         UserError: A key does not exist or its value has the wrong type.
     """
-    rest = {key: value for key, value in overrides.items() if key not in _leaves()}
+    settings = {key: value for key, value in overrides.items() if part_settings.group_of(key)}
+    rest = {key: value for key, value in overrides.items() if key not in _leaves() and key not in settings}
     if rest:
         config = _apply_groups(config, rest)
     config = copy.deepcopy(config)
     for key, value in overrides.items():
-        if key not in rest:
+        if key in _leaves():
             path, _, name = key.rpartition(".")
             group = attrgetter(path)(config) if path else config
             setattr(group, name, _typed(type(group), name, key, value))
+    for key, value in settings.items():
+        _refuse_interpolations(value, key)
+        part_settings.assign(config, key, value)
+    part_settings.convert(config)
     return config
 
 

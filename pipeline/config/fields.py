@@ -205,9 +205,9 @@ def matching(default: _T, help: str, *, pattern: Pattern) -> _T:
     return _field(default, Rule(help, pattern=pattern))
 
 
-def documented(help: str, *, pattern: Pattern | None = None) -> dict[str, Rule]:
+def documented(help: str, *, pattern: Pattern | None = None, outside: bool = False) -> dict[str, Rule]:
     """Return the metadata of a field that holds a list or a mapping, for :func:`dataclasses.field`."""
-    return {_RULE: Rule(help, pattern=pattern)}
+    return {_RULE: Rule(help, pattern=pattern, outside=outside)}
 
 
 def _field(default: _T, rule: Rule) -> _T:

@@ -34,6 +34,7 @@ A terminal shows one live table; a pipe, or TERM=dumb, gets plain lines."""
 
 ENVIRONMENT_HELP = """\
 GEBM_STORES                 root of the stores, a folder or a URL; by default a folder in the user's cache
+GEBM_PLUGINS                your own code, as plugins=[./mine.py,my_package.parts] names it
 MLFLOW_TRACKING_USERNAME,   for a tracker with a login, as MLFLOW_TRACKING_TOKEN is; tracking.uri takes no password
   MLFLOW_TRACKING_PASSWORD
 AWS_ACCESS_KEY_ID,          for s3://, where the machine has no role; AWS_ENDPOINT_URL names another service

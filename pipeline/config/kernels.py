@@ -11,6 +11,7 @@ import dataclasses
 import math
 from typing import Any
 
+from pipeline.config.part_settings import own_settings
 from pipeline.config.schema import Config, Sampler
 
 __all__ = ["KERNEL_KEYS", "as_used", "kernel_group", "kernel_settings", "used_settings"]
@@ -19,8 +20,6 @@ _DEFAULTS = {"step_size": 1e-4, "friction": 0.1, "decay": 1.0, "decay_every": 20
 
 KERNEL_KEYS = tuple(_DEFAULTS)
 """Settings that each kernel has of its own."""
-# Kernels that have the settings of another one.
-_GROUPS = {"ddls": "ula", "tempering": "mala", "imh": "mala"}
 # Kernels whose step is a time or a length. In one step ULA moves (2 h)^(1/2) far, and KLA h at unit velocity.
 _LENGTHS = ("kla", "hmc", "rwm")
 
@@ -35,7 +34,13 @@ def kernel_group(name: str) -> str:
         >>> kernel_group("kla"), kernel_group("ddls")
         ('kla', 'ula')
     """
-    return _GROUPS.get(name, name)
+    # Not imported above: the schema is read without torch.
+    from gebm import samplers
+
+    part = samplers.NAMES.part(name) if name in samplers.NAMES else None
+    like = part.facts["like"] if part else None
+    # The schema has a group for each kernel that is like no other; any other is like ULA.
+    return like or (name if part is None or part.builtin else "ula")
 
 
 def kernel_settings(sampler: Sampler) -> Sampler:
@@ -68,7 +73,7 @@ def _counterpart(sampler: Sampler, key: str) -> Any:
     """Return the value of a setting that corresponds to ULA's, or else to MALA's, whose steps are of the same kind."""
     values = (getattr(group, key, None) for group in (sampler.ula, sampler.mala))
     value = next((value for value in values if value is not None), _DEFAULTS[key])
-    if sampler.name not in _LENGTHS:
+    if kernel_group(sampler.name) not in _LENGTHS:
         return value
     # A decay multiplies the square of a length.
     return {"step_size": math.sqrt(2 * value), "decay": math.sqrt(value)}.get(key, value)
@@ -77,7 +82,10 @@ def _counterpart(sampler: Sampler, key: str) -> Any:
 def used_settings(sampler: Sampler) -> dict[str, Any]:
     """Return the settings that chains use, without those of other kernels, for a file of results."""
     settings = dataclasses.asdict(kernel_settings(sampler))
-    return {key: value for key, value in settings.items() if not isinstance(value, dict)}
+    own = own_settings("sampler.settings", sampler.name, sampler.settings)
+    unused = () if sampler.warm_up_steps else ("warm_up_steps",)
+    used = {key: value for key, value in settings.items() if not isinstance(value, dict) and key not in unused}
+    return used | ({"settings": own} if own else {})
 
 
 def as_used(config: Config) -> Config:

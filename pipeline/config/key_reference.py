@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 
 from omegaconf import MISSING
 
+from pipeline.config import part_settings
 from pipeline.config.fields import Key, keys
 from pipeline.config.launcher_schema import LAUNCHERS
 from pipeline.config.schema import Config
@@ -41,6 +42,11 @@ def markdown() -> str:
         groups.setdefault(key.name.rpartition(".")[0], []).append(key)
     for name, entries in groups.items():
         parts += [f"## {f'`{name}`' if name else 'The run'}", meanings.get(name, ""), _table(entries)]
+    for group, selector in part_settings.GROUPS.items():
+        parts += [f"## `{group}`, by `{selector}`", meanings.get(group, "")]
+        for part in part_settings.registry(group).parts():
+            if entries := part_settings.part_keys(part, group):
+                parts += [f"### `{selector}={part.name}`", part.help, _table(list(entries))]
     for kind, launcher in LAUNCHERS.items():
         meaning = inspect.cleandoc(launcher.__doc__ or "")
         parts += [f"## `launch={kind}`", meaning, _table(list(keys(launcher, "launch.")))]

@@ -8,6 +8,7 @@ the user's state folder, one file for each sweep, so that ``resume=<folder>`` is
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -21,6 +22,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from pipeline.config import plugins
 from pipeline.config.compose import format_overrides
 from pipeline.config.fields import keys
 from pipeline.config.schema import Config
@@ -36,13 +38,15 @@ __all__ = [
     "is_own",
     "keep_choices",
     "kept_choices",
+    "load_kept_plugins",
     "own_choices",
     "own_overrides",
 ]
 
 log = logging.getLogger(__name__)
 
-_DEFAULTS = {key.name: key.default for key in keys(Config) if key.rule.outside}
+_PLUGINS = "plugins"
+_DEFAULTS = {key.name: key.default for key in keys(Config) if key.rule.outside and key.name != _PLUGINS}
 
 OUTSIDE = tuple(_DEFAULTS)
 """Keys that name a host, or a path outside of the results."""
@@ -78,7 +82,7 @@ def keep_choices(folder: str, config: Config) -> None:
         # A temporary file of this function is nobody else's to read.
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=".part-")
         with os.fdopen(handle, "w") as file:
-            json.dump({"folder": _real(folder), "choices": own_choices(config)}, file)
+            json.dump({"folder": _real(folder), "choices": own_choices(config), _PLUGINS: config.plugins}, file)
         os.replace(name, path)
     except OSError as error:
         log.warning(f"cannot write {path} ({one_line(error)}): resume={folder} will need tracking.uri and the like")
@@ -95,15 +99,35 @@ def kept_choices(url: str) -> dict[str, Any]:
     Args:
         url: The sweep's folder, or the folder of one of its trials or checkpoints.
     """
+    # Not a file of this version: the user chooses anew.
+    with contextlib.suppress(KeyError, TypeError):
+        choices = _kept(url)["choices"]
+        return {key: choices[key] for key in CHOICES if isinstance(choices[key], str | None)}
+    return {}
+
+
+def load_kept_plugins(url: str) -> None:
+    """Load the plugins that the user has named for a sweep, when it was started here.
+
+    Args:
+        url: The sweep's folder, or the folder of one of its trials or checkpoints.
+
+    Raises:
+        UserError: One of them is gone, or cannot be imported any more.
+    """
+    named = _kept(url).get(_PLUGINS, [])
+    if isinstance(named, list) and all(isinstance(name, str) for name in named):
+        plugins.load(named)
+
+
+def _kept(url: str) -> dict[str, Any]:
     for folder in _with_parents(_real(url)):
         try:
             document = json.loads(_path(folder).read_text())
-            choices = document["choices"]
-            return {key: choices[key] for key in CHOICES if isinstance(choices[key], str | None)}
+            return document if isinstance(document, dict) else {}
         except FileNotFoundError:
             continue
-        # Not a file of this version: the user chooses anew.
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError):
             break
     return {}
 
@@ -120,6 +144,8 @@ def choose(saved: Config, overrides: Mapping[str, Any], url: str, needed: Contai
     Raises:
         UserError: A needed key has a value that the user has not chosen; the line says what to add.
     """
+    # Those that this command has loaded, whatever the folder was made with.
+    saved.plugins = plugins.names()
     kept, foreign, typed = kept_choices(url), {}, set(_leaf_names(overrides))
     for key, default in _DEFAULTS.items():
         value = attrgetter(key)(saved)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from gebm import samplers
 from pipeline.config.schema import Config
 
-__all__ = ["BF16_SAFE_SAMPLERS", "sampling_dtype", "training_dtype"]
-
-# Samplers whose noise hides the rounding of bfloat16: an accept step compares energies, and a descent has no noise.
-BF16_SAFE_SAMPLERS = ("ula", "kla", "ddls")
+__all__ = ["sampling_dtype", "training_dtype"]
 
 
 def training_dtype(config: Config, device: torch.device) -> torch.dtype:
@@ -30,7 +28,8 @@ def sampling_dtype(config: Config, device: torch.device) -> torch.dtype:
         config: Experiment, of which ``sampler`` and ``task`` are read.
         device: Where they run.
     """
-    prefers_bfloat16 = config.task == "images" and config.sampler.name in BF16_SAFE_SAMPLERS
+    # An accept step compares energies, and a descent has no noise that hides a rounding.
+    prefers_bfloat16 = config.task == "images" and config.sampler.name in samplers.NAMES.having("bfloat16", True)
     return _resolve_dtype(config.sampler.precision, device, prefers_bfloat16)
 
 

@@ -172,7 +172,11 @@ class Data:
 class Model:
     """Base and energy."""
 
-    networks: str = key(MISSING, "dcgan, sngan_convnet, sngan_resnet; of rows gaussian, realnvp, maf, nsf, mlp.")
+    networks: str = choice(
+        MISSING,
+        "Family of networks: for images dcgan, sngan_convnet, sngan_resnet; for rows gaussian, realnvp, maf, nsf, mlp.",
+        names="gebm.networks:NAMES",
+    )
     energy: str | None = key(None, "Energy network (default: the family's own); mlp puts a plain network on a flow.")
     energy_offset: float = bounded(
         0.0, "Constant of a flow's energy in nats: minus the log-partition, which training does not know."
@@ -184,6 +188,10 @@ class Model:
         "Least energy (default: -10, and none, -.inf, for an energy relative to a flow).",
         lt=math.inf,
         finite=False,
+    )
+    settings: dict[str, Any] = field(
+        default_factory=dict,
+        metadata=documented("Settings that the networks have of their own, each a key, as in model.settings.depth=4."),
     )
 
 
@@ -340,6 +348,19 @@ class Sampler:
         "auto",
         "Precision of the networks; auto is bfloat16 for images where the hardware has it, with ula, kla and ddls.",
         names=_PRECISIONS,
+    )
+    warm_up_steps: int = bounded(
+        0,
+        "MCMC steps of a few chains before the others start, by which mala, hmc and rwm find their step size and "
+        "masses; what they found is among the scores. 0 takes both as they are set.",
+        ge=0,
+    )
+    settings: dict[str, Any] = field(
+        default_factory=dict,
+        metadata=documented(
+            "Settings that a kernel has of its own, each a key, as in sampler.settings.num_leapfrog_steps=20; those of "
+            "other kernels than the chosen one are not used."
+        ),
     )
     ula: LangevinKernel = field(default_factory=LangevinKernel)
     kla: KineticKernel = field(default_factory=KineticKernel)
@@ -520,6 +541,14 @@ class Config:
     spaces: dict[str, dict[str, Any]] = field(
         default_factory=dict,
         metadata=documented("Search spaces that the experiment offers, by purpose; a file in sweeps/ picks one."),
+    )
+    plugins: list[str] = field(
+        default_factory=list,
+        metadata=documented(
+            "Your own code: files and modules that register networks, samplers and other parts. GEBM_PLUGINS and "
+            "installed packages add to them.",
+            outside=True,
+        ),
     )
     seed: int = bounded(0, "Seed of everything that is random.", ge=0, lt=_NUM_SEEDS)
     checkpoint: str | None = key(

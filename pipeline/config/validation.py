@@ -22,9 +22,10 @@ from gebm import StandardNormal, networks, objectives, samplers
 from gebm.samplers import StepDecay
 from gebm.training.optimizers import Schedule
 from gebm.training.plateau_decay import PlateauDecay
+from pipeline.config import part_settings
 from pipeline.config.fields import keys
 from pipeline.config.kernels import kernel_settings
-from pipeline.config.precision import BF16_SAFE_SAMPLERS
+from pipeline.config.part_checks import check_parts
 from pipeline.config.schema import Config, Data, Evaluation
 from pipeline.runtime.errors import UserError, one_line
 
@@ -51,17 +52,10 @@ _SCORES = {
     "prc": ("precision", "recall"),
     "dc": ("density", "coverage"),
 }
-# The networks that fit each task, and the encodings of its stores.
-_NETWORKS = {
-    "images": ("dcgan", "sngan_convnet", "sngan_resnet"),
-    "density": networks.flows.FLOWS,
-    "points": networks.VECTORS,
-}
+# The encodings of the stores of each task.
 _ENCODINGS = {"images": ("blocks", "images"), "density": ("rows",), "points": ("rows",)}
 # Workers of more trials than this would not find room for their contexts on a GPU.
 _LEAST_GPU_SHARE = 0.01
-# Kernels that leave the distribution at a temperature invariant, as annealed importance sampling needs.
-_EXACT = ("mala", "hmc", "rwm")
 
 
 def validate(config: Config) -> None:
@@ -75,6 +69,7 @@ def validate(config: Config) -> None:
     """
     validate_rules(config)
     _check_networks(config)
+    check_parts(config)
 
 
 def validate_rules(config: Config) -> None:
@@ -90,10 +85,12 @@ def validate_rules(config: Config) -> None:
         _check_fields,
         _check_images,
         _check_task,
+        part_settings.check,
         _check_data,
         _check_scores,
         _check_objective,
         _check_sampler,
+        _check_warm_up,
         _check_sweep,
         _check_scale,
         _check_gpus,
@@ -178,7 +175,7 @@ def _check_images(config: Config) -> None:
 
 
 def _check_task(config: Config) -> None:
-    names = _NETWORKS[config.task]
+    names = networks.NAMES.having("tasks", config.task)
     if config.model.networks not in names:
         raise UserError(f"model.networks={config.model.networks}: it has to be one of {', '.join(names)}")
     _check_encoding(config)
@@ -241,11 +238,12 @@ def _check_scores(config: Config) -> None:
 def _check_objective(config: Config) -> None:
     """Check what an objective, a base and a task need of one another."""
     objective = objectives.make(config.train.objective)
-    flow = config.model.networks in networks.flows.FLOWS
+    with_density = networks.NAMES.having("tasks", "density")
+    flow = config.model.networks in with_density
     if (objective.base_learns_from == "data" or objective.negatives.needs_density) and not flow:
         raise UserError(
             f"train.objective={config.train.objective}: it needs a base with a density, and model.networks="
-            f"{config.model.networks} has none; use one of {', '.join(networks.flows.FLOWS)}"
+            f"{config.model.networks} has none; use one of {', '.join(with_density)}"
         )
     if config.task == "points" and not objective.trains_energy:
         raise UserError(f"train.objective={config.train.objective}: it trains no energy, and task=points samples one")
@@ -268,10 +266,11 @@ def _check_log_partition(config: Config, objective: objectives.Objective) -> Non
             f"evaluation.log_partition=trained: train.objective={config.train.objective} trains no log-partition; use "
             f"monte_carlo or annealed"
         )
-    if config.evaluation.log_partition == "annealed" and config.sampler.name not in _EXACT:
+    exact = samplers.NAMES.having("exact", True)
+    if config.evaluation.log_partition == "annealed" and config.sampler.name not in exact:
         raise UserError(
             f"sampler.name={config.sampler.name}: evaluation.log_partition=annealed needs an exact kernel, one of "
-            f"{', '.join(_EXACT)}"
+            f"{', '.join(exact)}"
         )
 
 
@@ -289,12 +288,21 @@ def _check_final_phase(config: Config, objective: objectives.Objective) -> None:
 
 
 def _check_sampler(config: Config) -> None:
-    if config.sampler.precision == "bfloat16" and (
-        config.sampler.name not in BF16_SAFE_SAMPLERS or config.task != "images"
-    ):
+    safe = samplers.NAMES.having("bfloat16", True)
+    if config.sampler.precision == "bfloat16" and (config.sampler.name not in safe or config.task != "images"):
         raise UserError(
             f"sampler.precision=bfloat16: sampler.name={config.sampler.name} for task={config.task} needs float32; "
-            f"only {', '.join(BF16_SAFE_SAMPLERS)} for images do without"
+            f"only {', '.join(safe)} for images do without"
+        )
+
+
+def _check_warm_up(config: Config) -> None:
+    kernel = samplers.NAMES[config.sampler.name]
+    if config.sampler.warm_up_steps and not hasattr(kernel, "target_acceptance"):
+        able = ", ".join(name for name, other in samplers.NAMES.items() if hasattr(other, "target_acceptance"))
+        raise UserError(
+            f"sampler.warm_up_steps={config.sampler.warm_up_steps}: sampler.name={config.sampler.name} has no "
+            f"acceptance rate to find a step size by; {able} have"
         )
 
 
@@ -373,6 +381,7 @@ def _check_networks(config: Config) -> None:
             config.model.width,
             config.model.energy,
             config.model.energy_offset,
+            part_settings.frozen(config.model.settings),
         ),
     )
 
@@ -387,6 +396,7 @@ def _check_components(config: Config) -> None:
             step_size=sampler.step_size,
             friction=sampler.friction,
             prior=StandardNormal(config.model.latent_dim),
+            **sampler.settings,
         ),
     )
     _try_to_build("train.schedule", lambda: Schedule(cast(Any, config.train.schedule), max(config.train.base_steps, 1)))
@@ -426,6 +436,7 @@ def _build_networks(
     width: int | None,
     energy: str | None,
     offset: float,
+    settings: tuple[tuple[str, Any], ...],
 ) -> object:
     # A flow reads its masks while it is built, which the meta device cannot do; and it is small.
     with torch.device("cpu" if name in networks.flows.FLOWS else "meta"), _ShapesOnly():
@@ -437,6 +448,7 @@ def _build_networks(
             width=width,
             energy=energy,
             offset=offset,
+            **dict(settings),
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,11 +17,22 @@ from pipeline.config.kernels import kernel_settings
 from pipeline.runtime.errors import UserError
 
 __all__ = [
+    "WARM_UP_CHAINS",
     "ChainBatch",
     "chain_steps",
+    "find_kernel",
     "make_kernel",
     "run_chains",
 ]
+
+
+WARM_UP_CHAINS = 64
+"""Chains of a warm-up."""
+
+_NO_START = (
+    "none of {count} chains can start, since the energy or its gradient is not finite there: take an earlier "
+    "checkpoint, or train with lower learning rates"
+)
 
 
 def make_kernel(sampler: schema.Sampler, model: GEBM) -> samplers.Kernel:
@@ -34,8 +47,57 @@ def make_kernel(sampler: schema.Sampler, model: GEBM) -> samplers.Kernel:
     if used.decay is not None and used.decay_every is not None and used.decay != 1.0:
         schedule = samplers.StepDecay(factor=used.decay, every=used.decay_every)
     return samplers.make(
-        used.name, step_size=used.step_size, friction=used.friction, schedule=schedule, prior=model.prior
+        used.name,
+        step_size=used.step_size,
+        friction=used.friction,
+        schedule=schedule,
+        prior=model.prior,
+        **used.settings,
     )
+
+
+def find_kernel(sampler: schema.Sampler, model: GEBM, *, seed: int) -> tuple[samplers.Kernel, dict[str, float]]:
+    """Return the kernel as its chains use it, warmed up where the config says so, and what the warm-up found.
+
+    The chains of a warm-up learn from one another. So they are others than those that are measured, and the same
+    whatever the number of workers and the size of a batch.
+
+    Args:
+        sampler: Settings of the kernel.
+        model: The GEBM, best as :func:`gebm.folding.folded` makes it.
+        seed: Of the warm-up's latents and noise.
+
+    Raises:
+        UserError: No chain can start.
+    """
+    kernel = make_kernel(sampler, model)
+    if not sampler.warm_up_steps:
+        return kernel, {}
+    generator = Generator(model.log_partition.device).manual_seed(seed)
+    z0 = model.prior.sample(WARM_UP_CHAINS, generator)
+    try:
+        with frozen(model.base, model.energy), warnings.catch_warnings():
+            # Whether it has converged is among what it found.
+            warnings.simplefilter("ignore", UserWarning)
+            warm = samplers.warm_up(
+                kernel,
+                lambda z: model.potential(z, beta=sampler.beta),
+                z0,
+                sampler.warm_up_steps,
+                generator=generator,
+            )
+    except samplers.NonFiniteStart:
+        raise UserError(_NO_START.format(count=WARM_UP_CHAINS)) from None
+    last = warm.history.acceptance[-max(1, sampler.warm_up_steps // 10) :]
+    found = {
+        "warm_up_step_size": float(warm.kernel.step_size),
+        "warm_up_acceptance": float(last.mean()),
+        "warm_up_r_hat": float(warm.r_hat.nan_to_num(nan=math.inf).max()),
+    }
+    masses = getattr(warm.kernel, "inverse_mass", None)
+    if masses is not None:
+        found |= {"warm_up_least_variance": min(masses), "warm_up_largest_variance": max(masses)}
+    return warm.kernel, {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def chain_steps(num_steps: int, points: int) -> list[int]:
@@ -64,13 +126,23 @@ class ChainBatch:
         seed: Of the noise, another than the latents'. With it and its number, a chain is the same whatever runs
             next to it.
         first_chain: The number of the first of them.
+        kernel: Their kernel (default: as the sampler's settings make it).
     """
 
-    def __init__(self, model: GEBM, sampler: schema.Sampler, z0: Tensor, *, seed: int, first_chain: int = 0) -> None:
+    def __init__(
+        self,
+        model: GEBM,
+        sampler: schema.Sampler,
+        z0: Tensor,
+        *,
+        seed: int,
+        first_chain: int = 0,
+        kernel: samplers.Kernel | None = None,
+    ) -> None:
         self._model, self._sampler, self._first_chain = model, sampler, first_chain
         self._z0: Tensor | None = z0
         self._state: Any = None
-        self._kernel = make_kernel(sampler, model)
+        self._kernel = kernel or make_kernel(sampler, model)
         self._generator = Generator(z0.device).manual_seed(seed)
         self._divergences = torch.zeros(len(z0), dtype=torch.int64, device=z0.device)
 
@@ -106,10 +178,7 @@ class ChainBatch:
                     first_chain=self._first_chain,
                 )
         except samplers.NonFiniteStart:
-            raise UserError(
-                f"none of {len(self._divergences)} chains can start, since the energy or its gradient is not finite "
-                "there: take an earlier checkpoint, or train with lower learning rates"
-            ) from None
+            raise UserError(_NO_START.format(count=len(self._divergences))) from None
         self._z0, self._state = None, chain.state
         self._divergences += chain.divergences
         return chain
@@ -132,6 +201,7 @@ def run_chains(
     *,
     seed: int,
     first_chain: int = 0,
+    kernel: samplers.Kernel | None = None,
     observe: Callable[[int, Tensor], None],
 ) -> samplers.Chain:
     """Run chains side by side; one that diverges restarts from the prior, and is counted.
@@ -143,6 +213,7 @@ def run_chains(
         seed: Of the noise, another than the latents'. With it and its number, a chain is the same whatever runs
             next to it.
         first_chain: The number of the first of them.
+        kernel: Their kernel (default: as the sampler's settings make it).
         observe: Called with the step and the latents (N, D), before the first step and after each.
 
     Returns:
@@ -151,7 +222,7 @@ def run_chains(
     Raises:
         UserError: Every chain has diverged at every step, so what is left is the prior's.
     """
-    batch = ChainBatch(model, sampler, z0, seed=seed, first_chain=first_chain)
+    batch = ChainBatch(model, sampler, z0, seed=seed, first_chain=first_chain, kernel=kernel)
     chain = batch.run(sampler.num_steps, observe)
     batch.require_finite()
     return chain

@@ -21,7 +21,7 @@ from gebm.freezing import frozen
 from gebm.log_partition import log_partition_monte_carlo
 from pipeline import config as schema
 from pipeline.evaluation.base import SampleScorer
-from pipeline.evaluation.chains import ChainBatch, chain_steps, make_kernel
+from pipeline.evaluation.chains import ChainBatch, chain_steps, find_kernel, make_kernel
 from pipeline.evaluation.shared_results import SharedResults
 
 __all__ = ["ChainRecorder", "LocalChains", "LocalJob", "run_local_chains"]
@@ -99,6 +99,8 @@ def run_local_chains(job: LocalJob, batch_size: int, advance: Callable[[int], No
     start = job.shared.get("start", lambda: _draw_start(job))
     recorder = ChainRecorder(job, advance)
     first, count = job.first_chain, job.num_chains
+    # Another seed than that of the chains' own noise.
+    kernel, found = find_kernel(job.config.sampler, job.fused, seed=start.noise_seed ^ 1)
     batches = {
         at: ChainBatch(
             job.fused,
@@ -106,6 +108,7 @@ def run_local_chains(job: LocalJob, batch_size: int, advance: Callable[[int], No
             start.latents[at : at + batch_size],
             seed=start.noise_seed,
             first_chain=first + at,
+            kernel=kernel,
         )
         for at in range(0, count, batch_size)
     }
@@ -122,7 +125,7 @@ def run_local_chains(job: LocalJob, batch_size: int, advance: Callable[[int], No
         {step: recorder.features_at(step) for step in recorder.steps},
         recorder.frames,
         recorder.ends(),
-        {**recorder.diagnose(), "chain_steps_per_second": speed},
+        {**recorder.diagnose(), "chain_steps_per_second": speed, **found},
         recorder.divergences,
         job.shared.get(("log-partition", batch_size), lambda: _estimate_log_partition(job, start, batch_size)),
         batch_size,

@@ -15,6 +15,7 @@ import gebm
 import pipeline
 from pipeline import config as schema
 from pipeline.config.own_choices import DATA_KEYS, RESUME_KEYS, keep_choices, kept_choices
+from pipeline.config.plugins import sources
 from pipeline.config.sampler_search import check_sampler_search, is_sampler_search
 from pipeline.config.validation import validate
 from pipeline.runtime.filesystem import require_writable
@@ -82,7 +83,7 @@ class JobBundle:
         kept = {key: value for key, value in kept.items() if key in (RESUME_KEYS if config.resume else DATA_KEYS)}
         overrides = {**kept, **overrides} | ({"ray.address": None} if config.resume else {})
         bundle = cls(job_name(config.name), config, overrides, nodes, join_timeout)
-        refuse_secrets(bundle.values())
+        refuse_secrets({**bundle.values(), "plugins": []})
         if config.output and not config.resume and not config.checkpoint:
             keep_choices(config.output, config)
         return bundle
@@ -99,6 +100,7 @@ class JobBundle:
             "join_timeout": self.join_timeout,
             "named": self.overrides,
             "config": schema.to_dict(self.config),
+            "plugins": sources(),
         }
 
     def text(self) -> str:

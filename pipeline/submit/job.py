@@ -20,6 +20,7 @@ import yaml
 from pipeline import config as schema
 from pipeline.config.command import report_error
 from pipeline.config.own_choices import RESUME_KEYS, own_choices
+from pipeline.config.plugins import install
 from pipeline.runtime.errors import LockLost, UserError
 from pipeline.runtime.filesystem import filesystem
 from pipeline.runtime.standard_streams import drop_unwritable_output
@@ -66,6 +67,7 @@ def run(values: dict[str, Any]) -> int:
     Raises:
         UserError: When the config is refused, or the cluster is not up in time.
     """
+    install(values.get("plugins", []))
     config, overrides = schema.from_dict(values["config"]), values["named"]
     wait_for_nodes(os.environ.get("RAY_ADDRESS", "auto"), values["nodes"], values["join_timeout"])
     if config.resume is None and _holds_sweep(str(config.output)):

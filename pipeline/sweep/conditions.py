@@ -14,11 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import Any
 
-from pipeline.config import Config, apply
-from pipeline.config.fields import keys
+from pipeline.config import Config, apply, part_settings
 from pipeline.runtime.errors import UserError
 from pipeline.sweep.dimension import Choice
 
@@ -148,7 +146,7 @@ def _parse_condition(
 
 def _check_name(config: Config, forms: Mapping[str, Any], key: str, name: Any) -> None:
     """Refuse a condition on a key that does not exist, or is searched and is no choice."""
-    if name not in {known.name for known in keys(Config)}:
+    if part_settings.find_key(name) is None:
         raise UserError(f"sweep.space: {key}: when {name}: there is no such key")
     searched = forms.get(name, config.sweep.space.get(name, {"choice": []}))
     if not (isinstance(searched, Mapping) and isinstance(searched.get("choice"), list | tuple)):
@@ -161,17 +159,17 @@ def _allowed_choices(config: Config, forms: Mapping[str, Any], name: str, values
     They are as trials have them, where a number that is written as text is a number.
     """
     if name not in forms:
-        return tuple(value for value in (attrgetter(name)(config),) if value in Choice(values))
+        return tuple(value for value in (part_settings.read(config, name),) if value in Choice(values))
     pairs = [(value, _typed(config, name, value, "")) for value in forms[name]["choice"]]
     return tuple(typed if isinstance(value, str) else value for value, typed in pairs if typed in Choice(values))
 
 
 def _typed(config: Config, name: str, value: Any, where: str) -> Any:
     """Return a value of a key with the key's type."""
-    [rule] = [known.rule for known in keys(Config) if known.name == name]
+    known = part_settings.find_key(name)
     try:
-        typed = attrgetter(name)(apply(config, {name: value}))
-        refusal = rule.refusal(typed)
+        typed = part_settings.read(apply(config, {name: value}), name)
+        refusal = known and known.rule.refusal(typed)
     except UserError as error:
         raise UserError(f"sweep.space: {where}{error}") from None
     if refusal:

@@ -18,6 +18,7 @@ from rich.console import Console
 from gebm.allocator import ENVIRONMENT
 from pipeline import config as schema
 from pipeline import tasks
+from pipeline.config import plugins
 from pipeline.config.kernels import as_used
 from pipeline.config.own_choices import keep_choices
 from pipeline.config.printed_commands import format_command
@@ -289,6 +290,7 @@ class Sweep:
             "environment": ENVIRONMENT,
             "owner": self.owner,
             "storage": storage,
+            "plugins": plugins.sources(),
         }
         function, resources = trainable, cluster.TRIAL_RESOURCES
         if is_sampler_search(config):

@@ -23,6 +23,7 @@ from gebm.allocator import disable_malloc_trim
 from pipeline import config as schema
 from pipeline import tasks
 from pipeline.config.own_choices import DATA_KEYS
+from pipeline.config.plugins import install, sources
 from pipeline.config.scores import format_score, standard_error_of
 from pipeline.evaluation.base import EvaluationRun
 from pipeline.runtime.errors import LockLost, UserError, one_line
@@ -168,6 +169,7 @@ class _Finals:
             dataclasses.asdict(finalist),
             gpus,
             self._progress_url(finalist),
+            sources(),
         )
         self._running[task] = finalist
 
@@ -324,8 +326,14 @@ def score_again(
 
 
 def _score_task(
-    values: dict[str, Any], params: dict[str, Any], finalist: dict[str, Any], gpus: float, progress_url: str
+    values: dict[str, Any],
+    params: dict[str, Any],
+    finalist: dict[str, Any],
+    gpus: float,
+    progress_url: str,
+    plugins: list[dict[str, Any]],
 ) -> dict[str, float]:
+    install(plugins)
     disable_malloc_trim()
     device = torch.device("cuda" if gpus else "cpu")
     bound_gpu_memory(gpus, device)

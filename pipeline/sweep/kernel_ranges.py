@@ -12,13 +12,12 @@ see :mod:`pipeline.sweep.conditions`. Ranges of kernels that no trial can have a
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
 
 from gebm import samplers
-from pipeline.config import Config
+from pipeline.config import Config, part_settings
 from pipeline.config.compose import format_overrides
 from pipeline.config.fields import keys
 from pipeline.config.kernels import KERNEL_KEYS, kernel_group
@@ -80,7 +79,6 @@ def implied_conditions(forms: Mapping[str, Any]) -> dict[str, dict[str, tuple[st
     return {key: {_NAME: names} for key, names in users.items() if len(names) < len(samplers.NAMES)}
 
 
-@functools.cache
 def kernels_that_use(key: str) -> tuple[str, ...]:
     """Return the kernels that use a key of the experiment: all of them, where it is no setting of some alone.
 
@@ -93,14 +91,21 @@ def kernels_that_use(key: str) -> tuple[str, ...]:
         >>> kernels_that_use("sampler.beta") == kernels_that_use("train.base_lr") == tuple(samplers.NAMES)
         True
     """
+    return _kernels_that_use(key, tuple(samplers.NAMES))
+
+
+@functools.cache
+def _kernels_that_use(key: str, names: tuple[str, ...]) -> tuple[str, ...]:
     setting, group = key.rpartition(".")[2], _group_of(key)
+    if part_settings.group_of(key) == "sampler.settings":
+        return tuple(name for name in names if part_settings.uses("sampler.settings", name, setting))
     if (
         setting not in KERNEL_KEYS
         or not key.startswith("sampler.")
         or key not in {known.name for known in keys(Config)}
     ):
-        return tuple(samplers.NAMES)
-    return tuple(name for name in samplers.NAMES if _has(name, setting) and group in (None, kernel_group(name)))
+        return names
+    return tuple(name for name in names if _has(name, setting) and group in (None, kernel_group(name)))
 
 
 def used_params(params: Mapping[str, Any], kernel: str) -> dict[str, Any]:
@@ -119,7 +124,7 @@ def used_params(params: Mapping[str, Any], kernel: str) -> dict[str, Any]:
 
 def _has(kernel: str, setting: str) -> bool:
     """Return whether a kernel has a setting; tempering moves its levels by MALA, and a schedule is what decays."""
-    own = {field.name for field in dataclasses.fields(samplers.NAMES["mala" if kernel == "tempering" else kernel])}
+    own = samplers.NAMES.part("mala" if kernel == "tempering" else kernel).parameters
     return ("schedule" if setting.startswith("decay") else setting) in own
 
 
@@ -132,7 +137,8 @@ def _possible_kernels(config: Config) -> list[str]:
 def _group_of(key: str) -> str | None:
     """Return the kernel that a key is a setting of, or ``None``."""
     parts = key.split(".")
-    return parts[1] if len(parts) == 3 and parts[0] == "sampler" else None
+    is_own = len(parts) == 3 and parts[0] == "sampler" and parts[1] != "settings"
+    return parts[1] if is_own else None
 
 
 def _check_unhidden(config: Config, forms: Mapping[str, Any]) -> None:

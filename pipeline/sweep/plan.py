@@ -13,9 +13,9 @@ import fsspec
 
 from pipeline import config as schema
 from pipeline import tasks
-from pipeline.config import invocation
+from pipeline.config import invocation, plugins
 from pipeline.config.compose import format_overrides
-from pipeline.config.own_choices import DATA_KEYS, RESUME_KEYS, choose, is_own, own_overrides
+from pipeline.config.own_choices import DATA_KEYS, RESUME_KEYS, choose, is_own, load_kept_plugins, own_overrides
 from pipeline.config.sampler_search import check_sampler_search, is_sampler_search
 from pipeline.config.validation import validate
 from pipeline.data import Store
@@ -158,6 +158,7 @@ def load_sweep(folder: str, start: str | None = None) -> tuple[schema.Config, li
         raise UserError(f"{folder}/config.yaml is missing") from None
     except InvalidDocument as error:
         raise UserError(f"{folder}/config.yaml cannot be read: {error}") from None
+    plugins.require_parts(config, folder)
     config.output = folder
     for trial in trials:
         if foreign := [key for key in trial.params if not is_searchable(key)]:
@@ -171,6 +172,7 @@ def _resumed_config(
 ) -> tuple[schema.Config, list[TrialRecord], dict[str, Any]]:
     """Return the sweep that ``resume`` names, with the overrides of this command applied to its config."""
     # As in a new sweep: one checkpoint, whatever a trial's folder has later, and the same for all workers.
+    load_kept_plugins(_absolute(str(config.resume)))
     start = read(_absolute(str(overrides["checkpoint"]))).url if overrides.get("checkpoint") else None
     saved, trials, summary = load_sweep(str(config.resume), start)
     folder = str(saved.output)
@@ -186,6 +188,7 @@ def _checkpoint_config(config: schema.Config, overrides: dict[str, Any]) -> sche
     """Return the config of the trained model to start from, with this command's search and overrides."""
     config.checkpoint = _absolute(str(config.checkpoint))
     checkpoint = read(config.checkpoint)
+    load_kept_plugins(config.checkpoint)
     trained = trained_config(checkpoint)
     # The experiment is the model's own. One that is named all the same, and is about something else, is a mistake.
     chosen = invocation.current()

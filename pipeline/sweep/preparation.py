@@ -14,6 +14,7 @@ from ray.exceptions import RayTaskError
 
 from pipeline import config as schema
 from pipeline import tasks
+from pipeline.config.plugins import install, sources
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.filesystem import filesystem, write_file
 from pipeline.runtime.terminal import Progress
@@ -51,7 +52,7 @@ def prepare_shared(config: schema.Config, capacity: Capacity) -> str | None:
     remote = ray.remote(num_cpus=capacity.preparation["CPU"], num_gpus=gpus)(_prepare_task)
     # Left by a driver that was killed, or by whoever the folder is from.
     ProgressFile(f"{config.output}/{_PROGRESS}").close()
-    result = remote.remote(schema.to_dict(config), "cuda" if gpus else "cpu")
+    result = remote.remote(schema.to_dict(config), "cuda" if gpus else "cpu", sources())
     try:
         with contextlib.closing(StageBars(f"{config.output}/{_PROGRESS}")) as bars:
             while not ray.wait([result], timeout=_SECONDS_BETWEEN_WRITES)[0]:
@@ -63,7 +64,8 @@ def prepare_shared(config: schema.Config, capacity: Capacity) -> str | None:
         raise
 
 
-def _prepare_task(values: dict[str, Any], device: str) -> str | None:
+def _prepare_task(values: dict[str, Any], device: str, plugins: list[dict[str, Any]]) -> str | None:
+    install(plugins)
     config = schema.from_dict(values)
     with contextlib.closing(ProgressFile(f"{config.output}/{_PROGRESS}")) as report:
         return tasks.make(config).prepare(tasks.open_data(config.data), torch.device(device), report)

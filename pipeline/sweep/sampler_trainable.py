@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ray import tune
 
 from pipeline import config as schema
+from pipeline.config.plugins import install
 from pipeline.runtime.errors import LockLost, UserError, one_line
 from pipeline.runtime.redaction import redact
 from pipeline.sweep.trainable import TRIAL_NAME_KEY, report_to_tune
@@ -67,6 +68,7 @@ def _loaded(settings: str) -> SamplerTrials:
     from pipeline.training.worker import bound_gpu_memory
 
     values = json.loads(settings)
+    install(values["plugins"])
     gpus = values["worker"].get("GPU", 0)
     device = torch.device("cuda" if gpus else "cpu")
     bound_gpu_memory(gpus, device)

@@ -19,12 +19,10 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import Any
 
-from pipeline.config import Config, apply
+from pipeline.config import Config, apply, part_settings
 from pipeline.config.compose import format_overrides
-from pipeline.config.fields import keys
 from pipeline.config.validation import required_multiple, validate, validate_rules
 from pipeline.runtime.errors import UserError
 from pipeline.sweep.conditions import Condition, by_depth, resolve_conditions
@@ -60,7 +58,9 @@ def is_searchable(key: str) -> bool:
         >>> is_searchable("train.energy_lr"), is_searchable("tracking.uri"), is_searchable("train")
         (True, False, False)
     """
-    return key.split(".")[0] in _SEARCHED and key in {known.name for known in keys(Config)}
+    known = part_settings.find_key(key)
+    # A group of settings is no key to search; those in it are.
+    return key.split(".")[0] in _SEARCHED and known is not None and key not in part_settings.GROUPS
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,11 @@ def _replaced(config: Config, params: Mapping[str, Any]) -> Config:
             if path not in copied:
                 copied[path] = copy.copy(getattr(copied[above], group))
                 setattr(copied[above], group, copied[path])
-        setattr(copied[".".join(groups)], name, value)
+        group = copied[".".join(groups)]
+        if isinstance(group, dict):
+            group[name] = value
+        else:
+            setattr(group, name, value)
     return config
 
 
@@ -267,7 +271,7 @@ def _parse_dimension(config: Config, key: str, form: Any) -> Dimension:
             single = apply(config, {key: value})
             validate(single)
             # A number may be written as text.
-            typed.append(attrgetter(key)(single) if isinstance(value, str) else value)
+            typed.append(part_settings.read(single, key) if isinstance(value, str) else value)
         if isinstance(dimension, Choice):
             dimension = Choice(tuple(typed))
         for value in dimension.grid(_NUM_BETWEEN):

@@ -77,13 +77,15 @@ def run_worker(work: dict[str, Any]) -> None:
     """Run a trial's loop on one of its workers.
 
     Args:
-        work: The experiment as a nested dict, the trial's folder, the factor of its learning rates, and the owner of
-            the folder's lock.
+        work: The experiment as a nested dict, the trial's folder, the factor of its learning rates, the owner of the
+            folder's lock, and the plugins.
     """
+    from pipeline.config.plugins import install
     from pipeline.training.loop import train_loop
     from pipeline.training.worker import process_group
 
     try:
+        install(work["plugins"])
         with process_group(work["config"]["scale"]["timeout"]):
             train_loop(work)
     except Exception as error:

@@ -17,6 +17,7 @@ from ray import tune
 from ray.util.queue import Empty, Queue
 
 from pipeline import config as schema
+from pipeline.config.plugins import install
 from pipeline.runtime.errors import LockLost, NonFiniteLoss, Preempted, UserError
 from pipeline.runtime.lock import verify_owner
 from pipeline.sweep.cluster import ray_storage
@@ -44,6 +45,7 @@ def trainable(params: dict[str, Any], settings: dict[str, Any]) -> None:
     # Not the parameter of that name: population-based training copies it, too, from the trial that is exploited.
     name = tune.get_context().get_trial_name()
     params = {key: value for key, value in params.items() if key != TRIAL_NAME_KEY}
+    install(settings["plugins"])
     config = schema.apply(schema.from_dict(settings["config"]), params)
     set_environment(config.scale.timeout)
     url = f"{config.output}/trials/{name}"
@@ -64,7 +66,13 @@ def trainable(params: dict[str, Any], settings: dict[str, Any]) -> None:
         1.0,
     )
     while True:
-        work = {"config": schema.to_dict(config), "url": url, "lr_scale": lr_scale, "owner": settings["owner"]}
+        work = {
+            "config": schema.to_dict(config),
+            "url": url,
+            "lr_scale": lr_scale,
+            "owner": settings["owner"],
+            "plugins": settings["plugins"],
+        }
         error = _train(config, work, name, settings, reports)
         if error is None:
             return

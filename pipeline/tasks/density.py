@@ -137,7 +137,7 @@ class DensityTaskWorker(TableTaskWorker):
             annealed = log_partition_annealed(
                 model,
                 self._config.evaluation.num_samples,
-                samplers.make(sampler.name, step_size=kernel_settings(sampler).step_size),
+                samplers.make(sampler.name, step_size=kernel_settings(sampler).step_size, **sampler.settings),
                 annealing_schedule(self._config.evaluation.temperatures),
                 generator=torch.Generator(self._device).manual_seed((self._config.seed + 1) * 1_000_033),
                 batch_size=self._config.evaluation.batch_size,

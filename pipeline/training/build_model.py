@@ -11,8 +11,8 @@ from gebm import GEBM, BoundedEnergy, EnergyPhase, NoEnergy, StandardNormal, net
 from gebm.training import Alternation, Trainer, gradient_guard
 from gebm.training.optimizers import Schedule, adam
 from pipeline import config as schema
-from pipeline.config import precision
-from pipeline.config.own_choices import DATA_KEYS, choose
+from pipeline.config import plugins, precision
+from pipeline.config.own_choices import DATA_KEYS, choose, load_kept_plugins
 from pipeline.config.validation import validate
 from pipeline.runtime.errors import UserError
 from pipeline.training.checkpoints import Checkpoint, load_state, read, require_shapes
@@ -42,6 +42,7 @@ def build_model(config: schema.Config) -> GEBM:
         width=config.model.width,
         energy=config.model.energy,
         offset=config.model.energy_offset,
+        **config.model.settings,
     )
     return GEBM(base, energy, StandardNormal(config.model.latent_dim), energy_floor=config.model.energy_floor)
 
@@ -137,6 +138,7 @@ def load_model(
     if url is None:
         raise UserError("no checkpoint is named: give checkpoint=<the folder of a checkpoint or of a trial>")
     checkpoint = read(url)
+    load_kept_plugins(url)
     config = schema.apply(
         trained_config(checkpoint), {key: value for key, value in overrides.items() if key not in _COMMAND_KEYS}
     )
@@ -173,4 +175,6 @@ def trained_config(checkpoint: Checkpoint) -> schema.Config:
     """
     if not isinstance(checkpoint.state.get("config"), dict):
         raise UserError(f"{checkpoint.url} does not say what it was trained with: give a trial's checkpoint")
-    return schema.from_saved(checkpoint.state["config"])
+    config = schema.from_saved(checkpoint.state["config"])
+    plugins.require_parts(config, checkpoint.url)
+    return config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -20,9 +21,13 @@ from torch import Tensor
 
 import gebm
 from gebm import GEBM
+from gebm.folding import folded
 from gebm.model import NoEnergy
 from pipeline import config as schema
 from pipeline.config.kernels import kernel_settings
+from pipeline.config.part_settings import own_settings
+from pipeline.config.plugins import sources_of
+from pipeline.evaluation.chains import find_kernel
 from pipeline.tasks import open_data
 from pipeline.tasks.open_store import split_store
 from pipeline.training.build_model import load_model
@@ -59,8 +64,9 @@ def write_package(
     with tempfile.TemporaryDirectory() as scratch:
         artifacts, code = Path(scratch, "gebm-model"), Path(scratch, "code", "gebm")
         artifacts.mkdir()
-        save_file(_tensors(model, config), artifacts / "weights.safetensors")
+        _write_plugins(settings["plugins"], artifacts)
         (artifacts / "settings.json").write_text(json.dumps(settings, indent=1))
+        save_file(_tensors(model, config), artifacts / "weights.safetensors")
         shutil.copytree(Path(gebm.__file__).parent, code, ignore=shutil.ignore_patterns("__pycache__"))
         # It warns of type hints that it does not need, having a signature.
         logging.getLogger("mlflow").setLevel(logging.ERROR)
@@ -77,6 +83,17 @@ def write_package(
         )
         _remove_local_traces(folder)
     return {} if sampler else _measure(checkpoint)
+
+
+def _write_plugins(plugins: list[dict[str, Any]], artifacts: Path) -> None:
+    """Write the files of the plugins that a model needs, in place of their text and of where they were here."""
+    for index, plugin in enumerate(plugins):
+        if (source := plugin.pop("source")) is not None:
+            name = Path(plugin.pop("name")).name
+            plugin["file"] = f"plugins/{index}/{name}"
+            path = artifacts / plugin["file"]
+            path.parent.mkdir(parents=True)
+            path.write_bytes(source.encode())
 
 
 def _measure(checkpoint: str) -> dict[str, str]:
@@ -115,6 +132,12 @@ def _tensors(model: GEBM, config: schema.Config) -> dict[str, Tensor]:
 def _settings(model: GEBM, config: schema.Config, checkpoint: str) -> dict[str, Any]:
     """Return the content of ``settings.json``, from which the served model is built."""
     sampler = kernel_settings(config.sampler)
+    own = own_settings("sampler.settings", sampler.name, sampler.settings)
+    if sampler.warm_up_steps:
+        # A request is answered by what a warm-up has found, and has none of its own.
+        kernel: Any = find_kernel(sampler, folded(model), seed=config.seed)[0]
+        sampler = dataclasses.replace(sampler, step_size=kernel.step_size)
+        own |= {"inverse_mass": kernel.inverse_mass} if getattr(kernel, "inverse_mass", None) else {}
     return {
         "experiment": config.name,
         "checkpoint": checkpoint,
@@ -127,10 +150,13 @@ def _settings(model: GEBM, config: schema.Config, checkpoint: str) -> dict[str, 
             "width": config.model.width,
             "energy": config.model.energy,
             "offset": config.model.energy_offset,
+            **config.model.settings,
         },
         "energy_floor": config.model.energy_floor,
         "has_energy": not isinstance(model.energy.network, NoEnergy),
         "sampler": {"sampler": sampler.name, **{key: getattr(sampler, key) for key in _SAMPLER_KEYS}},
+        "sampler_settings": own,
+        "plugins": sources_of(config),
         "seed": config.seed,
     }
 

@@ -22,7 +22,7 @@ from pipeline import tasks
 from pipeline.config import precision
 from pipeline.config.kernels import used_settings
 from pipeline.config.temperature import describe_temperature
-from pipeline.evaluation.chains import run_chains
+from pipeline.evaluation.chains import find_kernel, run_chains
 from pipeline.evaluation.out_of_memory import halve_batch_on_oom
 from pipeline.runtime.filesystem import require_writable, write_files, writing
 from pipeline.training.build_model import load_model
@@ -77,6 +77,9 @@ def _sample(model: GEBM, config: schema.Config, device: torch.device) -> tuple[T
     latents = model.prior.sample(sampler.num_samples, generator)
     seed = int(samplers.philox.draw_key(generator, device))
     fused = folded(model, precision.sampling_dtype(config, device))
+    kernel, found = find_kernel(sampler, fused, seed=seed ^ 1)
+    if found:
+        print("warm-up: " + ", ".join(f"{name.removeprefix('warm_up_')} {value:.4g}" for name, value in found.items()))
 
     def run_batches(size: int, advance: Callable[[int], None]) -> tuple[Tensor, Tensor]:
         before, after = [], []
@@ -87,6 +90,7 @@ def _sample(model: GEBM, config: schema.Config, device: torch.device) -> tuple[T
                 z0,
                 seed=seed,
                 first_chain=sum(map(len, before)),
+                kernel=kernel,
                 observe=lambda step, z: advance(len(z) if step else 0),
             )
             with torch.no_grad():

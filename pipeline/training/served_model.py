@@ -9,10 +9,14 @@ training's own evaluation.
 from __future__ import annotations
 
 import base64
+import hashlib
+import importlib
 import io
 import json
 import logging
 import math
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +32,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gebm import GEBM, NoEnergy, StandardNormal, folded, networks, samplers
+from gebm.registry import load_source
 
+# Environment variable by which whoever serves a model lets it run the plugins that came with it.
+PLUGINS = "GEBM_PLUGINS"
 # Limits of a request, which is answered whole.
 MAX_SAMPLES = 10_000
 MAX_STEPS = 100_000
@@ -38,6 +45,45 @@ BATCH_SIZE = 500
 NUM_SEEDS = 2**31
 # Where more chains than this share diverged, an answer would be mostly the base's own samples.
 MAX_DIVERGED = 0.5
+
+
+def load_plugins(plugins: list[dict[str, str]], folder: Path) -> None:
+    """Run the plugins that a model was made with, where ``GEBM_PLUGINS`` consents to each.
+
+    A package may be untrusted, so a file is allowed by its content: by ``sha256=<its digest>``, or by the path of a
+    file with the same content. A module is allowed by its name, and has to be installed.
+
+    Args:
+        plugins: Each has a ``file`` in the folder, or the ``name`` of a module.
+        folder: The model's folder.
+
+    Raises:
+        MlflowException: There is no consent; the message says which.
+    """
+    allowed = [entry.strip() for entry in re.split(f"[,{re.escape(os.pathsep)}]", os.environ.get(PLUGINS, ""))]
+    files = [Path(entry).expanduser() for entry in allowed if entry.endswith(".py")]
+    digests = {hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()}
+    digests |= {entry.removeprefix("sha256=") for entry in allowed if entry.startswith("sha256=")}
+    for plugin in plugins:
+        if "file" not in plugin:
+            if plugin["name"] not in allowed:
+                raise _refused(f"imports {plugin['name']}", plugin["name"])
+            importlib.import_module(plugin["name"])
+            continue
+        path = folder / plugin["file"]
+        content = path.read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        if digest not in digests:
+            raise _refused(f"runs the code of {path}", f"sha256={digest}")
+        load_source(content.decode(), str(path), f"gebm_plugin_{digest[:16]}")
+
+
+def _refused(what: str, entry: str) -> MlflowException:
+    return MlflowException(
+        f"this model {what}, a plugin that it was made with: read it, and if you trust it, set {PLUGINS}={entry} where "
+        "the model is served",
+        error_code=INVALID_PARAMETER_VALUE,
+    )
 
 
 class UnknownParameters(logging.Filter):
@@ -121,6 +167,7 @@ class ServedGEBM(PythonModel):
         log.addFilter(UnknownParameters())
         folder = Path(context.artifacts["gebm"])
         self.settings = json.loads((folder / "settings.json").read_text())
+        load_plugins(self.settings["plugins"], folder)
         tensors = load_file(folder / "weights.safetensors")
         base, energy = networks.make(**self.settings["networks"])
         if not self.settings["has_energy"]:
@@ -193,6 +240,7 @@ class ServedGEBM(PythonModel):
             friction=settings["friction"],
             schedule=schedule,
             prior=self.model.prior,
+            **self.settings["sampler_settings"],
         )
 
     def _columns(self, samples: Tensor) -> dict[str, list[Any]]:

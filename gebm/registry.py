@@ -1,0 +1,260 @@
+"""Registry of the parts that a name chooses: networks, samplers, objectives and penalties.
+
+A part is a class or a function. What it needs is written where it is registered: the arguments that every part of its
+kind gets are known to the registry, and each further parameter is a setting, with its type, its default and, in
+``Annotated``, its limits. Whatever lists or checks names and settings reads them here, so that a part of one's own is
+as good as the built-in ones::
+
+    @gebm.samplers.register("mine", like="mala")
+    @dataclass(frozen=True)
+    class Mine:
+        step_size: float
+        gamma: Annotated[float, Limits(gt=0)] = 1.0
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Generic, TypeVar
+
+__all__ = ["REQUIRED", "Limits", "Part", "Registry", "Setting", "load_source"]
+
+_T = TypeVar("_T", bound=Callable[..., Any])
+_TYPES = (bool, int, float, str, tuple[float, ...])
+_NAME = re.compile(r"[A-Za-z_]\w*")
+
+REQUIRED: Any = inspect.Parameter.empty
+"""Default of a setting that has none."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Values that a setting may have, in the ``Annotated`` of its type.
+
+    Args:
+        gt: Lower limit of a number, which is excluded.
+        ge: Lower limit of a number, which is included.
+        lt: Upper limit of a number, which is excluded.
+        choices: Texts to choose from.
+    """
+
+    gt: float | None = None
+    ge: float | None = None
+    lt: float | None = None
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting of a part.
+
+    Args:
+        name: Its name.
+        type: ``bool``, ``int``, ``float``, ``str`` or ``tuple[float, ...]``.
+        optional: Whether ``None`` is a value as well.
+        default: Its default; :data:`REQUIRED` where it has none.
+        limits: Values that it may have.
+        help: Its line in the part's docstring.
+    """
+
+    name: str
+    type: Any
+    optional: bool = False
+    default: Any = REQUIRED
+    limits: Limits = Limits()
+    help: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A part as it was registered.
+
+    Args:
+        name: The name that chooses it.
+        make: Builds it.
+        parameters: All parameters of ``make``, with their defaults or :data:`REQUIRED`.
+        settings: Those that are settings, by name.
+        facts: What the kind of part needs to know of each, such as the tasks that networks are for.
+        module: Name of the module that registered it.
+        help: First line of its docstring.
+    """
+
+    name: str
+    make: Callable[..., Any]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    module: str = ""
+    help: str = ""
+
+    @property
+    def builtin(self) -> bool:
+        """Whether it is one of this package's own."""
+        return self.module.partition(".")[0] == "gebm"
+
+
+class Registry(Mapping[str, _T], Generic[_T]):
+    """Names of the parts of one kind, each with what builds it; :meth:`part` has the rest.
+
+    Args:
+        kind: What a part is, for messages, such as ``"sampler"``.
+        given: Arguments that whoever builds a part gives it, where it has them; all others are settings.
+        facts: Facts of a part, with their defaults.
+
+    Example:
+        >>> shapes = Registry("shape", given=("size",), facts={"corners": 0})
+        >>> @shapes.register("star", corners=5)
+        ... def star(size: int, depth: Annotated[float, Limits(gt=0)] = 0.5) -> str:
+        ...     return f"star of {size}"
+        >>> list(shapes), shapes["star"](3), shapes.part("star").facts["corners"]
+        (['star'], 'star of 3', 5)
+        >>> shapes.part("star").settings["depth"].limits.gt, shapes.part("star").settings["depth"].default
+        (0, 0.5)
+        >>> shapes.register("star")(star)
+        Traceback (most recent call last):
+        ...
+        ValueError: there is a shape called 'star' already: choose another name
+    """
+
+    def __init__(self, kind: str, *, given: tuple[str, ...] = (), facts: Mapping[str, Any] | None = None) -> None:
+        self._kind, self._given, self._facts = kind, given, dict(facts or {})
+        self._parts: dict[str, Part] = {}
+
+    def __getitem__(self, name: str) -> _T:
+        return typing.cast(_T, self._parts[name].make)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def part(self, name: str) -> Part:
+        """Return a part by its name.
+
+        Args:
+            name: Its name.
+
+        Raises:
+            KeyError: There is none of that name.
+        """
+        return self._parts[name]
+
+    def parts(self) -> tuple[Part, ...]:
+        """Return all parts."""
+        return tuple(self._parts.values())
+
+    def having(self, fact: str, value: Any) -> tuple[str, ...]:
+        """Return the names of the parts of which a fact is this value, or contains it."""
+
+        def holds(own: Any) -> bool:
+            return value in own if isinstance(own, tuple) else own == value
+
+        return tuple(name for name, part in self._parts.items() if holds(part.facts[fact]))
+
+    def register(self, name: str, *, settings: Mapping[str, Any] | None = None, **facts: Any) -> Callable[[_T], _T]:
+        """Register a class or a function under a name, as a decorator.
+
+        Args:
+            name: The name that will choose it.
+            settings: Types of settings that the part's own annotations do not say.
+            **facts: What is to be known of it; see the registry.
+
+        Raises:
+            ValueError: The name is taken or no name, a fact is unknown, or the type of a setting is not one that can
+                be written on a command line.
+        """
+        # The module that registers, which need not be the one that defines.
+        module = sys._getframe(1).f_globals.get("__name__", "")
+
+        def add(make: _T) -> _T:
+            self._parts[name] = self._describe(name, make, settings or {}, facts, module)
+            return make
+
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise ValueError(f"{name!r} cannot be the name of a {self._kind}: use letters, digits and _")
+        if name in self._parts:
+            raise ValueError(f"there is a {self._kind} called {name!r} already: choose another name")
+        if unknown := sorted(facts.keys() - self._facts.keys()):
+            known = ", ".join(self._facts) or "nothing"
+            raise ValueError(f"a {self._kind} is not registered with {', '.join(unknown)}: it takes {known}")
+        return add
+
+    def _describe(
+        self, name: str, make: Callable[..., Any], types: Mapping[str, Any], facts: dict[str, Any], module: str
+    ) -> Part:
+        function = make.func if isinstance(make, functools.partial) else make
+        # A class has the module's names, and a function has them as well.
+        hints = {**typing.get_type_hints(function, include_extras=True), **types}
+        doc = inspect.getdoc(function) or ""
+        parameters: dict[str, Any] = {}
+        settings = {}
+        for parameter in inspect.signature(make).parameters.values():
+            if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                raise ValueError(f"{self._kind} {name!r}: give its parameter {parameter} a name, so that it can be set")
+            parameters[parameter.name] = parameter.default
+            if parameter.name not in self._given:
+                hint = hints.get(parameter.name)
+                setting = _setting(parameter.name, hint, parameter.default, _help_of(parameter.name, doc))
+                if setting is None:
+                    raise ValueError(
+                        f"{self._kind} {name!r}: its parameter {parameter.name} needs a type that can be typed: bool, "
+                        f"int, float, str or tuple[float, ...], perhaps with None; {self._kind} parts are given "
+                        f"{', '.join(self._given) or 'nothing'} without one"
+                    )
+                settings[parameter.name] = setting
+        help = doc.partition("\n")[0]
+        return Part(name, make, parameters, settings, {**self._facts, **facts}, module, help)
+
+
+def load_source(source: str, path: str, name: str) -> types.ModuleType:
+    """Execute a file's text as a module, once in a process.
+
+    Args:
+        source: Text of the file.
+        path: Its path, for tracebacks.
+        name: Name of the module; one that is loaded already is returned as it is.
+
+    Raises:
+        SyntaxError: It is not Python.
+        Exception: What the file raises.
+    """
+    if name in sys.modules:
+        return sys.modules[name]
+    module = types.ModuleType(name)
+    module.__file__ = path
+    # Dataclasses and type hints look their module up.
+    sys.modules[name] = module
+    try:
+        exec(compile(source, path, "exec"), module.__dict__)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _setting(name: str, hint: Any, default: Any, help: str) -> Setting | None:
+    """Return a setting from a parameter's annotation; ``None`` where it cannot be typed on a command line."""
+    limits = Limits()
+    if typing.get_origin(hint) is Annotated:
+        limits = next((entry for entry in typing.get_args(hint)[1:] if isinstance(entry, Limits)), limits)
+        hint = typing.get_args(hint)[0]
+    members = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+    kinds = [member for member in members if member is not type(None)]
+    optional = len(kinds) < len(members)
+    if len(kinds) != 1 or kinds[0] not in _TYPES:
+        return None
+    return Setting(name, kinds[0], optional, None if optional and default is REQUIRED else default, limits, help)
+
+
+def _help_of(name: str, doc: str) -> str:
+    """Return what a docstring in Google's style says of an argument, on one line."""
+    found = re.search(rf"^ +{name}: (.+?)(?=\n +\w+: |\n\n|\n\S|\Z)", doc, re.DOTALL | re.MULTILINE)
+    return " ".join(found[1].split()) if found else ""

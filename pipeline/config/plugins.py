@@ -1,0 +1,218 @@
+"""Plugins: files and modules of the user's own, whose code registers networks, samplers and other parts.
+
+They are named by whoever types the command and by nobody else: in ``plugins=[./mine.py,my_package.parts]``, in the
+environment, or as entry points of an installed package. A folder, a store or a checkpoint names none; it only says
+which it was made with. A file travels to other processes and nodes as its text; a module has to be installed there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import re
+import traceback
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.compose import format_overrides
+from pipeline.config.part_settings import named_parts
+from pipeline.config.schema import Config
+from pipeline.runtime.errors import UserError, one_line
+
+__all__ = [
+    "CONSENT",
+    "ENVIRONMENT",
+    "Plugin",
+    "install",
+    "load",
+    "names",
+    "require_parts",
+    "sources",
+    "sources_of",
+    "where",
+]
+
+ENVIRONMENT = "GEBM_PLUGINS"
+"""Environment variable of plugins, separated by commas or as the entries of ``PATH`` are."""
+
+CONSENT = "sha256="
+"""Beginning of an entry of :data:`ENVIRONMENT` by which a served model may run the plugin that came with it."""
+
+_ENTRY_POINTS = "gebm.plugins"
+_MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
+_MAX_BYTES = 1 << 20
+_MAX_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A plugin that this process has loaded.
+
+    Args:
+        name: Absolute path of a file, or name of a module.
+        source: Text of the file; ``None`` of a module.
+    """
+
+    name: str
+    source: str | None = None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the file's text."""
+        return hashlib.sha256((self.source or "").encode()).hexdigest()
+
+    @property
+    def module(self) -> str:
+        """Name of the module that it becomes."""
+        return self.name if self.source is None else f"gebm_plugin_{self.digest[:16]}"
+
+
+# Code that is imported stays imported, so this is state of the process, like ``sys.modules``.
+_loaded: dict[str, Plugin] = {}
+
+
+def load(typed: Iterable[str]) -> list[str]:
+    """Load plugins: those of the command line, of the environment and of installed packages.
+
+    Args:
+        typed: Value of ``plugins``: paths of files, relative to the working directory, and names of modules.
+
+    Returns:
+        The names of all plugins of this process, with absolute paths.
+
+    Raises:
+        UserError: One cannot be read or imported, or registers what it may not; the line names its file and line.
+    """
+    for name in (*typed, *_from_environment(), *_from_packages()):
+        # A file that came with a job is loaded by its path on the machine that sent it.
+        if str(_path(name) or name) not in _loaded:
+            _execute(_read(name))
+    return names()
+
+
+def names() -> list[str]:
+    """Return the names of the plugins of this process."""
+    return list(_loaded)
+
+
+def sources() -> list[dict[str, Any]]:
+    """Return the plugins of this process, for :func:`install` in another."""
+    return [{"name": plugin.name, "source": plugin.source} for plugin in _loaded.values()]
+
+
+def install(plugins: Iterable[dict[str, Any]]) -> None:
+    """Load the plugins of another process of this command, which has chosen them.
+
+    Args:
+        plugins: Those of :func:`sources`.
+
+    Raises:
+        UserError: One cannot be imported here.
+    """
+    for entry in plugins:
+        plugin = Plugin(**entry)
+        if plugin.name not in _loaded:
+            _execute(plugin)
+
+
+def sources_of(config: Config) -> list[dict[str, Any]]:
+    """Return those of :func:`sources` that a trained model needs, for its networks and its sampler."""
+    named = [(name, parts) for key, name, parts in named_parts(config) if key in ("model.networks", "sampler.name")]
+    modules = {parts.part(name).module for name, parts in named}
+    return [entry for entry in sources() if Plugin(**entry).module in modules]
+
+
+def where(module: str) -> str:
+    """Return the path of the plugin that a part was registered by, for messages; the module's name if it is none."""
+    return next((plugin.name for plugin in _loaded.values() if plugin.module == module), module)
+
+
+def require_parts(config: Config, url: str) -> None:
+    """Refuse what was made with a plugin that is not loaded, and has a part of it.
+
+    Args:
+        config: The config that a folder or a checkpoint has, as it was saved.
+        url: The folder or checkpoint.
+
+    Raises:
+        UserError: It does; the line says which plugin to name. It is for the user to trust its code.
+    """
+    missing = config.plugins and [f"{key}={name}" for key, name, parts in named_parts(config) if name not in parts]
+    if not missing:
+        return
+    [override] = format_overrides({"plugins": config.plugins[:_MAX_SHOWN]})
+    raise UserError(
+        f"{url} needs {missing[0]}, which no loaded plugin has: it was made with a plugin, whose code no checkpoint or "
+        f"folder can load; if you have it and trust it, add {override}"
+    )
+
+
+def _from_environment() -> list[str]:
+    entries = [entry.strip() for entry in re.split(f"[,{re.escape(os.pathsep)}]", os.environ.get(ENVIRONMENT, ""))]
+    return [entry for entry in entries if entry and not entry.startswith(CONSENT)]
+
+
+def _from_packages() -> Iterator[str]:
+    for entry in metadata.entry_points(group=_ENTRY_POINTS):
+        yield entry.module
+
+
+def _path(name: str) -> Path | None:
+    """Return the absolute path of a plugin that is a file; ``None`` of a module."""
+    is_module = _MODULE.fullmatch(name) and not name.endswith(".py")
+    return None if is_module else Path(name).expanduser().absolute()
+
+
+def _read(name: str) -> Plugin:
+    """Return a plugin by the name that was typed."""
+    path = _path(name)
+    if path is None:
+        return Plugin(name)
+    if "://" in name or path.suffix != ".py":
+        raise UserError(
+            f"plugins: {name}: a plugin is a file, such as ./mine.py, or a module, such as my_package.parts"
+        )
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+        if len(content) > _MAX_BYTES:
+            raise UserError(f"plugins: {path} has more than {_MAX_BYTES >> 20} MiB: a plugin is a file of Python")
+        return Plugin(str(path), content.decode())
+    except OSError as error:
+        raise UserError(f"plugins: {path}: {error.strerror or one_line(error)}; give the path of a file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"plugins: {path}: it is not a text in UTF-8") from None
+
+
+def _execute(plugin: Plugin) -> None:
+    # Not imported above: a command without plugins starts without torch.
+    from gebm.registry import load_source
+
+    try:
+        if plugin.source is None:
+            importlib.import_module(plugin.module)
+        else:
+            load_source(plugin.source, plugin.name, plugin.module)
+    except (Exception, SystemExit) as error:
+        reason = f"{type(error).__name__}: {one_line(error)}" if str(error) else type(error).__name__
+        raise UserError(f"plugins: {_place(plugin, error)}: {reason}") from None
+    _loaded[plugin.name] = plugin
+
+
+def _place(plugin: Plugin, error: BaseException) -> str:
+    """Return the plugin's file and the line of it that an error comes from."""
+    folder, name = plugin.name.partition(".")[0], plugin.name
+
+    def is_own(path: str) -> bool:
+        if plugin.source is not None:
+            return path == name
+        return folder in Path(path).parts or Path(path).stem == folder
+
+    if isinstance(error, SyntaxError) and error.filename and is_own(error.filename):
+        return f"{error.filename}:{error.lineno}"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_own(frame.filename)]
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else name

@@ -1,0 +1,99 @@
+"""Plugins of tests: files that register parts, and a process that has loaded none of them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from gebm import networks, objectives, samplers
+from pipeline.config import plugins
+
+NETWORKS = '''
+from typing import Annotated
+
+from torch import nn
+
+import gebm
+
+
+@gebm.networks.register("plain", tasks=("images", "points"))
+def plain(resolution: int, channels: int, latent_dim: int, *, depth: Annotated[int, gebm.Limits(ge=1)] = 1):
+    """Linear networks.
+
+    Args:
+        depth: Layers of the energy.
+    """
+    shape = (channels, resolution, resolution) if resolution else (channels,)
+    size = channels * max(resolution, 1) ** 2
+    hidden = [layer for _ in range(depth - 1) for layer in (nn.Linear(size, size), nn.SiLU())]
+    base = nn.Sequential(nn.Linear(latent_dim, size), nn.Unflatten(1, shape))
+    return base, nn.Sequential(nn.Flatten(), *hidden, nn.Linear(size, 1))
+'''
+
+SAMPLER = '''
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
+
+import torch
+
+import gebm
+from gebm import samplers
+from gebm.samplers import philox
+from gebm.samplers.base import GradientState, counter, finite_rows, number_chains
+
+
+class Info(NamedTuple):
+    potential: torch.Tensor
+    diverged: torch.Tensor
+
+
+@gebm.samplers.register("scaled", like="ula")
+@dataclass(frozen=True)
+class Scaled:
+    """Langevin with a scale.
+
+    Args:
+        step_size: The step.
+        gamma: Scale of the step.
+    """
+
+    step_size: float
+    gamma: Annotated[float, gebm.Limits(gt=0)] = 1.0
+
+    @property
+    def gradients_per_step(self):
+        return 1
+
+    def init(self, z, potential):
+        return GradientState(z, *samplers.value_and_gradient(potential, z), number_chains(z), counter())
+
+    def step(self, state, potential, generator=None):
+        h = self.step_size * self.gamma
+        noise = philox.normal(philox.draw_key(generator, state.z.device), state.chain, state.z.shape[1])
+        z = state.z - h * state.gradient + (2 * h) ** 0.5 * noise
+        value, gradient = samplers.value_and_gradient(potential, z)
+        return GradientState(z, value, gradient, state.chain, state.step + 1), Info(
+            value, ~finite_rows(z, value, gradient)
+        )
+'''
+
+
+def forget(patch: pytest.MonkeyPatch) -> None:
+    """Make this process one that has loaded no plugin, until the patch is undone."""
+    patch.setattr(plugins, "_loaded", {})
+    for registry in (networks.NAMES, samplers.NAMES, objectives.NAMES, objectives.penalties.NAMES):
+        patch.setattr(registry, "_parts", {part.name: part for part in registry.parts() if part.builtin})
+    for name in [name for name in sys.modules if name.startswith("gebm_plugin_")]:
+        patch.delitem(sys.modules, name)
+
+
+@pytest.fixture
+def no_plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have the test begin, and leave, without plugins."""
+    monkeypatch.delenv("GEBM_PLUGINS", raising=False)
+    forget(monkeypatch)
+    yield
+    for name in [name for name in sys.modules if name.startswith("gebm_plugin_")]:
+        del sys.modules[name]
