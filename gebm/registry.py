@@ -14,6 +14,7 @@ as good as the built-in ones::
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import re
@@ -27,6 +28,7 @@ from typing import Annotated, Any, Generic, TypeVar
 __all__ = ["REQUIRED", "Limits", "Part", "Registry", "Setting", "load_source"]
 
 _T = TypeVar("_T", bound=Callable[..., Any])
+_Registered = TypeVar("_Registered", bound=Callable[..., Any])
 _TYPES = (bool, int, float, str, tuple[float, ...])
 _NAME = re.compile(r"[A-Za-z_]\w*")
 
@@ -159,7 +161,9 @@ class Registry(Mapping[str, _T], Generic[_T]):
 
         return tuple(name for name, part in self._parts.items() if holds(part.facts[fact]))
 
-    def register(self, name: str, *, settings: Mapping[str, Any] | None = None, **facts: Any) -> Callable[[_T], _T]:
+    def register(
+        self, name: str, *, settings: Mapping[str, Any] | None = None, **facts: Any
+    ) -> Callable[[_Registered], _Registered]:
         """Register a class or a function under a name, as a decorator.
 
         Args:
@@ -174,7 +178,7 @@ class Registry(Mapping[str, _T], Generic[_T]):
         # The module that registers, which need not be the one that defines.
         module = sys._getframe(1).f_globals.get("__name__", "")
 
-        def add(make: _T) -> _T:
+        def add(make: _Registered) -> _Registered:
             self._parts[name] = self._describe(name, make, settings or {}, facts, module)
             return make
 
@@ -191,8 +195,10 @@ class Registry(Mapping[str, _T], Generic[_T]):
         self, name: str, make: Callable[..., Any], types: Mapping[str, Any], facts: dict[str, Any], module: str
     ) -> Part:
         function = make.func if isinstance(make, functools.partial) else make
-        # A class has the module's names, and a function has them as well.
-        hints = {**typing.get_type_hints(function, include_extras=True), **types}
+        # A dataclass has the annotations of its fields, and any other class those of its constructor.
+        is_plain = isinstance(function, type) and not dataclasses.is_dataclass(function)
+        annotated = typing.cast(Any, function).__init__ if is_plain else function
+        hints = {**typing.get_type_hints(annotated, include_extras=True), **types}
         doc = inspect.getdoc(function) or ""
         parameters: dict[str, Any] = {}
         settings = {}

@@ -37,7 +37,9 @@ def trial(monkeypatch, small, tmp_path) -> Callable[..., tuple[list[str], list[d
 
         monkeypatch.setattr(module, "_train", train)
         config = small(output=str(tmp_path), **groups)
-        module.trainable({module.TRIAL_NAME_KEY: "000"}, {"config": schema.to_dict(config), "owner": None})
+        module.trainable(
+            {module.TRIAL_NAME_KEY: "000"}, {"config": schema.to_dict(config), "owner": None, "plugins": []}
+        )
         return [report["reported"][0] for report in reports], attempts
 
     return run
