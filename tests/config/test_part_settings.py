@@ -149,9 +149,9 @@ def test_a_search_draws_a_setting_for_the_samplers_that_have_it():
         name: {"sampler.name": ("hmc",)} for name in ("sampler.settings.num_leapfrog_steps", "sampler.settings.jitter")
     }
     assert kernels_that_use("sampler.settings.jitter") == ("hmc", "tempering")
+    wide = {"sampler.settings.jitter": {"uniform": [0.0, 1.5]}}
     with pytest.raises(UserError, match="it has to be at least 0 and below 1"):
-        parse_space(config(sweep={"space": {"sampler.settings.jitter": {"uniform": [0.0, 1.5]}},
-                                  "sampler": {"name": "hmc"}}))  # fmt: skip
+        parse_space(config(sweep={"space": wide}, sampler={"name": "hmc"}))
     assert not is_searchable("sampler.settings") and not is_searchable("sampler.settings.nope")
 
 
