@@ -106,9 +106,16 @@ class _Finals:
         self._config, self._records, self._capacity = config, records, capacity
         ranking = records.ranking()
         count, seed = config.evaluation.final_samples or config.evaluation.num_samples, final_seed(config, records)
+        extractor = str(records.facts.get("extractor") or "none")
         self.candidates = [
             Finalist(
-                ranking[place].name, str(ranking[place].best_checkpoint), rank=place + 1, num_samples=count, seed=seed
+                ranking[place].name,
+                str(ranking[place].best_checkpoint),
+                rank=place + 1,
+                num_samples=count,
+                seed=seed,
+                metric=records.metric,
+                extractor=extractor,
             )
             for place in close_to_best(ranking, records.metric)
         ]

@@ -25,6 +25,7 @@ _ERRORS = 2.0
 
 _Count = Annotated[int, Strict(), Field(ge=1, le=2**53)]
 _Number = Annotated[float, Strict()]
+_Name = Annotated[str, Strict(), Field(max_length=1_000)]
 _Seed = Annotated[int, Strict(), Field(ge=0, le=2**53)]
 
 
@@ -42,6 +43,8 @@ class Finalist:
         score: The one of them that trials are ranked by; ``None`` before it is known.
         standard_error: Its standard error.
         error: Why it cannot be scored, on one line.
+        metric: The score's name; ``None`` where an older summary does not say it.
+        extractor: Name of the feature extractor that it is measured by, likewise.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -55,6 +58,8 @@ class Finalist:
     score: _Number | None = None
     standard_error: _Number | None = None
     error: Annotated[str, Strict(), Field(max_length=10_000)] | None = None
+    metric: _Name | None = None
+    extractor: _Name | None = None
 
     @property
     def is_scored(self) -> bool:
@@ -64,7 +69,8 @@ class Finalist:
     def scores_the_same_as(self, other: Finalist) -> bool:
         """Return whether a second score would be measured in the same way on the same checkpoint."""
         mine, others = ((one.name, one.checkpoint, one.num_samples, one.seed) for one in (self, other))
-        return mine == others
+        measured, wanted = (self.metric, self.extractor), (other.metric, other.extractor)
+        return mine == others and all(old in (None, new) for old, new in zip(measured, wanted, strict=True))
 
 
 FINALISTS = TypeAdapter(list[Finalist])

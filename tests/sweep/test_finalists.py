@@ -108,7 +108,9 @@ class Finals:
         if with_checkpoint:
             write_file(f"{checkpoint}/state.json", b"{}")
 
-    def score(self, config: dict, params: dict, finalist: dict, device: str, url: str) -> dict[str, float]:
+    def score(
+        self, config: dict, params: dict, finalist: dict, gpus: float, url: str, plugins: object
+    ) -> dict[str, float]:
         self.scored.append(Finalist(**finalist))
         outcome = self.second.get(finalist["name"], 4.5)
         if isinstance(outcome, BaseException):
@@ -180,6 +182,22 @@ def test_a_resumed_sweep_scores_nothing_again_that_has_its_second_score(sweep):
     sweep.config.evaluation.final_samples = 6000
     sweep.run()
     assert [each.num_samples for each in sweep.scored] == [6000] * 3
+
+
+@pytest.mark.parametrize("changed", ["metric", "extractor"])
+def test_a_second_score_by_another_measure_is_not_taken_for_this_one(sweep, changed):
+    """Nor does one that an older summary has, which does not say its measure, have to be measured again."""
+    sweep.run()
+    for each in sweep.records.finalists:
+        setattr(each, changed, "another")
+    sweep.scored.clear()
+    sweep.run()
+    assert [each.name for each in sweep.scored] == ["000", "001", "002"]
+    for each in sweep.records.finalists:
+        setattr(each, changed, None)
+    sweep.scored.clear()
+    sweep.run()
+    assert not sweep.scored
 
 
 def test_a_trial_that_is_better_than_those_of_earlier_finals_is_not_passed_over(sweep):
