@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -62,9 +63,11 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """A working directory, far from the checkout, whose store and extractor are made once."""
-    return tmp_path_factory.mktemp("home")
+def home(tmp_path_factory, stores, classifier):
+    """A working directory, far from the checkout, in whose store is the extractor that was trained for all tests."""
+    folder = tmp_path_factory.mktemp("home")
+    shutil.copytree(stores, folder / "stores")
+    return folder
 
 
 @pytest.fixture(scope="session")

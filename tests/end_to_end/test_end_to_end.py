@@ -26,6 +26,12 @@ screenshots = load("tools/make_screenshots.py")
 
 
 @pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A working directory, far from the checkout, in which nothing is prepared: the first sweep makes it all."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
 def cluster():
     """The address of a cluster that sweeps use one after another; others start their own."""
     # Any port: another test may have the usual one.
@@ -268,7 +274,7 @@ def test_a_checkpoint_is_sampled_and_evaluated_with_settings_of_the_users_own(sw
     assert list(scores["chain"]) == ["0", "3", "6"]
 
 
-def test_interrupted_by_ctrl_c_it_says_how_to_go_on_and_does_not_run_the_finished_again(home):
+def test_interrupted_by_ctrl_c_it_says_how_to_go_on_and_does_not_run_the_finished_again(home, done):
     """With trials that Optuna proposes one by one."""
     output = home / "interrupted"
     words = [*SMALL, f"output={output}", "sweeps=optuna", "sweep.scheduler=none", "sweep.num_trials=2"]
@@ -280,7 +286,7 @@ def test_interrupted_by_ctrl_c_it_says_how_to_go_on_and_does_not_run_the_finishe
     assert f"python -m pipeline.sweep resume={output}" in printed
     before = summary(output)["trials"]
     assert [trial["status"] for trial in before] == ["finished", "running"]
-    run(home, "sweep", f"resume={output}", "sweep.max_concurrent=2")
+    done("sweep", f"resume={output}", "sweep.max_concurrent=2")
     after = summary(output)["trials"]
     assert [trial["status"] for trial in after] == ["finished"] * 2
     assert after[0] == before[0]

@@ -80,6 +80,7 @@ def live(settings: dict[str, Any], journal: Path, world_size: int, end: Moment |
     Returns:
         ``finished``, ``killed``, or ``preempted`` or ``refused`` and what was said then.
     """
+    settings = {"plugins": [], **settings}
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     workers = [
         forks().Process(target=worker, args=(settings, journal, rank, world_size, store.port, end))
