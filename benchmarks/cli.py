@@ -36,7 +36,7 @@ def parser(doc: str | None, repeat: int, warm_up: bool = True) -> argparse.Argum
 
 def add_networks(made: argparse.ArgumentParser) -> None:
     """Add the flags that say which networks."""
-    image_families = [name for name in networks.NAMES if name not in networks.VECTORS]
+    image_families = [name for name in networks.NAMES.having("tasks", "images") if not networks.is_conditional(name)]
     made.add_argument(
         "--networks",
         nargs="+",

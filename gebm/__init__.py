@@ -20,6 +20,7 @@ Where to look:
   knows.
 - :mod:`gebm.networks`: base and energy side by side, a file per family: images, vectors, and flows, which have a
   density.
+- :mod:`gebm.classes`: models of classes, whose latents and samples carry their class.
 - :mod:`gebm.samplers`: Markov chains on the latent space, all driven by one function.
 - :mod:`gebm.registry`: how networks, samplers, objectives and penalties of your own get a name.
 - :mod:`gebm.inputs`: what is accepted as a batch, as parameters and as arguments, and what is refused.
@@ -76,7 +77,7 @@ from __future__ import annotations
 from importlib import import_module
 from types import ModuleType
 
-from gebm import networks, objectives, registry, samplers
+from gebm import classes, networks, objectives, registry, samplers
 from gebm.allocator import disable_malloc_trim, malloc_trim
 from gebm.folding import folded
 from gebm.freezing import frozen
@@ -148,6 +149,7 @@ __all__ = [
     "Wasserstein",
     "adam",
     "annealing_schedule",
+    "classes",
     "disable_malloc_trim",
     "energies_of",
     "energy_quality",

@@ -23,6 +23,7 @@ from torch.nn.utils import parametrize, skip_init
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_weights
 
 from gebm.model import GEBM, BoundedEnergy
+from gebm.networks.conditional import ClassEmbedding
 from gebm.networks.double_backward import AvgPool2x2, Conv2d, LeakyReLU, ReLU
 from gebm.networks.layers import BatchNorm2d, DownsampleConv2d, UpsampleConv2d
 
@@ -65,7 +66,8 @@ def folded(model: GEBM, precision: torch.dtype = torch.float32) -> GEBM:
     if not _is_of_images(fixed.base):
         return fixed
     base, network = _InPrecision(_fold(fixed.base), precision), _InPrecision(_fold(fixed.energy.network), precision)
-    result = GEBM(base, BoundedEnergy(network, fixed.energy.floor), fixed.prior).eval().requires_grad_(False)
+    energy = BoundedEnergy(network, fixed.energy.floor)
+    result = GEBM(base, energy, fixed.prior, class_frequencies=fixed.class_frequencies).eval().requires_grad_(False)
     result.log_partition = fixed.log_partition
     return result
 
@@ -190,7 +192,7 @@ def _plain(layer: Any) -> nn.Module:
     if kind is UpsampleConv2d:
         plain = _empty(nn.ConvTranspose2d, layer.in_channels, layer.out_channels, 4, stride=2, padding=1, bias=bias)
         return _with(plain, layer.strided(), layer.bias)
-    if kind is nn.Linear:
+    if kind in (nn.Linear, ClassEmbedding):
         plain = _empty(nn.Linear, layer.in_features, layer.out_features, bias)
     elif kind in (nn.Conv2d, Conv2d) and layer.groups == 1 and layer.padding_mode == "zeros":
         shape = layer.kernel_size, layer.stride, layer.padding, layer.dilation

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gebm import samplers
+from gebm.classes import ChainPotential
 from gebm.freezing import frozen
 from gebm.inputs import as_count, require_generator
 from gebm.model import GEBM
@@ -172,18 +173,14 @@ def log_partition_annealed(
     log_weights = []
     with frozen(gebm.base, gebm.energy):
         for start in range(0, num_samples, batch_size):
-            z_ND = gebm.prior.sample(min(batch_size, num_samples - start), generator)
+            z_ND = gebm.sample_latents(min(batch_size, num_samples - start), generator)
             log_weight_N = z_ND.new_zeros(len(z_ND), dtype=torch.float64)
             for warmer, colder in pairwise(betas):
                 log_weight_N -= (colder - warmer) * gebm.energy(gebm.decode(z_ND)).double()
                 # No weight depends on the positions after the last temperature.
                 if colder < 1:
-                    z_ND = samplers.run(
-                        kernel,
-                        lambda z, beta=colder: gebm.potential(z, beta),
-                        z_ND,
-                        num_steps,
-                        generator=generator,
-                    ).z
+                    potential = ChainPotential(gebm, z_ND, colder)
+                    chain = samplers.run(kernel, potential, potential.z, num_steps, generator=generator)
+                    z_ND = potential.join(chain.z)
             log_weights.append(log_weight_N)
     return PartitionEstimate.of(torch.cat(log_weights))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
@@ -12,6 +12,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gebm import samplers
+from gebm.classes import (
+    ChainPotential,
+    as_frequencies,
+    as_labels,
+    draw_labels,
+    one_hot,
+)
 from gebm.freezing import frozen
 from gebm.inputs import (
     as_beta,
@@ -241,16 +248,21 @@ class GEBM(nn.Module):
             as :class:`StandardNormal` has them.
         energy_floor: The least energy (default: the paper's -10); but no floor under a :class:`RelativeEnergy`: it is
             far below -10 wherever the base has next to no mass, and would stop learning there.
+        class_frequencies: Frequencies or counts (K,) of the classes of the data, for conditional networks, whose
+            latents and samples carry their class (see :mod:`gebm.classes`). ``None`` (default) for a model without
+            classes.
 
     Raises:
         TypeError: If base or energy is no module, or the prior lacks a method.
-        ValueError: If base and prior both have a ``dim``, as a flow has, and not the same; if the floor is no number.
+        ValueError: If base and prior both have a ``dim``, as a flow has, and not the same; if the floor is no number;
+            if the frequencies are none.
 
     Attributes:
         base: The base network.
         energy: The bounded energy.
         prior: The latent prior.
         log_partition: The ``c`` of KALE's Fenchel form, a trained estimate of ``log Z``; a 0-dim parameter.
+        class_frequencies: Frequencies of the classes (K,), float64; ``None`` without classes.
 
     Example:
         >>> model = GEBM(nn.Linear(2, 3), nn.Linear(3, 1), StandardNormal(2))
@@ -264,9 +276,15 @@ class GEBM(nn.Module):
     energy: BoundedEnergy
     prior: LatentPrior
     log_partition: nn.Parameter
+    class_frequencies: Tensor | None
 
     def __init__(
-        self, base: nn.Module, energy: nn.Module, prior: LatentPrior, energy_floor: float | None = None
+        self,
+        base: nn.Module,
+        energy: nn.Module,
+        prior: LatentPrior,
+        energy_floor: float | None = None,
+        class_frequencies: Sequence[float] | Tensor | None = None,
     ) -> None:
         super().__init__()
         require_module("base", base)
@@ -283,6 +301,14 @@ class GEBM(nn.Module):
         self.energy = energy
         self.prior = prior
         self.log_partition = nn.Parameter(torch.zeros(()))
+        # Of type float64 whatever the weights are, and in a checkpoint where there are classes.
+        frequencies = None if class_frequencies is None else as_frequencies(class_frequencies)
+        self.register_buffer("class_frequencies", frequencies)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes ``K``; zero without classes."""
+        return 0 if self.class_frequencies is None else len(self.class_frequencies)
 
     @property
     def known_log_partition(self) -> Tensor | None:
@@ -315,7 +341,7 @@ class GEBM(nn.Module):
             >>> model.with_base(nn.Linear(2, 3)).energy is model.energy
             True
         """
-        other = GEBM(base, self.energy, self.prior)
+        other = GEBM(base, self.energy, self.prior, class_frequencies=self.class_frequencies)
         other.log_partition = self.log_partition
         return other
 
@@ -366,7 +392,8 @@ class GEBM(nn.Module):
         # The global random state is what it was, should a network draw from it.
         devices = [weight.device] if weight.device.type == "cuda" else []
         with torch.random.fork_rng(devices), frozen(self.base, self.energy):
-            x = explained(lambda: self.decode(self.prior.from_noise(z)), f"the base takes no latents {tuple(z.shape)}")
+            z = self._with_classes(self.prior.from_noise(z), torch.zeros(1, dtype=torch.int64, device=z.device))
+            x = explained(lambda: self.decode(z), f"the base takes no latents {tuple(z.shape)}")
             explained(lambda: self.energy(x), f"the energy takes no samples {tuple(x.shape)} of the base")
         return tuple(x.shape[1:])
 
@@ -411,19 +438,71 @@ class GEBM(nn.Module):
         """
         beta = as_beta(beta)
         with frozen(self.base, self.energy), torch.autocast(z.device.type, enabled=False):
-            return beta * self.energy(self.decode(z)) - self.prior.log_prob(z.to(samplers.wide(z.dtype)))
+            moving, _ = self.split_latents(z)
+            return beta * self.energy(self.decode(z)) - self.prior.log_prob(moving.to(samplers.wide(z.dtype)))
+
+    def sample_latents(
+        self, n: int, generator: torch.Generator | None = None, labels: Sequence[int] | Tensor | int | None = None
+    ) -> Tensor:
+        """Draw latents of the prior, with their classes where the model has classes.
+
+        Args:
+            n: Number of latents.
+            generator: Source of every random number.
+            labels: Classes (n,), or one for all (default: drawn by the data's frequencies). The rest of the latents is
+                the same whichever they are.
+
+        Returns:
+            Latents (n, D), or with their classes (n, D + K).
+
+        Raises:
+            TypeError: If labels are no whole numbers.
+            ValueError: If labels are no classes, or the model has none.
+
+        Example:
+            >>> GEBM(nn.Linear(2, 3), nn.Linear(3, 1), StandardNormal(2)).sample_latents(5).shape
+            torch.Size([5, 2])
+        """
+        z = self.prior.sample(n, generator)
+        if self.class_frequencies is None:
+            if labels is not None:
+                raise ValueError("the model has no classes: leave labels out")
+            return z
+        drawn = draw_labels(self.class_frequencies, n, generator, z.device)
+        return self._with_classes(z, drawn if labels is None else as_labels(labels, n, self.num_classes).to(z.device))
+
+    def _with_classes(self, z: Tensor, labels: Tensor) -> Tensor:
+        """Return latents (N, D) with their classes, if the model has any."""
+        return torch.cat([z, one_hot(labels, self.num_classes, z.dtype)], 1) if self.num_classes else z
+
+    def split_latents(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return latents (N, D) without their classes, and the vectors of these (N, K), or ``None`` without classes."""
+        if not self.num_classes:
+            return z, None
+        if z.shape[1] != self.prior.dim + self.num_classes:
+            raise ValueError(
+                f"latents are {tuple(z.shape)}: give them with their classes, as sample_latents draws them"
+            )
+        return z[:, : self.prior.dim], z[:, self.prior.dim :]
 
     @torch.no_grad()
-    def sample_base(self, n: int, generator: torch.Generator | None = None, batch_size: int | None = None) -> Tensor:
+    def sample_base(
+        self,
+        n: int,
+        generator: torch.Generator | None = None,
+        batch_size: int | None = None,
+        labels: Sequence[int] | Tensor | int | None = None,
+    ) -> Tensor:
         """Draw from the base alone, the energy left out.
 
         Args:
             n: Number of samples.
             generator: Source of every random number.
             batch_size: Number of samples that go through the base at once (default: all).
+            labels: Classes, as of :meth:`sample_latents`.
 
         Returns:
-            Samples (n, ...).
+            Samples (n, ...); with their classes, where the model has any (see :func:`gebm.classes.split_labels`).
 
         Raises:
             TypeError: If a number is none, or the base returns no tensor.
@@ -436,7 +515,8 @@ class GEBM(nn.Module):
         sizes = _sizes(n, batch_size)
         require_generator(generator)
         with frozen(self.base), self._explaining_errors():
-            return torch.cat([self.decode(z_ND) for z_ND in self.prior.sample(sum(sizes), generator).split(sizes)])
+            z_ND = self.sample_latents(sum(sizes), generator, labels)
+            return torch.cat([self.decode(part) for part in z_ND.split(sizes)])
 
     def sample(
         self,
@@ -446,12 +526,13 @@ class GEBM(nn.Module):
         beta: float = 1.0,
         generator: torch.Generator | None = None,
         batch_size: int | None = None,
+        labels: Sequence[int] | Tensor | int | None = None,
     ) -> Tensor:
         """Draw from the model: one Markov chain per sample on latent space, started at the prior, then the base.
 
         Arbel, Zhou and Gretton, ICLR 2021, algorithms 2 and 3, according to the kernel. Each chain's start and noise
         are its own: but for rounding inside the networks, a sample is the same for any ``n`` and ``batch_size``. A
-        chain that diverges is restarted at the prior.
+        chain that diverges is restarted at the prior. Each keeps its class, where the model has classes.
 
         Args:
             n: Number of samples.
@@ -460,9 +541,10 @@ class GEBM(nn.Module):
             beta: Inverse temperature; 1 is the model itself, larger is colder.
             generator: Source of every random number.
             batch_size: Number of chains that run at once (default: all).
+            labels: Classes, as of :meth:`sample_latents`.
 
         Returns:
-            Samples (n, ...).
+            Samples (n, ...); with their classes, where the model has any (see :func:`gebm.classes.split_labels`).
 
         Raises:
             TypeError: If an argument is of another kind, or a network returns no tensor.
@@ -476,16 +558,17 @@ class GEBM(nn.Module):
         sizes = _sizes(n, batch_size)
         require_generator(generator)
         beta = as_beta(beta)
-        z0_ND = self.prior.sample(sum(sizes), generator)
+        z0_ND = self.sample_latents(sum(sizes), generator, labels)
         seed = int(samplers.philox.draw_key(generator, z0_ND.device))
         samples, first = [], 0
         # Frozen here as well as in the potential, so that normalized weights are computed once and not at every step.
         with frozen(self.base, self.energy), self._explaining_errors():
             for size in sizes:
+                potential = ChainPotential(self, z0_ND[first : first + size], beta)
                 chain = samplers.run(
                     kernel,
-                    lambda z: self.potential(z, beta),
-                    z0_ND[first : first + size],
+                    potential,
+                    potential.z,
                     num_steps,
                     # The same keys for every batch; the chains' numbers distinguish them.
                     generator=torch.Generator(z0_ND.device).manual_seed(seed),
@@ -493,7 +576,7 @@ class GEBM(nn.Module):
                     first_chain=first,
                 )
                 with torch.no_grad():
-                    samples.append(self.decode(chain.z))
+                    samples.append(self.decode(potential.join(chain.z)))
                 first += size
         return torch.cat(samples)
 

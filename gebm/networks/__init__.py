@@ -1,7 +1,8 @@
 """Base and energy networks, side by side, a file per family.
 
 Image bases map latents (N, D) to images (N, C, H, W) in [-1, 1]; energies map images to (N, 1). The base is
-batch-normalized, the energy spectrally normalized. For vectors (N, D) there are MLPs, and flows, whose base has a
+batch-normalized, the energy spectrally normalized. Those of conditional families carry the class of each sample in
+both (:mod:`gebm.classes`). For vectors (N, D) there are MLPs, and flows, whose base has a
 density. Weights are drawn from torch's global random state: seed it first.
 """
 
@@ -12,14 +13,40 @@ from typing import Any
 
 from torch import nn
 
-from gebm.networks import dcgan, double_backward, flows, layers, mlp, sngan
+from gebm.classes import MAX_CLASSES
+from gebm.networks import (
+    conditional,
+    conditional_dcgan,
+    conditional_sngan,
+    dcgan,
+    double_backward,
+    flows,
+    layers,
+    mlp,
+    sngan,
+)
 from gebm.registry import Registry
 
-__all__ = ["NAMES", "VECTORS", "dcgan", "double_backward", "flows", "layers", "make", "mlp", "register", "sngan"]
+__all__ = [
+    "NAMES",
+    "VECTORS",
+    "conditional",
+    "conditional_dcgan",
+    "conditional_sngan",
+    "dcgan",
+    "double_backward",
+    "flows",
+    "is_conditional",
+    "layers",
+    "make",
+    "mlp",
+    "register",
+    "sngan",
+]
 
 NAMES: Registry[Callable[..., tuple[nn.Module, nn.Module]]] = Registry(
     "network",
-    given=("resolution", "channels", "latent_dim", "width", "energy", "offset"),
+    given=("resolution", "channels", "latent_dim", "width", "energy", "offset", "num_classes"),
     facts={"tasks": ("images",), "resolutions": ()},
 )
 """The families by their names: ``tasks`` they are for, and the ``resolutions`` that they have; empty for any."""
@@ -30,6 +57,8 @@ register = NAMES.register
 register("dcgan", resolutions=(8, 16, 32, 64, 128))(dcgan.make)
 register("sngan_convnet", resolutions=(32, 64, 128))(sngan.make_convnet)
 register("sngan_resnet", resolutions=(32, 64, 128))(sngan.make_resnet)
+register("dcgan_conditional", resolutions=(8, 16, 32, 64, 128))(conditional_dcgan.make)
+register("sngan_resnet_conditional", resolutions=(32, 64, 128))(conditional_sngan.make)
 register("mlp", tasks=("points",))(mlp.make)
 for _name, _make in flows.makers().items():
     # Their bases have a density.
@@ -37,6 +66,16 @@ for _name, _make in flows.makers().items():
 
 VECTORS: tuple[str, ...] = NAMES.having("tasks", "points")
 """The built-in families whose data are vectors."""
+
+
+def is_conditional(name: str) -> bool:
+    """Return whether a family is one of classes, whose ``num_classes`` it is given.
+
+    Example:
+        >>> is_conditional("dcgan_conditional"), is_conditional("dcgan")
+        (True, False)
+    """
+    return "num_classes" in NAMES.part(name).parameters
 
 
 def make(
@@ -48,14 +87,16 @@ def make(
     width: int | None = None,
     energy: str | None = None,
     offset: float = 0.0,
+    num_classes: int | None = None,
     **settings: Any,
 ) -> tuple[nn.Module, nn.Module]:
     """Build a base and its energy by the family's name.
 
     Args:
-        name: ``"dcgan"`` (resolutions 8 to 128), ``"sngan_convnet"``, ``"sngan_resnet"`` (32 to 128), or, for
-            vectors, ``"mlp"`` and the flows ``"gaussian"``, ``"realnvp"``, ``"maf"``, ``"nsf"``: there ``channels``
-            is the dimension and ``resolution`` means nothing.
+        name: ``"dcgan"`` (resolutions 8 to 128), ``"sngan_convnet"``, ``"sngan_resnet"`` (32 to 128), with classes
+            ``"dcgan_conditional"`` and ``"sngan_resnet_conditional"``, or, for vectors, ``"mlp"`` and the flows
+            ``"gaussian"``, ``"realnvp"``, ``"maf"``, ``"nsf"``: there ``channels`` is the dimension and ``resolution``
+            means nothing.
         resolution: Height and width of the images in pixels, a power of two.
         channels: Color channels.
         latent_dim: Latent dimension ``D``; a flow's is the dimension of its data.
@@ -64,6 +105,7 @@ def make(
             second such flow and relative to the base. ``"mlp"``, with a flow or an MLP as base: an MLP that is not
             spectrally normalized. The other families have one energy each.
         offset: Constant in a flow's energy, in nats: minus its true log-partition.
+        num_classes: Number of classes of a conditional family, which needs it; others have none.
         **settings: Settings that the family has of its own.
 
     Returns:
@@ -91,6 +133,11 @@ def make(
     if unknown := sorted(settings.keys() - part.settings.keys()):
         own = ", ".join(part.settings) or "none"
         raise ValueError(f"{name} has no setting {', '.join(unknown)}: those it has are {own}")
+    if is_conditional(name) != (num_classes is not None):
+        problem = "needs num_classes, of the data's" if num_classes is None else "has no classes; leave it out"
+        raise ValueError(f"num_classes={num_classes}: {name} {problem}")
+    if num_classes is not None and not 1 <= num_classes <= MAX_CLASSES:
+        raise ValueError(f"num_classes={num_classes}: it has to be from 1 to {MAX_CLASSES:,}")
     given: dict[str, Any] = {"resolution": resolution, "channels": channels, "latent_dim": latent_dim}
     chosen = {"width": width, "energy": energy, "offset": offset or None}
     foreign = [key for key in chosen if key not in part.parameters and chosen[key] is not None]
@@ -99,5 +146,6 @@ def make(
     if foreign:
         raise ValueError(f"width={width}: {name} has no width; leave it out")
     arguments = {key: value for key, value in given.items() if key in part.parameters}
+    chosen["num_classes"] = num_classes
     arguments |= {key: value for key, value in chosen.items() if value is not None}
     return part.make(**arguments, **settings)

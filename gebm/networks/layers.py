@@ -33,23 +33,24 @@ class BatchNorm2d(nn.BatchNorm2d):
         _, world_size = rank_and_world_size()
         if not self.training or world_size == 1:
             return super().forward(input)
-        variances, means = torch.var_mean(input.to(self.weight.dtype), (0, 2, 3), correction=0)
-        # Differentiated through the gather: each process's mean moves the outputs of all.
-        moments = torch.stack(distributed_functional.all_gather(torch.stack([means, variances])))
-        mean = moments[:, 0].mean(0)
-        variance = (moments[:, 1] + (moments[:, 0] - mean).square()).mean(0)
         # Layers without running statistics are not built here.
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         assert self.momentum is not None
+        variances, means = torch.var_mean(input.to(self.running_mean.dtype), (0, 2, 3), correction=0)
+        # Differentiated through the gather: each process's mean moves the outputs of all.
+        moments = torch.stack(distributed_functional.all_gather(torch.stack([means, variances])))
+        mean = moments[:, 0].mean(0)
+        variance = (moments[:, 1] + (moments[:, 0] - mean).square()).mean(0)
         with torch.no_grad():
             count = world_size * input.numel() / self.num_features
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
             self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), self.momentum)
             self.num_batches_tracked += 1
-        scale = self.weight * (variance + self.eps).rsqrt()
-        shift = self.bias - mean * scale
+        scale = (variance + self.eps).rsqrt()
+        scale = self.weight * scale if self.affine else scale
+        shift = self.bias - mean * scale if self.affine else -mean * scale
         return torch.addcmul(shift[:, None, None], input.to(scale.dtype), scale[:, None, None]).to(input.dtype)
 
 

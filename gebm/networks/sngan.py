@@ -109,13 +109,13 @@ class UpBlock(nn.Module):
         self.residual = nn.Sequential(
             BatchNorm2d(width),
             nn.ReLU(),
-            _xavier(UpsampleConv2d(width, width)),
+            xavier(UpsampleConv2d(width, width)),
             BatchNorm2d(width),
             nn.ReLU(),
-            _xavier(nn.Conv2d(width, width, 3, padding=1)),
+            xavier(nn.Conv2d(width, width, 3, padding=1)),
         )
         # A 1x1 convolution commutes with repetition, and costs a quarter before it.
-        self.shortcut = nn.Sequential(_xavier(nn.Conv2d(width, width, 1), math.sqrt(2)), nn.Upsample(scale_factor=2))
+        self.shortcut = nn.Sequential(xavier(nn.Conv2d(width, width, 1), math.sqrt(2)), nn.Upsample(scale_factor=2))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, width, H, W) to (N, width, 2H, 2W)."""
@@ -142,12 +142,12 @@ class DownBlock(nn.Module):
         super().__init__()
         self.residual = nn.Sequential(
             *[] if first else [ReLU()],
-            spectral_norm(_xavier(Conv2d(channels, width, 3, padding=1))),
+            spectral_norm(xavier(Conv2d(channels, width, 3, padding=1))),
             ReLU(),
-            spectral_norm(_xavier(DownsampleConv2d(width, width) if halve else Conv2d(width, width, 3, padding=1))),
+            spectral_norm(xavier(DownsampleConv2d(width, width) if halve else Conv2d(width, width, 3, padding=1))),
         )
         self.shortcut = (
-            spectral_norm(_xavier(Conv2d(channels, width, 1), math.sqrt(2)))
+            spectral_norm(xavier(Conv2d(channels, width, 1), math.sqrt(2)))
             if halve or channels != width
             else nn.Identity()
         )
@@ -180,12 +180,12 @@ class ResNetBase(nn.Sequential):
     def __init__(self, resolution: int, channels: int, latent_dim: int, width: int = 128) -> None:
         stages = num_upsamplings(resolution, smallest=32, family="sngan_resnet")
         super().__init__(
-            _xavier(nn.Linear(latent_dim, width * 16)),
+            xavier(nn.Linear(latent_dim, width * 16)),
             nn.Unflatten(1, (width, 4, 4)),
             *[UpBlock(width) for _ in range(stages)],
             BatchNorm2d(width),
             nn.ReLU(),
-            _xavier(nn.Conv2d(width, channels, 3, padding=1)),
+            xavier(nn.Conv2d(width, channels, 3, padding=1)),
             TanhFloat32(),
         )
 
@@ -216,7 +216,7 @@ class ResNetEnergy(nn.Sequential):
             ReLU(),
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
-            spectral_norm(_xavier(nn.Linear(width, 1))),
+            spectral_norm(xavier(nn.Linear(width, 1))),
         )
 
 
@@ -244,7 +244,7 @@ def _normal(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d) -> nn.Module:
     return layer
 
 
-def _xavier(layer: nn.Linear | nn.Conv2d, gain: float = 1.0) -> nn.Module:
+def xavier(layer: nn.Linear | nn.Conv2d, gain: float = 1.0) -> nn.Module:
     """Draw weights uniformly, after Glorot and Bengio (2010)."""
     nn.init.xavier_uniform_(layer.weight, gain)
     if layer.bias is not None:

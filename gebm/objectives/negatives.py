@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from gebm import samplers
+from gebm.classes import ChainPotential
 from gebm.distributed import draw_local_rows, rank_and_world_size
 from gebm.freezing import frozen
 from gebm.model import GEBM, Density
@@ -181,18 +182,19 @@ class LatentChain(_Chain):
         with torch.no_grad(), frozen(gebm.base, gebm.energy):
 
             def fresh(count: int) -> Tensor:
-                return draw_local_rows(count, lambda total: gebm.prior.sample(total, generator))
+                return draw_local_rows(count, lambda total: gebm.sample_latents(total, generator))
 
-            z0_ND = self._starts(n, positions, fresh, generator)
-            z_ND = samplers.run(
+            potential = ChainPotential(gebm, self._starts(n, positions, fresh, generator))
+            chain = samplers.run(
                 self.kernel,
-                gebm.potential,
-                z0_ND,
+                potential,
+                potential.z,
                 self.num_steps,
                 generator=generator,
                 prior=gebm.prior,
                 first_chain=rank_and_world_size()[0] * n,
-            ).z
+            )
+            z_ND = potential.join(chain.z)
             return Draw(gebm.decode(z_ND), z_ND if self.persistent else None)
 
 
@@ -276,7 +278,7 @@ class DataChain(_Chain):
 def _base_draws(gebm: GEBM, n: int, generator: torch.Generator | None) -> Tensor:
     """Return this process's ``n`` of the draws (n, ...) that all processes make from the base together."""
     with frozen(gebm.base):
-        return gebm.decode(draw_local_rows(n, lambda total: gebm.prior.sample(total, generator)))
+        return gebm.decode(draw_local_rows(n, lambda total: gebm.sample_latents(total, generator)))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from gebm.inputs import as_count, as_number
 
 __all__ = [
+    "ChainwisePotential",
     "GradientState",
     "Info",
     "Kernel",
@@ -28,6 +29,7 @@ __all__ = [
     "evaluate",
     "finite_rows",
     "number_chains",
+    "potential_at",
     "require_prior",
     "value_and_gradient",
     "wide",
@@ -38,6 +40,26 @@ Potential = Callable[[Tensor], Tensor]
 
 That of the latent posterior is ``U(z) = -log eta(z) + beta E(B(z))`` (Arbel, Zhou and Gretton, ICLR 2021, section 4).
 """
+
+
+@runtime_checkable
+class ChainwisePotential(Protocol):
+    """Potential that is another function for each chain, as where chains keep a class.
+
+    A call takes a row for each chain. Whatever evaluates other rows says whose they are.
+    """
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Map (N, D) to (N,), row i by the function of chain i."""
+        ...
+
+    def at(self, rows: Tensor) -> ChainwisePotential:
+        """Return the potential of the chains at ``rows`` (M,), which may repeat."""
+        ...
+
+    def independent(self, n: int) -> ChainwisePotential:
+        """Return a potential of ``n`` rows that are of no chain, the same whichever chains there are."""
+        ...
 
 
 class Prior(Protocol):
@@ -295,6 +317,17 @@ def finite_rows(*tensors: Tensor) -> Tensor:
     """
     finite = [tensor.isfinite() if tensor.ndim == 1 else tensor.isfinite().flatten(1).all(1) for tensor in tensors]
     return functools.reduce(torch.logical_and, finite)
+
+
+def potential_at(potential: Potential, rows: Tensor) -> Potential:
+    """Return the potential of the chains at ``rows`` (M,); most potentials are the same function for every chain.
+
+    Example:
+        >>> potential = lambda z: z.square().sum(1) / 2
+        >>> potential_at(potential, torch.tensor([2])) is potential
+        True
+    """
+    return potential.at(rows) if isinstance(potential, ChainwisePotential) else potential
 
 
 def require_prior(prior: Prior) -> None:

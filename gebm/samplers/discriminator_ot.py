@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gebm.registry import Limits
 from gebm.samplers.base import (
+    ChainwisePotential,
     Potential,
     Prior,
     as_latents,
@@ -19,6 +20,7 @@ from gebm.samplers.base import (
     evaluate,
     finite_rows,
     number_chains,
+    potential_at,
     require_prior,
     value_and_gradient,
 )
@@ -178,8 +180,12 @@ class DiscriminatorOptimalTransport:
         chain = torch.arange(_REFERENCE_LATENTS, device=z.device)
         noise = normal(fixed, chain, z.shape[1], dtype=z.dtype)
         latents = as_latents(prior.from_noise(noise)).to(z.dtype)
+        if isinstance(potential, ChainwisePotential):
+            potential = potential.independent(len(latents))
         # As many at once as there are chains, which the device has room for.
-        energies = [evaluate(self._energy(potential), part) for part in latents.split(len(z))]
+        energies = [
+            evaluate(self._energy(potential_at(potential, rows)), latents[rows]) for rows in chain.split(len(z))
+        ]
         return estimate_lipschitz(latents, torch.cat(energies))
 
     def _energy(self, potential: Potential) -> Potential:

@@ -23,7 +23,19 @@ from torch import Tensor
 
 from gebm.inputs import require_generator
 
-__all__ = ["ACCEPT", "PROPOSAL", "RESTART", "SWAP", "TRAJECTORY", "VELOCITY", "draw_key", "normal", "philox", "uniform"]
+__all__ = [
+    "ACCEPT",
+    "CLASS",
+    "PROPOSAL",
+    "RESTART",
+    "SWAP",
+    "TRAJECTORY",
+    "VELOCITY",
+    "draw_key",
+    "normal",
+    "philox",
+    "uniform",
+]
 
 # The streams. Two draws of a step that may meet in one chain come from different ones.
 PROPOSAL = 0
@@ -32,6 +44,7 @@ VELOCITY = 2
 SWAP = 3
 RESTART = 4
 TRAJECTORY = 5
+CLASS = 6
 
 _ROUNDS = 10
 _WORD = 0xFFFFFFFF

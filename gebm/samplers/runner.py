@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gebm.inputs import as_count, require_generator, require_methods
-from gebm.samplers.base import Info, Kernel, Potential, Prior, State, StateT, finite_rows, require_prior
+from gebm.samplers.base import Info, Kernel, Potential, Prior, State, StateT, finite_rows, potential_at, require_prior
 from gebm.samplers.philox import RESTART, draw_key, normal
 
 __all__ = ["Chain", "NonFiniteStart", "finite_chains", "restart", "run"]
@@ -201,7 +201,7 @@ def restart(
     """
     rows = lost.nonzero().squeeze(1)
     noise = normal(key, state.chain[rows], state.z.shape[1], RESTART, dtype=state.z.dtype)
-    fresh = kernel.init(prior.from_noise(noise).to(state.z.dtype), potential)
+    fresh = kernel.init(prior.from_noise(noise).to(state.z.dtype), potential_at(potential, rows))
     # An entry without rows, such as the number of steps, is not one chain's.
     replaced = {
         name: old.index_copy(0, rows, getattr(fresh, name))

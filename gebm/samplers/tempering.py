@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gebm.samplers.base import (
+    ChainwisePotential,
     GradientState,
     Kernel,
     Potential,
@@ -153,6 +154,8 @@ class ParallelTempering:
         betas = torch.tensor(self.betas, dtype=state.z.dtype, device=state.z.device)
         # A level is a chain of its own: its noise comes from a number whose high half is the level.
         level_chains = state.chain[:, None] + (torch.arange(levels, device=state.z.device) << 32)
+        if isinstance(potential, ChainwisePotential):
+            potential = potential.at(torch.arange(n, device=state.z.device).repeat_interleave(levels))
         tempered = _Tempered(potential, self.prior, betas.repeat(n))
         before = _Parts(*state[2:7]).map(lambda part: part.flatten(0, 1))
         # One kernel's step with that kernel's own state, a pair that a union of kernels does not show.

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gebm import inputs
+from gebm.classes import as_labeled_batch
 from gebm.distributed import all_gather_rows, broadcast_module, draw_local_rows, rank_and_world_size
 from gebm.folding import folded_base
 from gebm.log_partition import log_partition_monte_carlo
@@ -229,9 +230,9 @@ class Trainer:
         """Take the energy steps that are due, then one base step.
 
         Args:
-            batches: Yields data (N, ...), images in [-1, 1], or what :mod:`gebm.inputs` makes such data of; one batch
-                is taken per energy step. A base that learns from data learns from the last of them; without energy
-                steps, one batch is taken for the base step.
+            batches: Yields data (N, ...), images in [-1, 1], or what :mod:`gebm.inputs` makes such data of; for a model
+                with classes ``(images, labels)``. One batch is taken per energy step. A base that learns from data
+                learns from the last of them; without energy steps, one batch is taken for the base step.
             generator: Source of every random number; best on the model's device. Of several processes, each has one in
                 the same state, draws for all of them and keeps its own rows: the result does not depend on their
                 number.
@@ -436,8 +437,11 @@ class Trainer:
     def _next_data(self, batches: Iterator[Any], before: str) -> Tensor:
         """Return the next batch as the networks take it."""
         dtype = inputs.network_dtype(self.gebm.energy) or inputs.network_dtype(self.gebm.base) or torch.float32
-        batch = inputs.next_batch(batches, before)
-        return self._laid_out(inputs.as_batch(batch, self._sample_shape, dtype, self.gebm.log_partition.device))
+        batch, device = inputs.next_batch(batches, before), self.gebm.log_partition.device
+        if num_classes := self.gebm.num_classes:
+            shape = self._sample_shape or self.gebm.sample_shape()
+            return self._laid_out(as_labeled_batch(batch, shape, num_classes, dtype, device))
+        return self._laid_out(inputs.as_batch(batch, self._sample_shape, dtype, device))
 
     def _laid_out(self, tensor: Tensor) -> Tensor:
         """Return a tensor of four dimensions, such as images, in the memory format of the model's weights."""
@@ -498,7 +502,7 @@ class Trainer:
         if n is None:
             assert x_data is not None
             n = len(x_data)
-        return draw_local_rows(n, lambda total: self.gebm.prior.sample(total, generator))
+        return draw_local_rows(n, lambda total: self.gebm.sample_latents(total, generator))
 
     def _step_base(self, inputs: Tensor) -> Tensor:
         """Take a base step: one descent step of ``-log mean exp(-E(B(z)))``, or of another objective's loss."""

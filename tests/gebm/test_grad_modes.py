@@ -29,6 +29,8 @@ SIZES = {
     "dcgan": {"resolution": 8, "channels": 1, "latent_dim": 4, "width": 2},
     "sngan_convnet": {"resolution": 32, "channels": 1, "latent_dim": 4, "width": 1},
     "sngan_resnet": {"resolution": 32, "channels": 1, "latent_dim": 4, "width": 2},
+    "dcgan_conditional": {"resolution": 8, "channels": 1, "latent_dim": 4, "width": 2, "num_classes": 2},
+    "sngan_resnet_conditional": {"resolution": 32, "channels": 1, "latent_dim": 4, "width": 2, "num_classes": 2},
 }
 
 
@@ -36,12 +38,13 @@ def model_of(name: str) -> GEBM:
     torch.manual_seed(0)
     size = SIZES.get(name, {"resolution": 0, "channels": 2, "latent_dim": 2, "width": 8})
     base, energy = networks.make(name, **size)
-    return GEBM(base, energy, StandardNormal(size["latent_dim"]))
+    frequencies = [1] * size["num_classes"] if networks.is_conditional(name) else None
+    return GEBM(base, energy, StandardNormal(size["latent_dim"]), class_frequencies=frequencies)
 
 
 def everything(model: GEBM) -> dict[str, torch.Tensor]:
     """What a model gives from fixed seeds."""
-    kernel, base, zeros = samplers.MALA(0.1), model.sample_base(3, rng(1)), torch.zeros(2, model.prior.dim)
+    kernel, base, zeros = samplers.MALA(0.1), model.sample_base(3, rng(1)), 0 * model.sample_latents(2, rng(1))
     return {
         "base": base,
         "energies": energies_of(model, base),
