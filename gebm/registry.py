@@ -1,4 +1,4 @@
-"""Registry of the parts that a name chooses: networks, samplers, objectives and penalties.
+"""Registry of the parts that a name chooses: networks, samplers, objectives and penalties, and those of the pipeline.
 
 A part is a class or a function. What it needs is written where it is registered: the arguments that every part of its
 kind gets are known to the registry, and each further parameter is a setting, with its type, its default and, in
@@ -25,11 +25,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Generic, TypeVar
 
-__all__ = ["REQUIRED", "Limits", "Part", "Registry", "Setting", "load_source"]
+__all__ = ["REQUIRED", "Limits", "Part", "Registry", "Setting", "load_source", "source_of"]
 
 _T = TypeVar("_T", bound=Callable[..., Any])
 _Registered = TypeVar("_Registered", bound=Callable[..., Any])
 _TYPES = (bool, int, float, str, tuple[float, ...])
+_SOURCE = "__source__"
 _NAME = re.compile(r"[A-Za-z_]\w*")
 
 REQUIRED: Any = inspect.Parameter.empty
@@ -86,6 +87,7 @@ class Part:
         facts: What the kind of part needs to know of each, such as the tasks that networks are for.
         module: Name of the module that registered it.
         help: First line of its docstring.
+        builtin: Whether it is one of the package's own that has the registry.
     """
 
     name: str
@@ -95,11 +97,7 @@ class Part:
     facts: Mapping[str, Any] = field(default_factory=dict)
     module: str = ""
     help: str = ""
-
-    @property
-    def builtin(self) -> bool:
-        """Whether it is one of this package's own."""
-        return self.module.partition(".")[0] == "gebm"
+    builtin: bool = False
 
 
 class Registry(Mapping[str, _T], Generic[_T]):
@@ -108,7 +106,10 @@ class Registry(Mapping[str, _T], Generic[_T]):
     Args:
         kind: What a part is, for messages, such as ``"sampler"``.
         given: Arguments that whoever builds a part gives it, where it has them; all others are settings.
-        facts: Facts of a part, with their defaults.
+        facts: Facts of a part, with their defaults, whose types they have.
+        choices: Values of those facts that have a few.
+        taken: Names that no part may have.
+        has_settings: Whether a part may have settings.
 
     Example:
         >>> shapes = Registry("shape", given=("size",), facts={"corners": 0})
@@ -125,8 +126,19 @@ class Registry(Mapping[str, _T], Generic[_T]):
         ValueError: there is a shape called 'star' already: choose another name
     """
 
-    def __init__(self, kind: str, *, given: tuple[str, ...] = (), facts: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        *,
+        given: tuple[str, ...] = (),
+        facts: Mapping[str, Any] | None = None,
+        choices: Mapping[str, tuple[Any, ...]] | None = None,
+        taken: tuple[str, ...] = (),
+        has_settings: bool = True,
+    ) -> None:
         self._kind, self._given, self._facts = kind, given, dict(facts or {})
+        self._choices, self._taken, self._has_settings = dict(choices or {}), taken, has_settings
+        self._home = _caller().partition(".")[0]
         self._parts: dict[str, Part] = {}
 
     def __getitem__(self, name: str) -> _T:
@@ -172,24 +184,36 @@ class Registry(Mapping[str, _T], Generic[_T]):
             **facts: What is to be known of it; see the registry.
 
         Raises:
-            ValueError: The name is taken or no name, a fact is unknown, or the type of a setting is not one that can
-                be written on a command line.
+            ValueError: The name is taken or no name, a fact is unknown or has no such value, or the type of a setting
+                is not one that can be written on a command line.
         """
         # The module that registers, which need not be the one that defines.
-        module = sys._getframe(1).f_globals.get("__name__", "")
+        module = _caller()
 
         def add(make: _Registered) -> _Registered:
+            if not callable(make):
+                raise ValueError(f"{self._kind} {name!r}: a class or a function is registered, not {make!r:.50}")
             self._parts[name] = self._describe(name, make, settings or {}, facts, module)
             return make
 
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise ValueError(f"{name!r} cannot be the name of a {self._kind}: use letters, digits and _")
-        if name in self._parts:
+        if name in self._parts or name in self._taken:
             raise ValueError(f"there is a {self._kind} called {name!r} already: choose another name")
         if unknown := sorted(facts.keys() - self._facts.keys()):
             known = ", ".join(self._facts) or "nothing"
             raise ValueError(f"a {self._kind} is not registered with {', '.join(unknown)}: it takes {known}")
+        for fact, value in facts.items():
+            self._check_fact(name, fact, value)
         return add
+
+    def _check_fact(self, name: str, fact: str, value: Any) -> None:
+        default, choices = self._facts[fact], self._choices.get(fact, ())
+        kind = type(default)
+        if default is not None and (not isinstance(value, kind) or isinstance(value, bool) is not (kind is bool)):
+            raise ValueError(f"{self._kind} {name!r}: {fact}={value!r} has to be a {kind.__name__}, as in {default!r}")
+        if choices and any(one not in choices for one in (value if isinstance(value, tuple) else (value,))):
+            raise ValueError(f"{self._kind} {name!r}: {fact}={value!r} has to be among {', '.join(map(str, choices))}")
 
     def _describe(
         self, name: str, make: Callable[..., Any], types: Mapping[str, Any], facts: dict[str, Any], module: str
@@ -206,6 +230,11 @@ class Registry(Mapping[str, _T], Generic[_T]):
             if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
                 raise ValueError(f"{self._kind} {name!r}: give its parameter {parameter} a name, so that it can be set")
             parameters[parameter.name] = parameter.default
+            if parameter.name not in self._given and not self._has_settings:
+                raise ValueError(
+                    f"{self._kind} {name!r}: leave out its parameter {parameter.name}; it is given "
+                    f"{', '.join(self._given)}, as far as it has them"
+                )
             if parameter.name not in self._given:
                 hint = hints.get(parameter.name)
                 setting = _setting(parameter.name, hint, parameter.default, _help_of(parameter.name, doc))
@@ -216,8 +245,8 @@ class Registry(Mapping[str, _T], Generic[_T]):
                         f"{', '.join(self._given) or 'nothing'} without one"
                     )
                 settings[parameter.name] = setting
-        help = doc.partition("\n")[0]
-        return Part(name, make, parameters, settings, {**self._facts, **facts}, module, help)
+        help, builtin = doc.partition("\n")[0], module.partition(".")[0] == self._home
+        return Part(name, make, parameters, settings, {**self._facts, **facts}, module, help, builtin)
 
 
 def load_source(source: str, path: str, name: str) -> types.ModuleType:
@@ -235,7 +264,7 @@ def load_source(source: str, path: str, name: str) -> types.ModuleType:
     if name in sys.modules:
         return sys.modules[name]
     module = types.ModuleType(name)
-    module.__file__ = path
+    module.__file__, module.__dict__[_SOURCE] = path, source
     # Dataclasses and type hints look their module up.
     sys.modules[name] = module
     try:
@@ -244,6 +273,16 @@ def load_source(source: str, path: str, name: str) -> types.ModuleType:
         del sys.modules[name]
         raise
     return module
+
+
+def source_of(module: str) -> str | None:
+    """Return the text of a module that :func:`load_source` has executed; ``None`` of any other."""
+    return getattr(sys.modules.get(module), _SOURCE, None)
+
+
+def _caller() -> str:
+    """Return the name of the module that calls the function that calls this one."""
+    return sys._getframe(2).f_globals.get("__name__", "")
 
 
 def _setting(name: str, hint: Any, default: Any, help: str) -> Setting | None:

@@ -1,4 +1,4 @@
-"""Checks of parts that are not built in, before anything starts: shapes of networks, and the protocol of a sampler.
+"""Checks of parts that are not built in, before anything starts: networks' shapes, a sampler's protocol, metrics.
 
 What this project's own parts do is known from its tests. Of another's, one batch of two and two steps of two chains say
 whether hours of training would end in a traceback.
@@ -6,9 +6,9 @@ whether hours of training would end in a traceback.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -16,20 +16,23 @@ from torch import Tensor, nn
 
 from gebm import StandardNormal, networks, samplers
 from gebm.registry import Part
-from pipeline.config import part_settings, plugins
+from pipeline.config import metrics, part_settings
 from pipeline.config.kernels import kernel_settings
 from pipeline.config.schema import Config
-from pipeline.runtime.errors import UserError, one_line
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.part_errors import refusal, refusing
 
-__all__ = ["check_parts"]
+__all__ = ["check_metrics", "check_parts"]
 
 _STEPS = 2
+# Random samples that a metric is tried on, and features of each.
+_SAMPLES, _FEATURES = 16, 8
 # The tensors of a network that is tried on the CPU, where it cannot be on a device without memory.
 _MAX_PARAMETERS = 2**28
 
 
 def check_parts(config: Config) -> None:
-    """Refuse networks of the wrong shape, and a sampler that is none.
+    """Refuse networks of the wrong shape, a sampler that is none, and a metric that returns no number.
 
     Args:
         config: The experiment, of which :func:`pipeline.config.validation.validate_rules` holds.
@@ -46,6 +49,23 @@ def check_parts(config: Config) -> None:
         used = kernel_settings(config.sampler)
         settings = {"step_size": used.step_size, "friction": used.friction, **used.settings}
         _check_sampler(part, model.latent_dim, part_settings.frozen(settings))
+    if config.task == "images":
+        check_metrics(config.evaluation.metrics, (data.channels, data.resolution or 0, data.resolution or 0))
+
+
+def check_metrics(names: Iterable[str], shape: tuple[int, int, int]) -> None:
+    """Refuse a metric of one's own that returns no number, on a few random samples.
+
+    Args:
+        names: Metrics, those of this project among them.
+        shape: Channels, height and width of the images.
+
+    Raises:
+        UserError: One does; the line names the plugin's file and line.
+    """
+    for name in names:
+        if name in metrics.NAMES:
+            _check_metric(metrics.NAMES.part(name), shape)
 
 
 @functools.cache
@@ -60,7 +80,7 @@ def _check_networks(part: Part, shape: tuple[int, ...], latent_dim: int, setting
             part.name, resolution=resolution, channels=shape[0], latent_dim=latent_dim, **dict(settings)
         )
 
-    with _refusing(part):
+    with refusing(part):
         try:
             with torch.device("meta"):
                 sample, energy = _apply(build, latent_dim)
@@ -76,7 +96,7 @@ def _check_networks(part: Part, shape: tuple[int, ...], latent_dim: int, setting
         if not isinstance(tensor, Tensor) or tuple(tensor.shape) != wanted:
             got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
             of = f"latents (2, {latent_dim})" if what == "base" else f"samples {(2, *shape)}"
-            raise _refusal(part, f"its {what} maps {of} to {got}, and has to map them to {wanted}")
+            raise refusal(part, f"its {what} maps {of} to {got}, and has to map them to {wanted}")
 
 
 def _apply(build: Callable[[], tuple[nn.Module, nn.Module]], latent_dim: int) -> tuple[Any, Any]:
@@ -111,7 +131,7 @@ def _check_sampler(part: Part, latent_dim: int, settings: tuple[tuple[str, Any],
         start = z[first : first + count]
         return samplers.run(kernel, _half_square, start, _STEPS, generator=generator, prior=prior, first_chain=first)
 
-    with _refusing(part), torch.device("cpu"), torch.random.fork_rng(devices=[]):
+    with refusing(part), torch.device("cpu"), torch.random.fork_rng(devices=[]):
         both, again, second = chain(0, 2), chain(0, 2), chain(1, 1)
         state, infos = both.state, both.infos
         wanted = {
@@ -139,37 +159,21 @@ def _check_sampler(part: Part, latent_dim: int, settings: tuple[tuple[str, Any],
             )
 
 
+@functools.cache
+def _check_metric(part: Part, shape: tuple[int, int, int]) -> None:
+    known, generator = metrics.metric(part.name), torch.Generator().manual_seed(0)
+    count = max(known.fewest, _SAMPLES)
+    if known.of == "images":
+        tensors = torch.randint(256, (2, count, *shape), dtype=torch.uint8, generator=generator)
+    else:
+        tensors = torch.randn(2, count, _FEATURES, generator=generator)
+    # It may change what it is given.
+    once, again = (metrics.measure(part, *tensors.clone().unbind()) for _ in range(2))
+    if not math.isfinite(once.value) or not math.isfinite(once.standard_error or 0.0):
+        raise refusal(part, f"of {count} random samples it is {once.value}, and has to be a finite number")
+    if once != again:
+        raise refusal(part, f"the same samples have the scores {once.value} and {again.value}: draw from torch alone")
+
+
 def _half_square(z: Tensor) -> Tensor:
     return z.square().sum(1) / 2
-
-
-@contextlib.contextmanager
-def _refusing(part: Part) -> Iterator[None]:
-    """Have what a part raises in the block be a line that names its file."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        # A ValueError's message is a sentence; of another the type says more.
-        text = one_line(error, limit=300)
-        reason = text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
-        raise _refusal(part, reason, error) from None
-
-
-def _refusal(part: Part, reason: str, error: BaseException | None = None) -> UserError:
-    """Return the refusal of a part, with its file and its line: of the error, or else of its definition."""
-    return UserError(f"{_line_of(part, error)}: {part.name}: {reason}")
-
-
-def _line_of(part: Part, error: BaseException | None) -> str:
-    make = part.make.func if isinstance(part.make, functools.partial) else part.make
-    code = getattr(make, "__code__", None) or getattr(getattr(make, "step", None), "__code__", None)
-    file = code.co_filename if code else plugins.where(part.module)
-    line = code.co_firstlineno if code else None
-    trace = error.__traceback__ if error else None
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == file:
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    return f"{file}:{line}" if line is not None else str(file)

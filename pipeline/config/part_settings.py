@@ -57,11 +57,15 @@ def registry(group: str) -> Registry[Any]:
 def named_parts(config: Config) -> Iterator[tuple[str, str, Registry[Any]]]:
     """Yield each key of a config that names a part, the name, and the parts that there are."""
     from gebm import networks, objectives, penalties, samplers
+    from pipeline.config import metrics
 
     yield "model.networks", config.model.networks, networks.NAMES
     yield "sampler.name", config.sampler.name, samplers.NAMES
     yield "train.objective", config.train.objective, objectives.NAMES
     yield "train.penalty_kind", config.train.penalty_kind, penalties.NAMES
+    for name in config.evaluation.metrics:
+        if name not in metrics.BUILTIN:
+            yield "evaluation.metrics", name, metrics.NAMES
 
 
 def group_of(key: str) -> str | None:

@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import os
 import re
+import sys
 import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -27,13 +28,13 @@ __all__ = [
     "CONSENT",
     "ENVIRONMENT",
     "Plugin",
+    "digest_of",
     "install",
     "load",
     "names",
     "require_parts",
     "sources",
     "sources_of",
-    "where",
 ]
 
 ENVIRONMENT = "GEBM_PLUGINS"
@@ -126,9 +127,13 @@ def sources_of(config: Config) -> list[dict[str, Any]]:
     return [entry for entry in sources() if Plugin(**entry).module in modules]
 
 
-def where(module: str) -> str:
-    """Return the path of the plugin that a part was registered by, for messages; the module's name if it is none."""
-    return next((plugin.name for plugin in _loaded.values() if plugin.module == module), module)
+def digest_of(module: str) -> str:
+    """Return the SHA-256 of the code of a plugin, by the name of the module that registered a part."""
+    own = next((plugin for plugin in _loaded.values() if plugin.module == module and plugin.source is not None), None)
+    if own is not None:
+        return own.digest
+    path = getattr(sys.modules.get(module), "__file__", None)
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
 
 
 def require_parts(config: Config, url: str) -> None:

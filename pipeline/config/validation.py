@@ -22,7 +22,7 @@ from gebm import StandardNormal, networks, objectives, samplers
 from gebm.samplers import StepDecay
 from gebm.training.optimizers import Schedule
 from gebm.training.plateau_decay import PlateauDecay
-from pipeline.config import part_settings
+from pipeline.config import metrics, part_settings
 from pipeline.config.fields import keys
 from pipeline.config.kernels import kernel_settings
 from pipeline.config.part_checks import check_parts
@@ -31,7 +31,6 @@ from pipeline.runtime.errors import UserError, one_line
 
 __all__ = [
     "FEWEST_FOR_FID_INFINITY",
-    "FEWEST_SAMPLES",
     "required_multiple",
     "validate",
     "validate_image_scores",
@@ -39,19 +38,8 @@ __all__ = [
     "validate_store",
 ]
 
-# With fewer samples a metric is not defined: a covariance; two subsets of two; one sample a split; a third neighbor and
-# a fifth.
-FEWEST_SAMPLES = {"fid": 2, "kid": 4, "is": 10, "prc": 4, "dc": 6}
 # Fifteen subsets of different sizes, the smallest of ten samples.
 FEWEST_FOR_FID_INFINITY = 150
-# The scores that each of evaluation.metrics gives, by which a sweep of images can rank its trials.
-_SCORES = {
-    "fid": ("fid",),
-    "kid": ("kid",),
-    "is": ("is",),
-    "prc": ("precision", "recall"),
-    "dc": ("density", "coverage"),
-}
 # The encodings of the stores of each task.
 _ENCODINGS = {"images": ("blocks", "images"), "density": ("rows",), "points": ("rows",)}
 # Workers of more trials than this would not find room for their contexts on a GPU.
@@ -137,7 +125,7 @@ def validate_image_scores(config: Config) -> None:
         _check_fields(config, group)
     _check_metrics(config.evaluation)
     if not config.evaluation.metrics:
-        raise UserError(f"evaluation.metrics=[]: name some of {', '.join(FEWEST_SAMPLES)}, or leave it out for all")
+        raise UserError(f"evaluation.metrics=[]: name some of {', '.join(metrics.names())}, or leave it out for all")
 
 
 def required_multiple(config: Config, key: str) -> int:
@@ -208,14 +196,14 @@ def _check_data(config: Config) -> None:
 
 def _check_metrics(evaluation: Evaluation) -> None:
     # A checkpoint's config may hold anything.
-    unknown = [name for name in evaluation.metrics if not (isinstance(name, str) and name in FEWEST_SAMPLES)]
+    unknown = [name for name in evaluation.metrics if not (isinstance(name, str) and name in metrics.names())]
     if unknown:
-        raise UserError(f"evaluation.metrics={unknown}: they have to be among {', '.join(FEWEST_SAMPLES)}")
+        raise UserError(f"evaluation.metrics={unknown}: they have to be among {', '.join(metrics.names())}")
 
 
 def _check_scores(config: Config) -> None:
     _check_metrics(config.evaluation)
-    fewest = max(FEWEST_SAMPLES[name] for name in ("fid", *config.evaluation.metrics))
+    fewest = max(metrics.metric(name).fewest for name in ("fid", *config.evaluation.metrics))
     if config.evaluation.num_samples < fewest:
         raise UserError(
             f"evaluation.num_samples={config.evaluation.num_samples}: evaluation.metrics need {fewest} at least"
@@ -233,6 +221,13 @@ def _check_scores(config: Config) -> None:
     if config.sweep.metric not in ranks:
         more = "; evaluation.metrics adds more" if config.task == "images" else ""
         raise UserError(f"sweep.metric={config.sweep.metric}: it has to be one of {', '.join(ranks)}{more}")
+    ranked = config.sweep.metric.rpartition("_")[0]
+    best = "max" if ranked in metrics.NAMES and metrics.metric(ranked).better == "up" else "min"
+    if ranked in metrics.NAMES and config.sweep.mode != best:
+        raise UserError(
+            f"sweep.mode={config.sweep.mode}: {ranked} is registered with better={metrics.metric(ranked).better}; use "
+            f"sweep.mode={best}"
+        )
 
 
 def _check_objective(config: Config) -> None:
@@ -420,7 +415,9 @@ def _rankable_scores(config: Config) -> list[str]:
         return ["nll_gebm_validation", "nll_base_validation"]
     if config.task == "points":
         return ["distance_validation_gebm", "distance_validation_base"]
-    measured = dict.fromkeys(score for name in ("fid", *config.evaluation.metrics) for score in _SCORES[name])
+    measured = dict.fromkeys(
+        score for name in ("fid", *config.evaluation.metrics) for score in metrics.metric(name).scores
+    )
     if config.evaluation.fid_infinity:
         measured["fid_infinity"] = None
     return [f"{score}_{model}" for score in measured for model in ("gebm", "base")]

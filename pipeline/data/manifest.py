@@ -90,7 +90,7 @@ class Source:
     """Origin of the images or rows of a store.
 
     Args:
-        kind: The published format, a name of ``pipeline.data.sources.KINDS``.
+        kind: The published format, a name of ``pipeline.data.sources.NAMES``.
         url: URL of the publisher's files, or None where they come with a library.
         split: The split of the data set that was taken, or None for all of it.
         fingerprint: Fingerprint of the publisher's files, see ``pipeline.data.sources.fingerprint``, or None where it

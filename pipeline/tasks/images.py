@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gebm import GEBM, objectives
 from pipeline.config import Config
+from pipeline.config.metrics import metric
 from pipeline.config.schema import Sampler
 from pipeline.config.scores import STANDARD_ERROR
 from pipeline.config.temperature import describe_temperature
@@ -95,6 +96,7 @@ class Images:
             for stage in ("training the classifier", "computing the statistics of the data")
         )
         extractor = self._extractor(store, device, training)
+        metrics.require_logits(extractor, self._config.evaluation.metrics)
         metrics.reference(store, extractor, progress=statistics)
         metrics.reference_images(store)
         return extractor.label
@@ -135,9 +137,9 @@ class ImageScorer:
     Args:
         extractor: The feature extractor.
         reference: Statistics of the store in its features.
-        extra: Which of ``fid``, ``kid``, ``is``, ``prc`` and ``dc`` are taken at the chain's ends, in addition to the
-            FID.
+        extra: Which metrics are taken at the chain's ends, in addition to the FID.
         extrapolate: Whether the FID of infinitely many samples is taken there, too.
+        images: Returns images of the store, for metrics of images.
     """
 
     primary = "fid"
@@ -148,22 +150,25 @@ class ImageScorer:
         reference: metrics.Reference,
         extra: list[str],
         extrapolate: bool = False,
+        images: Callable[[], Tensor] | None = None,
     ) -> None:
         self._extractor, self._reference, self._extra = extractor, reference, extra
-        self._extrapolate = extrapolate
+        self._extrapolate, self._images = extrapolate, images
+        self._needs_images = any(metric(name).of == "images" for name in extra)
 
     def show(self, samples: Tensor) -> Tensor:
         """Return images as uint8."""
         return metrics.to_uint8(samples)
 
     def features(self, shown: Tensor) -> dict[str, Tensor]:
-        """Return the extractor's two layers."""
-        return metrics.features(shown, self._extractor)
+        """Return the extractor's layers, with the images themselves where a metric is of those."""
+        layers = metrics.features(shown, self._extractor)
+        return layers | ({"images": shown.cpu()} if self._needs_images else {})
 
     def score(self, features: dict[str, Tensor], *, end: bool) -> dict[str, float]:
         """Return the FID, and at an end of the chain the other metrics and the distance to training images."""
         names = tuple(dict.fromkeys(("fid", *self._extra))) if end else ("fid",)
-        scores = metrics.score(features, self._reference, self._extractor, metrics=names)
+        scores = metrics.score(features, self._reference, self._extractor, metrics=names, images=self._images)
         if end and self._extrapolate:
             value, error = metrics.fid_infinity(features["embedding"], self._reference)
             scores |= {"fid_infinity": value, f"fid_infinity{STANDARD_ERROR}": error}
@@ -208,7 +213,8 @@ class ImageTaskWorker:
         if settings.fid_infinity:
             fewest = min(settings.num_samples, settings.final_samples or settings.num_samples)
             metrics.require_samples(fewest, len(statistics.mu))
-        self._scorer = ImageScorer(extractor, statistics, settings.metrics, settings.fid_infinity)
+        images = functools.partial(metrics.reference_images, store)
+        self._scorer = ImageScorer(extractor, statistics, settings.metrics, settings.fid_infinity, images)
         self.label: str | None = extractor.label
         self.reference = statistics.features
         self._figures = EvaluationFigures(store, statistics.features, extractor.label, device)

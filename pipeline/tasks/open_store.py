@@ -56,7 +56,7 @@ def ensure_store(config: Config) -> Store:
     try:
         store = open_data(data)
     except MissingStore as error:
-        if data.source.kind not in sources.BUILTIN:
+        if not sources.comes_without_url(data.source.kind):
             keys = invocation.current().experiment_keys(config.name) | {"data.store": data.store}
             make = format_command("shards", keys)
             raise UserError(f"{error}; make it with `{make} data.source.url=<where the published files are>`") from None

@@ -18,14 +18,17 @@ from rich.table import Table
 from torch import Tensor
 
 from pipeline.config import Config, invocation
+from pipeline.config.metrics import metric
+from pipeline.config.metrics import names as metric_names
+from pipeline.config.part_checks import check_metrics
 from pipeline.config.schema import Evaluation
 from pipeline.config.scores import STANDARD_ERROR, plus_minus, standard_error_of
-from pipeline.config.validation import FEWEST_SAMPLES, validate_image_scores
+from pipeline.config.validation import validate_image_scores
 from pipeline.data import MissingStore, Store
 from pipeline.data.permutation import permutation
 from pipeline.evaluation import metrics
 from pipeline.evaluation.image_sets import ImageFit, ImageSet, StoreImages, open_image_set
-from pipeline.evaluation.metrics.set_features import MAX_COMPARED, extract_all, store_embedding
+from pipeline.evaluation.metrics.set_features import MAX_COMPARED, extract_all, spaced_images, store_embedding
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.filesystem import require_writable, write_file, writing
 from pipeline.runtime.redaction import without_query
@@ -65,6 +68,7 @@ def score_images(config: Config, overrides: Mapping[str, Any]) -> None:
         comparison = _Comparison(config.evaluation, images, chosen, store, data)
         count = comparison.count
         comparison.require_enough()
+        check_metrics(config.evaluation.metrics, (store.manifest.channels, *2 * (store.manifest.resolution or 0,)))
         extractor = comparison.make_extractor(console)
         scores = comparison.score(extractor)
     payload = {
@@ -116,9 +120,9 @@ class _Comparison:
         """
         for name in self.settings.metrics:
             for url, count in ((self.images.url, self.count), (self.store.url, len(self.data))):
-                if count < FEWEST_SAMPLES[name]:
+                if count < (fewest := metric(name).fewest):
                     raise UserError(
-                        f"{name} needs {FEWEST_SAMPLES[name]} images on both sides, and of {url} there are {count}: "
+                        f"{name} needs {fewest} images on both sides, and of {url} there are {count}: "
                         "take more, or name other metrics by evaluation.metrics"
                     )
 
@@ -128,7 +132,9 @@ class _Comparison:
         if name == "classifier" and self.store.manifest.labels and not metrics.has_classifier(self.store, weights):
             console.print("training the classifier of the store", highlight=False)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return metrics.make_extractor(name, store=self.store, weights=weights, device=device)
+        extractor = metrics.make_extractor(name, store=self.store, weights=weights, device=device)
+        metrics.require_logits(extractor, self.settings.metrics)
+        return extractor
 
     def score(self, extractor: metrics.Extractor) -> dict[str, float]:
         """Return the scores and their standard errors, with progress on standard error."""
@@ -140,11 +146,14 @@ class _Comparison:
                 reference = metrics.Reference.of_features(extractor.label, embedding)
             else:
                 reference = metrics.reference(self.store, extractor, progress=_Steps(progress.advance))
-        names = self.settings.metrics
+        names, images = self.settings.metrics, None
+        if any(metric(name).of == "images" for name in names):
+            samples["images"] = spaced_images(batches, self.count)
+            images = functools.partial(metrics.reference_images, self.store)
         if len(reference.features) == len(self.data):
-            scores = metrics.compare(samples, reference, names)
+            scores = metrics.compare(samples, reference, names, images)
         else:
-            scores = metrics.score(samples, reference, extractor, names)
+            scores = metrics.score(samples, reference, extractor, names, images)
         if self.settings.fid_infinity:
             value, error = metrics.fid_infinity(samples["embedding"], reference)
             scores |= {"fid_infinity": value, f"fid_infinity{STANDARD_ERROR}": error}
@@ -175,7 +184,8 @@ def _own_settings(config: Config, overrides: Mapping[str, Any]) -> tuple[Config,
     typed = {name for key in overrides for name in _names_below(key, overrides[key])}
     settings = config.evaluation
     if not invocation.current().names_conf:
-        own: dict[str, Any] = {"metrics": list(FEWEST_SAMPLES)}
+        has_logits = metrics.extractors.has_logits(settings.extractor)
+        own: dict[str, Any] = {"metrics": [name for name in metric_names() if name != "is" or has_logits]}
         settings = Evaluation(**own | {name: getattr(config.evaluation, name) for name in typed})
     count = settings.num_samples if "num_samples" in typed else None
     return dataclasses.replace(config, evaluation=settings), count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipeline.config import metrics
 from pipeline.config.scores import STANDARD_ERROR
 
 __all__ = ["SKIPPED", "metric_name"]
@@ -30,20 +31,8 @@ _GROUPS = {
     "fraction_of_peak": "rate",
     "evaluation_seconds": "rate",
 }
-# Scores that depend on a feature extractor.
-_FEATURE_SCORES = (
-    "fid",
-    "fid_infinity",
-    "kid",
-    "kid_std",
-    "is",
-    "is_std",
-    "precision",
-    "recall",
-    "density",
-    "coverage",
-    "nearest",
-)
+# Scores that depend on a feature extractor, in addition to those of the metrics themselves.
+_FEATURE_SCORES = ("fid_infinity", "kid_std", "is_std", "nearest")
 # Scores that need no extractor.
 _SAMPLE_SCORES = ("nll", "distance", "off_support")
 # The base, the GEBM's chains, and the base's samples weighted by exp(-E), which are the GEBM at beta 1.
@@ -74,8 +63,11 @@ def metric_name(name: str, extractor: str | None) -> str:
         return name
     stem = name.removesuffix(STANDARD_ERROR)
     score, _, model = stem.rpartition("_")
-    if model in _MODELS and score in _FEATURE_SCORES:
-        return f"{score}/{model}{name[len(stem) :]}.{extractor}"
+    known = {name: metrics.metric(metric).of for metric in metrics.names() for name in metrics.metric(metric).scores}
+    if model in _MODELS and (score in known or score in _FEATURE_SCORES):
+        # A metric of images depends on no features.
+        end = "" if known.get(score) == "images" else f".{extractor}"
+        return f"{score}/{model}{name[len(stem) :]}{end}"
     for score in _SAMPLE_SCORES:
         if name.startswith(f"{score}_"):
             return f"{score}/{name.removeprefix(f'{score}_')}"

@@ -166,7 +166,7 @@ def test_a_second_writer_is_refused_before_its_source_is_fetched(tmp_path) -> No
     """Whatever its settings: neither may finish over the other."""
     url, store, opened = pack(tmp_path / "photos", pictures(10)), str(tmp_path / "store"), []
 
-    class Slow(sources.IMAGES["images"]):
+    class Slow(sources.NAMES["images"]):
         def read(self, index: int):
             if not opened:
                 opened.append(True)

@@ -8,7 +8,19 @@ from collections.abc import Iterator
 import pytest
 
 from gebm import networks, objectives, samplers
-from pipeline.config import plugins
+from pipeline.config import metrics, plugins
+from pipeline.data import sources
+from pipeline.evaluation.metrics import extractors
+
+REGISTRIES = (
+    networks.NAMES,
+    samplers.NAMES,
+    objectives.NAMES,
+    objectives.penalties.NAMES,
+    metrics.NAMES,
+    extractors.NAMES,
+    sources.NAMES,
+)
 
 NETWORKS = '''
 from typing import Annotated
@@ -80,10 +92,105 @@ class Scaled:
 '''
 
 
+METRICS = '''
+import torch
+
+from pipeline.evaluation import metrics
+
+
+@metrics.register("mean_gap", fewest=8)
+def mean_gap(samples, data):
+    """Distance of the means."""
+    gaps = samples.mean(0) - data.mean(0)
+    return gaps.norm(), (samples.var(0).sum() / len(samples)).sqrt()
+
+
+@metrics.register("brightness", better="up", of="images")
+def brightness(samples):
+    """Mean gray value."""
+    return samples.float().mean() / 255
+'''
+
+EXTRACTORS = '''
+from torch import nn
+
+from pipeline.evaluation import metrics
+
+
+class Linear(nn.Module):
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, images):
+        return images.float().flatten(1) @ self.weight
+
+
+@metrics.extractors.register("linear", channels=1)
+def linear(weights):
+    """Linear features."""
+    return Linear(weights["weight"])
+
+
+@metrics.extractors.register("drawn", channels=1, logits=True)
+def drawn():
+    """Random features."""
+    return nn.Sequential(nn.Flatten(), Floats(), nn.Linear(64, 6), Twice())
+
+
+class Floats(nn.Module):
+    def forward(self, images):
+        return images.float() / 255
+
+
+class Twice(nn.Module):
+    def forward(self, features):
+        return features, features
+'''
+
+
+SOURCES = '''
+import numpy as np
+
+from pipeline.data import sources
+
+
+class Stripes:
+    classes = ["dark", "bright"]
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        if index == 7:
+            raise ValueError("a bad scan")
+        return np.full((8, 8), 40 + 5 * index, np.uint8), np.int64(index >= 20)
+
+
+@sources.register("stripes")
+def stripes():
+    """Forty gray squares."""
+    return Stripes()
+
+
+@sources.register("drawn_squares", labels=("even", "odd"))
+def drawn_squares(url=None, split=None):
+    """Squares, one after the other."""
+    for index in range(12 if split is None else 6):
+        yield np.full((9, 10, 3), index, np.uint8), index % 2
+
+
+@sources.register("line", of="rows")
+def line():
+    """Points on a line."""
+    return [[float(index), 2.0 * index] for index in range(50)]
+'''
+
+
 def forget(patch: pytest.MonkeyPatch) -> None:
     """Make this process one that has loaded no plugin, until the patch is undone."""
     patch.setattr(plugins, "_loaded", {})
-    for registry in (networks.NAMES, samplers.NAMES, objectives.NAMES, objectives.penalties.NAMES):
+    for registry in REGISTRIES:
         patch.setattr(registry, "_parts", {part.name: part for part in registry.parts() if part.builtin})
     for name in [name for name in sys.modules if name.startswith("gebm_plugin_")]:
         patch.delitem(sys.modules, name)

@@ -6,8 +6,9 @@ there. A table gives all its rows at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
+from gebm.registry import REQUIRED, Part
 from pipeline.data.sources.archives import archive_errors
 from pipeline.data.sources.base import BrokenImage, Source, Table
 from pipeline.data.sources.images.celeba import CelebA
@@ -19,38 +20,51 @@ from pipeline.data.sources.images.label_fields import AUTO
 from pipeline.data.sources.images.lsun import LSUN
 from pipeline.data.sources.images.parquet import Parquet
 from pipeline.data.sources.images.webdataset import WebDataset
+from pipeline.data.sources.own import OwnSource, own_table
 from pipeline.data.sources.published import check_counts
+from pipeline.data.sources.registry import NAMES, register
 from pipeline.data.sources.tables import toy
 from pipeline.data.sources.tables.uci import hepmass, miniboone, parkinsons, redwine, whitewine
 from pipeline.runtime.errors import UserError
 
-__all__ = ["BUILTIN", "FIELDS", "IMAGES", "KINDS", "TABLES", "BrokenImage", "Source", "Table", "check_counts", "make"]
+__all__ = [
+    "NAMES",
+    "BrokenImage",
+    "Source",
+    "Table",
+    "check_counts",
+    "comes_without_url",
+    "has_fields",
+    "make",
+    "register",
+]
 
 # Images in files whose samples have several fields: the URL may be a list, and the field of the label is a setting.
-FIELDS: dict[str, Callable[[str | Sequence[str], str | None, str | None], Source]] = {
-    "parquet": Parquet,
-    "webdataset": WebDataset,
-}
-# Each other is made of the URL of the publisher's files, empty for those in BUILTIN, and a split or None.
-IMAGES: dict[str, Callable[[str, str | None], Source]] = {
-    "celeba": CelebA,
-    "cifar10": Cifar10,
-    "digits": Digits,
-    "imagenet32": ImageNet32,
-    "images": Images,
-    "lsun": LSUN,
-}
-TABLES: dict[str, Callable[[str, str | None], Table]] = {
-    "hepmass": hepmass,
-    "miniboone": miniboone,
-    "parkinsons": parkinsons,
-    "redwine": redwine,
-    "toy": toy.table,
-    "whitewine": whitewine,
-}
-KINDS: dict[str, Callable[..., Source | Table]] = {**IMAGES, **FIELDS, **TABLES}
+register("parquet")(Parquet)
+register("webdataset")(WebDataset)
+# Each other is made of the URL of the publisher's files, where it has one, and a split or None.
+register("celeba")(CelebA)
+register("cifar10")(Cifar10)
+register("digits", without_url="the digits come with scikit-learn")(Digits)
+register("imagenet32")(ImageNet32)
+register("images")(Images)
+register("lsun")(LSUN)
+register("hepmass", of="rows")(hepmass)
+register("miniboone", of="rows")(miniboone)
+register("parkinsons", of="rows")(parkinsons)
+register("redwine", of="rows")(redwine)
+register("toy", of="rows", without_url="the toy data are made here")(toy.table)
+register("whitewine", of="rows")(whitewine)
 
-BUILTIN = {"digits": "the digits come with scikit-learn", "toy": "the toy data are made here"}
+
+def has_fields(kind: str) -> bool:
+    """Return whether the samples of a kind have several fields, one of which may be the label."""
+    return "label_field" in NAMES.part(kind).parameters
+
+
+def comes_without_url(kind: str) -> bool:
+    """Return whether the data of a kind come with a package, so that a store of them is made at first use."""
+    return kind in NAMES and bool(NAMES.part(kind).facts["without_url"])
 
 
 def make(
@@ -59,11 +73,11 @@ def make(
     """Open a source.
 
     Args:
-        kind: A name of ``KINDS``.
+        kind: A name of ``NAMES``.
         url: A path or any fsspec URL of the publisher's file or folder. Only "digits" and "toy" have none. For a kind
-            of ``FIELDS``, also a pattern or a list, see ``pipeline.data.sources.file_list.list_files``.
+            with fields, also a pattern or a list, see ``pipeline.data.sources.file_list.list_files``.
         split: The split to take, by the publisher's name for it. ``None`` (default) for everything.
-        label_field: Where the label of a sample is, for a kind of ``FIELDS``: a name, None for no labels, or "auto"
+        label_field: Where the label of a sample is, for a kind with fields: a name, None for no labels, or "auto"
             (default).
 
     Returns:
@@ -77,21 +91,32 @@ def make(
         >>> len(make("digits"))
         1797
     """
-    if kind not in KINDS:
-        raise UserError(f"no data source of kind {kind!r}: choose one of {', '.join(sorted(KINDS))}")
-    if kind in BUILTIN:
+    if kind not in NAMES:
+        raise UserError(f"no data source of kind {kind!r}: choose one of {', '.join(sorted(NAMES))}")
+    part = NAMES.part(kind)
+    if part.facts["without_url"]:
         if url:
-            raise UserError(f"{BUILTIN[kind]}: leave the source's url empty")
-    elif not url:
+            raise UserError(f"{part.facts['without_url']}: leave the source's url empty")
+    elif not url and (part.builtin or part.parameters.get("url") is REQUIRED):
         raise UserError(f"a source of kind {kind!r} needs a url: give the path or URL of its files")
-    if kind not in FIELDS:
+    if not has_fields(kind):
         if label_field != AUTO:
+            fields = ", ".join(name for name in NAMES if has_fields(name))
             raise UserError(
                 f"data.source.label_field={label_field}: a source of kind {kind!r} has no fields; leave it out, or "
-                f"choose one of {', '.join(FIELDS)}"
+                f"choose one of {fields}"
             )
         if not isinstance(url or "", str):
             raise UserError(f"a source of kind {kind!r} has one url, not a list: give one file or folder")
-    settings = {"label_field": label_field} if kind in FIELDS else {}
+    if not part.builtin:
+        return _make_own(part, str(url or ""), split or None)
+    settings = {"label_field": label_field} if has_fields(kind) else {}
     with archive_errors(str(url)):
-        return KINDS[kind](url or "", split or None, **settings)
+        return NAMES[kind](url or "", split or None, **settings)
+
+
+def _make_own(part: Part, url: str, split: str | None) -> Source | Table:
+    for name, value in (("url", url), ("split", split)):
+        if value and name not in part.parameters:
+            raise UserError(f"data.source.{name}={value}: {part.name} has no {name}; leave it out")
+    return own_table(part, url, split) if part.facts["of"] == "rows" else OwnSource(part, url, split)

@@ -1,7 +1,9 @@
 """Sample quality: FID, KID, IS, precision and recall by torch-fidelity, density and coverage; statistics of stores."""
 
+from pipeline.config.metrics import register
+from pipeline.evaluation.metrics import extractors
 from pipeline.evaluation.metrics.classifier_training import has_classifier, train_classifier
-from pipeline.evaluation.metrics.extractors import Extractor, features, make_extractor, to_uint8
+from pipeline.evaluation.metrics.extractors import Extractor, features, make_extractor, require_logits, to_uint8
 from pipeline.evaluation.metrics.fid_infinity import fid_infinity, require_samples
 from pipeline.evaluation.metrics.nearest_neighbors import (
     has_reference_images,
@@ -17,6 +19,7 @@ __all__ = [
     "Extractor",
     "Reference",
     "compare",
+    "extractors",
     "features",
     "fid_from_features",
     "fid_infinity",
@@ -29,6 +32,8 @@ __all__ = [
     "nn_distance_ratio",
     "reference",
     "reference_images",
+    "register",
+    "require_logits",
     "require_samples",
     "score",
     "to_uint8",

@@ -1,4 +1,10 @@
-"""Feature extractors, which map images to the vectors that all metrics compare."""
+"""Feature extractors, which map images to the vectors that all metrics compare.
+
+Those of torch-fidelity and the classifier are here; one of one's own is a function that builds its module::
+
+    @metrics.extractors.register("gray", channels=1)
+    def gray(weights: dict[str, Tensor]) -> nn.Module: ...
+"""
 
 from __future__ import annotations
 
@@ -6,16 +12,18 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch_fidelity import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from torch_fidelity.utils import create_feature_extractor
 
+from gebm.registry import REQUIRED, Part, Registry
+from pipeline.config import plugins
 from pipeline.data import Store
 from pipeline.evaluation.metrics.classifier_training import (
     classifier_label,
@@ -23,10 +31,11 @@ from pipeline.evaluation.metrics.classifier_training import (
     load_classifier,
     train_classifier,
 )
+from pipeline.evaluation.metrics.own_features import OwnFeatures
 from pipeline.runtime import safetensors_io
 from pipeline.runtime.errors import UserError, one_line
 
-__all__ = ["Extractor", "features", "make_extractor", "to_uint8"]
+__all__ = ["NAMES", "Extractor", "features", "has_logits", "make_extractor", "register", "require_logits", "to_uint8"]
 
 # Where the published weights are, and the first digits of their SHA-256, which a download has to match.
 _PUBLISHED = {
@@ -40,16 +49,37 @@ _PUBLISHED = {
 _RUNS_FOREIGN_CODE = re.compile(r"(clip|dinov2)-")
 
 
+NAMES: Registry[Callable[..., nn.Module]] = Registry(
+    "feature extractor",
+    given=("weights",),
+    facts={"channels": 3, "batch_size": 64, "logits": False},
+    choices={"channels": (1, 3)},
+    taken=("classifier", *FEATURE_EXTRACTORS_REGISTRY),
+    has_settings=False,
+)
+"""Feature extractors of one's own.
+
+Their facts: the channels of the images that they take, how many at once, and whether they have logits as well, which
+the Inception score needs.
+"""
+
+register = NAMES.register
+"""Register a function that returns a module, given the tensors of ``evaluation.weights`` where it has ``weights``.
+
+The module maps images, uint8 (N, C, H, W), to their features (N, F), or to a pair of these and logits (N, K).
+"""
+
+
 @dataclass(frozen=True)
 class Extractor:
-    """A torch-fidelity feature extractor, with the name that metrics carry.
+    """A feature extractor, with the name that metrics carry.
 
     Attributes:
         label: Full name, such as ``inception-v3-compat`` or ``classifier-1a2b3c4d``: figures with different labels
             cannot be compared. Weights other than the published ones add their own digest.
         network: Torch-fidelity's module.
         layer: The layer that distances are taken in.
-        logits_layer: The layer of the Inception score.
+        logits_layer: The layer of the Inception score; ``None`` where it has none.
         channels: Channels of the images it takes.
         digest: SHA-256 of its weights' file, hexadecimal; what is computed with other weights is never reused.
         device: Where it runs.
@@ -57,9 +87,9 @@ class Extractor:
     """
 
     label: str
-    network: FeatureExtractorBase
+    network: FeatureExtractorBase | OwnFeatures
     layer: str
-    logits_layer: str
+    logits_layer: str | None
     channels: int
     digest: str
     device: torch.device
@@ -72,8 +102,8 @@ class Extractor:
             images: Images, uint8 (N, C, H, W) on any device; one channel is repeated where the extractor wants three.
 
         Returns:
-            ``embedding`` (N, F), the layer that distances are taken in, and ``logits`` (N, K), the layer whose softmax
-            the Inception score uses: float32, on the extractor's device.
+            ``embedding`` (N, F), the layer that distances are taken in, and, where it has them, ``logits`` (N, K), the
+            layer whose softmax the Inception score uses: float32, on the extractor's device.
 
         Raises:
             UserError: Images of another type or shape, or features that are not finite.
@@ -89,7 +119,9 @@ class Extractor:
         with torch.no_grad():
             tensors = self.network(images.to(self.device))
         layers = self.network.convert_features_tuple_to_dict(tensors)
-        requested = {"embedding": layers[self.layer].float(), "logits": layers[self.logits_layer].float()}
+        requested = {"embedding": layers[self.layer].float()}
+        if self.logits_layer is not None:
+            requested["logits"] = layers[self.logits_layer].float()
         if not all(bool(tensor.isfinite().all()) for tensor in requested.values()):
             raise UserError(f"{self.label} gives features that are not finite: its weights are damaged, get them again")
         return requested
@@ -129,8 +161,8 @@ def make_extractor(
     Args:
         name: ``classifier``, trained on the labelled store itself and saved next to it, or on another
             one (``weights``);
-            ``inception-v3-compat``, the standard FID (Heusel et al., 2017); ``vgg16``; or one that was registered with
-            ``torch_fidelity.register_feature_extractor``.
+            ``inception-v3-compat``, the standard FID (Heusel et al., 2017); ``vgg16``; one that was registered with
+            ``torch_fidelity.register_feature_extractor``; or one of one's own, of :data:`NAMES`.
         store: The store, for ``classifier``.
         weights: For ``classifier``, the file that was saved next to a labelled store of the same resolution, at any
             fsspec URL: a store without labels can be measured in those features. For the others, a local file,
@@ -148,10 +180,36 @@ def make_extractor(
     device = torch.device(device)
     if name == "classifier":
         return _make_classifier(store, weights, device, progress)
+    if name in NAMES:
+        return _make_own(NAMES.part(name), weights, device)
     if name not in FEATURE_EXTRACTORS_REGISTRY or _RUNS_FOREIGN_CODE.match(name):
         known = sorted(key for key in FEATURE_EXTRACTORS_REGISTRY if not _RUNS_FOREIGN_CODE.match(key))
-        raise UserError(f"no feature extractor {name!r}: choose one of {', '.join(known)}")
+        names = ", ".join((*known, *NAMES))
+        raise UserError(f"no feature extractor {name!r}: choose one of {names}, or name the plugin that has it")
     return _make_registered(name, weights, device)
+
+
+def has_logits(name: str) -> bool:
+    """Return whether an extractor has logits, by its name.
+
+    Args:
+        name: As of :func:`make_extractor`.
+    """
+    return name not in NAMES or NAMES.part(name).facts["logits"]
+
+
+def require_logits(extractor: Extractor, metrics: Iterable[str]) -> None:
+    """Refuse the Inception score of an extractor without logits.
+
+    Args:
+        extractor: From :func:`make_extractor`.
+        metrics: Names of metrics.
+
+    Raises:
+        UserError: It is among them.
+    """
+    if "is" in metrics and extractor.logits_layer is None:
+        raise UserError(f"evaluation.metrics: is needs logits, and {extractor.label} has none; leave it out")
 
 
 def _make_classifier(
@@ -205,6 +263,28 @@ def _make_registered(name: str, weights: str | None, device: torch.device) -> Ex
     )
 
 
+def _make_own(part: Part, weights: str | None, device: torch.device) -> Extractor:
+    needs, takes = part.parameters.get("weights") is REQUIRED, "weights" in part.parameters
+    if weights is not None and not takes:
+        raise UserError(f"evaluation.weights={weights}: {part.name} has no weights; leave it out")
+    if weights is None and needs:
+        raise UserError(f"evaluation.extractor={part.name}: it needs evaluation.weights=<a file of safetensors>")
+    state, digest = (None, "") if weights is None else _read_weights(weights)
+    network = OwnFeatures(part, state)
+    # Its code is part of what the features depend on.
+    digest = hashlib.sha256(f"{plugins.digest_of(part.module)} {digest}".encode()).hexdigest()
+    return Extractor(
+        label=f"{part.name}-{digest[:8]}",
+        network=network.to(device),
+        layer="embedding",
+        logits_layer="logits" if part.facts["logits"] else None,
+        channels=part.facts["channels"],
+        digest=digest,
+        device=device,
+        batch_size=part.facts["batch_size"],
+    )
+
+
 _ADVICE = "pass `evaluation.weights=<file>` or `evaluation.extractor=classifier`"
 
 
@@ -230,9 +310,17 @@ def _download(name: str) -> str:
 def _checked_weights(path: str) -> tuple[io.BytesIO, str]:
     """Return the tensors of an untrusted weights file, in a new buffer, and the SHA-256 of the file.
 
-    torch-fidelity unpickles the file that it is given. So the file is read here by readers that make tensors and
-    nothing else, and torch-fidelity gets a file written from those tensors.
+    torch-fidelity unpickles the file that it is given, and so it gets a file written from the tensors alone.
     """
+    state, digest = _read_weights(path)
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return buffer, digest
+
+
+def _read_weights(path: str) -> tuple[dict[str, Tensor], str]:
+    """Return the tensors of an untrusted weights file, read by what makes tensors and nothing else, and its SHA-256."""
     try:
         with open(path, "rb") as file:
             data = file.read()
@@ -246,10 +334,7 @@ def _checked_weights(path: str) -> tuple[io.BytesIO, str]:
     # The restricted unpickler fails in many ways on a file that is not one.
     except Exception as error:
         raise UserError(f"{path} holds more than tensors, or is damaged, and was not loaded: {_ADVICE}") from error
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    buffer.seek(0)
-    return buffer, hashlib.sha256(data).hexdigest()
+    return state, hashlib.sha256(data).hexdigest()
 
 
 def features(images: Tensor, extractor: Extractor, batch_size: int | None = None) -> dict[str, Tensor]:
@@ -261,7 +346,7 @@ def features(images: Tensor, extractor: Extractor, batch_size: int | None = None
         batch_size: Images at a time; by default the extractor's own.
 
     Returns:
-        ``embedding`` (N, F) and ``logits`` (N, K), float32, on the CPU.
+        ``embedding`` (N, F) and, where the extractor has them, ``logits`` (N, K), float32, on the CPU.
 
     Raises:
         UserError: No images, images of another type or shape, or features that are not finite.

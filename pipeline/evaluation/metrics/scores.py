@@ -13,21 +13,21 @@ from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, i
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
+from pipeline.config.metrics import BUILTIN, NAMES, measure, metric, names
 from pipeline.config.scores import STANDARD_ERROR
-from pipeline.config.validation import FEWEST_SAMPLES
 from pipeline.evaluation.metrics.density_coverage import density_coverage
 from pipeline.evaluation.metrics.extractors import Extractor, features
 from pipeline.evaluation.metrics.influence import fid_standard_error, kid_standard_error
-from pipeline.evaluation.metrics.reference_statistics import Reference
+from pipeline.evaluation.metrics.reference_statistics import MAX_FEATURES, Reference
 from pipeline.evaluation.metrics.subsets import evenly_spaced
 from pipeline.runtime.errors import UserError
 
 __all__ = ["compare", "fid_from_features", "score"]
 
-_IS_SPLITS = FEWEST_SAMPLES["is"]
+_IS_SPLITS = BUILTIN["is"].fewest
 _KID_SUBSETS = 100
 _KID_SUBSET_SIZE = 1000
-_NEIGHBORS = FEWEST_SAMPLES["prc"] - 1
+_NEIGHBORS = BUILTIN["prc"].fewest - 1
 # Torch-fidelity's default block of distances: those of as many points a side are computed exactly as by it.
 _AT_ONCE = 10_000
 
@@ -77,11 +77,13 @@ def score(
     reference: Reference,
     extractor: Extractor,
     metrics: Sequence[str] = ("fid",),
+    images: Callable[[], Tensor] | None = None,
 ) -> dict[str, float]:
     """Measure samples against a store.
 
     Args:
-        samples: Images, uint8 (N, C, H, W), or their :func:`pipeline.evaluation.metrics.features`.
+        samples: Images, uint8 (N, C, H, W), or their :func:`pipeline.evaluation.metrics.features`, with ``images``,
+            the images themselves, for metrics of those.
         reference: Of the data, by the same extractor.
         extractor: From :func:`pipeline.evaluation.metrics.make_extractor`.
         metrics: Any of ``fid`` (Heusel et al., 2017), ``kid`` (Binkowski et al., 2018: mean and deviation over 100
@@ -89,7 +91,9 @@ def score(
             2016, of the extractor's own logits, ten splits), ``prc`` (precision and recall, Kynkaanniemi et al., 2019,
             three neighbors) and ``dc`` (density and coverage, Naeem et al., 2020, five neighbors;
             :mod:`pipeline.evaluation.metrics.density_coverage`), both of equal numbers of data and samples, 10,000 at
-            most.
+            most; or metrics of one's own, see :mod:`pipeline.config.metrics`, of equal numbers as well.
+        images: Returns images of the data, for metrics of images; see
+            :func:`pipeline.evaluation.metrics.reference_images`.
 
     Returns:
         ``fid``, ``kid``, ``kid_std``, ``is``, ``is_std``, ``precision``, ``recall``, ``density`` and ``coverage``,
@@ -116,10 +120,15 @@ def score(
         "prc": functools.partial(_precision_recall, *sets),
         "dc": functools.partial(_density_coverage, *sets),
     }
-    return _measure(parts, metrics)
+    return _measure(parts | _own_parts(layers, reference, images), metrics)
 
 
-def compare(samples: Mapping[str, Tensor], reference: Reference, metrics: Sequence[str]) -> dict[str, float]:
+def compare(
+    samples: Mapping[str, Tensor],
+    reference: Reference,
+    metrics: Sequence[str],
+    images: Callable[[], Tensor] | None = None,
+) -> dict[str, float]:
     """Measure a set of samples against a set of data, all of both, as torch-fidelity's command line does.
 
     In contrast to :func:`score`, precision, recall, density and coverage are of all samples and all data, whatever
@@ -130,6 +139,7 @@ def compare(samples: Mapping[str, Tensor], reference: Reference, metrics: Sequen
         samples: Features of the samples: ``embedding`` (N, F) and ``logits`` (N, K), float32.
         reference: Of the data, with the features of all of them; see :meth:`Reference.of_features`.
         metrics: As of :func:`score`.
+        images: As of :func:`score`.
 
     Returns:
         As :func:`score`.
@@ -147,7 +157,7 @@ def compare(samples: Mapping[str, Tensor], reference: Reference, metrics: Sequen
         "prc": functools.partial(_precision_recall, embedding, reference.features, at_once=_AT_ONCE),
         "dc": functools.partial(_density_coverage, embedding, reference.features),
     }
-    return _measure(parts, metrics)
+    return _measure(parts | _own_parts(samples, reference, images), metrics)
 
 
 class _Measured(NamedTuple):
@@ -169,8 +179,28 @@ def _parts(samples: Mapping[str, Tensor], reference: Reference) -> dict[str, Cal
     """Return the metrics that are the same for :func:`score` and :func:`compare`, by name."""
     return {
         "kid": functools.partial(_kid, samples["embedding"], reference),
-        "is": functools.partial(_inception, samples["logits"]),
+        "is": functools.partial(_inception, samples, reference.label),
     }
+
+
+def _own_parts(
+    samples: Mapping[str, Tensor], reference: Reference, images: Callable[[], Tensor] | None
+) -> dict[str, Callable[[], _Measured]]:
+    """Return the metrics that plugins have registered, by name."""
+    return {name: functools.partial(_own, name, samples, reference, images) for name in NAMES}
+
+
+def _own(
+    name: str, samples: Mapping[str, Tensor], reference: Reference, images: Callable[[], Tensor] | None
+) -> _Measured:
+    is_of_images = metric(name).of == "images"
+    if is_of_images and (images is None or "images" not in samples):
+        raise UserError(f"{name} is a metric of images, and there are features alone: leave it out")
+    data = images() if is_of_images and images is not None else reference.features
+    layer = samples["images" if is_of_images else "embedding"]
+    count = min(len(layer), len(data), MAX_FEATURES)
+    value, error = measure(NAMES.part(name), evenly_spaced(layer, count).clone(), evenly_spaced(data, count).clone())
+    return _Measured({name: value}, {} if error is None else {name: error})
 
 
 def _fid_of_moments(embedding: Tensor, reference: Reference) -> _Measured:
@@ -194,8 +224,10 @@ def _kid(embedding: Tensor, reference: Reference) -> _Measured:
     return _Measured({"kid": mean, "kid_std": deviation}, {"kid": error})
 
 
-def _inception(logits: Tensor) -> _Measured:
-    inception = isc_features_to_metric(logits, splits=_IS_SPLITS)
+def _inception(samples: Mapping[str, Tensor], label: str) -> _Measured:
+    if "logits" not in samples:
+        raise UserError(f"{label} has no logits, which is needs: leave is out of evaluation.metrics")
+    inception = isc_features_to_metric(samples["logits"], splits=_IS_SPLITS)
     mean, deviation = inception[KEY_METRIC_ISC_MEAN], inception[KEY_METRIC_ISC_STD]
     # The splits share no sample; their deviation has the divisor of a population.
     return _Measured({"is": mean, "is_std": deviation}, {"is": deviation / math.sqrt(_IS_SPLITS - 1)})
@@ -227,19 +259,19 @@ def _density_coverage(samples: Tensor, data: Tensor) -> _Measured:
 
 
 def _require_known(metrics: Sequence[str]) -> None:
-    unknown = [name for name in metrics if name not in FEWEST_SAMPLES]
+    unknown = [name for name in metrics if name not in names()]
     if unknown:
-        raise UserError(f"no metric {unknown[0]!r}: choose from {', '.join(FEWEST_SAMPLES)}")
+        raise UserError(f"no metric {unknown[0]!r}: choose from {', '.join(names())}")
 
 
-def _require(embedding: Tensor, reference: Reference, metric: str) -> None:
+def _require(embedding: Tensor, reference: Reference, name: str) -> None:
     if embedding.dim() != 2 or embedding.shape[1] != len(reference.mu):
         raise UserError(
             f"features {tuple(embedding.shape)} do not fit the reference's {len(reference.mu)}: use one extractor"
         )
-    fewest = FEWEST_SAMPLES[metric]
+    fewest = metric(name).fewest
     if min(len(embedding), len(reference.features)) < fewest:
         have = f"{len(embedding)} samples and {len(reference.features)} reference features"
-        raise UserError(f"{metric} needs {fewest} samples on both sides, got {have}: raise `evaluation.num_samples`")
+        raise UserError(f"{name} needs {fewest} samples on both sides, got {have}: raise `evaluation.num_samples`")
     if not bool(embedding.isfinite().all()):
         raise UserError("some features are not finite: the samples diverged, lower `sampler.step_size`")

@@ -1,0 +1,148 @@
+"""Metrics of images: what each needs, which scores it gives, and which way is better.
+
+The built-in ones are computed by :mod:`pipeline.evaluation.metrics`, some of them together. A metric of one's own is a
+function of the samples and of as many data, whose score has the metric's name::
+
+    @metrics.register("mean_gap", fewest=2)
+    def mean_gap(samples: Tensor, data: Tensor) -> float:
+        return float((samples.mean(0) - data.mean(0)).norm())
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gebm.registry import Part, Registry
+from pipeline.runtime.part_errors import refusing
+
+__all__ = ["BUILTIN", "NAMES", "Metric", "Score", "measure", "metric", "names", "register"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What is known of a metric before anything is measured.
+
+    Args:
+        scores: Names of the scores that it gives, by which a sweep can rank its trials.
+        fewest: Samples that it needs, and as many data.
+        better: ``down`` where less is better, else ``up``.
+        of: ``features`` or ``images``, what it is computed from.
+    """
+
+    scores: tuple[str, ...]
+    fewest: int
+    better: str = "down"
+    of: str = "features"
+
+
+BUILTIN = {
+    # A covariance.
+    "fid": Metric(("fid",), 2),
+    # Two subsets of two.
+    "kid": Metric(("kid",), 4),
+    # One sample a split.
+    "is": Metric(("is",), 10, "up"),
+    # A third neighbor.
+    "prc": Metric(("precision", "recall"), 4, "up"),
+    # A fifth neighbor.
+    "dc": Metric(("density", "coverage"), 6, "up"),
+}
+"""The metrics of this project, and what each needs to be defined."""
+
+# Numbers of a report that are no metric's, and would be overwritten by one of that name.
+_OTHER_SCORES = (
+    "fid_infinity", "kid_std", "is_std", "nearest", "nll", "distance", "distance_validation", "off_support",
+    "log_partition", "log_partition_monte_carlo",
+)  # fmt: skip
+
+NAMES: Registry[Callable[..., Any]] = Registry(
+    "metric",
+    given=("samples", "data"),
+    facts={"fewest": 2, "better": "down", "of": "features"},
+    choices={"better": ("down", "up"), "of": ("features", "images")},
+    taken=(*BUILTIN, *(score for known in BUILTIN.values() for score in known.scores), *_OTHER_SCORES),
+    has_settings=False,
+)
+"""Metrics of one's own. Their facts: the samples that one needs (``fewest``), whether less is better (``down``) or more
+(``up``), and whether it is of the extractor's ``features``, float32 (N, F), or of ``images``, uint8 (N, C, H, W)."""
+
+register = NAMES.register
+"""Register a function of ``samples`` and ``data`` that returns a number, or a number and its standard error."""
+
+
+class Score(NamedTuple):
+    """Value of a metric of one's own.
+
+    Attributes:
+        value: The value.
+        standard_error: Its standard error; ``None`` where it has none.
+    """
+
+    value: float
+    standard_error: float | None = None
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of all metrics.
+
+    Example:
+        >>> names()[:5]
+        ('fid', 'kid', 'is', 'prc', 'dc')
+    """
+    return (*BUILTIN, *NAMES)
+
+
+def metric(name: str) -> Metric:
+    """Return what is known of a metric.
+
+    Args:
+        name: One of :func:`names`.
+
+    Example:
+        >>> metric("prc").scores, metric("prc").better
+        (('precision', 'recall'), 'up')
+    """
+    return BUILTIN[name] if name in BUILTIN else Metric((name,), **NAMES.part(name).facts)
+
+
+def measure(part: Part, samples: Tensor, data: Tensor) -> Score:
+    """Compute a metric of one's own; the same samples have the same score, whatever random numbers it draws.
+
+    Args:
+        part: The metric.
+        samples: Features or images of the samples (N, ...), on the CPU.
+        data: Those of as many data.
+
+    Raises:
+        UserError: It fails or returns no number; the line names its file and line.
+    """
+    given = {"samples": samples, "data": data}
+    with refusing(part), torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        result = part.make(**{name: tensor for name, tensor in given.items() if name in part.parameters})
+        value, error = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
+        score = Score(_as_number(value), None if error is None else _as_number(error))
+        if score.standard_error is not None and score.standard_error < 0:
+            raise ValueError(f"its standard error is {score.standard_error}, and has to be 0 at least")
+    return score
+
+
+def _as_number(value: Any) -> float:
+    """Return a number, a tensor of one or a NumPy scalar as a float."""
+    is_scalar = hasattr(value, "item") and getattr(value, "shape", None) in ((), (1,))
+    plain = value.item() if is_scalar else value
+    if isinstance(plain, bool) or not isinstance(plain, int | float):
+        shape = f" {tuple(value.shape)}" if isinstance(value, Tensor) else ""
+        raise ValueError(
+            f"it returns {type(value).__name__}{shape}, and has to return a number, or a number and its standard error"
+        )
+    try:
+        return float(plain)
+    except OverflowError:
+        return math.inf

@@ -1,0 +1,201 @@
+"""Source of data of one's own: what a plugin returns, checked and with all that a store needs of a source."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import itertools
+import operator
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from gebm.registry import Part, load_source, source_of
+from pipeline.data.sources.base import BrokenImage, Table
+from pipeline.data.sources.fingerprint import fingerprint_listing, version
+from pipeline.data.sources.registry import NAMES
+from pipeline.runtime.filesystem import filesystem
+from pipeline.runtime.part_errors import refusal, refusing
+
+__all__ = ["OwnSource", "own_table"]
+
+# Bytes of the images of an iterable, which are kept in memory.
+_MAX_BYTES = 2**30
+_MAX_CLASSES = 100_000
+
+
+class OwnSource:
+    """Images of a plugin.
+
+    Args:
+        part: The source.
+        url: URL of its files; empty for none.
+        split: The split to take.
+
+    Raises:
+        UserError: It fails, or gives something else than images; the line names the plugin's file and line.
+    """
+
+    def __init__(self, part: Part, url: str, split: str | None) -> None:
+        self.kind, self.url, self.split = part.name, url or None, split
+        self._part = part
+        with refusing(part):
+            opened = part.make(**_given(part, url, split))
+            self._images = _as_sequence(opened)
+            self.labels = _labels(part, opened)
+            self._count = operator.index(len(self._images))
+        if self._count < 1:
+            raise refusal(part, "it has no images")
+        # What is wrong with one is wrong with all, as a rule, but for one that is broken.
+        with contextlib.suppress(BrokenImage):
+            self.read(0)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        module = self._part.module
+        path = getattr(importlib.import_module(module), "__file__", "")
+        return _reopen, (module, source_of(module), path, self.kind, self.url or "", self.split)
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the plugin's code and of the files at its URL, as they are now."""
+        return _fingerprint(self._part, self.url)
+
+    def name(self, index: int) -> str:
+        """Return the kind and the image's number."""
+        return f"{self.kind} {index}"
+
+    def read(self, index: int) -> tuple[bytes | np.ndarray, int | None]:
+        """Read one image; one whose reading raises ``OSError`` or ``ValueError`` is broken.
+
+        Args:
+            index: Index of the image.
+
+        Returns:
+            The encoded image or uint8 pixels (H, W, C), and its label or ``None``.
+
+        Raises:
+            BrokenImage: It cannot be read.
+            UserError: It is no image, or its label no class.
+        """
+        # What the code of a plugin says of one image; a mistake in the code is of other types.
+        try:
+            with refusing(self._part, passing=(OSError, ValueError)):
+                item = self._images[index]
+        except (OSError, ValueError) as error:
+            raise BrokenImage(self.name(index), type(error).__name__) from None
+        image, label = item if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
+        return self._pixels(index, image), self._label(index, label)
+
+    def close(self) -> None:
+        """Close what the plugin has opened, where it can be closed."""
+        close = getattr(self._images, "close", None)
+        if callable(close):
+            with refusing(self._part):
+                close()
+
+    def _pixels(self, index: int, image: Any) -> bytes | np.ndarray:
+        if isinstance(image, bytes):
+            return image
+        # A tensor has no other way to an array that is known without torch, and a Pillow image has this one as well.
+        array = np.asarray(image) if hasattr(image, "__array__") or hasattr(image, "__array_interface__") else None
+        if array is None or array.dtype != np.uint8 or array.size == 0 or array.ndim not in (2, 3):
+            given = type(image).__name__ if array is None else f"{array.dtype} {array.shape}"
+            raise refusal(
+                self._part, f"image {index} is {given}, and has to be uint8 (H, W) or (H, W, C), or a file's bytes"
+            )
+        array = array[..., None] if array.ndim == 2 else array
+        if array.shape[2] not in (1, 3):
+            raise refusal(self._part, f"image {index} has the shape {array.shape}: 1 or 3 channels are its last number")
+        return np.ascontiguousarray(array)
+
+    def _label(self, index: int, label: Any) -> int | None:
+        if self.labels is None:
+            if label is not None:
+                raise refusal(self._part, f"image {index} has a label: name the classes, register(..., labels=(...))")
+            return None
+        number = getattr(label, "item", lambda: label)()
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(self.labels):
+            raise refusal(
+                self._part, f"the label of image {index} is {label!r:.50}, and has to be below {len(self.labels)}"
+            )
+        return number
+
+
+def own_table(part: Part, url: str, split: str | None) -> Table:
+    """Return the rows of a plugin.
+
+    Args:
+        part: The source.
+        url: URL of its files; empty for none.
+        split: The split to take.
+
+    Raises:
+        UserError: It fails, or gives no rows of numbers; the line names the plugin's file and line.
+    """
+    with refusing(part):
+        rows = np.asarray(part.make(**_given(part, url, split)))
+        if rows.ndim != 2 or rows.size == 0 or rows.dtype.kind not in "fiub":
+            raise ValueError(f"it returns {rows.dtype} {rows.shape}, and has to return numbers (N, D)")
+        if not np.isfinite(rows).all():
+            raise ValueError("some of its rows are not finite")
+    return Table(part.name, url or None, split, rows.astype(np.float32), _fingerprint(part, url or None))
+
+
+def _given(part: Part, url: str, split: str | None) -> dict[str, Any]:
+    given = {"url": url, "split": split}
+    return {name: value for name, value in given.items() if name in part.parameters and value}
+
+
+def _as_sequence(opened: Any) -> Sequence[Any]:
+    """Return a sequence of the images; those of an iterable are kept in memory."""
+    if hasattr(opened, "__len__") and hasattr(opened, "__getitem__") and not isinstance(opened, dict | str | bytes):
+        return opened
+    if not isinstance(opened, Iterable) or isinstance(opened, dict | str | bytes):
+        raise ValueError(f"it returns {type(opened).__name__}, and has to return a sequence of images, or yield them")
+    items, size = [], 0
+    for item in opened:
+        image = item[0] if isinstance(item, tuple | list) and len(item) == 2 else item
+        size += getattr(image, "nbytes", 0) or (len(image) if isinstance(image, bytes) else 1000)
+        if size > _MAX_BYTES:
+            raise ValueError("it yields more than a gibibyte of images: return a sequence, with len() and an index")
+        items.append(item)
+    return items
+
+
+def _labels(part: Part, opened: Any) -> tuple[str, ...] | None:
+    """Return the names of the classes: of the registration, or as torchvision's data sets have them."""
+    names = part.facts["labels"] or getattr(opened, "classes", None)
+    if names is None:
+        return None
+    first = [str(name) for name in itertools.islice(names, _MAX_CLASSES + 1)]
+    if len(first) > _MAX_CLASSES or len(set(first)) < len(first):
+        raise ValueError(f"its classes have to be {_MAX_CLASSES:,} different names at most")
+    return tuple(first) or None
+
+
+def _fingerprint(part: Part, url: str | None) -> str:
+    module = importlib.import_module(part.module)
+    source, path = source_of(part.module), getattr(module, "__file__", None)
+    code = source.encode() if source is not None else Path(path).read_bytes() if path else b""
+    listing = {"code": hashlib.sha256(code).hexdigest()}
+    if url is not None:
+        fs, root = filesystem(url)
+        fs.invalidate_cache(root)
+        entries = cast("dict[str, Any]", fs.find(root, detail=True))
+        listing |= {f"file {name}": version(entry) for name, entry in entries.items()}
+    return fingerprint_listing(listing)
+
+
+def _reopen(module: str, source: str | None, path: str, kind: str, url: str, split: str | None) -> OwnSource:
+    """Open a source in another process, which has to execute the plugin first."""
+    if source is None:
+        importlib.import_module(module)
+    else:
+        load_source(source, path, module)
+    return OwnSource(NAMES.part(kind), url, split)

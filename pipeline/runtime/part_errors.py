@@ -1,0 +1,72 @@
+"""Refusals of parts that are not built in: one line that names the plugin's file and line."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+from pipeline.runtime.errors import UserError, one_line
+
+__all__ = ["RegisteredPart", "refusal", "refusing"]
+
+
+class RegisteredPart(Protocol):
+    """Part of a registry, as far as its errors need it."""
+
+    @property
+    def name(self) -> str:
+        """The name that chooses it."""
+        ...
+
+    @property
+    def make(self) -> Callable[..., Any]:
+        """Builds it."""
+        ...
+
+    @property
+    def module(self) -> str:
+        """Name of the module that registered it."""
+        ...
+
+
+@contextlib.contextmanager
+def refusing(part: RegisteredPart, passing: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Have what a part raises in the block be a line that names its file.
+
+    Args:
+        part: The part.
+        passing: What is raised as it is, since the caller knows what it means.
+    """
+    try:
+        yield
+    except (UserError, *passing):
+        raise
+    except (Exception, SystemExit) as error:
+        # A ValueError's message is a sentence; of another the type says more.
+        text = one_line(error, limit=300)
+        reason = text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}".removesuffix(": ")
+        raise refusal(part, reason, error) from None
+
+
+def refusal(part: RegisteredPart, reason: str, error: BaseException | None = None) -> UserError:
+    """Return the refusal of a part, with its file and its line: of the error, or else of its definition."""
+    return UserError(f"{_line_of(part, error)}: {part.name}: {reason}")
+
+
+def _line_of(part: RegisteredPart, error: BaseException | None) -> str:
+    make = part.make.func if isinstance(part.make, functools.partial) else part.make
+    # Of a class the first method that was written: what a dataclass makes is in no file.
+    methods = vars(make).values() if isinstance(make, type) else (make,)
+    codes = [method.__code__ for method in methods if hasattr(method, "__code__")]
+    code = next((code for code in codes if not code.co_filename.startswith("<")), None)
+    file = code.co_filename if code else getattr(sys.modules.get(part.module), "__file__", None) or part.module
+    line = code.co_firstlineno if code else None
+    trace = error.__traceback__ if error else None
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == file:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return f"{file}:{line}" if line is not None else str(file)

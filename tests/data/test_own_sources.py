@@ -1,0 +1,121 @@
+"""Sources of data of one's own: stores as of any other, in other processes as well, and refusals by file and line."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config import plugins
+from pipeline.data import load_images, load_rows, open_store, sources, write_store
+from pipeline.runtime.errors import UserError
+from tests.helpers.plugins import SOURCES, no_plugins
+
+__all__ = ["no_plugins"]
+
+pytestmark = pytest.mark.usefixtures("no_plugins")
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Loads a plugin of a text, and gives its path."""
+
+    def loaded(text: str) -> str:
+        path = tmp_path / "mine.py"
+        path.write_text(text)
+        plugins.load([str(path)])
+        return str(path)
+
+    return loaded
+
+
+def test_the_command_makes_a_store_of_a_plugin_with_its_labels_and_its_broken_images(load, tmp_path, call):
+    path = load(SOURCES)
+    words = (f"plugins=[{path}]", "data.source.kind=stripes", "data.store=here", "data.resolution=8", "data.channels=1")
+    status, printed, errors = call("shards", *words, "data.max_broken=0.1", f"output={tmp_path}", "conf=digits")
+    assert status == 0, errors
+    assert "39 images of 8 pixels" in printed and "ValueError" in printed
+    store = open_store("here")
+    images, labels = load_images(store)
+    assert store.manifest.labels == ("dark", "bright") and store.manifest.source.kind == "stripes"
+    assert sorted(images[:, 0, 0, 0].tolist()) == [40 + 5 * index for index in range(40) if index != 7]
+    assert labels is not None and torch.equal(labels, (images[:, 0, 0, 0] >= 140).long())
+
+
+def test_what_is_yielded_is_kept_and_has_the_labels_that_are_registered_and_rows_are_a_table(load):
+    load(SOURCES)
+    source = sources.make("drawn_squares")
+    image, label = source.read(5)
+    assert (len(source), image.shape, label, source.labels) == (12, (9, 10, 3), 1, ("even", "odd"))
+    assert len(sources.make("drawn_squares", split="half")) == 6
+    write_store(sources.make("line"), "memory://own/line")
+    assert np.array_equal(load_rows(open_store("memory://own/line"))[3], [3.0, 6.0])
+    for kind, given, message in (
+        ("stripes", {"split": "train"}, "data.source.split=train: stripes has no split; leave it out"),
+        ("stripes", {"url": "x"}, "data.source.url=x: stripes has no url; leave it out"),
+        ("stripes", {"label_field": "cls"}, "has no fields"),
+        ("strypes", {}, "choose one of .*, stripes"),
+    ):
+        with pytest.raises(UserError, match=message):
+            sources.make(kind, **given)
+
+
+def test_another_process_opens_the_same_source_without_the_file(load, tmp_path):
+    path = load(SOURCES)
+    sent = pickle.dumps(sources.make("stripes"))
+    (tmp_path / "sent").write_bytes(sent)
+    (tmp_path / "mine.py").unlink()
+    code = "import pickle, sys; source = pickle.load(open(sys.argv[1], 'rb')); print(len(source), source.read(30)[1])"
+    ran = subprocess.run([sys.executable, "-c", code, str(tmp_path / "sent")], capture_output=True, text=True)
+    assert ran.stdout == "40 1\n", ran.stderr
+    assert path not in ran.stderr
+
+
+def test_a_change_of_the_code_or_of_the_files_is_another_fingerprint(load, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a").write_bytes(b"1")
+    load(SOURCES)
+    source = sources.make("drawn_squares", str(tmp_path / "data"))
+    before = source.fingerprint
+    assert source.fingerprint == before
+    (tmp_path / "data" / "b").write_bytes(b"2")
+    assert source.fingerprint != before
+    assert sources.make("stripes").fingerprint != before
+
+
+GIVEN = [
+    ("return 5", "it returns int, and has to return a sequence"),
+    ("return {}", "it returns dict"),
+    ("return []", "it has no images"),
+    ("return 1 / 0", r"mine.py:8: mine: ZeroDivisionError"),
+    ("return [np.zeros((8, 8))]", r"image 0 is float64 \(8, 8\), and has to be uint8"),
+    ("return [np.zeros(8, np.uint8)]", r"image 0 is uint8 \(8,\)"),
+    ("return [np.zeros((3, 8, 8), np.uint8)]", r"image 0 has the shape \(3, 8, 8\): 1 or 3 channels are its last"),
+    ("return [None]", "image 0 is NoneType"),
+    ("return ['a.png']", "image 0 is str"),
+    ("return [(np.zeros((8, 8), np.uint8), 3)]", "image 0 has a label: name the classes"),
+    ("return Named(-1)", "the label of image 0 is -1, and has to be below 2"),
+    ("return Named(2)", "the label of image 0 is 2"),
+    ("return Named('a')", "the label of image 0 is 'a'"),
+    ("return Named(None)", "the label of image 0 is None"),
+    ("return Named(0, ['a', 'a'])", "different names"),
+    ("return Named(0, 5)", "TypeError"),
+    ("import sys; sys.exit(3)", "mine.py:8: mine: SystemExit"),
+]
+
+
+@pytest.mark.parametrize(("body", "message"), GIVEN, ids=[body for body, _ in GIVEN])
+def test_what_is_no_source_is_refused_by_file_and_line(load, body, message):
+    path = load(
+        "import numpy as np\nfrom pipeline.data import sources\n\n\n@sources.register('mine')\ndef mine():\n"
+        f"    'Doc.'\n    {body}\n\n\n"
+        "class Named(list):\n    def __init__(self, label, classes=('a', 'b')):\n"
+        "        super().__init__([(np.zeros((8, 8), np.uint8), label)])\n        self.classes = classes\n"
+    )
+    with pytest.raises(UserError, match=message) as refusal:
+        sources.make("mine")
+    assert str(refusal.value).startswith(f"{path}:") and "\n" not in str(refusal.value)
