@@ -99,6 +99,16 @@ class Part:
     help: str = ""
     builtin: bool = False
 
+    def refuse_unknown(self, settings: Mapping[str, Any]) -> None:
+        """Refuse settings that it does not have.
+
+        Raises:
+            ValueError: There are some.
+        """
+        if unknown := sorted(settings.keys() - self.settings.keys()):
+            own = ", ".join(self.settings) or "none"
+            raise ValueError(f"{self.name} has no setting {', '.join(unknown)}: those it has are {own}")
+
 
 class Registry(Mapping[str, _T], Generic[_T]):
     """Names of the parts of one kind, each with what builds it; :meth:`part` has the rest.

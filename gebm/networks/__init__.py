@@ -130,9 +130,7 @@ def make(
     if min(channels, latent_dim, 1 if width is None else width) < 1:
         raise ValueError(f"channels={channels}, latent_dim={latent_dim}, width={width}: each must be at least 1")
     part = NAMES.part(name)
-    if unknown := sorted(settings.keys() - part.settings.keys()):
-        own = ", ".join(part.settings) or "none"
-        raise ValueError(f"{name} has no setting {', '.join(unknown)}: those it has are {own}")
+    part.refuse_unknown(settings)
     if is_conditional(name) != (num_classes is not None):
         problem = "needs num_classes, of the data's" if num_classes is None else "has no classes; leave it out"
         raise ValueError(f"num_classes={num_classes}: {name} {problem}")

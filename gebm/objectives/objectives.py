@@ -421,7 +421,7 @@ register("cd_data")(_contrastive(DataChain, persistent=False))
 register("pcd_data")(_contrastive(DataChain, persistent=True))
 
 
-def make(name: str, *, kernel: Kernel[Any] | None = None, num_steps: int | None = None) -> Objective:
+def make(name: str, *, kernel: Kernel[Any] | None = None, num_steps: int | None = None, **settings: Any) -> Objective:
     """Return an objective by its name.
 
     Args:
@@ -430,12 +430,13 @@ def make(name: str, *, kernel: Kernel[Any] | None = None, num_steps: int | None 
         kernel: A kernel of :mod:`gebm.samplers` for the chains of contrastive divergence; (default: ULA with steps of
             1e-2). Objectives without chains ignore it.
         num_steps: Their length (default: 10).
+        **settings: Settings that the objective has of its own.
 
     Returns:
         The objective.
 
     Raises:
-        ValueError: If there is no such name, or the number of steps is out of range.
+        ValueError: If there is no such name or setting, or the number of steps is out of range.
 
     Example:
         >>> make("kale_dv")
@@ -446,5 +447,7 @@ def make(name: str, *, kernel: Kernel[Any] | None = None, num_steps: int | None 
     if name not in NAMES:
         raise ValueError(f"no objective is called '{name}': choose one of {', '.join(NAMES)}")
     given = {"kernel": kernel, "num_steps": num_steps}
-    parameters = NAMES.part(name).parameters
-    return NAMES[name](**{key: value for key, value in given.items() if key in parameters and value is not None})
+    part = NAMES.part(name)
+    part.refuse_unknown(settings)
+    chosen = {key: value for key, value in given.items() if key in part.parameters and value is not None}
+    return part.make(**chosen, **settings)

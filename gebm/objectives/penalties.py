@@ -17,13 +17,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from gebm.inputs import as_number
-from gebm.registry import Registry
+from gebm.registry import Limits, Registry
 
 __all__ = ["L2", "NAMES", "R1", "R2", "GradientPenalty", "Lazy", "NoPenalty", "Penalty", "make", "register"]
 
@@ -95,7 +95,7 @@ class GradientPenalty(_Weighted):
         tensor(2.)
     """
 
-    target: float = 0.0
+    target: Annotated[float, Limits(ge=0)] = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -295,7 +295,7 @@ class Lazy:
         return self.every * self.penalty(energy, x_data, x_base, position, parameters)
 
 
-NAMES: Registry[Callable[..., Penalty]] = Registry("penalty", given=("weight", "target"))
+NAMES: Registry[Callable[..., Penalty]] = Registry("penalty", given=("weight",))
 """The penalties by their names: of a weight, where they have one."""
 
 register = NAMES.register
@@ -309,30 +309,35 @@ register("r2")(R2)
 register("l2")(L2)
 
 
-def make(name: str, weight: float | None = None, every: int = 1) -> Penalty:
+def make(name: str, weight: float | None = None, every: int = 1, **settings: Any) -> Penalty:
     """Return a penalty by its name.
 
     Args:
         name: A key of ``NAMES``.
         weight: Its weight (default: 1, or the published 10 of ``"wgan_gp"``). ``"none"`` has none.
         every: Energy steps from one to the next; above 1 it is a :class:`Lazy` one.
+        **settings: Settings that the penalty has of its own.
 
     Returns:
         The penalty.
 
     Raises:
-        ValueError: If there is no such name, or a setting is out of range.
+        ValueError: If there is no such name or setting, or a setting is out of range.
 
     Example:
         >>> make("wgan_gp")
         GradientPenalty(weight=10.0, target=1.0)
         >>> make("r1", 0.5, every=16)
         Lazy(penalty=R1(weight=0.5), every=16)
+        >>> make("gradient", 0.5, target=1.0)
+        GradientPenalty(weight=0.5, target=1.0)
     """
     if name not in NAMES:
         raise ValueError(f"no penalty is called '{name}': choose one of {', '.join(NAMES)}")
-    takes_weight = weight is not None and "weight" in NAMES.part(name).parameters
-    penalty = NAMES[name](weight=weight) if takes_weight else NAMES[name]()
+    part = NAMES.part(name)
+    part.refuse_unknown(settings)
+    takes_weight = weight is not None and "weight" in part.parameters
+    penalty = part.make(**({"weight": weight} if takes_weight else {}), **settings)
     return penalty if every == 1 else Lazy(penalty, every)
 
 

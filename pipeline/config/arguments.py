@@ -21,8 +21,8 @@ __all__ = ["GROUPS", "SETTINGS", "explain", "format_text", "quote_texts", "text_
 GROUPS = ("conf", "sweeps", "launch")
 """Config groups, whose choices are names of files or of launchers and no keys."""
 
-SETTINGS = ("model.settings.", "sampler.settings.")
-"""Beginnings of the keys that are settings of networks or of a sampler."""
+SETTINGS = ("model.settings.", "sampler.settings.", "train.objective_settings.", "train.penalty_settings.")
+"""Beginnings of the keys that are settings of networks, a sampler, an objective or a penalty."""
 
 _OVERRIDE = re.compile(r"(?P<prefix>[+~]{0,2})(?P<key>[^=]*)=(?P<value>.*)", re.DOTALL)
 _KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*(@[\w.:-]*)?", re.ASCII)

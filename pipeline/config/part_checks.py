@@ -1,4 +1,4 @@
-"""Checks of parts that are not built in, before anything starts: networks' shapes, a sampler's protocol, metrics.
+"""Checks of parts that are not built in, before anything starts: shapes, the protocol of a sampler, losses, metrics.
 
 What this project's own parts do is known from its tests. Of another's, one batch of two and two steps of two chains say
 whether hours of training would end in a traceback.
@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gebm import StandardNormal, networks, samplers
+from gebm import StandardNormal, networks, objectives, penalties, samplers
 from gebm.registry import Part
 from pipeline.config import metrics, part_settings
 from pipeline.config.kernels import kernel_settings
-from pipeline.config.schema import Config
+from pipeline.config.schema import Config, Train
+from pipeline.config.training_parts import make_objective, make_penalty
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.part_errors import refusal, refusing
 
@@ -32,7 +33,7 @@ _MAX_PARAMETERS = 2**28
 
 
 def check_parts(config: Config) -> None:
-    """Refuse networks of the wrong shape, a sampler that is none, and a metric that returns no number.
+    """Refuse networks of the wrong shape, a sampler that is none, and losses and metrics that are no numbers.
 
     Args:
         config: The experiment, of which :func:`pipeline.config.validation.validate_rules` holds.
@@ -49,6 +50,10 @@ def check_parts(config: Config) -> None:
         used = kernel_settings(config.sampler)
         settings = {"step_size": used.step_size, "friction": used.friction, **used.settings}
         _check_sampler(part, model.latent_dim, part_settings.frozen(settings))
+    if not (part := objectives.NAMES.part(config.train.objective)).builtin:
+        _check_objective(part, config.train)
+    if not (part := penalties.NAMES.part(config.train.penalty_kind)).builtin:
+        _check_penalty(part, config.train)
     if config.task == "images":
         check_metrics(config.evaluation.metrics, (data.channels, data.resolution or 0, data.resolution or 0))
 
@@ -157,6 +162,46 @@ def _check_sampler(part: Part, latent_dim: int, settings: tuple[tuple[str, Any],
                 "chain 1 is another one alone than next to chain 0: draw noise by gebm.samplers.philox, "
                 "normal(draw_key(generator, z.device), state.chain, z.shape[1])"
             )
+
+
+def _check_objective(part: Part, train: Train) -> None:
+    energies = [torch.linspace(-1, 1, 8).requires_grad_() for _ in range(2)]
+    log_partition = torch.zeros((), requires_grad=True)
+    with refusing(part), torch.random.fork_rng(devices=[]):
+        objective = make_objective(train)
+        for name in ("trains_energy", "trains_log_partition"):
+            if not isinstance(value := getattr(objective, name), bool):
+                raise ValueError(f"{name} is {value!r}, and has to be True or False")
+        if objective.base_learns_from not in ("energy", "data"):
+            raise ValueError(f"base_learns_from is {objective.base_learns_from!r}, and has to be 'energy' or 'data'")
+        if objective.trains_energy:
+            _require_scalar("energy_loss", objective.energy_loss(*energies, log_partition))
+        if train.train_base:
+            _require_scalar("base_loss", objective.base_loss(energies[0]))
+
+
+def _check_penalty(part: Part, train: Train) -> None:
+    data, base = torch.rand(2, 4, 1, 8, 8, generator=torch.Generator().manual_seed(0)).unbind()
+    weight = torch.ones(64, requires_grad=True)
+    with refusing(part), torch.random.fork_rng(devices=[]):
+        penalty = make_penalty(train, train.penalty)
+        position = penalty.draw(len(data), torch.Generator().manual_seed(0), 0)
+        if position is None:
+            return
+        if not isinstance(position, Tensor) or tuple(position.shape) != (len(data),):
+            got = tuple(position.shape) if isinstance(position, Tensor) else type(position).__name__
+            raise ValueError(f"draw gives {got} for {len(data)} points, and has to give ({len(data)},), or None")
+        _require_scalar(
+            "its value", penalty(lambda x: (x.flatten(1) * weight).square().sum(1), data, base, position, [weight])
+        )
+
+
+def _require_scalar(what: str, value: Any) -> None:
+    if not isinstance(value, Tensor) or value.dim() != 0 or not value.is_floating_point():
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"{what} is {got}, and has to be a tensor without dimensions")
+    if not bool(value.isfinite()):
+        raise ValueError(f"{what} is {value.item()} of ordinary energies, and has to be finite")
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Settings of the parts that a config names: the keys below ``model.settings`` and ``sampler.settings``.
+"""Settings of the parts that a config names: the keys below ``model.settings``, ``sampler.settings`` and the like.
 
 Which there are, of which type and within which limits, is written where a part is registered (:mod:`gebm.registry`).
 Here they become keys as those of the schema are: with a type, a rule and a meaning. :mod:`gebm` is imported where a
@@ -39,7 +39,12 @@ __all__ = [
     "uses",
 ]
 
-GROUPS = {"model.settings": "model.networks", "sampler.settings": "sampler.name"}
+GROUPS = {
+    "model.settings": "model.networks",
+    "sampler.settings": "sampler.name",
+    "train.objective_settings": "train.objective",
+    "train.penalty_settings": "train.penalty_kind",
+}
 """Groups of settings, each with the key that chooses the part."""
 
 
@@ -49,9 +54,15 @@ def registry(group: str) -> Registry[Any]:
     Args:
         group: A key of :data:`GROUPS`.
     """
-    from gebm import networks, samplers
+    from gebm import networks, objectives, penalties, samplers
 
-    return {"model.settings": networks.NAMES, "sampler.settings": samplers.NAMES}[group]
+    registries: dict[str, Registry[Any]] = {
+        "model.settings": networks.NAMES,
+        "sampler.settings": samplers.NAMES,
+        "train.objective_settings": objectives.NAMES,
+        "train.penalty_settings": penalties.NAMES,
+    }
+    return registries[group]
 
 
 def named_parts(config: Config) -> Iterator[tuple[str, str, Registry[Any]]]:
@@ -152,7 +163,7 @@ def check(config: Config) -> None:
         chosen = attrgetter(GROUPS[group])(config)
         for name, value in settings.items():
             part = _owner(group, chosen, name)
-            if part is None or (group == "model.settings" and part.name != chosen):
+            if part is None or (group != "sampler.settings" and part.name != chosen):
                 raise UserError(_unknown(config, group, name))
             [rule] = [key.rule for key in part_keys(part, group) if key.name == f"{group}.{name}"]
             if requirement := rule.refusal(_typed(part, group, name, value)):

@@ -263,6 +263,9 @@ class Train:
         "Objective; ml, ml_kale, cd_data and pcd_data need a flow as base.",
         names="gebm.objectives:NAMES",
     )
+    objective_settings: dict[str, Any] = field(
+        default_factory=dict, metadata=documented("Settings that the objective has of its own, each a key.")
+    )
     negatives: Negatives = field(default_factory=Negatives)
     train_base: bool = key(
         True, "Whether the base is trained; false trains the energy alone, for example on the base of a checkpoint=..."
@@ -270,6 +273,12 @@ class Train:
     penalty: float | None = bounded(None, "Weight of the penalty (default: 1, and 10 for wgan_gp).", ge=0)
     penalty_kind: str = choice(
         "gradient", "Penalty of the energy; gradient is taken at interpolates.", names="gebm.objectives.penalties:NAMES"
+    )
+    penalty_settings: dict[str, Any] = field(
+        default_factory=dict,
+        metadata=documented(
+            "Settings that the penalty has of its own, each a key, as in train.penalty_settings.target=1."
+        ),
     )
     penalty_every: int = bounded(
         1, "Energy steps between two penalties; above 1 the penalty is lazy, and weighs as much more.", gt=0

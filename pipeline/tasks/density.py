@@ -14,11 +14,12 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
-from gebm import GEBM, PartitionEstimate, annealing_schedule, log_partition_annealed, objectives, samplers
+from gebm import GEBM, PartitionEstimate, annealing_schedule, log_partition_annealed, samplers
 from gebm.freezing import frozen
 from pipeline.config.kernels import kernel_settings
 from pipeline.config.scores import STANDARD_ERROR
 from pipeline.config.temperature import describe_temperature
+from pipeline.config.training_parts import make_objective
 from pipeline.evaluation import plots
 from pipeline.evaluation.base import Evaluation, EvaluationRun
 from pipeline.evaluation.standard_error import mean_standard_error
@@ -112,7 +113,7 @@ class DensityTaskWorker(TableTaskWorker):
 
     @property
     def _trains_energy(self) -> bool:
-        return objectives.make(self._config.train.objective).trains_energy
+        return make_objective(self._config.train).trains_energy
 
     def _energies(self, model: GEBM, rows: Tensor) -> Tensor:
         """Return the energies (N,) of rows (N, D): zero where the objective trains none."""

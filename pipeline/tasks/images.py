@@ -11,12 +11,13 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from gebm import GEBM, objectives
+from gebm import GEBM
 from pipeline.config import Config
 from pipeline.config.metrics import metric
 from pipeline.config.schema import Sampler
 from pipeline.config.scores import STANDARD_ERROR
 from pipeline.config.temperature import describe_temperature
+from pipeline.config.training_parts import make_objective
 from pipeline.data import (
     BatchSpec,
     DeviceResidentReader,
@@ -218,7 +219,7 @@ class ImageTaskWorker:
         self.label: str | None = extractor.label
         self.reference = statistics.features
         self._figures = EvaluationFigures(store, statistics.features, extractor.label, device)
-        self._trained = objectives.make(config.train.objective).trains_log_partition
+        self._trained = make_objective(config.train).trains_log_partition
 
     @property
     def held_out(self) -> Tensor:

@@ -15,11 +15,12 @@ import torch
 from scipy.stats import wasserstein_distance
 from torch import Tensor
 
-from gebm import GEBM, objectives
+from gebm import GEBM
 from gebm.freezing import frozen
 from pipeline.config import Config
 from pipeline.config.scores import STANDARD_ERROR
 from pipeline.config.temperature import describe_temperature
+from pipeline.config.training_parts import make_objective
 from pipeline.data.sources.tables import toy
 from pipeline.evaluation import plots
 from pipeline.evaluation.base import Evaluation, EvaluationRun
@@ -134,7 +135,7 @@ class PointsTaskWorker(TableTaskWorker):
             of_data = model.energy(self._splits.test.to(self._device)).cpu()
         energies = {"data": of_data, "base": evaluation.ends["base"].energies}
         energies[plots.at_temperature("GEBM", temperature)] = evaluation.ends["gebm"].energies
-        trained = objectives.make(self._config.train.objective).trains_log_partition
+        trained = make_objective(self._config.train).trains_log_partition
         partition = plots.log_partition(energies["base"], model.log_partition.item() if trained else None)
         return {
             "base_and_gebm.png": plots.png(plots.scatter_3d(clouds)),

@@ -7,12 +7,13 @@ from typing import Any, Literal, cast
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from gebm import GEBM, BoundedEnergy, EnergyPhase, NoEnergy, StandardNormal, networks, objectives, penalties, samplers
+from gebm import GEBM, BoundedEnergy, EnergyPhase, NoEnergy, StandardNormal, networks
 from gebm.training import Alternation, Trainer, gradient_guard
 from gebm.training.optimizers import Schedule, adam
 from pipeline import config as schema
 from pipeline.config import plugins, precision
 from pipeline.config.own_choices import DATA_KEYS, choose, load_kept_plugins
+from pipeline.config.training_parts import make_objective, make_penalty
 from pipeline.config.validation import validate
 from pipeline.runtime.errors import UserError
 from pipeline.training.checkpoints import Checkpoint, load_state, read, require_shapes
@@ -78,12 +79,8 @@ def make_trainer(model: GEBM, config: schema.Config, device: torch.device, world
 
     return Trainer(
         model,
-        objective=objectives.make(
-            train.objective,
-            kernel=samplers.make(train.negatives.sampler, step_size=train.negatives.step_size),
-            num_steps=train.negatives.num_steps,
-        ),
-        penalty=penalties.make(train.penalty_kind, train.penalty, every=train.penalty_every),
+        objective=make_objective(train),
+        penalty=make_penalty(train, train.penalty),
         energy_optimizer=adam(energy, train.energy_lr, betas=betas, weight_decay=train.weight_decay),
         base_optimizer=adam(model.base.parameters(), train.base_lr, betas=betas),
         alternation=Alternation(
@@ -113,7 +110,7 @@ def make_energy_phase(config: schema.Config) -> EnergyPhase:
     return EnergyPhase(
         train.final_energy_steps,
         learning_rate=phase.energy_lr,
-        penalty=penalties.make(train.penalty_kind, weight, every=train.penalty_every),
+        penalty=make_penalty(train, weight),
         check_every=phase.check_every,
         patience=phase.patience,
     )
@@ -158,7 +155,7 @@ def load_model(
     }
     if average:
         model.base.load_state_dict(average)
-    if not objectives.make(config.train.objective).trains_energy:
+    if not make_objective(config.train).trains_energy:
         # The energy that it was built with was never trained.
         model.energy = BoundedEnergy(NoEnergy())
     return model.to(device).eval(), config

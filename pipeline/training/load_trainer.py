@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from gebm import GEBM, objectives
+from gebm import GEBM
 from gebm.training import Trainer, initialize_log_partition
 from pipeline import config as schema
+from pipeline.config.training_parts import make_objective
 from pipeline.training.build_model import trained_config
 from pipeline.training.checkpoints import Checkpoint, load_state
 from pipeline.training.step_generator import step_generator
@@ -31,7 +32,7 @@ def load_trainer(trainer: Trainer, model: GEBM, checkpoint: Checkpoint, config: 
     trainer.load_state_dict(checkpoint.training["trainer"])
     before, now = trained_config(checkpoint).train, config.train
     learns = trainer.objective.trains_log_partition
-    if learns and not objectives.make(before.objective).trains_log_partition and now.log_partition_samples:
+    if learns and not make_objective(before).trains_log_partition and now.log_partition_samples:
         # It is what it was before any training. All workers take the first one's, so that their copies are equal.
         generator = step_generator(config, "log-partition", trainer.base_step, worker.device)
         initialize_log_partition(trainer.sampling_model(), now.log_partition_samples, generator)

@@ -187,6 +187,61 @@ def line():
 '''
 
 
+LOSSES = '''
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+
+import gebm
+from gebm import objectives, penalties
+from gebm.objectives.negatives import BaseDraws
+
+
+@objectives.register("soft")
+@dataclass(frozen=True)
+class Soft:
+    """Difference of the means.
+
+    Args:
+        margin: How far they may be apart.
+    """
+
+    margin: Annotated[float, gebm.Limits(gt=0)]
+    trains_energy = True
+    trains_log_partition = False
+    base_learns_from = "energy"
+    negatives = BaseDraws()
+
+    def energy_loss(self, energy_data, energy_base, log_partition):
+        return (energy_data - energy_base).mean()
+
+    def base_loss(self, energy_base):
+        return energy_base.mean()
+
+
+@penalties.register("slope")
+@dataclass(frozen=True)
+class Slope:
+    """A power of the energy at the data.
+
+    Args:
+        weight: Its weight.
+        power: The power.
+    """
+
+    weight: float = 1.0
+    power: Annotated[int, gebm.Limits(ge=1)] = 2
+
+    def draw(self, n, generator=None, step=0):
+        return torch.zeros(n)
+
+    def __call__(self, energy, x_data, x_base, position, parameters=()):
+        slope = energy(x_data) ** self.power
+        return self.weight * slope.mean()
+'''
+
+
 def forget(patch: pytest.MonkeyPatch) -> None:
     """Make this process one that has loaded no plugin, until the patch is undone."""
     patch.setattr(plugins, "_loaded", {})
