@@ -14,6 +14,7 @@ as good as the built-in ones::
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -25,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Generic, TypeVar
 
-__all__ = ["REQUIRED", "Limits", "Part", "Registry", "Setting", "load_source", "source_of"]
+__all__ = ["REQUIRED", "Limits", "Part", "Registry", "Setting", "all_or_nothing", "load_source", "source_of"]
 
 _T = TypeVar("_T", bound=Callable[..., Any])
 _Registered = TypeVar("_Registered", bound=Callable[..., Any])
@@ -110,6 +111,10 @@ class Part:
             raise ValueError(f"{self.name} has no setting {', '.join(unknown)}: those it has are {own}")
 
 
+# Modules stay imported, and so do the registries that they make.
+_registries: list[Registry[Any]] = []
+
+
 class Registry(Mapping[str, _T], Generic[_T]):
     """Names of the parts of one kind, each with what builds it; :meth:`part` has the rest.
 
@@ -150,6 +155,7 @@ class Registry(Mapping[str, _T], Generic[_T]):
         self._choices, self._taken, self._has_settings = dict(choices or {}), taken, has_settings
         self._home = _caller().partition(".")[0]
         self._parts: dict[str, Part] = {}
+        _registries.append(self)
 
     def __getitem__(self, name: str) -> _T:
         return typing.cast(_T, self._parts[name].make)
@@ -257,6 +263,19 @@ class Registry(Mapping[str, _T], Generic[_T]):
                 settings[parameter.name] = setting
         help, builtin = doc.partition("\n")[0], module.partition(".")[0] == self._home
         return Part(name, make, parameters, settings, {**self._facts, **facts}, module, help, builtin)
+
+
+@contextlib.contextmanager
+def all_or_nothing() -> Iterator[None]:
+    """Have a block that raises leave no part registered, so that it can be run again once it is mended."""
+    before = [(registry, dict(registry._parts)) for registry in _registries]
+    try:
+        yield
+    except BaseException:
+        for registry, parts in before:
+            registry._parts.clear()
+            registry._parts.update(parts)
+        raise
 
 
 def load_source(source: str, path: str, name: str) -> types.ModuleType:

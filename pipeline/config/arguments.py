@@ -85,9 +85,13 @@ def _quote_text(arg: str, texts: frozenset[str]) -> str:
     if not override["prefix"] and override["key"].startswith(SETTINGS):
         # Which settings there are is known to the parts, and not to Hydra, which would want them to be added.
         return f"++{arg}"
+    value = override["value"]
+    if override["key"] == "plugins" and value and not value.lstrip().startswith(("[", "$")):
+        is_plain = _PLAIN.fullmatch(value) and not _NULL.fullmatch(value)
+        shown = shlex.quote(_shown(f"plugins=[{value if is_plain else './mine.py'}]"))
+        raise UserError(f"{_shown(arg)}: plugins are a list, which may have one entry; write {shown}")
     if not _is_text(override["key"], texts):
         return arg
-    value = override["value"]
     if not _has_valid_references(value):
         raise UserError(f"{_shown(arg)}: ${{ begins a reference to another key, as in ${{name}}; leave it out")
     if not value or _NULL.fullmatch(value) or _is_quoted(value):

@@ -7,8 +7,10 @@ which it was made with. A file travels to other processes and nodes as its text;
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
+import importlib.util
 import os
 import re
 import sys
@@ -89,6 +91,8 @@ def load(typed: Iterable[str]) -> list[str]:
         UserError: One cannot be read or imported, or registers what it may not; the line names its file and line.
     """
     for name in (*typed, *_from_environment(), *_from_packages()):
+        if not isinstance(name, str):
+            raise UserError(f"plugins: {name!r:.50}: a plugin is a file, such as ./mine.py, or a module")
         # A file that came with a job is loaded by its path on the machine that sent it.
         if str(_path(name) or name) not in _loaded:
             _execute(_read(name))
@@ -168,25 +172,32 @@ def _from_packages() -> Iterator[str]:
 
 def _path(name: str) -> Path | None:
     """Return the absolute path of a plugin that is a file; ``None`` of a module."""
-    is_module = _MODULE.fullmatch(name) and not name.endswith(".py")
-    return None if is_module else Path(name).expanduser().absolute()
+    if _MODULE.fullmatch(name) and not name.endswith(".py"):
+        return None
+    # However it is spelled, a file is one plugin.
+    return Path(os.path.abspath(os.path.expanduser(name)))
 
 
 def _read(name: str) -> Plugin:
     """Return a plugin by the name that was typed."""
     path = _path(name)
     if path is None:
+        top = name.partition(".")[0]
+        if os.path.exists(name) and top not in sys.modules and not importlib.util.find_spec(top):
+            raise UserError(f"plugins: {name}: it is a path, and no module; name a file in it, as ./{name}/mine.py")
         return Plugin(name)
     if "://" in name or path.suffix != ".py":
         raise UserError(
             f"plugins: {name}: a plugin is a file, such as ./mine.py, or a module, such as my_package.parts"
         )
     try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"plugins: {path}: it is a folder or a device; give the path of a file")
         with path.open("rb") as file:
             content = file.read(_MAX_BYTES + 1)
         if len(content) > _MAX_BYTES:
             raise UserError(f"plugins: {path} has more than {_MAX_BYTES >> 20} MiB: a plugin is a file of Python")
-        return Plugin(str(path), content.decode())
+        return Plugin(str(path), content.decode("utf-8-sig"))
     except OSError as error:
         raise UserError(f"plugins: {path}: {error.strerror or one_line(error)}; give the path of a file") from None
     except UnicodeDecodeError:
@@ -195,15 +206,20 @@ def _read(name: str) -> Plugin:
 
 def _execute(plugin: Plugin) -> None:
     # Not imported above: a command without plugins starts without torch.
-    from gebm.registry import load_source
+    from gebm.registry import all_or_nothing, load_source
 
     try:
-        if plugin.source is None:
-            importlib.import_module(plugin.module)
-        else:
-            load_source(plugin.source, plugin.name, plugin.module)
-    except (Exception, SystemExit) as error:
-        reason = f"{type(error).__name__}: {one_line(error)}" if str(error) else type(error).__name__
+        # What it prints is no result of the command.
+        with all_or_nothing(), contextlib.redirect_stdout(sys.stderr):
+            if plugin.source is None:
+                importlib.import_module(plugin.module)
+            else:
+                load_source(plugin.source, plugin.name, plugin.module)
+    except SystemExit as error:
+        reason = "SystemExit: a plugin is imported, and must not end the command"
+        raise UserError(f"plugins: {_place(plugin, error)}: {reason}") from None
+    except Exception as error:
+        reason = f"{type(error).__name__}: {one_line(error, limit=300)}".removesuffix(f": {type(error).__name__}")
         raise UserError(f"plugins: {_place(plugin, error)}: {reason}") from None
     _loaded[plugin.name] = plugin
 

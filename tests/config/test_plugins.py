@@ -14,6 +14,7 @@ import torch
 from gebm import networks, samplers
 from pipeline import config as schema
 from pipeline.config import from_dict, plugins
+from pipeline.config.arguments import quote_texts
 from pipeline.config.command import command
 from pipeline.config.own_choices import choose, keep_choices, load_kept_plugins, own_overrides
 from pipeline.config.validation import validate
@@ -74,6 +75,12 @@ BROKEN = [
         "mine.py:3: ValueError: there is a network called",
     ),
     ("import gebm\n@gebm.samplers.register('a')\ndef f(x): ...", "mine.py:2: ValueError: sampler 'a': its parameter x"),
+    ("import gebm\ngebm.samplers.register('a')(gebm.samplers.MALA)\nopen('/none/at/all')", "mine.py:3: FileNotFound"),
+    ("import gebm\n@gebm.networks.register('a', tasks='points')\ndef f(): ...", "has to be a tuple"),
+    ("import gebm\ngebm.samplers.register('a')(3)", "mine.py:2: ValueError: sampler 'a': a class or a function"),
+    ("exit()", "mine.py:1: SystemExit"),
+    ("\0", "null bytes"),
+    ("raise ExceptionGroup('two', [ValueError('b')])", "mine.py:1: ExceptionGroup: two"),
     ("\xff", "mine.py: it is not a text in UTF-8"),
     ("#" * (1 << 20) + "#", "has more than 1 MiB"),
 ]
@@ -97,12 +104,55 @@ def test_a_plugin_that_cannot_be_loaded_is_one_line_with_its_file_and_line(tmp_p
         ("mine.txt/", "a plugin is a file"),
         ("nothing.like.it", "No module named"),
         (".", "a plugin is a file"),
+        ("", "a plugin is a file"),
+        (["a"], "a plugin is a file"),
+        ("folder", "it is a path, and no module; name a file in it, as ./folder/mine.py"),
+        ("./folder.py", "it is a folder or a device"),
+        ("./pipe.py", "it is a folder or a device"),
+        ("~nobody-like-this/mine.py", "No such file"),
+        ("/dev/null", "a plugin is a file"),
     ],
 )
 def test_what_is_no_plugin_is_refused(name, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=message):
+    os.mkfifo("pipe.py")
+    for folder in ("folder", "folder.py"):
+        os.mkdir(folder)
+    with pytest.raises(UserError, match=message) as refusal:
         plugins.load([name])
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_file_is_one_plugin_however_it_is_spelled_and_two_of_one_name_are_two(tmp_path, monkeypatch, capsys):
+    """Whatever they print is no result of the command, and a mended one can be loaded again."""
+    monkeypatch.chdir(tmp_path)
+    for folder, name in (("a b", "first"), ("c", "second")):
+        (tmp_path / folder).mkdir()
+        text = f"\ufeffimport gebm\nprint('hello')\ngebm.samplers.register('{name}')(gebm.samplers.MALA)\n"
+        (tmp_path / folder / "mine.py").write_text(text)
+    one, other = str(tmp_path / "a b" / "mine.py"), str(tmp_path / "c" / "mine.py")
+    assert plugins.load(["./a b/mine.py", one, "a b/../a b/mine.py", "c/mine.py"]) == [one, other]
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "hello\nhello\n") and {"first", "second"} < set(samplers.NAMES)
+    (tmp_path / "half.py").write_text("import gebm\ngebm.samplers.register('half')(gebm.samplers.MALA)\n1 / 0\n")
+    with pytest.raises(UserError, match="half.py:3: ZeroDivisionError"):
+        plugins.load(["half.py"])
+    assert "half" not in samplers.NAMES
+    (tmp_path / "half.py").write_text("import gebm\ngebm.samplers.register('half')(gebm.samplers.MALA)\n")
+    assert plugins.load(["half.py"])[-1] == str(tmp_path / "half.py")
+    monkeypatch.chdir(tmp_path / "c")
+    with pytest.raises(UserError, match=f"{tmp_path}/c/half.py: No such file"):
+        plugins.load(["./half.py"])
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [("./mine.py", "'plugins=[./mine.py]'"), ("null", "'plugins=[./mine.py]'"), ("{a:b}", "'plugins=[./mine.py]'")],
+)
+def test_plugins_are_a_list(typed, shown):
+    with pytest.raises(UserError, match="plugins are a list") as refusal:
+        quote_texts([f"plugins={typed}"], frozenset())
+    assert str(refusal.value).endswith(f"write {shown}")
 
 
 def test_a_command_loads_what_it_is_told_to_before_it_reads_its_keys(plugin, monkeypatch, capsys):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gebm import objectives, penalties
-from pipeline.config import apply, from_dict, from_saved, plugins, to_dict
+from pipeline.config import from_dict, from_saved, plugins, to_dict
 from pipeline.config.arguments import quote_texts
 from pipeline.config.training_parts import make_objective, make_penalty
 from pipeline.config.validation import validate
@@ -97,7 +97,7 @@ def test_settings_of_ones_own_losses_are_trained_with_saved_and_searched(load):
             "train.objective": {"choice": ["soft", "gan"]},
             "train.objective_settings.margin": {"uniform": [0.5, 4.0], "when": {"train.objective": "soft"}},
         },
-        apply(own, {"train.objective_settings": {}}),
+        config(**{**OWN, "objective": "gan", "objective_settings": {}}),
     )
     assert set(space) == {"train.objective", "train.objective_settings.margin"}
     with pytest.raises(UserError, match="it has to be positive"):
