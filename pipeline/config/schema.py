@@ -58,7 +58,7 @@ class Source:
     kind: str = key(
         MISSING,
         "Format: digits, lsun, cifar10, celeba, imagenet32, redwine, toy, ... as published, or images, webdataset, "
-        "parquet of anybody.",
+        "parquet of anybody, or one that a plugin registers.",
     )
     url: str | None = key(
         None,
@@ -400,7 +400,11 @@ class Evaluation:
     )
     batch_size: int = bounded(500, "Chains that run at once on a worker.", gt=0)
     chain_points: int = bounded(5, "Points along the chain where FID is measured.", gt=0)
-    extractor: str = key("inception-v3-compat", "Feature extractor of FID and the other metrics of images.")
+    extractor: str = key(
+        "inception-v3-compat",
+        "Feature extractor of FID and the other metrics of images: classifier, inception-v3-compat, vgg16, or one that "
+        "a plugin registers.",
+    )
     weights: str | None = key(
         None, "File of the extractor's weights; a classifier's may be another store's.", outside=True
     )
@@ -411,7 +415,10 @@ class Evaluation:
     )
     metrics: list[str] = field(
         default_factory=lambda: ["fid"],
-        metadata=documented("Metrics of images: fid, kid, is, prc (precision and recall), dc (density and coverage)."),
+        metadata=documented(
+            "Metrics of images: fid, kid, is, prc (precision and recall), dc (density and coverage), and those that "
+            "plugins register."
+        ),
     )
     fid_infinity: bool = key(
         False,
@@ -554,8 +561,8 @@ class Config:
     plugins: list[str] = field(
         default_factory=list,
         metadata=documented(
-            "Your own code: files and modules that register networks, samplers and other parts. GEBM_PLUGINS and "
-            "installed packages add to them.",
+            "Your own code: files and modules that register networks, samplers, metrics and other parts. GEBM_PLUGINS "
+            "and installed packages add to them.",
             outside=True,
         ),
     )

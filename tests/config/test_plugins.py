@@ -135,7 +135,7 @@ def test_a_file_is_one_plugin_however_it_is_spelled_and_two_of_one_name_are_two(
     printed = capsys.readouterr()
     assert (printed.out, printed.err) == ("", "hello\nhello\n") and {"first", "second"} < set(samplers.NAMES)
     (tmp_path / "half.py").write_text("import gebm\ngebm.samplers.register('half')(gebm.samplers.MALA)\n1 / 0\n")
-    with pytest.raises(UserError, match="half.py:3: ZeroDivisionError"):
+    with pytest.raises(UserError, match=r"half\.py:3: ZeroDivisionError"):
         plugins.load(["half.py"])
     assert "half" not in samplers.NAMES
     (tmp_path / "half.py").write_text("import gebm\ngebm.samplers.register('half')(gebm.samplers.MALA)\n")

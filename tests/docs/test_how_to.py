@@ -9,7 +9,6 @@ import shlex
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from tests.docs.test_documents import FENCE
 from tests.helpers.cli import run
@@ -17,17 +16,28 @@ from tests.helpers.cli import run
 PAGES = Path(__file__).parents[2] / "docs" / "how-to"
 
 
-@pytest.fixture
-def page(home: Path) -> list[list[str]]:
-    """Save the Python of the page on networks and samplers as ``mine.py``, and return its commands."""
-    text = (PAGES / "network-and-sampler.md").read_text(encoding="utf-8")
+def save(page: str, home: Path) -> list[list[str]]:
+    """Save the Python of a page as ``mine.py``, and return its commands."""
+    text = (PAGES / page).read_text(encoding="utf-8")
     blocks = {kind: [m["code"] for m in FENCE.finditer(text) if m["language"] == kind] for kind in ("python", "sh")}
     (home / "mine.py").write_text("\n".join(blocks["python"]))
     return [shlex.split(line) for block in blocks["sh"] for line in block.splitlines()]
 
 
-def test_my_network_and_my_sampler(page, home):
-    (_, _, train, *trained), (_, _, sample, *sampled) = page
+def test_my_metric(tmp_path):
+    shards, evaluate, train = save("my-metric.md", tmp_path)
+    for _, _, verb, *words in (shards, evaluate):
+        run(tmp_path, verb.removeprefix("pipeline."), *words)
+    scores = json.loads((tmp_path / "scores" / "evaluation.json").read_text())["scores"]
+    assert abs(scores["gap"]) < 1e-3 < scores["gap_standard_error"] and "kid" not in scores
+    printed = run(tmp_path, "train", *train[3:], "train.warmup_energy_steps=1")
+    [trial] = json.loads((tmp_path / "gap" / "summary.json").read_text())["trials"]
+    assert trial["metrics"]["gap_gebm"] > 0 and trial["metrics"]["gap_base_standard_error"] > 0
+    assert "gap" in printed
+
+
+def test_my_network_and_my_sampler(home):
+    (_, _, train, *trained), (_, _, sample, *sampled) = save("network-and-sampler.md", home)
     run(home, train.removeprefix("pipeline."), *trained, "train.warmup_energy_steps=1")
     summary = json.loads((home / "tower" / "summary.json").read_text())
     assert [trial["status"] for trial in summary["trials"]] == ["finished"]

@@ -85,6 +85,22 @@ def test_a_metric_is_computed_of_as_many_data_and_has_a_standard_error_if_it_giv
         score({"embedding": embedding}, statistics, classifier, ["brightness"])
 
 
+def test_a_metric_gets_as_many_data_as_samples_and_draws_the_same_numbers_each_time(load, digits, classifier):
+    load(
+        "import torch\nfrom pipeline.config import metrics\n\n\n@metrics.register('drawn')\n"
+        "def drawn(samples, data):\n    assert len(samples) == len(data)\n    samples.zero_()\n"
+        "    return torch.rand(()) + len(data)\n"
+    )
+    validate(config(evaluation={"metrics": ["drawn"]}))
+    statistics = reference(digits, classifier)
+    sample = statistics.features[:30].clone()
+    before = torch.get_rng_state()
+    scores = [score({"embedding": sample}, statistics, classifier, ["drawn", "fid"]) for _ in range(2)]
+    assert scores[0] == scores[1] and 30 <= scores[0]["drawn"] < 31 and scores[0]["fid"] > 0
+    # Neither the samples nor the random numbers of the command are touched.
+    assert torch.equal(sample, statistics.features[:30]) and torch.equal(before, torch.get_rng_state())
+
+
 def test_the_command_scores_a_folder_by_ones_own_metric_and_extractor(load, stores, tmp_path, call):
     path = load(METRICS + EXTRACTORS)
     words = (f"plugins=[{path}]", "images=digits-8", "against=digits-8", "evaluation.extractor=linear", "output=out")
@@ -116,6 +132,10 @@ def test_an_extractor_is_named_by_its_code_and_its_weights_and_draws_the_same_in
     assert one.label != two.label and torch.equal(
         features(images, one)["embedding"] * 2, features(images, two)["embedding"]
     )
+    (tmp_path / "other.py").write_text(EXTRACTORS.replace('"linear"', '"line"').replace('"drawn"', '"other"'))
+    plugins.load([str(tmp_path / "other.py")])
+    other = make_extractor("line", weights=str(tmp_path / "one.safetensors"))
+    assert other.label.rpartition("-")[2] != one.label.rpartition("-")[2], "another code is another extractor"
     before = torch.get_rng_state()
     drawn, again = make_extractor("drawn"), make_extractor("drawn")
     assert torch.equal(before, torch.get_rng_state()) and drawn.label == again.label
