@@ -32,6 +32,8 @@ _T = TypeVar("_T", bound=Callable[..., Any])
 _Registered = TypeVar("_Registered", bound=Callable[..., Any])
 _TYPES = (bool, int, float, str, tuple[float, ...])
 _SOURCE = "__source__"
+# The packages whose parts are built in.
+_PROJECT = ("gebm", "pipeline")
 _NAME = re.compile(r"[A-Za-z_]\w*")
 
 REQUIRED: Any = inspect.Parameter.empty
@@ -88,7 +90,6 @@ class Part:
         facts: What the kind of part needs to know of each, such as the tasks that networks are for.
         module: Name of the module that registered it.
         help: First line of its docstring.
-        builtin: Whether it is one of the package's own that has the registry.
     """
 
     name: str
@@ -98,7 +99,11 @@ class Part:
     facts: Mapping[str, Any] = field(default_factory=dict)
     module: str = ""
     help: str = ""
-    builtin: bool = False
+
+    @property
+    def builtin(self) -> bool:
+        """Whether it is one of this project's own."""
+        return self.module.partition(".")[0] in _PROJECT
 
     def refuse_unknown(self, settings: Mapping[str, Any]) -> None:
         """Refuse settings that it does not have.
@@ -153,7 +158,6 @@ class Registry(Mapping[str, _T], Generic[_T]):
     ) -> None:
         self._kind, self._given, self._facts = kind, given, dict(facts or {})
         self._choices, self._taken, self._has_settings = dict(choices or {}), taken, has_settings
-        self._home = _caller().partition(".")[0]
         self._parts: dict[str, Part] = {}
         _registries.append(self)
 
@@ -261,8 +265,8 @@ class Registry(Mapping[str, _T], Generic[_T]):
                         f"{', '.join(self._given) or 'nothing'} without one"
                     )
                 settings[parameter.name] = setting
-        help, builtin = doc.partition("\n")[0], module.partition(".")[0] == self._home
-        return Part(name, make, parameters, settings, {**self._facts, **facts}, module, help, builtin)
+        help = doc.partition("\n")[0]
+        return Part(name, make, parameters, settings, {**self._facts, **facts}, module, help)
 
 
 @contextlib.contextmanager

@@ -120,7 +120,7 @@ def measure(part: Part, samples: Tensor, data: Tensor) -> Score:
         data: Those of as many data.
 
     Raises:
-        UserError: It fails or returns no number; the line names its file and line.
+        UserError: It fails or returns no finite number; the line names its file and line.
     """
     given = {"samples": samples, "data": data}
     with refusing(part), torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -128,6 +128,8 @@ def measure(part: Part, samples: Tensor, data: Tensor) -> Score:
         result = part.make(**{name: tensor for name, tensor in given.items() if name in part.parameters})
         value, error = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
         score = Score(_as_number(value), None if error is None else _as_number(error))
+        if not all(math.isfinite(number) for number in (score.value, score.standard_error or 0.0)):
+            raise ValueError(f"of {len(samples)} samples it is {value} ± {error}, and both have to be finite")
         if score.standard_error is not None and score.standard_error < 0:
             raise ValueError(f"its standard error is {score.standard_error}, and has to be 0 at least")
     return score

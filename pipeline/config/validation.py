@@ -25,11 +25,9 @@ from gebm.training.plateau_decay import PlateauDecay
 from pipeline.config import metrics, part_settings
 from pipeline.config.fields import keys
 from pipeline.config.kernels import kernel_settings
-from pipeline.config.part_checks import check_parts
+from pipeline.config.part_checks import check_parts, checked_objective
 from pipeline.config.schema import Config, Data, Evaluation
-from pipeline.config.training_parts import make_objective
 from pipeline.runtime.errors import UserError, one_line
-from pipeline.runtime.part_errors import refusing
 
 __all__ = [
     "FEWEST_FOR_FID_INFINITY",
@@ -234,7 +232,7 @@ def _check_scores(config: Config) -> None:
 
 def _check_objective(config: Config) -> None:
     """Check what an objective, a base and a task need of one another."""
-    objective = _objective(config)
+    objective = checked_objective(config.train)
     with_density = networks.NAMES.having("tasks", "density")
     flow = config.model.networks in with_density
     if (objective.base_learns_from == "data" or objective.negatives.needs_density) and not flow:
@@ -248,14 +246,6 @@ def _check_objective(config: Config) -> None:
         raise UserError(f"train.train_base=false: train.objective={config.train.objective} trains nothing but the base")
     _check_log_partition(config, objective)
     _check_final_phase(config, objective)
-
-
-def _objective(config: Config) -> objectives.Objective:
-    part = objectives.NAMES.part(config.train.objective)
-    if not part.builtin:
-        with refusing(part):
-            return make_objective(config.train)
-    return make_objective(config.train)
 
 
 def _check_log_partition(config: Config, objective: objectives.Objective) -> None:

@@ -61,7 +61,7 @@ def test_every_setting_of_a_part_is_a_key_with_a_meaning_that_takes_its_default_
     key = f"{group}.{setting.name}"
     known = part_settings.find_key(key)
     assert known is not None and known.rule.help and is_searchable(key)
-    values = config(sampler={"name": name})
+    values = apply(config(), {part_settings.GROUPS[group]: name})
     validate_rules(apply(values, {key: part_settings.read(values, key)}))
     limits = setting.limits
     outside = [

@@ -84,7 +84,11 @@ def test_a_setting_that_the_chosen_part_does_not_have_is_refused(load, train, me
 
 
 def test_settings_of_ones_own_losses_are_trained_with_saved_and_searched(load):
-    load(LOSSES)
+    load(
+        LOSSES.replace(
+            "margin: Annotated[float, gebm.Limits(gt=0)]", "margin: Annotated[float, gebm.Limits(gt=0)] = 1.0"
+        )
+    )
     own = config(**OWN)
     validate(own)
     assert make_objective(own.train).margin == 2.0 and make_penalty(own.train, None).power == 3
@@ -92,16 +96,16 @@ def test_settings_of_ones_own_losses_are_trained_with_saved_and_searched(load):
     assert trainer.objective.margin == 2.0 and trainer.penalty.power == 3
     assert from_saved(to_dict(own)).train == own.train
     assert is_searchable("train.objective_settings.margin") and not is_searchable("train.objective_settings")
-    space = parse_space(
-        {
-            "train.objective": {"choice": ["soft", "gan"]},
-            "train.objective_settings.margin": {"uniform": [0.5, 4.0], "when": {"train.objective": "soft"}},
-        },
-        config(**{**OWN, "objective": "gan", "objective_settings": {}}),
-    )
+    searched = {
+        "train.objective": {"choice": ["soft", "gan"]},
+        "train.objective_settings.margin": {"uniform": [0.5, 4.0], "when": {"train.objective": "soft"}},
+    }
+    base = config(**{**OWN, "objective": "gan", "objective_settings": {}})
+    space = parse_space(replace(base, sweep=replace(base.sweep, space=searched)))
     assert set(space) == {"train.objective", "train.objective_settings.margin"}
     with pytest.raises(UserError, match="it has to be positive"):
-        parse_space({"train.objective_settings.margin": {"uniform": [-1.0, 4.0]}}, own)
+        wide = {"train.objective_settings.margin": {"uniform": [-1.0, 4.0]}}
+        parse_space(replace(own, sweep=replace(own.sweep, space=wide)))
 
 
 LOSS = [
