@@ -90,13 +90,18 @@ def group_of(key: str) -> str | None:
     return group if group in GROUPS else None
 
 
-def find_key(name: str) -> Key | None:
+def find_key(name: Any) -> Key | None:
     """Return a key of the config by its dotted name, or a setting of any part; ``None`` where there is neither.
+
+    Args:
+        name: Whatever a file has in the place of a name.
 
     Example:
         >>> find_key("sampler.settings.num_leapfrog_steps").rule.limits(), find_key("sampler.settings.depth")
         ('>= 1', None)
     """
+    if not isinstance(name, str):
+        return None
     group = group_of(name)
     if group is None:
         return next((key for key in keys(Config) if key.name == name), None)

@@ -68,7 +68,8 @@ def score_images(config: Config, overrides: Mapping[str, Any]) -> None:
         comparison = _Comparison(config.evaluation, images, chosen, store, data)
         count = comparison.count
         comparison.require_enough()
-        check_metrics(config.evaluation.metrics, (store.manifest.channels, *2 * (store.manifest.resolution or 0,)))
+        side = store.manifest.resolution or 0
+        check_metrics(config.evaluation.metrics, (store.manifest.channels, side, side))
         extractor = comparison.make_extractor(console)
         scores = comparison.score(extractor)
     payload = {

@@ -13,6 +13,7 @@ from pipeline import config as schema
 from pipeline.config.fields import Key, keys
 from pipeline.config.key_reference import markdown, reference
 from pipeline.config.launcher_schema import KubeRay, RayJobs, Slurm, check
+from pipeline.config.part_settings import GROUPS, registry
 from pipeline.config.validation import validate
 from pipeline.runtime.errors import UserError
 
@@ -90,6 +91,9 @@ def test_every_key_of_a_launcher_has_a_meaning_and_bounds_that_are_checked(launc
 def test_the_reference_is_a_page_with_every_key():
     page = markdown()
     rows = [line for line in page.splitlines() if line.startswith("| `")]
-    assert len(rows) == len(KEYS) + sum(len(keys(launcher)) for launcher in (RayJobs, KubeRay, Slurm))
+    settings = [setting for group in GROUPS for part in registry(group).parts() for setting in part.settings]
+    launched = [key for launcher in (RayJobs, KubeRay, Slurm) for key in keys(launcher)]
+    assert len(rows) == len(KEYS) + len(settings) + len(launched)
+    assert "| `train.penalty_settings.target` | `float` | `0.0` | >= 0 | Norm that the gradient is drawn to. |" in page
     assert "| `train.energy_lr` | `float` | `0.0001` | > 0 | Learning rate of the energy. |" in page
     assert "| `data.store` | `str` | required |" in page and "int \\| None" in page
