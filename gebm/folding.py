@@ -131,7 +131,7 @@ _SIMPLE: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
 
 
 def _is_of_images(base: nn.Module) -> bool:
-    return any(isinstance(layer, nn.Conv2d) for layer in base.modules())
+    return any(isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) for layer in base.modules())
 
 
 def _fold(module: nn.Module) -> nn.Module:

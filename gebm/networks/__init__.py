@@ -24,6 +24,7 @@ from gebm.networks import (
     layers,
     mlp,
     sngan,
+    sngan_arbel,
 )
 from gebm.registry import Registry
 
@@ -42,6 +43,7 @@ __all__ = [
     "mlp",
     "register",
     "sngan",
+    "sngan_arbel",
 ]
 
 NAMES: Registry[Callable[..., tuple[nn.Module, nn.Module]]] = Registry(
@@ -59,6 +61,8 @@ register("sngan_convnet", resolutions=(32, 64, 128))(sngan.make_convnet)
 register("sngan_resnet", resolutions=(32, 64, 128))(sngan.make_resnet)
 register("dcgan_conditional", resolutions=(8, 16, 32, 64, 128))(conditional_dcgan.make)
 register("sngan_resnet_conditional", resolutions=(32, 64, 128))(conditional_sngan.make)
+register("sngan_convnet_arbel", resolutions=(32, 64, 128))(sngan_arbel.make_convnet)
+register("sngan_resnet_arbel", resolutions=(32, 64, 128))(sngan_arbel.make_resnet)
 register("mlp", tasks=("points",))(mlp.make)
 for _name, _make in flows.makers().items():
     # Their bases have a density.
@@ -93,8 +97,9 @@ def make(
     """Build a base and its energy by the family's name.
 
     Args:
-        name: ``"dcgan"`` (resolutions 8 to 128), ``"sngan_convnet"``, ``"sngan_resnet"`` (32 to 128), with classes
-            ``"dcgan_conditional"`` and ``"sngan_resnet_conditional"``, or, for vectors, ``"mlp"`` and the flows
+        name: ``"dcgan"`` (resolutions 8 to 128), ``"sngan_convnet"``, ``"sngan_resnet"`` (32 to 128), the last two
+            also with ``_arbel`` after the name, as the authors' code has them; with classes ``"dcgan_conditional"`` and
+            ``"sngan_resnet_conditional"``; or, for vectors, ``"mlp"`` and the flows
             ``"gaussian"``, ``"realnvp"``, ``"maf"``, ``"nsf"``: there ``channels`` is the dimension and ``resolution``
             means nothing.
         resolution: Height and width of the images in pixels, a power of two.

@@ -39,6 +39,9 @@ class PlateauDecay:
         lag: Base steps between the features that are compared, a multiple of ``every``.
         patience: Failures in a row that make a decay.
         significance: Level of the test, in (0, 1).
+        unconditional_every: Base steps between decays that no test decides; ``None`` for none. At a base step with a
+            test, the test decides. The authors' code has 5,000, next to tests every 2,000: a decay at each odd
+            multiple of 5,000.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -58,12 +61,14 @@ class PlateauDecay:
         lag: int = 20_000,
         patience: int = 3,
         significance: float = 0.05,
+        unconditional_every: int | None = None,
     ) -> None:
         for name, fraction in (("factor", factor), ("significance", significance)):
             if not 0 < fraction < 1:
                 raise ValueError(f"{name} must lie between 0 and 1, not {fraction}")
-        for name, count in (("every", every), ("lag", lag), ("patience", patience)):
-            if count < 1:
+        counts = {"every": every, "lag": lag, "patience": patience, "unconditional_every": unconditional_every}
+        for name, count in counts.items():
+            if count is not None and count < 1:
                 raise ValueError(f"{name} must be at least 1, not {count}")
         if len(reference) < 4:
             raise ValueError(f"reference must be features (n, d) of at least 4 samples, not {tuple(reference.shape)}")
@@ -75,6 +80,7 @@ class PlateauDecay:
         self.lag = lag
         self.patience = patience
         self.significance = significance
+        self.unconditional_every = unconditional_every
         self.failures = 0
         self.decays = 0
         self.latest: RelativeMMD | None = None
@@ -85,7 +91,7 @@ class PlateauDecay:
     def __repr__(self) -> str:
         return (
             f"PlateauDecay(factor={self.factor}, every={self.every}, lag={self.lag}, patience={self.patience}, "
-            f"significance={self.significance})"
+            f"significance={self.significance}, unconditional_every={self.unconditional_every})"
         )
 
     def due(self, base_step: int) -> bool:
@@ -98,6 +104,19 @@ class PlateauDecay:
             Whether ``base_step`` is a multiple of ``every``.
         """
         return base_step % self.every == 0
+
+    def is_unconditional(self, base_step: int) -> bool:
+        """Return whether the learning rates decay at this base step without a test.
+
+        Args:
+            base_step: Number of base steps taken.
+
+        Returns:
+            Whether it is a multiple of ``unconditional_every`` at which no features are due.
+        """
+        if not self.unconditional_every or base_step < 1 or self.due(base_step):
+            return False
+        return base_step % self.unconditional_every == 0
 
     @torch.no_grad()
     def update(self, base_step: int, features: Tensor) -> bool:

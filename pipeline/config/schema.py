@@ -174,7 +174,8 @@ class Model:
 
     networks: str = choice(
         MISSING,
-        "Family of networks: for images dcgan, sngan_convnet, sngan_resnet; for rows gaussian, realnvp, maf, nsf, mlp.",
+        "Family of networks: for images dcgan, sngan_convnet, sngan_resnet, and as the authors' code has these two, "
+        "sngan_convnet_arbel, sngan_resnet_arbel; for rows gaussian, realnvp, maf, nsf, mlp.",
         names="gebm.networks:NAMES",
     )
     energy: str | None = key(None, "Energy network (default: the family's own); mlp puts a plain network on a flow.")
@@ -204,6 +205,12 @@ class LearningRateDecay:
     lag: int = key(20000, "Base steps between the two bases that are compared.")
     patience: int = key(3, "Failures in a row before the rates fall.")
     num_samples: int = bounded(2000, "Images a test.", gt=0)
+    significance: float = bounded(0.05, "Level of the test: a larger p-value is a failure.", gt=0, lt=1)
+    unconditional_every: int | None = bounded(
+        None,
+        "Base steps between decays without a test, but at those with one (default: none; the authors' code has 5,000).",
+        gt=0,
+    )
 
 
 @dataclass

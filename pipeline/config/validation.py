@@ -404,6 +404,8 @@ def _check_components(config: Config) -> None:
             every=decay.every,
             lag=decay.lag,
             patience=decay.patience,
+            significance=decay.significance,
+            unconditional_every=decay.unconditional_every,
         ),
     )
 

@@ -35,6 +35,8 @@ class LearningRateDecay:
             every=decay.every,
             lag=decay.lag,
             patience=decay.patience,
+            significance=decay.significance,
+            unconditional_every=decay.unconditional_every,
         )
 
     def due(self, base_step: int) -> bool:
@@ -42,9 +44,12 @@ class LearningRateDecay:
         return self._plateau.due(base_step)
 
     def update(self) -> None:
-        """Lower both learning rates if a test is due and says that the base has stopped improving."""
+        """Lower both learning rates if a test is due and says so, or if they fall at this step without one."""
         # A base that is not trained does not stop improving.
-        if self._config.train.train_base and self.due(self._trainer.base_step) and self._is_on_plateau():
+        if not self._config.train.train_base:
+            return
+        step = self._trainer.base_step
+        if self._is_on_plateau() if self.due(step) else self._plateau.is_unconditional(step):
             self._trainer.scale_learning_rates(self._plateau.factor, self._plateau.factor)
 
     def state_dict(self) -> dict[str, Any]:

@@ -19,6 +19,8 @@ FAMILIES = [
     ("sngan_convnet", 64, 1),
     ("sngan_resnet", 32, 3),
     ("sngan_resnet", 64, 1),
+    ("sngan_convnet_arbel", 32, 3),
+    ("sngan_resnet_arbel", 32, 3),
 ]
 
 

@@ -31,6 +31,8 @@ SIZES = {
     "sngan_resnet": {"resolution": 32, "channels": 1, "latent_dim": 4, "width": 2},
     "dcgan_conditional": {"resolution": 8, "channels": 1, "latent_dim": 4, "width": 2, "num_classes": 2},
     "sngan_resnet_conditional": {"resolution": 32, "channels": 1, "latent_dim": 4, "width": 2, "num_classes": 2},
+    "sngan_convnet_arbel": {"resolution": 32, "channels": 1, "latent_dim": 4, "width": 1},
+    "sngan_resnet_arbel": {"resolution": 32, "channels": 1, "latent_dim": 4, "width": 2},
 }
 
 

@@ -202,6 +202,7 @@ def test_features_that_do_not_fit_the_reference_are_refused():
         ({"patience": 0}, "patience"),
         ({"every": 0}, "every"),
         ({"every": 3_000}, "lag"),
+        ({"unconditional_every": 0}, "unconditional_every"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, name):
@@ -214,3 +215,15 @@ def test_features_that_are_not_due_are_refused():
     assert plateau.due(4_000) and not plateau.due(4_001)
     with pytest.raises(ValueError, match="every 2000"):
         plateau.update(4_001, NOISE)
+
+
+@given(st.integers(1, 50), st.integers(1, 50), st.integers(-1, 500))
+def test_unconditional_decays_are_at_the_multiples_without_a_test(every, unconditional, step):
+    plateau = PlateauDecay(REFERENCE, every=every, lag=every, unconditional_every=unconditional)
+    assert plateau.is_unconditional(step) == (step > 0 and step % unconditional == 0 and step % every != 0)
+
+
+def test_the_authors_unconditional_decays_are_fifteen():
+    plateau = PlateauDecay(REFERENCE, unconditional_every=5_000)
+    assert [step for step in range(150_001) if plateau.is_unconditional(step)] == list(range(5_000, 150_000, 10_000))
+    assert not any(PlateauDecay(REFERENCE).is_unconditional(step) for step in range(0, 150_001, 1_000))
