@@ -18,13 +18,16 @@ from gebm.networks import (
     conditional,
     conditional_dcgan,
     conditional_sngan,
+    conventions,
     dcgan,
     double_backward,
     flows,
     layers,
     mlp,
+    published,
     sngan,
     sngan_arbel,
+    weights,
 )
 from gebm.registry import Registry
 
@@ -34,6 +37,7 @@ __all__ = [
     "conditional",
     "conditional_dcgan",
     "conditional_sngan",
+    "conventions",
     "dcgan",
     "double_backward",
     "flows",
@@ -41,17 +45,36 @@ __all__ = [
     "layers",
     "make",
     "mlp",
+    "published",
     "register",
     "sngan",
     "sngan_arbel",
+    "weights",
 ]
+
+# Conventions of this package's own networks.
+_OURS: dict[str, Any] = {"latents": "normal", "pixels": (-1.0, 1.0), "discriminator": None}
 
 NAMES: Registry[Callable[..., tuple[nn.Module, nn.Module]]] = Registry(
     "network",
     given=("resolution", "channels", "latent_dim", "width", "energy", "offset", "num_classes"),
-    facts={"tasks": ("images",), "resolutions": ()},
+    facts={
+        "tasks": ("images",),
+        "resolutions": (),
+        **_OURS,
+        "weights": weights.read_as_they_are,
+    },
 )
-"""The families by their names: ``tasks`` they are for, and the ``resolutions`` that they have; empty for any."""
+"""The families by their names, each with what is to be known of it:
+
+- ``tasks`` they are for, and the ``resolutions`` that they have, empty for any;
+- ``latents`` that their bases take, if not standard normal ones: a name or a function of
+  :mod:`gebm.networks.conventions`;
+- ``pixels``, the interval of the images of both, if not [-1, 1], such as ``(0.0, 1.0)``;
+- ``discriminator``, ``"logit"`` or ``"probability"``, if the second of the pair returns one and is no energy;
+- ``weights``, the function that reads those of a trained pair (:data:`gebm.networks.weights.Reader`), if their names
+  are not those of the modules.
+"""
 
 register = NAMES.register
 """Register a family: a function that returns its base and its energy."""
@@ -63,6 +86,7 @@ register("dcgan_conditional", resolutions=(8, 16, 32, 64, 128))(conditional_dcga
 register("sngan_resnet_conditional", resolutions=(32, 64, 128))(conditional_sngan.make)
 register("sngan_convnet_arbel", resolutions=(32, 64, 128))(sngan_arbel.make_convnet)
 register("sngan_resnet_arbel", resolutions=(32, 64, 128))(sngan_arbel.make_resnet)
+register("imported", resolutions=(32, 48, 64, 128, 256, 512), weights=published.read)(published.make)
 register("mlp", tasks=("points",))(mlp.make)
 for _name, _make in flows.makers().items():
     # Their bases have a density.
@@ -99,16 +123,17 @@ def make(
     Args:
         name: ``"dcgan"`` (resolutions 8 to 128), ``"sngan_convnet"``, ``"sngan_resnet"`` (32 to 128), the last two
             also with ``_arbel`` after the name, as the authors' code has them; with classes ``"dcgan_conditional"`` and
-            ``"sngan_resnet_conditional"``; or, for vectors, ``"mlp"`` and the flows
-            ``"gaussian"``, ``"realnvp"``, ``"maf"``, ``"nsf"``: there ``channels`` is the dimension and ``resolution``
-            means nothing.
+            ``"sngan_resnet_conditional"``; ``"imported"`` (32 to 512) for the weights of published layouts; or, for
+            vectors, ``"mlp"`` and the flows ``"gaussian"``, ``"realnvp"``, ``"maf"``, ``"nsf"``: there ``channels`` is
+            the dimension and ``resolution`` means nothing.
         resolution: Height and width of the images in pixels, a power of two.
         channels: Color channels.
         latent_dim: Latent dimension ``D``; a flow's is the dimension of its data.
         width: Channels at the full resolution, or hidden units (default: the family's own).
         energy: Energy of a flow: by default one with a known log-partition, minus the log-density of a
             second such flow and relative to the base. ``"mlp"``, with a flow or an MLP as base: an MLP that is not
-            spectrally normalized. The other families have one energy each.
+            spectrally normalized. With ``"imported"``, another family of images, whose energy is taken. The other
+            families have one energy each.
         offset: Constant in a flow's energy, in nats: minus its true log-partition.
         num_classes: Number of classes of a conditional family, which needs it; others have none.
         **settings: Settings that the family has of its own.
@@ -151,4 +176,10 @@ def make(
     arguments = {key: value for key, value in given.items() if key in part.parameters}
     chosen["num_classes"] = num_classes
     arguments |= {key: value for key, value in chosen.items() if value is not None}
-    return part.make(**arguments, **settings)
+    made: Any = part.make(**arguments, **settings)
+    given_as = {key: part.facts[key] for key in _OURS}
+    if given_as == _OURS:
+        return made
+    if num_classes is not None:
+        raise ValueError(f"{name}: networks of classes take standard normal latents, and return energies and [-1, 1]")
+    return conventions.adapt(*made, **given_as)

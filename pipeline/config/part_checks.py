@@ -17,6 +17,7 @@ from gebm import StandardNormal, networks, objectives, penalties, samplers
 from gebm.registry import Part
 from pipeline.config import metrics, part_settings
 from pipeline.config.kernels import kernel_settings
+from pipeline.config.networks import network_arguments
 from pipeline.config.schema import Config, Train
 from pipeline.config.training_parts import make_objective, make_penalty
 from pipeline.runtime.errors import UserError
@@ -43,8 +44,10 @@ def check_parts(config: Config) -> None:
     model, data = config.model, config.data
     if not (part := networks.NAMES.part(model.networks)).builtin:
         shape = (data.channels, data.resolution or 0, data.resolution or 0)[: 3 if config.task == "images" else 1]
-        given = {"width": model.width, "energy": model.energy, "offset": model.energy_offset}
-        _check_networks(part, shape, model.latent_dim, part_settings.frozen(given | model.settings))
+        given = network_arguments(config)
+        for name in ("name", "resolution", "channels", "latent_dim"):
+            del given[name]
+        _check_networks(part, shape, model.latent_dim, part_settings.frozen(given))
     if not (part := samplers.NAMES.part(config.sampler.name)).builtin:
         used = kernel_settings(config.sampler)
         settings = {"step_size": used.step_size, "friction": used.friction, **used.settings}

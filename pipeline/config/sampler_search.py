@@ -42,8 +42,11 @@ def check_sampler_search(config: Config) -> None:
         UserError: It cannot be run; one line says what to change.
     """
     scheduler, metric = config.sweep.scheduler, config.sweep.metric
-    if config.checkpoint is None:
-        raise UserError("a search over the sampler alone needs a trained model: give checkpoint=<a trial's folder>")
+    if config.checkpoint is None and config.model.base is None:
+        raise UserError(
+            "a search over the sampler alone needs a trained model: give checkpoint=<a trial's folder>, or model.base "
+            "and model.energy"
+        )
     if scheduler == "pbt":
         raise UserError(
             "sweep.scheduler=pbt: a search over the sampler alone trains nothing that one trial could take over from "

@@ -174,11 +174,21 @@ class Model:
 
     networks: str = choice(
         MISSING,
-        "Family of networks: for images dcgan, sngan_convnet, sngan_resnet, and as the authors' code has these two, "
-        "sngan_convnet_arbel, sngan_resnet_arbel; for rows gaussian, realnvp, maf, nsf, mlp.",
+        "Family of networks: for images dcgan, sngan_convnet, sngan_resnet, as the authors' code has these two, "
+        "sngan_convnet_arbel, sngan_resnet_arbel, and imported for weights of published layouts; for rows gaussian, "
+        "realnvp, maf, nsf, mlp.",
         names="gebm.networks:NAMES",
     )
-    energy: str | None = key(None, "Energy network (default: the family's own); mlp puts a plain network on a flow.")
+    base: str | None = key(
+        None,
+        "Weights of a trained generator to start from, safetensors or a torch file: a path or any fsspec URL.",
+        outside=True,
+    )
+    energy: str | None = key(
+        None,
+        "Energy network (default: the family's own); mlp puts a plain network on a flow. With model.base, the weights "
+        "of the discriminator, or none; on imported networks also a family of images, whose energy is taken.",
+    )
     energy_offset: float = bounded(
         0.0, "Constant of a flow's energy in nats: minus the log-partition, which training does not know."
     )

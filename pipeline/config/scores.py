@@ -6,7 +6,16 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["STANDARD_ERROR", "ChainPoint", "at_end", "chain_points", "format_score", "plus_minus", "standard_error_of"]
+__all__ = [
+    "STANDARD_ERROR",
+    "ChainPoint",
+    "at_end",
+    "chain_points",
+    "difference",
+    "format_score",
+    "plus_minus",
+    "standard_error_of",
+]
 
 STANDARD_ERROR = "_standard_error"
 """End of the name of a score's standard error."""
@@ -87,6 +96,34 @@ def standard_error_of(metrics: Mapping[str, Any], name: str) -> float | None:
     if isinstance(error, bool) or not isinstance(error, int | float) or not math.isfinite(error) or error < 0:
         return None
     return float(error)
+
+
+def difference(metrics: Mapping[str, Any], base: str, gebm: str) -> ChainPoint | None:
+    """Return what an energy and its chain add to a score of the base alone, with the standard error of the difference.
+
+    The error is that of two independent sets of samples. Chains start where the samples of the base do, which can only
+    make it smaller.
+
+    Args:
+        metrics: Scores of an evaluation, from this process or from a file.
+        base: Name of the score of the base.
+        gebm: Name of the score of the GEBM.
+
+    Returns:
+        The GEBM's score minus the base's; ``None`` where one of them is no finite number.
+
+    Example:
+        >>> scores = {"fid_base": 5.0, "fid_base_standard_error": 0.3, "fid_gebm": 4.0, "fid_gebm_standard_error": 0.4}
+        >>> difference(scores, "fid_base", "fid_gebm")
+        ChainPoint(score=-1.0, standard_error=0.5)
+    """
+    before, after = metrics.get(base), metrics.get(gebm)
+    for value in (before, after):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            return None
+    errors = standard_error_of(metrics, base), standard_error_of(metrics, gebm)
+    error = None if None in errors else math.hypot(*(error or 0.0 for error in errors))
+    return ChainPoint(float(after or 0.0) - float(before or 0.0), error)
 
 
 def at_end(name: str, end: str) -> str:

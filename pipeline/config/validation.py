@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from operator import attrgetter
 from typing import Any, ClassVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -25,12 +25,14 @@ from gebm.training.plateau_decay import PlateauDecay
 from pipeline.config import metrics, part_settings
 from pipeline.config.fields import keys
 from pipeline.config.kernels import kernel_settings
+from pipeline.config.networks import network_arguments
 from pipeline.config.part_checks import check_parts, checked_objective
 from pipeline.config.schema import Config, Data, Evaluation
 from pipeline.runtime.errors import UserError, one_line
 
 __all__ = [
     "FEWEST_FOR_FID_INFINITY",
+    "build_shapes",
     "required_multiple",
     "validate",
     "validate_image_scores",
@@ -365,20 +367,21 @@ def _possible_workers(config: Config) -> range:
     return range(config.scale.min_workers or config.scale.num_workers, config.scale.num_workers + 1)
 
 
+def build_shapes(config: Config, settings: Mapping[str, Any] | None = None) -> tuple[nn.Module, nn.Module]:
+    """Build base and energy on a device that allocates nothing, for the shapes of their weights.
+
+    Args:
+        config: ``model``, ``data.resolution`` and ``data.channels``.
+        settings: Settings of the networks, in addition to those of the config or in their place.
+
+    Raises:
+        ValueError: There are no such networks.
+    """
+    return _build_networks(**dict(part_settings.frozen(network_arguments(config) | dict(settings or {}))))
+
+
 def _check_networks(config: Config) -> None:
-    _try_to_build(
-        "model",
-        lambda: _build_networks(
-            config.model.networks,
-            config.data.resolution,
-            config.data.channels,
-            config.model.latent_dim,
-            config.model.width,
-            config.model.energy,
-            config.model.energy_offset,
-            part_settings.frozen(config.model.settings),
-        ),
-    )
+    _try_to_build("model", lambda: build_shapes(config))
 
 
 def _check_components(config: Config) -> None:
@@ -427,28 +430,10 @@ def _rankable_scores(config: Config) -> list[str]:
 
 # A search validates the same networks at each end of each range.
 @functools.cache
-def _build_networks(
-    name: str,
-    resolution: int | None,
-    channels: int,
-    latent_dim: int,
-    width: int | None,
-    energy: str | None,
-    offset: float,
-    settings: tuple[tuple[str, Any], ...],
-) -> object:
+def _build_networks(name: str, resolution: int | None, **arguments: Any) -> tuple[nn.Module, nn.Module]:
     # A flow reads its masks while it is built, which the meta device cannot do; and it is small.
     with torch.device("cpu" if name in networks.flows.FLOWS else "meta"), _ShapesOnly():
-        return networks.make(
-            name,
-            resolution=resolution or 0,
-            channels=channels,
-            latent_dim=latent_dim,
-            width=width,
-            energy=energy,
-            offset=offset,
-            **dict(settings),
-        )
+        return networks.make(name, resolution=resolution or 0, **arguments)
 
 
 class _ShapesOnly(TorchFunctionMode):

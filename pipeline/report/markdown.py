@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from pipeline.config.compose import format_overrides
 from pipeline.config.own_choices import own_overrides
 from pipeline.config.printed_commands import command_words
-from pipeline.config.scores import format_score
+from pipeline.config.scores import difference, format_score, plus_minus
 from pipeline.report.analysis import SweepResults
 from pipeline.report.escaping import code, code_block, escape
 from pipeline.tracking.finalists import order_changes
@@ -132,13 +131,13 @@ def _best_trial(results: SweepResults, items: int) -> str:
 
 def _gain(results: SweepResults, trial: TrialRecord) -> str:
     """Return a sentence that compares a trial's GEBM with its base; empty where one has no score."""
-    metrics = results.records.final_metrics(trial)
-    base, gebm = (metrics.get(name, math.nan) for name in results.records.shown[:2])
-    if not all(isinstance(value, int | float) and math.isfinite(value) for value in (base, gebm)):
+    added = difference(results.records.final_metrics(trial), *results.records.shown[:2])
+    if added is None:
         return ""
-    gain = (base - gebm) * (1 if results.records.mode == "min" else -1)
+    gain = added.score * (-1 if results.records.mode == "min" else 1)
     verdict = "better" if gain > 0 else "no better" if gain == 0 else "worse"
-    return f" With its energy it is {verdict} than its base alone, by {abs(gain):.3g}."
+    amount = f"{abs(gain):.3g}" if not added.standard_error else plus_minus(abs(gain), added.standard_error)
+    return f" With its energy it is {verdict} than its base alone, by {amount}."
 
 
 def _list_warnings(trial: TrialRecord, items: int) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline import config as schema
+from pipeline.config.networks import is_weights
 from pipeline.data import resolve_url
 from pipeline.runtime.errors import UserError
 
@@ -66,6 +67,8 @@ def resolve_paths(config: schema.Config, overrides: dict[str, Any], shared: Call
     if config.ray.address is not None:
         raise UserError(f"ray.address={config.ray.address}: a job runs on the cluster it is sent to; leave it out")
     locations = {"checkpoint": config.checkpoint, "evaluation.weights": config.evaluation.weights}
+    locations["model.base"] = config.model.base
+    locations["model.energy"] = config.model.energy if is_weights(config.model.energy) else None
     locations["resume" if config.resume else "output"] = config.resume or config.output or "results"
     # A sweep that is resumed has a store already, and one from a checkpoint has that of the training.
     if not config.resume and (not config.checkpoint or "data.store" in overrides):

@@ -27,7 +27,7 @@ from pipeline.config.temperature import BETA, describe_temperature, sampling_bet
 from pipeline.report.markdown import markdown
 from pipeline.runtime import lock
 from pipeline.runtime.errors import LockLost
-from pipeline.runtime.filesystem import write_file
+from pipeline.runtime.filesystem import write_file, writing
 from pipeline.sweep import cluster, search
 from pipeline.sweep.callback import SweepCallback
 from pipeline.sweep.display.console import Display
@@ -45,6 +45,7 @@ from pipeline.tracking.summary import TERMINAL_STATUSES, SweepSummary
 from pipeline.tracking.tracker import Tracker, journal_path
 from pipeline.tracking.trial_steps import trial_steps
 from pipeline.training.export import write_package
+from pipeline.training.import_weights import IMPORTED
 
 __all__ = ["Interrupted", "Sweep", "exit_status", "open_sweep", "run"]
 
@@ -186,6 +187,9 @@ class Sweep:
         """Make what all trials share, and write the config, the summary and the tracker's run."""
         config = self.plan.config
         keep_choices(self.plan.output, config)
+        if self.plan.imported:
+            with writing(self.plan.output):
+                self.plan.imported.write(f"{self.plan.output}/imported", config)
         label = prepare_shared(config, self.capacity)
         self.summary.verify()
         self.summary.facts = self._metadata(label)
@@ -193,7 +197,8 @@ class Sweep:
         self.summary.verify()
         write_file(f"{self.plan.output}/config.yaml", yaml.safe_dump(schema.to_dict(config), sort_keys=False).encode())
         self.tracker.log_files(None, [f"{self.plan.output}/config.yaml"])
-        for note in (*self.plan.notes, *preflight_notes(config, self.capacity, self.plan.store)):
+        imported = self.plan.imported.notes if self.plan.imported else ()
+        for note in (*imported, *self.plan.notes, *preflight_notes(config, self.capacity, self.plan.store)):
             log.info(note)
         self.summary.write()
 
@@ -248,6 +253,8 @@ class Sweep:
     def _metadata(self, label: str | None) -> dict[str, Any]:
         """Return the summary's metadata of the sweep."""
         config, store, beta = self.plan.config, self.plan.store, sampling_beta(self.plan.config)
+        # A sweep that is resumed has noted it before.
+        imported = self.plan.imported.facts if self.plan.imported else self.plan.summary.get(IMPORTED)
         return {
             "experiment": config.name,
             **self.plan.experiment,
@@ -258,6 +265,7 @@ class Sweep:
             "store_checksum": store.manifest.digest,
             "tracking_uri": config.tracking.uri,
             "named": self.plan.overrides,
+            **({"imported": imported} if imported else {}),
         }
 
     def _start_run(self, label: str | None) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import re
 import shlex
 import time
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pipeline import config as schema
 from pipeline import tasks
 from pipeline.config import invocation, plugins
 from pipeline.config.compose import format_overrides
+from pipeline.config.networks import is_weights
 from pipeline.config.own_choices import DATA_KEYS, RESUME_KEYS, choose, is_own, load_kept_plugins, own_overrides
 from pipeline.config.sampler_search import check_sampler_search, is_sampler_search
 from pipeline.config.validation import validate
@@ -30,6 +32,7 @@ from pipeline.tasks.open_store import ensure_store
 from pipeline.tracking.summary import TERMINAL_STATUSES, TrialRecord, read_summary
 from pipeline.training.build_model import build_model, trained_config
 from pipeline.training.checkpoints import load_state, read
+from pipeline.training.import_weights import ImportedPair, forget_files, read_pair
 
 __all__ = ["SweepPlan", "load_sweep", "require_unchanged", "resolve"]
 
@@ -49,6 +52,7 @@ class SweepPlan:
             :meth:`pipeline.config.invocation.Invocation.facts`.
         summary: Summary of the sweep that is resumed, as it was read; empty for a new one.
         notes: Lines for the user.
+        imported: Trained pair that the trials start from, which is not in the folder yet; None without one.
     """
 
     config: schema.Config
@@ -60,6 +64,7 @@ class SweepPlan:
     experiment: dict[str, str] = dataclasses.field(default_factory=dict)
     summary: dict[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    imported: ImportedPair | None = None
 
     @property
     def run_id(self) -> str | None:
@@ -85,14 +90,19 @@ def resolve(config: schema.Config, overrides: dict[str, Any]) -> SweepPlan:
     resuming = bool(config.resume)
     trials: list[TrialRecord] = []
     summary: dict[str, Any] = {}
+    imported = _import_pair(config)
     if resuming:
         config, trials, summary = _resumed_config(config, overrides)
     elif config.checkpoint:
         config = _checkpoint_config(config, overrides)
     validate(config)
     space = parse_space(config)
+    if imported and (sized := [key for key in space if key.startswith("model.")]):
+        raise UserError(f"sweep.space: {sized[0]} cannot be searched with model.base, whose weights have their sizes")
     if is_sampler_search(config):
         check_sampler_search(config)
+        # Nothing is trained, and what is sampled is what was imported.
+        config.train.base_steps = 0 if imported else config.train.base_steps
     check_count(config, space)
     trials, notes = plan_trials(config, space, trials)
     if config.evaluation.weights:
@@ -102,13 +112,35 @@ def resolve(config: schema.Config, overrides: dict[str, Any]) -> SweepPlan:
     _check_batches(config, space, store)
     config.data.store = store.url
     config.output, config.tracking.uri, artifacts = _resolve_output(config, resuming=resuming)
+    if imported:
+        forget_files(config)
+        config.checkpoint = f"{config.output}/imported"
     earlier = map(shlex.quote, own_overrides(str(summary.get("named", "")), str(config.output)))
     text = " ".join([*earlier, *format_overrides(overrides)])
     chosen = invocation.current().facts(config.name)
     if resuming:
         known = summary if is_own(str(config.output)) else {}
         chosen = {key: value for key in ("conf", "config_dir") if isinstance(value := known.get(key), str)}
-    return SweepPlan(config, space, store, trials, text, artifacts, chosen, summary, (*space.notes, *notes))
+    return SweepPlan(config, space, store, trials, text, artifacts, chosen, summary, (*space.notes, *notes), imported)
+
+
+def _import_pair(config: schema.Config) -> ImportedPair | None:
+    """Read the trained pair that a command names; ``None`` where it names none.
+
+    Raises:
+        UserError: It cannot be read or does not fit, or the command names another start, or none where it has to.
+    """
+    base, others = config.model.base, {"resume": config.resume, "checkpoint": config.checkpoint}
+    start = next((f"{key}={value}" for key, value in others.items() if value), None)
+    if base is None:
+        if is_weights(config.model.energy) or (config.model.networks == "imported" and start is None):
+            named = "model.energy" if is_weights(config.model.energy) else "model.networks"
+            value = attrgetter(named)(config)
+            raise UserError(f"{named}={value} comes without model.base: add the weights of a trained generator")
+        return None
+    if start is not None:
+        raise UserError(f"model.base={base}: {start} has its weights already; leave out one of the two")
+    return read_pair(config)
 
 
 def require_unchanged(plan: SweepPlan) -> None:

@@ -12,6 +12,7 @@ from gebm.training import Alternation, Trainer, gradient_guard
 from gebm.training.optimizers import Schedule, adam
 from pipeline import config as schema
 from pipeline.config import plugins, precision
+from pipeline.config.networks import network_arguments
 from pipeline.config.own_choices import DATA_KEYS, choose, load_kept_plugins
 from pipeline.config.training_parts import make_objective, make_penalty
 from pipeline.config.validation import validate
@@ -35,16 +36,7 @@ def build_model(config: schema.Config) -> GEBM:
         config: ``model``, ``data.resolution``, ``data.channels`` and ``seed``.
     """
     torch.manual_seed(config.seed)
-    base, energy = networks.make(
-        config.model.networks,
-        resolution=config.data.resolution or 0,
-        channels=config.data.channels,
-        latent_dim=config.model.latent_dim,
-        width=config.model.width,
-        energy=config.model.energy,
-        offset=config.model.energy_offset,
-        **config.model.settings,
-    )
+    base, energy = networks.make(**network_arguments(config))
     return GEBM(base, energy, StandardNormal(config.model.latent_dim), energy_floor=config.model.energy_floor)
 
 
@@ -134,6 +126,11 @@ def load_model(
     """
     if url is None:
         raise UserError("no checkpoint is named: give checkpoint=<the folder of a checkpoint or of a trial>")
+    if overrides.get("model.base"):
+        raise UserError(
+            f"model.base={overrides['model.base']}: the checkpoint has its weights already; leave it out, or give it "
+            "to `python -m pipeline.train`"
+        )
     checkpoint = read(url)
     load_kept_plugins(url)
     config = schema.apply(

@@ -19,7 +19,7 @@ from pipeline import tasks
 from pipeline.config import precision
 from pipeline.config.kernels import used_settings
 from pipeline.config.own_choices import DATA_KEYS
-from pipeline.config.scores import STANDARD_ERROR, format_score, plus_minus
+from pipeline.config.scores import STANDARD_ERROR, difference, format_score, plus_minus
 from pipeline.config.temperature import BETA, describe_temperature, sampling_beta
 from pipeline.evaluation.base import EvaluationRun
 from pipeline.evaluation.chains import make_kernel
@@ -112,3 +112,7 @@ def _print_scores(
     for name in evaluation.scores:
         if not name.endswith(STANDARD_ERROR):
             console.print(f"{name:<40} {format_score(evaluation.scores, name)}", highlight=False)
+    base, gebm = schema.monitored_metrics(config)
+    if (added := difference(evaluation.scores, base, gebm)) is not None:
+        name = f"{base.removesuffix('_base')}, added by energy and chain"
+        console.print(f"{name:<40} {plus_minus(*added)}", highlight=False)

@@ -25,6 +25,7 @@ from gebm.folding import folded
 from gebm.model import NoEnergy
 from pipeline import config as schema
 from pipeline.config.kernels import kernel_settings
+from pipeline.config.networks import network_arguments
 from pipeline.config.part_settings import own_settings
 from pipeline.config.plugins import sources_of
 from pipeline.evaluation.chains import find_kernel
@@ -142,16 +143,7 @@ def _settings(model: GEBM, config: schema.Config, checkpoint: str) -> dict[str, 
         "experiment": config.name,
         "checkpoint": checkpoint,
         "kind": "images" if config.task == "images" else "rows",
-        "networks": {
-            "name": config.model.networks,
-            "resolution": config.data.resolution or 0,
-            "channels": config.data.channels,
-            "latent_dim": config.model.latent_dim,
-            "width": config.model.width,
-            "energy": config.model.energy,
-            "offset": config.model.energy_offset,
-            **config.model.settings,
-        },
+        "networks": network_arguments(config),
         "energy_floor": config.model.energy_floor,
         "has_energy": not isinstance(model.energy.network, NoEnergy),
         "sampler": {"sampler": sampler.name, **{key: getattr(sampler, key) for key in _SAMPLER_KEYS}},

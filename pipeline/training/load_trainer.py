@@ -8,6 +8,7 @@ from pipeline import config as schema
 from pipeline.config.training_parts import make_objective
 from pipeline.training.build_model import trained_config
 from pipeline.training.checkpoints import Checkpoint, load_state
+from pipeline.training.import_weights import IMPORTED
 from pipeline.training.step_generator import step_generator
 from pipeline.training.worker import Worker
 
@@ -32,7 +33,8 @@ def load_trainer(trainer: Trainer, model: GEBM, checkpoint: Checkpoint, config: 
     trainer.load_state_dict(checkpoint.training["trainer"])
     before, now = trained_config(checkpoint).train, config.train
     learns = trainer.objective.trains_log_partition
-    if learns and not make_objective(before).trains_log_partition and now.log_partition_samples:
+    is_untrained = IMPORTED in checkpoint.state or not make_objective(before).trains_log_partition
+    if learns and is_untrained and now.log_partition_samples:
         # It is what it was before any training. All workers take the first one's, so that their copies are equal.
         generator = step_generator(config, "log-partition", trainer.base_step, worker.device)
         initialize_log_partition(trainer.sampling_model(), now.log_partition_samples, generator)

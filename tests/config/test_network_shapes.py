@@ -16,13 +16,14 @@ CASES = [
     ("sngan_resnet", {"resolution": 32, "channels": 3, "latent_dim": 16, "width": 8}),
     ("sngan_convnet_arbel", {"resolution": 32, "channels": 3, "latent_dim": 16, "width": 8}),
     ("sngan_resnet_arbel", {"resolution": 32, "channels": 3, "latent_dim": 16, "width": 8}),
+    ("imported", {"resolution": 32, "channels": 3, "latent_dim": 16, "base_width": 8, "energy_width": 8}),
     ("mlp", {"resolution": None, "channels": 2, "latent_dim": 3, "width": 8}),
 ]
 CHECK = f"""
 import sys
 from pipeline.config import validation
 for name, sizes in {CASES!r}:
-    validation._build_networks(name, energy=None, offset=0.0, settings=(), **sizes)
+    validation._build_networks(name, energy=None, offset=0.0, **sizes)
 assert "torch" in sys.modules and "torch._dynamo" not in sys.modules
 """
 
@@ -33,7 +34,7 @@ def test_torch_loads_no_compiler_for_it():
 
 @pytest.mark.parametrize(("name", "sizes"), CASES)
 def test_the_shapes_are_those_of_the_networks_that_are_trained(name, sizes):
-    checked = validation._build_networks(name, energy=None, offset=0.0, settings=(), **sizes)
+    checked = validation._build_networks(name, energy=None, offset=0.0, **sizes)
     trained = networks.make(name, **{**sizes, "resolution": sizes["resolution"] or 0})
     for one, other in zip(checked, trained, strict=True):
         shapes = {key: value.shape for key, value in other.state_dict().items()}

@@ -6,12 +6,16 @@ import json
 import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from pipeline.training.checkpoints import read
 from tests.docs.test_documents import FENCE
-from tests.helpers.cli import run
+from tests.helpers.cli import environment, run
 
 PAGES = Path(__file__).parents[2] / "docs" / "how-to"
 
@@ -53,3 +57,35 @@ def test_my_network_and_my_sampler(home):
     os.rename(home / "tower", home / "elsewhere")
     refused = run(home, "sample", "checkpoint=elsewhere/trials/000", "output=none", status=2)
     assert re.search(rf"needs model.networks=tower, .* add 'plugins=\[{home}/mine.py\]'", refused)
+
+
+def test_improve_my_gan(home):
+    text = (PAGES / "improve-my-gan.md").read_text(encoding="utf-8")
+    blocks = {kind: [m["code"] for m in FENCE.finditer(text) if m["language"] == kind] for kind in ("python", "sh")}
+    (home / "gan.py").write_text(blocks["python"][0])
+    (home / "weights.py").write_text(blocks["python"][1])
+    subprocess.run([sys.executable, "weights.py"], cwd=home, env=environment(home), check=True)
+    train, sweep, evaluate = (shlex.split(line)[2:] for line in blocks["sh"][0].splitlines())
+    printed = run(home, train[0].removeprefix("pipeline."), *train[1:], "train.warmup_energy_steps=1")
+    assert re.search(
+        r"generator.pth: .*; taken: G_ema, the moving average; left over: G, step", " ".join(printed.split())
+    )
+    summary = json.loads((home / "better" / "summary.json").read_text())
+    assert [trial["status"] for trial in summary["trials"]] == ["finished"]
+    assert summary["imported"]["base"]["taken"] == "G_ema"
+
+    # The generator is what it was, and the energy is not what the discriminator was.
+    checkpoint = read(str(home / "better" / "trials" / "000"))
+    generator = torch.load(home / "generator.pth")["G_ema"]
+    assert all(torch.equal(checkpoint.model[f"base.network.{name}"], generator[name]) for name in generator)
+    discriminator = torch.load(home / "discriminator.pt")
+    assert not torch.equal(checkpoint.model["energy.network.network.judge.weight"], discriminator["judge.weight"])
+    assert (checkpoint.state["config"]["model"]["base"], checkpoint.state["base_step"]) == (None, 20)
+
+    # Nobody needs the files any more.
+    (home / "generator.pth").unlink()
+    run(home, sweep[0].removeprefix("pipeline."), *sweep[1:])
+    trials = json.loads((home / "chains" / "summary.json").read_text())["trials"]
+    assert sorted(trial["params"]["sampler.beta"] for trial in trials) == [1.0, 10.0]
+    scored = run(home, evaluate[0].removeprefix("pipeline."), *evaluate[1:])
+    assert re.search(r"fid, added by energy and chain +-?[\d.]+ ± [\d.]+", scored)
