@@ -35,7 +35,9 @@ HEAD = """# Density estimation on UCI
 
 Test negative log-likelihood in nats of whitened rows (lower is better): mean and standard error over {seeds} seeds
 of split, dequantization and initialization. Each number is of the checkpoint with the best validation likelihood.
-Splits and preparation are those of the paper (Arbel, Zhou and Gretton, ICLR 2021); this table is made by
+The sizes of the splits are those of the paper (Arbel, Zhou and Gretton, ICLR 2021); rows are not prepared as by its
+authors' code ([what differs](../differences.md)), so these figures are no reproduction of the paper's. The table is
+made by
 
 ```sh
 python -m benchmarks.density <folder> --sets {sets}

@@ -62,7 +62,7 @@ class Splits(NamedTuple):
 
 
 def split_rows(rows: torch.Tensor, seed: int, *, dequantise: bool, max_correlation: float | None) -> Splits:
-    """Split a table at random and prepare it as Wenliang et al. (2019) and Arbel, Zhou and Gretton (2021) did.
+    """Split a table at random, into parts as Wenliang et al. (2019) and Arbel, Zhou and Gretton (2021) have them.
 
     A tenth of the rows is for testing and a tenth of the rest, 1,000 at most, for validation. All that is estimated is
     estimated on the training rows alone: which columns go together, how finely a column was recorded, mean and
