@@ -22,7 +22,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -152,8 +152,8 @@ class Registry(Mapping[str, _T], Generic[_T]):
         *,
         given: tuple[str, ...] = (),
         facts: Mapping[str, Any] | None = None,
-        choices: Mapping[str, tuple[Any, ...]] | None = None,
-        taken: tuple[str, ...] = (),
+        choices: Mapping[str, Collection[Any]] | None = None,
+        taken: Container[str] = (),
         has_settings: bool = True,
     ) -> None:
         self._kind, self._given, self._facts = kind, given, dict(facts or {})
@@ -217,12 +217,14 @@ class Registry(Mapping[str, _T], Generic[_T]):
             return make
 
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise ValueError(f"{name!r} cannot be the name of a {self._kind}: use letters, digits and _")
+            raise ValueError(f"{name!r} cannot be the name of {_with_article(self._kind)}: use letters, digits and _")
         if name in self._parts or name in self._taken:
-            raise ValueError(f"there is a {self._kind} called {name!r} already: choose another name")
+            raise ValueError(f"there is {_with_article(self._kind)} called {name!r} already: choose another name")
         if unknown := sorted(facts.keys() - self._facts.keys()):
             known = ", ".join(self._facts) or "nothing"
-            raise ValueError(f"a {self._kind} is not registered with {', '.join(unknown)}: it takes {known}")
+            raise ValueError(
+                f"{_with_article(self._kind)} is not registered with {', '.join(unknown)}: it takes {known}"
+            )
         for fact, value in facts.items():
             self._check_fact(name, fact, value)
         return add
@@ -231,9 +233,12 @@ class Registry(Mapping[str, _T], Generic[_T]):
         default, choices = self._facts[fact], self._choices.get(fact, ())
         kind = type(default)
         if default is not None and (not isinstance(value, kind) or isinstance(value, bool) is not (kind is bool)):
-            raise ValueError(f"{self._kind} {name!r}: {fact}={value!r} has to be a {kind.__name__}, as in {default!r}")
+            noun = _with_article(kind.__name__)
+            raise ValueError(f"{self._kind} {name!r}: {fact}={value!r:.50} has to be {noun}, as in {default!r}")
         if choices and any(one not in choices for one in (value if isinstance(value, tuple) else (value,))):
-            raise ValueError(f"{self._kind} {name!r}: {fact}={value!r} has to be among {', '.join(map(str, choices))}")
+            is_range = isinstance(choices, range)
+            among = f"from {choices[0]} to {choices[-1]:,}" if is_range else f"among {', '.join(map(str, choices))}"
+            raise ValueError(f"{self._kind} {name!r}: {fact}={value!r:.50} has to be {among}")
 
     def _describe(
         self, name: str, make: Callable[..., Any], types: Mapping[str, Any], facts: dict[str, Any], module: str
@@ -311,6 +316,10 @@ def load_source(source: str, path: str, name: str) -> types.ModuleType:
 def source_of(module: str) -> str | None:
     """Return the text of a module that :func:`load_source` has executed; ``None`` of any other."""
     return getattr(sys.modules.get(module), _SOURCE, None)
+
+
+def _with_article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def _caller() -> str:

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from gebm.registry import Part, Registry
+from pipeline.config.scores import STANDARD_ERROR
 from pipeline.runtime.part_errors import refusing
 
-__all__ = ["BUILTIN", "NAMES", "Metric", "Score", "measure", "metric", "names", "register"]
+__all__ = ["BUILTIN", "MAX_SAMPLES", "NAMES", "Metric", "Score", "measure", "metric", "names", "register"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,9 @@ class Metric:
     better: str = "down"
     of: str = "features"
 
+
+MAX_SAMPLES = 10_000
+"""Samples, and data, that a metric of one's own is computed from at most."""
 
 BUILTIN = {
     # A covariance.
@@ -61,12 +65,21 @@ _OTHER_SCORES = (
     "log_partition", "log_partition_monte_carlo",
 )  # fmt: skip
 
+
+class _Taken:
+    """Names that would be those of other scores, or of a score's standard error."""
+
+    def __contains__(self, name: object) -> bool:
+        known = {score for metric in BUILTIN.values() for score in metric.scores}
+        return name in BUILTIN or name in known or name in _OTHER_SCORES or str(name).endswith(STANDARD_ERROR)
+
+
 NAMES: Registry[Callable[..., Any]] = Registry(
     "metric",
     given=("samples", "data"),
     facts={"fewest": 2, "better": "down", "of": "features"},
-    choices={"better": ("down", "up"), "of": ("features", "images")},
-    taken=(*BUILTIN, *(score for known in BUILTIN.values() for score in known.scores), *_OTHER_SCORES),
+    choices={"better": ("down", "up"), "of": ("features", "images"), "fewest": range(1, MAX_SAMPLES + 1)},
+    taken=_Taken(),
     has_settings=False,
 )
 """Metrics of one's own. Their facts: the samples that one needs (``fewest``), whether less is better (``down``) or more

@@ -209,8 +209,7 @@ def _execute(plugin: Plugin) -> None:
     from gebm.registry import all_or_nothing, load_source
 
     try:
-        # What it prints is no result of the command.
-        with all_or_nothing(), contextlib.redirect_stdout(sys.stderr):
+        with all_or_nothing(), _unchanged_process():
             if plugin.source is None:
                 importlib.import_module(plugin.module)
             else:
@@ -222,6 +221,20 @@ def _execute(plugin: Plugin) -> None:
         reason = f"{type(error).__name__}: {one_line(error, limit=300)}".removesuffix(f": {type(error).__name__}")
         raise UserError(f"plugins: {_place(plugin, error)}: {reason}") from None
     _loaded[plugin.name] = plugin
+
+
+@contextlib.contextmanager
+def _unchanged_process() -> Iterator[None]:
+    """Keep what an import may change and a command relies on; what is printed is no result of the command."""
+    import torch
+
+    folder, dtype = os.getcwd(), torch.get_default_dtype()
+    with contextlib.redirect_stdout(sys.stderr), torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            os.chdir(folder)
+            torch.set_default_dtype(dtype)
 
 
 def _place(plugin: Plugin, error: BaseException) -> str:

@@ -138,6 +138,13 @@ def test_a_file_is_one_plugin_however_it_is_spelled_and_two_of_one_name_are_two(
     with pytest.raises(UserError, match=r"half\.py:3: ZeroDivisionError"):
         plugins.load(["half.py"])
     assert "half" not in samplers.NAMES
+    # What a command relies on is as it was.
+    text = "import os, torch\nos.chdir('/')\ntorch.set_default_dtype(torch.float64)\ntorch.manual_seed(7)\n"
+    (tmp_path / "changing.py").write_text(text)
+    before = torch.get_rng_state()
+    plugins.load(["changing.py"])
+    assert (os.getcwd(), torch.get_default_dtype()) == (str(tmp_path), torch.float32)
+    assert torch.equal(before, torch.get_rng_state())
     (tmp_path / "half.py").write_text("import gebm\ngebm.samplers.register('half')(gebm.samplers.MALA)\n")
     assert plugins.load(["half.py"])[-1] == str(tmp_path / "half.py")
     monkeypatch.chdir(tmp_path / "c")

@@ -91,6 +91,8 @@ GIVEN = [
     ("return 5", "it returns int, and has to return a sequence"),
     ("return {}", "it returns dict"),
     ("return []", "it has no images"),
+    ("return range(10**9)", "it has 1000000000 images, and has to have 1 to 268,435,456"),
+    ("return Named(0, 'ab')", "its classes are 'ab', and have to be a list of names"),
     ("return 1 / 0", r"mine.py:8: mine: ZeroDivisionError"),
     ("return [np.zeros((8, 8))]", r"image 0 is float64 \(8, 8\), and has to be uint8"),
     ("return [np.zeros(8, np.uint8)]", r"image 0 is uint8 \(8,\)"),

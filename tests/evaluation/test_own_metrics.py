@@ -183,9 +183,13 @@ REGISTERED = [
     ("register('a b')", "cannot be the name of a metric"),
     ("register('a', better='lower')", "better='lower' has to be among down, up"),
     ("register('a', of='pixels')", "of='pixels' has to be among features, images"),
-    ("register('a', fewest=True)", "fewest=True has to be a int"),
-    ("register('a', fewest='8')", "fewest='8' has to be a int"),
-    ("register('a', up=True)", "not registered with up"),
+    ("register('a', fewest=True)", "fewest=True has to be an int"),
+    ("register('a', fewest='8')", "fewest='8' has to be an int"),
+    ("register('a', up=True)", "a metric is not registered with up"),
+    ("register('a', fewest=0)", "fewest=0 has to be from 1 to 10,000"),
+    ("register('a', fewest=10_001)", "fewest=10001 has to be from 1 to 10,000"),
+    ("register('fid_standard_error')", "already: choose another name"),
+    ("register('gap_standard_error')", "already: choose another name"),
 ]
 
 
@@ -204,6 +208,7 @@ MODULES = [
     ("return nn.Flatten(0)", r"it maps images \(3, 1, 8, 8\) to \(192,\), and has to return embedding \(3, ...\)"),
     ("return nn.Identity()", r"to \(3, 1, 8, 8\), and has to return embedding"),
     ("return nn.Linear(2, 2)", r"RuntimeError"),
+    ("return nn.Sequential(nn.Flatten(), nn.ZeroPad1d((0, 9000)))", r"it gives 9,064 features, and has to give 8,192"),
 ]
 
 

@@ -25,6 +25,8 @@ __all__ = ["OwnSource", "own_table"]
 # Bytes of the images of an iterable, which are kept in memory.
 _MAX_BYTES = 2**30
 _MAX_CLASSES = 100_000
+# Their order in a store takes two gibibytes.
+_MAX_IMAGES = 2**28
 
 
 class OwnSource:
@@ -47,8 +49,8 @@ class OwnSource:
             self._images = _as_sequence(opened)
             self.labels = _labels(part, opened)
             self._count = operator.index(len(self._images))
-        if self._count < 1:
-            raise refusal(part, "it has no images")
+        if not 1 <= self._count <= _MAX_IMAGES:
+            raise refusal(part, f"it has {self._count or 'no'} images, and has to have 1 to {_MAX_IMAGES:,}")
         # What is wrong with one is wrong with all, as a rule, but for one that is broken.
         with contextlib.suppress(BrokenImage):
             self.read(0)
@@ -173,6 +175,8 @@ def _labels(part: Part, opened: Any) -> tuple[str, ...] | None:
     names = part.facts["labels"] or getattr(opened, "classes", None)
     if names is None:
         return None
+    if isinstance(names, str | bytes):
+        raise ValueError(f"its classes are {names!r:.50}, and have to be a list of names")
     first = [str(name) for name in itertools.islice(names, _MAX_CLASSES + 1)]
     if len(first) > _MAX_CLASSES or len(set(first)) < len(first):
         raise ValueError(f"its classes have to be {_MAX_CLASSES:,} different names at most")

@@ -53,7 +53,7 @@ NAMES: Registry[Callable[..., nn.Module]] = Registry(
     "feature extractor",
     given=("weights",),
     facts={"channels": 3, "batch_size": 64, "logits": False},
-    choices={"channels": (1, 3)},
+    choices={"channels": (1, 3), "batch_size": range(1, 10_001)},
     taken=("classifier", *FEATURE_EXTRACTORS_REGISTRY),
     has_settings=False,
 )

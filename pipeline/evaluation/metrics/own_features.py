@@ -12,6 +12,9 @@ from pipeline.runtime.part_errors import refusal, refusing
 
 __all__ = ["OwnFeatures"]
 
+# A covariance of so many features has half a gibibyte.
+_MAX_FEATURES = 2**13
+
 
 class OwnFeatures(nn.Module):
     """Feature extractor that a plugin has registered.
@@ -49,6 +52,9 @@ class OwnFeatures(nn.Module):
         if len(tensors) != len(names) or not all(_has_rows(tensor, len(images)) for tensor in tensors):
             shapes = ", ".join(_describe(tensor) for tensor in tensors)
             raise refusal(self._part, f"it maps images {tuple(images.shape)} to {shapes}, and has to return {wanted}")
+        if tensors[0].shape[1] > _MAX_FEATURES:
+            count = tensors[0].shape[1]
+            raise refusal(self._part, f"it gives {count:,} features, and has to give {_MAX_FEATURES:,} at most")
         return dict(zip(names, tensors, strict=True))
 
     def convert_features_tuple_to_dict(self, features: dict[str, Tensor]) -> dict[str, Tensor]:

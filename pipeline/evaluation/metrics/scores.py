@@ -13,12 +13,12 @@ from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, i
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
-from pipeline.config.metrics import BUILTIN, NAMES, measure, metric, names
+from pipeline.config.metrics import BUILTIN, MAX_SAMPLES, NAMES, measure, metric, names
 from pipeline.config.scores import STANDARD_ERROR
 from pipeline.evaluation.metrics.density_coverage import density_coverage
 from pipeline.evaluation.metrics.extractors import Extractor, features
 from pipeline.evaluation.metrics.influence import fid_standard_error, kid_standard_error
-from pipeline.evaluation.metrics.reference_statistics import MAX_FEATURES, Reference
+from pipeline.evaluation.metrics.reference_statistics import Reference
 from pipeline.evaluation.metrics.subsets import evenly_spaced
 from pipeline.runtime.errors import UserError
 
@@ -198,7 +198,7 @@ def _own(
         raise UserError(f"{name} is a metric of images, and there are features alone: leave it out")
     data = images() if is_of_images and images is not None else reference.features
     layer = samples["images" if is_of_images else "embedding"]
-    count = min(len(layer), len(data), MAX_FEATURES)
+    count = min(len(layer), len(data), MAX_SAMPLES)
     value, error = measure(NAMES.part(name), evenly_spaced(layer, count).clone(), evenly_spaced(data, count).clone())
     return _Measured({name: value}, {} if error is None else {name: error})
 
