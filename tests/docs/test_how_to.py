@@ -16,6 +16,9 @@ import torch
 from pipeline.training.checkpoints import read
 from tests.docs.test_documents import FENCE
 from tests.helpers.cli import environment, run
+from tests.helpers.plugins import no_plugins
+
+__all__ = ["no_plugins"]
 
 PAGES = Path(__file__).parents[2] / "docs" / "how-to"
 
@@ -28,10 +31,13 @@ def save(page: str, home: Path) -> list[list[str]]:
     return [shlex.split(line) for block in blocks["sh"] for line in block.splitlines()]
 
 
-def test_my_metric(tmp_path):
+def test_my_metric(tmp_path, call_with_ray, monkeypatch, no_plugins):
     shards, evaluate, train = save("my-metric.md", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GEBM_STORES", environment(tmp_path)["GEBM_STORES"])
     for _, _, verb, *words in (shards, evaluate):
-        run(tmp_path, verb.removeprefix("pipeline."), *words)
+        status, _, printed = call_with_ray(verb.removeprefix("pipeline."), *words)
+        assert status == 0, printed
     scores = json.loads((tmp_path / "scores" / "evaluation.json").read_text())["scores"]
     assert abs(scores["gap"]) < 1e-3 < scores["gap_standard_error"] and "kid" not in scores
     printed = run(tmp_path, "train", *train[3:], "train.warmup_energy_steps=1")
