@@ -95,3 +95,24 @@ def test_improve_my_gan(home):
     assert sorted(trial["params"]["sampler.beta"] for trial in trials) == [1.0, 10.0]
     scored = run(home, evaluate[0].removeprefix("pipeline."), *evaluate[1:])
     assert re.search(r"fid, added by energy and chain +-?[\d.]+ ± [\d.]+", scored)
+
+
+def test_first_run_on_my_cluster(call, tmp_path):
+    text = (PAGES / "first-run-on-my-cluster.md").read_text(encoding="utf-8").replace("/shared", str(tmp_path))
+    commands = [shlex.split(match["code"]) for match in FENCE.finditer(text) if match["language"] == "sh"]
+    shards, ray, slurm, report, again = ([word.removeprefix("pipeline.") for word in words[2:]] for words in commands)
+    status, printed, errors = call(*shards)
+    assert status == 0, printed + errors
+    status, _, errors = call(*(word.replace(":8265", ":1") for word in ray))
+    assert status == 2 and errors.startswith("error: no job API of Ray at http://127.0.0.1:1"), errors
+    # The other one is tried as it is typed: what is written is what Slurm gets.
+    status, printed, errors = call(*slurm)
+    assert status == 0, printed + errors
+    script = (tmp_path / "launches" / "first" / "sweep.sh").read_text()
+    assert {"#SBATCH --nodes=2", "#SBATCH --partition=gpu", "#SBATCH --time=0:30:00"} <= set(script.splitlines())
+    assert f"sbatch {tmp_path}/launches/first/sweep.sh" in printed
+    status, printed, errors = call(*again)
+    assert status == 0 and f"its results come to {tmp_path}/sweeps/first-slurm" in printed, printed + errors
+    # Nothing ran here.
+    status, _, errors = call(*report)
+    assert status == 2 and "no sweep at" in errors, errors
