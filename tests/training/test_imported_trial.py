@@ -1,0 +1,78 @@
+"""A trial on an imported pair: the base stays as it came, the energy learns, and a resumed trial is the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from gebm import networks
+from pipeline import config as schema
+from pipeline.tasks.open_store import ensure_store
+from pipeline.training.build_model import make_trainer, model_to_train
+from pipeline.training.checkpoints import read
+from pipeline.training.import_weights import forget_files, read_pair
+from pipeline.training.load_trainer import load_trainer
+from pipeline.training.worker import Worker
+from tests.training.test_sampler_trials import CPU, SMALL, Trial
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory) -> schema.Config:
+    """The config of trials on a base of points whose weights came from a file, and an energy from scratch."""
+    folder = tmp_path_factory.mktemp("imported")
+    values = yaml.safe_load((schema.config_root() / "conf" / "toy.yaml").read_text())
+    keys = SMALL | {"data.store": str(folder / "toy"), "train.train_base": False, "train.base_steps": STEPS}
+    keys |= {"model.energy": "none", "model.base": str(folder / "base.safetensors"), "train.report_every": 1}
+    config = schema.apply(schema.from_dict(values), keys)
+    torch.manual_seed(7)
+    base, _ = networks.make(
+        config.model.networks, resolution=0, channels=config.data.channels, latent_dim=config.model.latent_dim, width=8
+    )
+    save_file(base.state_dict(), folder / "base.safetensors")
+    config.output, config.data.split_seed = str(folder), config.seed
+    ensure_store(config)
+    pair = read_pair(config)
+    forget_files(config)
+    pair.write(f"{folder}/imported", config)
+    config.checkpoint = f"{folder}/imported"
+    return config
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return read(str(folder)).model
+
+
+def test_the_base_stays_and_the_energy_learns_from_a_log_partition_of_its_own(imported, tmp_path):
+    Trial(imported, tmp_path / "whole")
+    before, after = weights(imported.checkpoint), weights(tmp_path / "whole")
+    assert before.keys() == after.keys()
+    changed = {name.partition(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"energy", "log_partition"}
+
+    # Of no training at all there are the scores of what came.
+    reports = Trial(schema.apply(imported, {"train.base_steps": 0}), tmp_path / "sampled").reports
+    assert [report["base_step"] for report in reports] == [0]
+    assert {"distance_base", "distance_gebm"} <= reports[0].keys()
+
+
+def test_the_log_partition_is_an_estimate_before_the_first_step(imported):
+    model = model_to_train(imported, CPU)
+    trainer = make_trainer(model, imported, CPU)
+    load_trainer(trainer, model, read(str(imported.checkpoint)), imported, Worker(0, 1, CPU))
+    assert model.log_partition.item() != 0 and trainer.base_step == 0
+
+
+def test_a_trial_on_it_is_resumed_bit_for_bit(imported, tmp_path):
+    Trial(imported, tmp_path / "whole")
+    # It ends after half of its steps, and the next one finds its checkpoint.
+    Trial(schema.apply(imported, {"train.base_steps": STEPS // 2}), tmp_path / "parts")
+    reports = Trial(imported, tmp_path / "parts").reports
+    assert reports[-1]["base_step"] == STEPS
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
