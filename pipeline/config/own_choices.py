@@ -51,7 +51,7 @@ _DEFAULTS = {key.name: key.default for key in keys(Config) if key.rule.outside a
 OUTSIDE = tuple(_DEFAULTS)
 """Keys that name a host, or a path outside of the results."""
 
-CHOICES = tuple(key for key in OUTSIDE if key not in ("images", "against", "output", "resume", "log"))
+CHOICES = tuple(key for key in OUTSIDE if key not in ("model.base", "images", "against", "output", "resume", "log"))
 """Those that are kept for a sweep; the others are of one command."""
 
 DATA_KEYS = ("data.store", "data.cache")

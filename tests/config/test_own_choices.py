@@ -177,3 +177,8 @@ def test_what_is_kept_is_json_of_this_version(tmp_path, state_folder):
     document["choices"]["tracking.uri"] = ["x"]
     path.write_text(json.dumps(document))
     assert "tracking.uri" not in kept_choices(str(tmp_path))
+
+
+def test_weights_that_are_read_once_are_kept_for_no_later_command():
+    """Files of choices from before there was the key have all that is kept."""
+    assert "model.base" in OUTSIDE and "model.base" not in CHOICES
