@@ -84,7 +84,7 @@ def as_labels(labels: Any, n: int, num_classes: int) -> Tensor:
 
 def one_hot(labels: Tensor, num_classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return the vectors (N, K) of classes (N,)."""
-    return F.one_hot(labels, num_classes).to(dtype)
+    return (labels[:, None] == torch.arange(num_classes, device=labels.device)).to(dtype)
 
 
 def as_frequencies(frequencies: Sequence[float] | Tensor) -> Tensor:

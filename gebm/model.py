@@ -262,7 +262,7 @@ class GEBM(nn.Module):
         energy: The bounded energy.
         prior: The latent prior.
         log_partition: The ``c`` of KALE's Fenchel form, a trained estimate of ``log Z``; a 0-dim parameter.
-        class_frequencies: Frequencies of the classes (K,), float64; ``None`` without classes.
+        class_frequencies: Frequencies of the classes (K,); ``None`` without classes.
 
     Example:
         >>> model = GEBM(nn.Linear(2, 3), nn.Linear(3, 1), StandardNormal(2))
@@ -301,9 +301,9 @@ class GEBM(nn.Module):
         self.energy = energy
         self.prior = prior
         self.log_partition = nn.Parameter(torch.zeros(()))
-        # Of type float64 whatever the weights are, and in a checkpoint where there are classes.
         frequencies = None if class_frequencies is None else as_frequencies(class_frequencies)
-        self.register_buffer("class_frequencies", frequencies)
+        # Those of the data, which whoever builds the model knows; no weights.
+        self.register_buffer("class_frequencies", frequencies, persistent=False)
 
     @property
     def num_classes(self) -> int:

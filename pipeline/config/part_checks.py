@@ -82,10 +82,14 @@ def _check_networks(part: Part, shape: tuple[int, ...], latent_dim: int, setting
     if resolutions and len(shape) == 3 and resolution not in resolutions:
         raise UserError(f"data.resolution={resolution}: {part.name} has {', '.join(map(str, resolutions))}")
 
+    # Whatever their number is, in the first pixels of one plane.
+    num_classes = 2 if networks.is_conditional(part.name) else None
+    given = {"resolution": resolution, "channels": shape[0], "latent_dim": latent_dim, "num_classes": num_classes}
+    if num_classes is not None:
+        shape, latent_dim = (shape[0] + 1, *shape[1:]), latent_dim + num_classes
+
     def build() -> tuple[nn.Module, nn.Module]:
-        return networks.make(
-            part.name, resolution=resolution, channels=shape[0], latent_dim=latent_dim, **dict(settings)
-        )
+        return networks.make(part.name, **given, **dict(settings))
 
     with refusing(part):
         try:

@@ -431,9 +431,11 @@ def _rankable_scores(config: Config) -> list[str]:
 # A search validates the same networks at each end of each range.
 @functools.cache
 def _build_networks(name: str, resolution: int | None, **arguments: Any) -> tuple[nn.Module, nn.Module]:
+    # As many classes as the store has, which is not open yet.
+    num_classes = 2 if networks.is_conditional(name) else None
     # A flow reads its masks while it is built, which the meta device cannot do; and it is small.
     with torch.device("cpu" if name in networks.flows.FLOWS else "meta"), _ShapesOnly():
-        return networks.make(name, resolution=resolution or 0, **arguments)
+        return networks.make(name, resolution=resolution or 0, num_classes=num_classes, **arguments)
 
 
 class _ShapesOnly(TorchFunctionMode):

@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from gebm import GEBM, samplers
+from gebm.classes import ChainPotential
 from gebm.freezing import frozen
 from pipeline import config as schema
 from pipeline.config.kernels import kernel_settings
@@ -74,15 +75,15 @@ def find_kernel(sampler: schema.Sampler, model: GEBM, *, seed: int) -> tuple[sam
     if not sampler.warm_up_steps:
         return kernel, {}
     generator = Generator(model.log_partition.device).manual_seed(seed)
-    z0 = model.prior.sample(WARM_UP_CHAINS, generator)
+    potential = ChainPotential(model, model.sample_latents(WARM_UP_CHAINS, generator), sampler.beta)
     try:
         with frozen(model.base, model.energy), warnings.catch_warnings():
             # Whether it has converged is among what it found.
             warnings.simplefilter("ignore", UserWarning)
             warm = samplers.warm_up(
                 kernel,
-                lambda z: model.potential(z, beta=sampler.beta),
-                z0,
+                potential,
+                potential.z,
                 sampler.warm_up_steps,
                 generator=generator,
             )
@@ -122,7 +123,8 @@ class ChainBatch:
     Args:
         model: The GEBM, best as :func:`gebm.folding.folded` makes it.
         sampler: The kernel and its settings.
-        z0: Initial latents (N, D); they share the device's memory.
+        z0: Initial latents (N, D), or with classes, which the chains keep, (N, D + K); they share the device's
+            memory.
         seed: Of the noise, another than the latents'. With it and its number, a chain is the same whatever runs
             next to it.
         first_chain: The number of the first of them.
@@ -140,6 +142,7 @@ class ChainBatch:
         kernel: samplers.Kernel | None = None,
     ) -> None:
         self._model, self._sampler, self._first_chain = model, sampler, first_chain
+        self._potential = ChainPotential(model, z0, sampler.beta)
         self._z0: Tensor | None = z0
         self._state: Any = None
         self._kernel = kernel or make_kernel(sampler, model)
@@ -151,7 +154,7 @@ class ChainBatch:
 
         Args:
             num_steps: Number of further steps.
-            observe: Called with the step and the latents (N, D), before the first step and after each.
+            observe: Called with the step and the latents, as ``z0``, before the first step and after each.
 
         Returns:
             This part of the chains.
@@ -159,7 +162,7 @@ class ChainBatch:
         Raises:
             UserError: No chain can start.
         """
-        model, beta = self._model, self._sampler.beta
+        model, potential = self._model, self._potential
         # Frozen out here as well as in the potential, so that normalized weights are computed once and not every step.
         try:
             with frozen(model.base, model.energy):
@@ -167,12 +170,12 @@ class ChainBatch:
                     observe(0, self._z0)
                 chain = samplers.run(
                     self._kernel,
-                    lambda z: model.potential(z, beta=beta),
-                    self._z0,
+                    potential,
+                    None if self._z0 is None else potential.z,
                     num_steps,
                     generator=self._generator,
                     every=1,
-                    callback=lambda step, state: observe(step, state.z),
+                    callback=lambda step, state: observe(step, potential.join(state.z)),
                     state=self._state,
                     prior=model.prior,
                     first_chain=self._first_chain,
@@ -181,7 +184,7 @@ class ChainBatch:
             raise UserError(_NO_START.format(count=len(self._divergences))) from None
         self._z0, self._state = None, chain.state
         self._divergences += chain.divergences
-        return chain
+        return chain._replace(z=potential.join(chain.z))
 
     def require_finite(self) -> None:
         """Refuse chains all of which have diverged at every step of their whole length: what is left is the prior's.
@@ -209,12 +212,13 @@ def run_chains(
     Args:
         model: The GEBM, best as :func:`gebm.folding.folded` makes it.
         sampler: The kernel and its settings.
-        z0: Initial latents (N, D); they share the device's memory.
+        z0: Initial latents (N, D), or with classes, which the chains keep, (N, D + K); they share the device's
+            memory.
         seed: Of the noise, another than the latents'. With it and its number, a chain is the same whatever runs
             next to it.
         first_chain: The number of the first of them.
         kernel: Their kernel (default: as the sampler's settings make it).
-        observe: Called with the step and the latents (N, D), before the first step and after each.
+        observe: Called with the step and the latents, as ``z0``, before the first step and after each.
 
     Returns:
         The chain's end.

@@ -89,7 +89,9 @@ def evaluate(
     evaluation.scores.update(chains.diagnostics)
     evaluation.scores["divergences"] = float(_gather(torch.tensor([chains.divergences]), world_size).sum())
     _score_chain(evaluation, chains, job)
-    evaluation.scores |= measure_travel(evaluation.ends["base"].latents, evaluation.ends["gebm"].latents)
+    evaluation.scores |= measure_travel(
+        *(model.split_latents(evaluation.ends[end].latents)[0] for end in ("base", "gebm"))
+    )
     evaluation.warnings += judge_travel(evaluation.scores, config.sampler)
     # The trained log-partition, next to its estimate.
     evaluation.scores["log_partition"] = model.log_partition.item()

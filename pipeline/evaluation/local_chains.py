@@ -152,7 +152,7 @@ def _draw_start(job: LocalJob) -> _Start:
     seed = config.seed if config.evaluation.seed is None else config.evaluation.seed
     generator = torch.Generator(model.log_partition.device).manual_seed((seed + 1) * 1_000_003)
     first, count = job.first_chain, job.num_chains
-    latents = model.prior.sample(count * job.world_size, generator)[first : first + count]
+    latents = model.sample_latents(count * job.world_size, generator)[first : first + count]
     # Not the latents' seed: noise is a function of it and of the chain's number, and so the first would be the latents.
     noise = int(samplers.philox.draw_key(generator, latents.device))
     return _Start(latents, noise, generator.get_state())
@@ -226,7 +226,8 @@ class ChainRecorder:
         if step:
             self._advance(len(z))
             if self._is_first_batch and step % self._thinning == 0:
-                self._positions.append(z[:_DIAGNOSED_CHAINS])
+                moving, _ = self._job.model.split_latents(z)
+                self._positions.append(moving[:_DIAGNOSED_CHAINS])
         if step in self._features:
             self._stopwatch.stop()
             self._measure(step, z)

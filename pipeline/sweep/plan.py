@@ -250,7 +250,7 @@ def _checkpoint_config(config: schema.Config, overrides: dict[str, Any]) -> sche
     )
     applied_elsewhere = ("checkpoint", "output", "resume")
     config = schema.apply(config, {key: value for key, value in overrides.items() if key not in applied_elsewhere})
-    load_state(build_model(config), checkpoint)
+    load_state(build_model(config, checkpoint.classes), checkpoint)
     if is_sampler_search(config):
         # The model is trained already, and a trial only samples.
         config.train.base_steps = checkpoint.state["base_step"]

@@ -11,6 +11,7 @@ from torch import Tensor
 from gebm import GEBM
 from pipeline.config.schema import Sampler
 from pipeline.data import Position, Store
+from pipeline.data.classes import Classes
 from pipeline.evaluation.base import Evaluation, EvaluationRun
 
 __all__ = ["Batches", "Report", "Task", "TaskWorker"]
@@ -38,7 +39,10 @@ class Batches(Protocol):
         ...
 
     def __next__(self) -> Tensor:
-        """Return this worker's part of the next global batch, float32 (n, ...), on its device."""
+        """Return this worker's part of the next global batch, float32 (n, ...), on its device.
+
+        For conditional networks images have their classes, see :mod:`gebm.classes`.
+        """
         ...
 
     def __iter__(self) -> Iterator[Tensor]: ...
@@ -50,6 +54,11 @@ class TaskWorker(Protocol):
     @property
     def label(self) -> str | None:
         """The feature extractor's label, which the scores depend on; ``None`` where there is no extractor."""
+        ...
+
+    @property
+    def classes(self) -> Classes | None:
+        """Classes of the data, where the networks are conditional; ``None`` for others."""
         ...
 
     @property

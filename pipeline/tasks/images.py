@@ -11,7 +11,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from gebm import GEBM
+from gebm import GEBM, networks
+from gebm.classes import label_images
 from pipeline.config import Config
 from pipeline.config.metrics import metric
 from pipeline.config.schema import Sampler
@@ -28,6 +29,7 @@ from pipeline.data import (
     load_images,
     load_last_images,
 )
+from pipeline.data.classes import Classes
 from pipeline.data.reading.reader import CACHE_BYTES
 from pipeline.evaluation import metrics, plots
 from pipeline.evaluation.base import Evaluation, EvaluationRun
@@ -70,6 +72,8 @@ class Images:
                 f"{self._config.name} asks for data.resize_filter={data.resize_filter}: set the former, or name "
                 "another store"
             )
+        if networks.is_conditional(self._config.model.networks):
+            metrics.require_classes(store)
         size = self._config.train.batch_size
         if manifest.num_samples < size:
             raise UserError(
@@ -82,8 +86,13 @@ class Images:
             )
 
     def is_prepared(self, store: Store) -> bool:
-        """Return whether the classifier, the reference statistics and their images are saved with the store."""
+        """Return whether the classifier, the reference statistics and their images are saved with the store.
+
+        For conditional networks the labels, too.
+        """
         settings = self._config.evaluation
+        if networks.is_conditional(self._config.model.networks) and not metrics.has_class_labels(store):
+            return False
         # Published networks are large, and read where they are used.
         if settings.extractor != "classifier" or not metrics.has_classifier(store, settings.weights):
             return False
@@ -96,6 +105,9 @@ class Images:
             None if report is None else functools.partial(report, stage)
             for stage in ("training the classifier", "computing the statistics of the data")
         )
+        if networks.is_conditional(self._config.model.networks):
+            # Before what takes long: a store that lacks a label is refused.
+            metrics.class_labels(store)
         extractor = self._extractor(store, device, training)
         metrics.require_logits(extractor, self._config.evaluation.metrics)
         metrics.reference(store, extractor, progress=statistics)
@@ -112,8 +124,8 @@ class Images:
         return ImageTaskWorker(self._config, store, self._extractor(store, device), rank, world_size, device)
 
     def show(self, samples: Tensor) -> Tensor:
-        """Return images in [-1, 1] (N, C, H, W) as uint8."""
-        return metrics.to_uint8(samples)
+        """Return images in [-1, 1] (N, C, H, W) as uint8, without the classes that they may have."""
+        return metrics.to_uint8(samples[:, : self._config.data.channels])
 
     def pictures(self, base: Tensor, gebm: Tensor) -> dict[str, bytes]:
         """Return a grid of the GEBM's images, and base and GEBM side by side."""
@@ -141,6 +153,7 @@ class ImageScorer:
         extra: Which metrics are taken at the chain's ends, in addition to the FID.
         extrapolate: Whether the FID of infinitely many samples is taken there, too.
         images: Returns images of the store, for metrics of images.
+        channels: Color channels, after which samples may have planes of their classes (default: all).
     """
 
     primary = "fid"
@@ -152,14 +165,15 @@ class ImageScorer:
         extra: list[str],
         extrapolate: bool = False,
         images: Callable[[], Tensor] | None = None,
+        channels: int | None = None,
     ) -> None:
         self._extractor, self._reference, self._extra = extractor, reference, extra
-        self._extrapolate, self._images = extrapolate, images
+        self._extrapolate, self._images, self._channels = extrapolate, images, channels
         self._needs_images = any(metric(name).of == "images" for name in extra)
 
     def show(self, samples: Tensor) -> Tensor:
-        """Return images as uint8."""
-        return metrics.to_uint8(samples)
+        """Return images as uint8, without their classes."""
+        return metrics.to_uint8(samples[:, : self._channels])
 
     def features(self, shown: Tensor) -> dict[str, Tensor]:
         """Return the extractor's layers, with the images themselves where a metric is of those."""
@@ -215,7 +229,9 @@ class ImageTaskWorker:
             fewest = min(settings.num_samples, settings.final_samples or settings.num_samples)
             metrics.require_samples(fewest, len(statistics.mu))
         images = functools.partial(metrics.reference_images, store)
-        self._scorer = ImageScorer(extractor, statistics, settings.metrics, settings.fid_infinity, images)
+        self._scorer = ImageScorer(
+            extractor, statistics, settings.metrics, settings.fid_infinity, images, config.data.channels
+        )
         self.label: str | None = extractor.label
         self.reference = statistics.features
         self._figures = EvaluationFigures(store, statistics.features, extractor.label, device)
@@ -233,12 +249,35 @@ class ImageTaskWorker:
 
     @functools.cached_property
     def _held_out(self) -> Tensor:
-        return to_network_range(load_last_images(self._store, self._config.data.held_out), self._device)
+        count = self._config.data.held_out
+        images = to_network_range(load_last_images(self._store, count), self._device)
+        return self._with_classes(images, slice(len(self._labels) - count, None))
 
     @functools.cached_property
     def _seen(self) -> Tensor:
-        images, _ = load_images(self._store, limit=self._config.data.held_out)
-        return to_network_range(images, self._device)
+        count = self._config.data.held_out
+        images, _ = load_images(self._store, limit=count)
+        return self._with_classes(to_network_range(images, self._device), slice(count))
+
+    @property
+    def classes(self) -> Classes | None:
+        """Classes of the store, where the networks are conditional; read at the first use."""
+        return self._classes
+
+    @functools.cached_property
+    def _classes(self) -> Classes | None:
+        return metrics.classes_of(self._store) if networks.is_conditional(self._config.model.networks) else None
+
+    @functools.cached_property
+    def _labels(self) -> Tensor:
+        """Labels of all images, in the store's order; empty where the networks are not conditional."""
+        return torch.empty(0, dtype=torch.int64) if self.classes is None else metrics.class_labels(self._store)
+
+    def _with_classes(self, images: Tensor, rows: slice) -> Tensor:
+        """Return images, which are these rows of the store, with their classes where the networks are conditional."""
+        if self.classes is None:
+            return images
+        return label_images(images, self._labels[rows], len(self.classes))
 
     @property
     def lanes(self) -> int:
@@ -276,11 +315,11 @@ class ImageTaskWorker:
         else:
             workers = int(device.type == "cuda") if data.num_workers is None else data.num_workers
             reader = Reader(self._store, spec, num_workers=workers, max_bad_shards=tolerance, prefetch_shards=depth)
-        return _Batches(reader, device)
+        return _Batches(reader, device, 0 if self.classes is None else len(self.classes))
 
     def features(self, samples: Tensor) -> Tensor:
         """Return the embeddings of images in [-1, 1]."""
-        return metrics.features(metrics.to_uint8(samples), self._extractor)["embedding"]
+        return metrics.features(self._scorer.show(samples), self._extractor)["embedding"]
 
     def with_sampler(self, sampler: Sampler) -> Self:
         """Return the same images, sampled with other settings."""
@@ -302,8 +341,8 @@ class ImageTaskWorker:
 class _Batches(Iterator[Tensor]):
     """The reader's batches as the networks take them, with the position after the last one that was taken."""
 
-    def __init__(self, reader: DeviceResidentReader | Reader, device: torch.device) -> None:
-        self._batches, self._device = iter(reader), device
+    def __init__(self, reader: DeviceResidentReader | Reader, device: torch.device, num_classes: int) -> None:
+        self._batches, self._device, self._num_classes = iter(reader), device, num_classes
         self.position = reader.position
         self.notes: tuple[str, ...] = ()
         self.bad_shards = 0
@@ -311,4 +350,5 @@ class _Batches(Iterator[Tensor]):
     def __next__(self) -> Tensor:
         batch = next(self._batches)
         self.position, self.notes, self.bad_shards = batch.position, batch.notes, batch.bad_shards
-        return to_network_range(batch.images, self._device)
+        images = to_network_range(batch.images, self._device)
+        return label_images(images, batch.labels, self._num_classes) if self._num_classes else images

@@ -14,6 +14,7 @@ from torch import Tensor
 from pipeline.config import Config
 from pipeline.config.schema import Sampler
 from pipeline.data import Position, Store
+from pipeline.data.classes import Classes
 from pipeline.runtime.errors import UserError
 from pipeline.tasks.base import Report
 from pipeline.tasks.open_store import open_data, split_store
@@ -136,12 +137,14 @@ class TableTaskWorker:
 
     Attributes:
         label: ``None``: rows are scored without a feature extractor.
+        classes: ``None``: rows have no labels.
         reference: The first training rows (M, D), at most 10,000.
         held_out: The validation rows.
         seen: As many training rows.
     """
 
     label: str | None = None
+    classes: Classes | None = None
 
     def __init__(self, config: Config, rank: int, world_size: int, device: torch.device) -> None:
         self._config, self._rank, self._world_size, self._device = config, rank, world_size, device

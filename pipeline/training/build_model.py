@@ -16,6 +16,7 @@ from pipeline.config.networks import network_arguments
 from pipeline.config.own_choices import DATA_KEYS, choose, load_kept_plugins
 from pipeline.config.training_parts import make_objective, make_penalty
 from pipeline.config.validation import validate
+from pipeline.data.classes import Classes
 from pipeline.runtime.errors import UserError
 from pipeline.training.checkpoints import Checkpoint, load_state, read, require_shapes
 
@@ -29,25 +30,36 @@ _AVERAGE = "average."
 _COMMAND_KEYS = ("checkpoint", "output", "resume")
 
 
-def build_model(config: schema.Config) -> GEBM:
+def build_model(config: schema.Config, classes: Classes | None = None) -> GEBM:
     """Build a fresh model, the same for the same seed.
 
     Args:
         config: ``model``, ``data.resolution``, ``data.channels`` and ``seed``.
+        classes: Classes of the data, for conditional networks; others have none.
+
+    Raises:
+        UserError: Conditional networks have no classes.
     """
+    if classes is None and networks.is_conditional(config.model.networks):
+        raise UserError(f"model.networks={config.model.networks}: a checkpoint of them names its classes; give another")
+    if not networks.is_conditional(config.model.networks):
+        classes = None
     torch.manual_seed(config.seed)
-    base, energy = networks.make(**network_arguments(config))
-    return GEBM(base, energy, StandardNormal(config.model.latent_dim), energy_floor=config.model.energy_floor)
+    base, energy = networks.make(**network_arguments(config), num_classes=None if classes is None else len(classes))
+    prior, floor = StandardNormal(config.model.latent_dim), config.model.energy_floor
+    frequencies = None if classes is None else classes.counts
+    return GEBM(base, energy, prior, energy_floor=floor, class_frequencies=frequencies)
 
 
-def model_to_train(config: schema.Config, device: torch.device) -> GEBM:
+def model_to_train(config: schema.Config, device: torch.device, classes: Classes | None = None) -> GEBM:
     """Build a fresh model on its device, in the memory format that it is trained in.
 
     Args:
         config: As :func:`build_model` takes it, with ``train.memory_format`` and ``task``.
         device: Where to put it.
+        classes: Classes of the data, for conditional networks.
     """
-    model = build_model(config).to(device)
+    model = build_model(config, classes).to(device)
     if config.train.memory_format == "channels_last" or (config.train.memory_format, config.task) == ("auto", "images"):
         model = model.to(memory_format=torch.channels_last)
     return model
@@ -142,8 +154,8 @@ def load_model(
         # A config may promise a model that no memory holds, where the checkpoint's tensors are small. Flows compute
         # with numbers while they are built.
         with torch.device("meta"):
-            require_shapes(build_model(config), checkpoint)
-    model = build_model(config)
+            require_shapes(build_model(config, checkpoint.classes), checkpoint)
+    model = build_model(config, checkpoint.classes)
     load_state(model, checkpoint)
     average = {
         name.removeprefix(_AVERAGE): tensor

@@ -22,7 +22,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, Self, TypeVar, cast
 
 import fsspec
 import torch
@@ -35,16 +35,28 @@ from pydantic import (
     NonNegativeInt,
     PositiveInt,
     ValidationError,
+    model_validator,
 )
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from gebm.classes import MAX_CLASSES
+from pipeline.data.classes import Classes
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.filesystem import as_user_error, filesystem, write_file
 from pipeline.runtime.untrusted import CHECKPOINT, InvalidDocument, parse_json, read_bytes
 
-__all__ = ["Checkpoint", "Checkpoints", "load_state", "read", "read_state", "require_shapes"]
+__all__ = [
+    "Checkpoint",
+    "Checkpoints",
+    "classes_in",
+    "load_state",
+    "read",
+    "read_state",
+    "require_same_classes",
+    "require_shapes",
+]
 
 FORMAT = 1
 _FILES = ("model.safetensors", "training.safetensors", "state.json")
@@ -78,6 +90,19 @@ class _Position(_Strict):
     lanes: PositiveInt = 1
 
 
+class _Classes(_Strict):
+    """Classes of a conditional model, as a trial saves them."""
+
+    names: Annotated[list[str], Field(min_length=1, max_length=MAX_CLASSES)]
+    counts: Annotated[list[NonNegativeInt], Field(min_length=1, max_length=MAX_CLASSES)]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(self.names) != len(self.counts) or not sum(self.counts):
+            raise ValueError("there should be a count for each name, and not all zero")
+        return self
+
+
 class _State(_Strict):
     """Content of ``state.json``, as far as this module and the training loop rely on it.
 
@@ -89,6 +114,7 @@ class _State(_Strict):
     sha256: dict[str, str]
     training: Any
     position: _Position | None = None
+    classes: _Classes | None = None
     lr_scale: Annotated[FiniteFloat, Field(gt=0)] = Field(1.0, validation_alias=AliasChoices("lr_scale", "rates"))
 
 
@@ -108,6 +134,11 @@ class Checkpoint:
     model: dict[str, torch.Tensor]
     training: dict[str, Any]
     state: dict[str, Any]
+
+    @property
+    def classes(self) -> Classes | None:
+        """Classes of a conditional model; ``None`` of others."""
+        return classes_in(self.state)
 
 
 class Checkpoints:
@@ -266,6 +297,12 @@ def read_state(url: str) -> dict[str, Any]:
     return _read_json(files, f"{path}/state.json")
 
 
+def classes_in(state: dict[str, Any]) -> Classes | None:
+    """Return the classes that the state of :func:`read` names; ``None`` where it has none."""
+    classes = state.get("classes")
+    return None if classes is None else Classes.of(classes["names"], classes["counts"])
+
+
 def read(url: str) -> Checkpoint:
     """Read a checkpoint.
 
@@ -307,6 +344,23 @@ def load_state(module: torch.nn.Module, checkpoint: Checkpoint) -> None:
     """
     require_shapes(module, checkpoint)
     module.load_state_dict(checkpoint.model)
+
+
+def require_same_classes(checkpoint: Checkpoint, classes: Classes | None) -> None:
+    """Refuse a checkpoint whose classes are not those of the data, by which labels would change their meaning.
+
+    Args:
+        checkpoint: The checkpoint.
+        classes: Classes of the data; ``None`` where the networks are not conditional.
+
+    Raises:
+        UserError: The classes are others.
+    """
+    if classes is not None and checkpoint.classes is not None and classes.names != checkpoint.classes.names:
+        raise UserError(
+            f"{checkpoint.url} is of other classes than the data: its {checkpoint.classes.describe()}; and of the "
+            f"data {classes.describe()}; give the store that it was trained on"
+        )
 
 
 def require_shapes(module: torch.nn.Module, checkpoint: Checkpoint) -> None:

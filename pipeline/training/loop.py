@@ -22,7 +22,7 @@ from pipeline.runtime.errors import NonFiniteLoss, Preempted
 from pipeline.runtime.system_metrics import SystemMetrics
 from pipeline.runtime.watchdog import Watchdog
 from pipeline.training.build_model import make_energy_phase, make_trainer, model_to_train, trained_config
-from pipeline.training.checkpoints import Checkpoint, read
+from pipeline.training.checkpoints import Checkpoint, read, require_same_classes
 from pipeline.training.energy_health import EnergyHealth
 from pipeline.training.learning_rate_decay import LearningRateDecay
 from pipeline.training.load_trainer import load_trainer
@@ -88,7 +88,7 @@ class TrialRun:
         self.task = tasks.make(config).open(self.worker.rank, world_size, device)
         self.watchdog, self.system_metrics = Watchdog(config.scale.timeout), SystemMetrics(device)
         self.folder = TrialFolder(config, url, owner)
-        self.model = model_to_train(config, device)
+        self.model = model_to_train(config, device, self.task.classes)
         if not (self.folder.checkpoints.last or config.checkpoint) and config.train.log_partition_samples:
             generator = step_generator(config, "log-partition", 0, device)
             initialize_log_partition(self.model, config.train.log_partition_samples, generator)
@@ -254,6 +254,7 @@ class TrialRun:
                 "lr_scale": self.lr_scale,
                 "report": self.report,
                 "config": schema.to_dict(self.config),
+                **({} if self.task.classes is None else {"classes": self.task.classes.to_dict()}),
             },
             score=score,
         )
@@ -268,6 +269,7 @@ class TrialRun:
     def _load(self, checkpoint: Checkpoint) -> Position:
         """Load a checkpoint into model and trainer, and return its position in the data."""
         config, trainer = self.config, self.trainer
+        require_same_classes(checkpoint, self.task.classes)
         load_trainer(trainer, self.model, checkpoint, config, self.worker)
         self.decay.load_state_dict(checkpoint.training["plateau"])
         before, now = trained_config(checkpoint).train, config.train

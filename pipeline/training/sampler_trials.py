@@ -20,7 +20,7 @@ from pipeline.runtime.system_metrics import SystemMetrics
 from pipeline.runtime.watchdog import Watchdog
 from pipeline.tracking.trial_reports import CHAIN_SCORE, CHAIN_STEP
 from pipeline.training.build_model import make_trainer, model_to_train
-from pipeline.training.checkpoints import read
+from pipeline.training.checkpoints import read, require_same_classes
 from pipeline.training.energy_health import EnergyHealth
 from pipeline.training.load_trainer import load_trainer
 from pipeline.training.trial_evaluation import TrialEvaluation
@@ -56,9 +56,11 @@ class SamplerTrials:
             self._config.data.split_seed = config.seed
         worker, self._shared = Worker(0, 1, device), SharedResults()
         self._task = tasks.make(self._config).open(0, 1, device)
-        model = model_to_train(self._config, device)
+        model = model_to_train(self._config, device, self._task.classes)
         self._trainer = make_trainer(model, self._config, device)
-        load_trainer(self._trainer, model, read(config.checkpoint), self._config, worker)
+        checkpoint = read(config.checkpoint)
+        require_same_classes(checkpoint, self._task.classes)
+        load_trainer(self._trainer, model, checkpoint, self._config, worker)
         train, objective = config.train, self._trainer.objective
         health = EnergyHealth(objective, train.gradient_guard, train.beta2)
         self._evaluation = TrialEvaluation(self._config, self._task, worker, objective, health)

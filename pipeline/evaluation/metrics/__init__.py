@@ -2,6 +2,13 @@
 
 from pipeline.config.metrics import register
 from pipeline.evaluation.metrics import extractors
+from pipeline.evaluation.metrics.class_labels import (
+    class_labels,
+    classes_of,
+    has_class_labels,
+    reference_labels,
+    require_classes,
+)
 from pipeline.evaluation.metrics.classifier_training import has_classifier, train_classifier
 from pipeline.evaluation.metrics.extractors import Extractor, features, make_extractor, require_logits, to_uint8
 from pipeline.evaluation.metrics.fid_infinity import fid_infinity, require_samples
@@ -18,11 +25,14 @@ from pipeline.evaluation.metrics.scores import compare, fid_from_features, score
 __all__ = [
     "Extractor",
     "Reference",
+    "class_labels",
+    "classes_of",
     "compare",
     "extractors",
     "features",
     "fid_from_features",
     "fid_infinity",
+    "has_class_labels",
     "has_classifier",
     "has_reference",
     "has_reference_images",
@@ -32,7 +42,9 @@ __all__ = [
     "nn_distance_ratio",
     "reference",
     "reference_images",
+    "reference_labels",
     "register",
+    "require_classes",
     "require_logits",
     "require_samples",
     "score",

@@ -10,13 +10,15 @@ from pipeline.evaluation.plots.curves import (
     scatter_2d,
     scatter_3d,
 )
-from pipeline.evaluation.plots.image_grids import animation, grid, png, side_by_side
+from pipeline.evaluation.plots.image_grids import animation, arranged, class_rows, grid, png, side_by_side
 from pipeline.evaluation.plots.titles import at_temperature
 
 __all__ = [
     "animation",
+    "arranged",
     "at_temperature",
     "chain_curve",
+    "class_rows",
     "energy_histogram",
     "grid",
     "log_partition",

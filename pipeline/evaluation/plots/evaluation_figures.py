@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from gebm import GEBM
+from gebm.classes import label_images, split_labels
 from gebm.freezing import frozen
 from pipeline.data import Store
 from pipeline.evaluation import metrics
 from pipeline.evaluation.base import ChainSamples, Evaluation
 from pipeline.evaluation.metrics.subsets import evenly_spaced
 from pipeline.evaluation.plots import curves, image_panels
-from pipeline.evaluation.plots.image_grids import animation, grid, png, side_by_side
+from pipeline.evaluation.plots.image_grids import animation, arranged, class_rows, grid, png, side_by_side
 from pipeline.evaluation.plots.titles import at_temperature
 
 __all__ = ["EvaluationFigures", "to_network_range"]
@@ -59,11 +60,14 @@ class EvaluationFigures:
         """
         steps, ends = sorted(evaluation.frames), evaluation.ends
         base, gebm = evaluation.frames[steps[0]], evaluation.frames[steps[-1]]
+        _, classes = model.split_latents(ends["base"].latents[: len(base)])
+        shown = class_rows(None if classes is None else classes.argmax(1), len(base))
+        frames = {step: arranged(frame, shown) for step, frame in evaluation.frames.items()}
         animated = io.BytesIO()
-        animation([evaluation.frames[step] for step in steps], steps, animated, temperature=temperature)
+        animation([frames[step] for step in steps], steps, animated, temperature=temperature)
         curve = curves.chain_curve(evaluation.chain, f"FID ({self._label})", temperature)
         energies = {
-            "data": self._energies(model, evenly_spaced(self._reference_images, _DATA_ENERGIES)),
+            "data": self._energies_of_data(model),
             "base": ends["base"].energies,
             at_temperature("GEBM", temperature): ends["gebm"].energies,
         }
@@ -71,9 +75,9 @@ class EvaluationFigures:
         ranked_base = self._ranked(model, base, ends["base"])
         ranked_gebm = self._ranked(model, gebm, ends["gebm"])
         figures = {
-            "base": grid(base, columns=8),
-            "gebm": grid(gebm, columns=8),
-            "base_and_gebm": side_by_side(base, gebm, temperature=temperature),
+            "base": grid(frames[steps[0]], columns=8),
+            "gebm": grid(frames[steps[-1]], columns=8),
+            "base_and_gebm": side_by_side(frames[steps[0]], frames[steps[-1]], temperature=temperature),
             "by_energy": image_panels.energy_panels(ranked_base, ranked_gebm, temperature),
             "neighbours": self._neighbors(model, ends["gebm"], evaluation.scores["nearest_gebm"], temperature),
             "energies": curves.energy_histogram(energies),
@@ -121,13 +125,22 @@ class EvaluationFigures:
     @torch.no_grad()
     def _samples(self, model: GEBM, latents: Tensor) -> Tensor:
         with frozen(model.base):
-            return metrics.to_uint8(model.base(latents.to(self._device))).cpu()
+            images, _ = split_labels(model.base(latents.to(self._device)), model.num_classes)
+            return metrics.to_uint8(images).cpu()
 
     @torch.no_grad()
-    def _energies(self, model: GEBM, images: Tensor) -> Tensor:
-        """Return the energies of images, in batches small enough to fit next to a model in training."""
+    def _energies_of_data(self, model: GEBM) -> Tensor:
+        """Return the energies of training images, in batches small enough to fit next to a model in training."""
+        images, energies = evenly_spaced(self._reference_images, _DATA_ENERGIES), []
+        labels = None
+        if model.num_classes:
+            labels = evenly_spaced(metrics.reference_labels(self._store), _DATA_ENERGIES)
         with frozen(model.energy):
-            return torch.cat([model.energy(to_network_range(part, self._device)).cpu() for part in images.split(64)])
+            for rows in torch.arange(len(images)).split(64):
+                x = to_network_range(images[rows], self._device)
+                x = x if labels is None else label_images(x, labels[rows], model.num_classes)
+                energies.append(model.energy(x).cpu())
+        return torch.cat(energies)
 
 
 def to_network_range(images: Tensor, device: torch.device) -> Tensor:

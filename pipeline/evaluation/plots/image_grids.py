@@ -20,6 +20,8 @@ from pipeline.evaluation.plots.titles import at_temperature
 
 __all__ = [
     "animation",
+    "arranged",
+    "class_rows",
     "grid",
     "png",
     "side_by_side",
@@ -28,6 +30,45 @@ __all__ = [
 _MIN_CELL = 48
 _TITLE_HEIGHT = 28
 _FONT_SIZE = 16
+
+
+def class_rows(labels: Tensor | None, count: int, columns: int = 8) -> Tensor:
+    """Choose the samples of a grid: the first ones, or of labeled samples those that give each row one class.
+
+    Each class has as many rows as fit into ``count`` cells, one at least, and its first samples are in them.
+
+    Args:
+        labels: Classes (N,), or ``None`` without classes.
+        count: Number of cells, about.
+        columns: Images in a row.
+
+    Returns:
+        Numbers of samples (M,), int64, row after row; -1 where a cell stays empty.
+
+    Example:
+        >>> class_rows(None, 3).tolist(), class_rows(torch.tensor([1, 0, 1, 1]), 4, columns=2).tolist()
+        ([0, 1, 2], [1, -1, 0, 2])
+    """
+    if labels is None:
+        return torch.arange(count)
+    present = labels.unique().tolist()
+    most = max(1, count // (columns * len(present))) * columns
+    rows = []
+    for label in present:
+        own = (labels == label).nonzero()[:most, 0].cpu()
+        empty = -len(own) % columns if len(present) > 1 else 0
+        rows.append(torch.cat([own, torch.full((empty,), -1)]))
+    return torch.cat(rows)
+
+
+def arranged(images: Tensor, chosen: Tensor) -> Tensor:
+    """Return images in the order of :func:`class_rows`, white ones in the cells that stay empty.
+
+    Args:
+        images: Images, uint8 (N, C, H, W).
+        chosen: Numbers of images (M,), or -1.
+    """
+    return torch.where((chosen < 0).view(-1, 1, 1, 1), 255, images[chosen.clamp(min=0)]).to(images.dtype)
 
 
 def grid(images: Tensor, columns: int, scale: int | None = None) -> Image.Image:
