@@ -175,8 +175,9 @@ class Model:
     networks: str = choice(
         MISSING,
         "Family of networks: for images dcgan, sngan_convnet, sngan_resnet, as the authors' code has these two, "
-        "sngan_convnet_arbel, sngan_resnet_arbel, and imported for weights of published layouts; for rows gaussian, "
-        "realnvp, maf, nsf, mlp.",
+        "sngan_convnet_arbel, sngan_resnet_arbel, with the classes of a store's labels dcgan_conditional, "
+        "sngan_resnet_conditional, and imported for weights of published layouts; for rows gaussian, realnvp, maf, "
+        "nsf, mlp.",
         names="gebm.networks:NAMES",
     )
     base: str | None = key(
@@ -441,7 +442,14 @@ class Evaluation:
         False,
         "Whether to extrapolate the FID of images to infinitely many samples, next to it (Chong and Forsyth, 2020).",
     )
-    grid: int = bounded(64, "Images in a sample grid.", gt=0)
+    per_class: bool = key(
+        False,
+        "Whether each class of conditional networks has an FID of its own, fid_class_<number>, at the chains' ends; "
+        "against the images of that class among the 10,000 at most whose features are saved.",
+    )
+    grid: int = bounded(
+        64, "Images in a sample grid; of conditional networks about as many, with one class in a row.", gt=0
+    )
     log_partition: str = choice(
         "auto",
         "Estimator of a density's log-partition: auto (the true one where it is known, else monte_carlo), monte_carlo, "

@@ -213,6 +213,11 @@ def _check_scores(config: Config) -> None:
     final = config.evaluation.final_samples
     if final is not None and final < fewest:
         raise UserError(f"evaluation.final_samples={final}: evaluation.metrics need {fewest} at least")
+    if config.evaluation.per_class and not networks.is_conditional(config.model.networks):
+        raise UserError(
+            f"evaluation.per_class=true: model.networks={config.model.networks} has no classes; leave it out, or use "
+            f"{', '.join(name for name in networks.NAMES if networks.is_conditional(name))}"
+        )
     least = min(final or config.evaluation.num_samples, config.evaluation.num_samples)
     if config.evaluation.fid_infinity and config.task == "images" and least < FEWEST_FOR_FID_INFINITY:
         raise UserError(

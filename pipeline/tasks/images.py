@@ -73,7 +73,12 @@ class Images:
                 "another store"
             )
         if networks.is_conditional(self._config.model.networks):
-            metrics.require_classes(store)
+            num_classes = len(metrics.require_classes(store))
+            if self._config.evaluation.per_class and num_classes > metrics.MAX_SCORED_CLASSES:
+                raise UserError(
+                    f"evaluation.per_class=true: the store {store.url} has {num_classes} classes, and "
+                    f"{metrics.MAX_SCORED_CLASSES} at most have scores of their own; leave it out"
+                )
         size = self._config.train.batch_size
         if manifest.num_samples < size:
             raise UserError(
@@ -228,6 +233,7 @@ class ImageTaskWorker:
         if settings.fid_infinity:
             fewest = min(settings.num_samples, settings.final_samples or settings.num_samples)
             metrics.require_samples(fewest, len(statistics.mu))
+        self._statistics = statistics
         images = functools.partial(metrics.reference_images, store)
         self._scorer = ImageScorer(
             extractor, statistics, settings.metrics, settings.fid_infinity, images, config.data.channels
@@ -330,12 +336,29 @@ class ImageTaskWorker:
     def evaluate(self, model: GEBM, run: EvaluationRun | None = None) -> Evaluation:
         """Return the FID of base and GEBM and along the chain, with pictures on the first worker."""
         evaluation = evaluate(model, self._config, self._scorer, run, rank=self._rank, world_size=self._world_size)
+        if self._config.evaluation.per_class:
+            evaluation.scores |= self._score_classes(model, evaluation)
         if self._rank == 0:
             temperature = describe_temperature(self._config.sampler.beta)
             evaluation.draw = functools.partial(
                 self._figures.draw, model, trained=self._trained, temperature=temperature
             )
         return evaluation
+
+    def _score_classes(self, model: GEBM, evaluation: Evaluation) -> dict[str, float]:
+        """Return the FID of each class at both ends of the chains."""
+        scores: dict[str, float] = {}
+        for name, end in evaluation.ends.items():
+            _, classes = model.split_latents(end.latents)
+            if classes is not None:
+                labels = classes.argmax(1)
+                scores |= metrics.score_classes(end.features, labels, self._class_references, self._extractor, name)
+        return scores
+
+    @functools.cached_property
+    def _class_references(self) -> dict[int, metrics.Reference]:
+        labels = metrics.reference_labels(self._store)
+        return metrics.class_references(self._statistics, labels, len(self.classes or ()))
 
 
 class _Batches(Iterator[Tensor]):

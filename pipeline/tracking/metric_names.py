@@ -33,6 +33,8 @@ _GROUPS = {
 }
 # Scores that depend on a feature extractor, in addition to those of the metrics themselves.
 _FEATURE_SCORES = ("fid_infinity", "kid_std", "is_std", "nearest")
+# The FID of a class, whose number follows.
+_CLASS_FID = "fid_class_"
 # Scores that need no extractor.
 _SAMPLE_SCORES = ("nll", "distance", "off_support")
 # The base, the GEBM's chains, and the base's samples weighted by exp(-E), which are the GEBM at beta 1.
@@ -54,6 +56,8 @@ def metric_name(name: str, extractor: str | None) -> str:
         ('fid/gebm.inception-v3-compat', 'train/energy_loss')
         >>> metric_name("fid_gebm_standard_error", "inception-v3-compat")
         'fid/gebm_standard_error.inception-v3-compat'
+        >>> metric_name("fid_class_3_gebm_standard_error", "inception-v3-compat")
+        'fid/class_3_gebm_standard_error.inception-v3-compat'
         >>> metric_name("nll_gebm_validation", None), metric_name("acceptance_rate", None)
         ('nll/gebm_validation', 'mcmc/acceptance_rate')
         >>> metric_name("fid_weighted", "inception-v3-compat"), metric_name("held_out_kale", "any")
@@ -63,6 +67,8 @@ def metric_name(name: str, extractor: str | None) -> str:
         return name
     stem = name.removesuffix(STANDARD_ERROR)
     score, _, model = stem.rpartition("_")
+    if model in _MODELS and score.startswith(_CLASS_FID):
+        return f"fid/{score.removeprefix('fid_')}_{model}{name[len(stem) :]}.{extractor}"
     known = {name: metrics.metric(metric).of for metric in metrics.names() for name in metrics.metric(metric).scores}
     if model in _MODELS and (score in known or score in _FEATURE_SCORES):
         # A metric of images depends on no features.

@@ -346,20 +346,21 @@ def load_state(module: torch.nn.Module, checkpoint: Checkpoint) -> None:
     module.load_state_dict(checkpoint.model)
 
 
-def require_same_classes(checkpoint: Checkpoint, classes: Classes | None) -> None:
+def require_same_classes(url: str, trained: Classes | None, classes: Classes | None) -> None:
     """Refuse a checkpoint whose classes are not those of the data, by which labels would change their meaning.
 
     Args:
-        checkpoint: The checkpoint.
+        url: The checkpoint's folder.
+        trained: Its classes.
         classes: Classes of the data; ``None`` where the networks are not conditional.
 
     Raises:
         UserError: The classes are others.
     """
-    if classes is not None and checkpoint.classes is not None and classes.names != checkpoint.classes.names:
+    if classes is not None and trained is not None and classes.names != trained.names:
         raise UserError(
-            f"{checkpoint.url} is of other classes than the data: its {checkpoint.classes.describe()}; and of the "
-            f"data {classes.describe()}; give the store that it was trained on"
+            f"{url} is of other classes than the data: its {trained.describe()}; and of the data "
+            f"{classes.describe()}; give the store that it was trained on"
         )
 
 

@@ -29,6 +29,7 @@ from pipeline.runtime.terminal import make_console
 from pipeline.tasks.base import TaskWorker
 from pipeline.tasks.open_store import ensure_store
 from pipeline.training.build_model import load_model
+from pipeline.training.checkpoints import classes_in, read_state, require_same_classes
 
 __all__ = ["evaluate_checkpoint"]
 
@@ -53,6 +54,8 @@ def evaluate_checkpoint(url: str | None, overrides: dict[str, Any], output: str 
     ensure_store(config)
     task = tasks.make(config)
     worker = task.open(0, 1, device)
+    if url is not None and worker.classes is not None:
+        require_same_classes(url, classes_in(read_state(url)), worker.classes)
     evaluation = _evaluate(worker, model, config)
     beta = sampling_beta(config, params={})
     temperature = None if beta is None else describe_temperature(beta)
@@ -66,6 +69,7 @@ def evaluate_checkpoint(url: str | None, overrides: dict[str, Any], output: str 
         "num_samples": config.evaluation.num_samples,
         "sampler": used_settings(config.sampler) | {"precision": dtype},
         "gradients_per_step": make_kernel(config.sampler, model).gradients_per_step,
+        **({} if worker.classes is None else {"classes": list(worker.classes.names)}),
         "scores": evaluation.scores,
         "chain": evaluation.chain,
         "warnings": evaluation.warnings,

@@ -28,11 +28,12 @@ from pipeline.config.kernels import kernel_settings
 from pipeline.config.networks import network_arguments
 from pipeline.config.part_settings import own_settings
 from pipeline.config.plugins import sources_of
+from pipeline.data.classes import Classes
 from pipeline.evaluation.chains import find_kernel
 from pipeline.tasks import open_data
 from pipeline.tasks.open_store import split_store
 from pipeline.training.build_model import load_model
-from pipeline.training.checkpoints import read_state
+from pipeline.training.checkpoints import classes_in, read_state
 from pipeline.training.final_score import read_final_score
 
 __all__ = ["write_package"]
@@ -61,7 +62,8 @@ def write_package(
         UserError: There is no such checkpoint, it is damaged, or its store of rows is gone.
     """
     model, config = load_model(checkpoint, {f"sampler.{key}": value for key, value in (sampler or {}).items()})
-    settings = _settings(model, config, checkpoint)
+    classes = classes_in(read_state(checkpoint)) if model.num_classes else None
+    settings = _settings(model, config, checkpoint, classes)
     with tempfile.TemporaryDirectory() as scratch:
         artifacts, code = Path(scratch, "gebm-model"), Path(scratch, "code", "gebm")
         artifacts.mkdir()
@@ -130,7 +132,7 @@ def _tensors(model: GEBM, config: schema.Config) -> dict[str, Tensor]:
     return tensors
 
 
-def _settings(model: GEBM, config: schema.Config, checkpoint: str) -> dict[str, Any]:
+def _settings(model: GEBM, config: schema.Config, checkpoint: str, classes: Classes | None) -> dict[str, Any]:
     """Return the content of ``settings.json``, from which the served model is built."""
     sampler = kernel_settings(config.sampler)
     own = own_settings("sampler.settings", sampler.name, sampler.settings)
@@ -143,7 +145,8 @@ def _settings(model: GEBM, config: schema.Config, checkpoint: str) -> dict[str, 
         "experiment": config.name,
         "checkpoint": checkpoint,
         "kind": "images" if config.task == "images" else "rows",
-        "networks": network_arguments(config),
+        "networks": network_arguments(config) | {"num_classes": model.num_classes or None},
+        "classes": None if classes is None else classes.to_dict(),
         "energy_floor": config.model.energy_floor,
         "has_energy": not isinstance(model.energy.network, NoEnergy),
         "sampler": {"sampler": sampler.name, **{key: getattr(sampler, key) for key in _SAMPLER_KEYS}},
@@ -175,11 +178,12 @@ _OUTPUTS: dict[str, Any] = {"energy": "double", "acceptance": "double", "diverge
 def _signature(settings: dict[str, Any]) -> ModelSignature:
     """Return MLflow's types of a request, of its parameters and of the response."""
     sampler = settings["sampler"]
+    class_column = [ColSpec("string", "class")] if settings["classes"] else []
     sample = ColSpec("string", "image") if settings["kind"] == "images" else ColSpec(Array(DataType.double), "row")
     return ModelSignature(
         # Of any type, so that the model sees 1.5 and refuses it: of a long MLflow would make 1.
         inputs=Schema([ColSpec(AnyType(), "num_samples")]),
-        outputs=Schema([sample, *(ColSpec(kind, name) for name, kind in _OUTPUTS.items())]),
+        outputs=Schema([sample, *class_column, *(ColSpec(kind, name) for name, kind in _OUTPUTS.items())]),
         params=ParamSchema(
             [
                 ParamSpec("sampler", "string", sampler["sampler"]),
@@ -188,6 +192,8 @@ def _signature(settings: dict[str, Any]) -> ModelSignature:
                 ParamSpec("beta", "double", float(sampler["beta"])),
                 ParamSpec("friction", "double", float(sampler["friction"])),
                 ParamSpec("seed", "long", int(settings["seed"])),
+                # A parameter has a value: that for all classes is empty.
+                *([ParamSpec("class", "string", "")] if settings["classes"] else []),
             ]
         ),
     )

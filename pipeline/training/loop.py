@@ -269,7 +269,7 @@ class TrialRun:
     def _load(self, checkpoint: Checkpoint) -> Position:
         """Load a checkpoint into model and trainer, and return its position in the data."""
         config, trainer = self.config, self.trainer
-        require_same_classes(checkpoint, self.task.classes)
+        require_same_classes(checkpoint.url, checkpoint.classes, self.task.classes)
         load_trainer(trainer, self.model, checkpoint, config, self.worker)
         self.decay.load_state_dict(checkpoint.training["plateau"])
         before, now = trained_config(checkpoint).train, config.train

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from time import strftime
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,15 +22,25 @@ from pipeline import tasks
 from pipeline.config import precision
 from pipeline.config.kernels import used_settings
 from pipeline.config.temperature import describe_temperature
+from pipeline.data.classes import Classes
+from pipeline.evaluation import plots
 from pipeline.evaluation.chains import find_kernel, run_chains
 from pipeline.evaluation.out_of_memory import halve_batch_on_oom
+from pipeline.runtime.errors import UserError
 from pipeline.runtime.filesystem import require_writable, write_files, writing
+from pipeline.runtime.printable import printable_name
 from pipeline.training.build_model import load_model
+from pipeline.training.checkpoints import classes_in, read_state
 
 __all__ = ["sample_checkpoint"]
 
+# Classes that are printed.
+_MAX_NAMED = 10
 
-def sample_checkpoint(url: str | None, overrides: dict[str, Any], output: str | None = None) -> None:
+
+def sample_checkpoint(
+    url: str | None, overrides: dict[str, Any], output: str | None = None, class_name: str | None = None
+) -> None:
     """Draw samples from a trained model, and write them with pictures and the settings that they came from.
 
     Args:
@@ -38,9 +48,10 @@ def sample_checkpoint(url: str | None, overrides: dict[str, Any], output: str | 
         overrides: Keys of the config it was trained with that are to have other values, such as ``sampler.step_size``.
         output: Folder or fsspec URL for ``samples.npy``, ``settings.json`` and the pictures (default:
             ``results/samples-<time>``).
+        class_name: Name or number of the class of all samples (default: all classes, in the data's proportions).
 
     Raises:
-        UserError: The output cannot be written, there is no such checkpoint, a key
+        UserError: The output cannot be written, there is no such checkpoint or class, a key
             makes the model another architecture, or every chain diverged.
     """
     output = output or str(Path("results", f"samples-{strftime('%Y%m%d-%H%M%S')}").absolute())
@@ -48,10 +59,13 @@ def sample_checkpoint(url: str | None, overrides: dict[str, Any], output: str | 
     disable_malloc_trim()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, config = load_model(url, overrides, device)
+    classes = _classes(url, model)
+    label = None if class_name is None else _label(classes, class_name, url)
     task = tasks.make(config)
-    base, samples = map(task.show, _sample(model, config, device))
-    array = io.BytesIO()
-    np.save(array, samples.numpy(), allow_pickle=False)
+    latents = _draw_latents(model, config, device, label)
+    _, drawn = model.split_latents(latents.start)
+    labels = None if drawn is None else drawn.argmax(1).cpu()
+    base, samples = map(task.show, _sample(model, config, device, latents))
     dtype = str(precision.sampling_dtype(config, device)).removeprefix("torch.")
     temperature = describe_temperature(config.sampler.beta)
     settings = {
@@ -59,23 +73,40 @@ def sample_checkpoint(url: str | None, overrides: dict[str, Any], output: str | 
         "seed": config.seed,
         "sampler": used_settings(config.sampler) | {"precision": dtype},
         "temperature": temperature,
+        **({} if label is None or classes is None else {"class": classes.names[label]}),
     }
-    num_shown = min(config.evaluation.grid, len(samples))
-    pictures = task.pictures(base[:num_shown], samples[:num_shown])
-    files = {"samples.npy": array.getvalue(), "settings.json": json.dumps(settings, indent=1).encode(), **pictures}
+    shown = plots.class_rows(labels, min(config.evaluation.grid, len(samples)))
+    pictures = task.pictures(plots.arranged(base, shown), plots.arranged(samples, shown))
+    files = {"samples.npy": _npy(samples), "settings.json": json.dumps(settings, indent=1).encode(), **pictures}
+    if labels is not None:
+        files["labels.npy"] = _npy(labels)
     with writing(output):
         write_files(files, output)
     kind = str(samples.dtype).removeprefix("torch.")
     print(f"{len(samples)} samples {tuple(samples.shape[1:])}, {kind} ({temperature}): {output}/samples.npy")
-    print(f"the first {num_shown} drawn: {', '.join(f'{output}/{name}' for name in pictures)}")
+    if classes is not None and labels is not None:
+        print(f"of {_describe(classes, labels)}: {output}/labels.npy")
+    which = f"the first {len(shown)}" if labels is None else f"{int((shown >= 0).sum())}, a class a row,"
+    print(f"{which} drawn: {', '.join(f'{output}/{name}' for name in pictures)}")
 
 
-def _sample(model: GEBM, config: schema.Config, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the base's samples and the GEBM's from the same latents, on the CPU: (N, ...) each."""
-    sampler = config.sampler
+class _Latents(NamedTuple):
+    """Where chains start, with their classes, and the seed of their noise."""
+
+    start: Tensor
+    noise_seed: int
+
+
+def _draw_latents(model: GEBM, config: schema.Config, device: torch.device, label: int | None) -> _Latents:
+    """Draw the chains' start; of another class it is the same but for that."""
     generator = torch.Generator(device).manual_seed(config.seed)
-    latents = model.prior.sample(sampler.num_samples, generator)
-    seed = int(samplers.philox.draw_key(generator, device))
+    latents = model.sample_latents(config.sampler.num_samples, generator, label)
+    return _Latents(latents, int(samplers.philox.draw_key(generator, device)))
+
+
+def _sample(model: GEBM, config: schema.Config, device: torch.device, drawn: _Latents) -> tuple[Tensor, Tensor]:
+    """Return the base's samples and the GEBM's from the same latents, on the CPU: (N, ...) each."""
+    sampler, (latents, seed) = config.sampler, drawn
     fused = folded(model, precision.sampling_dtype(config, device))
     kernel, found = find_kernel(sampler, fused, seed=seed ^ 1)
     if found:
@@ -108,3 +139,29 @@ def _sample(model: GEBM, config: schema.Config, device: torch.device) -> tuple[T
             advance=lambda steps: progress.advance(bar, steps),
             notify=print,
         )
+
+
+def _classes(url: str | None, model: GEBM) -> Classes | None:
+    """Return the classes of a model, which its checkpoint names."""
+    return classes_in(read_state(url)) if url is not None and model.num_classes else None
+
+
+def _label(classes: Classes | None, class_name: str, url: str | None) -> int:
+    if classes is None:
+        raise UserError(
+            f"class={printable_name(class_name, 100)}: the model in {url} was trained without classes; leave it out"
+        )
+    return classes.label(class_name)
+
+
+def _describe(classes: Classes, labels: Tensor) -> str:
+    """Return how many samples are of which class, those of the first classes."""
+    counts = torch.bincount(labels, minlength=len(classes)).tolist()
+    drawn = [(printable_name(name, 40), count) for name, count in zip(classes.names, counts, strict=True) if count]
+    return ", ".join(f"{name} ({count})" for name, count in drawn[:_MAX_NAMED]) + (", ..." * (len(drawn) > _MAX_NAMED))
+
+
+def _npy(tensor: Tensor) -> bytes:
+    array = io.BytesIO()
+    np.save(array, tensor.numpy(), allow_pickle=False)
+    return array.getvalue()

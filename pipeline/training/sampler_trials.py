@@ -59,7 +59,7 @@ class SamplerTrials:
         model = model_to_train(self._config, device, self._task.classes)
         self._trainer = make_trainer(model, self._config, device)
         checkpoint = read(config.checkpoint)
-        require_same_classes(checkpoint, self._task.classes)
+        require_same_classes(checkpoint.url, checkpoint.classes, self._task.classes)
         load_trainer(self._trainer, model, checkpoint, self._config, worker)
         train, objective = config.train, self._trainer.objective
         health = EnergyHealth(objective, train.gradient_guard, train.beta2)

@@ -32,6 +32,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gebm import GEBM, NoEnergy, StandardNormal, folded, networks, samplers
+from gebm.classes import split_labels
 from gebm.registry import load_source
 
 # Environment variable by which whoever serves a model lets it run the plugins that came with it.
@@ -41,6 +42,8 @@ MAX_SAMPLES = 10_000
 MAX_STEPS = 100_000
 # Chains at once.
 BATCH_SIZE = 500
+# Classes that a message lists.
+MAX_NAMED = 10
 # Seeds that the training takes as well.
 NUM_SEEDS = 2**31
 # Where more chains than this share diverged, an answer would be mostly the base's own samples.
@@ -173,7 +176,10 @@ class ServedGEBM(PythonModel):
         if not self.settings["has_energy"]:
             energy = NoEnergy()
         prior = StandardNormal(self.settings["networks"]["latent_dim"])
-        model = GEBM(base, energy, prior, energy_floor=self.settings["energy_floor"])
+        self.classes: list[str] = self.settings["classes"]["names"] if self.settings["classes"] else []
+        frequencies = self.settings["classes"]["counts"] if self.classes else None
+        floor = self.settings["energy_floor"]
+        model = GEBM(base, energy, prior, energy_floor=floor, class_frequencies=frequencies)
         self.mean, self.whitening = tensors.pop("rows.mean", None), tensors.pop("rows.whitening", None)
         model.load_state_dict(tensors)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -190,13 +196,14 @@ class ServedGEBM(PythonModel):
         Args:
             context: MLflow's.
             model_input: One row with ``num_samples``, 1 to 10,000.
-            params: ``sampler``, ``step_size``, ``num_steps``, ``beta``, ``friction`` and ``seed``, see the signature.
+            params: ``sampler``, ``step_size``, ``num_steps``, ``beta``, ``friction`` and ``seed``, see the signature;
+                of a model with classes also ``class``, a name or a number, by default all in the data's proportions.
 
         Returns:
-            A row a sample: ``image``, a PNG in base64, or ``row``, in the units of the data; ``energy``, in nats,
-            lower for samples that the model weights up; and of the sample's chain ``acceptance``, the share of its
-            proposals that were taken, ``divergences``, the steps that met a number that is not finite, and
-            ``distance``, from its start on latent space.
+            A row a sample: ``image``, a PNG in base64, or ``row``, in the units of the data; of a model with classes
+            ``class``, its name; ``energy``, in nats, lower for samples that the model weights up; and of the sample's
+            chain ``acceptance``, the share of its proposals that were taken, ``divergences``, the steps that met a
+            number that is not finite, and ``distance``, from its start on latent space.
 
         Raises:
             MlflowException: A value is out of range or a parameter is unknown (HTTP 400), most chains diverged, or none
@@ -204,6 +211,7 @@ class ServedGEBM(PythonModel):
         """
         settings = {**self.settings["sampler"], "seed": self.settings["seed"], **(params or {})}
         count = _num_samples(model_input)
+        label = self._label(settings.pop("class", ""))
         _check(settings)
         generator = torch.Generator(self.device).manual_seed(settings["seed"])
         # Refused by the kernel: an unknown sampler or step size, or a chain that cannot start at the prior.
@@ -216,6 +224,7 @@ class ServedGEBM(PythonModel):
                 settings["beta"],
                 generator,
                 batch_size=BATCH_SIZE,
+                labels=label,
             )
         except ValueError as error:
             raise _bad_request(str(error)) from None
@@ -243,11 +252,25 @@ class ServedGEBM(PythonModel):
             **self.settings["sampler_settings"],
         )
 
+    def _label(self, text: Any) -> int | None:
+        """Return the label of a class by its name, or by its number where no class has that name; ``None`` for all."""
+        if text == "":
+            return None
+        names, counts = self.classes, (self.settings["classes"] or {"counts": []})["counts"]
+        text = str(text)
+        label = names.index(text) if text in names else int(text) if re.fullmatch("[0-9]{1,9}", text) else -1
+        if not 0 <= label < len(names) or not counts[label]:
+            shown = ", ".join(names[:MAX_NAMED]) + (", ..." if len(names) > MAX_NAMED else "")
+            raise _bad_request(f"class={text[:100]}: choose one of {len(names)}: {shown}; or leave it out for all")
+        return label
+
     def _columns(self, samples: Tensor) -> dict[str, list[Any]]:
-        """Return the samples as a column of the response: images as PNG, rows in the units of the data."""
+        """Return the samples as columns of the response: images as PNG, with classes; rows in the units of the data."""
         if self.settings["kind"] == "images":
-            pixels = ((samples.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-            return {"image": [_png(image) for image in pixels.cpu().numpy()]}
+            images, labels = split_labels(samples, len(self.classes))
+            pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+            named = {} if labels is None else {"class": [self.classes[label] for label in labels.tolist()]}
+            return {"image": [_png(image) for image in pixels.cpu().numpy()], **named}
         rows = samples.double().cpu()
         if self.whitening is not None:
             rows = torch.linalg.solve_triangular(self.whitening, rows.T, upper=False).T + self.mean

@@ -45,7 +45,7 @@ def trained(config: schema.Config, url: Path, steps: int = 2, start: str | None 
     trainer, position = make_trainer(model, config, CPU), Position()
     if start is not None:
         checkpoint = read(start)
-        require_same_classes(checkpoint, worker.classes)
+        require_same_classes(checkpoint.url, checkpoint.classes, worker.classes)
         model.load_state_dict(checkpoint.model)
         trainer.load_state_dict(checkpoint.training["trainer"])
         position = Position(**checkpoint.state["position"])
@@ -106,8 +106,8 @@ def test_a_run_resumes_bit_for_bit_and_a_checkpoint_names_its_classes(conditiona
     assert model.num_classes == 10 and model.class_frequencies.sum() == 1
 
 
-def test_an_evaluation_scores_and_draws_a_conditional_model(conditional, tmp_path):
-    config = conditional(evaluation={"num_samples": 40, "grid": 16, "chain_points": 1})
+def test_an_evaluation_scores_and_draws_a_conditional_model(conditional, digits, classifier):
+    config = conditional(evaluation={"num_samples": 60, "grid": 16, "chain_points": 1, "per_class": True})
     worker = tasks.make(config).open(0, 1, CPU)
     evaluation = worker.evaluate(build_model(config, worker.classes).eval())
     assert evaluation.scores["fid_gebm"] > 0 and evaluation.frames[0].shape == (16, 1, 8, 8)
@@ -115,6 +115,16 @@ def test_an_evaluation_scores_and_draws_a_conditional_model(conditional, tmp_pat
     base, gebm = (evaluation.ends[end].latents[:, 4:] for end in ("base", "gebm"))
     assert torch.equal(base, gebm) and (base.sum(1) == 1).all()
     assert {"base.png", "gebm.png", "by_energy.png", "chain.gif", "energies.png"} <= evaluation.pictures.keys()
+    # A class's FID is that of its samples against the images of that class alone.
+    end = evaluation.ends["gebm"]
+    label = int(gebm.sum(0).argmax())
+    images, labels = load_images(digits)
+    own = metrics.features(images[labels == label], classifier)["embedding"]
+    samples = end.features["embedding"][gebm[:, label] == 1]
+    expected = metrics.fid_from_features(samples, metrics.Reference.of_features(classifier.label, own))
+    assert evaluation.scores[f"fid_class_{label}_gebm"] == pytest.approx(expected, rel=1e-3)
+    assert evaluation.scores[f"fid_class_{label}_gebm_standard_error"] > 0
+    assert f"fid_class_{label}_base" in evaluation.scores
     # Class coordinates are no part of the distances and diagnostics.
     assert np.isfinite(evaluation.scores["chain_distance_share"])
 
@@ -173,9 +183,9 @@ def test_a_store_in_which_a_sample_has_no_label_is_refused_before_the_extractor_
 
 def test_a_checkpoint_of_other_classes_is_refused(conditional, tmp_path):
     checkpoint = read(trained(conditional(train=SHORT), tmp_path / "trial", 1))
-    require_same_classes(checkpoint, checkpoint.classes)
+    require_same_classes(checkpoint.url, checkpoint.classes, checkpoint.classes)
     with pytest.raises(UserError, match="its classes are 0 to 9: 0, 1, 2") as error:
-        require_same_classes(checkpoint, Classes.of(["cat", "dog"], [1, 1]))
+        require_same_classes(checkpoint.url, checkpoint.classes, Classes.of(["cat", "dog"], [1, 1]))
     assert "\n" not in str(error.value)
 
 
@@ -197,3 +207,75 @@ def test_classes_that_somebody_has_written_into_a_checkpoint_are_checked(conditi
     with pytest.raises(UserError, match=line) as error:
         load_model(url, {})
     assert "\n" not in str(error.value)
+
+
+def test_sampling_takes_a_class_and_a_grid_has_one_class_a_row(conditional, tmp_path, call):
+    url = trained(conditional(train=SHORT, seed=3), tmp_path / "trial", 1)
+    common = [f"checkpoint={url}", "sampler.num_samples=40", "evaluation.grid=80"]
+    status, printed, _ = call("sample", *common, f"output={tmp_path}/all")
+    labels, samples = (np.load(tmp_path / "all" / f"{name}.npy") for name in ("labels", "samples"))
+    assert status == 0 and samples.shape == (40, 1, 8, 8) and len(set(labels.tolist())) > 5
+    assert "a class a row" in printed and "labels.npy" in printed
+    # The latents are the same whatever the class is, so that samples of that class among all are those alone.
+    assert call("sample", *common, "class=3", f"output={tmp_path}/three")[0] == 0
+    # No class is called so: it is the number.
+    assert call("sample", *common, "class=03", f"output={tmp_path}/again")[0] == 0
+    three = np.load(tmp_path / "three" / "samples.npy")
+    assert np.load(tmp_path / "three" / "labels.npy").tolist() == [3] * 40
+    assert np.abs(three[labels == 3].astype(int) - samples[labels == 3].astype(int)).max() <= 1
+    assert (three[labels != 3] != samples[labels != 3]).any()
+    assert np.array_equal(np.load(tmp_path / "again" / "samples.npy"), three)
+    assert json.loads((tmp_path / "three" / "settings.json").read_text())["class"] == "3"
+
+
+def test_classes_that_are_not_there_are_refused_by_sampling(conditional, small, tmp_path, refused, stores):
+    url = trained(conditional(train=SHORT), tmp_path / "trial", 1)
+    assert "class=cat: there is no such class; classes are 0 to 9: 0, 1, 2" in refused(
+        "sample", f"checkpoint={url}", "class=cat"
+    )
+    assert "class=10: there is no such class" in refused("sample", f"checkpoint={url}", "class=10")
+    assert "class=-1: there is no such class" in refused("sample", f"checkpoint={url}", "class=-1")
+    config = small(evaluation={"extractor": "classifier"})
+    plain = build_model(config)
+    training = {"trainer": make_trainer(plain, config, CPU).state_dict(), "plateau": {}}
+    state = {"config": schema.to_dict(config), "report": {}, "lr_scale": 1.0}
+    other = Checkpoints(str(tmp_path / "plain")).save(
+        1, model=plain.state_dict(), training=training, state=state, score=1.0
+    )
+    assert "was trained without classes; leave it out" in refused("sample", f"checkpoint={other}", "class=3")
+    with pytest.raises(UserError, match="trained on no image of that class"):
+        Classes.of(["a", "b"], [0, 1]).label("a")
+
+
+@pytest.mark.usefixtures("mlflow_tables")
+def test_a_served_model_takes_a_class_and_names_those_of_its_samples(conditional, tmp_path):
+    mlflow, pd = pytest.importorskip("mlflow"), pytest.importorskip("pandas")
+    from pipeline.training.export import write_package
+
+    url = trained(conditional(train=SHORT, seed=3), tmp_path / "trial", 1)
+    write_package(url, tmp_path / "package")
+    served = mlflow.pyfunc.load_model(str(tmp_path / "package"))
+    request = pd.DataFrame({"num_samples": [30]})
+    everything = served.predict(request)
+    assert len(set(everything["class"])) > 5
+    three = served.predict(request, params={"class": "3"})
+    assert set(three["class"]) == {"3"}
+    same = everything["class"] == "3"
+    assert same.any() and np.allclose(three["energy"][same], everything["energy"][same], atol=1e-4)
+    for name in ("cat", "10", "-1"):
+        with pytest.raises(Exception, match=f"class={name}: choose one of 10: 0, 1, 2"):
+            served.predict(request, params={"class": name})
+
+
+def test_scores_by_class_need_classes_and_few_of_them(conditional, small, tmp_path, monkeypatch):
+    from pipeline.config.validation import validate_rules
+
+    with pytest.raises(UserError, match=r"evaluation.per_class=true: model.networks=dcgan has no classes"):
+        validate_rules(small(evaluation={"extractor": "classifier", "per_class": True}))
+    monkeypatch.setenv("GEBM_STORES", str(tmp_path))
+    write_store(sources.make("digits"), str(tmp_path / "digits-8"), resolution=8, channels=1)
+    edited(open_store("digits-8"), labels=[str(number) for number in range(101)])
+    config = conditional(evaluation={"per_class": True}, train=SHORT)
+    monkeypatch.setenv("GEBM_STORES", str(tmp_path))
+    with pytest.raises(UserError, match="has 101 classes, and 100 at most have scores of their own"):
+        tasks.make(config).check(open_store("digits-8"))

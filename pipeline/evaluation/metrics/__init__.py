@@ -2,6 +2,7 @@
 
 from pipeline.config.metrics import register
 from pipeline.evaluation.metrics import extractors
+from pipeline.evaluation.metrics.class_fid import MAX_SCORED_CLASSES, class_references, score_classes
 from pipeline.evaluation.metrics.class_labels import (
     class_labels,
     classes_of,
@@ -23,9 +24,11 @@ from pipeline.evaluation.metrics.reference_statistics import Reference, has_refe
 from pipeline.evaluation.metrics.scores import compare, fid_from_features, score
 
 __all__ = [
+    "MAX_SCORED_CLASSES",
     "Extractor",
     "Reference",
     "class_labels",
+    "class_references",
     "classes_of",
     "compare",
     "extractors",
@@ -48,6 +51,7 @@ __all__ = [
     "require_logits",
     "require_samples",
     "score",
+    "score_classes",
     "to_uint8",
     "train_classifier",
 ]

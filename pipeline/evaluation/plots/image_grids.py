@@ -65,10 +65,11 @@ def arranged(images: Tensor, chosen: Tensor) -> Tensor:
     """Return images in the order of :func:`class_rows`, white ones in the cells that stay empty.
 
     Args:
-        images: Images, uint8 (N, C, H, W).
+        images: Images, uint8 (N, C, H, W), or rows (N, D), of which no cell is empty.
         chosen: Numbers of images (M,), or -1.
     """
-    return torch.where((chosen < 0).view(-1, 1, 1, 1), 255, images[chosen.clamp(min=0)]).to(images.dtype)
+    empty = (chosen < 0).view(-1, *[1] * (images.dim() - 1))
+    return images[chosen.clamp(min=0)].masked_fill(empty, 255)
 
 
 def grid(images: Tensor, columns: int, scale: int | None = None) -> Image.Image:
