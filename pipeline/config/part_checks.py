@@ -42,8 +42,9 @@ def check_parts(config: Config) -> None:
         UserError: One is; the line names the plugin's file and line.
     """
     model, data = config.model, config.data
+    image_shape = data.channels, data.resolution or 0, data.resolution or 0
+    shape = image_shape if config.task == "images" else image_shape[:1]
     if not (part := networks.NAMES.part(model.networks)).builtin:
-        shape = (data.channels, data.resolution or 0, data.resolution or 0)[: 3 if config.task == "images" else 1]
         given = network_arguments(config)
         for name in ("name", "resolution", "channels", "latent_dim"):
             del given[name]
@@ -55,9 +56,9 @@ def check_parts(config: Config) -> None:
     if not (part := objectives.NAMES.part(config.train.objective)).builtin:
         _check_objective(part, config.train)
     if not (part := penalties.NAMES.part(config.train.penalty_kind)).builtin:
-        _check_penalty(part, config.train)
+        _check_penalty(part, config.train, shape)
     if config.task == "images":
-        check_metrics(config.evaluation.metrics, (data.channels, data.resolution or 0, data.resolution or 0))
+        check_metrics(config.evaluation.metrics, image_shape)
 
 
 def check_metrics(names: Iterable[str], shape: tuple[int, int, int]) -> None:
@@ -199,14 +200,14 @@ def _check_objective(part: Part, train: Train) -> None:
     objective = checked_objective(train)
     with refusing(part), torch.random.fork_rng(devices=[]):
         if objective.trains_energy:
-            _require_scalar("energy_loss", objective.energy_loss(*energies, log_partition))
+            _require_scalar("energy_loss", objective.energy_loss(energies[0], energies[1], log_partition))
         if train.train_base:
             _require_scalar("base_loss", objective.base_loss(energies[0]))
 
 
-def _check_penalty(part: Part, train: Train) -> None:
-    data, base = torch.rand(2, 4, 1, 8, 8, generator=torch.Generator().manual_seed(0)).unbind()
-    weight = torch.ones(64, requires_grad=True)
+def _check_penalty(part: Part, train: Train, shape: tuple[int, ...]) -> None:
+    data, base = torch.rand(2, 4, *shape, generator=torch.Generator().manual_seed(0)).unbind()
+    weight = torch.ones(data[0].numel(), requires_grad=True)
     with refusing(part), torch.random.fork_rng(devices=[]):
         penalty = make_penalty(train, train.penalty)
         position = penalty.draw(len(data), torch.Generator().manual_seed(0), 0)
