@@ -28,13 +28,15 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
+from pipeline.tracking.shared_view import route
+
 __all__ = ["Review", "browser", "missing", "requested"]
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 
 # Seconds until a page has to show its content; long, since the machine may be busy.
 _TIMEOUT = 120.0
-_SIZE = (1400, 1000)
+_SIZE = (1440, 900)
 _ARGUMENTS = [
     "--headless=new",
     # Root cannot have a sandbox.
@@ -165,6 +167,26 @@ class Review:
         self._until("them drawn", lambda: len(self._all(drawn)) >= len(self._all(".plotly-graph-div")))
         return self._all(".plotly-graph-div")
 
+    def trials(self, address: str) -> list[str]:
+        """Open the sweep's view of its trials, and return the texts of the table's rows in their order."""
+        self.driver.get("about:blank")
+        self.driver.get(address)
+        self._until("trials", lambda: self._one_with("[role=row]", "trial "))
+        # The columns of names and those of scores are two parts of one row.
+        rows: dict[str, list[str]] = {}
+        for part in self._all(".ag-row"):
+            rows.setdefault(str(part.get_attribute("row-index")), []).append(part.text)
+        return [" ".join(parts) for _, parts in sorted(rows.items(), key=lambda row: int(row[0]))]
+
+    def is_whole_in_view(self, key: str) -> bool:
+        """Return whether a picture is seen whole in its card, without scrolling there."""
+        script = """
+            const box = arguments[0].getBoundingClientRect(), card = arguments[0].closest(arguments[1]);
+            const inside = card.getBoundingClientRect();
+            return box.height > 50 && box.top >= inside.top && box.bottom <= inside.bottom;
+        """
+        return bool(self.driver.execute_script(script, self._one(f"{_card(key)} img"), _CARD))
+
     def comparison(self, runs: list[str]) -> set[str]:
         """Compare trials by parallel coordinates, and return the axes once lines are drawn between them."""
         chosen = quote(json.dumps(runs)), quote(json.dumps([self.experiment_id]))
@@ -286,6 +308,8 @@ def main() -> None:
         review.comparison([trial.info.run_id for trial in trials])
         review.ranked_by(next(name for name in sweep.data.metrics if "/gebm" in name))
         _save(driver, "ui-compare")
+        review.trials(f"{arguments.server}/{route(experiment, arguments.sweep)}")
+        _save(driver, "ui-trials")
         review.metrics(best)
         _save(driver, "ui-trial")
         review.pictures(best, "by_energy")

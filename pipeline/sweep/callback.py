@@ -20,7 +20,7 @@ from pipeline.sweep.gpu_share import suggest_share
 from pipeline.sweep.ray_environment import log_folder
 from pipeline.sweep.replay import lost_reports
 from pipeline.sweep.trainable import TRIAL_NAME_KEY
-from pipeline.sweep.trial_runs import start_run
+from pipeline.sweep.trial_runs import end_run, log_best, start_run
 from pipeline.tracking.summary import MAX_WARNINGS, SweepSummary, TrialRecord
 from pipeline.tracking.summary_temperature import trial_beta, trial_temperature
 from pipeline.tracking.tracker import Tracker
@@ -145,6 +145,7 @@ class SweepCallback(tune.Callback):
         self._tracker.log_metrics(record.name, numbers | system, step=step)
         if evaluated:
             self._tracker.log_chain(record.name, self._score, chain_points(report["chain"]), report["base_step"])
+            log_best(record, self._records, self._tracker)
             self._tracker.log_pictures(record.name, report["figures"], report["base_step"])
         self._display.update(record, numbers, evaluated=evaluated)
 
@@ -215,7 +216,7 @@ class SweepCallback(tune.Callback):
         record.status = status
         self._changed = True
         self._describe(record, {"status": status, **({"error": record.error} if record.error else {})})
-        self._tracker.end(record.name, "FAILED" if status == "failed" else "FINISHED")
+        end_run(record, self._tracker)
         self._display.update(record)
 
     def _take_warnings(self, record: TrialRecord, lines: Any) -> None:

@@ -38,7 +38,7 @@ from pipeline.sweep.preflight import preflight_notes
 from pipeline.sweep.preparation import prepare_shared
 from pipeline.sweep.sampler_trainable import sampler_trainable
 from pipeline.sweep.trainable import TRIAL_NAME_KEY, trainable
-from pipeline.sweep.trial_runs import restore_runs
+from pipeline.sweep.trial_runs import restore_runs, view_columns
 from pipeline.tracking import provenance
 from pipeline.tracking.finalists import read_finalists
 from pipeline.tracking.summary import TERMINAL_STATUSES, SweepSummary
@@ -273,12 +273,14 @@ class Sweep:
         config, beta = self.plan.config, sampling_beta(self.plan.config)
         self.tracker.start_sweep(
             self.plan.output.rstrip("/").rsplit("/", 1)[-1],
-            schema.to_dict(as_used(config)),
+            provenance.shown_params(as_used(config), {}) | {"output": config.output},
             markdown(current_results(config, self.summary)),
             extractor=label,
             run_id=self.plan.run_id,
         )
         self.tracker.tag(None, provenance.tags(config) | ({} if beta is None else {BETA: f"{beta:g}"}))
+        records = self.summary
+        self.tracker.share_view(view_columns(records), records.metric, records.mode, list(self.plan.space))
         self.tracker.log_data(provenance.describe_dataset(self.plan.store))
         if self.plan.run_id and self.tracker.run_id != self.plan.run_id:
             restore_runs(config, self.summary, self.tracker)

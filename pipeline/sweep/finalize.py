@@ -23,6 +23,7 @@ from pipeline.sweep.display.live_table import scores_in_words
 from pipeline.tracking import provenance
 from pipeline.tracking.metric_names import metric_name
 from pipeline.tracking.registry import BEST, model_name
+from pipeline.tracking.shared_view import route
 from pipeline.tracking.summary import SweepSummary, TrialRecord
 from pipeline.tracking.summary_temperature import sweep_temperature, trial_beta, trial_temperature
 from pipeline.tracking.tracker import Tracker, journal_path
@@ -200,6 +201,8 @@ def print_results(config: schema.Config, records: SweepSummary, command: str, co
     if command == "sweep":
         lines["report"] = f"{records.output}/report/report.html"
     lines["review in MLflow"] = _review_command(str(config.tracking.uri), records)
+    if command == "sweep":
+        lines["its trials, best first"] = _trials_page(str(config.tracking.uri), records)
     for label, text in lines.items():
         _print_line(console, label, text)
 
@@ -231,3 +234,9 @@ def _review_command(uri: str, records: SweepSummary) -> str:
     page = "#/experiments/{mlflow_experiment_id}/runs/{mlflow_run_id}".format(**records.facts)
     # Without the query, a new browser shows MLflow's pages for language models.
     return quote_words("open", f"{uri.rstrip('/')}/{page}?workflowType=machine_learning")
+
+
+def _trials_page(uri: str, records: SweepSummary) -> str:
+    """Return where MLflow shows the trials, best first; behind the address of the local UI where there is no server."""
+    server = uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
+    return f"{server}/{route(str(records.facts['mlflow_experiment_id']), str(records.facts['mlflow_run_id']))}"

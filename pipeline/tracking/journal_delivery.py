@@ -28,12 +28,14 @@ from pipeline.tracking.journal_entries import (
     ModelEntry,
     StartEntry,
     TagsEntry,
+    ViewEntry,
     parse_entry,
     read_artifact,
 )
-from pipeline.tracking.locations import own_checkpoint
+from pipeline.tracking.locations import CONFIG_FILE, own_checkpoint
 from pipeline.tracking.mlflow_entities import IMAGES, dataset_input, param_names, write_image
 from pipeline.tracking.registry import Package, register
+from pipeline.tracking.shared_view import tag_name
 
 __all__ = ["Delivery", "log_params"]
 
@@ -114,7 +116,12 @@ class Delivery:
                     tags = [RunTag(key, value) for key, value in entry.tags.items()]
                     self.client.log_batch(self._run_of(entry.trial), tags=tags)
                 case EndEntry():
-                    self.client.set_terminated(self._run_of(entry.trial), status=entry.status, end_time=entry.time)
+                    run_id = self._run_of(entry.trial)
+                    self.client.set_terminated(run_id, status=entry.status, end_time=entry.time)
+                    if entry.name:
+                        self.client.update_run(run_id, name=entry.name)
+                case ViewEntry():
+                    self.client.set_experiment_tag(self.experiment_id, tag_name(self.run_id), entry.view)
 
     def _log_metrics(self, trial: str | None, metrics: list[Metric]) -> None:
         if not metrics:
@@ -156,11 +163,19 @@ class Delivery:
             )
             run_id = self.trial_run_ids[trial] = created.info.run_id
             log_params(self.client, run_id, entry.params)
-            return
-        self.client.update_run(run_id, status="RUNNING")
-        # A resumed sweep may have other params, and MLflow refuses to change them.
-        if not self.client.get_run(run_id).data.params:
-            log_params(self.client, run_id, entry.params)
+        else:
+            self.client.update_run(run_id, status="RUNNING", name=f"trial {trial}")
+            # A resumed sweep may have other params, and MLflow refuses to change them.
+            if not self.client.get_run(run_id).data.params:
+                log_params(self.client, run_id, entry.params)
+        if entry.config:
+            self._send_config(run_id, entry.config)
+
+    def _send_config(self, run_id: str, config: str) -> None:
+        with tempfile.TemporaryDirectory() as scratch:
+            local = Path(scratch) / CONFIG_FILE
+            local.write_text(config)
+            upload_file(self.client, self._artifacts_of(run_id), local, None)
 
     def _send_file(self, entry: FileEntry) -> None:
         run_id = self._run_of(entry.trial)

@@ -26,6 +26,7 @@ __all__ = [
     "ModelEntry",
     "StartEntry",
     "TagsEntry",
+    "ViewEntry",
     "parse_entry",
     "read_artifact",
 ]
@@ -74,12 +75,14 @@ class _Entry(_Model):
 
 
 class StartEntry(_Entry):
-    """Start of a trial's run."""
+    """Start of a trial's run, with its whole config as YAML."""
 
     kind: Literal["start"]
     params: dict[str, Any]
     tags: dict[str, str]
     time: _Count
+    # An entry of an earlier version has none.
+    config: str = ""
 
 
 class MetricsEntry(_Entry):
@@ -149,14 +152,24 @@ class TagsEntry(_Entry):
 
 
 class EndEntry(_Entry):
-    """End of a run."""
+    """End of a run, and the name that it has from then on; an entry of an earlier version has none."""
 
     kind: Literal["end"]
     status: Literal["RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"]
     time: _Count
+    name: Annotated[str, Field(max_length=_MAX_NAME)] | None = None
 
 
-Entry = StartEntry | MetricsEntry | FileEntry | ImageEntry | DatasetEntry | ModelEntry | TagsEntry | EndEntry
+class ViewEntry(_Entry):
+    """View of the sweep's trials, as JSON, which MLflow keeps in a tag of the experiment."""
+
+    kind: Literal["view"]
+    view: Annotated[str, Field(max_length=5000)]
+
+
+Entry = (
+    StartEntry | MetricsEntry | FileEntry | ImageEntry | DatasetEntry | ModelEntry | TagsEntry | EndEntry | ViewEntry
+)
 _ENTRY: TypeAdapter[Entry] = TypeAdapter(Annotated[Entry, Field(discriminator="kind")])
 
 

@@ -7,7 +7,10 @@ from pathlib import Path
 
 from pipeline.runtime.printable import printable
 
-__all__ = ["absolute_folder", "own_checkpoint", "present_place", "relative_place"]
+__all__ = ["CONFIG_FILE", "absolute_folder", "own_checkpoint", "present_place", "relative_place"]
+
+CONFIG_FILE = "config.yaml"
+"""The whole config, in a sweep's folder and among the artifacts of each run."""
 
 _OWN = re.compile(
     r"(?:^|/)trials/(?P<trial>[0-9]{3,9})/checkpoints/(?P<name>(?:step|interim)-[0-9]{8,18}(?:-[0-9]{1,9})?)\Z"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipeline.config import metrics
 from pipeline.config.scores import STANDARD_ERROR
 
-__all__ = ["SKIPPED", "metric_name"]
+__all__ = ["SKIPPED", "best_metric_name", "metric_name"]
 
 # Group of each number of a trial's report; numbers that are not listed are the sampler's.
 _GROUPS = {
@@ -80,3 +80,17 @@ def metric_name(name: str, extractor: str | None) -> str:
     if name.startswith("log_partition"):
         return f"kale/{name}"
     return f"{_GROUPS.get(name, 'mcmc')}/{name}"
+
+
+def best_metric_name(name: str, extractor: str | None) -> str:
+    """Return the name in the tracker of a number of a trial's best evaluation, as against its last one.
+
+    Args:
+        name: Name in a trial's report.
+        extractor: The feature extractor; ``None`` where there is none.
+
+    Example:
+        >>> best_metric_name("fid_gebm", "inception-v3-compat")
+        'best/fid_gebm.inception-v3-compat'
+    """
+    return f"best/{metric_name(name, extractor).replace('/', '_')}"

@@ -4,17 +4,33 @@ from __future__ import annotations
 
 import functools
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config
 from pipeline.data import Store
 from pipeline.runtime.redaction import without_query
+from pipeline.tracking.locations import CONFIG_FILE
 
-__all__ = ["code_version", "describe_dataset", "tags"]
+__all__ = ["code_version", "describe_dataset", "shown_params", "tags"]
 
 _PACKAGE = "gebm-pipeline"
+# What a run is recognized by. MLflow repeats all parameters of a run on each of its pages; the rest is in config.yaml.
+_IDENTIFYING = (
+    "data.store",
+    "data.resolution",
+    "model.networks",
+    "model.latent_dim",
+    "train.objective",
+    "train.base_steps",
+    "train.batch_size",
+    "sampler.name",
+    "sampler.num_steps",
+    "seed",
+)
 
 
 @functools.cache
@@ -40,6 +56,27 @@ def code_version(folder: Path = Path(__file__).parent) -> str:
         return "unknown"
 
 
+def shown_params(config: Config, searched: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters of a run that MLflow shows: what was searched, and the ten keys that say what it is.
+
+    Args:
+        config: Config of the run.
+        searched: Keys that the search has set, and their values.
+
+    Returns:
+        Flat parameters, those of the search first.
+
+    Example:
+        >>> from pipeline.config import from_dict
+        >>> config = from_dict({"name": "x", "data": {"store": "s", "source": {"kind": "digits"}},
+        ...     "model": {"networks": "dcgan"}})
+        >>> shown = shown_params(config, {"train.base_lr": 3e-4})
+        >>> len(shown), shown["train.base_lr"], shown["model.networks"]
+        (11, 0.0003, 'dcgan')
+    """
+    return {**searched, **{key: attrgetter(key)(config) for key in _IDENTIFYING if key not in searched}}
+
+
 def tags(config: Config) -> dict[str, str]:
     """Return the tags of a run to search by in the tracker.
 
@@ -54,6 +91,7 @@ def tags(config: Config) -> dict[str, str]:
         "networks": config.model.networks,
         "sampler": config.sampler.name,
         "objective": config.train.objective,
+        "config": f"artifact {CONFIG_FILE}",
         "code_version": code_version(),
     }
 

@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,10 @@ from pipeline.tracking.database import opening
 from pipeline.tracking.journal import Journal
 from pipeline.tracking.journal_delivery import Delivery, log_params
 from pipeline.tracking.locations import relative_place
-from pipeline.tracking.metric_names import SKIPPED, metric_name
+from pipeline.tracking.metric_names import SKIPPED, best_metric_name, metric_name
 from pipeline.tracking.registry import Package
 from pipeline.tracking.resumed_run import why_not_continued
+from pipeline.tracking.shared_view import shared_view
 
 __all__ = ["Tracker", "flatten", "journal_path", "run_folder"]
 
@@ -156,19 +157,21 @@ class Tracker:
         self._journal = Journal(self._journal_path, self._deliver, self._notify)
         return run_id
 
-    def start_trial(self, trial: str, params: dict[str, Any], tags: dict[str, str]) -> None:
+    def start_trial(self, trial: str, params: dict[str, Any], tags: dict[str, str], config: str = "") -> None:
         """Open a child run, or reopen the one that this trial has.
 
         Args:
             trial: Name of the trial, unique in the sweep.
             params: Its parameters, nested or flat.
             tags: Tags to search by in the UI.
+            config: Its whole config as YAML, which becomes the artifact ``config.yaml``.
         """
         flat = {key: str(value) for key, value in flatten(params).items()}
         if self._dataset is None:
-            self._put("start", trial, params=flat, tags=tags, time=_now())
+            self._put("start", trial, params=flat, tags=tags, time=_now(), config=config)
         else:
-            self._put("start", trial, params=flat, tags={_STORE: self._dataset["checksum"], **tags}, time=_now())
+            tags = {_STORE: self._dataset["checksum"], **tags}
+            self._put("start", trial, params=flat, tags=tags, time=_now(), config=config)
             self._put("data", trial, data=self._dataset)
 
     def log_data(self, data: dict[str, Any]) -> None:
@@ -189,6 +192,10 @@ class Tracker:
             if isinstance(value, int | float) and name not in SKIPPED
         }
         self._log(trial, numbers, step)
+
+    def log_best(self, trial: str, metrics: Mapping[str, float], step: int) -> None:
+        """Log numbers of a trial's best evaluation so far, by which the view of trials is ordered."""
+        self._log(trial, {best_metric_name(name, self.extractor): value for name, value in metrics.items()}, step)
 
     def log_chain(self, trial: str, score: str, chain: Mapping[int, ChainPoint], base_step: int) -> None:
         """Log a score along the chain, one metric per position, so that each has its curve over training."""
@@ -255,9 +262,28 @@ class Tracker:
         # Redacted before they are cut: half a secret is not recognized.
         self._put("tags", trial, tags={key: _truncate(redact(value)) for key, value in tags.items()})
 
-    def end(self, trial: str | None, status: str) -> None:
-        """Close a run with a status: ``FINISHED``, ``FAILED`` or ``KILLED``."""
-        self._put("end", trial, status=status, time=_now())
+    def end(self, trial: str | None, status: str, name: str | None = None) -> None:
+        """Close a run.
+
+        Args:
+            trial: Name of the trial; ``None`` for the sweep's own run.
+            status: ``FINISHED``, ``FAILED`` or ``KILLED``.
+            name: The run's new name; ``None`` for the one that it has.
+        """
+        self._put("end", trial, status=status, time=_now(), name=name)
+
+    def share_view(self, metrics: Sequence[str], score: str, mode: str, searched: Sequence[str]) -> None:
+        """Keep a view of the trials in the tracker; see :func:`pipeline.tracking.shared_view.shared_view`.
+
+        Args:
+            metrics: Numbers of a trial's best evaluation that are columns; see :meth:`log_best`.
+            score: The one that trials are ranked by.
+            mode: ``min`` or ``max``.
+            searched: Keys that the search sets.
+        """
+        names, best = ([best_metric_name(name, self.extractor) for name in group] for group in (metrics, [score]))
+        view = shared_view(self.run_id, names, best[0], is_ascending=mode == "min", searched=searched)
+        self._put("view", None, view=view)
 
     def trial_run_id(self, trial: str) -> str | None:
         """Return the id of a trial's run, or ``None`` as long as the server does not have it."""

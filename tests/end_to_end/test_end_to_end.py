@@ -126,6 +126,7 @@ def test_the_tracker_holds_what_the_sweep_found(swept, home):
     for name, steps in (("flops_per_second", [6, 8, 12, 16, 18, 24]), ("evaluation_seconds", [8, 16, 24])):
         history = client.get_metric_history(best.info.run_id, f"rate/{name}")
         assert [point.step for point in history] == steps and all(point.value > 0 for point in history)
+    assert best.data.metrics[f"best/fid_gebm.{extractor}"] == document["best"]["metrics"]["fid_gebm"]
     groups = {f"{name}/{model}.{extractor}" for name in ("fid", "nearest") for model in ("base", "gebm")}
     assert groups | {"system/cpu_utilization_percentage", "system/disk_available_megabytes"} <= names
     store = open_store(str(home / "stores" / "digits-8"))
@@ -139,7 +140,7 @@ def test_the_tracker_holds_what_the_sweep_found(swept, home):
     along = client.get_metric_history(best.info.run_id, f"fid_chain/00006.{extractor}")
     assert [point.step for point in along] == [8, 16, 24]
     steps = {f"step-{step:08d}" for step in (8, 16, 24)}
-    assert {entry.path for entry in client.list_artifacts(best.info.run_id)} == {"images", *steps}
+    assert {entry.path for entry in client.list_artifacts(best.info.run_id)} == {"config.yaml", "images", *steps}
     assert {path.name for path in artifacts(client, best, "step-00000024")} == {"chain.gif"}
     shown = {tuple(path.name.split("+")[:3]) for path in artifacts(client, best, "images")}
     pictures = ["base", "gebm", "base_and_gebm", "by_energy", "neighbours", "energies", "log_partition"]
@@ -189,14 +190,20 @@ def test_the_sweep_is_reviewed_in_a_browser(swept, database, tmp_path):
         assert [figure.find_element("css selector", ".gtitle").text for figure in review.figures()] == titles
         assert screenshots.requested(driver) <= {"file://", "data://", "blob://"}
 
+        # The best trial is the first, and the one that failed says so.
+        first, second = review.trials(re.search(r"best first +(http\S+)", printed).group(1))
+        assert f"trial {best['name']}" in first and f"{best['metrics']['fid_gebm']:.3f}"[:-1] in first
+        assert ", failed" in second
+
         # Of the two trials one rate alone differs, and one has no scores: next to the sweep's own parameters.
         assert {"train.base_lr", "train.energy_lr"} <= review.comparison([*runs, parent.run_id])
 
         groups = review.metrics(best["mlflow_run_id"])
-        assert {"fid", "fid_chain", "kale", "mcmc", "nearest", "rate", "train"} <= set(groups)
+        assert {"best", "fid", "fid_chain", "kale", "mcmc", "nearest", "rate", "train"} <= set(groups)
         assert "cpu_utilization_percentage" in review.system(best["mlflow_run_id"])
         shown = review.pictures(best["mlflow_run_id"], "base_and_gebm")
         assert list(shown) == [8, 16, 24] and len(set(shown.values())) == 3
+        assert review.is_whole_in_view("base_and_gebm")
         assert review.enlarged("base_and_gebm").get_property("naturalWidth") > 256, (
             "it is the picture itself, not its thumbnail"
         )

@@ -154,7 +154,8 @@ def test_a_sweep_and_its_trials(place, tmp_path):
     tracker = Tracker(uri, "digits", artifacts=artifacts, journal=tmp_path / "journal", folder=str(tmp_path))
     parent = tracker.start_sweep("sweep", PARAMS, "**what it is**", extractor="any-1a2b")
     tracker.log_data(DATA)
-    tracker.start_trial("000", {"train": {"base_lr": 3e-4}}, {"experiment": "digits"})
+    tracker.share_view(["fid_base", "fid_gebm"], "fid_gebm", "min", ["train.base_lr"])
+    tracker.start_trial("000", {"train": {"base_lr": 3e-4}}, {"experiment": "digits"}, "train:\n  base_lr: 0.0003\n")
     for step, fid in ((10, 5.0), (20, 4.0)):
         values = {
             "base_step": step,
@@ -195,6 +196,11 @@ def test_a_sweep_and_its_trials(place, tmp_path):
     assert found.data.params == {"train.base_lr": "0.0003"}
     assert above.data.params == {key: str(value) for key, value in flatten(PARAMS).items()}
     assert len(above.data.params) == 153  # more than MLflow takes at once
+    config = client.download_artifacts(child, "config.yaml", str(tmp_path))
+    assert Path(config).read_text() == "train:\n  base_lr: 0.0003\n"
+    view = json.loads(client.get_experiment(above.info.experiment_id).tags[f"mlflow.sharedViewState.{parent}"])
+    assert view["orderByKey"] == "metrics.`best/fid_gebm.any-1a2b`" and view["orderByAsc"] is True
+    assert [run.info.run_id for run in client.search_runs([tracker.experiment_id], view["searchFilter"])] == [child]
     assert found.data.metrics == {
         "fid/base.any-1a2b": 5.0,
         "fid/gebm.any-1a2b": 4.0,
@@ -265,9 +271,10 @@ def test_a_resumed_sweep_goes_on_in_its_runs(place, tmp_path):
     parent = first.start_sweep("sweep", {"seed": 0, "output": str(tmp_path)}, "note", extractor="any")
     first.start_trial("000", {"seed": 0}, {})
     first.log_metrics("000", {"fid_gebm": 2.0}, 10)
-    first.end("000", "KILLED")
+    first.end("000", "KILLED", "trial 000, pruned")
     first.end(None, "KILLED")
     assert first.close(flush_timeout=60) == 0
+    assert MlflowClient(uri).get_run(str(first.trial_run_id("000"))).info.run_name == "trial 000, pruned"
     again = Tracker(uri, "resumed", artifacts=artifacts, journal=tmp_path / "journal", folder=str(tmp_path))
     assert again.experiment_id == first.experiment_id
     # Keys given to `resume` may differ from the run's params, which MLflow does not change.
@@ -275,6 +282,7 @@ def test_a_resumed_sweep_goes_on_in_its_runs(place, tmp_path):
     again.start_trial("000", {"seed": 1}, {})
     client, child = MlflowClient(uri), str(first.trial_run_id("000"))
     assert again._journal.flush(flush_timeout=60) == 0
+    assert client.get_run(child).info.run_name == "trial 000"
     assert client.get_run(child).info.status == client.get_run(parent).info.status == "RUNNING"
     again.log_metrics("000", {"fid_gebm": 1.0}, 20)
     again.end("000", "FINISHED")
