@@ -53,6 +53,7 @@ _ARGUMENTS = [
 _RETURNING_USER = {
     "mlflow.workflowType_v1": '"machine_learning"',
     "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": "true",
+    "mlflow.assistant.panelOpen_v1": "false",
 }
 
 _NOTE = '[data-testid="note-editor-preview-content"]'
@@ -179,13 +180,15 @@ class Review:
         return [" ".join(parts) for _, parts in sorted(rows.items(), key=lambda row: int(row[0]))]
 
     def is_whole_in_view(self, key: str) -> bool:
-        """Return whether a picture is seen whole in its card, without scrolling there."""
+        """Return whether a picture, in the upper two fifths of its square thumbnail, is seen whole in its card."""
         script = """
-            const box = arguments[0].getBoundingClientRect(), card = arguments[0].closest(arguments[1]);
-            const inside = card.getBoundingClientRect();
-            return box.height > 50 && box.top >= inside.top && box.bottom <= inside.bottom;
+            const box = arguments[0].getBoundingClientRect();
+            let part = arguments[0];
+            while (getComputedStyle(part).overflowY !== "auto") part = part.parentElement;
+            const inside = part.getBoundingClientRect();
+            return box.width > 200 && box.top >= inside.top && box.top + 0.42 * box.height <= inside.bottom;
         """
-        return bool(self.driver.execute_script(script, self._one(f"{_card(key)} img"), _CARD))
+        return bool(self.driver.execute_script(script, self._one(f"{_card(key)} img")))
 
     def comparison(self, runs: list[str]) -> set[str]:
         """Compare trials by parallel coordinates, and return the axes once lines are drawn between them."""

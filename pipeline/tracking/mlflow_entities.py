@@ -15,7 +15,7 @@ from mlflow.data.schema import TensorDatasetSchema
 from mlflow.entities import Dataset, DatasetInput, InputTag
 from mlflow.types import Schema, TensorSpec
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pipeline.tracking.journal import PermanentError
 
@@ -27,8 +27,8 @@ IMAGES = "images"
 # Characters of a parameter's name that MLflow takes; a slash means a folder there.
 _NOT_IN_NAMES = re.compile(r"[^\w.\- :]")
 _MAX_NAME = 200
-# Pixels of the longer side, as in MLflow's own thumbnails.
-_THUMBNAIL = 256
+# Pixels of a thumbnail. A card of MLflow's UI scales it to a square, of which some two fifths are seen.
+_CARD_WIDTH, _CARD_HEIGHT = 702, 290
 
 
 def param_names(keys: Iterable[str]) -> list[str]:
@@ -82,7 +82,7 @@ def write_image(content: bytes, folder: Path, *, run_id: str, key: str, step: in
         >>> for path in write_image(picture.getvalue(), Path(tempfile.mkdtemp()), **fields):
         ...     print(path.name[:44], path.suffix, Image.open(path).size)
         base_and_gebm+step+200+timestamp+17000000000 .png (600, 300)
-        base_and_gebm+step+200+timestamp+17000000000 .webp (256, 128)
+        base_and_gebm+step+200+timestamp+17000000000 .webp (702, 702)
     """
     number = uuid.uuid5(uuid.NAMESPACE_URL, f"{run_id}/{key}/{step}/{time}")
     stem = f"{re.sub('[^a-zA-Z0-9_. -]', '-', key)}+step+{step}+timestamp+{time}+{number}"
@@ -94,9 +94,16 @@ def write_image(content: bytes, folder: Path, *, run_id: str, key: str, step: in
     except Exception as error:
         raise PermanentError(f"the picture {key} of base step {step} is no image") from error
     whole.write_bytes(content)
-    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    image.save(small)
+    _thumbnail(image).save(small)
     return [whole, small]
+
+
+def _thumbnail(image: Image.Image) -> Image.Image:
+    """Return a square that has the picture in its upper part, which is what a card of MLflow's UI shows unscrolled."""
+    picture = ImageOps.contain(image, (_CARD_WIDTH, _CARD_HEIGHT))
+    card = Image.new("RGBA", (_CARD_WIDTH, _CARD_WIDTH))
+    card.paste(picture, ((_CARD_WIDTH - picture.width) // 2, 0))
+    return card
 
 
 def dataset_input(data: dict[str, Any]) -> DatasetInput:

@@ -18,17 +18,11 @@ from pipeline.tracking.locations import CONFIG_FILE
 __all__ = ["code_version", "describe_dataset", "shown_params", "tags"]
 
 _PACKAGE = "gebm-pipeline"
-# What a run is recognized by. MLflow repeats all parameters of a run on each of its pages; the rest is in config.yaml.
+# What a run is recognized by. MLflow repeats a run's parameters above each picture, where they leave room for few.
 _IDENTIFYING = (
-    "data.store",
-    "data.resolution",
     "model.networks",
-    "model.latent_dim",
     "train.objective",
-    "train.base_steps",
-    "train.batch_size",
     "sampler.name",
-    "sampler.num_steps",
     "seed",
 )
 
@@ -57,7 +51,9 @@ def code_version(folder: Path = Path(__file__).parent) -> str:
 
 
 def shown_params(config: Config, searched: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters of a run that MLflow shows: what was searched, and the ten keys that say what it is.
+    """Return the parameters of a run that MLflow shows: what was searched, to six digits, and what says what it is.
+
+    All keys are in the run's ``config.yaml``, with all their digits.
 
     Args:
         config: Config of the run.
@@ -70,11 +66,12 @@ def shown_params(config: Config, searched: Mapping[str, Any]) -> dict[str, Any]:
         >>> from pipeline.config import from_dict
         >>> config = from_dict({"name": "x", "data": {"store": "s", "source": {"kind": "digits"}},
         ...     "model": {"networks": "dcgan"}})
-        >>> shown = shown_params(config, {"train.base_lr": 3e-4})
+        >>> shown = shown_params(config, {"train.base_lr": 10**-3.5})
         >>> len(shown), shown["train.base_lr"], shown["model.networks"]
-        (11, 0.0003, 'dcgan')
+        (5, 0.000316228, 'dcgan')
     """
-    return {**searched, **{key: attrgetter(key)(config) for key in _IDENTIFYING if key not in searched}}
+    short = {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in searched.items()}
+    return short | {key: attrgetter(key)(config) for key in _IDENTIFYING if key not in searched}
 
 
 def tags(config: Config) -> dict[str, str]:

@@ -118,7 +118,11 @@ def test_the_tracker_holds_what_the_sweep_found(swept, home):
     [good] = [trial for trial in document["trials"] if trial["status"] == "finished"]
     assert best.data.metrics[f"fid/gebm.{extractor}"] == good["metrics"]["fid_gebm"]
     assert best.data.params["train.base_lr"] == "0.0003"
-    assert best.data.params["sampler.num_steps"] == "6"
+    assert set(best.data.params) == {
+        "train.base_lr", "train.energy_lr", "model.networks", "train.objective", "sampler.name", "seed"
+    }  # fmt: skip
+    config = Path(client.download_artifacts(best.info.run_id, "config.yaml", str(home)))
+    assert "num_steps: 6" in config.read_text()
     names = set(best.data.metrics)
     groups = {"kale/log_partition", "kale/log_partition_monte_carlo", "train/energy_loss", "rate/images_per_second"}
     assert groups | {"rate/flops_per_second", "rate/evaluation_seconds"} <= names
