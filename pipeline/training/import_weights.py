@@ -152,11 +152,12 @@ def read_pair(config: schema.Config) -> ImportedPair:
     """
     model = config.model
     if model.energy is None:
-        own = ", ".join(name for name in networks.NAMES.having("tasks", config.task) if name != model.networks)
+        families = [name for name in networks.NAMES.having("tasks", "images") if not networks.is_conditional(name)]
+        others = ", ".join(name for name in families if name != model.networks)
+        more = f", or networks whose energy is trained on it, of {others}" if model.networks == "imported" else ""
         raise UserError(
-            f"model.base={model.base} comes without model.energy: add the weights of its discriminator, "
-            f"{NO_DISCRIMINATOR} for an energy that is trained from scratch, or, with model.networks=imported, the "
-            f"networks to take that one of: {own}"
+            f"model.base={model.base} comes without model.energy: add the weights of its discriminator; "
+            f"{NO_DISCRIMINATOR} for an energy of its own that is trained from scratch{more}"
         )
     if model.networks not in networks.NAMES:
         raise UserError(f"model.networks={model.networks}: it has to be one of {', '.join(networks.NAMES)}")

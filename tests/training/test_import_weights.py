@@ -181,7 +181,10 @@ def test_a_discriminator_of_another_resolution_is_refused(files, tmp_path):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"model.energy": None}, "comes without model.energy: add the weights of its discriminator, none for"),
+        (
+            {"model.energy": None},
+            "comes without model.energy: add the weights of its discriminator; none for an energy .*, of dcgan, sngan",
+        ),
         ({"model.base": "none-there.pth"}, "model.base=none-there.pth: there is no such file"),
         ({"model.base": "/dev/zero"}, "model.base=/dev/zero: it is no file"),
         ({"model.base": "."}, "it is no file"),
