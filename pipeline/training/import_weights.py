@@ -161,6 +161,11 @@ def read_pair(config: schema.Config) -> ImportedPair:
         )
     if model.networks not in networks.NAMES:
         raise UserError(f"model.networks={model.networks}: it has to be one of {', '.join(networks.NAMES)}")
+    if networks.is_conditional(model.networks):
+        raise UserError(
+            f"model.base={model.base}: model.networks={model.networks} has classes, and weights from elsewhere are "
+            "read by networks without; choose others"
+        )
     named: dict[Half, str] = {"base": str(model.base)}
     if is_weights(model.energy):
         named["energy"] = model.energy

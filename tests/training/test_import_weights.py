@@ -190,6 +190,7 @@ def test_a_discriminator_of_another_resolution_is_refused(files, tmp_path):
         ({"model.base": "."}, "it is no file"),
         ({"model.base": "nope://x/y.pth"}, "nope"),
         ({"model.networks": "biggan"}, "model.networks=biggan: it has to be one of dcgan"),
+        ({"model.networks": "dcgan_conditional"}, "model.networks=dcgan_conditional has classes"),
         ({"model.settings.base_width": 32}, "model.settings.base_width=32: model.base=.* has 16; leave it out"),
         ({"checkpoint": "results/x"}, "checkpoint=results/x has its weights already"),
         ({"resume": "results/x"}, "resume=results/x has its weights already"),
