@@ -17,7 +17,7 @@ __all__ = ["main"]
         "python -m pipeline.sample checkpoint=results/<sweep>/trials/000",
         "python -m pipeline.sample checkpoint=... sampler.name=kla sampler.step_size=1e-3 sampler.num_samples=1000",
         "python -m pipeline.sample checkpoint=s3://bucket/run/trials/000 output=s3://bucket/samples seed=7",
-        "python -m pipeline.sample checkpoint=... class=3    or the name of a class, of a conditional model",
+        "python -m pipeline.sample checkpoint=... class=3  # of a conditional model, by number or name",
     ],
     groups=(),
     sections={
