@@ -130,7 +130,7 @@ def _run_bare(values: dict[str, Any], device: torch.device) -> Bare:
     read = tasks.make(config).open(0, 1, device).batches(Position(epoch=0, step=0))
     batches = iter(list(itertools.islice(read, train.base_steps * train.energy_steps)))
     model = model_to_train(config, device)
-    initialize_log_partition(model, train.log_partition_samples, step_generator(config, "log-partition", 0, device))
+    initialize_log_partition(model, train.log_partition_samples, step_generator(config, "log-partition", 0))
     trainer = make_trainer(model, config, device)
     reports = _reports(config)
     infos, began = [], 0.0
@@ -138,7 +138,7 @@ def _run_bare(values: dict[str, Any], device: torch.device) -> Bare:
         if step == reports[0]:
             harness.synchronise(device)
             began = time.perf_counter()
-        infos.append(trainer.step(batches, step_generator(config, "step", step, device)))
+        infos.append(trainer.step(batches, step_generator(config, "step", step)))
     harness.synchronise(device)
     seconds = time.perf_counter() - began
     # As a report takes the mean, in the same order of sums.

@@ -63,7 +63,7 @@ def gebm_chain(arguments: argparse.Namespace, model: GEBM, z0: Tensor) -> Tensor
             lambda z: model.potential(z, arguments.beta),
             z0,
             arguments.steps,
-            generator=torch.Generator(z0.device).manual_seed(arguments.seed),
+            generator=torch.Generator().manual_seed(arguments.seed),
             prior=model.prior,
         ).z
 
@@ -71,7 +71,7 @@ def gebm_chain(arguments: argparse.Namespace, model: GEBM, z0: Tensor) -> Tensor
 def _model(arguments: argparse.Namespace, name: str, device: torch.device) -> tuple[GEBM, Tensor]:
     """Return a model and where its chains start (N, D)."""
     model = GEBM(*cli.build(arguments, name, device), StandardNormal(arguments.latent_dim)).to(device)
-    return model, model.prior.sample(arguments.chains, torch.Generator(device).manual_seed(arguments.seed))
+    return model, model.prior.sample(arguments.chains, torch.Generator().manual_seed(arguments.seed))
 
 
 def _speed(arguments: argparse.Namespace, name: str, device: torch.device) -> list[dict[str, Any]]:
@@ -118,7 +118,7 @@ def _noise_of_run(seed: int) -> Callable[[Tensor], Tensor]:
     generators: dict[torch.device, torch.Generator] = {}
 
     def noise(z: Tensor) -> Tensor:
-        generator = generators.setdefault(z.device, torch.Generator(z.device).manual_seed(seed))
+        generator = generators.setdefault(z.device, torch.Generator().manual_seed(seed))
         key = samplers.philox.draw_key(generator, z.device)
         samplers.philox.draw_key(generator, z.device)  # the second key of a step is that of restarts
         return samplers.philox.normal(key, torch.arange(len(z), device=z.device), z.shape[1])

@@ -62,7 +62,7 @@ def plain_side(arguments: argparse.Namespace, name: str, device: torch.device, s
         energy_steps=arguments.energy_steps,
         draw_latents=prior.sample if same_latents else None,
     )
-    batches, generator = _batches(arguments, device), torch.Generator(device).manual_seed(arguments.seed)
+    batches, generator = _batches(arguments, device), torch.Generator().manual_seed(arguments.seed)
     return Side(
         alternate=lambda: trainer.step(batches, generator),
         step_energy=lambda: trainer.step_energy(next(batches), generator),
@@ -83,7 +83,7 @@ def gebm_side(arguments: argparse.Namespace, name: str, device: torch.device, pr
         latent_batch_size=arguments.batch,
         precision=precision,
     )
-    batches, generator = _batches(arguments, device), torch.Generator(device).manual_seed(arguments.seed)
+    batches, generator = _batches(arguments, device), torch.Generator().manual_seed(arguments.seed)
 
     def steps(energy_steps: int, train_base: bool) -> tuple[Tensor, Tensor]:
         trainer.alternation = Alternation(energy_steps, warmup_energy_steps=energy_steps)

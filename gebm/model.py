@@ -559,7 +559,7 @@ class GEBM(nn.Module):
         require_generator(generator)
         beta = as_beta(beta)
         z0_ND = self.sample_latents(sum(sizes), generator, labels)
-        seed = int(samplers.philox.draw_key(generator, z0_ND.device))
+        seed = int(samplers.philox.draw_key(generator, "cpu"))
         samples, first = [], 0
         # Frozen here as well as in the potential, so that normalized weights are computed once and not at every step.
         with frozen(self.base, self.energy), self._explaining_errors():
@@ -571,7 +571,7 @@ class GEBM(nn.Module):
                     potential.z,
                     num_steps,
                     # The same keys for every batch; the chains' numbers distinguish them.
-                    generator=torch.Generator(z0_ND.device).manual_seed(seed),
+                    generator=torch.Generator().manual_seed(seed),
                     prior=self.prior,
                     first_chain=first,
                 )

@@ -192,9 +192,7 @@ def _train_to_plateau(
     curve: list[dict[str, float]] = []
     position, seconds = Position(), 0.0
     if checkpoints.last is None:
-        initialize_log_partition(
-            model, config.train.log_partition_samples, step_generator(config, "log-partition", 0, device)
-        )
+        initialize_log_partition(model, config.train.log_partition_samples, step_generator(config, "log-partition", 0))
     trainer = make_trainer(model, config, device)
     if checkpoints.last is not None:
         checkpoint = read(checkpoints.last)
@@ -212,7 +210,7 @@ def _train_to_plateau(
             raise OutOfTime
         began = time.process_time()
         for _ in range(setting.evaluate_every):
-            trainer.step(batches, step_generator(config, "step", trainer.base_step, device))
+            trainer.step(batches, step_generator(config, "step", trainer.base_step))
         seconds += time.process_time() - began
         samples = _draw_base(trainer.sampling_model(), setting.curve_samples, _CURVE_LATENTS)
         fid = bench.score(bench.features(samples))["fid"]
@@ -289,11 +287,10 @@ def train_phase(
     phase = EnergyPhase(steps or SETTINGS[_name_of(config)].phase_steps, check_every=25, patience=patience)
     # Data in an order that the run has not seen: epochs that it never comes to.
     batches = work.batches(Position(epoch=1_000_000, step=0))
-    device = torch.device("cpu")
     result = phase.run(
         trainer,
         batches,
-        lambda step: step_generator(config, f"phase-{loss}", step, device),
+        lambda step: step_generator(config, f"phase-{loss}", step),
         held_out=work.held_out,
         seen=work.seen,
     )

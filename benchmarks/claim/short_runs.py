@@ -46,12 +46,12 @@ def train_from_scratch(config: schema.Config, base_steps: int, spectral_norm: bo
     model = model_to_train(config, device)
     if not spectral_norm:
         remove_spectral_norm(model.energy)
-    generator = step_generator(config, "log-partition", 0, device)
+    generator = step_generator(config, "log-partition", 0)
     initialize_log_partition(model, config.train.log_partition_samples, generator)
     trainer = make_trainer(model, config, device)
     largest, moment, nonfinite, bounds = float("-inf"), 0.0, 0, []
     for step in range(base_steps):
-        info = trainer.step(batches, step_generator(config, "step", step, device))
+        info = trainer.step(batches, step_generator(config, "step", step))
         largest = max(largest, float(info.largest_energy_loss))
         moment = max(moment, float(trainer.energy_second_moment()))
         nonfinite += int(info.num_nonfinite)

@@ -122,9 +122,9 @@ class _Chain:
         starts_ND = positions[:n]
         if self.restart == 0:
             return starts_ND
-        device = starts_ND.device if generator is None else generator.device
-        uniform = draw_local_rows(n, lambda total: torch.rand(total, generator=generator, device=device)).to(
-            starts_ND.device
+        drawn_on = None if generator is None else generator.device
+        uniform = draw_local_rows(n, lambda total: torch.rand(total, generator=generator, device=drawn_on)).to(
+            starts_ND.device, non_blocking=True
         )
         return torch.where((uniform < self.restart)[:, None], fresh(n), starts_ND)
 
@@ -284,6 +284,8 @@ def _base_draws(gebm: GEBM, n: int, generator: torch.Generator | None) -> Tensor
 @dataclass(frozen=True)
 class _BaseAsPrior:
     """The base as the distribution on data space where a diverged chain restarts."""
+
+    is_network = True
 
     gebm: GEBM
 

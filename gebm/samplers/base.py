@@ -24,6 +24,7 @@ __all__ = [
     "StateT",
     "StepDecay",
     "as_latents",
+    "constants",
     "convert_positive",
     "counter",
     "evaluate",
@@ -300,6 +301,26 @@ def number_chains(z: Tensor) -> Tensor:
         tensor([0, 1, 2])
     """
     return torch.arange(len(z), device=z.device)
+
+
+@functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def constants(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return numbers as a tensor that is made once, so that no step copies them to the device again.
+
+    Args:
+        numbers: The numbers (D,).
+        dtype: Their type.
+        device: Where they are needed.
+
+    Returns:
+        The tensor (D,), shared by all who ask for it: not to be changed.
+
+    Example:
+        >>> constants((1.0, 0.5), torch.float64, torch.device("cpu"))
+        tensor([1.0000, 0.5000], dtype=torch.float64)
+    """
+    return torch.tensor(numbers, dtype=dtype).to(device, non_blocking=True)
 
 
 def finite_rows(*tensors: Tensor) -> Tensor:

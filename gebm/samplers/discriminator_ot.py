@@ -153,7 +153,7 @@ class DiscriminatorOptimalTransport:
         z = as_latents(z)
         energy, gradient = value_and_gradient(self._energy(potential), z)
         if self.lipschitz is not None:
-            lipschitz = torch.tensor(self.lipschitz, dtype=z.dtype, device=z.device)
+            lipschitz = torch.full((), self.lipschitz, dtype=z.dtype, device=z.device)
         elif self.prior is not None:
             lipschitz = self._lipschitz_under(self.prior, z, potential)
         else:

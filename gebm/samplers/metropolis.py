@@ -14,6 +14,7 @@ from gebm.samplers.base import (
     Potential,
     Prior,
     as_latents,
+    constants,
     convert_positive,
     counter,
     evaluate,
@@ -179,7 +180,7 @@ def scales(inverse_mass: tuple[float, ...] | None, z: Tensor) -> Tensor | float:
         return 1.0
     if len(inverse_mass) != z.shape[1]:
         raise ValueError(f"inverse_mass has {len(inverse_mass)} numbers: give one for each of the {z.shape[1]} latents")
-    return torch.tensor(inverse_mass, dtype=z.dtype, device=z.device).sqrt()
+    return constants(inverse_mass, z.dtype, z.device).sqrt()
 
 
 @dataclass(frozen=True)

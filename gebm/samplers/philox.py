@@ -11,11 +11,13 @@ computes its own noise from it with Philox4x32-10, the counter-based generator o
 | 1 | the stream: what the numbers are for |
 | 2, 3 | the low and the high half of the chain's number |
 
-It is ordinary tensor arithmetic, the same on every device, and waits for none.
+It is ordinary tensor arithmetic, the same on every device, and waits for none. The key is a function of the generator's
+seed and of its position alone, wherever the generator is: a seed means the same latents on a CPU and on a GPU.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -51,13 +53,21 @@ _WORD = 0xFFFFFFFF
 # The multipliers of Salmon et al., table 2; the key's increments are the golden ratio and sqrt(3) - 1.
 _MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 _INCREMENTS = 0x9E3779B9, 0xBB67AE85
+# An offset of CUDA's is a multiple of four words.
+_OFFSET = 4
+# So many keys of a device's generator are computed at once, for the CPU's has no way to skip some.
+_BLOCK = 1024
 
 
 def draw_key(generator: torch.Generator | None, device: torch.device | str) -> Tensor:
     """Take from a generator the one number that all the noise of a step is computed from.
 
+    A function of the generator's seed and position alone. A generator of a GPU has an offset for a position, which each
+    key advances by as little as CUDA lets it; where nothing but keys is taken from it, they are those that a generator
+    of the CPU with its seed yields. The key is computed on the host and passed to a device by value: neither waits.
+
     Args:
-        generator: Source of the randomness, on any device; torch's default one for ``device`` if None.
+        generator: Source of the randomness, on any device; torch's default one for the CPU if None.
         device: Where the key is needed.
 
     Returns:
@@ -72,8 +82,25 @@ def draw_key(generator: torch.Generator | None, device: torch.device | str) -> T
         (torch.int64, True)
     """
     require_generator(generator)
-    drawn_on = device if generator is None else generator.device
-    return torch.empty((), dtype=torch.int64, device=drawn_on).random_(-(2**63), None, generator=generator).to(device)
+    if generator is None or generator.device.type == "cpu":
+        key = int(_random_words(1, generator))
+    else:
+        offset = generator.get_offset()
+        block, index = divmod(offset // _OFFSET, _BLOCK)
+        key = int(_keys_of(generator.initial_seed(), block)[index])
+        generator.set_offset(offset + _OFFSET)
+    return torch.full((), key, dtype=torch.int64, device=device)
+
+
+def _random_words(count: int, generator: torch.Generator | None) -> Tensor:
+    """Return uniform words of 64 bits (count,), int64, on the CPU."""
+    return torch.empty(count, dtype=torch.int64).random_(-(2**63), None, generator=generator)
+
+
+@functools.lru_cache(maxsize=16)
+def _keys_of(seed: int, block: int) -> Tensor:
+    """Return a block of the keys that a generator of the CPU with a seed yields (1024,)."""
+    return _random_words((block + 1) * _BLOCK, torch.Generator().manual_seed(seed))[block * _BLOCK :].clone()
 
 
 def philox(counter: Tensor, key: Tensor) -> Tensor:

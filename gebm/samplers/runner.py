@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Generic, NamedTuple
 
@@ -66,13 +67,13 @@ def run(
         potential: Maps (N, D) to (N,).
         z0: Starting positions (N, D); not used, and may be None, where ``state`` is given.
         num_steps: Number of steps, at least 0.
-        generator: Source of all randomness, on any device; torch's default one if None.
+        generator: Source of all randomness, on any device; torch's default one for the CPU if None.
         every: Call ``callback`` whenever the chain's number of steps is a multiple of this.
         callback: Called as ``callback(step, state)`` with the chain's number of steps so far; also after the last step.
         state: State to resume from.
         prior: Where a chain restarts that has become infinite or not a number; None leaves such a chain as it is. It
-            takes a second key of the generator in each step, diverged or not, and one look at the state, for which a
-            GPU is waited for.
+            takes a second key of the generator in each step, diverged or not. No step waits for a GPU, unless the prior
+            has an ``is_network`` that is true: then the host looks at the state.
         first_chain: Number of the first chain; not used where ``state`` is given, which knows its chains.
 
     Returns:
@@ -81,7 +82,8 @@ def run(
     Raises:
         TypeError: If an argument is of another kind, or the state is another kernel's.
         ValueError: If ``num_steps``, ``every`` or ``first_chain`` is out of range, there is neither ``z0`` nor
-            ``state``, or chains start where potential or gradient is not finite: any of them, or with ``prior`` all.
+            ``state``, or chains start where potential or gradient is not finite: any of them, or with ``prior`` all;
+            chains on a GPU that have a prior start anywhere.
 
     Example:
         >>> import torch
@@ -151,10 +153,12 @@ def _step(
         return state, info, info.diverged
     # The key is taken whether it is needed or not: what one chain suffers must not shift the others' noise.
     key, lost = draw_key(generator, state.z.device), ~finite_chains(state)
-    diverged = info.diverged | lost
-    if lost.any():
-        state = restart(kernel, potential, prior, state, lost, key)
-    return state, info, diverged
+    # On the CPU a look at what was lost is free. A GPU's host has queued many steps by then, and would wait for all of
+    # them: there the draws of a prior are made in vain, unless a network makes them, which takes longer than the wait.
+    looks = lost.device.type == "cpu" or getattr(prior, "is_network", False)
+    if not looks or lost.any():
+        state = restart(kernel, prior, state, lost, key)
+    return state, info, info.diverged | lost
 
 
 def finite_chains(state: State) -> Tensor:
@@ -174,17 +178,18 @@ def finite_chains(state: State) -> Tensor:
     return finite_rows(*(entry for entry in state if entry.ndim > 0 and entry.is_floating_point()))
 
 
-def restart(
-    kernel: Kernel[StateT], potential: Potential, prior: Prior, state: StateT, lost: Tensor, key: Tensor
-) -> StateT:
+def restart(kernel: Kernel[StateT], prior: Prior, state: StateT, lost: Tensor, key: Tensor) -> StateT:
     """Put chains back to the prior, each to a draw of its own, and leave the others alone.
+
+    Nothing is evaluated: which chains these are may not be known on the host yet, and the potential of all would cost
+    as much as a step. A chain restarts as if the potential at its draw were infinite and flat. So an unadjusted kernel
+    has no drift in the first step from there, and one that accepts or rejects takes the first finite proposal.
 
     Args:
         kernel: The sampler.
-        potential: Maps (N, D) to (N,); evaluated at the new positions only.
         prior: Where to restart.
         state: The state of N chains.
-        lost: Which to restart (N,), bool, one at least.
+        lost: Which to restart (N,), bool.
         key: The key that their draws are computed from.
 
     Returns:
@@ -195,23 +200,30 @@ def restart(
         >>> from gebm.model import StandardNormal
         >>> kernel, potential = samplers.MALA(0.1), lambda z: z.square().sum(1) / 2
         >>> state = kernel.init(torch.tensor([[1.0], [float("nan")]]), potential)
-        >>> state = restart(kernel, potential, StandardNormal(1), state, ~finite_chains(state), torch.tensor(0))
-        >>> float(state.z[0]), finite_chains(state)
-        (1.0, tensor([True, True]))
+        >>> state = restart(kernel, StandardNormal(1), state, ~finite_chains(state), torch.tensor(0))
+        >>> float(state.z[0]), state.z.isfinite().all(), state.gradient[1], state.potential[1]
+        (1.0, tensor(True), tensor([0.]), tensor(inf))
     """
-    rows = lost.nonzero().squeeze(1)
-    noise = normal(key, state.chain[rows], state.z.shape[1], RESTART, dtype=state.z.dtype)
-    fresh = kernel.init(prior.from_noise(noise).to(state.z.dtype), potential_at(potential, rows))
+    noise = normal(key, state.chain, state.z.shape[1], RESTART, dtype=state.z.dtype)
+    fresh = kernel.init(prior.from_noise(noise).to(state.z.dtype), _infinite)
     # An entry without rows, such as the number of steps, is not one chain's.
     replaced = {
-        name: old.index_copy(0, rows, getattr(fresh, name))
+        name: torch.where(lost.view(-1, *(1,) * (old.ndim - 1)), getattr(fresh, name), old)
         for name, old in state._asdict().items()
         if old.ndim > 0 and name != "chain"
     }
     return state._replace(**replaced)
 
 
+def _infinite(z: Tensor) -> Tensor:
+    """Return a potential of which nothing is known (N,): infinite, with a gradient of zero."""
+    return (0 * z).sum(1) + math.inf
+
+
 def _require_finite_start(state: State, prior: Prior | None) -> None:
+    # Under a prior the first step restarts what is not finite, and what a GPU holds is not waited for.
+    if prior is not None and state.z.device.type != "cpu":
+        return
     finite = finite_chains(state)
     n, bad = len(finite), int((~finite).sum())
     if bad and (prior is None or bad == n):

@@ -18,6 +18,7 @@ from gebm.samplers.base import (
     Potential,
     Prior,
     as_latents,
+    constants,
     counter,
     evaluate,
     number_chains,
@@ -151,7 +152,7 @@ class ParallelTempering:
     ) -> tuple[TemperingState, TemperingInfo]:
         """Move all levels by the inner kernel, then offers neighbors to exchange their positions."""
         n, levels, _ = state.positions.shape
-        betas = torch.tensor(self.betas, dtype=state.z.dtype, device=state.z.device)
+        betas = constants(self.betas, state.z.dtype, state.z.device)
         # A level is a chain of its own: its noise comes from a number whose high half is the level.
         level_chains = state.chain[:, None] + (torch.arange(levels, device=state.z.device) << 32)
         if isinstance(potential, ChainwisePotential):
@@ -196,7 +197,8 @@ class ParallelTempering:
         self, parts: _Parts, tempered: _Tempered, chain: Tensor, step: Tensor
     ) -> GradientState | MetropolisState:
         z, value, log_prior, gradient, prior_gradient = parts
-        mixed = tempered.mix(-log_prior, value)
+        # Infinite at any temperature, where nothing is known of the potential yet: zero times infinity is no number.
+        mixed = tempered.mix(-log_prior, value).masked_fill(value == math.inf, math.inf)
         if self._has_gradient:
             return GradientState(z, mixed, tempered.mix(prior_gradient, gradient), chain, step)
         return MetropolisState(z, mixed, chain, step)

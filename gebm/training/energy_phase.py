@@ -256,7 +256,7 @@ class EnergyPhase:
         """
         if held_out is None or len(held_out) == 0:
             return None
-        generator = torch.Generator(model.log_partition.device).manual_seed(0)
+        generator = torch.Generator().manual_seed(0)
         samples = model.sample_base(self.num_samples, generator, batch_size=_BATCH_SIZE)
 
         def look() -> tuple[EnergyQuality, EnergyQuality | None]:

@@ -233,9 +233,9 @@ class Trainer:
             batches: Yields data (N, ...), images in [-1, 1], or what :mod:`gebm.inputs` makes such data of; for a model
                 with classes ``(images, labels)``. One batch is taken per energy step. A base that learns from data
                 learns from the last of them; without energy steps, one batch is taken for the base step.
-            generator: Source of every random number; best on the model's device. Of several processes, each has one in
-                the same state, draws for all of them and keeps its own rows: the result does not depend on their
-                number.
+            generator: Source of every random number; best on the CPU, where a seed means the same numbers whatever
+                device the model is on, and nothing is waited for. Of several processes, each has one in the same state,
+                draws for all of them and keeps its own rows: the result does not depend on their number.
 
         Returns:
             Measurements, without waiting for the device.
@@ -456,7 +456,9 @@ class Trainer:
         position = self.penalty.draw(world_size * n, generator, self.energy_step)
         position = None if position is None else position[rank * n : (rank + 1) * n]
         self._sampled.energy.train()
-        terms = self._energy_loss(x_data, x_base, None if position is None else position.to(x_data.device))
+        if position is not None:
+            position = position.to(x_data.device, non_blocking=True)
+        terms = self._energy_loss(x_data, x_base, position)
         self.energy_optimizer.zero_grad(set_to_none=True)
         terms.loss.backward()
         self.gradient_guard(self.gebm.energy.parameters(), self.gebm.log_partition)

@@ -74,7 +74,7 @@ def find_kernel(sampler: schema.Sampler, model: GEBM, *, seed: int) -> tuple[sam
     kernel = make_kernel(sampler, model)
     if not sampler.warm_up_steps:
         return kernel, {}
-    generator = Generator(model.log_partition.device).manual_seed(seed)
+    generator = Generator().manual_seed(seed)
     potential = ChainPotential(model, model.sample_latents(WARM_UP_CHAINS, generator), sampler.beta)
     try:
         with frozen(model.base, model.energy), warnings.catch_warnings():
@@ -146,7 +146,7 @@ class ChainBatch:
         self._z0: Tensor | None = z0
         self._state: Any = None
         self._kernel = kernel or make_kernel(sampler, model)
-        self._generator = Generator(z0.device).manual_seed(seed)
+        self._generator = Generator().manual_seed(seed)
         self._divergences = torch.zeros(len(z0), dtype=torch.int64, device=z0.device)
 
     def run(self, num_steps: int, observe: Callable[[int, Tensor], None]) -> samplers.Chain:

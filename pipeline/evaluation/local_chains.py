@@ -150,18 +150,17 @@ def _draw_start(job: LocalJob) -> _Start:
     """Draw the latents that chains start from: the same at each evaluation of a run."""
     model, config = job.model, job.config
     seed = config.seed if config.evaluation.seed is None else config.evaluation.seed
-    generator = torch.Generator(model.log_partition.device).manual_seed((seed + 1) * 1_000_003)
+    generator = torch.Generator().manual_seed((seed + 1) * 1_000_003)
     first, count = job.first_chain, job.num_chains
     latents = model.sample_latents(count * job.world_size, generator)[first : first + count]
     # Not the latents' seed: noise is a function of it and of the chain's number, and so the first would be the latents.
-    noise = int(samplers.philox.draw_key(generator, latents.device))
+    noise = int(samplers.philox.draw_key(generator, "cpu"))
     return _Start(latents, noise, generator.get_state())
 
 
 def _estimate_log_partition(job: LocalJob, start: _Start, batch_size: int) -> tuple[float, float]:
     """Return the log-partition by Monte Carlo, in nats, and its standard error."""
-    generator = torch.Generator(start.latents.device)
-    generator.set_state(start.random_state)
+    generator = torch.Generator().set_state(start.random_state)
     count = min(max(job.num_chains, 2), 4096)
     estimate, error = log_partition_monte_carlo(
         job.model, num_samples=count, generator=generator, batch_size=batch_size
@@ -281,26 +280,28 @@ class ChainRecorder:
         return self._stopwatches[self._is_first_batch]
 
     def _measure(self, step: int, z: Tensor) -> None:
+        frame = self.frames.get(step)
+        missing = self._job.config.evaluation.grid - (0 if frame is None else len(frame))
         if step:
-            measured = self._measurement(step, z)
+            measured = self._measurement(step, z, missing)
         else:
             # All samplers start from the same latents.
             key = "base samples", self._at, len(z)
-            measured = self._job.shared.get(key, lambda: self._measurement(step, z))
+            measured = self._job.shared.get(key, lambda: self._measurement(step, z, missing))
         if step in self._ends:
             self._ends[step].append((z.cpu(), measured.energies))
         self._features[step].append(measured.features)
-        frame, size = self.frames.get(step, measured.shown[:0]), self._job.config.evaluation.grid
-        if len(frame) < size:
-            self.frames[step] = torch.cat([frame, measured.shown])[:size]
+        if measured.shown is not None:
+            self.frames[step] = measured.shown if frame is None else torch.cat([frame, measured.shown])
 
-    def _measurement(self, step: int, z: Tensor) -> _Measurement:
+    def _measurement(self, step: int, z: Tensor, missing: int) -> _Measurement:
+        """Measure the samples, and keep the first of them where a picture lacks as many."""
         model, scorer = self._job.model, self._job.scorer
         with torch.no_grad(), frozen(model.base, model.energy):
             samples = model.base(z)
             energies = model.energy(samples).cpu() if step in self._ends else None
             shown = scorer.show(samples)
-        return _Measurement(energies, scorer.features(shown), shown[: self._job.config.evaluation.grid].cpu())
+        return _Measurement(energies, scorer.features(shown), shown[:missing].cpu() if missing > 0 else None)
 
 
 class _Measurement(NamedTuple):
@@ -309,12 +310,12 @@ class _Measurement(NamedTuple):
     Attributes:
         energies: Their energies (N,), where all of them are needed.
         features: Their features, with N rows each.
-        shown: The first of them, as they are shown, as many as a picture has.
+        shown: The first of them, as they are shown, as many as the picture lacked; None if it was complete.
     """
 
     energies: Any
     features: dict[str, Tensor]
-    shown: Tensor
+    shown: Tensor | None
 
 
 class _Stopwatch:

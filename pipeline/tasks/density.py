@@ -67,7 +67,7 @@ class DensityTaskWorker(TableTaskWorker):
         """
         settings = self._config.evaluation
         seed = self._config.seed if settings.seed is None else settings.seed
-        generator = torch.Generator(self._device).manual_seed((seed + 1) * 1_000_003)
+        generator = torch.Generator().manual_seed((seed + 1) * 1_000_003)
         evaluation = Evaluation()
         with frozen(model.base, model.energy):
             draws = model.sample_base(settings.num_samples, generator, batch_size=settings.batch_size)
@@ -106,9 +106,9 @@ class DensityTaskWorker(TableTaskWorker):
         if self._rank == 0:
             # The weights are at hand: resampling by them gives draws of the model at no further cost.
             weights = (-energies["base"].double()).softmax(0)
-            chosen = torch.multinomial(weights, min(_SHOWN, len(draws)), replacement=True, generator=generator)
+            chosen = torch.multinomial(weights.cpu(), min(_SHOWN, len(draws)), replacement=True, generator=generator)
             on_cpu = {name: values.cpu() for name, values in energies.items()}
-            evaluation.draw = functools.partial(self._draw, draws[chosen].cpu(), on_cpu)
+            evaluation.draw = functools.partial(self._draw, draws.cpu()[chosen], on_cpu)
         return evaluation
 
     @property
@@ -140,7 +140,7 @@ class DensityTaskWorker(TableTaskWorker):
                 self._config.evaluation.num_samples,
                 samplers.make(sampler.name, step_size=kernel_settings(sampler).step_size, **sampler.settings),
                 annealing_schedule(self._config.evaluation.temperatures),
-                generator=torch.Generator(self._device).manual_seed((self._config.seed + 1) * 1_000_033),
+                generator=torch.Generator().manual_seed((self._config.seed + 1) * 1_000_033),
                 batch_size=self._config.evaluation.batch_size,
             )
             scores |= _estimate_scores("log_partition_annealed", annealed)

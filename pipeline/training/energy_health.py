@@ -45,7 +45,7 @@ def measure_energy(model: GEBM, held_out: Tensor, seen: Tensor, seed: int, devic
     Returns:
         ``held_out_kale``, ``train_kale`` and ``energy_spread`` in nats, ``weights_ess`` and ``floor_share``.
     """
-    samples = model.sample_base(_BASE_SAMPLES, torch.Generator(device).manual_seed(seed), batch_size=1000)
+    samples = model.sample_base(_BASE_SAMPLES, torch.Generator().manual_seed(seed), batch_size=1000)
     energy_base, floor = energies_of(model, samples), model.energy.floor
     unseen, trained_on = (EnergyQuality.of(energies_of(model, x), energy_base, floor) for x in (held_out, seen))
     return {

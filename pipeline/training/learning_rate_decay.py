@@ -68,7 +68,7 @@ class LearningRateDecay:
         decision = 0.0
         if self._worker.is_first:
             count = min(self._config.train.learning_rate_decay.num_samples, len(self._task.reference))
-            generator = torch.Generator(self._worker.device).manual_seed(self._config.seed)
+            generator = torch.Generator().manual_seed(self._config.seed)
             batch_size = self._config.evaluation.batch_size
             samples = self._trainer.sampling_model().sample_base(count, generator, batch_size=batch_size)
             decision = float(self._plateau.update(self._trainer.base_step, self._task.features(samples)))

@@ -36,6 +36,6 @@ def load_trainer(trainer: Trainer, model: GEBM, checkpoint: Checkpoint, config: 
     is_untrained = IMPORTED in checkpoint.state or not make_objective(before).trains_log_partition
     if learns and is_untrained and now.log_partition_samples:
         # It is what it was before any training. All workers take the first one's, so that their copies are equal.
-        generator = step_generator(config, "log-partition", trainer.base_step, worker.device)
+        generator = step_generator(config, "log-partition", trainer.base_step)
         initialize_log_partition(trainer.sampling_model(), now.log_partition_samples, generator)
         worker.copy_from_first(model.log_partition.data)

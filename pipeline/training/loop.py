@@ -90,7 +90,7 @@ class TrialRun:
         self.folder = TrialFolder(config, url, owner)
         self.model = model_to_train(config, device, self.task.classes)
         if not (self.folder.checkpoints.last or config.checkpoint) and config.train.log_partition_samples:
-            generator = step_generator(config, "log-partition", 0, device)
+            generator = step_generator(config, "log-partition", 0)
             initialize_log_partition(self.model, config.train.log_partition_samples, generator)
         # From here on all workers have the weights and the log-partition of the first.
         self.trainer = make_trainer(self.model, config, device, world_size)
@@ -153,7 +153,7 @@ class TrialRun:
         done = self.trainer.base_step
         try:
             with self.throughput.count_step():
-                generator = step_generator(self.config, "step", done, self.worker.device)
+                generator = step_generator(self.config, "step", done)
                 self.infos.append(self.trainer.step(self.batches, generator))
         except samplers.NonFiniteStart as error:
             # Chains of negatives that can start nowhere: the losses before may say why.
@@ -222,7 +222,7 @@ class TrialRun:
         result = phase.run(
             self.trainer,
             self.batches,
-            lambda step: step_generator(self.config, "final-phase", step, self.worker.device),
+            lambda step: step_generator(self.config, "final-phase", step),
             held_out=self.task.held_out,
             agree=self.worker.from_first,
             advance=lambda steps: self.watchdog.heartbeat(),

@@ -99,9 +99,9 @@ class _Latents(NamedTuple):
 
 def _draw_latents(model: GEBM, config: schema.Config, device: torch.device, label: int | None) -> _Latents:
     """Draw the chains' start; of another class it is the same but for that."""
-    generator = torch.Generator(device).manual_seed(config.seed)
+    generator = torch.Generator().manual_seed(config.seed)
     latents = model.sample_latents(config.sampler.num_samples, generator, label)
-    return _Latents(latents, int(samplers.philox.draw_key(generator, device)))
+    return _Latents(latents, int(samplers.philox.draw_key(generator, "cpu")))
 
 
 def _sample(model: GEBM, config: schema.Config, device: torch.device, drawn: _Latents) -> tuple[Tensor, Tensor]:

@@ -213,7 +213,7 @@ class ServedGEBM(PythonModel):
         count = _num_samples(model_input)
         label = self._label(settings.pop("class", ""))
         _check(settings)
-        generator = torch.Generator(self.device).manual_seed(settings["seed"])
+        generator = torch.Generator().manual_seed(settings["seed"])
         # Refused by the kernel: an unknown sampler or step size, or a chain that cannot start at the prior.
         try:
             kernel = ObservedKernel(self._kernel(settings), settings["num_steps"])

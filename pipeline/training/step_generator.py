@@ -11,7 +11,7 @@ from pipeline import config as schema
 __all__ = ["step_generator"]
 
 
-def step_generator(config: schema.Config, purpose: str, step: int, device: torch.device) -> torch.Generator:
+def step_generator(config: schema.Config, purpose: str, step: int) -> torch.Generator:
     """Return the random-number generator of one step, a function of seed and step and of nothing before.
 
     So a resumed run draws what an undisturbed one would have drawn, and a checkpoint needs no generator's state. All
@@ -21,9 +21,8 @@ def step_generator(config: schema.Config, purpose: str, step: int, device: torch
         config: ``seed``.
         purpose: ``step``, ``log-partition`` or ``final-phase``.
         step: Base steps done before; of the final phase, energy steps.
-        device: Where numbers are drawn.
     """
     # The zero was a worker's rank once, and keeps the numbers of a seed what they were.
     text = f"{config.seed}/0/{purpose}/{step}"
     seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
-    return torch.Generator(device).manual_seed(seed)
+    return torch.Generator().manual_seed(seed)

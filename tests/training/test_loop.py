@@ -35,9 +35,7 @@ def test_steps_are_those_that_are_taken(energy_steps, warm, start, more, trains_
 def test_each_step_of_each_purpose_and_seed_has_numbers_of_its_own():
     def drawn() -> list[float]:
         return [
-            torch.rand(
-                (), generator=step_generator(SimpleNamespace(seed=seed), purpose, step, torch.device("cpu"))
-            ).item()
+            torch.rand((), generator=step_generator(SimpleNamespace(seed=seed), purpose, step)).item()
             for seed in range(3)
             for purpose in ("step", "log-partition", "final-phase")
             for step in range(5)
