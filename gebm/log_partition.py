@@ -19,6 +19,7 @@ from gebm.classes import ChainPotential
 from gebm.freezing import frozen
 from gebm.inputs import as_count, require_generator
 from gebm.model import GEBM
+from gebm.precision import arithmetic
 
 __all__ = ["PartitionEstimate", "annealing_schedule", "log_partition_annealed", "log_partition_monte_carlo"]
 
@@ -56,6 +57,7 @@ class PartitionEstimate(NamedTuple):
         return cls(log_partition, weights.std() / math.sqrt(n), n**2 / weights.square().sum())
 
 
+@arithmetic("float32")
 @torch.no_grad()
 def log_partition_monte_carlo(
     gebm: GEBM, num_samples: int, generator: torch.Generator | None = None, batch_size: int = 1024
@@ -123,6 +125,7 @@ def annealing_schedule(num_temperatures: int, power: float = 2.0) -> list[float]
     return [((k + 1) / num_temperatures) ** power for k in range(num_temperatures)]
 
 
+@arithmetic("float32")
 @torch.no_grad()
 def log_partition_annealed(
     gebm: GEBM,

@@ -31,6 +31,7 @@ from gebm.inputs import (
     require_methods,
     require_module,
 )
+from gebm.precision import arithmetic, unless_chosen
 
 __all__ = ["GEBM", "BoundedEnergy", "Density", "LatentPrior", "NoEnergy", "RelativeEnergy", "StandardNormal"]
 
@@ -391,7 +392,7 @@ class GEBM(nn.Module):
         z = torch.zeros(1, self.prior.dim, device=weight.device)
         # The global random state is what it was, should a network draw from it.
         devices = [weight.device] if weight.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), frozen(self.base, self.energy):
+        with torch.random.fork_rng(devices), unless_chosen(), frozen(self.base, self.energy):
             z = self._with_classes(self.prior.from_noise(z), torch.zeros(1, dtype=torch.int64, device=z.device))
             x = explained(lambda: self.decode(z), f"the base takes no latents {tuple(z.shape)}")
             explained(lambda: self.energy(x), f"the energy takes no samples {tuple(x.shape)} of the base")
@@ -437,7 +438,7 @@ class GEBM(nn.Module):
             torch.Size([4, 2])
         """
         beta = as_beta(beta)
-        with frozen(self.base, self.energy), torch.autocast(z.device.type, enabled=False):
+        with unless_chosen(), frozen(self.base, self.energy), torch.autocast(z.device.type, enabled=False):
             moving, _ = self.split_latents(z)
             return beta * self.energy(self.decode(z)) - self.prior.log_prob(moving.to(samplers.wide(z.dtype)))
 
@@ -514,7 +515,7 @@ class GEBM(nn.Module):
         """
         sizes = _sizes(n, batch_size)
         require_generator(generator)
-        with frozen(self.base), self._explaining_errors():
+        with unless_chosen(), frozen(self.base), self._explaining_errors():
             z_ND = self.sample_latents(sum(sizes), generator, labels)
             return torch.cat([self.decode(part) for part in z_ND.split(sizes)])
 
@@ -562,7 +563,7 @@ class GEBM(nn.Module):
         seed = int(samplers.philox.draw_key(generator, "cpu"))
         samples, first = [], 0
         # Frozen here as well as in the potential, so that normalized weights are computed once and not at every step.
-        with frozen(self.base, self.energy), self._explaining_errors():
+        with unless_chosen(), frozen(self.base, self.energy), self._explaining_errors():
             for size in sizes:
                 potential = ChainPotential(self, z0_ND[first : first + size], beta)
                 chain = samplers.run(
@@ -605,12 +606,13 @@ class GEBM(nn.Module):
         base = self.base
         if not isinstance(base, Density):
             raise ValueError("this base has no density: use a base with log_prob, such as a normalizing flow")
-        with frozen(base, self.energy), torch.autocast(x.device.type, enabled=False):
+        with unless_chosen(), frozen(base, self.energy), torch.autocast(x.device.type, enabled=False):
             network = self.energy.network
             if isinstance(network, RelativeEnergy) and self.energy.floor == -math.inf:
                 return one_per_sample(network.network(x), len(x), "the energy network")
             return self.energy(x) - _log_density(base, x)
 
+    @arithmetic("float32")
     def log_prob(self, x: Tensor, log_partition: Tensor | float | None = None) -> Tensor:
         """Return the model's log-density, ``log b(x) - E(x) - A``, where the base has a density ``b``.
 

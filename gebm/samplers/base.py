@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gebm.inputs import as_count, as_number
+from gebm.precision import unless_chosen
 
 __all__ = [
     "ChainwisePotential",
@@ -381,7 +382,7 @@ def evaluate(potential: Potential, z: Tensor) -> Tensor:
         >>> evaluate(lambda z: z.square().sum(1) / 2, torch.ones(3, 2))
         tensor([1., 1., 1.])
     """
-    with torch.no_grad():
+    with unless_chosen(), torch.no_grad():
         return _checked(potential(z), z).to(wide(z.dtype))
 
 
@@ -407,7 +408,7 @@ def value_and_gradient(potential: Potential, z: Tensor) -> tuple[Tensor, Tensor]
         (tensor([2.5000]), tensor([[1., 2.]]))
     """
     # The clone makes an ordinary tensor of one that was born in inference mode, which autograd would refuse.
-    with torch.inference_mode(False), torch.enable_grad():
+    with unless_chosen(), torch.inference_mode(False), torch.enable_grad():
         leaf = z.detach().clone().requires_grad_(True)
         value = _checked(potential(leaf), leaf)
         if not value.requires_grad:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gebm.inputs import as_count, as_number
+from gebm.precision import arithmetic
 from gebm.registry import Limits
 from gebm.samplers.base import (
     GradientState,
@@ -75,11 +76,13 @@ class HMC:
         """Stan's, a little above the most efficient one of 0.651 (Beskos et al., Bernoulli 2013)."""
         return 0.8
 
+    @arithmetic("float32")
     def init(self, z: Tensor, potential: Potential) -> GradientState:
         """Build the state of chains that start at ``z`` (N, D)."""
         z = as_latents(z)
         return GradientState(z, *value_and_gradient(potential, z), number_chains(z), counter())
 
+    @arithmetic("float32")
     @torch.no_grad()
     def step(
         self, state: GradientState, potential: Potential, generator: torch.Generator | None = None

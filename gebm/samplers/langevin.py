@@ -9,6 +9,7 @@ from typing import Annotated, NamedTuple
 import torch
 from torch import Tensor
 
+from gebm.precision import arithmetic
 from gebm.registry import Limits
 from gebm.samplers.base import (
     GradientState,
@@ -238,11 +239,13 @@ class MALA:
         """The acceptance rate of the most efficient step in high dimension (Roberts and Rosenthal, JRSS B 1998)."""
         return 0.574
 
+    @arithmetic("float32")
     def init(self, z: Tensor, potential: Potential) -> GradientState:
         """Build the state of chains that start at ``z`` (N, D)."""
         z = as_latents(z)
         return GradientState(z, *value_and_gradient(potential, z), number_chains(z), counter())
 
+    @arithmetic("float32")
     @torch.no_grad()
     def step(
         self, state: GradientState, potential: Potential, generator: torch.Generator | None = None

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gebm.precision import arithmetic
 from gebm.samplers.base import (
     Potential,
     Prior,
@@ -218,11 +219,13 @@ class RandomWalkMetropolis:
         """The acceptance rate of the most efficient step in high dimension (Roberts, Gelman and Gilks, AAP 1997)."""
         return 0.234
 
+    @arithmetic("float32")
     def init(self, z: Tensor, potential: Potential) -> MetropolisState:
         """Build the state of chains that start at ``z`` (N, D)."""
         z = as_latents(z)
         return MetropolisState(z, evaluate(potential, z), number_chains(z), counter())
 
+    @arithmetic("float32")
     @torch.no_grad()
     def step(
         self, state: MetropolisState, potential: Potential, generator: torch.Generator | None = None
@@ -275,12 +278,14 @@ class IndependentMetropolis:
         """None: it needs energies only."""
         return 0
 
+    @arithmetic("float32")
     @torch.no_grad()
     def init(self, z: Tensor, potential: Potential) -> IndependentState:
         """Build the state of chains that start at ``z`` (N, D)."""
         z = as_latents(z)
         return IndependentState(z, evaluate(potential, z), self.prior.log_prob(z), number_chains(z), counter())
 
+    @arithmetic("float32")
     @torch.no_grad()
     def step(
         self, state: IndependentState, potential: Potential, generator: torch.Generator | None = None

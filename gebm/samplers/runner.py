@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from gebm.inputs import as_count, require_generator, require_methods
-from gebm.samplers.base import Info, Kernel, Potential, Prior, State, StateT, finite_rows, potential_at, require_prior
+from gebm.precision import unless_chosen
+from gebm.samplers.base import Info, Kernel, Potential, Prior, State, StateT, finite_rows, require_prior
 from gebm.samplers.philox import RESTART, draw_key, normal
 
 __all__ = ["Chain", "NonFiniteStart", "finite_chains", "restart", "run"]
@@ -38,6 +39,7 @@ class Chain(NamedTuple, Generic[StateT]):
     divergences: Tensor
 
 
+@unless_chosen()
 @torch.no_grad()
 def run(
     kernel: Kernel[StateT],

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from gebm.precision import arithmetic
 from gebm.samplers.base import (
     ChainwisePotential,
     GradientState,
@@ -133,6 +134,7 @@ class ParallelTempering:
         """Those of the inner kernel on every level."""
         return len(self.betas) * self.kernel.gradients_per_step
 
+    @arithmetic("float32")
     def init(self, z: Tensor, potential: Potential) -> TemperingState:
         """Build the state of ladders all of whose levels start at ``z`` (N, D)."""
         z = as_latents(z)
@@ -146,6 +148,7 @@ class ParallelTempering:
         levels = parts.map(lambda part: part[:, None].repeat(1, len(self.betas), *(1,) * (part.ndim - 1)))
         return _tempering_state(levels, number_chains(z), counter())
 
+    @arithmetic("float32")
     @torch.no_grad()
     def step(
         self, state: TemperingState, potential: Potential, generator: torch.Generator | None = None

@@ -19,6 +19,7 @@ from gebm.inputs import as_count
 from gebm.log_partition import PartitionEstimate
 from gebm.model import GEBM
 from gebm.objectives.penalties import Penalty
+from gebm.precision import arithmetic
 from gebm.training.trainer import Trainer
 
 __all__ = ["EnergyPhase", "EnergyQuality", "PhaseResult", "energies_of", "energy_quality"]
@@ -70,6 +71,7 @@ class EnergyQuality(NamedTuple):
         return cls(*measures.tolist())
 
 
+@arithmetic("float32")
 @torch.no_grad()
 def energies_of(model: GEBM, x: Tensor, batch_size: int = _BATCH_SIZE) -> Tensor:
     """Return the energies of samples (N, ...), in nats: (N,), float64, on the model's device.

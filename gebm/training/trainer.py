@@ -31,6 +31,7 @@ from gebm.objectives import Objective
 from gebm.objectives.losses import BaseLoss, EnergyLoss, EnergyTerms
 from gebm.objectives.negatives import Negatives
 from gebm.objectives.penalties import GradientPenalty, Penalty
+from gebm.precision import arithmetic, as_precision
 from gebm.training.alternation import Alternation, StepInfo
 from gebm.training.gradient_guard import GradientGuard, NoGuard
 from gebm.training.learning_rates import LearningRates
@@ -58,7 +59,8 @@ class Trainer:
         ema_decay: Decay per base step of the moving average of the base, in (0, 1) (default: no average). See the
             top of this module for which base the energy is then trained against.
         latent_batch_size: Number of base samples that a step draws (default: that of the data batch).
-        precision: float32, or bfloat16 for autocast inside the networks.
+        precision: A precision of :mod:`gebm.precision`, by name or as torch's type: float32, which is IEEE's on a GPU
+            as well; tf32; or bfloat16 for autocast inside the networks.
         parallel: Wraps the two loss modules, for example in ``DistributedDataParallel``.
         train_base: Whether there are base steps. A base that is not trained stays in evaluation mode, and the
             alternation runs without it.
@@ -100,7 +102,7 @@ class Trainer:
         schedule: Schedule | None = None,
         ema_decay: float | None = None,
         latent_batch_size: int | None = None,
-        precision: torch.dtype = torch.float32,
+        precision: str | torch.dtype = "float32",
         parallel: Callable[[nn.Module], nn.Module] = lambda module: module,
         train_base: bool = True,
         negatives: Negatives | None = None,
@@ -117,7 +119,7 @@ class Trainer:
         schedule = Schedule() if schedule is None else schedule
         self._check_kinds(penalty, schedule)
         self.negatives = objective.negatives if negatives is None else negatives
-        self._precision = precision
+        self.precision = as_precision(precision)
         self._check_arguments()
         self._energy_optimizer = energy_optimizer
         self._base_optimizer = base_optimizer
@@ -134,7 +136,7 @@ class Trainer:
         self.average = None if ema_decay is None else copy.deepcopy(gebm.base).eval().requires_grad_(False)
         self._sampled = gebm if self.average is None else gebm.with_base(self.average)
         # The module itself, in addition to the one that data parallelism may wrap around it: it owns the penalty.
-        self._energy_terms = EnergyLoss(self._sampled, objective, penalty, precision)
+        self._energy_terms = EnergyLoss(self._sampled, objective, penalty, self._networks_dtype)
         self._energy_loss, self._base_loss = self._wrap_losses(parallel)
         if self.average is not None:
             self.average.load_state_dict(gebm.base.state_dict())
@@ -157,8 +159,6 @@ class Trainer:
         """Raise an error if a setting is out of range or the parts do not go together."""
         decay = self.ema_decay
         inputs.require_methods("negatives", self.negatives, ("draw", "needs_density"), "gebm.LatentChain()")
-        if self._precision not in (torch.float32, torch.bfloat16):
-            raise ValueError(f"no training in {self._precision}: choose torch.float32 or torch.bfloat16")
         if decay is not None:
             self.ema_decay = inputs.as_number("ema_decay", decay)
             if not 0 < self.ema_decay < 1:
@@ -190,7 +190,7 @@ class Trainer:
 
         Data parallelism refuses a module that has nothing to learn. Such a module gets the first process's weights.
         """
-        base_loss = BaseLoss(self.gebm, self.objective, self._precision)
+        base_loss = BaseLoss(self.gebm, self.objective, self._networks_dtype)
         return (
             (parallel if self.objective.trains_energy else broadcast_module)(self._energy_terms),
             (parallel if self.train_base else broadcast_module)(base_loss),
@@ -247,10 +247,11 @@ class Trainer:
         inputs.require_generator(generator)
         self._rates.set(self.base_step)
         energy_steps = self.alternation.energy_steps_at(self.base_step) if self.objective.trains_energy else 0
-        info, x_data = self._take_energy_steps(batches, generator, energy_steps)
-        if self.train_base:
-            base_loss = self._step_base(self._base_inputs(batches, x_data, generator))
-            info = info._replace(base_loss=base_loss, num_nonfinite=info.num_nonfinite + ~base_loss.isfinite())
+        with arithmetic(self.precision):
+            info, x_data = self._take_energy_steps(batches, generator, energy_steps)
+            if self.train_base:
+                base_loss = self._step_base(self._base_inputs(batches, x_data, generator))
+                info = info._replace(base_loss=base_loss, num_nonfinite=info.num_nonfinite + ~base_loss.isfinite())
         self.base_step += 1
         return info
 
@@ -288,7 +289,8 @@ class Trainer:
             raise ValueError(f"the learning rate is {learning_rate}: choose a positive one")
         self._rates.override("energy_optimizer", learning_rate)
         try:
-            return self._take_energy_steps(batches, generator, num_steps)[0]
+            with arithmetic(self.precision):
+                return self._take_energy_steps(batches, generator, num_steps)[0]
         finally:
             self._rates.set(self.base_step)
 
@@ -337,6 +339,11 @@ class Trainer:
     @penalty.setter
     def penalty(self, penalty: Penalty) -> None:
         self._energy_terms.penalty = penalty
+
+    @property
+    def _networks_dtype(self) -> torch.dtype:
+        """The type that networks compute in: in TF32 they are in float32 to all but a GPU's products."""
+        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
 
     def energy_second_moment(self) -> Tensor:
         """Return the root mean square of the energy's gradients as Adam remembers it: a scalar on the device.
@@ -468,7 +475,7 @@ class Trainer:
 
     def _source(self) -> GEBM:
         """Return the model whose base the energy steps draw from, folded for speed."""
-        half = self._precision == torch.bfloat16
+        half = self._networks_dtype == torch.bfloat16
         base = folded_base(self._sampled.base, torch.bfloat16 if half else None)
         return self._sampled if base is self._sampled.base else self._sampled.with_base(base)
 
@@ -482,7 +489,7 @@ class Trainer:
         # Only the networks' own forward passes run in half precision: potentials turn autocast off.
         with (
             torch.no_grad(),
-            torch.autocast(x_data.device.type, dtype=torch.bfloat16, enabled=self._precision == torch.bfloat16),
+            torch.autocast(x_data.device.type, dtype=torch.bfloat16, enabled=self._networks_dtype == torch.bfloat16),
         ):
             draw = self.negatives.draw(source, n, generator, x_data, positions)
         if draw.positions is not None:

@@ -2,41 +2,54 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 import torch
 
 from gebm import samplers
-from pipeline.config.schema import Config
+from gebm.precision import arithmetic
+from pipeline.config.schema import Config, Sampler
 
-__all__ = ["sampling_dtype", "training_dtype"]
+__all__ = ["chain_arithmetic", "sampling_dtype", "sampling_precision", "training_precision"]
 
 
-def training_dtype(config: Config, device: torch.device) -> torch.dtype:
-    """Return the precision of the networks in training.
+def training_precision(config: Config, device: torch.device) -> str:
+    """Return the precision of training, one of :data:`gebm.precision.NAMES`.
 
     Args:
         config: Experiment, of which ``train.precision`` and ``task`` are read; auto is bfloat16 for images alone.
-        device: Where they run.
+        device: Where the networks are.
     """
     prefers_bfloat16 = config.task == "images" and device.type == "cuda"
-    return _resolve_dtype(config.train.precision, device, prefers_bfloat16)
+    return _resolve(config.train.precision, device, prefers_bfloat16)
 
 
-def sampling_dtype(config: Config, device: torch.device) -> torch.dtype:
-    """Return the precision of the networks in a chain; see :mod:`gebm.folding` for why an accept step has float32.
+def sampling_precision(config: Config, device: torch.device) -> str:
+    """Return the precision of a chain; see :mod:`gebm.folding` for why an accept step has float32.
 
     Args:
         config: Experiment, of which ``sampler`` and ``task`` are read.
-        device: Where they run.
+        device: Where the networks are.
     """
     # An accept step compares energies, and a descent has no noise that hides a rounding.
     prefers_bfloat16 = config.task == "images" and config.sampler.name in samplers.NAMES.having("bfloat16", True)
-    return _resolve_dtype(config.sampler.precision, device, prefers_bfloat16)
+    return _resolve(config.sampler.precision, device, prefers_bfloat16)
 
 
-def _resolve_dtype(name: str, device: torch.device, prefers_bfloat16: bool) -> torch.dtype:
+def sampling_dtype(config: Config, device: torch.device) -> torch.dtype:
+    """Return the type of the weights that a chain runs with: in TF32 they are float32, and products are rounded."""
+    return torch.bfloat16 if sampling_precision(config, device) == "bfloat16" else torch.float32
+
+
+def chain_arithmetic(sampler: Sampler) -> AbstractContextManager[None]:
+    """Return the block that a chain runs in: TF32 is never chosen unless it is asked for."""
+    return arithmetic("tf32" if sampler.precision == "tf32" else "float32")
+
+
+def _resolve(name: str, device: torch.device, prefers_bfloat16: bool) -> str:
     if name == "auto":
-        name = "bfloat16" if prefers_bfloat16 and _has_bfloat16(device) else "float32"
-    return getattr(torch, name)
+        return "bfloat16" if prefers_bfloat16 and _has_bfloat16(device) else "float32"
+    return name
 
 
 def _has_bfloat16(device: torch.device) -> bool:

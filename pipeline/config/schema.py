@@ -44,7 +44,7 @@ CONFIG_NAME = "gebm"
 # What Hydra needs of a primary config in addition to the schema.
 HYDRA_KEYS = ("defaults", "hydra")
 
-_PRECISIONS = ("auto", "float32", "bfloat16")
+_PRECISIONS = ("auto", "float32", "tf32", "bfloat16")
 # Kernels that need neither a prior nor a friction.
 _NEGATIVE_SAMPLERS = ("ula", "mala", "hmc", "rwm")
 # Seeds that torch, NumPy and Optuna all take, with room for what is added to them.
@@ -312,7 +312,10 @@ class Train:
         None, "Decay of the exponential moving average of the base's weights, a step (default: no average).", gt=0, lt=1
     )
     precision: str = choice(
-        "auto", "Precision of the networks; auto is bfloat16 for images on a GPU that has it.", names=_PRECISIONS
+        "auto",
+        "Precision of the networks, float32 being IEEE's on a GPU as well; auto is bfloat16 for images on a GPU that "
+        "has it.",
+        names=_PRECISIONS,
     )
     memory_format: str = choice(
         "auto",
@@ -373,7 +376,8 @@ class Sampler:
     num_samples: int = bounded(64, "Samples that `python -m pipeline.sample` draws.", gt=0)
     precision: str = choice(
         "auto",
-        "Precision of the networks; auto is bfloat16 for images where the hardware has it, with ula, kla and ddls.",
+        "Precision of the networks, float32 being IEEE's on a GPU as well; auto is bfloat16 for images where the "
+        "hardware has it, with ula, kla and ddls.",
         names=_PRECISIONS,
     )
     warm_up_steps: int = bounded(

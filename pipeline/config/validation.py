@@ -291,10 +291,11 @@ def _check_final_phase(config: Config, objective: objectives.Objective) -> None:
 
 def _check_sampler(config: Config) -> None:
     safe = samplers.NAMES.having("bfloat16", True)
-    if config.sampler.precision == "bfloat16" and (config.sampler.name not in safe or config.task != "images"):
+    rounds = config.sampler.precision in ("tf32", "bfloat16")
+    if rounds and (config.sampler.name not in safe or config.task != "images"):
         raise UserError(
-            f"sampler.precision=bfloat16: sampler.name={config.sampler.name} for task={config.task} needs float32; "
-            f"only {', '.join(safe)} for images do without"
+            f"sampler.precision={config.sampler.precision}: sampler.name={config.sampler.name} for task={config.task} "
+            f"needs float32; only {', '.join(safe)} for images do without"
         )
 
 

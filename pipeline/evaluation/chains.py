@@ -15,6 +15,7 @@ from gebm.classes import ChainPotential
 from gebm.freezing import frozen
 from pipeline import config as schema
 from pipeline.config.kernels import kernel_settings
+from pipeline.config.precision import chain_arithmetic
 from pipeline.runtime.errors import UserError
 
 __all__ = [
@@ -165,7 +166,7 @@ class ChainBatch:
         model, potential = self._model, self._potential
         # Frozen out here as well as in the potential, so that normalized weights are computed once and not every step.
         try:
-            with frozen(model.base, model.energy):
+            with chain_arithmetic(self._sampler), frozen(model.base, model.energy):
                 if self._z0 is not None:
                     observe(0, self._z0)
                 chain = samplers.run(
@@ -187,12 +188,13 @@ class ChainBatch:
         return chain._replace(z=potential.join(chain.z))
 
     def require_finite(self) -> None:
-        """Refuse chains all of which have diverged at every step of their whole length: what is left is the prior's.
+        """Refuse chains all of which have diverged at every second step or more: what is left is the prior's.
 
         Raises:
             UserError: They have.
         """
-        if bool((self._divergences >= self._sampler.num_steps).all()):
+        # The step after a restart has no drift yet, and often survives.
+        if bool((2 * self._divergences >= self._sampler.num_steps).all()):
             count = len(self._divergences)
             raise UserError(f"all {count} chains diverged: lower sampler.step_size or sampler.beta")
 
@@ -224,7 +226,7 @@ def run_chains(
         The chain's end.
 
     Raises:
-        UserError: Every chain has diverged at every step, so what is left is the prior's.
+        UserError: Every chain has diverged at every second step or more, so what is left is the prior's.
     """
     batch = ChainBatch(model, sampler, z0, seed=seed, first_chain=first_chain, kernel=kernel)
     chain = batch.run(sampler.num_steps, observe)

@@ -19,6 +19,7 @@ from torch import Tensor
 from gebm import GEBM, diagnostics, samplers
 from gebm.freezing import frozen
 from gebm.log_partition import log_partition_monte_carlo
+from gebm.precision import arithmetic
 from pipeline import config as schema
 from pipeline.evaluation.base import SampleScorer
 from pipeline.evaluation.chains import ChainBatch, chain_steps, find_kernel, make_kernel
@@ -297,7 +298,7 @@ class ChainRecorder:
     def _measurement(self, step: int, z: Tensor, missing: int) -> _Measurement:
         """Measure the samples, and keep the first of them where a picture lacks as many."""
         model, scorer = self._job.model, self._job.scorer
-        with torch.no_grad(), frozen(model.base, model.energy):
+        with arithmetic("float32"), torch.no_grad(), frozen(model.base, model.energy):
             samples = model.base(z)
             energies = model.energy(samples).cpu() if step in self._ends else None
             shown = scorer.show(samples)

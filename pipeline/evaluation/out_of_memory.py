@@ -6,6 +6,7 @@ chains take depends on the networks, the sampler and what else is on the device,
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -13,9 +14,29 @@ import torch
 
 from pipeline.runtime.errors import UserError
 
-__all__ = ["halve_batch_on_oom"]
+__all__ = ["halve_batch_on_oom", "is_out_of_memory"]
+
+# Libraries of CUDA have memory of their own, and say in their own words that there is none left; so does the CPU.
+_OUT_OF_MEMORY = re.compile(r"out of memory|\w+_STATUS_(\w+_)?ALLOC\w*_FAILED|DefaultCPUAllocator: (can't|not enough)")
 
 _Result = TypeVar("_Result")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that a device, or the machine, has no memory left.
+
+    Args:
+        error: What was raised.
+
+    Example:
+        >>> is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+        True
+        >>> is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+        False
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
 
 
 def halve_batch_on_oom(
@@ -67,7 +88,9 @@ def halve_batch_on_oom(
         try:
             result = work(size, counted)
             break
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             if size == 1:
                 raise UserError(
                     "not even one chain fits the device's memory: lower model.width or train.batch_size, end what else "

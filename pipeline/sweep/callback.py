@@ -28,6 +28,9 @@ from pipeline.tracking.trial_reports import CHAIN_STEP, NUMBER
 
 __all__ = ["SweepCallback"]
 
+# What is no number, and without which scores mean little.
+_BESIDE_SCORES = ("extractor", "train_precision", "sampler_precision")
+
 log = logging.getLogger(__name__)
 
 # Share of the driver's time that may go into writing the summary, which grows with the trials.
@@ -151,8 +154,7 @@ class SweepCallback(tune.Callback):
 
     def _take_evaluation(self, record: TrialRecord, report: dict[str, Any], numbers: dict[str, Any]) -> None:
         """Add an evaluation to the summary, with what its scores depend on."""
-        if "extractor" in report:
-            numbers["extractor"] = report["extractor"]
+        numbers |= {name: report[name] for name in _BESIDE_SCORES if name in report}
         # With the scores, since a sweep may be resumed with another beta than that of its earlier evaluations.
         beta = sampling_beta(self._config, record.params)
         if beta is not None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gebm import GEBM, PartitionEstimate, annealing_schedule, log_partition_annealed, samplers
 from gebm.freezing import frozen
+from gebm.precision import arithmetic
 from pipeline.config.kernels import kernel_settings
 from pipeline.config.scores import STANDARD_ERROR
 from pipeline.config.temperature import describe_temperature
@@ -53,6 +54,7 @@ class Density(TableTask):
 class DensityTaskWorker(TableTaskWorker):
     """Task of density estimation on one worker."""
 
+    @arithmetic("float32")
     @torch.no_grad()
     def evaluate(self, model: GEBM, run: EvaluationRun | None = None) -> Evaluation:
         """Return the likelihood of base and GEBM, with marginals, energies and the density in two columns.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, Literal, cast
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
 from gebm import GEBM, BoundedEnergy, EnergyPhase, NoEnergy, StandardNormal, networks
 from gebm.training import Alternation, Trainer, gradient_guard
+from gebm.training.data_parallel import data_parallel
 from gebm.training.optimizers import Schedule, adam
 from pipeline import config as schema
 from pipeline.config import plugins, precision
@@ -78,9 +78,6 @@ def make_trainer(model: GEBM, config: schema.Config, device: torch.device, world
     betas = (train.beta1, train.beta2)
     energy = [*model.energy.parameters(), model.log_partition]
 
-    def parallel(module: torch.nn.Module) -> torch.nn.Module:
-        return DistributedDataParallel(module) if world_size > 1 else module
-
     return Trainer(
         model,
         objective=make_objective(train),
@@ -97,8 +94,8 @@ def make_trainer(model: GEBM, config: schema.Config, device: torch.device, world
         ema_decay=train.ema_decay,
         train_base=train.train_base,
         latent_batch_size=(train.latent_batch_size or train.batch_size) // world_size,
-        precision=precision.training_dtype(config, device),
-        parallel=parallel,
+        precision=precision.training_precision(config, device),
+        parallel=data_parallel if world_size > 1 else lambda module: module,
         gradient_guard=gradient_guard.make(train.gradient_guard),
     )
 

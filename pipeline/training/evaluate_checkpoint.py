@@ -60,14 +60,13 @@ def evaluate_checkpoint(url: str | None, overrides: dict[str, Any], output: str 
     beta = sampling_beta(config, params={})
     temperature = None if beta is None else describe_temperature(beta)
     measure = task.measure(worker.label)
-    dtype = str(precision.sampling_dtype(config, device)).removeprefix("torch.")
     payload = {
         "checkpoint": url,
         "measure": measure,
         **({"extractor": worker.label} if worker.label else {}),
         **({} if temperature is None else {BETA: beta, "temperature": temperature}),
         "num_samples": config.evaluation.num_samples,
-        "sampler": used_settings(config.sampler) | {"precision": dtype},
+        "sampler": used_settings(config.sampler) | {"precision": precision.sampling_precision(config, device)},
         "gradients_per_step": make_kernel(config.sampler, model).gradients_per_step,
         **({} if worker.classes is None else {"classes": list(worker.classes.names)}),
         "scores": evaluation.scores,

@@ -24,8 +24,10 @@ from pipeline.runtime.watchdog import Watchdog
 from pipeline.training.build_model import make_energy_phase, make_trainer, model_to_train, trained_config
 from pipeline.training.checkpoints import Checkpoint, read, require_same_classes
 from pipeline.training.energy_health import EnergyHealth
+from pipeline.training.fitting_batch import out_of_memory_as_error
 from pipeline.training.learning_rate_decay import LearningRateDecay
 from pipeline.training.load_trainer import load_trainer
+from pipeline.training.pacing import Pace
 from pipeline.training.progress import evaluation_due, evaluations_left, progress, require_finite
 from pipeline.training.step_generator import step_generator
 from pipeline.training.throughput import Throughput
@@ -34,6 +36,9 @@ from pipeline.training.trial_folder import TrialFolder
 from pipeline.training.worker import Worker
 
 __all__ = ["TrialRun", "train_loop"]
+
+# A machine is taken away half a minute after its notice, and a question keeps all workers waiting.
+_PREEMPTION_SECONDS = 1.0
 
 
 def train_loop(train_loop_config: dict[str, Any]) -> None:
@@ -98,6 +103,8 @@ class TrialRun:
         self.health = EnergyHealth(self.trainer.objective, config.train.gradient_guard, config.train.beta2)
         self.evaluation = TrialEvaluation(config, self.task, self.worker, self.trainer.objective, self.health)
         self.throughput = Throughput(self.trainer, device, world_size)
+        every = config.train.report_every
+        self.preemption = Pace(_PREEMPTION_SECONDS, every // 10, largest=every, from_first=self.worker.from_first)
         self.infos: list[StepInfo] = []
         self.report: dict[str, Any] = {}
         self.reported_at, self.evaluation_seconds = time.monotonic(), 0.0
@@ -152,7 +159,10 @@ class TrialRun:
         """Take one base step, with the energy steps before it."""
         done = self.trainer.base_step
         try:
-            with self.throughput.count_step():
+            with (
+                out_of_memory_as_error(self.trainer, self.batches, self.config, self.worker),
+                self.throughput.count_step(),
+            ):
                 generator = step_generator(self.config, "step", done)
                 self.infos.append(self.trainer.step(self.batches, generator))
         except samplers.NonFiniteStart as error:
@@ -169,7 +179,12 @@ class TrialRun:
         numbers = progress(
             self.infos, self.trainer, self.config, seconds=seconds, evaluation_seconds=self.evaluation_seconds
         )
-        self.report = {**numbers, **self.throughput.compute(seconds), "system": self.system_metrics.sample()}
+        self.report = {
+            **numbers,
+            **self.throughput.compute(seconds),
+            "train_precision": self.trainer.precision,
+            "system": self.system_metrics.sample(),
+        }
         if self.trainer.objective.trains_energy:
             moment = self.trainer.energy_second_moment()
             self.report["energy_second_moment"] = moment.item()
@@ -301,10 +316,12 @@ class TrialRun:
             self.report["warnings"] = [*warnings, *earlier] if first else [*earlier, *warnings]
 
     def _due(self) -> _Due:
-        """Return what has to be done after the present base step; where preemption is polled, all workers meet."""
+        """Return what has to be done after the present base step; where a preemption is asked for, all workers meet."""
         config, done = self.config, self.trainer.base_step
-        poll_interval = max(1, config.train.report_every // 10)
-        preempt = done % poll_interval == 0 and ray.train.get_preemption_info() is not None
+        preempt = False
+        if self.preemption.is_due(done):
+            preempt = ray.train.get_preemption_info() is not None
+            self.preemption.asked(done)
         evaluate = evaluation_due(config, done)
         is_checkpoint_step = bool(config.checkpoints.every) and done % config.checkpoints.every == 0
         save = evaluate or preempt or is_checkpoint_step

@@ -17,6 +17,7 @@ from torch import Tensor
 from gebm import GEBM, samplers
 from gebm.allocator import disable_malloc_trim
 from gebm.folding import folded
+from gebm.precision import arithmetic
 from pipeline import config as schema
 from pipeline import tasks
 from pipeline.config import precision
@@ -62,16 +63,15 @@ def sample_checkpoint(
     classes = _classes(url, model)
     label = None if class_name is None else _label(classes, class_name, url)
     task = tasks.make(config)
-    latents = _draw_latents(model, config, device, label)
+    latents = _draw_latents(model, config, label)
     _, drawn = model.split_latents(latents.start)
     labels = None if drawn is None else drawn.argmax(1).cpu()
     base, samples = map(task.show, _sample(model, config, device, latents))
-    dtype = str(precision.sampling_dtype(config, device)).removeprefix("torch.")
     temperature = describe_temperature(config.sampler.beta)
     settings = {
         "checkpoint": url,
         "seed": config.seed,
-        "sampler": used_settings(config.sampler) | {"precision": dtype},
+        "sampler": used_settings(config.sampler) | {"precision": precision.sampling_precision(config, device)},
         "temperature": temperature,
         **({} if label is None or classes is None else {"class": classes.names[label]}),
     }
@@ -97,7 +97,7 @@ class _Latents(NamedTuple):
     noise_seed: int
 
 
-def _draw_latents(model: GEBM, config: schema.Config, device: torch.device, label: int | None) -> _Latents:
+def _draw_latents(model: GEBM, config: schema.Config, label: int | None) -> _Latents:
     """Draw the chains' start; of another class it is the same but for that."""
     generator = torch.Generator().manual_seed(config.seed)
     latents = model.sample_latents(config.sampler.num_samples, generator, label)
@@ -124,7 +124,7 @@ def _sample(model: GEBM, config: schema.Config, device: torch.device, drawn: _La
                 kernel=kernel,
                 observe=lambda step, z: advance(len(z) if step else 0),
             )
-            with torch.no_grad():
+            with arithmetic("float32"), torch.no_grad():
                 before.append(model.base(z0).cpu())
                 after.append(model.base(chain.z).cpu())
         return torch.cat(before), torch.cat(after)

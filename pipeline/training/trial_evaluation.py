@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from gebm import GEBM, Objective
 from gebm.allocator import malloc_trim
 from pipeline import config as schema
+from pipeline.config.precision import sampling_precision
 from pipeline.evaluation.base import Evaluation, EvaluationRun
 from pipeline.tasks.base import TaskWorker
 from pipeline.training.energy_health import EnergyHealth, measure_energy
@@ -70,6 +72,9 @@ class TrialEvaluation:
         report = {**evaluation.scores, "chain": {str(step): list(point) for step, point in evaluation.chain.items()}}
         if task.label:
             report["extractor"] = task.label
+        if evaluation.chain:
+            config = self._config if sampler is None else replace(self._config, sampler=sampler)
+            report["sampler_precision"] = sampling_precision(config, self._worker.device)
         notes, warnings = evaluation.notes, evaluation.warnings
         if self._worker.is_first:
             measures = run.shared.get("energy", lambda: self._measure_energy(model))

@@ -301,6 +301,7 @@ def test_keys_that_contradict_each_other_are_refused(small, overrides, named):
     [
         ({"sampler.precision": "bfloat16", "sampler.name": "mala"}, "sampler.name=mala for task=images needs float32"),
         ({"sampler.precision": "bfloat16", "sampler.name": "descent"}, "only ula, kla, ddls"),
+        ({"sampler.precision": "tf32", "sampler.name": "hmc"}, "sampler.name=hmc for task=images needs float32"),
         ({"evaluation.log_partition": "annealed", "sampler.name": "mala"}, "task=images has no likelihood"),
     ],
 )
@@ -314,13 +315,13 @@ def test_what_does_not_go_together_is_refused(small, overrides, expected):
 def test_no_kernel_that_needs_float32_gets_less_by_default(small, name):
     dtype = precision.sampling_dtype(schema.apply(small(), {"sampler.name": name}), torch.device("cpu"))
     assert dtype in ((torch.float32, torch.bfloat16) if name in ("ula", "kla") else (torch.float32,))
-    for requested in ("float32", "bfloat16"):
+    for requested in ("float32", "tf32", "bfloat16"):
         config = schema.apply(
             small(), {"sampler.name": name, "sampler.precision": requested, "train.precision": requested}
         )
-        assert precision.sampling_dtype(config, torch.device("cpu")) == getattr(torch, requested)
-        assert precision.training_dtype(config, torch.device("cpu")) == getattr(torch, requested)
-    assert precision.training_dtype(small(), torch.device("cpu")) == torch.float32
+        assert precision.sampling_precision(config, torch.device("cpu")) == requested
+        assert precision.training_precision(config, torch.device("cpu")) == requested
+    assert precision.training_precision(small(), torch.device("cpu")) == "float32"
 
 
 def test_rows_are_always_held():

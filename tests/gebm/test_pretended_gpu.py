@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -20,11 +22,15 @@ from gebm import (
     StandardNormal,
     Trainer,
     adam,
+    energies_of,
+    log_partition_annealed,
+    log_partition_monte_carlo,
     networks,
     objectives,
     penalties,
     samplers,
 )
+from gebm.precision import arithmetic
 from gebm.samplers import philox
 from tests.helpers.kernels import Normal, every_kernel
 from tests.helpers.pretended_gpu import DeviceGenerator, Record, device, on_cpu, pretended_gpu
@@ -48,7 +54,13 @@ def model_of(name: str = "dcgan", resolution: int | None = None) -> GEBM:
     return GEBM(base, energy, StandardNormal(3))
 
 
-def trained(model: GEBM, steps: int = 1, objective: str = "kale_fenchel", **settings) -> dict[str, Tensor]:
+def trained(
+    model: GEBM,
+    steps: int = 1,
+    objective: str = "kale_fenchel",
+    begin: Callable[[], None] = lambda: None,
+    **settings,
+) -> dict[str, Tensor]:
     """Take a few alternations, and return all that they change."""
     trainer = Trainer(
         model,
@@ -60,6 +72,7 @@ def trained(model: GEBM, steps: int = 1, objective: str = "kale_fenchel", **sett
     )
     images = torch.rand(4, *model.sample_shape(), generator=torch.Generator().manual_seed(1)) * 2 - 1
     batches = itertools.repeat(images.to(model.log_partition.device, non_blocking=True))
+    begin()
     for step in range(steps):
         trainer.step(batches, torch.Generator().manual_seed(step))
     return {**model.state_dict(), **trainer.state_dict()["tensors"]}
@@ -105,6 +118,81 @@ def test_an_alternation_of_any_setting_waits_for_nothing(gpu, setting):
 def test_persistent_chains_that_start_anew_wait_for_nothing(gpu):
     negatives = LatentChain(samplers.MALA(0.1, inverse_mass=(1.0, 2.0, 0.5)), num_steps=2, persistent=True, restart=0.5)
     assert_trains_as_on_the_cpu(gpu, objective="pcd", negatives=negatives)
+
+
+def arithmetics(gpu: Record) -> set[str]:
+    return {product.arithmetic for product in gpu.products if product.dtype == torch.float32}
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("float32", "ieee"), ("tf32", "tf32"), ("bfloat16", "ieee")])
+def test_training_computes_in_the_precision_it_was_given_backward_passes_included(gpu, precision, expected):
+    trained(on_device(model_of(), gpu), begin=gpu.clear, precision=precision)
+    assert {"convolution", "convolution_backward", "mm"} <= {product.name for product in gpu.products}
+    assert arithmetics(gpu) == {expected}
+    assert settings_of_torch() == UNTOUCHED
+
+
+def test_what_needs_float32_has_it_even_where_tf32_was_chosen(gpu):
+    model = on_device(model_of(), gpu)
+    generator = torch.Generator().manual_seed(0)
+    mala, z0, x = samplers.MALA(0.1), model.prior.sample(3, generator), model.sample_base(2, generator)
+    gpu.clear()
+    with arithmetic("float32"), arithmetic("tf32"):
+        model.potential(z0)
+    assert arithmetics(gpu) == {"ieee"}
+    for compute in (
+        lambda: samplers.run(mala, model.potential, z0, 1, generator=generator),
+        lambda: samplers.run(
+            samplers.ParallelTempering(mala, model.prior), model.potential, z0, 1, generator=generator
+        ),
+        lambda: log_partition_monte_carlo(model, 4, generator),
+        lambda: log_partition_annealed(model, 2, mala, [0.5, 1.0], generator=generator),
+        lambda: energies_of(model, x),
+    ):
+        gpu.clear()
+        compute()
+        with arithmetic("tf32"):
+            compute()
+        assert arithmetics(gpu) == {"ieee"}
+    assert settings_of_torch() == UNTOUCHED
+
+
+def test_a_chain_without_an_accept_step_computes_in_tf32_only_where_that_was_chosen(gpu):
+    model, kernel = on_device(model_of(), gpu), samplers.UnadjustedLangevin(0.1)
+    z0 = model.prior.sample(3, torch.Generator().manual_seed(0))
+    for chosen, expected in ((None, "ieee"), ("tf32", "tf32"), ("bfloat16", "ieee")):
+        gpu.clear()
+        with arithmetic(chosen) if chosen else contextlib.nullcontext():
+            samplers.run(kernel, model.potential, z0, 1)
+        assert arithmetics(gpu) == {expected}
+
+
+def test_threads_share_the_strictest_precision_and_leave_the_settings_as_they_were():
+    entered, leave = threading.Event(), threading.Event()
+
+    def strict() -> None:
+        with arithmetic("float32"):
+            entered.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=strict)
+    with arithmetic("tf32"):
+        assert set(settings_of_torch()) == {"tf32"}
+        thread.start()
+        entered.wait(10)
+        assert set(settings_of_torch()) == {"ieee"}
+    assert set(settings_of_torch()) == {"ieee"}
+    leave.set()
+    thread.join()
+    assert settings_of_torch() == UNTOUCHED
+
+
+def settings_of_torch() -> tuple[str, ...]:
+    cudnn = torch.backends.cudnn
+    return torch.backends.cuda.matmul.fp32_precision, cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision
+
+
+UNTOUCHED = settings_of_torch()
 
 
 def potential_on(place: torch.device) -> Callable[[Tensor], Tensor]:

@@ -8,10 +8,10 @@ import pytest
 import safetensors.torch
 import torch
 from torch import Tensor, distributed
-from torch.nn.parallel import DistributedDataParallel
 
 from gebm import GEBM, KALE, StandardNormal, networks, objectives
 from gebm.objectives.losses import BaseLoss
+from gebm.training.data_parallel import data_parallel
 from tests.helpers.processes import run_in_processes
 from tests.helpers.trainers import digits_model, flow_model, images, trainer_of, vectors
 
@@ -40,9 +40,7 @@ def trained_together(case: str, rank: int, world_size: int) -> Tensor:
         kept = case == "base kept"
         objective = objectives.make("kale_fenchel" if kept else case)
         settings = {"objective": objective, "train_base": not kept, "ema_decay": 0.9}
-    trainer = trainer_of(
-        model, parallel=DistributedDataParallel if world_size > 1 else lambda module: module, **settings
-    )
+    trainer = trainer_of(model, parallel=data_parallel if world_size > 1 else lambda module: module, **settings)
     mine = slice(rank * 8 // world_size, (rank + 1) * 8 // world_size)
     parts = (batch[mine] for batch in batches)
     for step in range(3):

@@ -22,6 +22,7 @@ from torch_fidelity import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from torch_fidelity.utils import create_feature_extractor
 
+from gebm.precision import arithmetic
 from gebm.registry import REQUIRED, Part, Registry
 from pipeline.config import plugins
 from pipeline.data import Store
@@ -116,7 +117,7 @@ class Extractor:
             images = images.expand(-1, 3, -1, -1)
         if images.shape[1] != self.channels:
             raise UserError(f"{self.label} takes {self.channels} channels, the images have {images.shape[1]}")
-        with torch.no_grad():
+        with arithmetic("float32"), torch.no_grad():
             tensors = self.network(images.to(self.device))
         layers = self.network.convert_features_tuple_to_dict(tensors)
         requested = {"embedding": layers[self.layer].float()}

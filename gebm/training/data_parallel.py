@@ -1,0 +1,33 @@
+"""Data parallelism of a loss: equal weights on all processes, and the mean of their gradients."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils.parametrizations import _SpectralNorm
+
+from gebm.distributed import broadcast_module
+from gebm.model import StandardNormal
+from gebm.networks.layers import BatchNorm2d
+
+__all__ = ["data_parallel"]
+
+# Layers whose buffers are functions of what all processes have: of weights, or of all their batches together.
+_EQUAL_BUFFERS = (BatchNorm2d, _SpectralNorm, StandardNormal)
+
+
+def data_parallel(module: nn.Module) -> nn.Module:
+    """Wrap a loss in ``DistributedDataParallel``, without copies that its layers do not need.
+
+    Gradients are views of what is summed over the processes. Buffers are sent at every forward pass only if a layer has
+    some in which processes could come to differ, as torch's own batch normalization has.
+
+    Args:
+        module: The loss, as ``Trainer(parallel=data_parallel)`` passes it.
+
+    Returns:
+        The wrapped loss; all processes have the first one's weights and buffers.
+    """
+    owners = [layer for layer in module.modules() if next(layer.buffers(recurse=False), None) is not None]
+    differ = not all(isinstance(layer, _EQUAL_BUFFERS) for layer in owners)
+    return DistributedDataParallel(broadcast_module(module), broadcast_buffers=differ, gradient_as_bucket_view=True)

@@ -1,0 +1,349 @@
+"""Check of a machine with a GPU, in some minutes: `make gpu-check`, or ``python tools/gpu_check.py`` in a checkout.
+
+It needs torch, numpy, pytest, hypothesis and safetensors. Each law is tried on the device against the CPU, and the page
+that is written says for each what was measured, or what broke. The page holds nothing of the machine but the names of
+its GPU and of its software.
+
+    python tools/gpu_check.py --device cpu     # the check itself, where there is no GPU
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, distributed, multiprocessing
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from gebm import (
+    GEBM,
+    Alternation,
+    StandardNormal,
+    Trainer,
+    adam,
+    folded,
+    networks,
+    objectives,
+    penalties,
+    samplers,
+)
+from gebm.precision import arithmetic
+from gebm.training.data_parallel import data_parallel
+from pipeline.evaluation.out_of_memory import halve_batch_on_oom
+
+
+class Law(NamedTuple):
+    """A law, and what tries it: returns what was measured, or raises."""
+
+    statement: str
+    check: Callable[[torch.device], str]
+
+
+class Outcome(NamedTuple):
+    """What became of a law."""
+
+    statement: str
+    holds: bool
+    measured: str
+    seconds: float
+
+
+def make_model(name: str = "dcgan", resolution: int = 8, width: int = 8) -> GEBM:
+    """Return a model of images in float64 on the CPU, the same at each call."""
+    torch.manual_seed(0)
+    base, energy = networks.make(name, resolution=resolution, channels=3, latent_dim=4, width=width)
+    return GEBM(base, energy, StandardNormal(4)).double().to(memory_format=torch.channels_last)
+
+
+def make_trainer(
+    model: GEBM, objective: str = "kale_fenchel", penalty: str = "gradient", **settings: object
+) -> Trainer:
+    """Return a trainer whose alternations have two energy steps."""
+    return Trainer(
+        model,
+        objective=objectives.make(objective, num_steps=2),
+        penalty=penalties.make(penalty),
+        energy_optimizer=adam([*model.energy.parameters(), model.log_partition], 1e-3),
+        base_optimizer=adam(model.base.parameters(), 1e-3),
+        alternation=Alternation(2, warmup_energy_steps=2),
+        **settings,
+    )
+
+
+def batches_on(model: GEBM, size: int = 4) -> Iterator[Tensor]:
+    """Return the same batch of images again and again, on the model's device."""
+    images = torch.rand(size, *model.sample_shape(), generator=torch.Generator().manual_seed(1)) * 2 - 1
+    return itertools.repeat(images.to(model.log_partition))
+
+
+def train(model: GEBM, steps: int = 2, rows: slice = slice(None), **settings: object) -> Tensor:
+    """Train, and return all the weights on the CPU."""
+    trainer = make_trainer(model, **settings)
+    parts = (batch[rows] for batch in batches_on(model))
+    for step in range(steps):
+        trainer.step(parts, torch.Generator().manual_seed(step))
+    return torch.cat([tensor.detach().cpu().double().flatten() for tensor in model.state_dict().values()])
+
+
+def distance(tensor: Tensor, other: Tensor) -> float:
+    """Return how far two tensors are apart, over the size of the second."""
+    tensor, other = tensor.detach().cpu().double(), other.detach().cpu().double()
+    return float((tensor - other).norm() / other.norm().clamp_min(1e-30))
+
+
+def require(holds: bool, measured: str) -> str:
+    """Return what was measured, or raise it if the law is broken."""
+    if not holds:
+        raise AssertionError(measured)
+    return measured
+
+
+def image_objectives() -> list[str]:
+    """Return the objectives that need no density."""
+    return [name for name in objectives.NAMES if not name.startswith("ml") and not name.endswith("_data")]
+
+
+def kernels(prior: StandardNormal) -> dict[str, samplers.Kernel]:
+    """Return a kernel of each name."""
+    common = {"step_size": 0.05, "friction": 1.0, "prior": prior}
+    return {name: samplers.make(name, **common) for name in samplers.NAMES}
+
+
+def check_noise(device: torch.device) -> str:
+    """Compare the latents of a seed, from generators of both devices."""
+    prior = StandardNormal(100)
+    expected = prior.sample(1000, torch.Generator().manual_seed(3))
+    drawn = [prior.to(device).sample(1000, torch.Generator(place).manual_seed(3)) for place in ("cpu", device)]
+    worst = max(float((one.cpu() - expected).abs().max()) for one in drawn)
+    return require(worst < 1e-5, f"largest difference {worst:.1e}")
+
+
+def check_training(device: torch.device) -> str:
+    """Compare what each objective and penalty learns in float64."""
+    cases = [(name, "gradient") for name in image_objectives()] + [("kale_fenchel", name) for name in penalties.NAMES]
+    apart = {}
+    for objective, penalty in cases:
+        ends = [train(make_model().to(place), objective=objective, penalty=penalty) for place in ("cpu", device)]
+        apart[f"{objective}/{penalty}"] = distance(ends[1], ends[0])
+    worst = max(apart, key=lambda case: apart[case])
+    return require(apart[worst] < 1e-6, f"{len(cases)} cases, the worst {worst} {apart[worst]:.1e}")
+
+
+def check_chains(device: torch.device) -> str:
+    """Compare where each kernel leads in float64."""
+    apart = {}
+    for name in samplers.NAMES:
+        ends = []
+        for place in ("cpu", device):
+            model = make_model().to(place)
+            kernel = kernels(model.prior)[name]
+            z0 = model.prior.sample(8, torch.Generator().manual_seed(0))
+            chain = samplers.run(
+                kernel, model.potential, z0, 10, generator=torch.Generator().manual_seed(1), prior=model.prior
+            )
+            ends.append(chain.z)
+        apart[name] = distance(ends[1], ends[0])
+    worst = max(apart, key=lambda name: apart[name])
+    return require(apart[worst] < 1e-6, f"{len(apart)} kernels, the worst {worst} {apart[worst]:.1e}")
+
+
+def check_precision(device: torch.device) -> str:
+    """Compare energies in each precision with those in float64, over their spread."""
+    z = make_model("sngan_convnet", 32, 16).prior.sample(64, torch.Generator().manual_seed(1))
+    reference = folded(make_model("sngan_convnet", 32, 16), torch.float64)
+    exact = reference.energy(reference.decode(z)).detach()
+    errors = {}
+    for precision in ("float32", "tf32", "bfloat16"):
+        dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        model = folded(make_model("sngan_convnet", 32, 16).float().to(device), dtype)
+        with arithmetic(precision), torch.no_grad():
+            energies = model.energy(model.decode(z.float().to(device))).cpu().double()
+        errors[precision] = float((energies - exact).abs().max() / exact.std())
+    shown = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
+    return require(errors["float32"] < 1e-3, shown)
+
+
+def check_waits(device: torch.device) -> str:
+    """Train and sample where CUDA raises an error at each wait."""
+    if device.type != "cuda":
+        return "not on a CPU; the tests do it on a pretended GPU"
+    waits = []
+    for objective in image_objectives():
+        model = make_model().float().to(device)
+        trainer, batches = make_trainer(model, objective), batches_on(model)
+        waits += _waits(objective, lambda trainer=trainer, batches=batches: trainer.step(batches, torch.Generator()))
+    model = make_model().float().to(device)
+    z0 = model.prior.sample(8, torch.Generator())
+    for name, kernel in kernels(model.prior).items():
+        state = kernel.init(z0, model.potential)
+        waits += _waits(
+            name,
+            lambda kernel=kernel, state=state: samplers.run(
+                kernel, model.potential, None, 3, generator=torch.Generator(), prior=model.prior, state=state
+            ),
+        )
+    return require(not waits, "; ".join(waits) or "none")
+
+
+def _waits(name: str, compute: Callable[[], object]) -> list[str]:
+    """Return a line if something waits for the device once it has run twice."""
+    compute()
+    compute()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        compute()
+    except RuntimeError as error:
+        return [f"{name}: {str(error).splitlines()[0]}"]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return []
+
+
+def check_graph(device: torch.device) -> str:
+    """Capture a step of a chain, its potential and gradient, and replay it."""
+    if device.type != "cuda":
+        return "not on a CPU"
+    model = folded(make_model("sngan_convnet", 32, 16).float().to(device))
+    z = model.prior.sample(64, torch.Generator().manual_seed(0))
+    expected = samplers.value_and_gradient(model.potential, z)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            samplers.value_and_gradient(model.potential, z)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = samplers.value_and_gradient(model.potential, z)
+    graph.replay()
+    apart = max(distance(one, other) for one, other in zip(captured, expected, strict=True))
+    return require(apart < 1e-5, f"differs by {apart:.1e}")
+
+
+def check_processes(device: torch.device) -> str:
+    """Compare what one process learns with data parallelism of one process and of a process for each GPU."""
+    alone = train(make_model().to(device))
+    counts = sorted({1, torch.cuda.device_count()}) if device.type == "cuda" else [1]
+    apart = {}
+    for count in counts:
+        # Shares of a batch of 4.
+        if 4 % count:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            multiprocessing.spawn(_train_one, (count, device.type, folder), nprocs=count)
+            apart[count] = distance(torch.load(f"{folder}/weights.pt", weights_only=True), alone)
+    shown = ", ".join(f"{count} of them {value:.1e}" for count, value in apart.items())
+    return require(max(apart.values()) < 1e-6, shown)
+
+
+def _train_one(rank: int, world_size: int, kind: str, folder: str) -> None:
+    device = torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
+    if kind == "cuda":
+        torch.cuda.set_device(device)
+    distributed.init_process_group(
+        "nccl" if kind == "cuda" else "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world_size
+    )
+    share = 4 // world_size
+    weights = train(make_model().to(device), rows=slice(rank * share, (rank + 1) * share), parallel=data_parallel)
+    if rank == 0:
+        torch.save(weights, f"{folder}/weights.pt")
+    distributed.destroy_process_group()
+
+
+def check_memory(device: torch.device) -> str:
+    """Run more chains than fit into two gigabytes, which are then run in smaller batches."""
+    if device.type != "cuda":
+        return "not on a CPU; the tests do it with errors of the same kinds"
+    model = folded(make_model("sngan_convnet", 32, 64).float().to(device))
+    lines: list[str] = []
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(2 * 2**30 / torch.cuda.get_device_properties(device).total_memory)
+
+    def work(size: int, advance: Callable[[int], None]) -> int:
+        samplers.run(samplers.UnadjustedLangevin(1e-4), model.potential, model.prior.sample(size), 1)
+        return size
+
+    try:
+        halve_batch_on_oom(work, 32768, 32768, advance=lambda steps: None, notify=lines.append)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    return require(bool(lines), lines[0] if lines else "all of them fit into 2 GiB")
+
+
+LAWS = (
+    Law("A seed means the same latents on any device", check_noise),
+    Law("Training in float64 learns what the CPU learns", check_training),
+    Law("Chains in float64 go where the CPU's go", check_chains),
+    Law("Energies in float32 are right to a thousandth of their spread", check_precision),
+    Law("Neither an alternation nor a step of a chain waits for the device", check_waits),
+    Law("A CUDA graph of a potential and its gradient replays them", check_graph),
+    Law("Data parallelism learns what one process learns", check_processes),
+    Law("Chains that do not fit the memory are split", check_memory),
+)
+"""The laws, in the order in which they are tried."""
+
+
+def try_law(law: Law, device: torch.device) -> Outcome:
+    """Try a law; whatever is raised is its outcome."""
+    started = time.monotonic()
+    try:
+        holds, measured = True, law.check(device)
+    except Exception as error:
+        kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
+        holds, measured = False, kind + " ".join(str(error).split())[:300]
+    return Outcome(law.statement, holds, measured, time.monotonic() - started)
+
+
+def describe(device: torch.device) -> str:
+    """Return the names of the GPU and of the software."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "none"
+    cudnn = torch.backends.cudnn.version() if device.type == "cuda" else None
+    return (
+        f"GPU {gpu}, {torch.cuda.device_count()} in all; torch {torch.__version__}, CUDA {torch.version.cuda}, "
+        f"cuDNN {cudnn}; Python {platform.python_version()}"
+    )
+
+
+def page(outcomes: list[Outcome], software: str) -> str:
+    """Return the page of results."""
+    rows = []
+    for one in outcomes:
+        holds, measured = "yes" if one.holds else "**no**", one.measured.replace("|", "/")
+        rows.append(f"| {one.statement} | {holds} | {measured} | {one.seconds:.1f} |")
+    head = ["# GPU check", "", software, "", "| law | holds | measured | s |", "|---|---|---|---|"]
+    return "\n".join([*head, *rows]) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Try the laws, write the page, and return 1 if one is broken."""
+    parser = argparse.ArgumentParser(description="Check the laws of a GPU against the CPU.")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--output", type=Path, default=Path("gpu-check.md"), help="file of the page")
+    options = parser.parse_args(arguments)
+    device, outcomes = torch.device(options.device), []
+    if device.type == "cuda" and not torch.cuda.is_available():
+        print("error: torch sees no GPU: install a driver, or give --device cpu", file=sys.stderr)
+        return 2
+    software = describe(device)
+    print(software)
+    for law in LAWS:
+        outcomes.append(try_law(law, device))
+        print(f"{'holds ' if outcomes[-1].holds else 'BROKEN'}  {law.statement}: {outcomes[-1].measured}", flush=True)
+        # After each law, so that what was measured is there should the machine be taken away.
+        options.output.write_text(page(outcomes, software), encoding="utf-8")
+    print(f"the page to send in: {options.output}")
+    return int(not all(one.holds for one in outcomes))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
