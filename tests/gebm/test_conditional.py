@@ -199,7 +199,9 @@ def test_a_lost_chain_restarts_in_its_class(name):
     potential = ChainPotential(model, model.sample_latents(6, rng(2), labels=labels))
 
     def is_of_its_class(step: int, state) -> None:
-        torch.testing.assert_close(state.potential, potential(state.z), equal_nan=True)
+        # Where a chain has just restarted, its potential is not known yet.
+        known = state.potential != torch.inf
+        torch.testing.assert_close(state.potential[known], potential(state.z)[known], equal_nan=True)
 
     chain = samplers.run(
         kernel,
