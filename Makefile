@@ -7,10 +7,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help install sweep test mutants lint types docs format review dist clean
+.PHONY: help install sweep test gpu-check mutants lint types docs format review dist clean
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 install: $(VENV)/.installed  ## create the virtual environment
 
@@ -26,6 +26,9 @@ sweep: install  ## sweep the default experiment; ARGS="conf=cifar10 ..." for ano
 
 test: lint types  ## run lint, types, and every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+gpu-check:  ## check the laws of a GPU against the CPU, with what PYTHON has installed; writes gpu-check.md
+	$(PYTHON) tools/gpu_check.py $(ARGS)
 
 mutants: install  ## make each mistake of tests/mutations.toml and see a test fail; ARGS="kale-* ..." for some
 	$(BIN)/python tools/mutants.py $(ARGS)
