@@ -117,6 +117,34 @@ def call_with_ray(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
     return verb
 
 
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[str]:
+    """The address of a cluster that sweeps use one after another; others start their own."""
+    # Few tests need it, and it takes a second to be imported.
+    from ray.cluster_utils import Cluster
+
+    # Any port: another test may have the usual one.
+    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "dashboard_port": None})
+    yield started.address
+    started.shutdown()
+
+
+@pytest.fixture
+def done(home, cluster, call_with_ray, monkeypatch) -> Callable[..., str]:
+    """Calls a verb in a working directory, on the shared cluster; it has to succeed. Gives what it prints."""
+    monkeypatch.setenv("GEBM_STORES", str(home / "stores"))
+    monkeypatch.setenv("RAY_ADDRESS", cluster)
+    monkeypatch.chdir(home)
+
+    def verb(name: str, *words: str) -> str:
+        status, printed, errors = call_with_ray(name, *words)
+        assert status == 0, printed + errors
+        assert "Traceback" not in printed + errors, printed + errors
+        return printed
+
+    return verb
+
+
 @pytest.fixture
 def call(call_with_ray, monkeypatch, stores, tmp_path) -> Callable[..., tuple[int, str, str]]:
     """Calls a verb that starts no Ray, with the digits' store and in a folder of the test's own."""

@@ -31,27 +31,24 @@ def save(page: str, home: Path) -> list[list[str]]:
     return [shlex.split(line) for block in blocks["sh"] for line in block.splitlines()]
 
 
-def test_my_metric(tmp_path, call_with_ray, monkeypatch, no_plugins):
-    shards, evaluate, train = save("my-metric.md", tmp_path)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("GEBM_STORES", environment(tmp_path)["GEBM_STORES"])
+def test_my_metric(home, done, no_plugins):
+    shards, evaluate, train = save("my-metric.md", home)
     for _, _, verb, *words in (shards, evaluate):
-        status, _, printed = call_with_ray(verb.removeprefix("pipeline."), *words)
-        assert status == 0, printed
-    scores = json.loads((tmp_path / "scores" / "evaluation.json").read_text())["scores"]
+        done(verb.removeprefix("pipeline."), *words)
+    scores = json.loads((home / "scores" / "evaluation.json").read_text())["scores"]
     assert abs(scores["gap"]) < 1e-3 < scores["gap_standard_error"] and "kid" not in scores
-    printed = run(tmp_path, "train", *train[3:], "train.warmup_energy_steps=1")
-    [trial] = json.loads((tmp_path / "gap" / "summary.json").read_text())["trials"]
+    printed = done("train", *train[3:], "train.warmup_energy_steps=1")
+    [trial] = json.loads((home / "gap" / "summary.json").read_text())["trials"]
     assert trial["metrics"]["gap_gebm"] > 0 and trial["metrics"]["gap_base_standard_error"] > 0
     assert "gap" in printed
 
 
-def test_my_network_and_my_sampler(home):
+def test_my_network_and_my_sampler(home, done, call_with_ray, no_plugins):
     (_, _, train, *trained), (_, _, sample, *sampled) = save("network-and-sampler.md", home)
-    run(home, train.removeprefix("pipeline."), *trained, "train.warmup_energy_steps=1")
+    done(train.removeprefix("pipeline."), *trained, "train.warmup_energy_steps=1")
     summary = json.loads((home / "tower" / "summary.json").read_text())
     assert [trial["status"] for trial in summary["trials"]] == ["finished"]
-    printed = run(home, sample.removeprefix("pipeline."), *sampled, "output=drawn")
+    printed = done(sample.removeprefix("pipeline."), *sampled, "output=drawn")
     assert "64 samples (3,)" in printed and np.isfinite(np.load(home / "drawn" / "samples.npy")).all()
     settings = json.loads((home / "drawn" / "settings.json").read_text())["sampler"]
     assert (settings["name"], settings["settings"]) == ("warm", {"gamma": 1.5})
@@ -65,14 +62,14 @@ def test_my_network_and_my_sampler(home):
     assert re.search(rf"needs model.networks=tower, .* add 'plugins=\[{home}/mine.py\]'", refused)
 
 
-def test_improve_my_gan(home):
+def test_improve_my_gan(home, done, no_plugins):
     text = (PAGES / "improve-my-gan.md").read_text(encoding="utf-8")
     blocks = {kind: [m["code"] for m in FENCE.finditer(text) if m["language"] == kind] for kind in ("python", "sh")}
     (home / "gan.py").write_text(blocks["python"][0])
     (home / "weights.py").write_text(blocks["python"][1])
     subprocess.run([sys.executable, "weights.py"], cwd=home, env=environment(home), check=True)
     train, sweep, evaluate = (shlex.split(line)[2:] for line in blocks["sh"][0].splitlines())
-    printed = run(home, train[0].removeprefix("pipeline."), *train[1:], "train.warmup_energy_steps=1")
+    printed = done(train[0].removeprefix("pipeline."), *train[1:], "train.warmup_energy_steps=1")
     assert re.search(
         r"generator.pth: .*; taken: G_ema, the moving average; left over: G, step", " ".join(printed.split())
     )
@@ -90,10 +87,10 @@ def test_improve_my_gan(home):
 
     # Nobody needs the files any more.
     (home / "generator.pth").unlink()
-    run(home, sweep[0].removeprefix("pipeline."), *sweep[1:])
+    done(sweep[0].removeprefix("pipeline."), *sweep[1:])
     trials = json.loads((home / "chains" / "summary.json").read_text())["trials"]
     assert sorted(trial["params"]["sampler.beta"] for trial in trials) == [1.0, 10.0]
-    scored = run(home, evaluate[0].removeprefix("pipeline."), *evaluate[1:])
+    scored = done(evaluate[0].removeprefix("pipeline."), *evaluate[1:])
     assert re.search(r"fid, added by energy and chain +-?[\d.]+ ± [\d.]+", scored)
 
 

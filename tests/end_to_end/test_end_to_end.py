@@ -15,7 +15,6 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from nbclient import NotebookClient
 from PIL import Image
-from ray.cluster_utils import Cluster
 
 from benchmarks.scale.servers import mlflow_server, postgresql
 from pipeline.data import open_store
@@ -29,31 +28,6 @@ screenshots = load("tools/make_screenshots.py")
 def home(tmp_path_factory):
     """A working directory, far from the checkout, in which nothing is prepared: the first sweep makes it all."""
     return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    """The address of a cluster that sweeps use one after another; others start their own."""
-    # Any port: another test may have the usual one.
-    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "dashboard_port": None})
-    yield started.address
-    started.shutdown()
-
-
-@pytest.fixture
-def done(home, cluster, call_with_ray, monkeypatch):
-    """Calls a verb that has to succeed; gives what it prints."""
-    monkeypatch.setenv("GEBM_STORES", str(home / "stores"))
-    monkeypatch.setenv("RAY_ADDRESS", cluster)
-    monkeypatch.chdir(home)
-
-    def verb(name: str, *words: str) -> str:
-        status, printed, errors = call_with_ray(name, *words)
-        assert status == 0, printed + errors
-        assert "Traceback" not in printed + errors, printed + errors
-        return printed
-
-    return verb
 
 
 @pytest.fixture(scope="module")
