@@ -23,13 +23,11 @@ from pipeline.sweep.trainable import TRIAL_NAME_KEY
 from pipeline.sweep.trial_runs import end_run, log_best, start_run
 from pipeline.tracking.summary import MAX_WARNINGS, SweepSummary, TrialRecord
 from pipeline.tracking.summary_temperature import trial_beta, trial_temperature
+from pipeline.tracking.summary_types import LABELS
 from pipeline.tracking.tracker import Tracker
 from pipeline.tracking.trial_reports import CHAIN_STEP, NUMBER
 
 __all__ = ["SweepCallback"]
-
-# What is no number, and without which scores mean little.
-_BESIDE_SCORES = ("extractor", "train_precision", "sampler_precision")
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +152,7 @@ class SweepCallback(tune.Callback):
 
     def _take_evaluation(self, record: TrialRecord, report: dict[str, Any], numbers: dict[str, Any]) -> None:
         """Add an evaluation to the summary, with what its scores depend on."""
-        numbers |= {name: report[name] for name in _BESIDE_SCORES if name in report}
+        numbers |= {name: report[name] for name in LABELS if name in report}
         # With the scores, since a sweep may be resumed with another beta than that of its earlier evaluations.
         beta = sampling_beta(self._config, record.params)
         if beta is not None:

@@ -68,7 +68,8 @@ def log_best(record: TrialRecord, records: SweepSummary, tracker: Tracker) -> No
         records: All trials.
         tracker: MLflow.
     """
-    scores = {name: record.best_metrics[name] for name in view_columns(records) if name in record.best_metrics}
+    best = ((name, record.best_metrics.get(name)) for name in view_columns(records))
+    scores = {name: value for name, value in best if isinstance(value, int | float)}
     tracker.log_best(record.name, scores, step=int(record.best_metrics.get("base_step", 0)))
 
 

@@ -17,7 +17,18 @@ from pydantic import (
 
 from pipeline.config.scores import chain_points
 
-__all__ = ["ChainScores", "Evaluation", "Head", "Metrics", "Params", "Seconds", "Status", "TrialName", "Warning"]
+__all__ = [
+    "LABELS",
+    "ChainScores",
+    "Evaluation",
+    "Head",
+    "Metrics",
+    "Params",
+    "Seconds",
+    "Status",
+    "TrialName",
+    "Warning",
+]
 
 TERMINAL_STATUSES = ("finished", "pruned", "failed")
 MAX_WARNING_LENGTH = 500
@@ -31,8 +42,8 @@ _METRICS = TypeAdapter(dict[_MetricName, _Number | _Text | None])
 _KEYS = TypeAdapter(
     dict[Annotated[str, StringConstraints(strict=True, pattern=r"^[A-Za-z_][A-Za-z0-9_.]{0,200}$")], Any]
 )
-# Texts among the metrics.
-_LABELS = ("extractor",)
+LABELS = ("extractor", "train_precision", "sampler_precision")
+"""Texts among the metrics, without which they mean little."""
 
 
 def one_line_text(text: str) -> str:
@@ -55,7 +66,7 @@ def _require_keys(params: dict[str, Any]) -> dict[str, Any]:
 def _require_numbers(metrics: dict[str, Any]) -> dict[str, Any]:
     _METRICS.validate_python(metrics)
     for name, value in metrics.items():
-        if isinstance(value, str) and name not in _LABELS:
+        if isinstance(value, str) and name not in LABELS:
             raise ValueError("not a number")
     base_step = metrics.get("base_step", 0)
     if type(base_step) is not int or base_step < 0:

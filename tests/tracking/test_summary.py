@@ -18,6 +18,7 @@ from pipeline.runtime.errors import UserError
 from pipeline.sweep.callback import SweepCallback
 from pipeline.sweep.display.console import Display, seeds_table
 from pipeline.tracking.summary import SweepSummary, TrialRecord, read_summary
+from pipeline.tracking.summary_types import LABELS
 
 SCORES = st.lists(st.one_of(st.none(), st.floats()), max_size=8)
 
@@ -148,6 +149,20 @@ def test_what_is_written_is_read_back(scores, mode):
     else:
         assert document["best"]["name"] == records.best().name
         assert document["best"]["metrics"] == records.best().best_metrics
+
+
+@pytest.mark.parametrize("name", [*LABELS, "another"])
+def test_a_text_among_the_metrics_is_read_back_where_it_says_how_they_were_measured(tmp_path, name):
+    records = sweep([], "min", str(tmp_path))
+    records.evaluated(
+        records.add("000", {}), {"base_step": 10, "fid_gebm": 1.0, name: "float32"}, place(0, output=str(tmp_path))
+    )
+    records.write()
+    if name in LABELS:
+        assert read_summary(str(tmp_path))[1][0].best_metrics[name] == "float32"
+    else:
+        with pytest.raises(UserError, match="damaged"):
+            read_summary(str(tmp_path))
 
 
 def test_the_best_is_told_with_the_metrics_and_the_checkpoint_that_made_it_the_best():
