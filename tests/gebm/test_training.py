@@ -353,7 +353,7 @@ def test_weight_decay_leaves_the_log_partition_alone():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"precision": torch.float16}, "choose torch.float32 or torch.bfloat16"),
+        ({"precision": torch.float16}, "choose one of float32, tf32, bfloat16"),
         ({"ema_decay": 1.0}, "between 0 and 1"),
         ({"latent_batch_size": 0}, "at least 1"),
         ({"energy_optimizer": adam([nn.Parameter(torch.zeros(2))], 1e-3)}, "the energy and log_partition"),
