@@ -51,7 +51,7 @@ def trained(config: schema.Config, url: Path, steps: int = 2, start: str | None 
         position = Position(**checkpoint.state["position"])
     batches = worker.batches(position)
     while trainer.base_step < steps:
-        trainer.step(batches, step_generator(config, "step", trainer.base_step, CPU))
+        trainer.step(batches, step_generator(config, "step", trainer.base_step))
     state = {
         "config": schema.to_dict(config),
         "report": {},
