@@ -2,9 +2,9 @@
 
 A model of pairs ``(x, y)`` is a generalized energy-based model on the product of both spaces: its base draws a class by
 the data's frequencies and then an image of that class, and its energy is one of the pair. So a class is part of the
-tensor: latents have ``K`` more coordinates, images one more plane of pixels (or as many as ``K`` needs), and either
+tensor: latents have ``K`` more coordinates, images one more plane of pixels (more if ``K`` needs more), and either
 holds the vector of the class, which has a one at its number and zeros elsewhere. Whatever splits, joins or reorders
-samples keeps their classes, and a point on the segment between two samples lies between their classes as well, which is
+samples keeps their classes, and a point on the segment between two samples is between their classes as well, which is
 where a gradient penalty takes it.
 
 Only chains move latents. Theirs are without the class, which :class:`ChainPotential` keeps.

@@ -303,7 +303,7 @@ class GEBM(nn.Module):
         self.prior = prior
         self.log_partition = nn.Parameter(torch.zeros(()))
         frequencies = None if class_frequencies is None else as_frequencies(class_frequencies)
-        # Those of the data, which whoever builds the model knows; no weights.
+        # Those of the data, given by the caller; no weights.
         self.register_buffer("class_frequencies", frequencies, persistent=False)
 
     @property

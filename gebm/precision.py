@@ -11,7 +11,7 @@ Here float32 is IEEE's, and TF32 a precision of its own:
 | ``bfloat16`` | of 8 bits inside the networks, by autocast or by weights; of 24 bits elsewhere |
 
 On a CPU ``tf32`` is ``float32``. Torch's settings are those of the whole process. So while several threads compute, the
-strictest precision that one of them has asked for holds for all; afterwards the settings are what they were.
+strictest precision that one of them requires holds for all; afterwards the settings are what they were.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ class Part:
         make: Builds it.
         parameters: All parameters of ``make``, with their defaults or :data:`REQUIRED`.
         settings: Those that are settings, by name.
-        facts: What the kind of part needs to know of each, such as the tasks that networks are for.
+        facts: Facts that each part of the kind has, such as the tasks that networks are for.
         module: Name of the module that registered it.
         help: First line of its docstring.
     """
@@ -124,8 +124,8 @@ class Registry(Mapping[str, _T], Generic[_T]):
     """Names of the parts of one kind, each with what builds it; :meth:`part` has the rest.
 
     Args:
-        kind: What a part is, for messages, such as ``"sampler"``.
-        given: Arguments that whoever builds a part gives it, where it has them; all others are settings.
+        kind: Name of the kind of part, for messages, such as ``"sampler"``.
+        given: Arguments that the caller gives a part, where it has them; all others are settings.
         facts: Facts of a part, with their defaults, whose types they have.
         choices: Values of those facts that have a few.
         taken: Names that no part may have.
@@ -201,7 +201,7 @@ class Registry(Mapping[str, _T], Generic[_T]):
         Args:
             name: The name that will choose it.
             settings: Types of settings that the part's own annotations do not say.
-            **facts: What is to be known of it; see the registry.
+            **facts: Facts of the part; see the registry.
 
         Raises:
             ValueError: The name is taken or no name, a fact is unknown or has no such value, or the type of a setting
@@ -342,6 +342,6 @@ def _setting(name: str, hint: Any, default: Any, help: str) -> Setting | None:
 
 
 def _help_of(name: str, doc: str) -> str:
-    """Return what a docstring in Google's style says of an argument, on one line."""
+    """Return the description of an argument in a docstring of Google's style, on one line."""
     found = re.search(rf"^ +{name}: (.+?)(?=\n +\w+: |\n\n|\n\S|\Z)", doc, re.DOTALL | re.MULTILINE)
     return " ".join(found[1].split()) if found else ""

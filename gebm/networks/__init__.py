@@ -65,7 +65,7 @@ NAMES: Registry[Callable[..., tuple[nn.Module, nn.Module]]] = Registry(
         "weights": weights.read_as_they_are,
     },
 )
-"""The families by their names, each with what is to be known of it:
+"""The families by their names, each with its facts:
 
 - ``tasks`` they are for, and the ``resolutions`` that they have, empty for any;
 - ``latents`` that their bases take, if not standard normal ones: a name or a function of

@@ -92,7 +92,7 @@ class ConditionalEnergy(nn.Module):
 
 
 class ClassEmbedding(nn.Linear):
-    """Linear map of the vectors of classes: the embedding of a class, and between two classes what lies between theirs.
+    """Linear map of the vectors of classes: the embedding of a class; between two classes, the interpolation of theirs.
 
     Args:
         num_classes: ``K``.

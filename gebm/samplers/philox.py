@@ -55,7 +55,7 @@ _MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 _INCREMENTS = 0x9E3779B9, 0xBB67AE85
 # An offset of CUDA's is a multiple of four words.
 _OFFSET = 4
-# So many keys of a device's generator are computed at once, for the CPU's has no way to skip some.
+# Number of keys of a device's generator that are computed at once: the CPU's cannot skip any.
 _BLOCK = 1024
 
 

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.config import part_settings
 from pipeline.config.arguments import format_text
-from pipeline.config.fields import keys
+from pipeline.config.fields import keys, typed_value
 from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError, one_line
 
@@ -220,15 +220,7 @@ _fields_of = functools.cache(OmegaConf.structured)
 def _typed(group: type, name: str, key: str, value: Any) -> Any:
     """Return the value of a field as its type has it."""
     _refuse_interpolations(value, key)
-    try:
-        fields = _fields_of(group)
-        fields[name] = value
-        typed = fields[name]
-    except OmegaConfBaseException as error:
-        raise UserError(f"{key}: {str(error).strip().splitlines()[0]}") from None
-    except (TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise UserError(f"{key}: {one_line(error)}") from None
-    return OmegaConf.to_container(typed) if OmegaConf.is_config(typed) else typed
+    return typed_value(_fields_of(group), name, key, value)
 
 
 def _apply_groups(config: Config, overrides: dict[str, Any]) -> Config:

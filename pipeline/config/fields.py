@@ -15,7 +15,24 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, get_type_hints
 
-__all__ = ["Bounds", "Key", "Pattern", "Rule", "bounded", "choice", "documented", "key", "keys", "matching"]
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pipeline.runtime.errors import UserError, one_line
+
+__all__ = [
+    "Bounds",
+    "Key",
+    "Pattern",
+    "Rule",
+    "bounded",
+    "choice",
+    "documented",
+    "key",
+    "keys",
+    "matching",
+    "typed_value",
+]
 
 _T = TypeVar("_T")
 _RULE = "rule"
@@ -233,3 +250,25 @@ def keys(config_class: type, prefix: str = "") -> tuple[Key, ...]:
         default = entry.default if factory is dataclasses.MISSING else factory()
         result.append(Key(name, str(entry.type), default, entry.metadata.get(_RULE, Rule())))
     return tuple(result)
+
+
+def typed_value(fields: DictConfig, name: str, key: str, value: Any) -> Any:
+    """Return the value of a field as its type has it: 1 as 1.0 where the field is a float.
+
+    Args:
+        fields: The structured config of the field's group, which gets the value.
+        name: Name of the field.
+        key: Its key, for messages.
+        value: The value.
+
+    Raises:
+        UserError: It is of another type.
+    """
+    try:
+        fields[name] = value
+        typed = fields[name]
+    except OmegaConfBaseException as error:
+        raise UserError(f"{key}: {str(error).strip().splitlines()[0]}") from None
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise UserError(f"{key}: {one_line(error)}") from None
+    return OmegaConf.to_container(typed) if OmegaConf.is_config(typed) else typed

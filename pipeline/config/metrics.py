@@ -1,7 +1,7 @@
 """Metrics of images: what each needs, which scores it gives, and which way is better.
 
 The built-in ones are computed by :mod:`pipeline.evaluation.metrics`, some of them together. A metric of one's own is a
-function of the samples and of as many data, whose score has the metric's name::
+function of N samples and N data, whose score has the metric's name::
 
     @metrics.register("mean_gap", fewest=2)
     def mean_gap(samples: Tensor, data: Tensor) -> float:
@@ -27,11 +27,11 @@ __all__ = ["BUILTIN", "MAX_SAMPLES", "NAMES", "Metric", "Score", "measure", "met
 
 @dataclass(frozen=True)
 class Metric:
-    """What is known of a metric before anything is measured.
+    """Facts of a metric that are known before anything is measured.
 
     Args:
         scores: Names of the scores that it gives, by which a sweep can rank its trials.
-        fewest: Samples that it needs, and as many data.
+        fewest: Least number of samples, and of data, that it needs.
         better: ``down`` where less is better, else ``up``.
         of: ``features`` or ``images``, what it is computed from.
     """
@@ -112,7 +112,7 @@ def names() -> tuple[str, ...]:
 
 
 def metric(name: str) -> Metric:
-    """Return what is known of a metric.
+    """Return the facts of a metric.
 
     Args:
         name: One of :func:`names`.
@@ -130,7 +130,7 @@ def measure(part: Part, samples: Tensor, data: Tensor) -> Score:
     Args:
         part: The metric.
         samples: Features or images of the samples (N, ...), on the CPU.
-        data: Those of as many data.
+        data: Those of the same number of data.
 
     Raises:
         UserError: It fails or returns no finite number; the line names its file and line.

@@ -14,11 +14,10 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.config.fields import Bounds, Key, Rule, keys
+from pipeline.config.fields import Bounds, Key, Rule, keys, typed_value
 from pipeline.config.schema import Config
-from pipeline.runtime.errors import UserError, one_line
+from pipeline.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from gebm.registry import Part, Registry, Setting
@@ -94,7 +93,7 @@ def find_key(name: Any) -> Key | None:
     """Return a key of the config by its dotted name, or a setting of any part; ``None`` where there is neither.
 
     Args:
-        name: Whatever a file has in the place of a name.
+        name: The value that a file has for the name; of any type.
 
     Example:
         >>> find_key("sampler.settings.num_leapfrog_steps").rule.limits(), find_key("sampler.settings.depth")
@@ -256,12 +255,4 @@ def _field_of(setting: Setting) -> Any:
 
 def _typed(part: Part, group: str, name: str, value: Any) -> Any:
     """Return the value of a setting as its type has it."""
-    try:
-        fields = OmegaConf.structured(_class(part))
-        fields[name] = value
-        typed = fields[name]
-    except OmegaConfBaseException as error:
-        raise UserError(f"{group}.{name}: {str(error).strip().splitlines()[0]}") from None
-    except (TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise UserError(f"{group}.{name}: {one_line(error)}") from None
-    return OmegaConf.to_container(typed) if OmegaConf.is_config(typed) else typed
+    return typed_value(OmegaConf.structured(_class(part)), name, f"{group}.{name}", value)

@@ -1,6 +1,6 @@
 """Plugins: files and modules of the user's own, whose code registers networks, samplers and other parts.
 
-They are named by whoever types the command and by nobody else: in ``plugins=[./mine.py,my_package.parts]``, in the
+They are named by the user who runs the command, and by no file: in ``plugins=[./mine.py,my_package.parts]``, in the
 environment, or as entry points of an installed package. A folder, a store or a checkpoint names none; it only says
 which it was made with. A file travels to other processes and nodes as its text; a module has to be installed there.
 """
@@ -225,7 +225,7 @@ def _execute(plugin: Plugin) -> None:
 
 @contextlib.contextmanager
 def _unchanged_process() -> Iterator[None]:
-    """Keep what an import may change and a command relies on; what is printed is no result of the command."""
+    """Restore the state that an import may change, and print its output on standard error."""
     import torch
 
     folder, dtype = os.getcwd(), torch.get_default_dtype()

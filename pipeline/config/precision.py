@@ -42,7 +42,7 @@ def sampling_dtype(config: Config, device: torch.device) -> torch.dtype:
 
 
 def chain_arithmetic(sampler: Sampler) -> AbstractContextManager[None]:
-    """Return the block that a chain runs in: TF32 is never chosen unless it is asked for."""
+    """Return the block that a chain runs in: TF32 is used only where it is configured."""
     return arithmetic("tf32" if sampler.precision == "tf32" else "float32")
 
 

@@ -58,7 +58,7 @@ class Source:
     kind: str = key(
         MISSING,
         "Format: digits, lsun, cifar10, celeba, imagenet32, redwine, toy, ... as published, or images, webdataset, "
-        "parquet of anybody, or one that a plugin registers.",
+        "parquet that others wrote, or one that a plugin registers.",
     )
     url: str | None = key(
         None,
@@ -452,7 +452,7 @@ class Evaluation:
         "against the images of that class among the 10,000 at most whose features are saved.",
     )
     grid: int = bounded(
-        64, "Images in a sample grid; of conditional networks about as many, with one class in a row.", gt=0
+        64, "Images in a sample grid; of conditional networks about this number, with one class in a row.", gt=0
     )
     log_partition: str = choice(
         "auto",

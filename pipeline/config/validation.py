@@ -378,7 +378,7 @@ def build_shapes(config: Config, settings: Mapping[str, Any] | None = None) -> t
 
     Args:
         config: ``model``, ``data.resolution`` and ``data.channels``.
-        settings: Settings of the networks, in addition to those of the config or in their place.
+        settings: Settings of the networks, which add to those of the config or replace them.
 
     Raises:
         ValueError: There are no such networks.
@@ -437,7 +437,7 @@ def _rankable_scores(config: Config) -> list[str]:
 # A search validates the same networks at each end of each range.
 @functools.cache
 def _build_networks(name: str, resolution: int | None, **arguments: Any) -> tuple[nn.Module, nn.Module]:
-    # As many classes as the store has, which is not open yet.
+    # The number of classes is the store's, which is not open yet.
     num_classes = 2 if networks.is_conditional(name) else None
     # A flow reads its masks while it is built, which the meta device cannot do; and it is small.
     with torch.device("cpu" if name in networks.flows.FLOWS else "meta"), _ShapesOnly():

@@ -59,7 +59,7 @@ def make_kernel(sampler: schema.Sampler, model: GEBM) -> samplers.Kernel:
 
 
 def find_kernel(sampler: schema.Sampler, model: GEBM, *, seed: int) -> tuple[samplers.Kernel, dict[str, float]]:
-    """Return the kernel as its chains use it, warmed up where the config says so, and what the warm-up found.
+    """Return the kernel as its chains use it, warmed up where the config says so, and the settings that were found.
 
     The chains of a warm-up learn from one another. So they are others than those that are measured, and the same
     whatever the number of workers and the size of a batch.
@@ -188,7 +188,7 @@ class ChainBatch:
         return chain._replace(z=potential.join(chain.z))
 
     def require_finite(self) -> None:
-        """Refuse chains all of which have diverged at every second step or more: what is left is the prior's.
+        """Refuse chains all of which have diverged at every second step or more: their samples are the prior's.
 
         Raises:
             UserError: They have.
@@ -226,7 +226,7 @@ def run_chains(
         The chain's end.
 
     Raises:
-        UserError: Every chain has diverged at every second step or more, so what is left is the prior's.
+        UserError: Every chain has diverged at every second step or more, so their samples are the prior's.
     """
     batch = ChainBatch(model, sampler, z0, seed=seed, first_chain=first_chain, kernel=kernel)
     chain = batch.run(sampler.num_steps, observe)

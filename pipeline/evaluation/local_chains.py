@@ -296,7 +296,7 @@ class ChainRecorder:
             self.frames[step] = measured.shown if frame is None else torch.cat([frame, measured.shown])
 
     def _measurement(self, step: int, z: Tensor, missing: int) -> _Measurement:
-        """Measure the samples, and keep the first of them where a picture lacks as many."""
+        """Measure the samples, and keep the first of them, those that a picture still lacks."""
         model, scorer = self._job.model, self._job.scorer
         with arithmetic("float32"), torch.no_grad(), frozen(model.base, model.energy):
             samples = model.base(z)
@@ -311,7 +311,7 @@ class _Measurement(NamedTuple):
     Attributes:
         energies: Their energies (N,), where all of them are needed.
         features: Their features, with N rows each.
-        shown: The first of them, as they are shown, as many as the picture lacked; None if it was complete.
+        shown: The first of them, as they are shown, the number that the picture lacked; None if it was complete.
     """
 
     energies: Any

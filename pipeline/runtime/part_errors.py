@@ -1,4 +1,4 @@
-"""Refusals of parts that are not built in: one line that names the plugin's file and line."""
+"""Refusals of parts that are not built in: a one-line message that names the plugin's file and line."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class RegisteredPart(Protocol):
 
 @contextlib.contextmanager
 def refusing(part: RegisteredPart, passing: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """Have what a part raises in the block be a line that names its file.
+    """Raise the exceptions of a part in the block as a one-line message that names its file.
 
     Args:
         part: The part.
-        passing: What is raised as it is, since the caller knows what it means.
+        passing: Exceptions that are raised as they are, since the caller handles them.
     """
     try:
         yield
@@ -58,7 +58,7 @@ def refusal(part: RegisteredPart, reason: str, error: BaseException | None = Non
 
 def _line_of(part: RegisteredPart, error: BaseException | None) -> str:
     make = part.make.func if isinstance(part.make, functools.partial) else part.make
-    # Of a class the first method that was written: what a dataclass makes is in no file.
+    # Of a class, the first method that was written: those that a dataclass makes are in no file.
     methods = vars(make).values() if isinstance(make, type) else (make,)
     codes = [method.__code__ for method in methods if hasattr(method, "__code__")]
     code = next((code for code in codes if not code.co_filename.startswith("<")), None)

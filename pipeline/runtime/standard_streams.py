@@ -17,8 +17,8 @@ def drop_unwritable_output() -> None:
     """Have this process continue where its standard output or standard error cannot be written.
 
     After ``| head`` has read enough, or where the disk of a log is full, what is printed is dropped. Every command
-    calls this before anything else, and each line is written when it ends. Streams that something else has put in place
-    of the process's own, as a test does, are left alone.
+    calls this before anything else, and each line is written when it ends. Streams that replace
+    the process's own, as in a test, are left alone.
     """
     for descriptor in (0, 1, 2):
         try:
@@ -37,7 +37,7 @@ def drop_unwritable_output() -> None:
                 encoding=stream.encoding,
                 # A name with a character that the encoding lacks is escaped, and ends nothing.
                 errors="backslashreplace",
-                # What is reported on the way is read while it is true, in a log as well as in a terminal.
+                # Progress is in a log as soon as it is in a terminal.
                 line_buffering=True,
                 write_through=stream.write_through,
             )

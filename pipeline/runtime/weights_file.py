@@ -1,4 +1,4 @@
-"""Weights that anybody may have written: safetensors, or a torch file read by torch's restricted unpickler.
+"""Files of untrusted weights: safetensors, or a torch file read by torch's restricted unpickler.
 
 Nothing in such a file is run. What it holds is bounded before it is used: its bytes, those of its members once they
 are unpacked, the number and depth of its values, and the bytes that its tensors claim to have.
@@ -41,7 +41,7 @@ class WeightsFile(NamedTuple):
     Attributes:
         url: The file.
         groups: Its mappings of names to tensors, by the keys that lead to each; the whole file is ``""``.
-        rest: Keys of what is no tensor.
+        rest: Keys of values that are no tensors.
         digest: SHA-256 of the file, hexadecimal.
     """
 
@@ -76,7 +76,7 @@ def read_weights(url: str, key: str) -> WeightsFile:
 
 
 def read_tensors(data: bytes, name: str) -> Any:
-    """Return what a file of weights holds, read by readers that make tensors and plain values, and nothing else.
+    """Return the content of a file of weights, read by readers that make tensors and plain values, and nothing else.
 
     Args:
         data: The file.

@@ -101,7 +101,7 @@ def resolve(config: schema.Config, overrides: dict[str, Any]) -> SweepPlan:
         raise UserError(f"sweep.space: {sized[0]} cannot be searched with model.base, whose weights have their sizes")
     if is_sampler_search(config):
         check_sampler_search(config)
-        # Nothing is trained, and what is sampled is what was imported.
+        # Nothing is trained: the imported model is sampled.
         config.train.base_steps = 0 if imported else config.train.base_steps
     check_count(config, space)
     trials, notes = plan_trials(config, space, trials)

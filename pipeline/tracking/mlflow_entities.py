@@ -99,7 +99,7 @@ def write_image(content: bytes, folder: Path, *, run_id: str, key: str, step: in
 
 
 def _thumbnail(image: Image.Image) -> Image.Image:
-    """Return a square that has the picture in its upper part, which is what a card of MLflow's UI shows unscrolled."""
+    """Return a square with the picture in its upper part, which a card of MLflow's UI shows without scrolling."""
     picture = ImageOps.contain(image, (_CARD_WIDTH, _CARD_HEIGHT))
     card = Image.new("RGBA", (_CARD_WIDTH, _CARD_WIDTH))
     card.paste(picture, ((_CARD_WIDTH - picture.width) // 2, 0))

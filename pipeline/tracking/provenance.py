@@ -18,7 +18,7 @@ from pipeline.tracking.locations import CONFIG_FILE
 __all__ = ["code_version", "describe_dataset", "shown_params", "tags"]
 
 _PACKAGE = "gebm-pipeline"
-# What a run is recognized by. MLflow repeats a run's parameters above each picture, where they leave room for few.
+# Keys that identify a run. MLflow repeats a run's parameters above each picture, where they leave room for few.
 _IDENTIFYING = (
     "model.networks",
     "train.objective",
@@ -51,7 +51,7 @@ def code_version(folder: Path = Path(__file__).parent) -> str:
 
 
 def shown_params(config: Config, searched: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters of a run that MLflow shows: what was searched, to six digits, and what says what it is.
+    """Return the parameters of a run that MLflow shows: the searched keys, to six digits, and those that identify it.
 
     All keys are in the run's ``config.yaml``, with all their digits.
 

@@ -1,7 +1,7 @@
-"""Shared view of a sweep's trials in MLflow's UI: ordered by score, with the columns and the charts that one looks for.
+"""Shared view of a sweep's trials in MLflow's UI: ordered by score, with searched keys, scores and charts.
 
-MLflow keeps a view that somebody shares as a tag of the experiment, and opens it by its key in the address. A view is
-JSON; MLflow 3 reads it as it stands, and ignores keys that it does not know.
+MLflow keeps a shared view as a tag of the experiment, and opens it by its key in the address. A view is JSON; MLflow 3
+ignores keys that it does not know.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 __all__ = ["route", "shared_view", "tag_name"]
 
-# Columns of what was searched, and axes of the chart that has them. A tag of an experiment has 5,000 bytes.
+# Searched keys that are columns, and axes of the chart that has them. A tag of an experiment has 5,000 bytes.
 _MAX_SEARCHED = 10
 _SECTION = "score"
 

@@ -89,7 +89,7 @@ def write_package(
 
 
 def _write_plugins(plugins: list[dict[str, Any]], artifacts: Path) -> None:
-    """Write the files of the plugins that a model needs, in place of their text and of where they were here."""
+    """Write the files of the plugins that a model needs, instead of their text and of their paths here."""
     for index, plugin in enumerate(plugins):
         if (source := plugin.pop("source")) is not None:
             name = Path(plugin.pop("name")).name
@@ -137,7 +137,7 @@ def _settings(model: GEBM, config: schema.Config, checkpoint: str, classes: Clas
     sampler = kernel_settings(config.sampler)
     own = own_settings("sampler.settings", sampler.name, sampler.settings)
     if sampler.warm_up_steps:
-        # A request is answered by what a warm-up has found, and has none of its own.
+        # A request uses the settings that a warm-up has found, and has no warm-up of its own.
         kernel: Any = find_kernel(sampler, folded(model), seed=config.seed)[0]
         sampler = dataclasses.replace(sampler, step_size=kernel.step_size)
         own |= {"inverse_mass": kernel.inverse_mass} if getattr(kernel, "inverse_mass", None) else {}

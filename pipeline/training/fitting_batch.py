@@ -58,7 +58,7 @@ def out_of_memory_as_error(
 
 
 def _fitting_size(trainer: Trainer, batches: Iterator[Any], config: schema.Config, size: int) -> int:
-    """Return the largest of the halves of a batch size with which an alternation fits; zero if none does."""
+    """Return the largest of the halves of a batch size with which an alternation fits; 0 if no half does."""
     while size := size // 2:
         _free(trainer)
         trainer.latent_batch_size = size
@@ -78,7 +78,7 @@ def _fits(trainer: Trainer, batches: Iterator[Any], config: schema.Config) -> bo
 
 
 def _free(trainer: Trainer) -> None:
-    """Give back what the alternation before has left on the device."""
+    """Free the device memory of the alternation before."""
     for parameter in trainer.gebm.parameters():
         parameter.grad = None
     if torch.cuda.is_available():

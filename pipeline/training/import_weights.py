@@ -1,6 +1,6 @@
 """Trained generator, and its discriminator, as the model that trials start from.
 
-Their files are read once, on the driver, and what is taken of them is written as a checkpoint into the sweep's folder.
+Their files are read once, on the driver, and the weights that are taken become a checkpoint in the sweep's folder.
 Every trial starts from that one, wherever it runs, and no later command needs the files.
 """
 
@@ -66,7 +66,7 @@ class _Taken:
         }
 
     def note(self, key: str) -> str:
-        """Return a line on what was taken, and what was left over or missing."""
+        """Return a one-line message: what was taken, what was left over, what is missing."""
         taken = self.group or "the whole file"
         average = ", the moving average" if _AVERAGE.search(self.group) else ""
         groups = [group for group in self.file.groups if group and group != self.group]
@@ -90,7 +90,7 @@ class ImportedPair:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """A line on each half."""
+        """One message for each half."""
         return tuple(taken.note(_KEYS[half]) for half, taken in self.halves.items())
 
     @property
@@ -148,7 +148,7 @@ def read_pair(config: schema.Config) -> ImportedPair:
         config: The experiment; ``model.settings`` is filled in.
 
     Raises:
-        UserError: A file cannot be read, or is no half of such networks; one line says which and why.
+        UserError: A file cannot be read, or is no half of such networks; the message says which and why.
     """
     model = config.model
     if model.energy is None:
@@ -192,7 +192,7 @@ def _take(half: Half, url: str, config: schema.Config) -> _Taken:
         raise UserError(f"{key}={url}: its tensors are {reasons[largest]}; {_advice(half, config)}")
     fits = {group: _fit(half, reading, config) for group, reading in readings.items()}
     order = sorted(readings, key=lambda group: (bool(fits[group][0]), not _AVERAGE.search(group)))
-    # What fits nothing at all is not what the message is about.
+    # The message is about the candidate that fits best.
     if fits[order[0]][0]:
         order = sorted(readings, key=lambda group: -fits[group][2])
     chosen = order[0]
@@ -205,7 +205,7 @@ def _take(half: Half, url: str, config: schema.Config) -> _Taken:
 
 
 def _fit(half: Half, reading: Reading, config: schema.Config) -> tuple[str | None, dict[str, Tensor], int]:
-    """Return why a half does not fit the config, if it does not; its tensors; and how many of them have their place."""
+    """Return why a half does not fit the config, if it does not; its tensors; and the number of them that fit."""
     model, data = config.model, config.data
     sizes = {
         "latent_dim": ("model.latent_dim", model.latent_dim, "latents of {} numbers"),
@@ -230,7 +230,7 @@ def _fit(half: Half, reading: Reading, config: schema.Config) -> tuple[str | Non
     if missing:
         return f"{missing[0]} is missing ({len(missing)} of {len(expected)} are)", state, placed
     if extra := [reading.called(key) for key in reading.state if key not in expected]:
-        return f"{extra[0]} has no place in {model.networks} ({len(extra)} have none)", state, placed
+        return f"{extra[0]} is no weight of {model.networks} ({len(extra)} are none)", state, placed
     for key, tensor in expected.items():
         given = state[key]
         if given.shape != tensor.shape:

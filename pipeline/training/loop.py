@@ -316,7 +316,7 @@ class TrialRun:
             self.report["warnings"] = [*warnings, *earlier] if first else [*earlier, *warnings]
 
     def _due(self) -> _Due:
-        """Return what has to be done after the present base step; where a preemption is asked for, all workers meet."""
+        """Return what has to be done after the present base step; where preemption is checked, all workers meet."""
         config, done = self.config, self.trainer.base_step
         preempt = False
         if self.preemption.is_due(done):

@@ -35,7 +35,7 @@ from gebm import GEBM, NoEnergy, StandardNormal, folded, networks, samplers
 from gebm.classes import split_labels
 from gebm.registry import load_source
 
-# Environment variable by which whoever serves a model lets it run the plugins that came with it.
+# Environment variable by which the user who serves a model lets it run the plugins that came with it.
 PLUGINS = "GEBM_PLUGINS"
 # Limits of a request, which is answered whole.
 MAX_SAMPLES = 10_000

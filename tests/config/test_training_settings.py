@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from gebm import objectives, penalties
-from pipeline.config import from_dict, from_saved, plugins, to_dict
+from pipeline.config import from_dict, from_saved, to_dict
 from pipeline.config.arguments import quote_texts
 from pipeline.config.training_parts import make_objective, make_penalty
 from pipeline.config.validation import validate
 from pipeline.runtime.errors import UserError
 from pipeline.sweep.search_space import is_searchable, parse_space
 from pipeline.training.build_model import build_model, make_energy_phase, make_trainer
-from tests.helpers.plugins import LOSSES, no_plugins
+from tests.helpers.plugins import LOSSES, load, no_plugins
 
-__all__ = ["no_plugins"]
+__all__ = ["load", "no_plugins"]
 
 pytestmark = pytest.mark.usefixtures("no_plugins")
 
@@ -34,19 +34,6 @@ OWN = {
     "penalty_kind": "slope",
     "penalty_settings": {"power": 3},
 }
-
-
-@pytest.fixture
-def load(tmp_path):
-    """Loads a plugin of a text, and gives its path."""
-
-    def loaded(text: str) -> str:
-        path = tmp_path / "mine.py"
-        path.write_text(text)
-        plugins.load([str(path)])
-        return str(path)
-
-    return loaded
 
 
 def test_the_target_of_a_gradient_penalty_is_a_key():

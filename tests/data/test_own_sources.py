@@ -10,27 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import plugins
 from pipeline.data import load_images, load_rows, open_store, sources, write_store
 from pipeline.runtime.errors import UserError
-from tests.helpers.plugins import SOURCES, no_plugins
+from tests.helpers.plugins import SOURCES, load, no_plugins
 
-__all__ = ["no_plugins"]
+__all__ = ["load", "no_plugins"]
 
 pytestmark = pytest.mark.usefixtures("no_plugins")
-
-
-@pytest.fixture
-def load(tmp_path):
-    """Loads a plugin of a text, and gives its path."""
-
-    def loaded(text: str) -> str:
-        path = tmp_path / "mine.py"
-        path.write_text(text)
-        plugins.load([str(path)])
-        return str(path)
-
-    return loaded
 
 
 def test_the_command_makes_a_store_of_a_plugin_with_its_labels_and_its_broken_images(load, tmp_path, call):

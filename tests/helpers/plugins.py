@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -259,3 +260,16 @@ def no_plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     for name in [name for name in sys.modules if name.startswith("gebm_plugin_")]:
         del sys.modules[name]
+
+
+@pytest.fixture
+def load(tmp_path: Path, no_plugins: None) -> Callable[[str], str]:
+    """Loads a plugin of a text, and gives its path."""
+
+    def loaded(text: str) -> str:
+        path = tmp_path / "mine.py"
+        path.write_text(text)
+        plugins.load([str(path)])
+        return str(path)
+
+    return loaded

@@ -53,7 +53,7 @@ def make(
         channels: Color channels.
         latent_dim: Latent dimension ``D``.
         width: Width of an energy of another family.
-        energy: Another family, whose energy is taken in place of the layout's own.
+        energy: Another family, whose energy replaces the layout's own.
         layout: Layout of the generator; weights say which.
         base_width: Its width: ngf or g_conv_dim (default: as published, or as the weights have it).
         energy_layout: Layout of the discriminator (default: that of the generator).

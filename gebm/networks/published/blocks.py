@@ -46,7 +46,7 @@ class BilinearUpsample2x(nn.Module):
         for axis in (2, 3):
             before = torch.cat([x.narrow(axis, 0, 1), x.narrow(axis, 0, x.shape[axis] - 1)], axis)
             after = torch.cat([x.narrow(axis, 1, x.shape[axis] - 1), x.narrow(axis, x.shape[axis] - 1, 1)], axis)
-            # Of the two new pixels in place of one, each has a quarter of the neighbor on its side.
+            # Each of the two new pixels that replace one has a quarter of the neighbor on its side.
             x = torch.stack([torch.lerp(x, before, 0.25), torch.lerp(x, after, 0.25)], axis + 1).flatten(axis, axis + 1)
         return x
 
@@ -136,9 +136,9 @@ class BaseBlock(nn.Module):
 
 
 class EnergyBlock(nn.Module):
-    """A residual block of an energy: ReLU, 3x3, ReLU, 3x3, and half the grid by averaging if so asked.
+    """A residual block of an energy: ReLU, 3x3, ReLU, 3x3, and half the grid by averaging if ``halve``.
 
-    The shortcut, too, begins after the first ReLU: in the published implementations that one works in place, on what
+    The shortcut, too, begins after the first ReLU: in the published implementations that one is in-place, on what
     the shortcut reads after it. With batch normalization before the ReLU it begins before both.
 
     Args:

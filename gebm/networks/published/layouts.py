@@ -328,7 +328,7 @@ def _count(shapes: Shapes, layer: str, start: int) -> int:
 
 
 def _is(shape: tuple[int, ...] | None, dims: int) -> TypeGuard[tuple[int, ...]]:
-    """Return whether there is a shape, of so many dimensions, none of which is zero."""
+    """Return whether there is a shape, of this number of dimensions, none of which is zero."""
     return shape is not None and len(shape) == dims and min(shape) > 0
 
 

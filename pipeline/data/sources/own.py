@@ -1,4 +1,4 @@
-"""Source of data of one's own: what a plugin returns, checked and with all that a store needs of a source."""
+"""Data source of a plugin: its images or rows are checked, and have all that a store needs of a source."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class OwnSource:
             self._count = operator.index(len(self._images))
         if not 1 <= self._count <= _MAX_IMAGES:
             raise refusal(part, f"it has {self._count or 'no'} images, and has to have 1 to {_MAX_IMAGES:,}")
-        # What is wrong with one is wrong with all, as a rule, but for one that is broken.
+        # A mistake in one image is as a rule in all; a broken image is not.
         with contextlib.suppress(BrokenImage):
             self.read(0)
 
@@ -85,7 +85,7 @@ class OwnSource:
             BrokenImage: It cannot be read.
             UserError: It is no image, or its label no class.
         """
-        # What the code of a plugin says of one image; a mistake in the code is of other types.
+        # Raised by a plugin for one broken image; a mistake in its code has other types.
         try:
             with refusing(self._part, passing=(OSError, ValueError)):
                 item = self._images[index]
@@ -95,7 +95,7 @@ class OwnSource:
         return self._pixels(index, image), self._label(index, label)
 
     def close(self) -> None:
-        """Close what the plugin has opened, where it can be closed."""
+        """Close the plugin's source, where it can be closed."""
         close = getattr(self._images, "close", None)
         if callable(close):
             with refusing(self._part):

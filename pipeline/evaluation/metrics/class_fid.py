@@ -1,4 +1,4 @@
-"""FID of each class by itself: what a conditional model makes of a class, against the images of that class."""
+"""FID of each class by itself: samples of a class against the images of that class."""
 
 from __future__ import annotations
 

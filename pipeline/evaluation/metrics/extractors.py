@@ -15,7 +15,6 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch_fidelity import FeatureExtractorBase
@@ -35,6 +34,7 @@ from pipeline.evaluation.metrics.classifier_training import (
 from pipeline.evaluation.metrics.own_features import OwnFeatures
 from pipeline.runtime import safetensors_io
 from pipeline.runtime.errors import UserError, one_line
+from pipeline.runtime.weights_file import read_tensors
 
 __all__ = ["NAMES", "Extractor", "features", "has_logits", "make_extractor", "register", "require_logits", "to_uint8"]
 
@@ -272,7 +272,7 @@ def _make_own(part: Part, weights: str | None, device: torch.device) -> Extracto
         raise UserError(f"evaluation.extractor={part.name}: it needs evaluation.weights=<a file of safetensors>")
     state, digest = (None, "") if weights is None else _read_weights(weights)
     network = OwnFeatures(part, state)
-    # Its code is part of what the features depend on.
+    # The features depend on its code as well.
     digest = hashlib.sha256(f"{plugins.digest_of(part.module)} {digest}".encode()).hexdigest()
     return Extractor(
         label=f"{part.name}-{digest[:8]}",
@@ -328,13 +328,9 @@ def _read_weights(path: str) -> tuple[dict[str, Tensor], str]:
     except OSError as error:
         raise UserError(f"no weights at {path} ({error.strerror}): {_ADVICE}") from error
     try:
-        if path.endswith(".safetensors"):
-            state = safetensors.torch.load(data)
-        else:
-            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    # The restricted unpickler fails in many ways on a file that is not one.
-    except Exception as error:
-        raise UserError(f"{path} holds more than tensors, or is damaged, and was not loaded: {_ADVICE}") from error
+        state = read_tensors(data, path)
+    except UserError as error:
+        raise UserError(f"{error}; or {_ADVICE}") from None
     return state, hashlib.sha256(data).hexdigest()
 
 

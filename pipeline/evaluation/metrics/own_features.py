@@ -12,7 +12,7 @@ from pipeline.runtime.part_errors import refusal, refusing
 
 __all__ = ["OwnFeatures"]
 
-# A covariance of so many features has half a gibibyte.
+# A covariance of this number of features has half a gibibyte.
 _MAX_FEATURES = 2**13
 
 
@@ -58,7 +58,7 @@ class OwnFeatures(nn.Module):
         return dict(zip(names, tensors, strict=True))
 
     def convert_features_tuple_to_dict(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the features as they are, in place of torch-fidelity's tuple."""
+        """Return the features as they are, instead of torch-fidelity's tuple."""
         return features
 
 

@@ -35,7 +35,7 @@ _FONT_SIZE = 16
 def class_rows(labels: Tensor | None, count: int, columns: int = 8) -> Tensor:
     """Choose the samples of a grid: the first ones, or of labeled samples those that give each row one class.
 
-    Each class has as many rows as fit into ``count`` cells, one at least, and its first samples are in them.
+    The classes share the rows of ``count`` cells evenly, each has one at least, and its first samples are in them.
 
     Args:
         labels: Classes (N,), or ``None`` without classes.
