@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import warnings
+from typing import Any
+
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.parametrizations import _SpectralNorm
@@ -14,6 +18,11 @@ __all__ = ["data_parallel"]
 
 # Layers whose buffers are functions of what all processes have: of weights, or of all their batches together.
 _EQUAL_BUFFERS = (BatchNorm2d, _SpectralNorm, StandardNormal)
+
+# Torch 2.13 has renamed the setting.
+_SENDS_BUFFERS = "forward_sync_buffers"
+if _SENDS_BUFFERS not in inspect.signature(DistributedDataParallel).parameters:
+    _SENDS_BUFFERS = "broadcast_buffers"
 
 
 def data_parallel(module: nn.Module) -> nn.Module:
@@ -30,4 +39,7 @@ def data_parallel(module: nn.Module) -> nn.Module:
     """
     owners = [layer for layer in module.modules() if next(layer.buffers(recurse=False), None) is not None]
     differ = not all(isinstance(layer, _EQUAL_BUFFERS) for layer in owners)
-    return DistributedDataParallel(broadcast_module(module), broadcast_buffers=differ, gradient_as_bucket_view=True)
+    # The gradient of a convolution of one channel has other strides than its weights, for the same memory.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
+    settings: dict[str, Any] = {_SENDS_BUFFERS: differ, "gradient_as_bucket_view": True}
+    return DistributedDataParallel(broadcast_module(module), **settings)
