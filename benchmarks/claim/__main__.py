@@ -68,11 +68,11 @@ def _guard(arguments: argparse.Namespace) -> None:
 
 def _runs(arguments: argparse.Namespace) -> None:
     from benchmarks.claim.experiment import Bench, OutOfTime, run
-    from benchmarks.claim.settings import OBJECTIVES, SEEDS, SETTINGS
+    from benchmarks.claim.settings import ROUNDS, SEEDS, SETTINGS
 
     deadline = _Deadline(arguments.minutes)
     names = arguments.setting or list(SETTINGS)
-    jobs = [(name, objective, seed) for seed in SEEDS for name in names for objective in OBJECTIVES]
+    jobs = [(name, objective, seed) for name in names for pair in ROUNDS for seed in SEEDS for objective in pair]
     benches: dict[str, Bench] = {}
     for name, objective, seed in own_share(jobs, arguments.share):
         path = RESULTS / name / f"{objective}-{seed}.json"
