@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, distributed, nn
@@ -36,13 +37,49 @@ def draw_local_rows(n: int, draw: Callable[[int], Tensor]) -> Tensor:
 
 
 def all_gather_rows(rows: Tensor) -> Tensor:
-    """Return the rows of all processes, in the order of their ranks."""
+    """Return the rows of all processes, in the order of their ranks.
+
+    It can be differentiated, any number of times: a process's rows get the sum of the gradients that all processes have
+    of them.
+
+    Args:
+        rows: Rows (n, ...) of this process; each of the others has ``n`` too.
+
+    Returns:
+        Rows (n * processes, ...), the same on every process.
+
+    Example:
+        >>> all_gather_rows(torch.arange(3))
+        tensor([0, 1, 2])
+    """
     _, world_size = rank_and_world_size()
-    if world_size == 1:
-        return rows
-    parts = [torch.empty_like(rows) for _ in range(world_size)]
-    distributed.all_gather(parts, rows.contiguous())
-    return torch.cat(parts)
+    return rows if world_size == 1 else cast(Tensor, _AllGatherRows.apply(rows))
+
+
+class _AllGatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        _, world_size = rank_and_world_size()
+        parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world_size)]
+        distributed.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        rank, world_size = rank_and_world_size()
+        return _AllReduceSum.apply(gradient).chunk(world_size)[rank]
+
+
+class _AllReduceSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _AllReduceSum.apply(gradient)
 
 
 @torch.no_grad()

@@ -6,10 +6,9 @@ import functools
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.nn import functional as distributed_functional
 from torch.nn import functional as F
 
-from gebm.distributed import rank_and_world_size
+from gebm.distributed import all_gather_rows, rank_and_world_size
 from gebm.networks.double_backward import convolve
 
 __all__ = ["BatchNorm2d", "DownsampleConv2d", "TanhFloat32", "UpsampleConv2d", "num_upsamplings"]
@@ -40,7 +39,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         assert self.momentum is not None
         variances, means = torch.var_mean(input.to(self.running_mean.dtype), (0, 2, 3), correction=0)
         # Differentiated through the gather: each process's mean moves the outputs of all.
-        moments = torch.stack(distributed_functional.all_gather(torch.stack([means, variances])))
+        moments = all_gather_rows(torch.stack([means, variances])[None])
         mean = moments[:, 0].mean(0)
         variance = (moments[:, 1] + (moments[:, 0] - mean).square()).mean(0)
         with torch.no_grad():

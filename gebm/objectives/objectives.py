@@ -28,11 +28,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-import torch
-import torch.distributed.nn.functional as distributed_functional
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.nn import functional as F
 
+from gebm.distributed import all_gather_rows
 from gebm.objectives.negatives import BaseDraws, DataChain, LatentChain, Negatives
 from gebm.registry import Registry
 from gebm.samplers import Kernel
@@ -124,10 +123,9 @@ def log_mean_exp(values: Tensor) -> Tensor:
         >>> log_mean_exp(torch.tensor([0.0, 0.0]))
         tensor(0.)
     """
-    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
-        # Each of W processes computes the joined batch's loss, and the gather's backward sums their W equal gradients.
-        # Data parallelism then averages over the W processes: what remains is exactly the joined batch's gradient.
-        values = torch.cat(distributed_functional.all_gather(values.contiguous()))
+    # Each of W processes computes the joined batch's loss, and the gather's backward sums their W equal gradients. Data
+    # parallelism then averages over the W processes: what remains is exactly the joined batch's gradient.
+    values = all_gather_rows(values)
     return values.logsumexp(0) - math.log(len(values))
 
 

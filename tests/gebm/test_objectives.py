@@ -23,6 +23,7 @@ from gebm import (
     objectives,
     samplers,
 )
+from gebm.distributed import all_gather_rows
 from gebm.objectives import ContrastiveDivergence, MaximumLikelihood
 from gebm.objectives.losses import BaseLoss, EnergyLoss
 from gebm.objectives.negatives import DataChain, LatentChain
@@ -191,6 +192,7 @@ def test_names_of_contrastive_divergence_say_where_the_chains_run():
 CASES = [name for name in objectives.NAMES if not name.startswith("ml")]
 CASES += [f"{name} over realnvp" for name in objectives.NAMES]
 WORLD_SIZE = 2
+ROWS = torch.randn(2 * WORLD_SIZE, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
 def losses(name: str) -> tuple[nn.Module | None, nn.Module, tuple[torch.Tensor, ...], torch.Tensor]:
@@ -220,6 +222,19 @@ def gradients(module: nn.Module) -> torch.Tensor:
     return torch.cat([parameter.grad.flatten() for parameter in module.parameters()])
 
 
+def of_all_rows(everything: torch.Tensor) -> torch.Tensor:
+    """A value in which each row has a weight of its own, and each pair of rows a second derivative."""
+    weights = torch.arange(1.0, everything.numel() + 1, dtype=torch.float64).view_as(everything)
+    return (weights * everything).sin().sum() * everything.square().mean()
+
+
+def twice_differentiated(value: torch.Tensor, rows: list[torch.Tensor]) -> torch.Tensor:
+    """First derivatives, and those of the sum of their cubes, (parts, 2, n, 3)."""
+    first = torch.autograd.grad(value, rows, create_graph=True)
+    second = torch.autograd.grad(sum(gradient.pow(3).sum() for gradient in first), rows)
+    return torch.stack([torch.stack(first).detach(), torch.stack(second)], 1)
+
+
 def run_one_process(rank: int, rendezvous: str, results: dict[str, torch.Tensor]) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=WORLD_SIZE)
@@ -232,6 +247,8 @@ def run_one_process(rank: int, rendezvous: str, results: dict[str, torch.Tensor]
         base_loss = DistributedDataParallel(base_loss)
         base_loss(inputs.chunk(WORLD_SIZE)[rank]).backward()
         results[f"{name} base"][rank] = gradients(base_loss)
+    rows = ROWS.chunk(WORLD_SIZE)[rank].clone().requires_grad_()
+    [results["gather"][rank]] = twice_differentiated(of_all_rows(all_gather_rows(rows)), [rows])
     distributed.destroy_process_group()
 
 
@@ -244,9 +261,14 @@ def test_two_processes_have_the_gradients_of_the_joined_batch(tmp_path):
             expected[f"{name} energy"] = gradients(energy_loss)
         base_loss(inputs).backward()
         expected[f"{name} base"] = gradients(base_loss)
-    results = {key: torch.full((WORLD_SIZE, len(g)), math.nan).double().share_memory_() for key, g in expected.items()}
+    # All processes compute the value of the rows of all, and what is differentiated is its sum over them.
+    parts = [part.clone().requires_grad_() for part in ROWS.chunk(WORLD_SIZE)]
+    joined = twice_differentiated(WORLD_SIZE * of_all_rows(torch.cat(parts)), parts)
+    results = {"gather": torch.full_like(joined, math.nan).share_memory_()}
+    results |= {key: torch.full((WORLD_SIZE, len(g)), math.nan).double().share_memory_() for key, g in expected.items()}
     run_in_processes(run_one_process, (str(tmp_path / "rendezvous"), results), WORLD_SIZE)
     for key, gradient in expected.items():
         assert gradient.norm() > 1e-6, key
         for rank in range(WORLD_SIZE):
             torch.testing.assert_close(results[key][rank], gradient, msg=lambda text, key=key: f"{key}: {text}")
+    torch.testing.assert_close(results["gather"], joined)
