@@ -21,7 +21,12 @@ from pipeline.evaluation.metrics import Extractor, make_extractor
 # Each run tries new examples, in CI as well: the same ones for ever would find the same faults for ever. What fails is
 # printed with a line that reproduces it; what has to hold for certain examples has them as @example.
 settings.register_profile(
-    "project", deadline=None, derandomize=False, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+    "project",
+    max_examples=40,
+    deadline=None,
+    derandomize=False,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("project")
 

@@ -28,6 +28,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -126,7 +127,7 @@ def log_mean_exp(values: Tensor) -> Tensor:
     # Each of W processes computes the joined batch's loss, and the gather's backward sums their W equal gradients. Data
     # parallelism then averages over the W processes: what remains is exactly the joined batch's gradient.
     values = all_gather_rows(values)
-    return values.logsumexp(0) - math.log(len(values))
+    return torch.logsumexp(values, 0) - math.log(len(values))
 
 
 @dataclass(frozen=True)
