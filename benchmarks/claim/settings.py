@@ -39,14 +39,14 @@ class SamplerSetting:
 SAMPLERS = (
     SamplerSetting(1.0, 3e-3),
     SamplerSetting(1.0, 1e-2),
-    SamplerSetting(3.0, 3e-3),
-    SamplerSetting(10.0, 1e-3),
     SamplerSetting(10.0, 3e-3),
-    SamplerSetting(30.0, 3e-4),
     SamplerSetting(30.0, 1e-3),
     SamplerSetting(100.0, 1e-4),
     SamplerSetting(100.0, 3e-4),
     SamplerSetting(100.0, 1e-3),
+    SamplerSetting(300.0, 3e-5),
+    SamplerSetting(300.0, 1e-4),
+    SamplerSetting(1000.0, 3e-5),
 )
 
 
