@@ -30,7 +30,6 @@ __all__ = [
     "CONSENT",
     "ENVIRONMENT",
     "Plugin",
-    "digest_of",
     "install",
     "load",
     "names",
@@ -129,15 +128,6 @@ def sources_of(config: Config) -> list[dict[str, Any]]:
     named = [(name, parts) for key, name, parts in named_parts(config) if key in ("model.networks", "sampler.name")]
     modules = {parts.part(name).module for name, parts in named}
     return [entry for entry in sources() if Plugin(**entry).module in modules]
-
-
-def digest_of(module: str) -> str:
-    """Return the SHA-256 of the code of a plugin, by the name of the module that registered a part."""
-    own = next((plugin for plugin in _loaded.values() if plugin.module == module and plugin.source is not None), None)
-    if own is not None:
-        return own.digest
-    path = getattr(sys.modules.get(module), "__file__", None)
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
 
 
 def require_parts(config: Config, url: str) -> None:
