@@ -28,6 +28,7 @@ from pipeline.config.kernels import kernel_settings
 from pipeline.config.networks import network_arguments
 from pipeline.config.part_checks import check_parts, checked_objective, own_networks
 from pipeline.config.schema import Config, Data, Evaluation
+from pipeline.config.scores import ENDS, FID_INFINITY, at_end
 from pipeline.runtime.errors import UserError, one_line
 from pipeline.runtime.part_errors import refusing
 
@@ -229,11 +230,11 @@ def _check_scores(config: Config) -> None:
     if config.sweep.metric not in ranks:
         more = "; evaluation.metrics adds more" if config.task == "images" else ""
         raise UserError(f"sweep.metric={config.sweep.metric}: it has to be one of {', '.join(ranks)}{more}")
-    ranked = config.sweep.metric.rpartition("_")[0]
-    best = "max" if ranked in metrics.NAMES and metrics.metric(ranked).better == "up" else "min"
-    if ranked in metrics.NAMES and config.sweep.mode != best:
+    best = "max" if ranks[config.sweep.metric] == "up" else "min"
+    if config.sweep.mode != best:
+        direction = "higher" if best == "max" else "lower"
         raise UserError(
-            f"sweep.mode={config.sweep.mode}: {ranked} is registered with better={metrics.metric(ranked).better}; use "
+            f"sweep.mode={config.sweep.mode}: {config.sweep.metric} is better the {direction} it is; use "
             f"sweep.mode={best}"
         )
 
@@ -433,19 +434,18 @@ def _check_components(config: Config) -> None:
     )
 
 
-def _rankable_scores(config: Config) -> list[str]:
-    """Return the scores that trials can be ranked by."""
+def _rankable_scores(config: Config) -> dict[str, str]:
+    """Return the scores that trials can be ranked by, each with whether less (``down``) or more (``up``) is better."""
     # Those of the validation rows, where there are any: the test rows choose nothing.
     if config.task == "density":
-        return ["nll_gebm_validation", "nll_base_validation"]
+        return dict.fromkeys(("nll_gebm_validation", "nll_base_validation"), "down")
     if config.task == "points":
-        return ["distance_validation_gebm", "distance_validation_base"]
-    measured = dict.fromkeys(
-        score for name in ("fid", *config.evaluation.metrics) for score in metrics.metric(name).scores
-    )
+        return dict.fromkeys(("distance_validation_gebm", "distance_validation_base"), "down")
+    measured = [metrics.metric(name) for name in ("fid", *config.evaluation.metrics)]
+    better = {score: each.better for each in measured for score in each.scores}
     if config.evaluation.fid_infinity:
-        measured["fid_infinity"] = None
-    return [f"{score}_{model}" for score in measured for model in ("gebm", "base")]
+        better[FID_INFINITY] = "down"
+    return {at_end(score, end): direction for score, direction in better.items() for end in reversed(ENDS)}
 
 
 # A search validates the same networks at each end of each range.

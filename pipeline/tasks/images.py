@@ -16,7 +16,7 @@ from gebm.classes import label_images
 from pipeline.config import Config
 from pipeline.config.metrics import metric
 from pipeline.config.schema import Sampler
-from pipeline.config.scores import STANDARD_ERROR
+from pipeline.config.scores import FID_INFINITY, NEAREST, STANDARD_ERROR
 from pipeline.config.temperature import describe_temperature
 from pipeline.config.training_parts import make_objective
 from pipeline.data import (
@@ -191,9 +191,9 @@ class ImageScorer:
         scores = metrics.score(features, self._reference, self._extractor, metrics=names, images=self._images)
         if end and self._extrapolate:
             value, error = metrics.fid_infinity(features["embedding"], self._reference)
-            scores |= {"fid_infinity": value, f"fid_infinity{STANDARD_ERROR}": error}
+            scores |= {FID_INFINITY: value, f"{FID_INFINITY}{STANDARD_ERROR}": error}
         if end:
-            scores["nearest"] = metrics.nn_distance_ratio(features["embedding"], self._reference, self._among_data)
+            scores[NEAREST] = metrics.nn_distance_ratio(features["embedding"], self._reference, self._among_data)
         return scores
 
     @functools.cached_property

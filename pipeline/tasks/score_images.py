@@ -22,7 +22,7 @@ from pipeline.config.metrics import metric
 from pipeline.config.metrics import names as metric_names
 from pipeline.config.part_checks import check_metrics
 from pipeline.config.schema import Evaluation
-from pipeline.config.scores import STANDARD_ERROR, plus_minus, standard_error_of
+from pipeline.config.scores import FID_INFINITY, STANDARD_ERROR, plus_minus, standard_error_of
 from pipeline.config.validation import validate_image_scores
 from pipeline.data import MissingStore, Store
 from pipeline.data.permutation import permutation
@@ -157,7 +157,7 @@ class _Comparison:
             scores = metrics.score(samples, reference, extractor, names, images)
         if self.settings.fid_infinity:
             value, error = metrics.fid_infinity(samples["embedding"], reference)
-            scores |= {"fid_infinity": value, f"fid_infinity{STANDARD_ERROR}": error}
+            scores |= {FID_INFINITY: value, f"{FID_INFINITY}{STANDARD_ERROR}": error}
         return scores
 
 
