@@ -14,7 +14,6 @@ import importlib.util
 import os
 import re
 import sys
-import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -25,6 +24,7 @@ from pipeline.config.compose import format_overrides
 from pipeline.config.part_settings import named_parts
 from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError, one_line
+from pipeline.runtime.part_errors import place_of
 
 __all__ = [
     "CONSENT",
@@ -236,7 +236,4 @@ def _place(plugin: Plugin, error: BaseException) -> str:
             return path == name
         return folder in Path(path).parts or Path(path).stem == folder
 
-    if isinstance(error, SyntaxError) and error.filename and is_own(error.filename):
-        return f"{error.filename}:{error.lineno}"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_own(frame.filename)]
-    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else name
+    return place_of(error, is_own) or name

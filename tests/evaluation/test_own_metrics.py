@@ -74,7 +74,7 @@ def test_a_metric_is_computed_of_as_many_data_and_has_a_standard_error_if_it_giv
     images = load_images(digits)[0][:40]
     names = ["mean_gap", "brightness"]
     scorer = ImageScorer(classifier, statistics, names, images=lambda: reference_images(digits))
-    scores = scorer.score(scorer.features(images), end=True)
+    scores = scorer.score(scorer.features(images) | {"images": images}, end=True)
     embedding = features(images, classifier)["embedding"]
     assert scores["brightness"] == pytest.approx(images.float().mean().item() / 255)
     assert scores["mean_gap_standard_error"] == pytest.approx((embedding.var(0).sum() / 40).sqrt().item(), rel=1e-5)
