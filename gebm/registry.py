@@ -130,6 +130,7 @@ class Registry(Mapping[str, _T], Generic[_T]):
         choices: Values of those facts that have a few.
         taken: Names that no part may have.
         has_settings: Whether a part may have settings.
+        inner: Fact that names the setting by which a part chooses another of its kind, that it is built of.
 
     Example:
         >>> shapes = Registry("shape", given=("size",), facts={"corners": 0})
@@ -155,8 +156,10 @@ class Registry(Mapping[str, _T], Generic[_T]):
         choices: Mapping[str, Collection[Any]] | None = None,
         taken: Container[str] = (),
         has_settings: bool = True,
+        inner: str | None = None,
     ) -> None:
         self._kind, self._given, self._facts = kind, given, dict(facts or {})
+        self._inner = inner
         self._choices, self._taken, self._has_settings = dict(choices or {}), taken, has_settings
         self._parts: dict[str, Part] = {}
         _registries.append(self)
@@ -192,6 +195,16 @@ class Registry(Mapping[str, _T], Generic[_T]):
             return value in own if isinstance(own, tuple) else own == value
 
         return tuple(name for name, part in self._parts.items() if holds(part.facts[fact]))
+
+    def inner(self, name: str) -> tuple[str, ...]:
+        """Return the names of the parts that a part may be built of, as it was registered; the first is the default.
+
+        Args:
+            name: Name of the part.
+        """
+        part = self._parts[name]
+        setting = part.facts[self._inner] if self._inner is not None else ""
+        return part.settings[setting].limits.choices if setting else ()
 
     def register(
         self, name: str, *, settings: Mapping[str, Any] | None = None, **facts: Any
@@ -270,6 +283,13 @@ class Registry(Mapping[str, _T], Generic[_T]):
                         f"{', '.join(self._given) or 'nothing'} without one"
                     )
                 settings[parameter.name] = setting
+        if self._inner is not None and (inner := facts.get(self._inner)):
+            chosen = settings[inner].limits.choices if inner in settings else ()
+            if not chosen or any(other not in self._parts for other in chosen):
+                raise ValueError(
+                    f"{self._kind} {name!r}: {self._inner}={inner!r} has to be a setting of it, whose choices are "
+                    f"names of {self._kind}s"
+                )
         help = doc.partition("\n")[0]
         return Part(name, make, parameters, settings, {**self._facts, **facts}, module, help)
 

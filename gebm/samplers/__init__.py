@@ -65,13 +65,14 @@ __all__ = [
 NAMES: Registry[Callable[..., Kernel[Any]]] = Registry(
     "sampler",
     given=("step_size", "friction", "schedule", "prior"),
-    facts={"like": None, "exact": False, "bfloat16": False},
+    facts={"like": None, "exact": False, "bfloat16": False, "inner": ""},
+    inner="inner",
 )
 """The kernels by the names that configurations use. DDLS, Che et al., NeurIPS 2020, is ULA at ``beta = 1``.
 
 Their facts: the kernel whose step size is of the same kind as theirs (``like``), whether they leave the distribution
-invariant at any temperature, without state beyond the position (``exact``), and whether their noise hides the rounding
-of bfloat16.
+invariant at any temperature, without state beyond the position (``exact``), whether their noise hides the rounding of
+bfloat16, and the setting that names another kernel, which they are built of and given (``inner``).
 """
 
 register = NAMES.register
@@ -86,9 +87,8 @@ register("imh", like="mala")(IndependentMetropolis)
 register("dot")(DiscriminatorOptimalTransport)
 register("descent")(GradientDescent)
 register("ddls", like="ula", bfloat16=True)(UnadjustedLangevin)
-register("tempering", like="mala", settings={"kernel": Annotated[str | None, Limits(choices=("mala", "hmc", "rwm"))]})(
-    ParallelTempering
-)
+_LEVELS = Annotated[str | None, Limits(choices=("mala", "hmc", "rwm"))]
+register("tempering", like="mala", inner="kernel", settings={"kernel": _LEVELS})(ParallelTempering)
 
 
 def make(name: str, **settings: Any) -> Kernel:
@@ -122,8 +122,10 @@ def make(name: str, **settings: Any) -> Kernel:
     known = {parameter for part in NAMES.parts() for parameter in part.parameters}
     if unknown := sorted(set(settings) - known):
         raise ValueError(f"no sampler has a setting {', '.join(unknown)}: choose from {', '.join(sorted(known))}")
-    if name == "tempering" and isinstance(inner := settings.get("kernel") or "mala", str):
-        settings = {**settings, "kernel": make(inner, **settings)}
+    if others := NAMES.inner(name):
+        key = NAMES.part(name).facts["inner"]
+        inner = settings.get(key) or others[0]
+        settings = {**settings, key: make(inner, **settings) if isinstance(inner, str) else inner}
     own = NAMES.part(name).parameters
     chosen = {key: settings[key] for key in own if settings.get(key) is not None}
     if missing := [key for key, default in own.items() if default is REQUIRED and key not in chosen]:

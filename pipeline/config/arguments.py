@@ -12,18 +12,18 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import GrammarParseError
 
+from pipeline.config import part_settings
 from pipeline.config.fields import keys
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.redaction import redact
 
-__all__ = ["GROUPS", "SETTINGS", "explain", "format_text", "quote_texts", "text_keys"]
+__all__ = ["GROUPS", "explain", "format_text", "quote_texts", "text_keys"]
 
 GROUPS = ("conf", "sweeps", "launch")
 """Config groups, whose choices are names of files or of launchers and no keys."""
 
-SETTINGS = ("model.settings.", "sampler.settings.", "train.objective_settings.", "train.penalty_settings.")
-"""Beginnings of the keys that are settings of networks, a sampler, an objective or a penalty."""
-
+# Beginnings of the keys that are settings of a part.
+_SETTINGS = tuple(f"{group}." for group in part_settings.GROUPS)
 _OVERRIDE = re.compile(r"(?P<prefix>[+~]{0,2})(?P<key>[^=]*)=(?P<value>.*)", re.DOTALL)
 _KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*(@[\w.:-]*)?", re.ASCII)
 _NULL = re.compile(r"\s*null\s*", re.IGNORECASE)
@@ -82,7 +82,7 @@ def _quote_text(arg: str, texts: frozenset[str]) -> str:
     override = _OVERRIDE.fullmatch(arg)
     if override is None:
         return arg
-    if not override["prefix"] and override["key"].startswith(SETTINGS):
+    if not override["prefix"] and override["key"].startswith(_SETTINGS):
         # Which settings there are is known to the parts, and not to Hydra, which would want them to be added.
         return f"++{arg}"
     value = override["value"]

@@ -19,10 +19,30 @@ import torch
 from torch import Tensor
 
 from gebm.registry import Part, Registry
-from pipeline.config.scores import STANDARD_ERROR
+from pipeline.config.scores import (
+    CLASS_FID,
+    ENDS,
+    FID_INFINITY,
+    NEAREST,
+    REPORT_GROUPS,
+    SAMPLE_SCORES,
+    STANDARD_ERROR,
+    at_end,
+)
 from pipeline.runtime.part_errors import refusing
 
-__all__ = ["BUILTIN", "MAX_SAMPLES", "NAMES", "Metric", "Score", "measure", "metric", "names", "register"]
+__all__ = [
+    "BUILTIN",
+    "FEATURE_SCORES",
+    "MAX_SAMPLES",
+    "NAMES",
+    "Metric",
+    "Score",
+    "measure",
+    "metric",
+    "names",
+    "register",
+]
 
 
 @dataclass(frozen=True)
@@ -34,12 +54,14 @@ class Metric:
         fewest: Least number of samples, and of data, that it needs.
         better: ``down`` where less is better, else ``up``.
         of: ``features`` or ``images``, what it is computed from.
+        deviations: Names of the deviations that it gives besides, by which nothing is ranked.
     """
 
     scores: tuple[str, ...]
     fewest: int
     better: str = "down"
     of: str = "features"
+    deviations: tuple[str, ...] = ()
 
 
 MAX_SAMPLES = 10_000
@@ -49,9 +71,9 @@ BUILTIN = {
     # A covariance.
     "fid": Metric(("fid",), 2),
     # Two subsets of two.
-    "kid": Metric(("kid",), 4),
+    "kid": Metric(("kid",), 4, deviations=("kid_std",)),
     # One sample a split.
-    "is": Metric(("is",), 10, "up"),
+    "is": Metric(("is",), 10, "up", deviations=("is_std",)),
     # A third neighbor.
     "prc": Metric(("precision", "recall"), 4, "up"),
     # A fifth neighbor.
@@ -59,19 +81,27 @@ BUILTIN = {
 }
 """The metrics of this project, and what each needs to be defined."""
 
-# Numbers of a report that are no metric's, and would be overwritten by one of that name.
-_OTHER_SCORES = (
-    "fid_infinity", "kid_std", "is_std", "nearest", "nll", "distance", "distance_validation", "off_support",
-    "log_partition", "log_partition_monte_carlo",
-)  # fmt: skip
+FEATURE_SCORES = (
+    *(name for each in BUILTIN.values() for name in (*each.scores, *each.deviations)),
+    FID_INFINITY,
+    NEAREST,
+)
+"""Names of all scores that this project computes from features, but for those of single classes."""
 
 
 class _Taken:
-    """Names that would be those of other scores, or of a score's standard error."""
+    """Names that would be those of other scores, of a score's standard error, or of another number of a report."""
 
     def __contains__(self, name: object) -> bool:
-        known = {score for metric in BUILTIN.values() for score in metric.scores}
-        return name in BUILTIN or name in known or name in _OTHER_SCORES or str(name).endswith(STANDARD_ERROR)
+        text = str(name)
+        return (
+            text in BUILTIN
+            or text in FEATURE_SCORES
+            or text.endswith(STANDARD_ERROR)
+            or text.startswith((CLASS_FID, "log_partition"))
+            or any(text == score or text.startswith(f"{score}_") for score in SAMPLE_SCORES)
+            or any(at_end(text, end) in REPORT_GROUPS for end in ENDS)
+        )
 
 
 NAMES: Registry[Callable[..., Any]] = Registry(
@@ -137,7 +167,8 @@ def measure(part: Part, samples: Tensor, data: Tensor) -> Score:
     """
     given = {"samples": samples, "data": data}
     with refusing(part), torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
+        # Of the CPU alone: that of a GPU is in use, and `torch.manual_seed` would set it as well.
+        torch.set_rng_state(torch.Generator().manual_seed(0).get_state())
         result = part.make(**{name: tensor for name, tensor in given.items() if name in part.parameters})
         value, error = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
         score = Score(_as_number(value), None if error is None else _as_number(error))

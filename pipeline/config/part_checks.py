@@ -23,7 +23,7 @@ from pipeline.config.training_parts import make_objective, make_penalty
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.part_errors import refusal, refusing
 
-__all__ = ["check_metrics", "check_parts", "checked_objective"]
+__all__ = ["check_metrics", "check_parts", "checked_objective", "own_networks"]
 
 _STEPS = 2
 # Random samples that a metric is tried on, and features of each.
@@ -44,11 +44,8 @@ def check_parts(config: Config) -> None:
     model, data = config.model, config.data
     image_shape = data.channels, data.resolution or 0, data.resolution or 0
     shape = image_shape if config.task == "images" else image_shape[:1]
-    if not (part := networks.NAMES.part(model.networks)).builtin:
-        given = network_arguments(config)
-        for name in ("name", "resolution", "channels", "latent_dim"):
-            del given[name]
-        _check_networks(part, shape, model.latent_dim, part_settings.frozen(given))
+    if (part := own_networks(config)) is not None:
+        _check_networks(part, shape, part_settings.frozen(network_arguments(config)))
     if not (part := samplers.NAMES.part(config.sampler.name)).builtin:
         used = kernel_settings(config.sampler)
         settings = {"step_size": used.step_size, "friction": used.friction, **used.settings}
@@ -59,6 +56,14 @@ def check_parts(config: Config) -> None:
         _check_penalty(part, config.train, shape)
     if config.task == "images":
         check_metrics(config.evaluation.metrics, image_shape)
+
+
+def own_networks(config: Config) -> Part | None:
+    """Return the family of the networks, or of the energy alone, that is not built in; ``None`` where both are."""
+    parts = [
+        networks.NAMES.part(name) for name in networks.NAMES if name in (config.model.networks, config.model.energy)
+    ]
+    return next((part for part in parts if not part.builtin), None)
 
 
 def check_metrics(names: Iterable[str], shape: tuple[int, int, int]) -> None:
@@ -77,27 +82,26 @@ def check_metrics(names: Iterable[str], shape: tuple[int, int, int]) -> None:
 
 
 @functools.cache
-def _check_networks(part: Part, shape: tuple[int, ...], latent_dim: int, settings: tuple[tuple[str, Any], ...]) -> None:
-    resolution = shape[1] if len(shape) == 3 else 0
-    resolutions = part.facts["resolutions"]
-    if resolutions and len(shape) == 3 and resolution not in resolutions:
-        raise UserError(f"data.resolution={resolution}: {part.name} has {', '.join(map(str, resolutions))}")
+def _check_networks(part: Part, shape: tuple[int, ...], arguments: tuple[tuple[str, Any], ...]) -> None:
+    given = dict(arguments)
+    resolutions, latent_dim = part.facts["resolutions"], given["latent_dim"]
+    if resolutions and len(shape) == 3 and shape[1] not in resolutions:
+        raise UserError(f"data.resolution={shape[1]}: {part.name} has {', '.join(map(str, resolutions))}")
 
     # Whatever their number is, in the first pixels of one plane.
-    num_classes = 2 if networks.is_conditional(part.name) else None
-    given = {"resolution": resolution, "channels": shape[0], "latent_dim": latent_dim, "num_classes": num_classes}
+    num_classes = 2 if networks.is_conditional(given["name"]) else None
     if num_classes is not None:
         shape, latent_dim = (shape[0] + 1, *shape[1:]), latent_dim + num_classes
 
     def build() -> tuple[nn.Module, nn.Module]:
-        return networks.make(part.name, **given, **dict(settings))
+        return networks.make(**given, num_classes=num_classes)
 
     with refusing(part):
         try:
             with torch.device("meta"):
                 sample, energy = _apply(build, latent_dim)
-        # Not every operation can do without memory.
-        except (NotImplementedError, RuntimeError, TypeError, ValueError):
+        # Not every operation can do without memory, and code may fail in any way where one could not.
+        except Exception:
             with torch.device("meta"):
                 count = _count_parameters(build)
             if count > _MAX_PARAMETERS:
@@ -128,7 +132,7 @@ def _count_parameters(build: Callable[[], tuple[nn.Module, nn.Module]]) -> int:
     """Return the number of parameters; 0 where networks cannot be built on a device without memory."""
     try:
         return sum(parameter.numel() for module in _checked_pair(build()) for parameter in module.parameters())
-    except (NotImplementedError, RuntimeError, TypeError, ValueError):
+    except Exception:
         return 0
 
 

@@ -89,11 +89,13 @@ def group_of(key: str) -> str | None:
     return group if group in GROUPS else None
 
 
-def find_key(name: Any) -> Key | None:
+def find_key(name: Any, config: Config | None = None) -> Key | None:
     """Return a key of the config by its dotted name, or a setting of any part; ``None`` where there is neither.
 
     Args:
         name: The value that a file has for the name; of any type.
+        config: The experiment. Of several parts that have the setting it is that of the chosen one; without an
+            experiment, or where the chosen one lacks it, that of the first.
 
     Example:
         >>> find_key("sampler.settings.num_leapfrog_steps").rule.limits(), find_key("sampler.settings.depth")
@@ -104,7 +106,8 @@ def find_key(name: Any) -> Key | None:
     group = group_of(name)
     if group is None:
         return next((key for key in keys(Config) if key.name == name), None)
-    part = _owner(group, None, name.rpartition(".")[2])
+    chosen = None if config is None else attrgetter(GROUPS[group])(config)
+    part = _owner(group, chosen, name.rpartition(".")[2])
     return None if part is None else next(key for key in part_keys(part, group) if key.name == name)
 
 
@@ -192,9 +195,7 @@ def uses(group: str, chosen: str, name: str) -> bool:
     parts = registry(group)
     if chosen not in parts:
         return False
-    own = parts.part(chosen).settings
-    inner = [other for setting in own.values() for other in setting.limits.choices if other in parts]
-    return name in own or any(name in parts.part(other).settings for other in inner)
+    return any(name in parts.part(part).settings for part in (chosen, *parts.inner(chosen)))
 
 
 def frozen(settings: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:

@@ -14,7 +14,6 @@ import importlib.util
 import os
 import re
 import sys
-import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -25,12 +24,12 @@ from pipeline.config.compose import format_overrides
 from pipeline.config.part_settings import named_parts
 from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError, one_line
+from pipeline.runtime.part_errors import place_of
 
 __all__ = [
     "CONSENT",
     "ENVIRONMENT",
     "Plugin",
-    "digest_of",
     "install",
     "load",
     "names",
@@ -129,15 +128,6 @@ def sources_of(config: Config) -> list[dict[str, Any]]:
     named = [(name, parts) for key, name, parts in named_parts(config) if key in ("model.networks", "sampler.name")]
     modules = {parts.part(name).module for name, parts in named}
     return [entry for entry in sources() if Plugin(**entry).module in modules]
-
-
-def digest_of(module: str) -> str:
-    """Return the SHA-256 of the code of a plugin, by the name of the module that registered a part."""
-    own = next((plugin for plugin in _loaded.values() if plugin.module == module and plugin.source is not None), None)
-    if own is not None:
-        return own.digest
-    path = getattr(sys.modules.get(module), "__file__", None)
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
 
 
 def require_parts(config: Config, url: str) -> None:
@@ -246,7 +236,4 @@ def _place(plugin: Plugin, error: BaseException) -> str:
             return path == name
         return folder in Path(path).parts or Path(path).stem == folder
 
-    if isinstance(error, SyntaxError) and error.filename and is_own(error.filename):
-        return f"{error.filename}:{error.lineno}"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_own(frame.filename)]
-    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else name
+    return place_of(error, is_own) or name

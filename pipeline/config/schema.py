@@ -63,7 +63,8 @@ class Source:
     url: str | None = key(
         None,
         "Any fsspec URL or path; not needed where the data come with a package. Of webdataset and parquet also "
-        "shard-{000..123}.tar, shard-*.tar, or a list, [a.tar,b.tar].",
+        "shard-{000..123}.tar, shard-*.tar, or a list, [a.tar,b.tar], which a plugin's source with a label_field gets "
+        "as one.",
         outside=True,
     )
     split: str | None = key(None, "Split by its publisher's name (default: everything there is).")
@@ -71,7 +72,7 @@ class Source:
         "auto",
         "Field of the labels of webdataset and parquet: a member such as cls, a key of a sample's json, or a column; "
         "null for no labels. auto takes cls or a json's label, cls or class; of parquet the column label, or the only "
-        "one that is declared a class.",
+        "one that is declared a class. A source of a plugin may have it as well.",
     )
     published_counts: bool = key(
         True,

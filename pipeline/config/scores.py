@@ -7,6 +7,12 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 __all__ = [
+    "CLASS_FID",
+    "ENDS",
+    "FID_INFINITY",
+    "NEAREST",
+    "REPORT_GROUPS",
+    "SAMPLE_SCORES",
     "STANDARD_ERROR",
     "ChainPoint",
     "at_end",
@@ -19,6 +25,46 @@ __all__ = [
 
 STANDARD_ERROR = "_standard_error"
 """End of the name of a score's standard error."""
+
+ENDS = ("base", "gebm")
+"""Ends of the chain, with which the names of scores there end."""
+
+FID_INFINITY = "fid_infinity"
+"""Score of ``evaluation.fid_infinity``."""
+
+NEAREST = "nearest"
+"""Score of the distances to training images."""
+
+CLASS_FID = "fid_class_"
+"""Beginning of the scores of ``evaluation.per_class``; the number of the class follows."""
+
+SAMPLE_SCORES = ("nll", "distance", "off_support")
+"""Beginnings of the scores that need no feature extractor: of densities and of points."""
+
+REPORT_GROUPS = {
+    "energy_loss": "train",
+    "base_loss": "train",
+    "penalty": "train",
+    "energy_lr": "train",
+    "base_lr": "train",
+    "bad_shards": "train",
+    "largest_energy_loss": "train",
+    "energy_data": "kale",
+    "energy_base": "kale",
+    "held_out_kale": "kale",
+    "train_kale": "kale",
+    "energy_spread": "kale",
+    "energy_second_moment": "kale",
+    "weights_ess": "kale",
+    "floor_share": "kale",
+    "final_energy_steps_taken": "kale",
+    "base_steps_per_second": "rate",
+    "images_per_second": "rate",
+    "flops_per_second": "rate",
+    "fraction_of_peak": "rate",
+    "evaluation_seconds": "rate",
+}
+"""Group of each number of a trial's report that is no score; numbers that are not listed are the sampler's."""
 
 # Points of one chain that a file may have.
 _MAX_POINTS = 10_000

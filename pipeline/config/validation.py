@@ -26,9 +26,11 @@ from pipeline.config import metrics, part_settings
 from pipeline.config.fields import keys
 from pipeline.config.kernels import kernel_settings
 from pipeline.config.networks import network_arguments
-from pipeline.config.part_checks import check_parts, checked_objective
+from pipeline.config.part_checks import check_parts, checked_objective, own_networks
 from pipeline.config.schema import Config, Data, Evaluation
+from pipeline.config.scores import ENDS, FID_INFINITY, at_end
 from pipeline.runtime.errors import UserError, one_line
+from pipeline.runtime.part_errors import refusing
 
 __all__ = [
     "FEWEST_FOR_FID_INFINITY",
@@ -228,11 +230,11 @@ def _check_scores(config: Config) -> None:
     if config.sweep.metric not in ranks:
         more = "; evaluation.metrics adds more" if config.task == "images" else ""
         raise UserError(f"sweep.metric={config.sweep.metric}: it has to be one of {', '.join(ranks)}{more}")
-    ranked = config.sweep.metric.rpartition("_")[0]
-    best = "max" if ranked in metrics.NAMES and metrics.metric(ranked).better == "up" else "min"
-    if ranked in metrics.NAMES and config.sweep.mode != best:
+    best = "max" if ranks[config.sweep.metric] == "up" else "min"
+    if config.sweep.mode != best:
+        direction = "higher" if best == "max" else "lower"
         raise UserError(
-            f"sweep.mode={config.sweep.mode}: {ranked} is registered with better={metrics.metric(ranked).better}; use "
+            f"sweep.mode={config.sweep.mode}: {config.sweep.metric} is better the {direction} it is; use "
             f"sweep.mode={best}"
         )
 
@@ -374,7 +376,7 @@ def _possible_workers(config: Config) -> range:
 
 
 def build_shapes(config: Config, settings: Mapping[str, Any] | None = None) -> tuple[nn.Module, nn.Module]:
-    """Build base and energy on a device that allocates nothing, for the shapes of their weights.
+    """Build base and energy for the shapes of their weights, the built-in ones on a device that allocates nothing.
 
     Args:
         config: ``model``, ``data.resolution`` and ``data.channels``.
@@ -382,12 +384,25 @@ def build_shapes(config: Config, settings: Mapping[str, Any] | None = None) -> t
 
     Raises:
         ValueError: There are no such networks.
+        UserError: They are one's own and fail; the line names the plugin's file and line.
     """
-    return _build_networks(**dict(part_settings.frozen(network_arguments(config) | dict(settings or {}))))
+    arguments = dict(part_settings.frozen(network_arguments(config) | dict(settings or {})))
+    if (part := own_networks(config)) is None:
+        return _build_networks(**arguments)
+    # Of one's own it is not known whether they can be built there.
+    with refusing(part, passing=(ValueError,)), torch.random.fork_rng(devices=[]):
+        return networks.make(num_classes=_num_classes(arguments["name"]), **arguments)
 
 
 def _check_networks(config: Config) -> None:
-    _try_to_build("model", lambda: build_shapes(config))
+    # Those of one's own are built, and applied, by `check_parts`.
+    if own_networks(config) is None:
+        _try_to_build("model", lambda: build_shapes(config))
+
+
+def _num_classes(name: str) -> int | None:
+    """Return any number of classes for those that have some: it is the store's, which is not open yet."""
+    return 2 if networks.is_conditional(name) else None
 
 
 def _check_components(config: Config) -> None:
@@ -419,29 +434,26 @@ def _check_components(config: Config) -> None:
     )
 
 
-def _rankable_scores(config: Config) -> list[str]:
-    """Return the scores that trials can be ranked by."""
+def _rankable_scores(config: Config) -> dict[str, str]:
+    """Return the scores that trials can be ranked by, each with whether less (``down``) or more (``up``) is better."""
     # Those of the validation rows, where there are any: the test rows choose nothing.
     if config.task == "density":
-        return ["nll_gebm_validation", "nll_base_validation"]
+        return dict.fromkeys(("nll_gebm_validation", "nll_base_validation"), "down")
     if config.task == "points":
-        return ["distance_validation_gebm", "distance_validation_base"]
-    measured = dict.fromkeys(
-        score for name in ("fid", *config.evaluation.metrics) for score in metrics.metric(name).scores
-    )
+        return dict.fromkeys(("distance_validation_gebm", "distance_validation_base"), "down")
+    measured = [metrics.metric(name) for name in ("fid", *config.evaluation.metrics)]
+    better = {score: each.better for each in measured for score in each.scores}
     if config.evaluation.fid_infinity:
-        measured["fid_infinity"] = None
-    return [f"{score}_{model}" for score in measured for model in ("gebm", "base")]
+        better[FID_INFINITY] = "down"
+    return {at_end(score, end): direction for score, direction in better.items() for end in reversed(ENDS)}
 
 
 # A search validates the same networks at each end of each range.
 @functools.cache
-def _build_networks(name: str, resolution: int | None, **arguments: Any) -> tuple[nn.Module, nn.Module]:
-    # The number of classes is the store's, which is not open yet.
-    num_classes = 2 if networks.is_conditional(name) else None
+def _build_networks(name: str, **arguments: Any) -> tuple[nn.Module, nn.Module]:
     # A flow reads its masks while it is built, which the meta device cannot do; and it is small.
     with torch.device("cpu" if name in networks.flows.FLOWS else "meta"), _ShapesOnly():
-        return networks.make(name, resolution=resolution or 0, num_classes=num_classes, **arguments)
+        return networks.make(name, num_classes=_num_classes(name), **arguments)
 
 
 class _ShapesOnly(TorchFunctionMode):

@@ -97,6 +97,10 @@ class SampleScorer(Protocol):
         """Name of the score that is followed along the chain."""
         ...
 
+    def kept_rows(self, total: int) -> Tensor:
+        """Return which of all samples the scores at an end are given as they are shown, bool (total,)."""
+        ...
+
     def show(self, samples: Tensor) -> Tensor:
         """Return samples of a base in the form in which they are measured and drawn: (N, ...)."""
         ...
@@ -106,5 +110,11 @@ class SampleScorer(Protocol):
         ...
 
     def score(self, features: dict[str, Tensor], *, end: bool) -> dict[str, float]:
-        """Return the primary score, and at an end of the chain all the others, with ``<name>_standard_error``."""
+        """Return the primary score, and at an end of the chain all the others, with ``<name>_standard_error``.
+
+        Args:
+            features: Those of all samples, and at an end, where :meth:`kept_rows` has some, ``images``: these samples
+                as they are shown (M, ...).
+            end: Whether it is an end of the chain.
+        """
         ...

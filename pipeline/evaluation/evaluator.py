@@ -62,21 +62,23 @@ def evaluate(
         UserError: All chains diverged, or not even one fits.
     """
     evaluation, run = Evaluation(), run or EvaluationRun()
+    score_name = config.sweep.metric.removesuffix("_gebm")
+    # A search that gives up chains by another score than the primary one needs it at each point.
+    full_points = run.reached is not None and score_name != scorer.primary and world_size == 1
     dtype = precision.sampling_dtype(config, model.log_partition.device)
 
     def score_point(step: int, features: dict[str, Tensor]) -> None:
         if world_size > 1:
             return
-        name, is_known = config.sweep.metric.removesuffix("_gebm"), step in evaluation.chain
-        kept = {layer: rows[: config.evaluation.num_samples] for layer, rows in features.items()}
-        scores = scorer.score(kept, end=run.reached is not None and name != scorer.primary)
+        is_known = step in evaluation.chain
+        scores = scorer.score(features, end=full_points)
         evaluation.add_point(step, scores, scorer.primary)
         # Chains that did not fit the memory run again from their start.
         if run.reached is not None and not is_known:
-            run.reached(step, scores[name])
+            run.reached(step, scores[score_name])
 
     fused = run.shared.get(("folded", dtype), lambda: folded(model, dtype))
-    job = LocalJob(model, fused, config, scorer, rank, world_size, run.shared, score_point)
+    job = LocalJob(model, fused, config, scorer, rank, world_size, run.shared, score_point, full_points)
     # Workers gather only after all have run: each may have to split its chains in another way.
     chains = halve_batch_on_oom(
         functools.partial(run_local_chains, job),
@@ -137,22 +139,31 @@ def _score_chain(evaluation: Evaluation, chains: LocalChains, job: LocalJob) -> 
             continue
         latents, energies = (_gather(rows, job.world_size)[:count] for rows in chains.ends[end])
         samples = evaluation.ends[end] = ChainSamples(latents, energies, features)
+        kept = {"images": _gather_kept(chains.kept[step], job)} if step in chains.kept else {}
         if end == "base":
             # All samplers start from the same samples.
             key = "base scores", chains.batch_size
-            scores, weighted = job.shared.get(key, functools.partial(_score_base, scorer, samples))
+            scores, weighted = job.shared.get(key, functools.partial(_score_base, scorer, samples, kept))
             evaluation.scores[f"{scorer.primary}_weighted"] = weighted
         else:
-            scores = scorer.score(features, end=True)
+            scores = scorer.score(features | kept, end=True)
         evaluation.add_point(step, scores, scorer.primary)
         evaluation.scores.update({at_end(name, end): value for name, value in scores.items()})
     evaluation.chain = dict(sorted(evaluation.chain.items()))
 
 
-def _score_base(scorer: SampleScorer, samples: ChainSamples) -> tuple[dict[str, float], float]:
+def _score_base(scorer: SampleScorer, samples: ChainSamples, kept: dict[str, Tensor]) -> tuple[dict[str, float], float]:
     """Return the scores of the base, and the primary score of its samples weighted by their energies."""
     weighted = {layer: rows[resampled(samples.energies)] for layer, rows in samples.features.items()}
-    return scorer.score(samples.features, end=True), scorer.score(weighted, end=False)[scorer.primary]
+    return scorer.score(samples.features | kept, end=True), scorer.score(weighted, end=False)[scorer.primary]
+
+
+def _gather_kept(rows: Tensor, job: LocalJob) -> Tensor:
+    """Return the samples that all workers have kept, of which some have one more than others."""
+    counts = job.kept.sum(1)
+    most = int(counts.max())
+    padded = torch.cat([rows, rows.new_zeros(most - len(rows), *rows.shape[1:])])
+    return _gather(padded, job.world_size)[(torch.arange(most) < counts[:, None]).flatten()]
 
 
 def _gather(rows: Tensor, world_size: int) -> Tensor:

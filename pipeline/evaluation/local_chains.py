@@ -45,6 +45,7 @@ class LocalJob:
         world_size: Number of workers.
         shared: Results for the same model that another sampler has had computed, or that this one has.
         reached: Called with a step between the chains' ends at which all samples are measured, and their features.
+        full_points: Whether samples are kept as shown between the ends as well, for scores that are of those.
     """
 
     model: GEBM
@@ -55,6 +56,7 @@ class LocalJob:
     world_size: int
     shared: SharedResults
     reached: Callable[[int, dict[str, Tensor]], None]
+    full_points: bool = False
 
     @property
     def num_chains(self) -> int:
@@ -66,12 +68,21 @@ class LocalJob:
         """Number of this worker's first chain."""
         return self.rank * self.num_chains
 
+    @property
+    def kept(self) -> Tensor:
+        """Which samples of each worker are kept as they are shown, bool (workers, chains of each)."""
+        kept = torch.zeros(self.world_size * self.num_chains, dtype=torch.bool)
+        count = self.config.evaluation.num_samples
+        kept[:count] = self.scorer.kept_rows(count)
+        return kept.view(self.world_size, self.num_chains)
+
 
 class LocalChains(NamedTuple):
     """Result of one worker's chains.
 
     Attributes:
         features: Step of the chain -> the scorer's features of all samples there.
+        kept: End of the chain -> the samples there that are kept as they are shown (M, ...), where there are any.
         frames: Step of the chain -> the first samples there, as they are shown.
         ends: ``base`` and ``gebm`` -> latents (N, D) and energies (N,) of all samples there.
         diagnostics: R-hat, ESS and the like, of the first batch of chains, and the speed of all.
@@ -81,6 +92,7 @@ class LocalChains(NamedTuple):
     """
 
     features: dict[int, dict[str, Tensor]]
+    kept: dict[int, Tensor]
     frames: dict[int, Tensor]
     ends: dict[str, tuple[Tensor, Tensor]]
     diagnostics: dict[str, float]
@@ -118,12 +130,14 @@ def run_local_chains(job: LocalJob, batch_size: int, advance: Callable[[int], No
             with recorder.batch(at):
                 recorder.add_part(batch.run(step - done, recorder.observe))
         if step < recorder.steps[-1]:
-            job.reached(step, recorder.features_at(step))
+            kept = recorder.take_kept(step)
+            job.reached(step, recorder.features_at(step) | ({} if kept is None else {"images": kept}))
     for batch in batches.values():
         batch.require_finite()
     speed = count * job.config.sampler.num_steps / max(recorder.seconds, 1e-9)
     return LocalChains(
         {step: recorder.features_at(step) for step in recorder.steps},
+        {step: kept for step in recorder.steps if (kept := recorder.take_kept(step)) is not None},
         recorder.frames,
         recorder.ends(),
         {**recorder.diagnose(), "chain_steps_per_second": speed, **found},
@@ -193,6 +207,8 @@ class ChainRecorder:
         self._end_steps = {"base": self.steps[0], "gebm": self.steps[-1]}
         self._features: dict[int, list[dict[str, Tensor]]] = {step: [] for step in self.steps}
         self._ends: dict[int, list[tuple[Tensor, Tensor]]] = {step: [] for step in self._end_steps.values()}
+        self._is_kept, self._keeps = job.kept[job.rank], bool(job.kept.any())
+        self._kept: dict[int, list[Tensor]] = {}
         self._positions: list[Tensor] = []
         self._infos: list[Any] = []
         self._at = 0
@@ -248,6 +264,11 @@ class ChainRecorder:
         parts = self._features[step]
         return {layer: torch.cat([part[layer] for part in parts]) for layer in parts[0]}
 
+    def take_kept(self, step: int) -> Tensor | None:
+        """Return the samples of a step that were kept as they are shown, which are then kept no more."""
+        parts = self._kept.pop(step, None)
+        return None if parts is None else torch.cat(parts)
+
     def ends(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Return ``base`` and ``gebm`` -> latents (N, D) and energies (N,) of all samples recorded there."""
         ends = {}
@@ -292,6 +313,8 @@ class ChainRecorder:
         if step in self._ends:
             self._ends[step].append((z.cpu(), measured.energies))
         self._features[step].append(measured.features)
+        if measured.kept is not None:
+            self._kept.setdefault(step, []).append(measured.kept)
         if measured.shown is not None:
             self.frames[step] = measured.shown if frame is None else torch.cat([frame, measured.shown])
 
@@ -302,7 +325,10 @@ class ChainRecorder:
             samples = model.base(z)
             energies = model.energy(samples).cpu() if step in self._ends else None
             shown = scorer.show(samples)
-        return _Measurement(energies, scorer.features(shown), shown[:missing].cpu() if missing > 0 else None)
+        kept = None
+        if self._keeps and (step in self._ends or self._job.full_points):
+            kept = shown[self._is_kept[self._at : self._at + len(z)].to(shown.device)].cpu()
+        return _Measurement(energies, scorer.features(shown), kept, shown[:missing].cpu() if missing > 0 else None)
 
 
 class _Measurement(NamedTuple):
@@ -311,11 +337,13 @@ class _Measurement(NamedTuple):
     Attributes:
         energies: Their energies (N,), where all of them are needed.
         features: Their features, with N rows each.
+        kept: Those that are kept as they are shown, for scores of these; ``None`` where there is no such score.
         shown: The first of them, as they are shown, the number that the picture lacked; None if it was complete.
     """
 
     energies: Any
     features: dict[str, Tensor]
+    kept: Tensor | None
     shown: Tensor | None
 
 

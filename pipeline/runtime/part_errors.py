@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from pipeline.runtime.errors import UserError, one_line
 
-__all__ = ["RegisteredPart", "refusal", "refusing"]
+__all__ = ["RegisteredPart", "place_of", "refusal", "refusing"]
 
 
 class RegisteredPart(Protocol):
@@ -63,10 +64,21 @@ def _line_of(part: RegisteredPart, error: BaseException | None) -> str:
     codes = [method.__code__ for method in methods if hasattr(method, "__code__")]
     code = next((code for code in codes if not code.co_filename.startswith("<")), None)
     file = code.co_filename if code else getattr(sys.modules.get(part.module), "__file__", None) or part.module
-    line = code.co_firstlineno if code else None
-    trace = error.__traceback__ if error else None
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == file:
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    return f"{file}:{line}" if line is not None else str(file)
+    return place_of(error, lambda path: path == file) or (f"{file}:{code.co_firstlineno}" if code else str(file))
+
+
+def place_of(error: BaseException | None, is_own: Callable[[str], bool]) -> str | None:
+    """Return the file and the line of a plugin that an error comes from, such as ``mine.py:3``.
+
+    Args:
+        error: The error.
+        is_own: Whether a path is one of the plugin's.
+
+    Returns:
+        Its innermost line of such a file; ``None`` where it comes from none.
+    """
+    if isinstance(error, SyntaxError) and error.filename and is_own(error.filename):
+        return f"{error.filename}:{error.lineno}"
+    trace = traceback.walk_tb(error.__traceback__ if error is not None else None)
+    own = [(frame.f_code.co_filename, line) for frame, line in trace if is_own(frame.f_code.co_filename)]
+    return f"{own[-1][0]}:{own[-1][1]}" if own else None

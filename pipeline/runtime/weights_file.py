@@ -6,8 +6,11 @@ are unpacked, the number and depth of its values, and the bytes that its tensors
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import io
+import pickletools
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -26,12 +29,51 @@ __all__ = ["WeightsFile", "read_tensors", "read_weights"]
 _MAX_BYTES = 2**33
 _MAX_DEPTH = 4
 _MAX_TENSORS = 100_000
+# What a torch file of tensors and plain values refers to. The restricted unpickler knows more, such as what makes a
+# tensor or an array of any size of one number.
+_NAMES = re.compile(
+    r"torch\.\w+Storage|torch\.storage\.UntypedStorage|torch\.(bfloat16|float\w+|u?int\d+|bool|complex\d+)|torch\.Size|"
+    r"torch\.device|torch\.Tensor|torch\._tensor\._rebuild_from_type_v2|torch\._utils\._rebuild_(tensor(_v2|_v3)?|parameter(_with_state)?|sparse_tensor|qtensor)|"
+    r"torch\.serialization\._get_layout|torch\.nn\.parameter\.Parameter|collections\.(OrderedDict|Counter)|"
+    r"(__builtin__|builtins)\.(set|complex)|_codecs\.encode|numpy\.dtype|numpy\.(core|_core)\.multiarray\.scalar"
+)
+# A torch file that is no archive has so many pickles before its numbers.
+_PICKLES = 5
 # Numbers of training scripts, such as a best score; what makes them makes numbers only.
-_NUMPY: list[Any] = [
-    np.dtype,
-    *(type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "?")),
-    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
-    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
+_NUMBERS = ("f8", "f4", "i8", "i4", "b1")
+
+
+class _NumberType:
+    """Stand-in for ``numpy.dtype`` in a pickle, which is one of a few types of numbers.
+
+    Args:
+        name: Its name, as NumPy pickles it.
+    """
+
+    def __init__(self, name: Any, *_: Any) -> None:
+        if name not in _NUMBERS:
+            raise InvalidDocument(f"it holds more than tensors (numpy.dtype {name!r:.20})")
+        self.dtype = np.dtype(name)
+
+    def __setstate__(self, state: Any) -> None:
+        # Version and byte order; what follows is that of fields and arrays.
+        if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", ">", "|"):
+            raise InvalidDocument("it holds more than tensors (the state of a numpy.dtype)")
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+def _make_number(kind: Any, content: Any) -> Any:
+    """Return a number of NumPy, whose bytes are those that the file has."""
+    if not isinstance(kind, _NumberType) or not isinstance(content, bytes) or len(content) != kind.dtype.itemsize:
+        raise InvalidDocument("it holds more than tensors (a scalar of numpy that is no number)")
+    return np.frombuffer(content, kind.dtype)[0]
+
+
+_STAND_INS: list[Any] = [
+    _NumberType,
+    (_NumberType, "numpy.dtype"),
+    (_make_number, "numpy.core.multiarray.scalar"),
+    (_make_number, "numpy._core.multiarray.scalar"),
 ]
 
 
@@ -95,7 +137,8 @@ def read_tensors(data: bytes, name: str) -> Any:
         if _is_safetensors(data):
             return safetensors.torch.load(data)
         _refuse_packed(data)
-        with torch.serialization.safe_globals(_NUMPY):
+        _refuse_makers(data)
+        with torch.serialization.safe_globals(_STAND_INS):
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     # The restricted unpickler fails in many ways on a file that is not one.
     except Exception as error:
@@ -135,6 +178,42 @@ def _refuse_packed(data: bytes) -> None:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         if sum(member.file_size for member in archive.infolist()) > len(data):
             raise InvalidDocument("it is compressed, as no file of torch is")
+
+
+def _refuse_makers(data: bytes) -> None:
+    """Refuse what refers to more than tensors and plain values need, before any of it is made."""
+    for pickled in _pickles(data):
+        names, texts = set[str](), set[str]()
+        for opcode, argument, _ in pickled:
+            if opcode.name == "GLOBAL":
+                names.add(str(argument).replace(" ", "."))
+            elif isinstance(argument, str):
+                texts.add(argument)
+        if unknown := sorted(name for name in names if not _NAMES.fullmatch(name)):
+            raise InvalidDocument(f"it holds more than tensors ({unknown[0]:.100})")
+        # Bytes are pickled as a text in Latin-1. Other encodings double what they are given, time after time.
+        if "_codecs.encode" in names and any(map(_is_other_codec, texts)):
+            raise InvalidDocument("it holds more than tensors (_codecs.encode)")
+
+
+def _pickles(data: bytes) -> Iterator[Iterator[tuple[pickletools.OpcodeInfo, Any, int | None]]]:
+    """Yield the operations of each pickle of a torch file."""
+    if data[:2] == b"PK":
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            for member in archive.infolist():
+                if member.filename.lower().endswith(".pkl"):
+                    yield pickletools.genops(archive.read(member))
+        return
+    stream = io.BytesIO(data)
+    for _ in range(_PICKLES):
+        yield pickletools.genops(stream)
+
+
+def _is_other_codec(text: str) -> bool:
+    try:
+        return codecs.lookup(text).name != "iso8859-1"
+    except (LookupError, ValueError):
+        return False
 
 
 def _reason(error: Exception) -> str:

@@ -166,7 +166,7 @@ def _allowed_choices(config: Config, forms: Mapping[str, Any], name: str, values
 
 def _typed(config: Config, name: str, value: Any, where: str) -> Any:
     """Return a value of a key with the key's type."""
-    known = part_settings.find_key(name)
+    known = part_settings.find_key(name, config)
     try:
         typed = part_settings.read(apply(config, {name: value}), name)
         refusal = known and known.rule.refusal(typed)

@@ -14,9 +14,9 @@ from torch import Tensor
 from gebm import GEBM, networks
 from gebm.classes import label_images
 from pipeline.config import Config
-from pipeline.config.metrics import metric
+from pipeline.config.metrics import MAX_SAMPLES, metric
 from pipeline.config.schema import Sampler
-from pipeline.config.scores import STANDARD_ERROR
+from pipeline.config.scores import FID_INFINITY, NEAREST, STANDARD_ERROR
 from pipeline.config.temperature import describe_temperature
 from pipeline.config.training_parts import make_objective
 from pipeline.data import (
@@ -34,6 +34,7 @@ from pipeline.data.reading.reader import CACHE_BYTES
 from pipeline.evaluation import metrics, plots
 from pipeline.evaluation.base import Evaluation, EvaluationRun
 from pipeline.evaluation.evaluator import evaluate
+from pipeline.evaluation.metrics.subsets import evenly_spaced_rows
 from pipeline.evaluation.plots.evaluation_figures import EvaluationFigures, to_network_range
 from pipeline.runtime.errors import UserError
 from pipeline.tasks.base import Report
@@ -174,26 +175,34 @@ class ImageScorer:
     ) -> None:
         self._extractor, self._reference, self._extra = extractor, reference, extra
         self._extrapolate, self._images, self._channels = extrapolate, images, channels
-        self._needs_images = any(metric(name).of == "images" for name in extra)
+        self._num_kept = MAX_SAMPLES if any(metric(name).of == "images" for name in extra) else 0
+
+    def kept_rows(self, total: int) -> Tensor:
+        """Return which images metrics of images are given: evenly spaced ones, as many as these take at most."""
+        return evenly_spaced_rows(total, self._num_kept)
 
     def show(self, samples: Tensor) -> Tensor:
         """Return images as uint8, without their classes."""
         return metrics.to_uint8(samples[:, : self._channels])
 
     def features(self, shown: Tensor) -> dict[str, Tensor]:
-        """Return the extractor's layers, with the images themselves where a metric is of those."""
-        layers = metrics.features(shown, self._extractor)
-        return layers | ({"images": shown.cpu()} if self._needs_images else {})
+        """Return the extractor's layers."""
+        return metrics.features(shown, self._extractor)
 
     def score(self, features: dict[str, Tensor], *, end: bool) -> dict[str, float]:
-        """Return the FID, and at an end of the chain the other metrics and the distance to training images."""
+        """Return the FID, and at an end of the chain the other metrics and the distance to training images.
+
+        Args:
+            features: The extractor's layers, and ``images``, those that are kept, where a metric is of images.
+            end: Whether it is an end of the chain.
+        """
         names = tuple(dict.fromkeys(("fid", *self._extra))) if end else ("fid",)
         scores = metrics.score(features, self._reference, self._extractor, metrics=names, images=self._images)
         if end and self._extrapolate:
             value, error = metrics.fid_infinity(features["embedding"], self._reference)
-            scores |= {"fid_infinity": value, f"fid_infinity{STANDARD_ERROR}": error}
+            scores |= {FID_INFINITY: value, f"{FID_INFINITY}{STANDARD_ERROR}": error}
         if end:
-            scores["nearest"] = metrics.nn_distance_ratio(features["embedding"], self._reference, self._among_data)
+            scores[NEAREST] = metrics.nn_distance_ratio(features["embedding"], self._reference, self._among_data)
         return scores
 
     @functools.cached_property
@@ -240,7 +249,9 @@ class ImageTaskWorker:
         )
         self.label: str | None = extractor.label
         self.reference = statistics.features
-        self._figures = EvaluationFigures(store, statistics.features, extractor.label, device)
+        self._figures = EvaluationFigures(
+            store, statistics.features, extractor.label, device, lambda: self._reference_labels
+        )
         self._trained = make_objective(config.train).trains_log_partition
 
     @property
@@ -272,12 +283,20 @@ class ImageTaskWorker:
 
     @functools.cached_property
     def _classes(self) -> Classes | None:
-        return metrics.classes_of(self._store) if networks.is_conditional(self._config.model.networks) else None
+        return metrics.classes_of(self._store, self._labels) if self._is_conditional else None
+
+    @property
+    def _is_conditional(self) -> bool:
+        return networks.is_conditional(self._config.model.networks)
 
     @functools.cached_property
     def _labels(self) -> Tensor:
         """Labels of all images, in the store's order; empty where the networks are not conditional."""
-        return torch.empty(0, dtype=torch.int64) if self.classes is None else metrics.class_labels(self._store)
+        return metrics.class_labels(self._store) if self._is_conditional else torch.empty(0, dtype=torch.int64)
+
+    @functools.cached_property
+    def _reference_labels(self) -> Tensor:
+        return metrics.reference_labels(self._labels)
 
     def _with_classes(self, images: Tensor, rows: slice) -> Tensor:
         """Return images, which are these rows of the store, with their classes where the networks are conditional."""
@@ -357,8 +376,7 @@ class ImageTaskWorker:
 
     @functools.cached_property
     def _class_references(self) -> dict[int, metrics.Reference]:
-        labels = metrics.reference_labels(self._store)
-        return metrics.class_references(self._statistics, labels, len(self.classes or ()))
+        return metrics.class_references(self._statistics, self._reference_labels, len(self.classes or ()))
 
 
 class _Batches(Iterator[Tensor]):

@@ -71,6 +71,10 @@ class PointScorer:
         directions = torch.randn(_DIRECTIONS, data.shape[1], generator=torch.Generator().manual_seed(0))
         self._directions = directions / directions.norm(dim=1, keepdim=True)
 
+    def kept_rows(self, total: int) -> Tensor:
+        """Return none of the points: the features are the points themselves."""
+        return torch.zeros(total, dtype=torch.bool)
+
     def show(self, samples: Tensor) -> Tensor:
         """Return points in the units of the data."""
         return self._restore(samples.cpu())

@@ -18,17 +18,18 @@ from rich.table import Table
 from torch import Tensor
 
 from pipeline.config import Config, invocation
-from pipeline.config.metrics import metric
+from pipeline.config.metrics import MAX_SAMPLES, metric
 from pipeline.config.metrics import names as metric_names
 from pipeline.config.part_checks import check_metrics
 from pipeline.config.schema import Evaluation
-from pipeline.config.scores import STANDARD_ERROR, plus_minus, standard_error_of
+from pipeline.config.scores import FID_INFINITY, STANDARD_ERROR, plus_minus, standard_error_of
 from pipeline.config.validation import validate_image_scores
 from pipeline.data import MissingStore, Store
 from pipeline.data.permutation import permutation
 from pipeline.evaluation import metrics
 from pipeline.evaluation.image_sets import ImageFit, ImageSet, StoreImages, open_image_set
-from pipeline.evaluation.metrics.set_features import MAX_COMPARED, extract_all, spaced_images, store_embedding
+from pipeline.evaluation.metrics.set_features import MAX_COMPARED, extract_all, store_embedding
+from pipeline.evaluation.metrics.subsets import evenly_spaced_rows
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.filesystem import require_writable, write_file, writing
 from pipeline.runtime.redaction import without_query
@@ -139,25 +140,25 @@ class _Comparison:
 
     def score(self, extractor: metrics.Extractor) -> dict[str, float]:
         """Return the scores and their standard errors, with progress on standard error."""
+        names = self.settings.metrics
+        needs_images = any(metric(name).of == "images" for name in names)
+        kept = evenly_spaced_rows(self.count, MAX_SAMPLES) if needs_images else None
         with Progress(self.count + len(self.data)) as progress:
             batches = functools.partial(self.images.batches, chosen=self.chosen)
-            samples = extract_all(batches, extractor, progress.advance)
+            samples = extract_all(batches, extractor, progress.advance, kept)
             if len(self.data) <= MAX_COMPARED:
                 embedding = store_embedding(self.store, self.data.batches, extractor, progress.advance)
                 reference = metrics.Reference.of_features(extractor.label, embedding)
             else:
                 reference = metrics.reference(self.store, extractor, progress=_Steps(progress.advance))
-        names, images = self.settings.metrics, None
-        if any(metric(name).of == "images" for name in names):
-            samples["images"] = spaced_images(batches, self.count)
-            images = functools.partial(metrics.reference_images, self.store)
+        images = functools.partial(metrics.reference_images, self.store)
         if len(reference.features) == len(self.data):
             scores = metrics.compare(samples, reference, names, images)
         else:
             scores = metrics.score(samples, reference, extractor, names, images)
         if self.settings.fid_infinity:
             value, error = metrics.fid_infinity(samples["embedding"], reference)
-            scores |= {"fid_infinity": value, f"fid_infinity{STANDARD_ERROR}": error}
+            scores |= {FID_INFINITY: value, f"{FID_INFINITY}{STANDARD_ERROR}": error}
         return scores
 
 

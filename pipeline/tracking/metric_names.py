@@ -3,42 +3,12 @@
 from __future__ import annotations
 
 from pipeline.config import metrics
-from pipeline.config.scores import STANDARD_ERROR
+from pipeline.config.scores import CLASS_FID, ENDS, REPORT_GROUPS, SAMPLE_SCORES, STANDARD_ERROR
 
 __all__ = ["SKIPPED", "best_metric_name", "metric_name"]
 
-# Group of each number of a trial's report; numbers that are not listed are the sampler's.
-_GROUPS = {
-    "energy_loss": "train",
-    "base_loss": "train",
-    "penalty": "train",
-    "energy_lr": "train",
-    "base_lr": "train",
-    "bad_shards": "train",
-    "largest_energy_loss": "train",
-    "energy_data": "kale",
-    "energy_base": "kale",
-    "held_out_kale": "kale",
-    "train_kale": "kale",
-    "energy_spread": "kale",
-    "energy_second_moment": "kale",
-    "weights_ess": "kale",
-    "floor_share": "kale",
-    "final_energy_steps_taken": "kale",
-    "base_steps_per_second": "rate",
-    "images_per_second": "rate",
-    "flops_per_second": "rate",
-    "fraction_of_peak": "rate",
-    "evaluation_seconds": "rate",
-}
-# Scores that depend on a feature extractor, in addition to those of the metrics themselves.
-_FEATURE_SCORES = ("fid_infinity", "kid_std", "is_std", "nearest")
-# The FID of a class, whose number follows.
-_CLASS_FID = "fid_class_"
-# Scores that need no extractor.
-_SAMPLE_SCORES = ("nll", "distance", "off_support")
 # The base, the GEBM's chains, and the base's samples weighted by exp(-E), which are the GEBM at beta 1.
-_MODELS = ("base", "gebm", "weighted")
+_MODELS = (*ENDS, "weighted")
 
 SKIPPED = ("base_step", "chain_step", "seconds_left", "seconds_an_evaluation")
 """Numbers of a report that are not metrics."""
@@ -67,19 +37,19 @@ def metric_name(name: str, extractor: str | None) -> str:
         return name
     stem = name.removesuffix(STANDARD_ERROR)
     score, _, model = stem.rpartition("_")
-    if model in _MODELS and score.startswith(_CLASS_FID):
+    if model in _MODELS and score.startswith(CLASS_FID):
         return f"fid/{score.removeprefix('fid_')}_{model}{name[len(stem) :]}.{extractor}"
     known = {name: metrics.metric(metric).of for metric in metrics.names() for name in metrics.metric(metric).scores}
-    if model in _MODELS and (score in known or score in _FEATURE_SCORES):
+    if model in _MODELS and (score in known or score in metrics.FEATURE_SCORES):
         # A metric of images depends on no features.
         end = "" if known.get(score) == "images" else f".{extractor}"
         return f"{score}/{model}{name[len(stem) :]}{end}"
-    for score in _SAMPLE_SCORES:
+    for score in SAMPLE_SCORES:
         if name.startswith(f"{score}_"):
             return f"{score}/{name.removeprefix(f'{score}_')}"
     if name.startswith("log_partition"):
         return f"kale/{name}"
-    return f"{_GROUPS.get(name, 'mcmc')}/{name}"
+    return f"{REPORT_GROUPS.get(name, 'mcmc')}/{name}"
 
 
 def best_metric_name(name: str, extractor: str | None) -> str:

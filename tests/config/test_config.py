@@ -12,9 +12,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gebm import penalties, samplers
 from pipeline import config as schema
-from pipeline.config import precision
+from pipeline.config import metrics, precision
 from pipeline.config.kernels import kernel_settings
-from pipeline.config.validation import validate
+from pipeline.config.validation import validate, validate_rules
 from pipeline.runtime.errors import UserError
 from pipeline.sweep.search_space import parse_space
 from pipeline.training.build_model import build_model
@@ -329,6 +329,35 @@ def test_rows_are_always_held():
         validate(composed(f"conf={experiment}", "data.device_resident=true"))
         with pytest.raises(UserError, match=r"^data\.device_resident=false: .* leave it out$"):
             validate(composed(f"conf={experiment}", "data.device_resident=false"))
+
+
+BEST = {"fid": "min", "kid": "min", "fid_infinity": "min"} | dict.fromkeys(
+    ("is", "precision", "recall", "density", "coverage"), "max"
+)
+RANKED = {f"{score}_{end}": mode for score, mode in BEST.items() for end in ("base", "gebm")}
+
+
+@pytest.mark.parametrize("name", RANKED)
+def test_the_best_score_is_on_its_own_side(small, name):
+    of_all = {"evaluation.metrics": list(metrics.BUILTIN), "evaluation.fid_infinity": True}
+    for mode in ("min", "max"):
+        values = schema.apply(small(), {**of_all, "sweep.metric": name, "sweep.mode": mode})
+        if mode == RANKED[name]:
+            validate_rules(values)
+            continue
+        side = "lower" if mode == "max" else "higher"
+        with pytest.raises(UserError, match=f"^sweep.mode={mode}: {name} is better the {side} it is; use sweep.mode="):
+            validate_rules(values)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "score"), [("redwine", "nll_gebm_validation"), ("toy", "distance_validation_base")]
+)
+def test_of_a_likelihood_or_a_distance_less_is_better(experiment, score):
+    values = schema.apply(composed(f"conf={experiment}"), {"sweep.metric": score})
+    validate_rules(values)
+    with pytest.raises(UserError, match=f"^sweep.mode=max: {score} is better the lower it is; use sweep.mode=min$"):
+        validate_rules(schema.apply(values, {"sweep.mode": "max"}))
 
 
 def test_what_can_run_is_not_refused(small):

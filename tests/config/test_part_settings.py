@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 from typing import Annotated
 
@@ -158,3 +160,50 @@ def test_a_search_draws_a_setting_for_the_samplers_that_have_it():
 def test_a_setting_is_typed_as_any_other_key():
     args = ["sampler.settings.jitter=0.1", "++model.settings.depth=4", "sampler.beta=2"]
     assert quote_texts(args, frozenset()) == ["++sampler.settings.jitter=0.1", *args[1:]]
+    # Of every group of settings, and no key beside them.
+    for group in part_settings.GROUPS:
+        assert quote_texts([f"{group}.any=1", f"{group}=1"], frozenset()) == [f"++{group}.any=1", f"{group}=1"]
+
+
+def test_of_two_parts_with_one_name_for_a_setting_the_chosen_ones_rule_holds(own_parts):
+    _register_plain()
+    for name, limit in (("shallow", 3), ("deep", 9)):
+        make = functools.partial(networks.NAMES["plain"], gain=1.0)
+        networks.register(name, settings={"depth": Annotated[int, Limits(ge=1, lt=limit)], "gain": float})(make)
+    del networks.NAMES._parts["plain"]
+    for name, allowed in (("shallow", 2), ("deep", 8)):
+        values = config(model={"networks": name, "width": None})
+        known = part_settings.find_key("model.settings.depth", values)
+        assert known is not None and known.rule.limits() == f">= 1, < {allowed + 1}"
+        space = {"train.base_lr": {"log_uniform": [1e-4, 1e-3], "when": {"model.settings.depth": allowed}}}
+        parse_space(apply(values, {"model.settings.depth": allowed, "sweep.space": space}))
+        space["train.base_lr"]["when"] = {"model.settings.depth": allowed + 1}
+        with pytest.raises(UserError, match=rf"when model.settings.depth={allowed + 1}: it has to be"):
+            parse_space(apply(values, {"sweep.space": space}))
+
+
+def test_what_a_kernel_is_built_of_is_what_it_was_registered_with(own_parts):
+    """A text that happens to be the name of a kernel is a text."""
+
+    @samplers.register("texts", like="mala")
+    @dataclasses.dataclass(frozen=True)
+    class Texts(samplers.MALA):
+        mode: Annotated[str, Limits(choices=("hmc", "ula"))] = "hmc"
+
+    @samplers.register("outer", like="mala", inner="by")
+    @dataclasses.dataclass(frozen=True)
+    class Outer:
+        step_size: float
+        by: Annotated[str, Limits(choices=("hmc", "mala"))] = "hmc"
+
+    uses = {name for name in samplers.NAMES if part_settings.uses("sampler.settings", name, "num_leapfrog_steps")}
+    assert uses == {"hmc", "tempering", "outer"}
+    given_to_all = {"step_size": 0.1, "num_leapfrog_steps": 3}
+    assert samplers.make("texts", **given_to_all).mode == "hmc"
+    assert samplers.make("outer", **given_to_all).by == samplers.HMC(0.1, num_leapfrog_steps=3)
+    assert samplers.make("outer", by="mala", **given_to_all).by == samplers.MALA(0.1)
+    for inner in ("mode", "step_size", "none"):
+        with pytest.raises(ValueError, match=f"inner='{inner}' has to be a setting of it, whose choices are names"):
+
+            @samplers.register("wrong", inner=inner)
+            def wrong(step_size: float, mode: Annotated[str, Limits(choices=("fast",))] = "fast"): ...

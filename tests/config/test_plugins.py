@@ -17,7 +17,7 @@ from pipeline.config import from_dict, plugins
 from pipeline.config.arguments import quote_texts
 from pipeline.config.command import command
 from pipeline.config.own_choices import choose, keep_choices, load_kept_plugins, own_overrides
-from pipeline.config.validation import validate
+from pipeline.config.validation import build_shapes, validate
 from pipeline.runtime.errors import UserError
 from pipeline.submit import job
 from pipeline.submit.bundle import JobBundle
@@ -259,6 +259,9 @@ SHAPES = [
     ("nn.Linear(size, 1)", "nn.Linear(5, 1)", "RuntimeError"),
     ("return base, ", "return base, 1, ", "it returns tuple, and has to return a base and an energy"),
     ("size = channels", "size = 1 / 0 * channels", r"mine.py:17: plain: ZeroDivisionError"),
+    ("size = channels", "size = {}['of'] * channels", r"mine.py:17: plain: KeyError"),
+    ("size = channels", "size = iter(()).__next__() * channels", r"mine.py:17: plain: StopIteration"),
+    ("depth - 1", "[][depth]", r"mine.py:18: plain: IndexError"),
 ]
 
 
@@ -270,6 +273,31 @@ def test_networks_of_another_shape_are_refused_before_anything_starts(tmp_path, 
     with pytest.raises(UserError, match=message) as refusal:
         validate(config(model=PLAIN))
     assert f"{path}:" in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        "int(torch.tensor(channels).item())",
+        "{'cpu': channels}[str(torch.zeros(1).device)]",
+        "len(torch.ones(channels).tolist())",
+    ],
+)
+def test_networks_that_cannot_be_built_without_memory_are_built_with_it(tmp_path, size):
+    path = tmp_path / "mine.py"
+    path.write_text("import torch\n" + NETWORKS.replace("size = channels", f"size = {size}"))
+    plugins.load([str(path)])
+    validate(config(model=PLAIN))
+    assert [len(half.state_dict()) for half in build_shapes(config(model=PLAIN))] == [2, 4]
+
+
+def test_an_energy_of_ones_own_for_a_generator_that_comes_is_refused_by_its_file_and_line(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(NETWORKS.replace("nn.Linear(size, 1)", "nn.Linear(size, {}['one'])"))
+    plugins.load([str(path)])
+    data = {"store": "s", "resolution": 32, "channels": 3, "source": {"kind": "digits"}}
+    with pytest.raises(UserError, match=r"mine.py:20: plain: KeyError: 'one'"):
+        validate(config(data=data, model={"networks": "imported", "base": "G.pth", "energy": "plain"}))
 
 
 PROTOCOL = [

@@ -9,8 +9,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pipeline.data import load_images, load_rows, open_store, sources, write_store
+from pipeline.data.sources import BrokenImage
 from pipeline.runtime.errors import UserError
 from tests.helpers.plugins import SOURCES, load, no_plugins
 
@@ -73,6 +75,90 @@ def test_a_change_of_the_code_or_of_the_files_is_another_fingerprint(load, tmp_p
     assert sources.make("stripes").fingerprint != before
 
 
+LAZY = """
+import os
+from PIL import Image
+import numpy as np, torch
+from pipeline.data import sources
+
+
+@sources.register("lazy", labels=("a", "b"))
+def lazy(url):
+    "Files that are opened, and not read."
+    names = sorted(os.listdir(url))
+    return [(Image.open(f"{url}/{name}"), torch.tensor([index % 2])) for index, name in enumerate(names)]
+"""
+
+
+def test_an_image_that_is_read_only_when_its_pixels_are_asked_for_is_broken_alone(load, tmp_path):
+    load(LAZY)
+    (tmp_path / "images").mkdir()
+    rows = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    for index, pixels in enumerate(rows):
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{index}.png")
+    for broken in (0, 2):
+        path = tmp_path / "images" / f"{broken}.png"
+        path.write_bytes(path.read_bytes()[:-700])
+    source = sources.make("lazy", str(tmp_path / "images"))
+    read = {}
+    for index in range(len(source)):
+        try:
+            read[index] = source.read(index)
+        except BrokenImage as error:
+            assert error.reason == "OSError"
+    assert {index: label for index, (_, label) in read.items()} == {1: 1, 3: 1}
+    assert all(np.array_equal(pixels, rows[index]) for index, (pixels, _) in read.items())
+
+
+FIELDS = """
+import numpy as np
+from pipeline.data import sources
+
+
+@sources.register("fields", labels=("none", "own", "breed"))
+def fields(url=(), label_field="own"):
+    "An image for each URL, whose label is the field that was chosen."
+    urls = [url] if isinstance(url, str) else list(url)
+    label = ("none", "own", "breed").index(label_field or "none")
+    return [(np.full((2, 2), len(one), np.uint8), label) for one in urls]
+
+
+@sources.register("needs", of="rows")
+def needs(url, label_field):
+    "The row of what is needed."
+    return [[len(url), {"auto": 0, None: 1}[label_field]]]
+"""
+
+
+@pytest.mark.parametrize(
+    ("url", "lengths"),
+    [
+        ("a", [1]),
+        ("[a,bb, 'ccc']", [1, 2, 3]),
+        (["a", "bb"], [1, 2]),
+        (("a", "[bb,ccc]"), [1, 2, 3]),
+        ("[a]", [1]),
+        ("x-{0..1}.tar", [12]),
+    ],
+)
+def test_a_source_with_fields_is_given_the_field_and_a_list_of_urls(load, url, lengths):
+    load(FIELDS)
+    prints = set()
+    for field, label in (("auto", 1), ("own", 1), ("breed", 2), (None, 0)):
+        source = sources.make("fields", url, None, field)
+        reopen, sent = source.__reduce__()
+        again = reopen(*sent)
+        assert [source.read(index)[0][0, 0, 0] for index in range(len(source))] == lengths
+        assert source.read(0)[1] == again.read(0)[1] == label and len(again) == len(lengths)
+        prints.add(source.fingerprint)
+    assert len(prints) == 4
+    assert sources.make("needs", ["a", "b"]).rows.tolist() == [[2.0, 0.0]]
+    assert sources.make("needs", "abc", label_field=None).rows.tolist() == [[3.0, 1.0]]
+    # One without a field has one URL.
+    with pytest.raises(UserError, match="has one url, not a list"):
+        sources.make("images", ["a"])
+
+
 GIVEN = [
     ("return 5", "it returns int, and has to return a sequence"),
     ("return {}", "it returns dict"),
@@ -90,6 +176,9 @@ GIVEN = [
     ("return Named(2)", "the label of image 0 is 2"),
     ("return Named('a')", "the label of image 0 is 'a'"),
     ("return Named(None)", "the label of image 0 is None"),
+    ("return Named(torch.tensor([[0], [1]]))", r"the label of image 0 is tensor\(\[\[0\], \[1\]\]\)"),
+    ("return Named(Fails())", "mine: RuntimeError: no label"),
+    ("return [Fails()]", "mine: RuntimeError: no pixels"),
     ("return Named(0, ['a', 'a'])", "different names"),
     ("return Named(0, 5)", "TypeError"),
     ("import sys; sys.exit(3)", "mine.py:8: mine: SystemExit"),
@@ -99,10 +188,12 @@ GIVEN = [
 @pytest.mark.parametrize(("body", "message"), GIVEN, ids=[body for body, _ in GIVEN])
 def test_what_is_no_source_is_refused_by_file_and_line(load, body, message):
     path = load(
-        "import numpy as np\nfrom pipeline.data import sources\n\n\n@sources.register('mine')\ndef mine():\n"
+        "import torch, numpy as np\nfrom pipeline.data import sources\n\n\n@sources.register('mine')\ndef mine():\n"
         f"    'Doc.'\n    {body}\n\n\n"
         "class Named(list):\n    def __init__(self, label, classes=('a', 'b')):\n"
-        "        super().__init__([(np.zeros((8, 8), np.uint8), label)])\n        self.classes = classes\n"
+        "        super().__init__([(np.zeros((8, 8), np.uint8), label)])\n        self.classes = classes\n\n\n"
+        "class Fails:\n    shape = ()\n\n    def item(self):\n        raise RuntimeError('no label')\n\n"
+        "    def __array__(self, *_, **__):\n        raise RuntimeError('no pixels')\n"
     )
     with pytest.raises(UserError, match=message) as refusal:
         sources.make("mine")

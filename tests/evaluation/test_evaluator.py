@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from gebm import GEBM, StandardNormal
@@ -16,6 +16,7 @@ from pipeline.evaluation import metrics
 from pipeline.evaluation.base import EvaluationRun
 from pipeline.evaluation.chains import chain_steps, run_chains
 from pipeline.evaluation.evaluator import evaluate, resampled
+from pipeline.evaluation.metrics.subsets import evenly_spaced, evenly_spaced_rows
 from pipeline.runtime.errors import UserError
 from pipeline.tasks.images import ImageScorer
 from pipeline.training.build_model import build_model
@@ -94,6 +95,9 @@ class Still:
 
     primary = "spread"
 
+    def kept_rows(self, total: int) -> torch.Tensor:
+        return torch.zeros(total, dtype=torch.bool)
+
     def show(self, samples: torch.Tensor) -> torch.Tensor:
         return samples
 
@@ -114,6 +118,46 @@ def test_an_evaluation_leaves_the_prior_alone_where_the_energy_is_constant(small
     assert list(found.chain) == [0, 1, 2, 3] and found.chain[1] != found.chain[0]
     for point in found.chain.values():
         assert abs(point.score - 1) < 5 * math.sqrt(2 / (count * dim))
+
+
+class Keeper(Still):
+    """A judge of a few samples as they are shown, which notes what it is given."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.given = count, []
+
+    def kept_rows(self, total: int) -> torch.Tensor:
+        return evenly_spaced_rows(total, self.count)
+
+    def score(self, features: dict[str, torch.Tensor], *, end: bool) -> dict[str, float]:
+        self.given.append((features["z"], features.get("images"), end))
+        return super().score(features, end=end) | {"kept": 1.0}
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    num_samples=st.integers(2, 30),
+    batch_size=st.integers(1, 30),
+    count=st.integers(0, 40),
+    metric=st.sampled_from([None, "spread_gebm", "kept_gebm"]),
+)
+def test_samples_are_kept_as_they_are_shown_where_a_score_needs_them_and_no_more_of_them(
+    small, num_samples, batch_size, count, metric
+):
+    sizes = {"num_samples": num_samples, "batch_size": batch_size, "chain_points": 3, "grid": 1}
+    config = small(sampler={"name": "ula", "step_size": 0.1, "num_steps": 3}, evaluation=sizes)
+    config.sweep.metric = metric or "spread_gebm"
+    run = EvaluationRun(reached=None if metric is None else lambda step, score: None)
+    model, keeper = GEBM(torch.nn.Identity(), Flat(), StandardNormal(4)).eval(), Keeper(count)
+    found = evaluate(model, config, keeper, run)
+    ends = [entry for entry in keeper.given if entry[2]]
+    # A search by a score that is not followed along the chain needs it at each point.
+    assert len(ends) == (4 if metric == "kept_gebm" else 2)
+    for shown, kept, end in keeper.given:
+        assert (kept is not None) == (end and count > 0)
+        assert kept is None or torch.equal(kept, evenly_spaced(shown, count))
+    # What is left of an evaluation has none of them.
+    assert all(samples.features.keys() == {"z"} for samples in found.ends.values())
 
 
 @pytest.fixture(scope="module")

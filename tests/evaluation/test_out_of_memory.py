@@ -19,6 +19,7 @@ from gebm.networks.dcgan import DCGANEnergy
 from pipeline.config import Config, from_dict, to_dict
 from pipeline.evaluation.base import EvaluationRun
 from pipeline.evaluation.evaluator import Evaluation, evaluate
+from pipeline.evaluation.metrics.subsets import evenly_spaced_rows
 from pipeline.evaluation.out_of_memory import halve_batch_on_oom
 from pipeline.runtime.errors import UserError
 from pipeline.training.build_model import build_model
@@ -65,6 +66,9 @@ class Moments:
     """A judge of the samples themselves."""
 
     primary = "spread"
+
+    def kept_rows(self, total: int) -> torch.Tensor:
+        return torch.zeros(total, dtype=torch.bool)
 
     def show(self, samples: torch.Tensor) -> torch.Tensor:
         return samples
@@ -149,11 +153,24 @@ def test_other_errors_are_no_reason_to_split():
         halve_batch_on_oom(work, 100, 16, advance=print, notify=print)
 
 
+class Keeping(Moments):
+    """A judge of a few of the samples as well, as they are shown, at the ends of the chains."""
+
+    def kept_rows(self, total: int) -> torch.Tensor:
+        return evenly_spaced_rows(total, 5)
+
+    def score(self, features: dict[str, torch.Tensor], *, end: bool) -> dict[str, float]:
+        assert ("images" in features) == end
+        weights = torch.arange(1.0, 6.0)[:, None]
+        own = {"kept": float((features["images"] * weights).double().sum())} if end else {}
+        return super().score(features, end=end) | own
+
+
 def evaluate_on_rank(rank: int, folder: Path, limits: list[int]) -> None:
     """One of two workers, each with a device of its own."""
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=len(limits))
     model = model_on(Device(), Device(rows=limits[rank]))
-    found = evaluate(model, config_of(23, 12), Moments(), rank=rank, world_size=len(limits))
+    found = evaluate(model, config_of(23, 12), Keeping(), rank=rank, world_size=len(limits))
     payload = {"scores": found.scores, "chain": found.chain, "notes": found.notes}
     (folder / f"{rank}.json").write_text(json.dumps(payload))
     dist.destroy_process_group()
@@ -164,8 +181,8 @@ def test_workers_may_split_differently_and_find_the_same(tmp_path):
     one, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert "evaluation.batch_size=3" in one["notes"][0] and "evaluation.batch_size=6" in other["notes"][0]
     assert one["chain"] == other["chain"]
-    alone = evaluate(model_on(Device(), Device()), config_of(23, 12), Moments())
-    for name in ("spread_base", "spread_gebm"):
+    alone = evaluate(model_on(Device(), Device()), config_of(23, 12), Keeping())
+    for name in ("spread_base", "spread_gebm", "kept_base", "kept_gebm"):
         assert one["scores"][name] == other["scores"][name] == pytest.approx(alone.scores[name], rel=1e-5)
 
 

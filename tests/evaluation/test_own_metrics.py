@@ -10,9 +10,19 @@ import torch
 
 from pipeline.config import from_dict, metrics, plugins
 from pipeline.config.part_settings import named_parts
+from pipeline.config.scores import REPORT_GROUPS, at_end
 from pipeline.config.validation import validate, validate_rules
 from pipeline.data import load_images
-from pipeline.evaluation.metrics import Reference, compare, features, make_extractor, reference, reference_images, score
+from pipeline.evaluation.metrics import (
+    Reference,
+    compare,
+    features,
+    make_extractor,
+    reference,
+    reference_images,
+    score,
+    score_classes,
+)
 from pipeline.runtime.errors import UserError
 from pipeline.tasks.images import ImageScorer
 from pipeline.tracking.metric_names import metric_name
@@ -37,8 +47,14 @@ def test_a_metric_is_known_with_its_scores_its_least_number_of_samples_and_its_d
     validate_rules(config(evaluation=evaluation, sweep={"metric": "brightness_gebm", "mode": "max"}))
     for groups, message in (
         ({"evaluation": {**evaluation, "num_samples": 7}}, "evaluation.metrics need 8 at least"),
-        ({"evaluation": evaluation, "sweep": {"metric": "brightness_gebm"}}, "better=up; use sweep.mode=max"),
-        ({"evaluation": evaluation, "sweep": {"metric": "mean_gap_gebm", "mode": "max"}}, "use sweep.mode=min"),
+        (
+            {"evaluation": evaluation, "sweep": {"metric": "brightness_gebm"}},
+            "the higher it is; use sweep.mode=max",
+        ),
+        (
+            {"evaluation": evaluation, "sweep": {"metric": "mean_gap_gebm", "mode": "max"}},
+            "the lower it is; use sweep.mode=min",
+        ),
         ({"evaluation": {"metrics": ["gap"]}}, "they have to be among fid, kid, is, prc, dc, mean_gap, brightness"),
     ):
         with pytest.raises(UserError, match=message):
@@ -58,7 +74,7 @@ def test_a_metric_is_computed_of_as_many_data_and_has_a_standard_error_if_it_giv
     images = load_images(digits)[0][:40]
     names = ["mean_gap", "brightness"]
     scorer = ImageScorer(classifier, statistics, names, images=lambda: reference_images(digits))
-    scores = scorer.score(scorer.features(images), end=True)
+    scores = scorer.score(scorer.features(images) | {"images": images}, end=True)
     embedding = features(images, classifier)["embedding"]
     assert scores["brightness"] == pytest.approx(images.float().mean().item() / 255)
     assert scores["mean_gap_standard_error"] == pytest.approx((embedding.var(0).sum() / 40).sqrt().item(), rel=1e-5)
@@ -88,6 +104,22 @@ def test_a_metric_gets_as_many_data_as_samples_and_draws_the_same_numbers_each_t
     assert scores[0] == scores[1] and 30 <= scores[0]["drawn"] < 31 and scores[0]["fid"] > 0
     # Neither the samples nor the random numbers of the command are touched.
     assert torch.equal(sample, statistics.features[:30]) and torch.equal(before, torch.get_rng_state())
+
+
+def test_neither_a_metric_nor_an_extractor_seeds_a_gpu(load, digits):
+    """Whose generator is in use; before the first use of one, torch keeps the seeds that it is to have."""
+    load(METRICS + EXTRACTORS)
+
+    def gpu_seeds():
+        if torch.cuda.is_initialized():
+            return torch.cuda.get_rng_state().tolist()
+        return list(torch.cuda._lazy_seed_tracker.get_calls())
+
+    torch.manual_seed(5)
+    before = gpu_seeds()
+    assert metrics.measure(metrics.NAMES.part("brightness"), torch.ones(8, 1), torch.ones(8, 1)).value > 0
+    make_extractor("drawn")
+    assert gpu_seeds() == before
 
 
 def test_the_command_scores_a_folder_by_ones_own_metric_and_extractor(load, stores, tmp_path, call):
@@ -178,6 +210,8 @@ REGISTERED = [
     ("register('a', fewest=0)", "fewest=0 has to be from 1 to 10,000"),
     ("register('a', fewest=10_001)", "fewest=10001 has to be from 1 to 10,000"),
     ("register('fid_standard_error')", "already: choose another name"),
+    ("register('fid_class_3')", "there is a metric called 'fid_class_3' already"),
+    ("register('energy')", "there is a metric called 'energy' already"),
     ("register('gap_standard_error')", "already: choose another name"),
 ]
 
@@ -189,6 +223,23 @@ def test_a_metric_is_refused_where_it_is_registered(load, call, message):
     assert "mine.py:4: ValueError" in str(refusal.value)
     with pytest.raises(UserError, match="leave out its parameter bandwidth; it is given samples, data"):
         load("from pipeline.config import metrics\n@metrics.register('a')\ndef mine(samples, bandwidth=1.0): ...\n")
+
+
+def test_no_metric_takes_the_name_of_a_score_that_this_project_gives(digits, classifier):
+    """Whatever an evaluation of images writes is written by it alone; of one's own are the names that are left."""
+    statistics = reference(digits, classifier)
+    scorer = ImageScorer(classifier, statistics, list(metrics.BUILTIN), extrapolate=True)
+    measured = scorer.features(load_images(digits)[0][:200])
+    names = {at_end(name, "gebm") for name in scorer.score(measured, end=True)}
+    labels = torch.arange(200) % 2
+    names |= score_classes(measured, labels, {1: statistics}, classifier, "gebm").keys()
+    names |= {name for name in REPORT_GROUPS if name.endswith(("_base", "_gebm"))}
+    for name in sorted(names):
+        stem = name.removesuffix("_standard_error").removesuffix("_gebm").removesuffix("_base")
+        with pytest.raises(ValueError, match=f"there is a metric called '{stem}' already"):
+            metrics.register(stem)(lambda samples: 1.0)
+    for name in ("gap", "energy_gap", "my_fid", "nearest_gap", "fid_classes"):
+        assert name not in names and metrics.register(name)(lambda samples: 1.0)
 
 
 MODULES = [

@@ -14,19 +14,27 @@ import numpy as np
 import pytest
 import torch
 import torch_fidelity.fidelity
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline import evaluate
 from pipeline.config import from_dict
 from pipeline.config.compose import apply
+from pipeline.config.schema import Evaluation
 from pipeline.data import Store, load_images, open_store, sources, write_store
 from pipeline.data.image_codec import resize_center_crop
 from pipeline.evaluation import image_sets
 from pipeline.evaluation.image_sets import ImageFit, SourceImages, StoreImages
 from pipeline.evaluation.metrics import set_features
+from pipeline.evaluation.metrics.set_features import extract_all
+from pipeline.evaluation.metrics.subsets import evenly_spaced, evenly_spaced_rows
 from pipeline.runtime.errors import UserError
 from pipeline.tasks import score_images as module
-from pipeline.tasks.score_images import score_images
+from pipeline.tasks.score_images import _Comparison, score_images
+from tests.helpers.plugins import METRICS, load, no_plugins
+
+__all__ = ["load", "no_plugins"]
 
 NAMES = {
     "frechet_inception_distance": "fid",
@@ -358,3 +366,32 @@ def test_a_wrong_key_is_one_line(
     with pytest.raises(UserError, match=message) as refusal:
         score_images(apply(config, overrides), overrides)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_set_is_read_once_whatever_is_measured(load, digits, classifier):
+    load(METRICS)
+
+    class Counting(StoreImages):
+        read = 0
+
+        def batches(self, size, chosen=None):
+            for images in super().batches(size, chosen):
+                self.read += len(images)
+                yield images
+
+    images, settings = Counting(digits), Evaluation(metrics=["fid", "brightness"])
+    scores = _Comparison(settings, images, None, digits, StoreImages(digits)).score(classifier)
+    assert images.read == len(images) == 1797
+    assert scores["brightness"] == pytest.approx(load_images(digits)[0].float().mean().item() / 255, rel=1e-5)
+
+
+@given(st.integers(1, 300), st.integers(0, 40), st.integers(1, 50))
+def test_the_images_that_are_kept_are_those_that_were_asked_for(total, count, batch):
+    images = torch.arange(total, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 2, 2)
+    kept = evenly_spaced_rows(total, count)
+    advanced = []
+    found = extract_all(
+        lambda size: iter(images.split(batch)), lambda part: {"embedding": part[:, 0, 0].float()}, advanced.append, kept
+    )
+    assert torch.equal(found["images"], evenly_spaced(images, count)) and sum(advanced) == total
+    assert torch.equal(found["embedding"], images[:, 0, 0].float()) and kept.sum() == min(count, total)

@@ -215,18 +215,22 @@ def test_optuna_learns_from_what_has_ended_and_from_failures():
 def decision(scheduler, name: str, step: int, score: float) -> str:
     trial = SimpleNamespace(trial_id=name)
     scheduler.on_trial_add(None, trial)
-    return scheduler.on_trial_result(None, trial, {"base_step": step, "fid_gebm": score})
+    return scheduler.on_trial_result(None, trial, {"base_step": step, "fid_gebm": score, "is_gebm": score})
 
 
-@pytest.mark.parametrize(("mode", "good", "bad"), [("min", 1.0, 1000.0), ("max", 1000.0, 1.0)])
-def test_results_of_before_a_resume_count_towards_the_cut_off(mode, good, bad):
-    settings_ = config(SPACE, scheduler="asha", grace_steps=10, reduction_factor=3, mode=mode)
+@pytest.mark.parametrize(
+    ("metric", "mode", "good", "bad"), [("fid_gebm", "min", 1.0, 1000.0), ("is_gebm", "max", 1000.0, 1.0)]
+)
+def test_results_of_before_a_resume_count_towards_the_cut_off(metric, mode, good, bad):
+    asha = {"scheduler": "asha", "grace_steps": 10, "reduction_factor": 3}
+    settings_ = config(SPACE, **asha, metric=metric, mode=mode)
+    settings_.evaluation.metrics = ["is"]
     records = [
         TrialRecord(
             f"{index:03d}",
             {"train.base_lr": 1e-3},
             "finished",
-            evaluations=[{"base_step": 10, "fid_gebm": good + index / 10}],
+            evaluations=[{"base_step": 10, metric: good + index / 10}],
         )
         for index in range(5)
     ]

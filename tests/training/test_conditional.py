@@ -87,7 +87,7 @@ def test_batches_and_held_out_images_have_the_classes_of_the_store(conditional, 
 def test_the_labels_of_the_reference_are_those_of_its_images(digits):
     images, labels = load_images(digits)
     by_image = {image.numpy().tobytes(): int(label) for image, label in zip(images, labels, strict=True)}
-    found = metrics.reference_labels(digits)
+    found = metrics.reference_labels(metrics.class_labels(digits))
     expected = [by_image[image.numpy().tobytes()] for image in metrics.reference_images(digits)]
     assert found.tolist() == expected
     assert torch.equal(metrics.class_labels(digits), labels) and metrics.has_class_labels(digits)
@@ -109,7 +109,10 @@ def test_a_run_resumes_bit_for_bit_and_a_checkpoint_names_its_classes(conditiona
 def test_an_evaluation_scores_and_draws_a_conditional_model(conditional, digits, classifier):
     config = conditional(evaluation={"num_samples": 60, "grid": 16, "chain_points": 1, "per_class": True})
     worker = tasks.make(config).open(0, 1, CPU)
-    evaluation = worker.evaluate(build_model(config, worker.classes).eval())
+    model = build_model(config, worker.classes).eval()
+    [saved] = (Path(digits.url) / "statistics").glob("labels.*")
+    saved.unlink()
+    evaluation = worker.evaluate(model)
     assert evaluation.scores["fid_gebm"] > 0 and evaluation.frames[0].shape == (16, 1, 8, 8)
     # Chains keep the classes they start with.
     base, gebm = (evaluation.ends[end].latents[:, 4:] for end in ("base", "gebm"))
@@ -125,6 +128,9 @@ def test_an_evaluation_scores_and_draws_a_conditional_model(conditional, digits,
     assert evaluation.scores[f"fid_class_{label}_gebm"] == pytest.approx(expected, rel=1e-3)
     assert evaluation.scores[f"fid_class_{label}_gebm_standard_error"] > 0
     assert f"fid_class_{label}_base" in evaluation.scores
+    # The labels of the store are read once: nothing has made them again.
+    assert evaluation.pictures and not metrics.has_class_labels(digits)
+    metrics.class_labels(digits)
     # Class coordinates are no part of the distances and diagnostics.
     assert np.isfinite(evaluation.scores["chain_distance_share"])
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from gebm.registry import REQUIRED, Part
 from pipeline.data.sources.archives import archive_errors
 from pipeline.data.sources.base import BrokenImage, Source, Table
+from pipeline.data.sources.file_list import divide_list
 from pipeline.data.sources.images.celeba import CelebA
 from pipeline.data.sources.images.cifar10 import Cifar10
 from pipeline.data.sources.images.digits import Digits
@@ -20,7 +21,7 @@ from pipeline.data.sources.images.label_fields import AUTO
 from pipeline.data.sources.images.lsun import LSUN
 from pipeline.data.sources.images.parquet import Parquet
 from pipeline.data.sources.images.webdataset import WebDataset
-from pipeline.data.sources.own import OwnSource, own_table
+from pipeline.data.sources.own import OwnSource, SourceArguments, own_table
 from pipeline.data.sources.published import check_counts
 from pipeline.data.sources.registry import NAMES, register
 from pipeline.data.sources.tables import toy
@@ -75,10 +76,11 @@ def make(
     Args:
         kind: A name of ``NAMES``.
         url: A path or any fsspec URL of the publisher's file or folder. Only "digits" and "toy" have none. For a kind
-            with fields, also a pattern or a list, see ``pipeline.data.sources.file_list.list_files``.
+            with fields, also a pattern or a list, see ``pipeline.data.sources.file_list.list_files``; a plugin's source
+            gets a pattern as it is, and a list as one.
         split: The split to take, by the publisher's name for it. ``None`` (default) for everything.
         label_field: Where the label of a sample is, for a kind with fields: a name, None for no labels, or "auto"
-            (default).
+            (default), with which a plugin's source has its own default.
 
     Returns:
         The source of images, or the table.
@@ -109,14 +111,22 @@ def make(
         if not isinstance(url or "", str):
             raise UserError(f"a source of kind {kind!r} has one url, not a list: give one file or folder")
     if not part.builtin:
-        return _make_own(part, str(url or ""), split or None)
+        return _make_own(part, SourceArguments(_urls(kind, url or ""), split or None, label_field))
     settings = {"label_field": label_field} if has_fields(kind) else {}
     with archive_errors(str(url)):
         return NAMES[kind](url or "", split or None, **settings)
 
 
-def _make_own(part: Part, url: str, split: str | None) -> Source | Table:
-    for name, value in (("url", url), ("split", split)):
+def _urls(kind: str, url: str | Sequence[str]) -> str | list[str]:
+    """Return the URL of a source, or those of a list, as a sequence or as the text ``[a.tar,b.tar]``."""
+    if not has_fields(kind):
+        return str(url)
+    parts = [part for text in ([url] if isinstance(url, str) else url) for part in divide_list(text)]
+    return parts[0] if isinstance(url, str) and parts == [url.strip()] else parts
+
+
+def _make_own(part: Part, arguments: SourceArguments) -> Source | Table:
+    for name, value in (("url", arguments.url), ("split", arguments.split)):
         if value and name not in part.parameters:
             raise UserError(f"data.source.{name}={value}: {part.name} has no {name}; leave it out")
-    return own_table(part, url, split) if part.facts["of"] == "rows" else OwnSource(part, url, split)
+    return own_table(part, arguments) if part.facts["of"] == "rows" else OwnSource(part, arguments)

@@ -19,7 +19,7 @@ from pipeline.runtime.filesystem import as_user_error, filesystem, is_local
 from pipeline.runtime.printable import printable_name
 from pipeline.runtime.redaction import without_query
 
-__all__ = ["FileList", "ListedFile", "list_files"]
+__all__ = ["FileList", "ListedFile", "divide_list", "list_files"]
 
 _MAX_FILES, _MAX_DIGITS = 1_000_000, 18
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
@@ -102,14 +102,27 @@ def list_files(
     return FileList(where, tuple(_of_split(files, split, folder, where, tally)))
 
 
-def _texts(text: str, suffixes: tuple[str, ...]) -> list[str]:
-    """Divide a text that is a list."""
+def divide_list(text: str) -> list[str]:
+    """Return the parts of a text that is a list, or the text alone.
+
+    Args:
+        text: A URL, or several in brackets.
+
+    Example:
+        >>> divide_list("[a.tar, 'b{0,1}.tar']"), divide_list("a.tar")
+        (['a.tar', 'b{0,1}.tar'], ['a.tar'])
+    """
     text = text.strip()
     if text.startswith("[") and text.endswith("]"):
         return [part for each in _COMMA.split(text[1:-1]) if (part := each.strip().strip("'\""))]
-    parts = text.split("::")
+    return [text] if text else []
+
+
+def _texts(text: str, suffixes: tuple[str, ...]) -> list[str]:
+    """Divide a text that is a list, in either form."""
+    parts = text.strip().split("::")
     # Two colons chain file systems as well, whose names have no such endings.
-    return parts if all(part.endswith(suffixes) for part in parts) else [text]
+    return parts if all(part.endswith(suffixes) for part in parts) else divide_list(text)
 
 
 def _expanded(text: str) -> Iterator[str]:

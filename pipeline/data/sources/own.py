@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib
 import itertools
 import operator
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from gebm.registry import Part, load_source, source_of
+from gebm.registry import REQUIRED, Part, load_source, source_of
 from pipeline.data.sources.base import BrokenImage, Table
 from pipeline.data.sources.fingerprint import fingerprint_listing, version
+from pipeline.data.sources.images.label_fields import AUTO
 from pipeline.data.sources.registry import NAMES
 from pipeline.runtime.filesystem import filesystem
+from pipeline.runtime.part_code import code_digest
 from pipeline.runtime.part_errors import refusal, refusing
 
-__all__ = ["OwnSource", "own_table"]
+__all__ = ["OwnSource", "SourceArguments", "own_table"]
 
 # Bytes of the images of an iterable, which are kept in memory.
 _MAX_BYTES = 2**30
@@ -29,23 +29,48 @@ _MAX_CLASSES = 100_000
 _MAX_IMAGES = 2**28
 
 
+class SourceArguments(NamedTuple):
+    """Arguments of a source, as far as it has them.
+
+    Attributes:
+        url: URL of its files, or several; empty for none.
+        split: The split to take; ``None`` for everything.
+        label_field: Where the label of a sample is, or ``None`` for no labels.
+    """
+
+    url: str | list[str]
+    split: str | None
+    label_field: str | None
+
+    @property
+    def urls(self) -> list[str]:
+        """Each URL."""
+        return [self.url] if isinstance(self.url, str) and self.url else list(self.url)
+
+    def of(self, part: Part) -> dict[str, Any]:
+        """Return those that a source has and that are set; of any other its own default holds."""
+        given: dict[str, Any] = {name: value for name, value in (("url", self.url), ("split", self.split)) if value}
+        if self.label_field != AUTO or part.parameters.get("label_field") is REQUIRED:
+            given["label_field"] = self.label_field
+        return {name: value for name, value in given.items() if name in part.parameters}
+
+
 class OwnSource:
     """Images of a plugin.
 
     Args:
         part: The source.
-        url: URL of its files; empty for none.
-        split: The split to take.
+        arguments: Its arguments.
 
     Raises:
         UserError: It fails, or gives something else than images; the line names the plugin's file and line.
     """
 
-    def __init__(self, part: Part, url: str, split: str | None) -> None:
-        self.kind, self.url, self.split = part.name, url or None, split
-        self._part = part
+    def __init__(self, part: Part, arguments: SourceArguments) -> None:
+        self.kind, self.url, self.split = part.name, ", ".join(arguments.urls) or None, arguments.split
+        self._part, self._arguments = part, arguments
         with refusing(part):
-            opened = part.make(**_given(part, url, split))
+            opened = part.make(**arguments.of(part))
             self._images = _as_sequence(opened)
             self.labels = _labels(part, opened)
             self._count = operator.index(len(self._images))
@@ -58,7 +83,7 @@ class OwnSource:
     def __reduce__(self) -> tuple[Any, ...]:
         module = self._part.module
         path = getattr(importlib.import_module(module), "__file__", "")
-        return _reopen, (module, source_of(module), path, self.kind, self.url or "", self.split)
+        return _reopen, (module, source_of(module), path, self.kind, self._arguments)
 
     def __len__(self) -> int:
         return self._count
@@ -66,7 +91,7 @@ class OwnSource:
     @property
     def fingerprint(self) -> str:
         """Fingerprint of the plugin's code and of the files at its URL, as they are now."""
-        return _fingerprint(self._part, self.url)
+        return _fingerprint(self._part, self._arguments)
 
     def name(self, index: int) -> str:
         """Return the kind and the image's number."""
@@ -89,9 +114,11 @@ class OwnSource:
         try:
             with refusing(self._part, passing=(OSError, ValueError)):
                 item = self._images[index]
+                image, label = item if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
+                # A file that is read, or a number that is computed, when it is asked for.
+                image, label = _as_array(image), _as_plain(label)
         except (OSError, ValueError) as error:
             raise BrokenImage(self.name(index), type(error).__name__) from None
-        image, label = item if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
         return self._pixels(index, image), self._label(index, label)
 
     def close(self) -> None:
@@ -104,14 +131,12 @@ class OwnSource:
     def _pixels(self, index: int, image: Any) -> bytes | np.ndarray:
         if isinstance(image, bytes):
             return image
-        # A tensor has no other way to an array that is known without torch, and a Pillow image has this one as well.
-        array = np.asarray(image) if hasattr(image, "__array__") or hasattr(image, "__array_interface__") else None
-        if array is None or array.dtype != np.uint8 or array.size == 0 or array.ndim not in (2, 3):
-            given = type(image).__name__ if array is None else f"{array.dtype} {array.shape}"
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.size == 0 or image.ndim not in (2, 3):
+            given = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
             raise refusal(
                 self._part, f"image {index} is {given}, and has to be uint8 (H, W) or (H, W, C), or a file's bytes"
             )
-        array = array[..., None] if array.ndim == 2 else array
+        array = image[..., None] if image.ndim == 2 else image
         if array.shape[2] not in (1, 3):
             raise refusal(self._part, f"image {index} has the shape {array.shape}: 1 or 3 channels are its last number")
         return np.ascontiguousarray(array)
@@ -121,37 +146,43 @@ class OwnSource:
             if label is not None:
                 raise refusal(self._part, f"image {index} has a label: name the classes, register(..., labels=(...))")
             return None
-        number = getattr(label, "item", lambda: label)()
-        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(self.labels):
-            raise refusal(
-                self._part, f"the label of image {index} is {label!r:.50}, and has to be below {len(self.labels)}"
-            )
-        return number
+        if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < len(self.labels):
+            given = " ".join(repr(label).split())[:50]
+            raise refusal(self._part, f"the label of image {index} is {given}, and has to be below {len(self.labels)}")
+        return label
 
 
-def own_table(part: Part, url: str, split: str | None) -> Table:
+def own_table(part: Part, arguments: SourceArguments) -> Table:
     """Return the rows of a plugin.
 
     Args:
         part: The source.
-        url: URL of its files; empty for none.
-        split: The split to take.
+        arguments: Its arguments.
 
     Raises:
         UserError: It fails, or gives no rows of numbers; the line names the plugin's file and line.
     """
     with refusing(part):
-        rows = np.asarray(part.make(**_given(part, url, split)))
+        rows = np.asarray(part.make(**arguments.of(part)))
         if rows.ndim != 2 or rows.size == 0 or rows.dtype.kind not in "fiub":
             raise ValueError(f"it returns {rows.dtype} {rows.shape}, and has to return numbers (N, D)")
         if not np.isfinite(rows).all():
             raise ValueError("some of its rows are not finite")
-    return Table(part.name, url or None, split, rows.astype(np.float32), _fingerprint(part, url or None))
+    url = ", ".join(arguments.urls) or None
+    return Table(part.name, url, arguments.split, rows.astype(np.float32), _fingerprint(part, arguments))
 
 
-def _given(part: Part, url: str, split: str | None) -> dict[str, Any]:
-    given = {"url": url, "split": split}
-    return {name: value for name, value in given.items() if name in part.parameters and value}
+def _as_array(image: Any) -> Any:
+    """Return pixels as an array, and anything else as it is."""
+    # A tensor has no other way to an array that is known without torch, and a Pillow image has this one as well.
+    is_pixels = hasattr(image, "__array__") or hasattr(image, "__array_interface__")
+    return np.asarray(image) if is_pixels else image
+
+
+def _as_plain(label: Any) -> Any:
+    """Return a number of NumPy or a tensor of one as a number of Python, and anything else as it is."""
+    is_scalar = hasattr(label, "item") and getattr(label, "shape", None) in ((), (1,))
+    return label.item() if is_scalar else label
 
 
 def _as_sequence(opened: Any) -> Sequence[Any]:
@@ -183,23 +214,27 @@ def _labels(part: Part, opened: Any) -> tuple[str, ...] | None:
     return tuple(first) or None
 
 
-def _fingerprint(part: Part, url: str | None) -> str:
-    module = importlib.import_module(part.module)
-    source, path = source_of(part.module), getattr(module, "__file__", None)
-    code = source.encode() if source is not None else Path(path).read_bytes() if path else b""
-    listing = {"code": hashlib.sha256(code).hexdigest()}
-    if url is not None:
-        fs, root = filesystem(url)
-        fs.invalidate_cache(root)
-        entries = cast("dict[str, Any]", fs.find(root, detail=True))
-        listing |= {f"file {name}": version(entry) for name, entry in entries.items()}
+def _fingerprint(part: Part, arguments: SourceArguments) -> str:
+    listing = {"code": code_digest(part.module)}
+    if "label_field" in part.parameters:
+        listing["label_field"] = repr(arguments.label_field)
+    for url in arguments.urls:
+        listing |= {f"file {name}": version(entry) for name, entry in _entries(url)}
     return fingerprint_listing(listing)
 
 
-def _reopen(module: str, source: str | None, path: str, kind: str, url: str, split: str | None) -> OwnSource:
+def _entries(url: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield what a file system says of each file that a URL, which may be a pattern, leads to."""
+    fs, root = filesystem(url)
+    fs.invalidate_cache(root)
+    found = fs.find(root, detail=True) or fs.glob(root, detail=True)
+    yield from cast("dict[str, Any]", found).items()
+
+
+def _reopen(module: str, source: str | None, path: str, kind: str, arguments: SourceArguments) -> OwnSource:
     """Open a source in another process, which has to execute the plugin first."""
     if source is None:
         importlib.import_module(module)
     else:
         load_source(source, path, module)
-    return OwnSource(NAMES.part(kind), url, split)
+    return OwnSource(NAMES.part(kind), arguments)

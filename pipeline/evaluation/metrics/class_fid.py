@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pipeline.config.scores import STANDARD_ERROR, at_end
+from pipeline.config.scores import CLASS_FID, STANDARD_ERROR, at_end
 from pipeline.evaluation.metrics.extractors import Extractor
 from pipeline.evaluation.metrics.reference_statistics import Reference
 from pipeline.evaluation.metrics.scores import score
 
-__all__ = ["CLASS_FID", "MAX_SCORED_CLASSES", "class_references", "score_classes"]
-
-CLASS_FID = "fid_class_"
-"""Beginning of the scores' names; the number of the class follows."""
+__all__ = ["MAX_SCORED_CLASSES", "class_references", "score_classes"]
 
 # With fewer there is no covariance.
 _FEWEST = 2

@@ -14,6 +14,7 @@ from pipeline.data.classes import Classes
 from pipeline.data.reading.fault_tolerance import FaultTolerantShards
 from pipeline.evaluation.metrics.reference_statistics import MAX_FEATURES, SEED
 from pipeline.evaluation.metrics.saved_tensors import SavedTensors
+from pipeline.evaluation.metrics.subsets import draw_subset
 from pipeline.runtime.errors import UserError
 
 __all__ = ["class_labels", "classes_of", "has_class_labels", "reference_labels", "require_classes"]
@@ -76,22 +77,27 @@ def has_class_labels(store: Store) -> bool:
     return _saved(store).exists()
 
 
-def classes_of(store: Store) -> Classes:
+def classes_of(store: Store, labels: Tensor) -> Classes:
     """Return the classes of a store, with their numbers of images.
 
+    Args:
+        store: The store.
+        labels: Those of all its images (N,), by :func:`class_labels`.
+
     Raises:
-        UserError: As :func:`class_labels`.
+        UserError: As :func:`require_classes`.
     """
     names = require_classes(store)
-    return Classes.of(names, torch.bincount(class_labels(store), minlength=len(names)).tolist())
+    return Classes.of(names, torch.bincount(labels, minlength=len(names)).tolist())
 
 
-def reference_labels(store: Store) -> Tensor:
-    """Return the labels of :attr:`pipeline.evaluation.metrics.Reference.features`, in the same order (M,)."""
-    labels = class_labels(store)
-    in_subset = torch.zeros(len(labels), dtype=torch.bool)
-    in_subset[torch.randperm(len(labels), generator=torch.Generator().manual_seed(SEED))[:MAX_FEATURES]] = True
-    return labels[in_subset]
+def reference_labels(labels: Tensor) -> Tensor:
+    """Return the labels of :attr:`pipeline.evaluation.metrics.Reference.features`, in the same order (M,).
+
+    Args:
+        labels: Those of all images of the store (N,), by :func:`class_labels`.
+    """
+    return labels[draw_subset(len(labels), MAX_FEATURES, SEED)]
 
 
 def _are_classes(labels: Tensor, count: int, num_classes: int) -> bool:

@@ -23,7 +23,6 @@ from torch_fidelity.utils import create_feature_extractor
 
 from gebm.precision import arithmetic
 from gebm.registry import REQUIRED, Part, Registry
-from pipeline.config import plugins
 from pipeline.data import Store
 from pipeline.evaluation.metrics.classifier_training import (
     classifier_label,
@@ -34,6 +33,7 @@ from pipeline.evaluation.metrics.classifier_training import (
 from pipeline.evaluation.metrics.own_features import OwnFeatures
 from pipeline.runtime import safetensors_io
 from pipeline.runtime.errors import UserError, one_line
+from pipeline.runtime.part_code import code_digest
 from pipeline.runtime.weights_file import read_tensors
 
 __all__ = ["NAMES", "Extractor", "features", "has_logits", "make_extractor", "register", "require_logits", "to_uint8"]
@@ -273,7 +273,7 @@ def _make_own(part: Part, weights: str | None, device: torch.device) -> Extracto
     state, digest = (None, "") if weights is None else _read_weights(weights)
     network = OwnFeatures(part, state)
     # The features depend on its code as well.
-    digest = hashlib.sha256(f"{plugins.digest_of(part.module)} {digest}".encode()).hexdigest()
+    digest = hashlib.sha256(f"{code_digest(part.module)} {digest}".encode()).hexdigest()
     return Extractor(
         label=f"{part.name}-{digest[:8]}",
         network=network.to(device),

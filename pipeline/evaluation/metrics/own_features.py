@@ -32,7 +32,8 @@ class OwnFeatures(nn.Module):
         self._part = part
         # Weights that it draws are the same in each process.
         with refusing(part), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            # Not `torch.manual_seed`, which would set the generators of GPUs as well.
+            torch.set_rng_state(torch.Generator().manual_seed(0).get_state())
             module = part.make(**({} if weights is None else {"weights": weights}))
             if not isinstance(module, nn.Module):
                 raise ValueError(f"it returns {type(module).__name__}, and has to return an nn.Module")

@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.data import Store
 from pipeline.evaluation.metrics.extractors import Extractor
 from pipeline.evaluation.metrics.saved_tensors import SavedTensors
-from pipeline.evaluation.metrics.subsets import iter_subset
+from pipeline.evaluation.metrics.subsets import draw_subset, iter_subset
 from pipeline.runtime.errors import UserError
 
 __all__ = ["MAX_FEATURES", "SEED", "Reference", "has_reference", "reference"]
@@ -162,8 +162,7 @@ def _are_valid(tensors: dict[str, Tensor], num_features: int) -> bool:
 
 
 def _compute(store: Store, extractor: Extractor, count: int, progress: Callable[[int, int], None] | None) -> Reference:
-    in_subset = torch.zeros(count, dtype=torch.bool)
-    in_subset[torch.randperm(count, generator=torch.Generator().manual_seed(SEED))[:MAX_FEATURES]] = True
+    in_subset = draw_subset(count, MAX_FEATURES, SEED)
     moments, subset, done = _Moments(), [], 0
     for images, _ in iter_subset(store, count, seed=SEED, batch_size=extractor.batch_size):
         embedding = extractor(images)["embedding"]

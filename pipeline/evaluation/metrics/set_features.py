@@ -9,12 +9,10 @@ from torch import Tensor
 
 from pipeline.data import Store
 from pipeline.evaluation.metrics.extractors import Extractor
-from pipeline.evaluation.metrics.reference_statistics import MAX_FEATURES
 from pipeline.evaluation.metrics.saved_tensors import SavedTensors
-from pipeline.evaluation.metrics.subsets import evenly_spaced
 from pipeline.runtime.errors import UserError
 
-__all__ = ["MAX_COMPARED", "extract_all", "spaced_images", "store_embedding"]
+__all__ = ["MAX_COMPARED", "extract_all", "store_embedding"]
 
 MAX_COMPARED = 100_000
 """Images of a set that are compared with all of another; with 2,048 features each they take 820 MB."""
@@ -26,39 +24,31 @@ Batches = Callable[[int], Iterator[Tensor]]
 """Yields images, uint8 (n, C, H, W), of a number at a time."""
 
 
-def extract_all(batches: Batches, extractor: Extractor, advance: Callable[[int], None]) -> dict[str, Tensor]:
-    """Return the features of all images of a set.
+def extract_all(
+    batches: Batches, extractor: Extractor, advance: Callable[[int], None], kept: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Return the features of all images of a set, which are read once.
 
     Args:
         batches: The images.
         extractor: The feature extractor.
         advance: Called with a number of images whenever that many more are done.
+        kept: Which images to return as well, bool (N,); ``None`` (default) for none.
 
     Returns:
-        ``embedding`` (N, F) and, where it has them, ``logits`` (N, K), float32, on the CPU.
+        ``embedding`` (N, F) and, where it has them, ``logits`` (N, K), float32, on the CPU; and ``images``, uint8
+        (M, C, H, W), where some are kept.
     """
     parts: dict[str, list[Tensor]] = {}
+    done = 0
     for images in batches(_BATCH_SIZE):
         for name, tensor in extractor(images).items():
             parts.setdefault(name, []).append(tensor.cpu())
+        if kept is not None:
+            parts.setdefault("images", []).append(images[kept[done : done + len(images)]])
+        done += len(images)
         advance(len(images))
     return {name: torch.cat(tensors) for name, tensors in parts.items()}
-
-
-def spaced_images(batches: Batches, total: int) -> Tensor:
-    """Return evenly spaced images of a set, 10,000 at most, as uint8 (M, C, H, W).
-
-    Args:
-        batches: The images.
-        total: How many there are.
-    """
-    wanted = torch.zeros(total, dtype=torch.bool)
-    wanted[evenly_spaced(torch.arange(total), MAX_FEATURES)] = True
-    kept, done = [], 0
-    for images in batches(_BATCH_SIZE):
-        kept.append(images[wanted[done : done + len(images)]])
-        done += len(images)
-    return torch.cat(kept)
 
 
 def store_embedding(store: Store, batches: Batches, extractor: Extractor, advance: Callable[[int], None]) -> Tensor:

@@ -10,7 +10,27 @@ from torch import Tensor
 from pipeline.data import Store, iter_images
 from pipeline.runtime.errors import UserError
 
-__all__ = ["evenly_spaced", "iter_subset"]
+__all__ = ["draw_subset", "evenly_spaced", "evenly_spaced_rows", "iter_subset"]
+
+
+def draw_subset(total: int, count: int, seed: int) -> Tensor:
+    """Return which of some rows are in a uniform subset, bool (total,).
+
+    Of one seed, a smaller subset is a part of a larger one.
+
+    Args:
+        total: Number of rows.
+        count: Rows of the subset; all, if there are no more.
+        seed: Which subset.
+
+    Example:
+        >>> small, large = draw_subset(9, 2, seed=0), draw_subset(9, 5, seed=0)
+        >>> int(small.sum()), int(large.sum()), bool((small <= large).all())
+        (2, 5, True)
+    """
+    in_subset = torch.zeros(total, dtype=torch.bool)
+    in_subset[torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count]] = True
+    return in_subset
 
 
 def iter_subset(
@@ -35,8 +55,7 @@ def iter_subset(
     total = store.manifest.num_samples
     if not 0 < num_samples <= total:
         raise UserError(f"{store.url} has {total} samples, {num_samples} were requested: take 1 to {total}")
-    in_subset = torch.zeros(total, dtype=torch.bool)
-    in_subset[torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:num_samples]] = True
+    in_subset = draw_subset(total, num_samples, seed)
     position = 0
     for images, labels in iter_images(store, batch_size):
         keep = in_subset[position : position + len(images)]
@@ -58,4 +77,24 @@ def evenly_spaced(rows: Tensor, count: int) -> Tensor:
         >>> evenly_spaced(torch.arange(10), 4).tolist(), evenly_spaced(torch.arange(2), 4).tolist()
         ([0, 3, 6, 9], [0, 1])
     """
-    return rows[torch.linspace(0, len(rows) - 1, min(count, len(rows))).round().long()]
+    return rows[_spaced_indices(len(rows), count)]
+
+
+def evenly_spaced_rows(total: int, count: int) -> Tensor:
+    """Return which of some rows :func:`evenly_spaced` takes, bool (total,).
+
+    Args:
+        total: Number of rows.
+        count: Rows to take.
+
+    Example:
+        >>> evenly_spaced_rows(5, 3).tolist(), evenly_spaced_rows(2, 3).tolist(), evenly_spaced_rows(2, 0).tolist()
+        ([True, False, True, False, True], [True, True], [False, False])
+    """
+    taken = torch.zeros(total, dtype=torch.bool)
+    taken[_spaced_indices(total, count)] = True
+    return taken
+
+
+def _spaced_indices(total: int, count: int) -> Tensor:
+    return torch.linspace(0, total - 1, min(count, total)).round().long()

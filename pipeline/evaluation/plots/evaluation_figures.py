@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -41,10 +42,14 @@ class EvaluationFigures:
         reference: Embeddings of the images that :func:`pipeline.evaluation.metrics.reference_images` gives (M, F).
         label: Label of the feature extractor.
         device: Where the model is.
+        labels: Returns the classes of those images (M,), for models of classes.
     """
 
-    def __init__(self, store: Store, reference: Tensor, label: str, device: torch.device) -> None:
+    def __init__(
+        self, store: Store, reference: Tensor, label: str, device: torch.device, labels: Callable[[], Tensor]
+    ) -> None:
         self._store, self._reference, self._label, self._device = store, reference, label, device
+        self._labels = labels
 
     def draw(self, model: GEBM, evaluation: Evaluation, trained: bool, temperature: str) -> dict[str, bytes]:
         """Draw an evaluation.
@@ -134,7 +139,7 @@ class EvaluationFigures:
         images, energies = evenly_spaced(self._reference_images, _DATA_ENERGIES), []
         labels = None
         if model.num_classes:
-            labels = evenly_spaced(metrics.reference_labels(self._store), _DATA_ENERGIES)
+            labels = evenly_spaced(self._labels(), _DATA_ENERGIES)
         with frozen(model.energy):
             for rows in torch.arange(len(images)).split(64):
                 x = to_network_range(images[rows], self._device)
