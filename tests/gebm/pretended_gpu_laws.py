@@ -23,6 +23,7 @@ from gebm import (
     Trainer,
     adam,
     energies_of,
+    folded,
     log_partition_annealed,
     log_partition_monte_carlo,
     networks,
@@ -30,17 +31,13 @@ from gebm import (
     penalties,
     samplers,
 )
+from gebm.classes import ChainPotential, label_images, num_planes
 from gebm.precision import arithmetic
 from gebm.samplers import philox
 from tests.helpers.kernels import Normal, every_kernel
 from tests.helpers.pretended_gpu import DeviceGenerator, Record, device, on_cpu, pretended_gpu
 
-# Conditional ones make vectors of labels by torch's one_hot, which looks at them on any device but CUDA's; imported
-# ones are built as the weights that they are given.
-IMAGES = [n for n in networks.NAMES.having("tasks", "images") if not networks.is_conditional(n) and n != "imported"]
-NETWORKS = {name: min(networks.NAMES.part(name).facts["resolutions"]) for name in IMAGES}
-# Those of images: a base that learns from data, or a chain on data, needs a density.
-OBJECTIVES = [name for name in objectives.NAMES if not name.startswith("ml") and not name.endswith("_data")]
+OBJECTIVES = [name for name in objectives.NAMES if not objectives.needs_density(objectives.make(name))]
 KERNELS = pytest.mark.parametrize("name", every_kernel())
 
 
@@ -50,10 +47,26 @@ def gpu() -> Iterator[Record]:
         yield record
 
 
-def model_of(name: str = "dcgan", resolution: int | None = None) -> GEBM:
+def model_of(name: str = "dcgan") -> GEBM:
     torch.manual_seed(0)
-    base, energy = networks.make(name, resolution=resolution or NETWORKS[name], channels=3, latent_dim=3, width=4)
-    return GEBM(base, energy, StandardNormal(3))
+    part = networks.NAMES.part(name)
+    resolution = min(part.facts["resolutions"], default=0)
+    # Imported networks have widths of their own for base and energy, and a Gaussian has none.
+    widths = [key for key in ("base_width", "energy_width") if key in part.settings] or ["width"]
+    sizes = {} if name == "gaussian" else dict.fromkeys(widths, 4)
+    frequencies = [1.0, 2.0, 3.0] if networks.is_conditional(name) else None
+    if frequencies is not None:
+        sizes["num_classes"] = len(frequencies)
+    base, energy = networks.make(name, resolution=resolution, channels=3, latent_dim=3, **sizes)
+    return GEBM(base, energy, StandardNormal(3), class_frequencies=frequencies)
+
+
+def data_of(model: GEBM, size: int = 4) -> Tensor:
+    """Return data of the model's shape, with their classes where it has some, on the CPU."""
+    planes = num_planes(model.num_classes, model.sample_shape()[1:]) if model.num_classes else 0
+    channels, *grid = model.sample_shape()
+    data = torch.rand(size, channels - planes, *grid, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    return label_images(data, torch.arange(size) % model.num_classes, model.num_classes) if planes else data
 
 
 def trained(
@@ -72,8 +85,7 @@ def trained(
         alternation=Alternation(2, warmup_energy_steps=2),
         **settings,
     )
-    images = torch.rand(4, *model.sample_shape(), generator=torch.Generator().manual_seed(1)) * 2 - 1
-    batches = itertools.repeat(images.to(model.log_partition.device, non_blocking=True))
+    batches = itertools.repeat(data_of(model).to(model.log_partition.device, non_blocking=True))
     begin()
     for step in range(steps):
         trainer.step(batches, torch.Generator().manual_seed(step))
@@ -105,11 +117,20 @@ def test_an_alternation_of_any_penalty_waits_for_nothing(gpu, penalty):
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", networks.NAMES)
 def test_an_alternation_of_any_network_waits_for_nothing(gpu, network, precision):
     changed = trained(on_device(model_of(network), gpu), precision=precision)
     assert gpu.waits == []
     assert all(tensor.isfinite().all() for tensor in on_cpu(changed).values())
+
+
+@pytest.mark.parametrize("network", networks.NAMES)
+def test_a_chain_on_a_folded_model_of_any_network_waits_for_nothing(gpu, network):
+    model = on_device(model_of(network), gpu)
+    fused = folded(model.with_base(model.base))
+    potential = ChainPotential(fused, fused.sample_latents(3, torch.Generator().manual_seed(0)))
+    samplers.run(samplers.UnadjustedLangevin(0.1), potential, potential.z, 2, prior=fused.prior)
+    assert gpu.waits == []
 
 
 @pytest.mark.parametrize("setting", [{"ema_decay": 0.9}, {"latent_batch_size": 3}], ids=str)
@@ -247,6 +268,17 @@ def test_a_key_is_a_function_of_the_generators_seed_and_position_alone(seed, ski
         for place in ("cpu", device()):
             keys = [int(on_cpu(philox.draw_key(generator, place))) for generator in (on_host, there)]
             assert keys[0] == keys[1]
+
+
+def test_keys_are_those_of_one_draw_in_any_order():
+    """Of a generator that is continued in blocks, and of one that goes back."""
+    with pretended_gpu():
+        count = 5000
+        expected = philox._random_words(count, torch.Generator().manual_seed(8))
+        there = DeviceGenerator().manual_seed(8)
+        for index in (0, 1023, 1024, 4999, 2047, 2048, 0, 3000):
+            there.set_offset(4 * index)
+            assert int(on_cpu(philox.draw_key(there, "cpu"))) == int(expected[index])
 
 
 def test_latents_of_a_seed_are_the_same_on_any_device(gpu):
