@@ -19,7 +19,6 @@ from gebm import (
     Alternation,
     LatentChain,
     Lazy,
-    StandardNormal,
     Trainer,
     adam,
     energies_of,
@@ -36,6 +35,7 @@ from gebm.precision import arithmetic
 from gebm.samplers import philox
 from tests.helpers.kernels import Normal, every_kernel
 from tests.helpers.pretended_gpu import DeviceGenerator, Record, device, on_cpu, pretended_gpu
+from tests.helpers.trainers import family_model
 
 OBJECTIVES = [name for name in objectives.NAMES if not objectives.needs_density(objectives.make(name))]
 KERNELS = pytest.mark.parametrize("name", every_kernel())
@@ -45,20 +45,6 @@ KERNELS = pytest.mark.parametrize("name", every_kernel())
 def gpu() -> Iterator[Record]:
     with pretended_gpu() as record:
         yield record
-
-
-def model_of(name: str = "dcgan") -> GEBM:
-    torch.manual_seed(0)
-    part = networks.NAMES.part(name)
-    resolution = min(part.facts["resolutions"], default=0)
-    # Imported networks have widths of their own for base and energy, and a Gaussian has none.
-    widths = [key for key in ("base_width", "energy_width") if key in part.settings] or ["width"]
-    sizes = {} if name == "gaussian" else dict.fromkeys(widths, 4)
-    frequencies = [1.0, 2.0, 3.0] if networks.is_conditional(name) else None
-    if frequencies is not None:
-        sizes["num_classes"] = len(frequencies)
-    base, energy = networks.make(name, resolution=resolution, channels=3, latent_dim=3, **sizes)
-    return GEBM(base, energy, StandardNormal(3), class_frequencies=frequencies)
 
 
 def data_of(model: GEBM, size: int = 4) -> Tensor:
@@ -100,8 +86,8 @@ def on_device(model: GEBM, record: Record) -> GEBM:
 
 def assert_trains_as_on_the_cpu(gpu: Record, **settings) -> None:
     """Compare in float64: sums in another order differ in their last bit, and Adam sees the sign of what is zero."""
-    expected = trained(model_of().double().to(memory_format=torch.channels_last), **settings)
-    changed = trained(on_device(model_of().double(), gpu), **settings)
+    expected = trained(family_model().double().to(memory_format=torch.channels_last), **settings)
+    changed = trained(on_device(family_model().double(), gpu), **settings)
     assert gpu.waits == []
     torch.testing.assert_close(on_cpu(changed), expected, rtol=1e-6, atol=1e-9)
 
@@ -119,14 +105,14 @@ def test_an_alternation_of_any_penalty_waits_for_nothing(gpu, penalty):
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("network", networks.NAMES)
 def test_an_alternation_of_any_network_waits_for_nothing(gpu, network, precision):
-    changed = trained(on_device(model_of(network), gpu), precision=precision)
+    changed = trained(on_device(family_model(network), gpu), precision=precision)
     assert gpu.waits == []
     assert all(tensor.isfinite().all() for tensor in on_cpu(changed).values())
 
 
 @pytest.mark.parametrize("network", networks.NAMES)
 def test_a_chain_on_a_folded_model_of_any_network_waits_for_nothing(gpu, network):
-    model = on_device(model_of(network), gpu)
+    model = on_device(family_model(network), gpu)
     fused = folded(model.with_base(model.base))
     potential = ChainPotential(fused, fused.sample_latents(3, torch.Generator().manual_seed(0)))
     samplers.run(samplers.UnadjustedLangevin(0.1), potential, potential.z, 2, prior=fused.prior)
@@ -149,14 +135,14 @@ def arithmetics(gpu: Record) -> set[str]:
 
 @pytest.mark.parametrize(("precision", "expected"), [("float32", "ieee"), ("tf32", "tf32"), ("bfloat16", "ieee")])
 def test_training_computes_in_the_precision_it_was_given_backward_passes_included(gpu, precision, expected):
-    trained(on_device(model_of(), gpu), begin=gpu.clear, precision=precision)
+    trained(on_device(family_model(), gpu), begin=gpu.clear, precision=precision)
     assert {"convolution", "convolution_backward", "mm"} <= {product.name for product in gpu.products}
     assert arithmetics(gpu) == {expected}
     assert settings_of_torch() == UNTOUCHED
 
 
 def test_what_needs_float32_has_it_even_where_tf32_was_chosen(gpu):
-    model = on_device(model_of(), gpu)
+    model = on_device(family_model(), gpu)
     generator = torch.Generator().manual_seed(0)
     mala, z0, x = samplers.MALA(0.1), model.prior.sample(3, generator), model.sample_base(2, generator)
     gpu.clear()
@@ -181,7 +167,7 @@ def test_what_needs_float32_has_it_even_where_tf32_was_chosen(gpu):
 
 
 def test_a_chain_without_an_accept_step_computes_in_tf32_only_where_that_was_chosen(gpu):
-    model, kernel = on_device(model_of(), gpu), samplers.UnadjustedLangevin(0.1)
+    model, kernel = on_device(family_model(), gpu), samplers.UnadjustedLangevin(0.1)
     z0 = model.prior.sample(3, torch.Generator().manual_seed(0))
     for chosen, expected in ((None, "ieee"), ("tf32", "tf32"), ("bfloat16", "ieee")):
         gpu.clear()
@@ -238,6 +224,24 @@ def test_a_step_of_any_kernel_waits_for_nothing(gpu, name, restarts):
     torch.testing.assert_close(on_cpu(tuple(ends[1])), tuple(ends[0]), rtol=0, atol=0, equal_nan=True)
 
 
+@KERNELS
+def test_a_restart_costs_a_draw_of_the_prior_and_little_more(gpu, name):
+    """Taken in each step, as the host does not look whether a chain was lost."""
+    counts = []
+    for prior in (None, Normal()):
+        kernel, potential = every_kernel()[name], potential_on(device())
+        state = kernel.init(torch.ones(5, 3).to(device()), potential)
+        gpu.clear()
+        samplers.run(kernel, potential, None, 4, generator=torch.Generator().manual_seed(0), prior=prior, state=state)
+        counts.append(gpu.operators.total() / 4)
+    gpu.clear()
+    philox.normal(torch.zeros((), dtype=torch.int64).to(device()), torch.arange(5).to(device()), 3)
+    draw = gpu.operators.total()
+    # What is finite and what is replaced, of each entry of the state; tempering and IMH weigh the draw by the prior.
+    extra = 120 if "tempering" in name else 40
+    assert counts[1] - counts[0] <= draw + extra
+
+
 def test_a_chain_that_diverges_restarts_without_a_wait_as_on_the_cpu(gpu):
     def cliff(z: Tensor) -> Tensor:
         return z.square().sum(1) / 2 + torch.where(z[:, 0] > 0.5, torch.nan, 0.0)
@@ -282,7 +286,7 @@ def test_keys_are_those_of_one_draw_in_any_order():
 
 
 def test_latents_of_a_seed_are_the_same_on_any_device(gpu):
-    here, there = model_of().prior, on_device(model_of(), gpu).prior
+    here, there = family_model().prior, on_device(family_model(), gpu).prior
     expected = here.sample(5, torch.Generator().manual_seed(3))
     for generator in (torch.Generator(), DeviceGenerator()):
         torch.testing.assert_close(on_cpu(there.sample(5, generator.manual_seed(3))), expected, rtol=0, atol=0)
