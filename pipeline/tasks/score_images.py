@@ -147,6 +147,7 @@ class _Comparison:
                 reference = metrics.Reference.of_features(extractor.label, embedding)
             else:
                 reference = metrics.reference(self.store, extractor, progress=_Steps(progress.advance))
+        reference = reference.on(extractor.device)
         names, images = self.settings.metrics, None
         if any(metric(name).of == "images" for name in names):
             samples["images"] = spaced_images(batches, self.count)
