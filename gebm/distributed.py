@@ -65,9 +65,9 @@ class _AllGatherRows(torch.autograd.Function):
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
         rank, world_size = rank_and_world_size()
-        return _AllReduceSum.apply(gradient).chunk(world_size)[rank]
+        return _AllReduceSum.apply(grad_outputs[0]).chunk(world_size)[rank]
 
 
 class _AllReduceSum(torch.autograd.Function):
@@ -78,8 +78,8 @@ class _AllReduceSum(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return _AllReduceSum.apply(gradient)
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        return _AllReduceSum.apply(grad_outputs[0])
 
 
 @torch.no_grad()

@@ -65,11 +65,9 @@ def folded(model: GEBM, precision: torch.dtype = torch.float32) -> GEBM:
     fixed = copy.deepcopy(model).eval().requires_grad_(False)
     if not _is_of_images(fixed.base):
         return fixed
-    base, network = _InPrecision(_fold(fixed.base), precision), _InPrecision(_fold(fixed.energy.network), precision)
-    energy = BoundedEnergy(network, fixed.energy.floor)
-    result = GEBM(base, energy, fixed.prior, class_frequencies=fixed.class_frequencies).eval().requires_grad_(False)
-    result.log_partition = fixed.log_partition
-    return result
+    fixed.base = _InPrecision(_fold(fixed.base), precision)
+    fixed.energy = BoundedEnergy(_InPrecision(_fold(fixed.energy.network), precision), fixed.energy.floor)
+    return fixed.eval().requires_grad_(False)
 
 
 @torch.inference_mode(False)

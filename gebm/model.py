@@ -342,8 +342,10 @@ class GEBM(nn.Module):
             >>> model.with_base(nn.Linear(2, 3)).energy is model.energy
             True
         """
-        other = GEBM(base, self.energy, self.prior, class_frequencies=self.class_frequencies)
+        other = GEBM(base, self.energy, self.prior)
         other.log_partition = self.log_partition
+        # Checked where they came in; on a GPU the host would wait for a second check.
+        other.class_frequencies = self.class_frequencies
         return other
 
     def decode(self, z: Tensor) -> Tensor:

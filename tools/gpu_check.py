@@ -10,6 +10,8 @@ its GPU and of its software.
 from __future__ import annotations
 
 import argparse
+import copy
+import importlib.util
 import itertools
 import platform
 import sys
@@ -36,6 +38,7 @@ from gebm import (
     penalties,
     samplers,
 )
+from gebm.classes import label_images, num_planes
 from gebm.precision import arithmetic
 from gebm.training.data_parallel import data_parallel
 from pipeline.evaluation.out_of_memory import halve_batch_on_oom
@@ -58,10 +61,28 @@ class Outcome(NamedTuple):
 
 
 def make_model(name: str = "dcgan", resolution: int = 8, width: int = 8) -> GEBM:
-    """Return a model of images in float64 on the CPU, the same at each call."""
+    """Return a model in float64 on the CPU, the same at each call."""
     torch.manual_seed(0)
-    base, energy = networks.make(name, resolution=resolution, channels=3, latent_dim=4, width=width)
-    return GEBM(base, energy, StandardNormal(4)).double().to(memory_format=torch.channels_last)
+    part = networks.NAMES.part(name)
+    frequencies = [1.0, 2.0, 3.0] if networks.is_conditional(name) else None
+    sizes = {} if frequencies is None else {"num_classes": len(frequencies)}
+    # Imported networks have widths of their own for base and energy, and a Gaussian has none.
+    if name != "gaussian":
+        sizes |= dict.fromkeys(
+            [key for key in ("base_width", "energy_width") if key in part.settings] or ["width"], width
+        )
+    # A flow maps between spaces of one dimension.
+    channels = 4 if "points" in part.facts["tasks"] else 3
+    base, energy = networks.make(name, resolution=resolution, channels=channels, latent_dim=4, **sizes)
+    model = GEBM(base, energy, StandardNormal(4), class_frequencies=frequencies)
+    return model.double().to(memory_format=torch.channels_last)
+
+
+def families() -> dict[str, GEBM]:
+    """Return a model of each family; flows of layers where zuko is installed."""
+    with_zuko = importlib.util.find_spec("zuko") is not None
+    names = [name for name in networks.NAMES if with_zuko or name not in networks.flows.FLOWS or name == "gaussian"]
+    return {name: make_model(name, min(networks.NAMES.part(name).facts["resolutions"], default=0)) for name in names}
 
 
 def make_trainer(
@@ -81,7 +102,11 @@ def make_trainer(
 
 def batches_on(model: GEBM, size: int = 4) -> Iterator[Tensor]:
     """Return the same batch of images again and again, on the model's device."""
-    images = torch.rand(size, *model.sample_shape(), generator=torch.Generator().manual_seed(1)) * 2 - 1
+    channels, *grid = model.sample_shape()
+    planes = num_planes(model.num_classes, grid) if model.num_classes else 0
+    images = torch.rand(size, channels - planes, *grid, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    if planes:
+        images = label_images(images, torch.arange(size) % model.num_classes, model.num_classes)
     return itertools.repeat(images.to(model.log_partition))
 
 
@@ -109,7 +134,7 @@ def require(holds: bool, measured: str) -> str:
 
 def image_objectives() -> list[str]:
     """Return the objectives that need no density."""
-    return [name for name in objectives.NAMES if not name.startswith("ml") and not name.endswith("_data")]
+    return [name for name in objectives.NAMES if not objectives.needs_density(objectives.make(name))]
 
 
 def kernels(prior: StandardNormal) -> dict[str, samplers.Kernel]:
@@ -136,6 +161,16 @@ def check_training(device: torch.device) -> str:
         apart[f"{objective}/{penalty}"] = distance(ends[1], ends[0])
     worst = max(apart, key=lambda case: apart[case])
     return require(apart[worst] < 1e-6, f"{len(cases)} cases, the worst {worst} {apart[worst]:.1e}")
+
+
+def check_families(device: torch.device) -> str:
+    """Compare what each family of networks learns in float64, those of classes included."""
+    apart, models = {}, families()
+    for name, model in models.items():
+        ends = [train(copy.deepcopy(model).to(place)) for place in ("cpu", device)]
+        apart[name] = distance(ends[1], ends[0])
+    worst = max(apart, key=lambda name: apart[name])
+    return require(apart[worst] < 1e-6, f"{len(apart)} families, the worst {worst} {apart[worst]:.1e}")
 
 
 def check_chains(device: torch.device) -> str:
@@ -177,10 +212,12 @@ def check_waits(device: torch.device) -> str:
     if device.type != "cuda":
         return "not on a CPU; the tests do it on a pretended GPU"
     waits = []
-    for objective in image_objectives():
-        model = make_model().float().to(device)
+    cases = {name: (make_model(), name) for name in image_objectives()}
+    cases |= {name: (model, "kale_fenchel") for name, model in families().items()}
+    for name, (made, objective) in cases.items():
+        model = made.float().to(device)
         trainer, batches = make_trainer(model, objective), batches_on(model)
-        waits += _waits(objective, lambda trainer=trainer, batches=batches: trainer.step(batches, torch.Generator()))
+        waits += _waits(name, lambda trainer=trainer, batches=batches: trainer.step(batches, torch.Generator()))
     model = make_model().float().to(device)
     z0 = model.prior.sample(8, torch.Generator())
     for name, kernel in kernels(model.prior).items():
@@ -283,6 +320,7 @@ def check_memory(device: torch.device) -> str:
 LAWS = (
     Law("A seed means the same latents on any device", check_noise),
     Law("Training in float64 learns what the CPU learns", check_training),
+    Law("Every family of networks learns what it learns on the CPU", check_families),
     Law("Chains in float64 go where the CPU's go", check_chains),
     Law("Energies in float32 are right to a thousandth of their spread", check_precision),
     Law("Neither an alternation nor a step of a chain waits for the device", check_waits),

@@ -33,7 +33,6 @@ from gebm.registry import Registry
 
 __all__ = [
     "NAMES",
-    "VECTORS",
     "conditional",
     "conditional_dcgan",
     "conditional_sngan",
@@ -91,9 +90,6 @@ register("mlp", tasks=("points",))(mlp.make)
 for _name, _make in flows.makers().items():
     # Their bases have a density.
     register(_name, tasks=("density", "points"))(_make)
-
-VECTORS: tuple[str, ...] = NAMES.having("tasks", "points")
-"""The built-in families whose data are vectors."""
 
 
 def is_conditional(name: str) -> bool:

@@ -16,8 +16,8 @@ from gebm.networks.conditional import (
     ConditionalEnergy,
     normalized_embedding,
 )
-from gebm.networks.layers import BatchNorm2d, TanhFloat32, UpsampleConv2d, num_upsamplings
-from gebm.networks.sngan import ResNetEnergy, xavier
+from gebm.networks.layers import BatchNorm2d, TanhFloat32, UpsampleConv2d, num_upsamplings, xavier
+from gebm.networks.sngan import ResNetEnergy
 
 __all__ = ["ConditionalResNetBase", "ConditionalUpBlock", "ProjectionEnergy", "make"]
 

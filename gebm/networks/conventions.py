@@ -18,17 +18,22 @@ from torch import Tensor, nn
 __all__ = ["DISCRIMINATORS", "LATENTS", "Adapted", "Latents", "adapt", "inner"]
 
 
+def _wide(x: Tensor) -> Tensor:
+    """Return numbers in float32 or wider: in fewer digits the maps lose theirs, and torch has not all of them there."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _uniform(z: Tensor) -> Tensor:
     return torch.erf(z / math.sqrt(2))
 
 
-_TRUNCATED_AT = 2.0
+# Probability of each tail of a normal distribution beyond two standard deviations, where the latents end.
+_TAIL = float(torch.special.ndtr(torch.tensor(-2.0, dtype=torch.float64)))
 
 
 def _truncated_normal(z: Tensor) -> Tensor:
-    tail = float(torch.special.ndtr(torch.tensor(-_TRUNCATED_AT, dtype=torch.float64)))
     # From the lower tail, where a float has all its digits, and by symmetry above.
-    lower = torch.special.ndtri(tail + (1 - 2 * tail) * torch.special.ndtr(-z.abs()))
+    lower = torch.special.ndtri(_TAIL + (1 - 2 * _TAIL) * torch.special.ndtr(-z.abs()))
     return torch.where(z < 0, lower, -lower)
 
 
@@ -55,8 +60,10 @@ deviations, and uniform on the sphere of radius the root of the dimension, or on
 
 
 def _minus_logit(y: Tensor) -> Tensor:
-    # Closer to certain than this, a float32 is one.
-    return -torch.logit(y.to(torch.promote_types(y.dtype, torch.float32)).reshape(len(y), -1), eps=1e-6)
+    p, limits = y.reshape(len(y), -1), torch.finfo(y.dtype)
+    # Zero and one would have infinite energies, and numbers below the normal ones infinite slopes.
+    p = p.masked_fill(p < limits.tiny, limits.tiny).masked_fill(p >= 1, 1 - limits.eps / 2)
+    return torch.log1p(-p) - p.log()
 
 
 DISCRIMINATORS: dict[str | None, Callable[[Tensor], Tensor]] = {
@@ -69,7 +76,7 @@ or the probability that a sample is of the data."""
 
 
 class Adapted(nn.Module):
-    """A network between a map of what goes into it and one of what comes out.
+    """A network between a map of what goes into it and one of what comes out, both in float32 or wider.
 
     Args:
         network: The network.
@@ -88,8 +95,8 @@ class Adapted(nn.Module):
         self.network, self.before, self.after = network, before, after
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map inputs (N, ...) to outputs (N, ...)."""
-        return self.after(self.network(self.before(x)))
+        """Map inputs (N, ...) to outputs (N, ...), float32 or wider; the network's inputs have the type of ``x``."""
+        return self.after(_wide(self.network(self.before(_wide(x)).to(x.dtype))))
 
 
 class _Scaled:

@@ -20,14 +20,17 @@ name          one layer                            sampling, in passes         d
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gebm.inputs import network_dtype
 from gebm.model import RelativeEnergy
@@ -162,7 +165,39 @@ class _LayeredFlow(FlowBase):
             return self.transform().call_and_ladj(self._rows(x))
 
 
-class RealNVP(_LayeredFlow):
+class _CouplingFlow(_LayeredFlow):
+    """A flow of couplings, each of which moves every other coordinate by a map that the rest chooses.
+
+    Even and odd coordinates are apart from the first layer to the last. Zuko's own coupling finds them by its mask at
+    each call, which a GPU's host waits for.
+    """
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Map latents (N, D) to data (N, D)."""
+        with _full_precision(z):
+            halves = _split(self._rows(z))
+            for layer, index in reversed(self._couplings()):
+                fixed, moved = halves[index % 2], halves[(index + 1) % 2]
+                halves[(index + 1) % 2] = layer.meta(None, fixed).inv(moved)
+            return _interleave(halves)
+
+    def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map data (N, D) to latents (N, D), and return with them ``log |det dz/dx|`` (N,)."""
+        with _full_precision(x):
+            halves = _split(self._rows(x))
+            log_dets = []
+            for layer, index in self._couplings():
+                fixed, moved = halves[index % 2], halves[(index + 1) % 2]
+                halves[(index + 1) % 2], log_det_N = layer.meta(None, fixed).call_and_ladj(moved)
+                log_dets.append(log_det_N)
+            return _interleave(halves), functools.reduce(torch.add, log_dets)
+
+    def _couplings(self) -> list[tuple[Any, int]]:
+        """Return the layers with their numbers, from data towards latents."""
+        return [(layer, index) for index, layer in enumerate(self.transform.transforms)]
+
+
+class RealNVP(_CouplingFlow):
     """Real NVP: affine couplings, each of which moves every other coordinate (Dinh, Sohl-Dickstein and Bengio 2017).
 
     Even and odd coordinates take turns. Shift and scale come from a network with two hidden layers.
@@ -190,7 +225,7 @@ class RealNVP(_LayeredFlow):
         super().__init__(dim, layer, num_layers)
 
 
-class NSF(_LayeredFlow):
+class NSF(_CouplingFlow):
     """Neural spline flow: rational-quadratic splines in couplings (Durkan, Bekasov, Murray and Papamakarios 2019).
 
     Outside of [-5, 5] a spline is the identity: whiten the data.
@@ -354,6 +389,20 @@ def makers() -> dict[str, Callable[..., tuple[nn.Module, nn.Module]]]:
 def _checkered(dim: int, index: int) -> Tensor:
     """Return which coordinates (D,) the coupling of this number leaves alone."""
     return torch.arange(dim) % 2 == index % 2
+
+
+def _split(rows: Tensor) -> list[Tensor]:
+    """Return the even and the odd coordinates of rows (N, D)."""
+    return [rows[:, 0::2], rows[:, 1::2]]
+
+
+def _interleave(halves: list[Tensor]) -> Tensor:
+    """Return rows (N, D) of their even and their odd coordinates."""
+    even, odd = halves
+    dim = even.shape[1] + odd.shape[1]
+    if dim % 2:
+        odd = F.pad(odd, (0, 1))
+    return torch.stack([even, odd], 2).flatten(1)[:, :dim]
 
 
 def _hidden(width: int) -> dict[str, object]:

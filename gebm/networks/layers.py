@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,9 @@ from torch.nn import functional as F
 from gebm.distributed import all_gather_rows, rank_and_world_size
 from gebm.networks.double_backward import convolve
 
-__all__ = ["BatchNorm2d", "DownsampleConv2d", "TanhFloat32", "UpsampleConv2d", "num_upsamplings"]
+__all__ = ["BatchNorm2d", "DownsampleConv2d", "TanhFloat32", "UpsampleConv2d", "num_upsamplings", "xavier"]
+
+_LayerT = TypeVar("_LayerT", bound=nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -131,6 +134,27 @@ class TanhFloat32(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return pixels in [-1, 1] of the shape given, float32 or wider."""
         return x.to(torch.promote_types(x.dtype, torch.float32)).tanh()
+
+
+def xavier(layer: _LayerT, gain: float = 1.0) -> _LayerT:
+    """Draw the weights of a layer uniformly, after Glorot and Bengio (2010), and set its bias to zero.
+
+    Args:
+        layer: A convolution or a linear map.
+        gain: Factor of the weights.
+
+    Returns:
+        The layer.
+
+    Example:
+        >>> layer = xavier(nn.Linear(4, 2))
+        >>> bool(layer.weight.abs().max() <= 1), layer.bias.tolist()
+        (True, [0.0, 0.0])
+    """
+    nn.init.xavier_uniform_(layer.weight, gain)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
 
 
 def num_upsamplings(resolution: int, smallest: int, family: str) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from gebm.networks.double_backward import AvgPool2x2, Conv2d, LeakyReLU, ReLU
-from gebm.networks.layers import BatchNorm2d, DownsampleConv2d, TanhFloat32, UpsampleConv2d, num_upsamplings
+from gebm.networks.layers import BatchNorm2d, DownsampleConv2d, TanhFloat32, UpsampleConv2d, num_upsamplings, xavier
 
 __all__ = [
     "ConvNetBase",
@@ -239,14 +239,6 @@ def _convnet_widths(resolution: int, width: int) -> list[int]:
 def _normal(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d) -> nn.Module:
     """Draw weights from N(0, 0.02^2)."""
     nn.init.normal_(layer.weight, std=0.02)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-    return layer
-
-
-def xavier(layer: nn.Linear | nn.Conv2d, gain: float = 1.0) -> nn.Module:
-    """Draw weights uniformly, after Glorot and Bengio (2010)."""
-    nn.init.xavier_uniform_(layer.weight, gain)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer

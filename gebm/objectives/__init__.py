@@ -13,6 +13,7 @@ from gebm.objectives.objectives import (
     Wasserstein,
     log_mean_exp,
     make,
+    needs_density,
     register,
 )
 
@@ -27,5 +28,6 @@ __all__ = [
     "Wasserstein",
     "log_mean_exp",
     "make",
+    "needs_density",
     "register",
 ]

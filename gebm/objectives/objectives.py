@@ -48,6 +48,7 @@ __all__ = [
     "Wasserstein",
     "log_mean_exp",
     "make",
+    "needs_density",
     "register",
 ]
 
@@ -106,6 +107,16 @@ class _Adversarial:
     def negatives(self) -> Negatives:
         """Draws of the base."""
         return BaseDraws()
+
+
+def needs_density(objective: Objective) -> bool:
+    """Return whether an objective needs a base with a density, such as a flow.
+
+    Example:
+        >>> [name for name in NAMES if needs_density(make(name))]
+        ['ml', 'ml_kale', 'cd_data', 'pcd_data']
+    """
+    return objective.base_learns_from == "data" or objective.negatives.needs_density
 
 
 def log_mean_exp(values: Tensor) -> Tensor:

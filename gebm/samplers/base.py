@@ -21,6 +21,7 @@ __all__ = [
     "Kernel",
     "Potential",
     "Prior",
+    "Restarting",
     "State",
     "StateT",
     "StepDecay",
@@ -158,6 +159,23 @@ class Kernel(Protocol[StateT]):
         self, state: StateT, potential: Potential, generator: torch.Generator | None = None
     ) -> tuple[StateT, Info]:
         """Take one step of all the chains."""
+        ...
+
+
+@runtime_checkable
+class Restarting(Protocol):
+    """Kernel that says how lost chains restart: one whose ``init`` computes more than they need.
+
+    Of another kernel, a state of position, potential and gradient alone restarts by itself, and any other by ``init``.
+    """
+
+    def restart(self, state: Any, z: Tensor) -> Any:
+        """Return the state of chains at draws (N, D), of whose potential nothing is known: infinite, and flat.
+
+        Args:
+            state: State of the chains before; what belongs to no single chain is kept.
+            z: The draws. All chains have one, and only those that were lost take it.
+        """
         ...
 
 

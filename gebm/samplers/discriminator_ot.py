@@ -160,6 +160,11 @@ class DiscriminatorOptimalTransport:
             lipschitz = estimate_lipschitz(z, energy)
         return TransportState(z, energy, gradient, z, lipschitz, number_chains(z), counter())
 
+    def restart(self, state: TransportState, z: Tensor) -> TransportState:
+        """Return the state of latents that restart at ``z`` (N, D), with the constant as it is."""
+        infinite = torch.full_like(state.potential, math.inf)
+        return state._replace(z=z, potential=infinite, gradient=torch.zeros_like(z), start=z)
+
     @torch.no_grad()
     def step(
         self, state: TransportState, potential: Potential, generator: torch.Generator | None = None

@@ -177,6 +177,11 @@ class KineticLangevin:
         z = as_latents(z)
         return KineticState(z, torch.zeros_like(z), evaluate(potential, z), number_chains(z), counter())
 
+    def restart(self, state: KineticState, z: Tensor) -> KineticState:
+        """Return the state of chains that restart at ``z`` (N, D), at rest."""
+        infinite = torch.full_like(state.potential, math.inf)
+        return state._replace(z=z, velocity=torch.zeros_like(z), potential=infinite)
+
     @torch.no_grad()
     def step(
         self, state: KineticState, potential: Potential, generator: torch.Generator | None = None

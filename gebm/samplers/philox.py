@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 
 import torch
 from torch import Tensor
@@ -86,8 +87,7 @@ def draw_key(generator: torch.Generator | None, device: torch.device | str) -> T
         key = int(_random_words(1, generator))
     else:
         offset = generator.get_offset()
-        block, index = divmod(offset // _OFFSET, _BLOCK)
-        key = int(_keys_of(generator.initial_seed(), block)[index])
+        key = _keys_of(generator.initial_seed()).at(offset // _OFFSET)
         generator.set_offset(offset + _OFFSET)
     return torch.full((), key, dtype=torch.int64, device=device)
 
@@ -97,10 +97,30 @@ def _random_words(count: int, generator: torch.Generator | None) -> Tensor:
     return torch.empty(count, dtype=torch.int64).random_(-(2**63), None, generator=generator)
 
 
-@functools.lru_cache(maxsize=16)
-def _keys_of(seed: int, block: int) -> Tensor:
-    """Return a block of the keys that a generator of the CPU with a seed yields (1024,)."""
-    return _random_words((block + 1) * _BLOCK, torch.Generator().manual_seed(seed))[block * _BLOCK :].clone()
+class _Keys:
+    """Keys that a generator of the CPU with a seed yields, continued a block at a time; from the start to go back."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed, self._lock = seed, threading.Lock()
+        self._start()
+
+    def _start(self) -> None:
+        self._generator = torch.Generator().manual_seed(self._seed)
+        self._block, self._words = -1, torch.empty(0, dtype=torch.int64)
+
+    def at(self, index: int) -> int:
+        """Return the key of a number, counted from 0."""
+        block, index = divmod(index, _BLOCK)
+        with self._lock:
+            if block < self._block:
+                self._start()
+            while self._block < block:
+                self._words = _random_words(_BLOCK, self._generator)
+                self._block += 1
+            return int(self._words[index])
+
+
+_keys_of = functools.lru_cache(maxsize=16)(_Keys)
 
 
 def philox(counter: Tensor, key: Tensor) -> Tensor:

@@ -11,10 +11,13 @@ from torch import Tensor
 
 from gebm.inputs import as_count, require_generator, require_methods
 from gebm.precision import unless_chosen
-from gebm.samplers.base import Info, Kernel, Potential, Prior, State, StateT, finite_rows, require_prior
+from gebm.samplers.base import Info, Kernel, Potential, Prior, Restarting, State, StateT, finite_rows, require_prior
 from gebm.samplers.philox import RESTART, draw_key, normal
 
 __all__ = ["Chain", "NonFiniteStart", "finite_chains", "restart", "run"]
+
+# Entries of a state whose values at an infinite, flat potential need no kernel.
+_PLAIN_ENTRIES = {"z", "potential", "gradient", "chain", "step"}
 
 
 class NonFiniteStart(ValueError):
@@ -195,7 +198,8 @@ def restart(kernel: Kernel[StateT], prior: Prior, state: StateT, lost: Tensor, k
         key: The key that their draws are computed from.
 
     Returns:
-        The state with those rows as ``kernel.init`` makes them. Numbers of chains and of steps are kept.
+        The state with those rows as the kernel's ``restart`` makes them, or, if it has none, as its ``init`` would.
+        Numbers of chains and of steps are kept.
 
     Example:
         >>> from gebm import samplers
@@ -207,7 +211,7 @@ def restart(kernel: Kernel[StateT], prior: Prior, state: StateT, lost: Tensor, k
         (1.0, tensor(True), tensor([0.]), tensor(inf))
     """
     noise = normal(key, state.chain, state.z.shape[1], RESTART, dtype=state.z.dtype)
-    fresh = kernel.init(prior.from_noise(noise).to(state.z.dtype), _infinite)
+    fresh = _start(kernel, state, prior.from_noise(noise).to(state.z.dtype))
     # An entry without rows, such as the number of steps, is not one chain's.
     replaced = {
         name: torch.where(lost.view(-1, *(1,) * (old.ndim - 1)), getattr(fresh, name), old)
@@ -215,6 +219,17 @@ def restart(kernel: Kernel[StateT], prior: Prior, state: StateT, lost: Tensor, k
         if old.ndim > 0 and name != "chain"
     }
     return state._replace(**replaced)
+
+
+def _start(kernel: Kernel[StateT], state: StateT, z: Tensor) -> StateT:
+    """Return the state of chains at draws (N, D), of whose potential nothing is known."""
+    if isinstance(kernel, Restarting):
+        return kernel.restart(state, z)
+    if state._asdict().keys() <= _PLAIN_ENTRIES:
+        flat = {"z": z, "potential": torch.full_like(state.potential, math.inf)}
+        gradient = getattr(state, "gradient", None)
+        return state._replace(**flat, **({} if gradient is None else {"gradient": torch.zeros_like(gradient)}))
+    return kernel.init(z, _infinite)
 
 
 def _infinite(z: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from gebm.precision import arithmetic
 from gebm.samplers.base import (
-    ChainwisePotential,
     GradientState,
     Kernel,
     Potential,
@@ -23,6 +22,7 @@ from gebm.samplers.base import (
     counter,
     evaluate,
     number_chains,
+    potential_at,
     require_prior,
     value_and_gradient,
 )
@@ -158,9 +158,8 @@ class ParallelTempering:
         betas = constants(self.betas, state.z.dtype, state.z.device)
         # A level is a chain of its own: its noise comes from a number whose high half is the level.
         level_chains = state.chain[:, None] + (torch.arange(levels, device=state.z.device) << 32)
-        if isinstance(potential, ChainwisePotential):
-            potential = potential.at(torch.arange(n, device=state.z.device).repeat_interleave(levels))
-        tempered = _Tempered(potential, self.prior, betas.repeat(n))
+        level_potential = potential_at(potential, torch.arange(n, device=state.z.device).repeat_interleave(levels))
+        tempered = _Tempered(level_potential, self.prior, betas.repeat(n))
         before = _Parts(*state[2:7]).map(lambda part: part.flatten(0, 1))
         # One kernel's step with that kernel's own state, a pair that a union of kernels does not show.
         kernel = cast(Kernel[Any], self.kernel)

@@ -13,11 +13,13 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 from gebm.distributed import broadcast_module
 from gebm.model import StandardNormal
 from gebm.networks.layers import BatchNorm2d
+from gebm.networks.published.blocks import FixedBatchNorm2d
 
 __all__ = ["data_parallel"]
 
-# Layers whose buffers are functions of what all processes have: of weights, or of all their batches together.
-_EQUAL_BUFFERS = (BatchNorm2d, _SpectralNorm, StandardNormal)
+# Layers whose buffers are functions of what all processes have: of weights, or of all their batches together; or are
+# what they came with.
+_EQUAL_BUFFERS = (BatchNorm2d, FixedBatchNorm2d, StandardNormal, _SpectralNorm)
 
 # Torch 2.13 has renamed the setting.
 _SENDS_BUFFERS = "forward_sync_buffers"

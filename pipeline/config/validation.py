@@ -244,7 +244,7 @@ def _check_objective(config: Config) -> None:
     objective = checked_objective(config.train)
     with_density = networks.NAMES.having("tasks", "density")
     flow = config.model.networks in with_density
-    if (objective.base_learns_from == "data" or objective.negatives.needs_density) and not flow:
+    if objectives.needs_density(objective) and not flow:
         raise UserError(
             f"train.objective={config.train.objective}: it needs a base with a density, and model.networks="
             f"{config.model.networks} has none; use one of {', '.join(with_density)}"

@@ -20,6 +20,7 @@ from pipeline.config.scores import STANDARD_ERROR, at_end
 from pipeline.evaluation.base import ChainSamples, Evaluation, EvaluationRun, SampleScorer
 from pipeline.evaluation.local_chains import LocalChains, LocalJob, run_local_chains
 from pipeline.evaluation.out_of_memory import halve_batch_on_oom
+from pipeline.evaluation.shared_results import on_first_rank
 from pipeline.evaluation.travel import judge_travel, measure_travel
 
 __all__ = [
@@ -125,7 +126,7 @@ def resampled(energies: Tensor) -> Tensor:
 
 
 def _score_chain(evaluation: Evaluation, chains: LocalChains, job: LocalJob) -> None:
-    """Score the samples of all workers at each recorded step, and in full at both ends."""
+    """Score the samples of all workers at each recorded step, and in full at both ends, on the first worker."""
     scorer, count = job.scorer, job.config.evaluation.num_samples
     steps = sorted(chains.features)
     end_names = {steps[0]: "base", steps[-1]: "gebm"}
@@ -135,18 +136,22 @@ def _score_chain(evaluation: Evaluation, chains: LocalChains, job: LocalJob) -> 
         if end is None:
             # One worker alone has scored it when its chains had come that far.
             if step not in evaluation.chain:
-                evaluation.add_point(step, scorer.score(features, end=False), scorer.primary)
+                score = functools.partial(scorer.score, features, end=False)
+                evaluation.add_point(step, on_first_rank(score, job.rank, job.world_size), scorer.primary)
             continue
         latents, energies = (_gather(rows, job.world_size)[:count] for rows in chains.ends[end])
         samples = evaluation.ends[end] = ChainSamples(latents, energies, features)
         kept = {"images": _gather_kept(chains.kept[step], job)} if step in chains.kept else {}
         if end == "base":
-            # All samplers start from the same samples.
-            key = "base scores", chains.batch_size
-            scores, weighted = job.shared.get(key, functools.partial(_score_base, scorer, samples, kept))
+            # All samplers start from the same samples. The first worker alone remembers their scores: what the others
+            # have computed before may differ, with their batches.
+            key, score_base = ("base scores", chains.batch_size), functools.partial(_score_base, scorer, samples, kept)
+            share = functools.partial(job.shared.get, key, score_base)
+            scores, weighted = on_first_rank(share, job.rank, job.world_size)
             evaluation.scores[f"{scorer.primary}_weighted"] = weighted
         else:
-            scores = scorer.score(features | kept, end=True)
+            score = functools.partial(scorer.score, features | kept, end=True)
+            scores = on_first_rank(score, job.rank, job.world_size)
         evaluation.add_point(step, scores, scorer.primary)
         evaluation.scores.update({at_end(name, end): value for name, value in scores.items()})
     evaluation.chain = dict(sorted(evaluation.chain.items()))

@@ -1,11 +1,15 @@
-"""Results that several evaluations of one model have in common, because they do not depend on its sampler."""
+"""Results that are computed once: by one of several workers, and for several evaluations of one model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
-__all__ = ["SharedResults"]
+import torch.distributed as dist
+
+from pipeline.runtime.errors import UserError, one_line
+
+__all__ = ["SharedResults", "on_first_rank"]
 
 _Result = TypeVar("_Result")
 
@@ -34,3 +38,32 @@ class SharedResults:
         if key not in self._results:
             self._results[key] = compute()
         return self._results[key]
+
+
+def on_first_rank(compute: Callable[[], _Result], rank: int, world_size: int) -> _Result:
+    """Return a result that the first worker computes and the others receive, or raise its error on all of them.
+
+    Args:
+        compute: Called without arguments, on the first worker alone.
+        rank: This worker.
+        world_size: Number of workers, all of which call this.
+
+    Example:
+        >>> on_first_rank(lambda: {"fid": 1.5}, rank=0, world_size=1)
+        {'fid': 1.5}
+    """
+    if world_size == 1:
+        return compute()
+    outcome: list[Any] = [None, None]
+    if rank == 0:
+        try:
+            outcome[0] = compute()
+        except Exception as error:
+            # The others would wait for a result for ever. An error of another kind may be one that cannot be sent.
+            sent = error if isinstance(error, UserError) else RuntimeError(one_line(error))
+            dist.broadcast_object_list([None, sent], src=0)
+            raise
+    dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]

@@ -36,6 +36,7 @@ from pipeline.evaluation.base import Evaluation, EvaluationRun
 from pipeline.evaluation.evaluator import evaluate
 from pipeline.evaluation.metrics.subsets import evenly_spaced_rows
 from pipeline.evaluation.plots.evaluation_figures import EvaluationFigures, to_network_range
+from pipeline.evaluation.shared_results import on_first_rank
 from pipeline.runtime.errors import UserError
 from pipeline.tasks.base import Report
 from pipeline.tasks.open_store import open_data
@@ -173,7 +174,7 @@ class ImageScorer:
         images: Callable[[], Tensor] | None = None,
         channels: int | None = None,
     ) -> None:
-        self._extractor, self._reference, self._extra = extractor, reference, extra
+        self._extractor, self._reference, self._extra = extractor, reference.on(extractor.device), extra
         self._extrapolate, self._images, self._channels = extrapolate, images, channels
         self._num_kept = MAX_SAMPLES if any(metric(name).of == "images" for name in extra) else 0
 
@@ -356,7 +357,8 @@ class ImageTaskWorker:
         """Return the FID of base and GEBM and along the chain, with pictures on the first worker."""
         evaluation = evaluate(model, self._config, self._scorer, run, rank=self._rank, world_size=self._world_size)
         if self._config.evaluation.per_class:
-            evaluation.scores |= self._score_classes(model, evaluation)
+            score_classes = functools.partial(self._score_classes, model, evaluation)
+            evaluation.scores |= on_first_rank(score_classes, self._rank, self._world_size)
         if self._rank == 0:
             temperature = describe_temperature(self._config.sampler.beta)
             evaluation.draw = functools.partial(
@@ -376,7 +378,8 @@ class ImageTaskWorker:
 
     @functools.cached_property
     def _class_references(self) -> dict[int, metrics.Reference]:
-        return metrics.class_references(self._statistics, self._reference_labels, len(self.classes or ()))
+        references = metrics.class_references(self._statistics, self._reference_labels, len(self.classes or ()))
+        return {label: one.on(self._extractor.device) for label, one in references.items()}
 
 
 class _Batches(Iterator[Tensor]):

@@ -151,6 +151,7 @@ class _Comparison:
                 reference = metrics.Reference.of_features(extractor.label, embedding)
             else:
                 reference = metrics.reference(self.store, extractor, progress=_Steps(progress.advance))
+        reference = reference.on(extractor.device)
         images = functools.partial(metrics.reference_images, self.store)
         if len(reference.features) == len(self.data):
             scores = metrics.compare(samples, reference, names, images)

@@ -32,7 +32,7 @@ _BASE_SAMPLES = 4096
 _MANY_AT_FLOOR = 0.5
 
 
-def measure_energy(model: GEBM, held_out: Tensor, seen: Tensor, seed: int, device: torch.device) -> dict[str, float]:
+def measure_energy(model: GEBM, held_out: Tensor, seen: Tensor, seed: int) -> dict[str, float]:
     """Return the quality of an energy on data that no step saw, and its KALE on an equal number that were trained on.
 
     Args:
@@ -40,7 +40,6 @@ def measure_energy(model: GEBM, held_out: Tensor, seen: Tensor, seed: int, devic
         held_out: Held-out data (M, ...).
         seen: Training data (M, ...).
         seed: Of the base samples that both are compared to.
-        device: Where those are drawn.
 
     Returns:
         ``held_out_kale``, ``train_kale`` and ``energy_spread`` in nats, ``weights_ess`` and ``floor_share``.

@@ -95,4 +95,4 @@ class TrialEvaluation:
         """Return the energy's quality on held-out and on training data; nothing without held-out data."""
         if not (len(self._task.held_out) and self._objective.trains_energy):
             return {}
-        return measure_energy(model, self._task.held_out, self._task.seen, self._config.seed, self._worker.device)
+        return measure_energy(model, self._task.held_out, self._task.seen, self._config.seed)

@@ -21,6 +21,7 @@ from pipeline.evaluation.base import EvaluationRun
 from pipeline.evaluation.evaluator import Evaluation, evaluate
 from pipeline.evaluation.metrics.subsets import evenly_spaced_rows
 from pipeline.evaluation.out_of_memory import halve_batch_on_oom
+from pipeline.evaluation.shared_results import on_first_rank
 from pipeline.runtime.errors import UserError
 from pipeline.training.build_model import build_model
 from pipeline.training.checkpoints import Checkpoints
@@ -156,22 +157,32 @@ def test_other_errors_are_no_reason_to_split():
 class Keeping(Moments):
     """A judge of a few of the samples as well, as they are shown, at the ends of the chains."""
 
+    scored = 0
+
     def kept_rows(self, total: int) -> torch.Tensor:
         return evenly_spaced_rows(total, 5)
 
     def score(self, features: dict[str, torch.Tensor], *, end: bool) -> dict[str, float]:
+        self.scored += 1
         assert ("images" in features) == end
         weights = torch.arange(1.0, 6.0)[:, None]
         own = {"kept": float((features["images"] * weights).double().sum())} if end else {}
         return super().score(features, end=end) | own
 
 
+def refuse() -> float:
+    raise UserError("some features are not finite")
+
+
 def evaluate_on_rank(rank: int, folder: Path, limits: list[int]) -> None:
     """One of two workers, each with a device of its own."""
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=len(limits))
-    model = model_on(Device(), Device(rows=limits[rank]))
-    found = evaluate(model, config_of(23, 12), Keeping(), rank=rank, world_size=len(limits))
-    payload = {"scores": found.scores, "chain": found.chain, "notes": found.notes}
+    model, scorer = model_on(Device(), Device(rows=limits[rank])), Keeping()
+    found = evaluate(model, config_of(23, 12), scorer, rank=rank, world_size=len(limits))
+    payload = {"scores": found.scores, "chain": found.chain, "notes": found.notes, "scored": scorer.scored}
+    with pytest.raises((UserError, RuntimeError)) as error:
+        on_first_rank(refuse, rank, len(limits))
+    payload["error"] = str(error.value)
     (folder / f"{rank}.json").write_text(json.dumps(payload))
     dist.destroy_process_group()
 
@@ -181,6 +192,9 @@ def test_workers_may_split_differently_and_find_the_same(tmp_path):
     one, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert "evaluation.batch_size=3" in one["notes"][0] and "evaluation.batch_size=6" in other["notes"][0]
     assert one["chain"] == other["chain"]
+    # The first computes the scores, and what it cannot compute is an error on both.
+    assert one["scored"] > 0 and other["scored"] == 0
+    assert one["error"] == other["error"] == "some features are not finite"
     alone = evaluate(model_on(Device(), Device()), config_of(23, 12), Keeping())
     for name in ("spread_base", "spread_gebm", "kept_base", "kept_gebm"):
         assert one["scores"][name] == other["scores"][name] == pytest.approx(alone.scores[name], rel=1e-5)

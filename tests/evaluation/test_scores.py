@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -60,6 +62,23 @@ def test_fid_of_gaussians_is_the_closed_form(
     found = fid_from_features(exact_samples(mu, ours), gaussian_reference(torch.zeros_like(mu), data))
     # All is in float64; numbers are at most 130, and the square root halves the digits of an eigenvalue near zero.
     assert found == pytest.approx(expected, abs=1e-6)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(dim=st.integers(2, 24), samples=st.integers(2, 60), data=st.integers(2, 60), seed=st.integers(0, 1000))
+def test_fid_is_that_of_the_matrix_root_of_the_product(dim: int, samples: int, data: int, seed: int) -> None:
+    """With fewer samples or data than features too, whose covariances are singular."""
+    generator = torch.Generator().manual_seed(seed)
+    mixed = torch.randn(2, dim, dim, generator=generator, dtype=torch.float64)
+    ours, theirs = (
+        torch.randn(count, dim, generator=generator, dtype=torch.float64) @ one + shift
+        for count, one, shift in zip((samples, data), mixed, (0.0, 0.5), strict=True)
+    )
+    root = np.asarray(scipy.linalg.sqrtm((ours.T.cov() @ theirs.T.cov()).numpy()))
+    difference = (ours.mean(0) - theirs.mean(0)).square().sum()
+    expected = difference + ours.T.cov().trace() + theirs.T.cov().trace() - 2.0 * float(np.trace(root).real)
+    found = fid_from_features(ours, Reference.of_features("any", theirs))
+    assert found == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_scores_are_those_of_torch_fidelity(

@@ -19,10 +19,10 @@ from gebm import (
     Alternation,
     LatentChain,
     Lazy,
-    StandardNormal,
     Trainer,
     adam,
     energies_of,
+    folded,
     log_partition_annealed,
     log_partition_monte_carlo,
     networks,
@@ -30,17 +30,14 @@ from gebm import (
     penalties,
     samplers,
 )
+from gebm.classes import ChainPotential, label_images, num_planes
 from gebm.precision import arithmetic
 from gebm.samplers import philox
 from tests.helpers.kernels import Normal, every_kernel
 from tests.helpers.pretended_gpu import DeviceGenerator, Record, device, on_cpu, pretended_gpu
+from tests.helpers.trainers import family_model
 
-# Conditional ones make vectors of labels by torch's one_hot, which looks at them on any device but CUDA's; imported
-# ones are built as the weights that they are given.
-IMAGES = [n for n in networks.NAMES.having("tasks", "images") if not networks.is_conditional(n) and n != "imported"]
-NETWORKS = {name: min(networks.NAMES.part(name).facts["resolutions"]) for name in IMAGES}
-# Those of images: a base that learns from data, or a chain on data, needs a density.
-OBJECTIVES = [name for name in objectives.NAMES if not name.startswith("ml") and not name.endswith("_data")]
+OBJECTIVES = [name for name in objectives.NAMES if not objectives.needs_density(objectives.make(name))]
 KERNELS = pytest.mark.parametrize("name", every_kernel())
 
 
@@ -50,10 +47,12 @@ def gpu() -> Iterator[Record]:
         yield record
 
 
-def model_of(name: str = "dcgan", resolution: int | None = None) -> GEBM:
-    torch.manual_seed(0)
-    base, energy = networks.make(name, resolution=resolution or NETWORKS[name], channels=3, latent_dim=3, width=4)
-    return GEBM(base, energy, StandardNormal(3))
+def data_of(model: GEBM, size: int = 4) -> Tensor:
+    """Return data of the model's shape, with their classes where it has some, on the CPU."""
+    planes = num_planes(model.num_classes, model.sample_shape()[1:]) if model.num_classes else 0
+    channels, *grid = model.sample_shape()
+    data = torch.rand(size, channels - planes, *grid, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    return label_images(data, torch.arange(size) % model.num_classes, model.num_classes) if planes else data
 
 
 def trained(
@@ -72,8 +71,7 @@ def trained(
         alternation=Alternation(2, warmup_energy_steps=2),
         **settings,
     )
-    images = torch.rand(4, *model.sample_shape(), generator=torch.Generator().manual_seed(1)) * 2 - 1
-    batches = itertools.repeat(images.to(model.log_partition.device, non_blocking=True))
+    batches = itertools.repeat(data_of(model).to(model.log_partition.device, non_blocking=True))
     begin()
     for step in range(steps):
         trainer.step(batches, torch.Generator().manual_seed(step))
@@ -88,8 +86,8 @@ def on_device(model: GEBM, record: Record) -> GEBM:
 
 def assert_trains_as_on_the_cpu(gpu: Record, **settings) -> None:
     """Compare in float64: sums in another order differ in their last bit, and Adam sees the sign of what is zero."""
-    expected = trained(model_of().double().to(memory_format=torch.channels_last), **settings)
-    changed = trained(on_device(model_of().double(), gpu), **settings)
+    expected = trained(family_model().double().to(memory_format=torch.channels_last), **settings)
+    changed = trained(on_device(family_model().double(), gpu), **settings)
     assert gpu.waits == []
     torch.testing.assert_close(on_cpu(changed), expected, rtol=1e-6, atol=1e-9)
 
@@ -105,11 +103,20 @@ def test_an_alternation_of_any_penalty_waits_for_nothing(gpu, penalty):
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", networks.NAMES)
 def test_an_alternation_of_any_network_waits_for_nothing(gpu, network, precision):
-    changed = trained(on_device(model_of(network), gpu), precision=precision)
+    changed = trained(on_device(family_model(network), gpu), precision=precision)
     assert gpu.waits == []
     assert all(tensor.isfinite().all() for tensor in on_cpu(changed).values())
+
+
+@pytest.mark.parametrize("network", networks.NAMES)
+def test_a_chain_on_a_folded_model_of_any_network_waits_for_nothing(gpu, network):
+    model = on_device(family_model(network), gpu)
+    fused = folded(model.with_base(model.base))
+    potential = ChainPotential(fused, fused.sample_latents(3, torch.Generator().manual_seed(0)))
+    samplers.run(samplers.UnadjustedLangevin(0.1), potential, potential.z, 2, prior=fused.prior)
+    assert gpu.waits == []
 
 
 @pytest.mark.parametrize("setting", [{"ema_decay": 0.9}, {"latent_batch_size": 3}], ids=str)
@@ -128,14 +135,14 @@ def arithmetics(gpu: Record) -> set[str]:
 
 @pytest.mark.parametrize(("precision", "expected"), [("float32", "ieee"), ("tf32", "tf32"), ("bfloat16", "ieee")])
 def test_training_computes_in_the_precision_it_was_given_backward_passes_included(gpu, precision, expected):
-    trained(on_device(model_of(), gpu), begin=gpu.clear, precision=precision)
+    trained(on_device(family_model(), gpu), begin=gpu.clear, precision=precision)
     assert {"convolution", "convolution_backward", "mm"} <= {product.name for product in gpu.products}
     assert arithmetics(gpu) == {expected}
     assert settings_of_torch() == UNTOUCHED
 
 
 def test_what_needs_float32_has_it_even_where_tf32_was_chosen(gpu):
-    model = on_device(model_of(), gpu)
+    model = on_device(family_model(), gpu)
     generator = torch.Generator().manual_seed(0)
     mala, z0, x = samplers.MALA(0.1), model.prior.sample(3, generator), model.sample_base(2, generator)
     gpu.clear()
@@ -160,7 +167,7 @@ def test_what_needs_float32_has_it_even_where_tf32_was_chosen(gpu):
 
 
 def test_a_chain_without_an_accept_step_computes_in_tf32_only_where_that_was_chosen(gpu):
-    model, kernel = on_device(model_of(), gpu), samplers.UnadjustedLangevin(0.1)
+    model, kernel = on_device(family_model(), gpu), samplers.UnadjustedLangevin(0.1)
     z0 = model.prior.sample(3, torch.Generator().manual_seed(0))
     for chosen, expected in ((None, "ieee"), ("tf32", "tf32"), ("bfloat16", "ieee")):
         gpu.clear()
@@ -217,6 +224,24 @@ def test_a_step_of_any_kernel_waits_for_nothing(gpu, name, restarts):
     torch.testing.assert_close(on_cpu(tuple(ends[1])), tuple(ends[0]), rtol=0, atol=0, equal_nan=True)
 
 
+@KERNELS
+def test_a_restart_costs_a_draw_of_the_prior_and_little_more(gpu, name):
+    """Taken in each step, as the host does not look whether a chain was lost."""
+    counts = []
+    for prior in (None, Normal()):
+        kernel, potential = every_kernel()[name], potential_on(device())
+        state = kernel.init(torch.ones(5, 3).to(device()), potential)
+        gpu.clear()
+        samplers.run(kernel, potential, None, 4, generator=torch.Generator().manual_seed(0), prior=prior, state=state)
+        counts.append(gpu.operators.total() / 4)
+    gpu.clear()
+    philox.normal(torch.zeros((), dtype=torch.int64).to(device()), torch.arange(5).to(device()), 3)
+    draw = gpu.operators.total()
+    # What is finite and what is replaced, of each entry of the state; tempering and IMH weigh the draw by the prior.
+    extra = 120 if "tempering" in name else 40
+    assert counts[1] - counts[0] <= draw + extra
+
+
 def test_a_chain_that_diverges_restarts_without_a_wait_as_on_the_cpu(gpu):
     def cliff(z: Tensor) -> Tensor:
         return z.square().sum(1) / 2 + torch.where(z[:, 0] > 0.5, torch.nan, 0.0)
@@ -249,8 +274,19 @@ def test_a_key_is_a_function_of_the_generators_seed_and_position_alone(seed, ski
             assert keys[0] == keys[1]
 
 
+def test_keys_are_those_of_one_draw_in_any_order():
+    """Of a generator that is continued in blocks, and of one that goes back."""
+    with pretended_gpu():
+        count = 5000
+        expected = philox._random_words(count, torch.Generator().manual_seed(8))
+        there = DeviceGenerator().manual_seed(8)
+        for index in (0, 1023, 1024, 4999, 2047, 2048, 0, 3000):
+            there.set_offset(4 * index)
+            assert int(on_cpu(philox.draw_key(there, "cpu"))) == int(expected[index])
+
+
 def test_latents_of_a_seed_are_the_same_on_any_device(gpu):
-    here, there = model_of().prior, on_device(model_of(), gpu).prior
+    here, there = family_model().prior, on_device(family_model(), gpu).prior
     expected = here.sample(5, torch.Generator().manual_seed(3))
     for generator in (torch.Generator(), DeviceGenerator()):
         torch.testing.assert_close(on_cpu(there.sample(5, generator.manual_seed(3))), expected, rtol=0, atol=0)

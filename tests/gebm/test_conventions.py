@@ -6,10 +6,12 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
-from gebm import GEBM, StandardNormal, networks, samplers
-from gebm.networks.conventions import LATENTS, adapt
+from gebm import GEBM, StandardNormal, folded, networks, samplers
+from gebm.networks.conventions import DISCRIMINATORS, LATENTS, adapt
 
 N = 20_000
 
@@ -51,6 +53,39 @@ def test_latents_and_their_gradient_are_finite_wherever_a_chain_goes(name, scale
     [gradient] = torch.autograd.grad(values.sum(), z)
     # At the origin a direction is none, and no chain is there.
     assert values.isfinite().all() and (gradient.isfinite().all() or (scale == 0 and "sphere" in name))
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", LATENTS)
+def test_a_folded_model_samples_in_any_precision_from_any_latents(name, precision):
+    torch.manual_seed(0)
+    base, energy = adapt(*networks.make("dcgan", resolution=8, channels=1, latent_dim=4, width=4), name, (0.0, 1.0))
+    model = GEBM(base, energy, StandardNormal(4)).eval()
+    z = StandardNormal(4).sample(16, torch.Generator().manual_seed(1))
+    exact, ours = folded(model, torch.float64), folded(model, precision)
+    values, expected = (samplers.value_and_gradient(one.potential, z) for one in (ours, exact))
+    tolerance = 0.05 if precision == torch.bfloat16 else 1e-4
+    for value, right in zip(values, expected, strict=True):
+        torch.testing.assert_close(value, right, rtol=tolerance, atol=tolerance)
+
+
+@settings(deadline=None, max_examples=200, derandomize=True)
+@given(p=st.floats(-100, 0).map(lambda power: 2.0**power) | st.floats(1, 24).map(lambda power: 1 - 2.0**-power))
+def test_a_probabilitys_energy_has_the_right_value_and_slope_however_certain_it_is(p):
+    y = torch.tensor([[p]], requires_grad=True)
+    rounded = float(y.detach())
+    energy = DISCRIMINATORS["probability"](y)
+    [slope] = torch.autograd.grad(energy.sum(), y)
+    inside = min(rounded, 1 - 2.0**-24)
+    assert energy.item() == pytest.approx(math.log1p(-inside) - math.log(inside), rel=1e-5, abs=1e-6)
+    assert slope.item() == pytest.approx(-1 / (rounded * (1 - rounded)) if rounded < 1 else 0.0, rel=1e-5)
+
+
+def test_probabilities_of_zero_and_one_have_finite_energies():
+    y = torch.tensor([[0.0], [1e-42], [1.0]], requires_grad=True)
+    energy = DISCRIMINATORS["probability"](y)
+    [slope] = torch.autograd.grad(energy.sum(), y)
+    assert energy.isfinite().all() and slope.isfinite().all() and energy[0] > 80 and energy[2] < -16
 
 
 def test_a_chain_has_the_distribution_of_the_model_on_uniform_latents():
@@ -99,8 +134,8 @@ def test_a_registered_family_says_both(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"latents": "gamma"}, {"pixels": (1.0, 1.0)}, {"pixels": (0.0, math.inf)}, {"discriminator": "score"}]
+    "arguments", [{"latents": "gamma"}, {"pixels": (1.0, 1.0)}, {"pixels": (0.0, math.inf)}, {"discriminator": "score"}]
 )
-def test_what_is_no_convention_is_refused(settings):
+def test_what_is_no_convention_is_refused(arguments):
     with pytest.raises(ValueError, match=r"latents=gamma: choose one of normal|give an interval|it returns a logit"):
-        adapt(nn.Identity(), nn.Identity(), **settings)
+        adapt(nn.Identity(), nn.Identity(), **arguments)

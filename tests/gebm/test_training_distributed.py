@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from gebm import GEBM, KALE, StandardNormal, networks, objectives
 from gebm.objectives.losses import BaseLoss
 from gebm.training.data_parallel import data_parallel
 from tests.helpers.processes import run_in_processes
-from tests.helpers.trainers import digits_model, flow_model, images, trainer_of, vectors
+from tests.helpers.trainers import digits_model, family_model, flow_model, images, trainer_of, vectors
 
 
 def flattened(tensors) -> Tensor:
@@ -49,6 +51,24 @@ def trained_together(case: str, rank: int, world_size: int) -> Tensor:
     return flattened([*model.state_dict().values(), *(state[name] for name in sorted(state))])
 
 
+# Families of images, and the published layout whose energy keeps statistics of batches.
+FAMILIES = networks.NAMES.having("tasks", "images")
+PUBLISHED = {"layout": "studiogan_resnet", "energy_norm": "batch"}
+
+
+def sends_buffers(name: str, **settings: object) -> bool:
+    """Whether data parallelism sends buffers at a forward pass of the energy's or of the base's loss."""
+    wrapped: list[DistributedDataParallel] = []
+
+    def parallel(loss: nn.Module) -> nn.Module:
+        wrapped.append(data_parallel(loss))
+        return wrapped[-1]
+
+    trainer_of(family_model(name, **settings), parallel=parallel)
+    assert len(wrapped) == 2
+    return any(loss.will_sync_module_buffers() for loss in wrapped)
+
+
 WORLD_SIZES = (4, 2)
 
 
@@ -61,6 +81,11 @@ def train_one_process(rank: int, folder: str) -> None:
             distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world_size)
             found = {case: trained_together(case, rank, world_size) for case in TOGETHER}
             safetensors.torch.save_file(found, f"{folder}/{world_size}-{rank}.safetensors")
+            if world_size == 2:
+                torch.set_default_dtype(torch.float32)
+                sending = [name for name in FAMILIES if sends_buffers(name)]
+                sending += ["published"] if sends_buffers("imported", **PUBLISHED) else []
+                Path(folder, f"sending-{rank}.json").write_text(json.dumps(sending))
             distributed.destroy_process_group()
 
 
@@ -88,6 +113,11 @@ def test_any_number_of_processes_learns_what_one_does(world_size, learned, learn
         torch.testing.assert_close(found[0][case], alone, **tolerance)
         # Bit for bit the same on all of them, or they would drift apart.
         assert all(torch.equal(one[case], found[0][case]) for one in found)
+
+
+def test_no_family_of_images_has_buffers_that_data_parallelism_sends(learned):
+    # Running statistics are those of all processes, and the rest are functions of the weights, or constants.
+    assert [json.loads((learned / f"sending-{rank}.json").read_text()) for rank in range(2)] == [[], []]
 
 
 def test_base_loss_hides_the_energy_from_data_parallelism():

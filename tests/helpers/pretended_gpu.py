@@ -224,7 +224,10 @@ def _dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         _check_copy(name, args, kwargs, to_device)
     else:
         _check_operands(func, name, args, tensors)
-    if torch.Tag.view_copy not in func.tags and not func.is_view:
+    if name == "_efficientzerotensor":
+        # Autograd's zero has no memory, which the operators below autograd would read.
+        func = torch.ops.aten.zeros.default
+    elif torch.Tag.view_copy not in func.tags and not func.is_view:
         _record.operators[name] += 1
     result = func(
         *_own_generators(_cpu_arguments(args), to_device), **_own_generators(_cpu_arguments(kwargs), to_device)

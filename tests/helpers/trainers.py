@@ -14,6 +14,7 @@ __all__ = [
     "SHORT",
     "changed",
     "digits_model",
+    "family_model",
     "flow_model",
     "images",
     "linear_model",
@@ -23,6 +24,21 @@ __all__ = [
 ]
 
 SHORT = Alternation(energy_steps=2, warmup_energy_steps=3, warmup_base_steps=1, warmup_every=4)
+
+
+def family_model(name: str = "dcgan", **settings: object) -> GEBM:
+    """A model of a registered family, as small as it has one, the same at each call; one of classes has three."""
+    torch.manual_seed(0)
+    part = networks.NAMES.part(name)
+    # Imported networks have widths of their own for base and energy, and a Gaussian has none.
+    widths = [key for key in ("base_width", "energy_width") if key in part.settings] or ["width"]
+    sizes = {} if name == "gaussian" else dict.fromkeys(widths, 4)
+    frequencies = [1.0, 2.0, 3.0] if networks.is_conditional(name) else None
+    if frequencies is not None:
+        sizes["num_classes"] = len(frequencies)
+    resolution = min(part.facts["resolutions"], default=0)
+    base, energy = networks.make(name, resolution=resolution, channels=3, latent_dim=3, **sizes, **settings)
+    return GEBM(base, energy, StandardNormal(3), class_frequencies=frequencies)
 
 
 def images(start: int = 0, batch_size: int = 8) -> Iterator[Tensor]:

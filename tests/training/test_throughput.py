@@ -172,7 +172,7 @@ def test_counting_does_not_change_what_is_trained(family, penalty, precision):
 
     def trained(counted: bool) -> tuple[dict[str, Tensor], list[Tensor]]:
         torch.manual_seed(0)
-        of_rows = family in networks.VECTORS
+        of_rows = family in networks.NAMES.having("tasks", "points")
         resolution, channels, width = (0, 3, None) if of_rows else (8 if family == "dcgan" else 32, 3, 4)
         base, energy = networks.make(family, resolution=resolution, channels=channels, latent_dim=3, width=width)
         model = GEBM(base, energy, StandardNormal(3))

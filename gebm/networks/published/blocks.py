@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from gebm.networks.double_backward import AvgPool2x2, Conv2d, ReLU
-from gebm.networks.layers import BatchNorm2d, DownsampleConv2d, UpsampleConv2d
+from gebm.networks.layers import BatchNorm2d, DownsampleConv2d, UpsampleConv2d, xavier
 
 __all__ = [
     "BaseBlock",
@@ -22,7 +22,6 @@ __all__ = [
     "Norm",
     "SigmoidFloat32",
     "SumPool",
-    "drawn",
     "normalizer",
     "sequence",
 ]
@@ -113,20 +112,20 @@ class BaseBlock(nn.Module):
     def __init__(self, channels: int, width: int, bilinear: bool, eps: float = 1e-5) -> None:
         super().__init__()
         gain = math.sqrt(2)
-        upsampled: dict[str, nn.Module] = {"conv1": drawn(UpsampleConv2d(channels, width), gain)}
+        upsampled: dict[str, nn.Module] = {"conv1": xavier(UpsampleConv2d(channels, width), gain)}
         if bilinear:
-            upsampled = {"up": BilinearUpsample2x(), "conv1": drawn(nn.Conv2d(channels, width, 3, padding=1), gain)}
+            upsampled = {"up": BilinearUpsample2x(), "conv1": xavier(nn.Conv2d(channels, width, 3, padding=1), gain)}
         self.residual = sequence(
             norm1=BatchNorm2d(channels, eps=eps),
             relu1=nn.ReLU(),
             **upsampled,
             norm2=BatchNorm2d(width, eps=eps),
             relu2=nn.ReLU(),
-            conv2=drawn(nn.Conv2d(width, width, 3, padding=1), gain),
+            conv2=xavier(nn.Conv2d(width, width, 3, padding=1), gain),
         )
         # A 1x1 convolution commutes with both ways of doubling, and costs a quarter before them.
         self.shortcut = sequence(
-            conv=drawn(nn.Conv2d(channels, width, 1)),
+            conv=xavier(nn.Conv2d(channels, width, 1)),
             up=BilinearUpsample2x() if bilinear else nn.Upsample(scale_factor=2),
         )
 
@@ -173,17 +172,17 @@ class EnergyBlock(nn.Module):
         self.residual = sequence(
             norm1=FixedBatchNorm2d(channels, eps) if of_batch and not first else None,
             relu1=ReLU() if of_batch and not first else None,
-            conv1=of_weights(drawn(Conv2d(channels, hidden, 3, padding=1), gain)),
+            conv1=of_weights(xavier(Conv2d(channels, hidden, 3, padding=1), gain)),
             norm2=FixedBatchNorm2d(hidden, eps) if of_batch else None,
             relu2=ReLU(),
-            conv2=of_weights(drawn(second, gain)),
+            conv2=of_weights(xavier(second, gain)),
         )
         # The means of four pixels and what is linear commute, and the latter costs a quarter after them.
         self.shortcut = (
             sequence(
                 pool=AvgPool2x2() if halve else None,
                 norm=FixedBatchNorm2d(channels, eps) if of_batch else None,
-                conv=of_weights(drawn(Conv2d(channels, width, 1))),
+                conv=of_weights(xavier(Conv2d(channels, width, 1))),
             )
             if halve or channels != width
             else nn.Identity()
@@ -213,15 +212,3 @@ def normalizer(norm: Norm, eps: float = 1e-12) -> Callable[[nn.Module], nn.Modul
         eps: Least norm of a vector.
     """
     return (lambda layer: spectral_norm(layer, eps=eps)) if norm == "spectral" else lambda layer: layer
-
-
-def drawn(layer: Any, gain: float = 1.0) -> Any:
-    """Return a layer with weights drawn uniformly, after Glorot and Bengio (2010), and without bias.
-
-    Args:
-        layer: A convolution or a linear map.
-        gain: Factor of the weights.
-    """
-    nn.init.xavier_uniform_(layer.weight, gain)
-    nn.init.zeros_(layer.bias)
-    return layer

@@ -17,14 +17,13 @@ from typing import TypeGuard, cast
 from torch import nn
 
 from gebm.networks.double_backward import Conv2d, ReLU
-from gebm.networks.layers import BatchNorm2d, TanhFloat32
+from gebm.networks.layers import BatchNorm2d, TanhFloat32, xavier
 from gebm.networks.published.blocks import (
     BaseBlock,
     EnergyBlock,
     FixedBatchNorm2d,
     Norm,
     SumPool,
-    drawn,
     normalizer,
     sequence,
 )
@@ -235,13 +234,13 @@ def _deep_conv_base(sizes: Sizes) -> nn.Sequential:
     widths = [sizes.width * multiple for multiple in (8, 4, 2, 1)]
     layers: dict[str, nn.Module] = {}
     for k, (wide, narrow) in enumerate(pairwise(widths), start=1):
-        layers[f"conv{k}"] = drawn(nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1))
+        layers[f"conv{k}"] = xavier(nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1))
         layers |= {f"norm{k}": BatchNorm2d(narrow, eps=_STUDIOGAN_VARIANCE), f"relu{k}": nn.ReLU()}
     return sequence(
-        linear=drawn(nn.Linear(sizes.latent_dim, widths[0] * 16)),
+        linear=xavier(nn.Linear(sizes.latent_dim, widths[0] * 16)),
         grid=nn.Unflatten(1, (widths[0], 4, 4)),
         **layers,
-        conv=drawn(nn.Conv2d(widths[-1], sizes.channels, 3, padding=1)),
+        conv=xavier(nn.Conv2d(widths[-1], sizes.channels, 3, padding=1)),
         tanh=TanhFloat32(),
     )
 
@@ -253,7 +252,7 @@ def _deep_conv_energy(sizes: Sizes) -> nn.Sequential:
     layers: dict[str, nn.Module | None] = {}
 
     def add(name: str, conv: Conv2d) -> None:
-        layers[f"conv{name}"] = of_weights(drawn(conv))
+        layers[f"conv{name}"] = of_weights(xavier(conv))
         layers[f"norm{name}"] = FixedBatchNorm2d(conv.out_channels, _STUDIOGAN_VARIANCE) if of_batch else None
         layers[f"relu{name}"] = ReLU()
 
@@ -261,7 +260,7 @@ def _deep_conv_energy(sizes: Sizes) -> nn.Sequential:
         add(f"{k}", Conv2d(narrow, wide, 3, padding=1))
         add(f"{k}_down", Conv2d(wide, wide, 4, stride=2, padding=1))
     add("4", Conv2d(widths[-1], widths[-1] * 2, 3, padding=1))
-    return sequence(**layers, pool=SumPool(), linear=of_weights(drawn(nn.Linear(widths[-1] * 2, 1))))
+    return sequence(**layers, pool=SumPool(), linear=of_weights(xavier(nn.Linear(widths[-1] * 2, 1))))
 
 
 def _deep_conv_base_layers(sizes: Sizes) -> dict[str, str]:
@@ -284,12 +283,12 @@ def _residual_base(sizes: Sizes, side: int, widths: list[int], *, bilinear: bool
         f"block{k}": BaseBlock(wide, narrow, bilinear, eps) for k, (wide, narrow) in enumerate(pairwise(widths), 1)
     }
     return sequence(
-        linear=drawn(nn.Linear(sizes.latent_dim, widths[0] * side**2)),
+        linear=xavier(nn.Linear(sizes.latent_dim, widths[0] * side**2)),
         grid=nn.Unflatten(1, (widths[0], side, side)),
         **blocks,
         norm=BatchNorm2d(widths[-1], eps=eps),
         relu=nn.ReLU(),
-        conv=drawn(nn.Conv2d(widths[-1], sizes.channels, 3, padding=1)),
+        conv=xavier(nn.Conv2d(widths[-1], sizes.channels, 3, padding=1)),
         tanh=TanhFloat32(),
     )
 
@@ -310,7 +309,7 @@ def _residual_energy(
         )
         for k, (narrow, wide) in enumerate(pairwise([sizes.channels, *widths]))
     }
-    linear = normalizer(sizes.norm, eps)(drawn(nn.Linear(widths[-1], 1)))
+    linear = normalizer(sizes.norm, eps)(xavier(nn.Linear(widths[-1], 1)))
     return sequence(**blocks, relu=ReLU(), pool=SumPool(), linear=linear)
 
 

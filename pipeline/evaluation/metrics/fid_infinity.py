@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config.validation import FEWEST_FOR_FID_INFINITY
+from pipeline.evaluation.metrics.frechet import frechet_distance, moments
 from pipeline.evaluation.metrics.influence import fid_influence
 from pipeline.evaluation.metrics.reference_statistics import Reference
 from pipeline.runtime.errors import UserError
@@ -52,10 +53,10 @@ def fid_infinity(embedding: Tensor, reference: Reference) -> tuple[float, float]
     weights, shares, values = _intercept_weights(sizes), torch.zeros(count, dtype=torch.float64), []
     for size, weight in zip(sizes, weights, strict=True):
         rows = torch.randperm(count, generator=generator)[:size]
-        values.append(_frechet(embedding[rows].double(), reference))
+        mu, sigma = moments(embedding[rows], reference.mu.device)
+        values.append(frechet_distance(mu - reference.mu, sigma, reference))
         shares[rows] += weight / size
-    samples = embedding.double()
-    influences = fid_influence(embedding, samples.mean(0), samples.T.cov().reshape(dim, -1), reference)
+    influences = fid_influence(embedding, *moments(embedding, reference.mu.device), reference)
     error = float(influences.std()) * float(shares.square().sum().sqrt())
     return math.fsum(weight * value for weight, value in zip(weights, values, strict=True)), error
 
@@ -85,11 +86,3 @@ def _intercept_weights(sizes: list[int]) -> list[float]:
     x = 1.0 / torch.tensor(sizes, dtype=torch.float64)
     centered = x - x.mean()
     return (1.0 / len(sizes) - x.mean() * centered / centered.square().sum()).tolist()
-
-
-def _frechet(samples: Tensor, reference: Reference) -> float:
-    """Return the Frechet distance; by symmetric matrices, several times as fast as by torch-fidelity's product."""
-    mu, sigma = samples.mean(0), samples.T.cov().reshape(len(reference.mu), -1)
-    variances = torch.linalg.eigvalsh(reference.sigma_root @ sigma @ reference.sigma_root)
-    means = (mu - reference.mu).square().sum()
-    return float(means + sigma.trace() + reference.sigma.trace() - 2.0 * variances.clamp(min=0.0).sqrt().sum())

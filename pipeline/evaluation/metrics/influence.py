@@ -35,7 +35,7 @@ def fid_standard_error(embedding: Tensor, mu: Tensor, sigma: Tensor, reference: 
         embedding: (N, F) features of the samples.
         mu: (F,) float64, their mean.
         sigma: (F, F) float64, their covariance.
-        reference: Of the data, by the same extractor.
+        reference: Of the data, by the same extractor, on their device.
 
     Example:
         >>> x = torch.randn(1000, 3, generator=torch.Generator().manual_seed(0)).double()
@@ -56,19 +56,19 @@ def fid_influence(embedding: Tensor, mu: Tensor, sigma: Tensor, reference: Refer
         embedding: (N, F) features of the samples.
         mu: (F,) float64, their mean.
         sigma: (F, F) float64, their covariance.
-        reference: Of the data, by the same extractor.
+        reference: Of the data, by the same extractor, on their device.
     """
     root = reference.sigma_root
     variances, axes = torch.linalg.eigh(root @ sigma @ root)
     # With fewer samples than features some are zero, but for rounding.
     floor = variances[-1].clamp(min=0.0) * len(variances) * torch.finfo(variances.dtype).eps
     inverse = torch.where(variances > floor, variances.clamp(min=1e-300).rsqrt(), 0.0)
-    curvature = torch.eye(len(mu), dtype=mu.dtype) - root @ (axes * inverse) @ axes.T @ root
+    curvature = torch.eye(len(mu), dtype=mu.dtype, device=mu.device) - root @ (axes * inverse) @ axes.T @ root
     slope = 2.0 * (mu - reference.mu)
     influences = []
     for part in embedding.split(_BATCH_SIZE):
-        centered = part.double() - mu
-        influences.append(centered @ slope + ((centered @ curvature) * centered).sum(1))
+        centered = part.to(mu) - mu
+        influences.append((centered @ slope + ((centered @ curvature) * centered).sum(1)).cpu())
     return torch.cat(influences)
 
 

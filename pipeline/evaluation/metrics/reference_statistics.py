@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,6 +53,22 @@ class Reference:
         """
         rows = features.double()
         return cls(label, len(rows), rows.mean(dim=0), rows.T.cov().reshape(rows.shape[1], -1), features)
+
+    def on(self, device: torch.device) -> Self:
+        """Return the same with ``mu`` and ``sigma`` on a device, where distances to it are computed; copied once.
+
+        Args:
+            device: The device.
+        """
+        if self.mu.device == device:
+            return self
+        if device not in self._copies:
+            self._copies[device] = dataclasses.replace(self, mu=self.mu.to(device), sigma=self.sigma.to(device))
+        return self._copies[device]
+
+    @functools.cached_property
+    def _copies(self) -> dict[torch.device, Self]:
+        return {}
 
     @functools.cached_property
     def sigma_root(self) -> Tensor:

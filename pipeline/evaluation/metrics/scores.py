@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
-from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
@@ -17,6 +17,7 @@ from pipeline.config.metrics import BUILTIN, MAX_SAMPLES, NAMES, measure, metric
 from pipeline.config.scores import STANDARD_ERROR
 from pipeline.evaluation.metrics.density_coverage import density_coverage
 from pipeline.evaluation.metrics.extractors import Extractor, features
+from pipeline.evaluation.metrics.frechet import frechet_distance, moments
 from pipeline.evaluation.metrics.influence import fid_standard_error, kid_standard_error
 from pipeline.evaluation.metrics.reference_statistics import Reference
 from pipeline.evaluation.metrics.subsets import evenly_spaced
@@ -35,8 +36,8 @@ _AT_ONCE = 10_000
 def fid_from_features(embedding: Tensor, reference: Reference) -> float:
     """Return the Frechet distance between Gaussians fitted to the samples' and the reference's embeddings.
 
-    ``|mu - mu'|^2 + tr(S + S' - 2 (S S')^(1/2))``, Heusel et al., NeurIPS 2017. Biased upwards at finite N, by an
-    amount that depends on the distribution: compare figures of the same N only. With fewer samples than features
+    See :func:`pipeline.evaluation.metrics.frechet.frechet_distance`. Biased upwards at finite N, by an amount that
+    depends on the distribution: compare figures of the same N only. With fewer samples than features
     the covariance is singular and the bias large.
 
     Args:
@@ -57,19 +58,8 @@ def fid_from_features(embedding: Tensor, reference: Reference) -> float:
         12.0
     """
     _require(embedding, reference, "fid")
-    return _fid(*_moments(embedding), reference)
-
-
-def _moments(embedding: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean (F,) and the covariance (F, F) of features (N, F), in float64."""
-    samples = embedding.double()
-    return samples.mean(dim=0), samples.T.cov().reshape(embedding.shape[1], -1)
-
-
-def _fid(mu: Tensor, sigma: Tensor, reference: Reference) -> float:
-    ours = {"mu": mu.numpy(), "sigma": sigma.numpy()}
-    data = {"mu": reference.mu.numpy(), "sigma": reference.sigma.numpy()}
-    return fid_statistics_to_metric(ours, data, verbose=False)[KEY_METRIC_FID]
+    mu, sigma = moments(embedding, reference.mu.device)
+    return frechet_distance(mu - reference.mu, sigma, reference)
 
 
 def score(
@@ -204,14 +194,16 @@ def _own(
 
 
 def _fid_of_moments(embedding: Tensor, reference: Reference) -> _Measured:
-    mu, sigma = _moments(embedding)
-    return _Measured({"fid": _fid(mu, sigma, reference)}, {"fid": fid_standard_error(embedding, mu, sigma, reference)})
+    mu, sigma = moments(embedding, reference.mu.device)
+    value = frechet_distance(mu - reference.mu, sigma, reference)
+    return _Measured({"fid": value}, {"fid": fid_standard_error(embedding, mu, sigma, reference)})
 
 
 def _fid_of_sets(embedding: Tensor, reference: Reference) -> _Measured:
-    ours, data = fid_features_to_statistics(embedding), fid_features_to_statistics(reference.features)
-    value = fid_statistics_to_metric(ours, data, verbose=False)[KEY_METRIC_FID]
-    return _Measured({"fid": value}, {"fid": fid_standard_error(embedding, *_moments(embedding), reference)})
+    mu, sigma = moments(embedding, reference.mu.device)
+    means = [torch.from_numpy(features.numpy().mean(0)) for features in (embedding, reference.features)]
+    value = frechet_distance((means[0] - means[1]).to(mu), sigma, reference)
+    return _Measured({"fid": value}, {"fid": fid_standard_error(embedding, mu, sigma, reference)})
 
 
 def _kid(embedding: Tensor, reference: Reference) -> _Measured:
