@@ -260,10 +260,10 @@ def _is_own(output: str, checkpoint: str) -> bool:
 
 
 def _exists(checkpoint: str) -> bool:
-    """Return whether a checkpoint is there; one whose storage does not answer may be."""
+    """Return whether a checkpoint is there, or a folder that has some; one whose storage does not answer may be."""
     try:
         files, path = filesystem(checkpoint)
-        return files.exists(f"{path}/state.json")
+        return any(files.exists(f"{path}/{name}") for name in ("state.json", "checkpoints/index.json"))
     # Each file system has exceptions of its own.
     except Exception:
         return True

@@ -27,7 +27,7 @@ from pipeline.runtime.printable import printable
 from pipeline.runtime.untrusted import SUMMARY, parse_json, read_bytes
 from pipeline.tracking.finalists import FINALISTS, Finalist, decided
 from pipeline.tracking.finite_json import drop_nonfinite, one_line_json
-from pipeline.tracking.locations import absolute_folder, own_checkpoint, relative_place
+from pipeline.tracking.locations import absolute_folder, is_imported_start, own_checkpoint, relative_place
 from pipeline.tracking.summary_types import (
     TERMINAL_STATUSES,
     ChainScores,
@@ -378,8 +378,8 @@ def _locate_checkpoints(output: str, trials: list[TrialRecord], start: str | Non
             url = getattr(trial, name)
             if url is None or url == start:
                 continue
-            # What lies below the sweep's own folder was written there by a trial that trained.
-            is_start = is_sample and not url.startswith("trials/")
+            # What lies below the sweep's own folder was written there, by a trial that trained or of imported weights.
+            is_start = is_sample and not (url.startswith("trials/") or is_imported_start(url))
             setattr(trial, name, start if is_start else own_checkpoint(output, trial.name, url))
 
 
