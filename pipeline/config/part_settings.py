@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import MISSING, OmegaConf
 
 from pipeline.config.fields import Bounds, Key, Rule, keys, typed_value
+from pipeline.config.networks import network_arguments
 from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError
 
@@ -70,7 +71,11 @@ def named_parts(config: Config) -> Iterator[tuple[str, str, Registry[Any]]]:
     from pipeline.config import metrics
 
     yield "model.networks", config.model.networks, networks.NAMES
+    if (energy := network_arguments(config)["energy"]) is not None:
+        yield "model.energy", energy, networks.NAMES
     yield "sampler.name", config.sampler.name, samplers.NAMES
+    for key, name in _inner_parts("sampler.settings", config.sampler.name, config.sampler.settings):
+        yield key, name, samplers.NAMES
     yield "train.objective", config.train.objective, objectives.NAMES
     yield "train.penalty_kind", config.train.penalty_kind, penalties.NAMES
     for name in config.evaluation.metrics:
@@ -195,6 +200,15 @@ def uses(group: str, chosen: str, name: str) -> bool:
     own = parts.part(chosen).settings
     inner = [other for setting in own.values() for other in setting.limits.choices if other in parts]
     return name in own or any(name in parts.part(other).settings for other in inner)
+
+
+def _inner_parts(group: str, chosen: str, settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield each setting of the chosen part that names a part that it is built of, and the name."""
+    parts = registry(group)
+    for name, setting in parts.part(chosen).settings.items() if chosen in parts else ():
+        inner = settings.get(name, setting.default)
+        if inner in setting.limits.choices and inner in parts:
+            yield f"{group}.{name}", inner
 
 
 def frozen(settings: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
