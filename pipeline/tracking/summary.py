@@ -171,7 +171,7 @@ class SweepSummary:
         """Return whether a score beats another; one that is not finite beats none."""
         if not math.isfinite(score):
             return False
-        return than is None or (score < than if self.mode == "min" else score > than)
+        return than is None or not math.isfinite(than) or (score < than if self.mode == "min" else score > than)
 
     def evaluated(
         self,
@@ -179,7 +179,7 @@ class SweepSummary:
         metrics: dict[str, Any],
         checkpoint: str | None,
         chain: Mapping[int, ChainPoint] | None = None,
-    ) -> None:
+    ) -> bool:
         """Add an evaluation to a trial's record.
 
         Args:
@@ -187,18 +187,23 @@ class SweepSummary:
             metrics: Metrics of the evaluation, including ``base_step`` and the sweep's metric.
             checkpoint: URL of the model that was evaluated; ``None`` if it could not be written.
             chain: Scores along its chain (default: none).
+
+        Returns:
+            Whether the trial's best evaluation is this one now.
         """
         record.metrics.update(metrics)
         record.checkpoint = checkpoint or record.checkpoint
         record.evaluations.append(self.evaluation(metrics))
         # A model that is not on disk is not the best.
         if checkpoint is None:
-            return
+            return False
         # A trial that exploits another's weights goes back in steps and overwrites its checkpoints and their scores.
         rewritten = checkpoint == record.best_checkpoint
-        if rewritten or self.better(metrics[self.metric], record.best_metrics.get(self.metric)):
+        is_best = rewritten or self.better(metrics[self.metric], record.best_metrics.get(self.metric))
+        if is_best:
             record.best_metrics, record.best_checkpoint = dict(metrics), checkpoint
             record.best_chain = dict(chain or {})
+        return is_best
 
     def add_warnings(self, record: TrialRecord, lines: Any) -> list[str]:
         r"""Add warnings to a trial's record, each once and at most :data:`MAX_WARNINGS` of them.
