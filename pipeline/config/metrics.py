@@ -22,7 +22,20 @@ from gebm.registry import Part, Registry
 from pipeline.config.scores import STANDARD_ERROR
 from pipeline.runtime.part_errors import refusing
 
-__all__ = ["BUILTIN", "MAX_SAMPLES", "NAMES", "Metric", "Score", "measure", "metric", "names", "register"]
+__all__ = [
+    "BUILTIN",
+    "FEATURE_SCORES",
+    "MAX_SAMPLES",
+    "NAMES",
+    "SAMPLE_SCORES",
+    "Metric",
+    "Score",
+    "measure",
+    "measured_on",
+    "metric",
+    "names",
+    "register",
+]
 
 
 @dataclass(frozen=True)
@@ -59,10 +72,17 @@ BUILTIN = {
 }
 """The metrics of this project, and what each needs to be defined."""
 
+_BUILTIN_SCORES = {score: metric.of for metric in BUILTIN.values() for score in metric.scores}
+
+FEATURE_SCORES = ("fid_infinity", "kid_std", "is_std", "nearest")
+"""Scores of features that are reported with those of the metrics."""
+
+SAMPLE_SCORES = ("nll", "distance", "off_support")
+"""Scores of rows, which need no extractor."""
+
 # Numbers of a report that are no metric's, and would be overwritten by one of that name.
 _OTHER_SCORES = (
-    "fid_infinity", "kid_std", "is_std", "nearest", "nll", "distance", "distance_validation", "off_support",
-    "log_partition", "log_partition_monte_carlo",
+    *FEATURE_SCORES, *SAMPLE_SCORES, "distance_validation", "log_partition", "log_partition_monte_carlo",
 )  # fmt: skip
 
 
@@ -70,8 +90,7 @@ class _Taken:
     """Names that would be those of other scores, or of a score's standard error."""
 
     def __contains__(self, name: object) -> bool:
-        known = {score for metric in BUILTIN.values() for score in metric.scores}
-        return name in BUILTIN or name in known or name in _OTHER_SCORES or str(name).endswith(STANDARD_ERROR)
+        return name in BUILTIN or name in _BUILTIN_SCORES or name in _OTHER_SCORES or str(name).endswith(STANDARD_ERROR)
 
 
 NAMES: Registry[Callable[..., Any]] = Registry(
@@ -122,6 +141,21 @@ def metric(name: str) -> Metric:
         (('precision', 'recall'), 'up')
     """
     return BUILTIN[name] if name in BUILTIN else Metric((name,), **NAMES.part(name).facts)
+
+
+def measured_on(score: str) -> str | None:
+    """Return what a score is computed from, ``features`` or ``images``; ``None`` where it is none of a metric's.
+
+    Args:
+        score: Name of a score, without the model that it is of.
+
+    Example:
+        >>> measured_on("recall"), measured_on("fid_infinity"), measured_on("nll")
+        ('features', 'features', None)
+    """
+    if score in FEATURE_SCORES:
+        return "features"
+    return metric(score).of if score in NAMES else _BUILTIN_SCORES.get(score)
 
 
 def measure(part: Part, samples: Tensor, data: Tensor) -> Score:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -160,15 +160,21 @@ def convert(config: Config) -> None:
                 settings[name] = _typed(part, group, name, value)
 
 
-def check(config: Config) -> None:
+def check(config: Config, groups: Collection[str]) -> None:
     """Refuse a setting that the chosen part does not have, that is out of bounds, or that is missing.
 
     The settings of a sampler may be those of others, too, between which a search or a later command chooses.
+
+    Args:
+        config: The experiment.
+        groups: Keys of :data:`GROUPS`, whose settings are looked at.
 
     Raises:
         UserError: One is; the message names it and what there is.
     """
     for group, settings in _groups(config):
+        if group not in groups:
+            continue
         chosen = attrgetter(GROUPS[group])(config)
         for name, value in settings.items():
             part = _owner(group, chosen, name)
@@ -177,7 +183,8 @@ def check(config: Config) -> None:
             [rule] = [key.rule for key in part_keys(part, group) if key.name == f"{group}.{name}"]
             if requirement := rule.refusal(_typed(part, group, name, value)):
                 raise UserError(f"{group}.{name}={value}: it {requirement}")
-    for group, selector in GROUPS.items():
+    for group in groups:
+        selector = GROUPS[group]
         chosen = attrgetter(selector)(config)
         if (part := _chosen_part(group, chosen)) is None:
             continue

@@ -31,12 +31,8 @@ _GROUPS = {
     "fraction_of_peak": "rate",
     "evaluation_seconds": "rate",
 }
-# Scores that depend on a feature extractor, in addition to those of the metrics themselves.
-_FEATURE_SCORES = ("fid_infinity", "kid_std", "is_std", "nearest")
 # The FID of a class, whose number follows.
 _CLASS_FID = "fid_class_"
-# Scores that need no extractor.
-_SAMPLE_SCORES = ("nll", "distance", "off_support")
 # The base, the GEBM's chains, and the base's samples weighted by exp(-E), which are the GEBM at beta 1.
 _MODELS = ("base", "gebm", "weighted")
 
@@ -69,12 +65,11 @@ def metric_name(name: str, extractor: str | None) -> str:
     score, _, model = stem.rpartition("_")
     if model in _MODELS and score.startswith(_CLASS_FID):
         return f"fid/{score.removeprefix('fid_')}_{model}{name[len(stem) :]}.{extractor}"
-    known = {name: metrics.metric(metric).of for metric in metrics.names() for name in metrics.metric(metric).scores}
-    if model in _MODELS and (score in known or score in _FEATURE_SCORES):
-        # A metric of images depends on no features.
-        end = "" if known.get(score) == "images" else f".{extractor}"
+    measured_on = metrics.measured_on(score) if model in _MODELS else None
+    if measured_on is not None:
+        end = f".{extractor}" if measured_on == "features" else ""
         return f"{score}/{model}{name[len(stem) :]}{end}"
-    for score in _SAMPLE_SCORES:
+    for score in metrics.SAMPLE_SCORES:
         if name.startswith(f"{score}_"):
             return f"{score}/{name.removeprefix(f'{score}_')}"
     if name.startswith("log_partition"):
