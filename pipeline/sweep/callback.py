@@ -11,6 +11,7 @@ from ray import tune
 from pipeline import config as schema
 from pipeline.config.scores import chain_points
 from pipeline.config.temperature import BETA, sampling_beta
+from pipeline.config.warm_up import FOUND_KERNEL
 from pipeline.report.escaping import escape
 from pipeline.runtime.errors import LockLost, one_line
 from pipeline.runtime.redaction import redact
@@ -160,7 +161,8 @@ class SweepCallback(tune.Callback):
         if beta is not None:
             numbers.setdefault(BETA, beta)
         self._changed = True
-        return self._records.evaluated(record, numbers, report.get("checkpoint"), chain_points(report["chain"]))
+        chain, kernel = chain_points(report["chain"]), report.get(FOUND_KERNEL)
+        return self._records.evaluated(record, numbers, report.get("checkpoint"), chain, kernel)
 
     def _log_notes(self, record: TrialRecord, notes: Any) -> None:
         """Log the notes of a report once: they come with each evaluation of each trial."""

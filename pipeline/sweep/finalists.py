@@ -306,7 +306,7 @@ def score_again(
         UserError: The checkpoint cannot be read, or its chains diverge.
     """
     choices = {key: attrgetter(key)(config) for key in (*DATA_KEYS, "evaluation.weights")}
-    model, trained = load_model(finalist.checkpoint, choices, device)
+    model, trained, *_ = load_model(finalist.checkpoint, choices, device)
     # A trial's own checkpoint says how it is sampled; a model of elsewhere is sampled as the sweep says.
     sampled = trained if _is_own(str(config.output), finalist.checkpoint) else schema.apply(config, params)
     sampled = dataclasses.replace(

@@ -32,6 +32,7 @@ from pipeline.tracking.summary_types import (
     TERMINAL_STATUSES,
     ChainScores,
     Evaluation,
+    FoundKernel,
     Head,
     Metrics,
     Params,
@@ -73,6 +74,7 @@ class TrialRecord:
         best_checkpoint: URL of the checkpoint with the best score.
         best_metrics: Metrics of that checkpoint.
         best_chain: Step of the chain -> score there with its standard error, of that checkpoint.
+        best_kernel: What the warm-up has found by which it was scored; empty without one.
         evaluations: Base step, score and standard error of every evaluation, for schedulers and curves.
         mlflow_run_id: Id of its run in the tracker.
         seconds: Time it has run, over all its starts.
@@ -93,6 +95,7 @@ class TrialRecord:
     best_checkpoint: str | None = None
     best_metrics: Metrics = field(default_factory=dict)
     best_chain: ChainScores = field(default_factory=dict)
+    best_kernel: FoundKernel = field(default_factory=dict)
     evaluations: list[Evaluation] = field(default_factory=list)
     mlflow_run_id: str | None = None
     seconds: Seconds = 0.0
@@ -179,6 +182,7 @@ class SweepSummary:
         metrics: dict[str, Any],
         checkpoint: str | None,
         chain: Mapping[int, ChainPoint] | None = None,
+        kernel: Mapping[str, Any] | None = None,
     ) -> bool:
         """Add an evaluation to a trial's record.
 
@@ -187,6 +191,7 @@ class SweepSummary:
             metrics: Metrics of the evaluation, including ``base_step`` and the sweep's metric.
             checkpoint: URL of the model that was evaluated; ``None`` if it could not be written.
             chain: Scores along its chain (default: none).
+            kernel: What its warm-up has found (default: it had none).
 
         Returns:
             Whether the trial's best evaluation is this one now.
@@ -202,7 +207,7 @@ class SweepSummary:
         is_best = rewritten or self.better(metrics[self.metric], record.best_metrics.get(self.metric))
         if is_best:
             record.best_metrics, record.best_checkpoint = dict(metrics), checkpoint
-            record.best_chain = dict(chain or {})
+            record.best_chain, record.best_kernel = dict(chain or {}), dict(kernel or {})
         return is_best
 
     def add_warnings(self, record: TrialRecord, lines: Any) -> list[str]:

@@ -311,7 +311,7 @@ def test_a_checkpoint_says_which_plugin_it_was_made_with_and_never_loads_it(plug
         assert "needs model.networks=plain" in text and f"add 'plugins=[{plugin}]'" in text and "\n" not in text
         assert plugins.names() == []
         plugins.load([plugin])
-        loaded, trained = load_model(url, {})
+        loaded, trained, *_ = load_model(url, {})
         assert trained.model.settings == {"depth": 2} and trained.plugins == [plugin]
         assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.state_dict().items())
 

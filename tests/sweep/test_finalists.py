@@ -313,7 +313,7 @@ def test_finalists_are_within_two_errors_of_the_difference(scores):
 def test_the_registry_compares_the_second_score_of_the_checkpoint(sweep):
     sweep.second = {"000": 4.5, "001": 4.1}
     sweep.run()
-    measure = _measure(sweep.records.best().best_checkpoint)
+    measure = _measure(sweep.records.best().best_checkpoint, {})
     assert measure == {
         "value": "4.1", "metric": "fid_gebm", "mode": "min", "extractor": "any", "num_samples": "5000",
     }  # fmt: skip
