@@ -39,6 +39,7 @@ __all__ = [
     "Metric",
     "Score",
     "measure",
+    "measured_on",
     "metric",
     "names",
     "register",
@@ -152,6 +153,21 @@ def metric(name: str) -> Metric:
         (('precision', 'recall'), 'up')
     """
     return BUILTIN[name] if name in BUILTIN else Metric((name,), **NAMES.part(name).facts)
+
+
+def measured_on(score: str) -> str | None:
+    """Return what a score is computed from, ``features`` or ``images``; ``None`` where it is none of a metric's.
+
+    Args:
+        score: Name of a score, without the model that it is of.
+
+    Example:
+        >>> measured_on("recall"), measured_on("fid_infinity"), measured_on("nll")
+        ('features', 'features', None)
+    """
+    if score in FEATURE_SCORES:
+        return "features"
+    return metric(score).of if score in NAMES else None
 
 
 def measure(part: Part, samples: Tensor, data: Tensor) -> Score:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING, OmegaConf
 
 from pipeline.config.fields import Bounds, Key, Rule, keys, typed_value
+from pipeline.config.networks import network_arguments
 from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError
 
@@ -70,7 +71,11 @@ def named_parts(config: Config) -> Iterator[tuple[str, str, Registry[Any]]]:
     from pipeline.config import metrics
 
     yield "model.networks", config.model.networks, networks.NAMES
+    if (energy := network_arguments(config)["energy"]) is not None:
+        yield "model.energy", energy, networks.NAMES
     yield "sampler.name", config.sampler.name, samplers.NAMES
+    for key, name in _inner_parts("sampler.settings", config.sampler.name, config.sampler.settings):
+        yield key, name, samplers.NAMES
     yield "train.objective", config.train.objective, objectives.NAMES
     yield "train.penalty_kind", config.train.penalty_kind, penalties.NAMES
     for name in config.evaluation.metrics:
@@ -158,15 +163,21 @@ def convert(config: Config) -> None:
                 settings[name] = _typed(part, group, name, value)
 
 
-def check(config: Config) -> None:
+def check(config: Config, groups: Collection[str]) -> None:
     """Refuse a setting that the chosen part does not have, that is out of bounds, or that is missing.
 
     The settings of a sampler may be those of others, too, between which a search or a later command chooses.
+
+    Args:
+        config: The experiment.
+        groups: Keys of :data:`GROUPS`, whose settings are looked at.
 
     Raises:
         UserError: One is; the message names it and what there is.
     """
     for group, settings in _groups(config):
+        if group not in groups:
+            continue
         chosen = attrgetter(GROUPS[group])(config)
         for name, value in settings.items():
             part = _owner(group, chosen, name)
@@ -175,7 +186,8 @@ def check(config: Config) -> None:
             [rule] = [key.rule for key in part_keys(part, group) if key.name == f"{group}.{name}"]
             if requirement := rule.refusal(_typed(part, group, name, value)):
                 raise UserError(f"{group}.{name}={value}: it {requirement}")
-    for group, selector in GROUPS.items():
+    for group in groups:
+        selector = GROUPS[group]
         chosen = attrgetter(selector)(config)
         if (part := _chosen_part(group, chosen)) is None:
             continue
@@ -196,6 +208,15 @@ def uses(group: str, chosen: str, name: str) -> bool:
     if chosen not in parts:
         return False
     return any(name in parts.part(part).settings for part in (chosen, *parts.inner(chosen)))
+
+
+def _inner_parts(group: str, chosen: str, settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield each setting of the chosen part that names a part that it is built of, and the name."""
+    parts = registry(group)
+    for name, setting in parts.part(chosen).settings.items() if chosen in parts else ():
+        inner = settings.get(name, setting.default)
+        if inner in setting.limits.choices and inner in parts:
+            yield f"{group}.{name}", inner
 
 
 def frozen(settings: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:

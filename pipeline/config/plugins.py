@@ -124,10 +124,21 @@ def install(plugins: Iterable[dict[str, Any]]) -> None:
 
 
 def sources_of(config: Config) -> list[dict[str, Any]]:
-    """Return those of :func:`sources` that a trained model needs, for its networks and its sampler."""
-    named = [(name, parts) for key, name, parts in named_parts(config) if key in ("model.networks", "sampler.name")]
-    modules = {parts.part(name).module for name, parts in named}
-    return [entry for entry in sources() if Plugin(**entry).module in modules]
+    """Return those of :func:`sources` that a trained model needs, for its networks and its sampler.
+
+    Args:
+        config: The model's config, whose parts are registered.
+    """
+    named = [(name, parts) for key, name, parts in named_parts(config) if key.startswith(("model.", "sampler."))]
+    needed = {plugin.name for name, parts in named for plugin in _plugins_of(parts.part(name).module)}
+    return [entry for entry in sources() if entry["name"] in needed]
+
+
+def _plugins_of(module: str) -> list[Plugin]:
+    """Return the plugins by which a module is loaded: that module, a package that it is in, or else its neighbors."""
+    own = [plugin for plugin in _loaded.values() if f"{module}.".startswith(f"{plugin.module}.")]
+    top = module.partition(".")[0]
+    return own or [plugin for plugin in _loaded.values() if plugin.module.partition(".")[0] == top]
 
 
 def require_parts(config: Config, url: str) -> None:

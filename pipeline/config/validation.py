@@ -73,11 +73,28 @@ def validate_rules(config: Config) -> None:
     Raises:
         UserError: As :func:`validate`.
     """
+    _check_rules(config, tuple(part_settings.GROUPS))
+
+
+def validate_before_weights(config: Config) -> None:
+    """Refuse what cannot run, as :func:`validate_rules` does, where weights that say the networks' settings are unread.
+
+    Args:
+        config: The experiment, with ``model.base``.
+
+    Raises:
+        UserError: As :func:`validate`.
+    """
+    _check_rules(config, tuple(group for group in part_settings.GROUPS if group != "model.settings"))
+
+
+def _check_rules(config: Config, groups: tuple[str, ...]) -> None:
+    """Refuse what cannot run; of the settings of parts, those of some groups are looked at."""
     for check in (
         _check_fields,
         _check_images,
         _check_task,
-        part_settings.check,
+        lambda config: part_settings.check(config, groups),
         _check_data,
         _check_scores,
         _check_objective,

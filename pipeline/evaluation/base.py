@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -63,6 +63,7 @@ class Evaluation:
         draw: Returns its pictures, file name -> bytes; set by the task, on the first worker.
         notes: One-line messages for the user, such as a batch size that did not fit.
         warnings: Lines on scores that do not mean what they seem to.
+        found_kernel: What the warm-up has found, see :mod:`pipeline.config.warm_up`; empty without one.
     """
 
     scores: dict[str, float] = field(default_factory=dict)
@@ -72,6 +73,7 @@ class Evaluation:
     draw: Callable[[Evaluation], dict[str, bytes]] = _draw_nothing
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    found_kernel: dict[str, Any] = field(default_factory=dict)
 
     def add_point(self, step: int, scores: dict[str, float], primary: str) -> None:
         """Add a point of the chain.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Generator, Tensor
@@ -22,6 +22,7 @@ __all__ = [
     "WARM_UP_CHAINS",
     "ChainBatch",
     "chain_steps",
+    "describe_found",
     "find_kernel",
     "make_kernel",
     "run_chains",
@@ -100,6 +101,20 @@ def find_kernel(sampler: schema.Sampler, model: GEBM, *, seed: int) -> tuple[sam
     if masses is not None:
         found |= {"warm_up_least_variance": min(masses), "warm_up_largest_variance": max(masses)}
     return warm.kernel, {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def describe_found(kernel: samplers.Kernel) -> dict[str, Any]:
+    """Return what a warm-up has set of a kernel, see :mod:`pipeline.config.warm_up`.
+
+    Args:
+        kernel: A kernel that was warmed up, of :func:`find_kernel`.
+    """
+    step_size, masses = float(cast(Any, kernel).step_size), getattr(kernel, "inverse_mass", None)
+    numbers = [step_size, *map(float, masses or ())]
+    # Of a warm-up that failed nothing is worth keeping.
+    if not all(math.isfinite(number) and number > 0 for number in numbers):
+        return {}
+    return {"step_size": step_size, **({} if masses is None else {"inverse_mass": numbers[1:]})}
 
 
 def chain_steps(num_steps: int, points: int) -> list[int]:

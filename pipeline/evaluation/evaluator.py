@@ -88,7 +88,7 @@ def evaluate(
         advance=run.advance,
         notify=evaluation.notes.append,
     )
-    evaluation.frames = chains.frames
+    evaluation.frames, evaluation.found_kernel = chains.frames, chains.found_kernel
     evaluation.scores.update(chains.diagnostics)
     evaluation.scores["divergences"] = float(_gather(torch.tensor([chains.divergences]), world_size).sum())
     _score_chain(evaluation, chains, job)

@@ -22,7 +22,7 @@ from gebm.log_partition import log_partition_monte_carlo
 from gebm.precision import arithmetic
 from pipeline import config as schema
 from pipeline.evaluation.base import SampleScorer
-from pipeline.evaluation.chains import ChainBatch, chain_steps, find_kernel, make_kernel
+from pipeline.evaluation.chains import ChainBatch, chain_steps, describe_found, find_kernel, make_kernel
 from pipeline.evaluation.shared_results import SharedResults
 
 __all__ = ["ChainRecorder", "LocalChains", "LocalJob", "run_local_chains"]
@@ -89,6 +89,7 @@ class LocalChains(NamedTuple):
         divergences: Chain-steps that diverged.
         log_partition: By Monte Carlo, in nats, and its standard error.
         batch_size: Chains that ran at once.
+        found_kernel: What the warm-up has found, the same on all workers; empty without one.
     """
 
     features: dict[int, dict[str, Tensor]]
@@ -99,6 +100,7 @@ class LocalChains(NamedTuple):
     divergences: int
     log_partition: tuple[float, float]
     batch_size: int
+    found_kernel: dict[str, Any]
 
 
 def run_local_chains(job: LocalJob, batch_size: int, advance: Callable[[int], None]) -> LocalChains:
@@ -144,6 +146,7 @@ def run_local_chains(job: LocalJob, batch_size: int, advance: Callable[[int], No
         recorder.divergences,
         job.shared.get(("log-partition", batch_size), lambda: _estimate_log_partition(job, start, batch_size)),
         batch_size,
+        describe_found(kernel) if job.config.sampler.warm_up_steps else {},
     )
 
 

@@ -11,6 +11,7 @@ from ray import tune
 from pipeline import config as schema
 from pipeline.config.scores import chain_points
 from pipeline.config.temperature import BETA, sampling_beta
+from pipeline.config.warm_up import FOUND_KERNEL
 from pipeline.report.escaping import escape
 from pipeline.runtime.errors import LockLost, one_line
 from pipeline.runtime.redaction import redact
@@ -131,8 +132,9 @@ class SweepCallback(tune.Callback):
             record.checkpoint = report.get("checkpoint") or record.checkpoint
             return
         numbers = {key: value for key, value in report.items() if isinstance(value, int | float)}
+        is_best = False
         if evaluated:
-            self._take_evaluation(record, report, numbers)
+            is_best = self._take_evaluation(record, report, numbers)
         else:
             record.metrics.update(numbers)
         self._log_notes(record, report.get("notes", ()))
@@ -146,19 +148,21 @@ class SweepCallback(tune.Callback):
         self._tracker.log_metrics(record.name, numbers | system, step=step)
         if evaluated:
             self._tracker.log_chain(record.name, self._score, chain_points(report["chain"]), report["base_step"])
-            log_best(record, self._records, self._tracker)
+            if is_best:
+                log_best(record, self._records, self._tracker)
             self._tracker.log_pictures(record.name, report["figures"], report["base_step"])
         self._display.update(record, numbers, evaluated=evaluated)
 
-    def _take_evaluation(self, record: TrialRecord, report: dict[str, Any], numbers: dict[str, Any]) -> None:
-        """Add an evaluation to the summary, with what its scores depend on."""
+    def _take_evaluation(self, record: TrialRecord, report: dict[str, Any], numbers: dict[str, Any]) -> bool:
+        """Add an evaluation to the summary, with what its scores depend on, and return whether it is the best."""
         numbers |= {name: report[name] for name in LABELS if name in report}
         # With the scores, since a sweep may be resumed with another beta than that of its earlier evaluations.
         beta = sampling_beta(self._config, record.params)
         if beta is not None:
             numbers.setdefault(BETA, beta)
-        self._records.evaluated(record, numbers, report.get("checkpoint"), chain_points(report["chain"]))
         self._changed = True
+        chain, kernel = chain_points(report["chain"]), report.get(FOUND_KERNEL)
+        return self._records.evaluated(record, numbers, report.get("checkpoint"), chain, kernel)
 
     def _log_notes(self, record: TrialRecord, notes: Any) -> None:
         """Log the notes of a report once: they come with each evaluation of each trial."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import math
 import sys
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -41,11 +41,11 @@ from pipeline.sweep.trainable import TRIAL_NAME_KEY, trainable
 from pipeline.sweep.trial_runs import restore_runs, view_columns
 from pipeline.tracking import provenance
 from pipeline.tracking.finalists import read_finalists
+from pipeline.tracking.locations import CONFIG_FILE, absolute_folder, imported_start, relative_place
 from pipeline.tracking.summary import TERMINAL_STATUSES, SweepSummary
 from pipeline.tracking.tracker import Tracker, journal_path
 from pipeline.tracking.trial_steps import trial_steps
 from pipeline.training.export import write_package
-from pipeline.training.import_weights import IMPORTED
 
 __all__ = ["Interrupted", "Sweep", "exit_status", "open_sweep", "run"]
 
@@ -154,7 +154,7 @@ def open_sweep(plan: SweepPlan, command: str, console: Console | None = None) ->
             yield Sweep(plan, command, summary, display, tracker, capacity, held.owner)
 
 
-@dataclass
+@dataclasses.dataclass
 class Sweep:
     """A sweep whose folder, tracker and cluster are open.
 
@@ -189,18 +189,25 @@ class Sweep:
         keep_choices(self.plan.output, config)
         if self.plan.imported:
             with writing(self.plan.output):
-                self.plan.imported.write(f"{self.plan.output}/imported", config)
+                self.plan.imported.write(imported_start(self.plan.output), config)
         label = prepare_shared(config, self.capacity)
         self.summary.verify()
         self.summary.facts = self._metadata(label)
         self._start_run(label)
         self.summary.verify()
-        write_file(f"{self.plan.output}/config.yaml", yaml.safe_dump(schema.to_dict(config), sort_keys=False).encode())
-        self.tracker.log_files(None, [f"{self.plan.output}/config.yaml"])
+        self._write_config()
         imported = self.plan.imported.notes if self.plan.imported else ()
         for note in (*imported, *self.plan.notes, *preflight_notes(config, self.capacity, self.plan.store)):
             log.info(note)
         self.summary.write()
+
+    def _write_config(self) -> None:
+        """Write the config; what it starts from is relative to the folder where it is below it, as in the summary."""
+        config, url = self.plan.config, f"{self.plan.output}/{CONFIG_FILE}"
+        start = config.checkpoint and relative_place(absolute_folder(self.plan.output), config.checkpoint)
+        values = schema.to_dict(dataclasses.replace(config, checkpoint=start))
+        write_file(url, yaml.safe_dump(values, sort_keys=False).encode())
+        self.tracker.log_files(None, [url])
 
     def search(self) -> None:
         """Run the trials that are left."""
@@ -253,8 +260,6 @@ class Sweep:
     def _metadata(self, label: str | None) -> dict[str, Any]:
         """Return the summary's metadata of the sweep."""
         config, store, beta = self.plan.config, self.plan.store, sampling_beta(self.plan.config)
-        # A sweep that is resumed has noted it before.
-        imported = self.plan.imported.facts if self.plan.imported else self.plan.summary.get(IMPORTED)
         return {
             "experiment": config.name,
             **self.plan.experiment,
@@ -265,7 +270,6 @@ class Sweep:
             "store_checksum": store.manifest.digest,
             "tracking_uri": config.tracking.uri,
             "named": self.plan.overrides,
-            **({"imported": imported} if imported else {}),
         }
 
     def _start_run(self, label: str | None) -> None:

@@ -260,10 +260,10 @@ def _is_own(output: str, checkpoint: str) -> bool:
 
 
 def _exists(checkpoint: str) -> bool:
-    """Return whether a checkpoint is there; one whose storage does not answer may be."""
+    """Return whether a checkpoint is there, or a folder that has some; one whose storage does not answer may be."""
     try:
         files, path = filesystem(checkpoint)
-        return files.exists(f"{path}/state.json")
+        return any(files.exists(f"{path}/{name}") for name in ("state.json", "checkpoints/index.json"))
     # Each file system has exceptions of its own.
     except Exception:
         return True
@@ -306,7 +306,7 @@ def score_again(
         UserError: The checkpoint cannot be read, or its chains diverge.
     """
     choices = {key: attrgetter(key)(config) for key in (*DATA_KEYS, "evaluation.weights")}
-    model, trained = load_model(finalist.checkpoint, choices, device)
+    model, trained, *_ = load_model(finalist.checkpoint, choices, device)
     # A trial's own checkpoint says how it is sampled; a model of elsewhere is sampled as the sweep says.
     sampled = trained if _is_own(str(config.output), finalist.checkpoint) else schema.apply(config, params)
     sampled = dataclasses.replace(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from typing import Any
 
 from rich.console import Console
 
@@ -12,6 +13,7 @@ from pipeline.config.printed_commands import format_command, quote_words
 from pipeline.config.sampler_search import is_sampler_search
 from pipeline.config.scores import STANDARD_ERROR, format_score
 from pipeline.config.temperature import BETA
+from pipeline.config.warm_up import with_found
 from pipeline.report.analysis import SweepResults, collect_results
 from pipeline.report.escaping import escape
 from pipeline.report.html import report
@@ -156,7 +158,7 @@ def _register(config: schema.Config, records: SweepSummary, best: TrialRecord, t
         best.name,
         name=model_name(config.tracking.experiment or config.name),
         checkpoint=str(best.best_checkpoint),
-        sampler=dataclasses.asdict(schema.apply(config, best.params).sampler) if is_sampler_search(config) else {},
+        sampler=_found_sampler(config, best) if is_sampler_search(config) else {},
         base_step=int(best.best_metrics.get("base_step", 0)),
         description=f"{score_text}: {records.facts['measure']}. From `{best.best_checkpoint}`.{warning_text}",
         tags={
@@ -173,6 +175,11 @@ def _register(config: schema.Config, records: SweepSummary, best: TrialRecord, t
             **({"warnings": "; ".join(warnings)} if warnings else {}),
         },
     )
+
+
+def _found_sampler(config: schema.Config, best: TrialRecord) -> dict[str, Any]:
+    """Return the settings of the best sampler, with the kernel that its warm-up has found."""
+    return dataclasses.asdict(with_found(schema.apply(config, best.params).sampler, best.best_kernel))
 
 
 def print_results(config: schema.Config, records: SweepSummary, command: str, console: Console) -> None:

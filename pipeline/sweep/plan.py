@@ -29,6 +29,7 @@ from pipeline.sweep.cluster import RAY_STORAGE
 from pipeline.sweep.points import check_count, plan_trials
 from pipeline.sweep.search_space import SearchSpace, is_searchable, parse_space
 from pipeline.tasks.open_store import ensure_store
+from pipeline.tracking.locations import CONFIG_FILE, imported_start, is_imported_start
 from pipeline.tracking.summary import TERMINAL_STATUSES, TrialRecord, read_summary
 from pipeline.training.build_model import build_model, trained_config
 from pipeline.training.checkpoints import load_state, read
@@ -114,7 +115,7 @@ def resolve(config: schema.Config, overrides: dict[str, Any]) -> SweepPlan:
     config.output, config.tracking.uri, artifacts = _resolve_output(config, resuming=resuming)
     if imported:
         forget_files(config)
-        config.checkpoint = f"{config.output}/imported"
+        config.checkpoint = imported_start(config.output)
     earlier = map(shlex.quote, own_overrides(str(summary.get("named", "")), str(config.output)))
     text = " ".join([*earlier, *format_overrides(overrides)])
     chosen = invocation.current().facts(config.name)
@@ -185,13 +186,15 @@ def load_sweep(folder: str, start: str | None = None) -> tuple[schema.Config, li
     summary, trials = read_summary(folder, start)
     files, path = fsspec.url_to_fs(folder)
     try:
-        config = schema.from_saved(parse_yaml(read_bytes(files, f"{path}/config.yaml", CONFIG), CONFIG))
+        config = schema.from_saved(parse_yaml(read_bytes(files, f"{path}/{CONFIG_FILE}", CONFIG), CONFIG))
     except FileNotFoundError:
-        raise UserError(f"{folder}/config.yaml is missing") from None
+        raise UserError(f"{folder}/{CONFIG_FILE} is missing") from None
     except InvalidDocument as error:
-        raise UserError(f"{folder}/config.yaml cannot be read: {error}") from None
+        raise UserError(f"{folder}/{CONFIG_FILE} cannot be read: {error}") from None
     plugins.require_parts(config, folder)
     config.output = folder
+    if is_imported_start(config.checkpoint or ""):
+        config.checkpoint = imported_start(folder)
     for trial in trials:
         if foreign := [key for key in trial.params if not is_searchable(key)]:
             raise UserError(f"{folder}/summary.json is damaged: trial {trial.name} sets {foreign[0]!r}")
@@ -208,6 +211,8 @@ def _resumed_config(
     start = read(_absolute(str(overrides["checkpoint"]))).url if overrides.get("checkpoint") else None
     saved, trials, summary = load_sweep(str(config.resume), start)
     folder = str(saved.output)
+    # A model in the folder itself is nobody's to choose.
+    start = start or (saved.checkpoint if saved.checkpoint == imported_start(folder) else None)
     overrides = overrides | ({"checkpoint": start} if start else {})
     saved = schema.apply(saved, {key: value for key, value in overrides.items() if key not in ("resume", "output")})
     choose(saved, overrides, folder, RESUME_KEYS)

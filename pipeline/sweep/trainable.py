@@ -150,7 +150,7 @@ def _cause(error: ray.train.TrainingFailedError) -> tuple[type[Exception], str]:
     rank, cause = next(iter(causes.items()))
     lines = [line for line in str(cause).splitlines() if line.strip()] or [""]
     if "out of memory" in str(cause):
-        lines = ["out of memory, and killed; a smaller batch, or fewer trials side by side, need less"]
+        lines = ["out of memory; a smaller batch, or fewer trials side by side, need less"]
     return Exception, f"worker {rank}: {type(cause).__name__}: {lines[-1].strip()}"
 
 

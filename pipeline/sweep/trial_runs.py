@@ -63,6 +63,9 @@ def view_columns(records: SweepSummary) -> list[str]:
 def log_best(record: TrialRecord, records: SweepSummary, tracker: Tracker) -> None:
     """Log the scores of a trial's best evaluation so far, by which trials are ordered.
 
+    They are at the largest base step that the trial has been evaluated at, since the tracker shows the value of the
+    largest step, and population-based training takes a trial back in steps.
+
     Args:
         record: The trial.
         records: All trials.
@@ -70,7 +73,8 @@ def log_best(record: TrialRecord, records: SweepSummary, tracker: Tracker) -> No
     """
     best = ((name, record.best_metrics.get(name)) for name in view_columns(records))
     scores = {name: value for name, value in best if isinstance(value, int | float)}
-    tracker.log_best(record.name, scores, step=int(record.best_metrics.get("base_step", 0)))
+    steps = (int(evaluation["base_step"]) for evaluation in record.evaluations)
+    tracker.log_best(record.name, scores, step=max(steps, default=0))
 
 
 def end_run(record: TrialRecord, tracker: Tracker) -> None:

@@ -25,6 +25,7 @@ from typing import Any
 
 from pipeline.runtime.errors import UserError, one_line
 from pipeline.runtime.filesystem import sync, write_file
+from pipeline.runtime.printable import printable
 from pipeline.runtime.untrusted import JOURNAL, parse_json
 
 __all__ = ["Journal", "PermanentError"]
@@ -39,8 +40,8 @@ class PermanentError(Exception):
     """The receiver answers, and will never accept this entry."""
 
     def __init__(self, reason: str) -> None:
-        # A reason may quote a name from an untrusted file, with line breaks in it.
-        super().__init__(" ".join(reason.split()))
+        # A reason may quote a name from an untrusted file, with line breaks in it and what no log can write.
+        super().__init__(printable(" ".join(reason.split())))
 
 
 class Journal:

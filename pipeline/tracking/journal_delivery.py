@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -174,7 +175,7 @@ class Delivery:
     def _send_config(self, run_id: str, config: str) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             local = Path(scratch) / CONFIG_FILE
-            local.write_text(config)
+            local.write_text(config, encoding="utf-8")
             upload_file(self.client, self._artifacts_of(run_id), local, None)
 
     def _send_file(self, entry: FileEntry) -> None:
@@ -252,3 +253,8 @@ def _permanent_errors(entry: Entry | None = None) -> Iterator[None]:
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         name = entry.file if isinstance(entry, FileEntry | ImageEntry) else None
         raise PermanentError(f"there is no file {name} any more") from error
+    except ValueError as error:
+        # A proxy's page in place of an answer is another day's answer; what cannot be written down never can.
+        if isinstance(error, OSError | json.JSONDecodeError):
+            raise
+        raise PermanentError(one_line(error, limit=200)) from error

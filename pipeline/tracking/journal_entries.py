@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from pipeline.runtime.filesystem import filesystem, is_local
+from pipeline.runtime.untrusted import CONFIG
 from pipeline.tracking.journal import PermanentError
 
 __all__ = [
@@ -31,8 +32,8 @@ __all__ = [
     "read_artifact",
 ]
 
-# Letters of a name that becomes a file's.
-_MAX_NAME = 200
+# Letters of a name that becomes a file's, and of any other text.
+_MAX_NAME, _MAX_TEXT = 200, 2**16
 
 
 def _is_name(text: str) -> bool:
@@ -55,9 +56,19 @@ def _require_name(text: str) -> str:
     return text
 
 
+def _require_storable(text: str) -> str:
+    """Refuse what no tracker can store: half a character, as JSON can have it, and the end of a text of C's."""
+    if "\0" in text:
+        raise ValueError("a text with a zero in it")
+    # Its UnicodeEncodeError is a ValueError.
+    text.encode()
+    return text
+
+
 # Steps, times in milliseconds and sizes.
 _Count = Annotated[int, Field(ge=0, le=2**53)]
 _Number = Annotated[float, Field(allow_inf_nan=False)]
+_Text = Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(_require_storable)]
 _Name = Annotated[str, AfterValidator(_require_name)]
 _TrialName = Annotated[str, Field(pattern=r"^[0-9]{3,9}$")]
 
@@ -78,18 +89,18 @@ class StartEntry(_Entry):
     """Start of a trial's run, with its whole config as YAML."""
 
     kind: Literal["start"]
-    params: dict[str, Any]
-    tags: dict[str, str]
+    params: dict[_Text, _Text]
+    tags: dict[_Text, _Text]
     time: _Count
     # An entry of an earlier version has none.
-    config: str = ""
+    config: Annotated[str, Field(max_length=CONFIG.num_bytes), AfterValidator(_require_storable)] = ""
 
 
 class MetricsEntry(_Entry):
     """Metrics of one step."""
 
     kind: Literal["metrics"]
-    metrics: dict[str, _Number]
+    metrics: dict[_Text, _Number]
     step: _Count
     time: _Count
 
@@ -98,7 +109,7 @@ class FileEntry(_Entry):
     """A file of the sweep's folder, and the folder of the run's artifacts that it goes to."""
 
     kind: Literal["file"]
-    file: str
+    file: _Text
     folder: _Name | None
 
 
@@ -106,7 +117,7 @@ class ImageEntry(_Entry):
     """An image of the sweep's folder, on the slider ``key`` of MLflow's UI."""
 
     kind: Literal["image"]
-    file: str
+    file: _Text
     key: _Name
     step: _Count
     time: _Count
@@ -115,9 +126,9 @@ class ImageEntry(_Entry):
 class Dataset(_Model):
     """A store, as :func:`pipeline.tracking.provenance.describe_dataset` describes it."""
 
-    name: str
-    url: str
-    checksum: str
+    name: _Text
+    url: _Text
+    checksum: _Text
     num_samples: _Count
     sample_shape: list[_Count]
     dtype: Literal["uint8", "float32"]
@@ -136,19 +147,19 @@ class ModelEntry(_Entry):
     """A checkpoint to register as a model; see :func:`pipeline.tracking.registry.register`."""
 
     kind: Literal["model"]
-    name: str
-    checkpoint: str
-    sampler: dict[str, Any]
+    name: _Text
+    checkpoint: _Text
+    sampler: dict[_Text, Any]
     base_step: _Count
-    description: str
-    tags: dict[str, str]
+    description: _Text
+    tags: dict[_Text, _Text]
 
 
 class TagsEntry(_Entry):
     """Tags of a run, its description among them."""
 
     kind: Literal["tags"]
-    tags: dict[str, str]
+    tags: dict[_Text, _Text]
 
 
 class EndEntry(_Entry):
@@ -157,14 +168,14 @@ class EndEntry(_Entry):
     kind: Literal["end"]
     status: Literal["RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"]
     time: _Count
-    name: Annotated[str, Field(max_length=_MAX_NAME)] | None = None
+    name: Annotated[str, Field(max_length=_MAX_NAME), AfterValidator(_require_storable)] | None = None
 
 
 class ViewEntry(_Entry):
     """View of the sweep's trials, as JSON, which MLflow keeps in a tag of the experiment."""
 
     kind: Literal["view"]
-    view: Annotated[str, Field(max_length=5000)]
+    view: Annotated[str, Field(max_length=5000), AfterValidator(_require_storable)]
 
 
 Entry = (

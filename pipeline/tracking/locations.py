@@ -7,7 +7,15 @@ from pathlib import Path
 
 from pipeline.runtime.printable import printable
 
-__all__ = ["CONFIG_FILE", "absolute_folder", "own_checkpoint", "present_place", "relative_place"]
+__all__ = [
+    "CONFIG_FILE",
+    "absolute_folder",
+    "imported_start",
+    "is_imported_start",
+    "own_checkpoint",
+    "present_place",
+    "relative_place",
+]
 
 CONFIG_FILE = "config.yaml"
 """The whole config, in a sweep's folder and among the artifacts of each run."""
@@ -15,6 +23,7 @@ CONFIG_FILE = "config.yaml"
 _OWN = re.compile(
     r"(?:^|/)trials/(?P<trial>[0-9]{3,9})/checkpoints/(?P<name>(?:step|interim)-[0-9]{8,18}(?:-[0-9]{1,9})?)\Z"
 )
+_IMPORTED = re.compile(r"imported(?:/checkpoints/step-[0-9]{8,18}(?:-[0-9]{1,9})?)?")
 
 
 def absolute_folder(folder: str) -> str:
@@ -46,10 +55,36 @@ def relative_place(folder: str, url: str) -> str:
     return url.removeprefix(f"{folder}/")
 
 
+def imported_start(folder: str) -> str:
+    """Return the folder of the model that a sweep has made of imported weights, and that its trials start from.
+
+    Args:
+        folder: The sweep's folder, behind any fsspec URL.
+
+    Example:
+        >>> imported_start("s3://bucket/sweep/")
+        's3://bucket/sweep/imported'
+    """
+    return f"{absolute_folder(folder)}/imported"
+
+
+def is_imported_start(place: str) -> bool:
+    """Return whether a place, relative to a sweep's folder, is that of :func:`imported_start`, or its checkpoint.
+
+    Example:
+        >>> is_imported_start("imported"), is_imported_start("imported/checkpoints/step-00000000")
+        (True, True)
+        >>> is_imported_start("/elsewhere/imported"), is_imported_start("trials/000")
+        (False, False)
+    """
+    return _IMPORTED.fullmatch(place) is not None
+
+
 def own_checkpoint(folder: str, trial: str, checkpoint: str | None) -> str | None:
     """Return the URL of a trial's checkpoint in its sweep's folder, which may have been moved since it was written.
 
-    Earlier versions wrote its URL. Whatever else is written there, the checkpoint is one of this trial in this folder.
+    Earlier versions wrote its URL. Whatever else is written there, the checkpoint is one of this trial in this folder,
+    or the imported model that all trials of this folder start from.
 
     Args:
         folder: The sweep's folder, behind any fsspec URL.
@@ -62,9 +97,13 @@ def own_checkpoint(folder: str, trial: str, checkpoint: str | None) -> str | Non
     Example:
         >>> own_checkpoint("s3://bucket/copy", "000", "/old/sweep/trials/000/checkpoints/step-00000010")
         's3://bucket/copy/trials/000/checkpoints/step-00000010'
+        >>> own_checkpoint("s3://bucket/copy", "000", "/old/sweep/imported")
+        's3://bucket/copy/imported'
     """
     if checkpoint is None:
         return None
+    if re.search(rf"(?:^|/){_IMPORTED.pattern}\Z", checkpoint):
+        return imported_start(folder)
     match = _OWN.search(checkpoint)
     if match is None or match["trial"] != trial:
         raise ValueError(f"{printable(checkpoint)[:200]!r} is no checkpoint of trial {trial}")

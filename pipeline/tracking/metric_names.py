@@ -39,10 +39,10 @@ def metric_name(name: str, extractor: str | None) -> str:
     score, _, model = stem.rpartition("_")
     if model in _MODELS and score.startswith(CLASS_FID):
         return f"fid/{score.removeprefix('fid_')}_{model}{name[len(stem) :]}.{extractor}"
-    known = {name: metrics.metric(metric).of for metric in metrics.names() for name in metrics.metric(metric).scores}
-    if model in _MODELS and (score in known or score in metrics.FEATURE_SCORES):
+    measured_on = metrics.measured_on(score) if model in _MODELS else None
+    if measured_on is not None:
         # A metric of images depends on no features.
-        end = "" if known.get(score) == "images" else f".{extractor}"
+        end = f".{extractor}" if measured_on == "features" else ""
         return f"{score}/{model}{name[len(stem) :]}{end}"
     for score in SAMPLE_SCORES:
         if name.startswith(f"{score}_"):

@@ -27,11 +27,12 @@ from pipeline.runtime.printable import printable
 from pipeline.runtime.untrusted import SUMMARY, parse_json, read_bytes
 from pipeline.tracking.finalists import FINALISTS, Finalist, decided
 from pipeline.tracking.finite_json import drop_nonfinite, one_line_json
-from pipeline.tracking.locations import absolute_folder, own_checkpoint, relative_place
+from pipeline.tracking.locations import absolute_folder, is_imported_start, own_checkpoint, relative_place
 from pipeline.tracking.summary_types import (
     TERMINAL_STATUSES,
     ChainScores,
     Evaluation,
+    FoundKernel,
     Head,
     Metrics,
     Params,
@@ -73,6 +74,7 @@ class TrialRecord:
         best_checkpoint: URL of the checkpoint with the best score.
         best_metrics: Metrics of that checkpoint.
         best_chain: Step of the chain -> score there with its standard error, of that checkpoint.
+        best_kernel: What the warm-up has found by which it was scored; empty without one.
         evaluations: Base step, score and standard error of every evaluation, for schedulers and curves.
         mlflow_run_id: Id of its run in the tracker.
         seconds: Time it has run, over all its starts.
@@ -93,6 +95,7 @@ class TrialRecord:
     best_checkpoint: str | None = None
     best_metrics: Metrics = field(default_factory=dict)
     best_chain: ChainScores = field(default_factory=dict)
+    best_kernel: FoundKernel = field(default_factory=dict)
     evaluations: list[Evaluation] = field(default_factory=list)
     mlflow_run_id: str | None = None
     seconds: Seconds = 0.0
@@ -171,7 +174,7 @@ class SweepSummary:
         """Return whether a score beats another; one that is not finite beats none."""
         if not math.isfinite(score):
             return False
-        return than is None or (score < than if self.mode == "min" else score > than)
+        return than is None or not math.isfinite(than) or (score < than if self.mode == "min" else score > than)
 
     def evaluated(
         self,
@@ -179,7 +182,8 @@ class SweepSummary:
         metrics: dict[str, Any],
         checkpoint: str | None,
         chain: Mapping[int, ChainPoint] | None = None,
-    ) -> None:
+        kernel: Mapping[str, Any] | None = None,
+    ) -> bool:
         """Add an evaluation to a trial's record.
 
         Args:
@@ -187,18 +191,24 @@ class SweepSummary:
             metrics: Metrics of the evaluation, including ``base_step`` and the sweep's metric.
             checkpoint: URL of the model that was evaluated; ``None`` if it could not be written.
             chain: Scores along its chain (default: none).
+            kernel: What its warm-up has found (default: it had none).
+
+        Returns:
+            Whether the trial's best evaluation is this one now.
         """
         record.metrics.update(metrics)
         record.checkpoint = checkpoint or record.checkpoint
         record.evaluations.append(self.evaluation(metrics))
         # A model that is not on disk is not the best.
         if checkpoint is None:
-            return
+            return False
         # A trial that exploits another's weights goes back in steps and overwrites its checkpoints and their scores.
         rewritten = checkpoint == record.best_checkpoint
-        if rewritten or self.better(metrics[self.metric], record.best_metrics.get(self.metric)):
+        is_best = rewritten or self.better(metrics[self.metric], record.best_metrics.get(self.metric))
+        if is_best:
             record.best_metrics, record.best_checkpoint = dict(metrics), checkpoint
-            record.best_chain = dict(chain or {})
+            record.best_chain, record.best_kernel = dict(chain or {}), dict(kernel or {})
+        return is_best
 
     def add_warnings(self, record: TrialRecord, lines: Any) -> list[str]:
         r"""Add warnings to a trial's record, each once and at most :data:`MAX_WARNINGS` of them.
@@ -378,8 +388,8 @@ def _locate_checkpoints(output: str, trials: list[TrialRecord], start: str | Non
             url = getattr(trial, name)
             if url is None or url == start:
                 continue
-            # What lies below the sweep's own folder was written there by a trial that trained.
-            is_start = is_sample and not url.startswith("trials/")
+            # What lies below the sweep's own folder was written there, by a trial that trained or of imported weights.
+            is_start = is_sample and not (url.startswith("trials/") or is_imported_start(url))
             setattr(trial, name, start if is_start else own_checkpoint(output, trial.name, url))
 
 

@@ -16,11 +16,13 @@ from pydantic import (
 )
 
 from pipeline.config.scores import chain_points
+from pipeline.config.warm_up import found_kernel
 
 __all__ = [
     "LABELS",
     "ChainScores",
     "Evaluation",
+    "FoundKernel",
     "Head",
     "Metrics",
     "Params",
@@ -87,6 +89,7 @@ Status = Annotated[str, Field(pattern=rf"^(pending|running|{'|'.join(TERMINAL_ST
 Params = Annotated[dict[str, Any], AfterValidator(_require_keys)]
 Metrics = Annotated[dict[str, Any], AfterValidator(_require_numbers)]
 Evaluation = Annotated[dict[str, Any], AfterValidator(_require_base_step)]
+FoundKernel = Annotated[dict[str, Any], BeforeValidator(found_kernel)]
 ChainScores = Annotated[dict[int, Any], BeforeValidator(chain_points)]
 Warning = Annotated[str, AfterValidator(_require_one_line)]
 Seconds = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]

@@ -17,9 +17,19 @@ import stat
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+)
 
 from pipeline.config.scores import chain_points
+from pipeline.config.warm_up import found_kernel
 from pipeline.runtime.filesystem import filesystem, is_local, write_file
 
 __all__ = ["CHAIN_SCORE", "CHAIN_STEP", "NUMBER", "TrialReports", "missed_reports"]
@@ -37,6 +47,7 @@ _MAX_BYTES = 2**28
 _MAX_TEXT = 4096
 
 _Text = Annotated[str, Field(max_length=_MAX_TEXT)]
+_FoundKernel = Annotated[dict[str, Any], BeforeValidator(found_kernel)]
 
 
 def _require_chain(chain: dict[str, Any]) -> dict[str, Any]:
@@ -58,6 +69,7 @@ class _Report(BaseModel):
     warnings: list[_Text] = []
     system: dict[str, float] = {}
     extractor: _Text | None = None
+    found_kernel: _FoundKernel = {}
 
 
 class _Line(BaseModel):

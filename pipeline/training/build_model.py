@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 
@@ -20,7 +20,32 @@ from pipeline.data.classes import Classes
 from pipeline.runtime.errors import UserError
 from pipeline.training.checkpoints import Checkpoint, load_state, read, require_shapes
 
-__all__ = ["build_model", "load_model", "make_energy_phase", "make_trainer", "model_to_train", "trained_config"]
+__all__ = [
+    "TrainedModel",
+    "build_model",
+    "load_model",
+    "make_energy_phase",
+    "make_trainer",
+    "model_to_train",
+    "trained_config",
+]
+
+
+class TrainedModel(NamedTuple):
+    """Model that was read from a checkpoint, and what the checkpoint says of it.
+
+    Attributes:
+        model: The model, ready to be sampled.
+        config: The config to sample it with.
+        classes: Classes that it learned; ``None`` where its networks are not conditional.
+        state: What the checkpoint has in addition to its tensors.
+    """
+
+    model: GEBM
+    config: schema.Config
+    classes: Classes | None
+    state: dict[str, Any]
+
 
 # Values of ``train.schedule``, as validated with the config.
 _ScheduleShape = Literal["constant", "linear", "cosine"]
@@ -119,7 +144,7 @@ def make_energy_phase(config: schema.Config) -> EnergyPhase:
 
 def load_model(
     url: str | None, overrides: dict[str, Any], device: torch.device | str = "cpu", *, needed: tuple[str, ...] = ()
-) -> tuple[GEBM, schema.Config]:
+) -> TrainedModel:
     """Read a trained model, ready to be sampled, and the config to sample it with.
 
     Args:
@@ -164,7 +189,8 @@ def load_model(
     if not make_objective(config.train).trains_energy:
         # The energy that it was built with was never trained.
         model.energy = BoundedEnergy(NoEnergy())
-    return model.to(device).eval(), config
+    classes = checkpoint.classes if model.num_classes else None
+    return TrainedModel(model.to(device).eval(), config, classes, checkpoint.state)
 
 
 def trained_config(checkpoint: Checkpoint) -> schema.Config:

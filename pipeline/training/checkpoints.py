@@ -50,10 +50,8 @@ from pipeline.runtime.untrusted import CHECKPOINT, InvalidDocument, parse_json, 
 __all__ = [
     "Checkpoint",
     "Checkpoints",
-    "classes_in",
     "load_state",
     "read",
-    "read_state",
     "require_same_classes",
     "require_shapes",
 ]
@@ -138,7 +136,8 @@ class Checkpoint:
     @property
     def classes(self) -> Classes | None:
         """Classes of a conditional model; ``None`` of others."""
-        return classes_in(self.state)
+        classes = self.state.get("classes")
+        return None if classes is None else Classes.of(classes["names"], classes["counts"])
 
 
 class Checkpoints:
@@ -285,22 +284,6 @@ class Checkpoints:
             return set()
         names = (entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries)
         return {other for other in names if _NAME.fullmatch(other) and _base_step(other) <= _base_step(name)}
-
-
-def read_state(url: str) -> dict[str, Any]:
-    """Read what a checkpoint has in addition to its tensors; see :func:`read`."""
-    files, path = filesystem(url)
-    with as_user_error(url):
-        is_checkpoint = files.exists(f"{path}/state.json")
-    if not is_checkpoint:
-        return read_state(_best_of_trial(url))
-    return _read_json(files, f"{path}/state.json")
-
-
-def classes_in(state: dict[str, Any]) -> Classes | None:
-    """Return the classes that the state of :func:`read` names; ``None`` where it has none."""
-    classes = state.get("classes")
-    return None if classes is None else Classes.of(classes["names"], classes["counts"])
 
 
 def read(url: str) -> Checkpoint:

@@ -29,7 +29,7 @@ from pipeline.runtime.terminal import make_console
 from pipeline.tasks.base import TaskWorker
 from pipeline.tasks.open_store import ensure_store
 from pipeline.training.build_model import load_model
-from pipeline.training.checkpoints import classes_in, read_state, require_same_classes
+from pipeline.training.checkpoints import require_same_classes
 
 __all__ = ["evaluate_checkpoint"]
 
@@ -50,12 +50,11 @@ def evaluate_checkpoint(url: str | None, overrides: dict[str, Any], output: str 
     require_writable(output)
     disable_malloc_trim()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, config = load_model(url, overrides, device, needed=(*DATA_KEYS, "evaluation.weights"))
+    model, config, classes, _ = load_model(url, overrides, device, needed=(*DATA_KEYS, "evaluation.weights"))
     ensure_store(config)
     task = tasks.make(config)
     worker = task.open(0, 1, device)
-    if url is not None and worker.classes is not None:
-        require_same_classes(url, classes_in(read_state(url)), worker.classes)
+    require_same_classes(str(url), classes, worker.classes)
     evaluation = _evaluate(worker, model, config)
     beta = sampling_beta(config, params={})
     temperature = None if beta is None else describe_temperature(beta)

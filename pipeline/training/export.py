@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import shutil
@@ -28,12 +27,13 @@ from pipeline.config.kernels import kernel_settings
 from pipeline.config.networks import network_arguments
 from pipeline.config.part_settings import own_settings
 from pipeline.config.plugins import sources_of
+from pipeline.config.warm_up import FOUND_KERNEL, found_kernel, with_found
 from pipeline.data.classes import Classes
-from pipeline.evaluation.chains import find_kernel
+from pipeline.evaluation.chains import describe_found, find_kernel
+from pipeline.runtime.errors import UserError
 from pipeline.tasks import open_data
 from pipeline.tasks.open_store import split_store
 from pipeline.training.build_model import load_model
-from pipeline.training.checkpoints import classes_in, read_state
 from pipeline.training.final_score import read_final_score
 
 __all__ = ["write_package"]
@@ -61,9 +61,11 @@ def write_package(
     Raises:
         UserError: There is no such checkpoint, it is damaged, or its store of rows is gone.
     """
-    model, config = load_model(checkpoint, {f"sampler.{key}": value for key, value in (sampler or {}).items()})
-    classes = classes_in(read_state(checkpoint)) if model.num_classes else None
-    settings = _settings(model, config, checkpoint, classes)
+    changes = {f"sampler.{key}": value for key, value in (sampler or {}).items()}
+    model, config, classes, state = load_model(checkpoint, changes)
+    # Of another sampler than the one that the checkpoint was scored with it says nothing.
+    found = {} if sampler else _found(checkpoint, state)
+    settings = _settings(model, config, checkpoint, classes, found)
     with tempfile.TemporaryDirectory() as scratch:
         artifacts, code = Path(scratch, "gebm-model"), Path(scratch, "code", "gebm")
         artifacts.mkdir()
@@ -85,7 +87,7 @@ def write_package(
             metadata={"experiment": config.name, "networks": config.model.networks},
         )
         _remove_local_traces(folder)
-    return {} if sampler else _measure(checkpoint)
+    return {} if sampler else _measure(checkpoint, state)
 
 
 def _write_plugins(plugins: list[dict[str, Any]], artifacts: Path) -> None:
@@ -99,8 +101,8 @@ def _write_plugins(plugins: list[dict[str, Any]], artifacts: Path) -> None:
             path.write_bytes(source.encode())
 
 
-def _measure(checkpoint: str) -> dict[str, str]:
-    """Return the tags of the score of a checkpoint: its final one, or that of its own report, or else ``nan``."""
+def _measure(checkpoint: str, state: dict[str, Any]) -> dict[str, str]:
+    """Return the tags of the score of a checkpoint: its final one, or that of its state's report, or else ``nan``."""
     final = read_final_score(checkpoint)
     if final is not None:
         return {
@@ -110,7 +112,6 @@ def _measure(checkpoint: str) -> dict[str, str]:
             "extractor": final.extractor,
             "num_samples": str(final.num_samples),
         }
-    state = read_state(checkpoint)
     config, report = schema.from_saved(state["config"]), state.get("report")
     report = report if isinstance(report, dict) else {}
     value = report.get(config.sweep.metric)
@@ -132,15 +133,29 @@ def _tensors(model: GEBM, config: schema.Config) -> dict[str, Tensor]:
     return tensors
 
 
-def _settings(model: GEBM, config: schema.Config, checkpoint: str, classes: Classes | None) -> dict[str, Any]:
+def _found(checkpoint: str, state: dict[str, Any]) -> dict[str, Any]:
+    """Return what the warm-up found by which a checkpoint was scored; empty where it does not say.
+
+    Raises:
+        UserError: No warm-up can have found it.
+    """
+    report = state.get("report")
+    try:
+        return found_kernel(report.get(FOUND_KERNEL)) if isinstance(report, dict) else {}
+    except ValueError:
+        raise UserError(f"{checkpoint} is damaged ({FOUND_KERNEL} of its report): take another checkpoint") from None
+
+
+def _settings(
+    model: GEBM, config: schema.Config, checkpoint: str, classes: Classes | None, found: dict[str, Any]
+) -> dict[str, Any]:
     """Return the content of ``settings.json``, from which the served model is built."""
     sampler = kernel_settings(config.sampler)
-    own = own_settings("sampler.settings", sampler.name, sampler.settings)
     if sampler.warm_up_steps:
-        # A request uses the settings that a warm-up has found, and has no warm-up of its own.
-        kernel: Any = find_kernel(sampler, folded(model), seed=config.seed)[0]
-        sampler = dataclasses.replace(sampler, step_size=kernel.step_size)
-        own |= {"inverse_mass": kernel.inverse_mass} if getattr(kernel, "inverse_mass", None) else {}
+        # A request uses the kernel that was scored, and has no warm-up of its own. Earlier versions did not keep it.
+        found = found or describe_found(find_kernel(sampler, folded(model), seed=config.seed)[0])
+        sampler = with_found(sampler, found)
+    own = own_settings("sampler.settings", sampler.name, sampler.settings)
     return {
         "experiment": config.name,
         "checkpoint": checkpoint,

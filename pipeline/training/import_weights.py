@@ -20,7 +20,7 @@ from gebm.networks.weights import Half, Reading
 from gebm.training.plateau_decay import PlateauDecay
 from pipeline import config as schema
 from pipeline.config.networks import NO_DISCRIMINATOR, is_weights
-from pipeline.config.validation import build_shapes
+from pipeline.config.validation import build_shapes, validate_before_weights
 from pipeline.data import Position
 from pipeline.runtime.errors import UserError, one_line
 from pipeline.runtime.weights_file import WeightsFile, read_weights
@@ -148,7 +148,8 @@ def read_pair(config: schema.Config) -> ImportedPair:
         config: The experiment; ``model.settings`` is filled in.
 
     Raises:
-        UserError: A file cannot be read, or is no half of such networks; the message says which and why.
+        UserError: A file cannot be read, or is no half of such networks; the message says which and why. Or the config
+            is not valid, whatever the files say.
     """
     model = config.model
     if model.energy is None:
@@ -166,6 +167,8 @@ def read_pair(config: schema.Config) -> ImportedPair:
             f"model.base={model.base}: model.networks={model.networks} has classes, and weights from elsewhere are "
             "read by networks without; choose others"
         )
+    # Gigabytes may be read from here on, and a mistyped key is known without them.
+    validate_before_weights(config)
     named: dict[Half, str] = {"base": str(model.base)}
     if is_weights(model.energy):
         named["energy"] = model.energy

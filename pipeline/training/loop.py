@@ -6,6 +6,7 @@ reached ``train.base_steps`` trains no more and is only evaluated.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
@@ -104,8 +105,9 @@ class TrialRun:
         self.evaluation = TrialEvaluation(config, self.task, self.worker, self.trainer.objective, self.health)
         self.throughput = Throughput(self.trainer, device, world_size)
         every = config.train.report_every
-        self.preemption = Pace(_PREEMPTION_SECONDS, every // 10, largest=every, from_first=self.worker.from_first)
+        self.preemption = Pace(_PREEMPTION_SECONDS, largest=every, from_first=self.worker.from_first)
         self.infos: list[StepInfo] = []
+        self.has_fitted = False
         self.report: dict[str, Any] = {}
         self.reported_at, self.evaluation_seconds = time.monotonic(), 0.0
 
@@ -157,12 +159,11 @@ class TrialRun:
 
     def step(self) -> None:
         """Take one base step, with the energy steps before it."""
-        done = self.trainer.base_step
+        done, fitting = self.trainer.base_step, contextlib.nullcontext()
+        if not self.has_fitted:
+            fitting = out_of_memory_as_error(self.trainer, self.batches, self.config, self.worker)
         try:
-            with (
-                out_of_memory_as_error(self.trainer, self.batches, self.config, self.worker),
-                self.throughput.count_step(),
-            ):
+            with fitting, self.throughput.count_step():
                 generator = step_generator(self.config, "step", done)
                 self.infos.append(self.trainer.step(self.batches, generator))
         except samplers.NonFiniteStart as error:
@@ -171,6 +172,7 @@ class TrialRun:
             raise NonFiniteLoss(
                 f"base step {done + 1} cannot be taken: {error}; lower train.energy_lr or train.base_lr"
             ) from None
+        self.has_fitted = True
         self.watchdog.heartbeat()
 
     def make_report(self) -> None:
@@ -321,7 +323,7 @@ class TrialRun:
         preempt = False
         if self.preemption.is_due(done):
             preempt = ray.train.get_preemption_info() is not None
-            self.preemption.asked(done)
+            self.preemption.schedule_next(done)
         evaluate = evaluation_due(config, done)
         is_checkpoint_step = bool(config.checkpoints.every) and done % config.checkpoints.every == 0
         save = evaluate or preempt or is_checkpoint_step

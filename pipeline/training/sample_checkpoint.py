@@ -31,7 +31,6 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.filesystem import require_writable, write_files, writing
 from pipeline.runtime.printable import printable_name
 from pipeline.training.build_model import load_model
-from pipeline.training.checkpoints import classes_in, read_state
 
 __all__ = ["sample_checkpoint"]
 
@@ -59,8 +58,7 @@ def sample_checkpoint(
     require_writable(output)
     disable_malloc_trim()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, config = load_model(url, overrides, device)
-    classes = _classes(url, model)
+    model, config, classes, _ = load_model(url, overrides, device)
     label = None if class_name is None else _label(classes, class_name, url)
     task = tasks.make(config)
     latents = _draw_latents(model, config, label)
@@ -139,11 +137,6 @@ def _sample(model: GEBM, config: schema.Config, device: torch.device, drawn: _La
             advance=lambda steps: progress.advance(bar, steps),
             notify=print,
         )
-
-
-def _classes(url: str | None, model: GEBM) -> Classes | None:
-    """Return the classes of a model, which its checkpoint names."""
-    return classes_in(read_state(url)) if url is not None and model.num_classes else None
 
 
 def _label(classes: Classes | None, class_name: str, url: str | None) -> int:

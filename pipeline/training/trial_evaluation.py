@@ -11,6 +11,7 @@ from gebm import GEBM, Objective
 from gebm.allocator import malloc_trim
 from pipeline import config as schema
 from pipeline.config.precision import sampling_precision
+from pipeline.config.warm_up import FOUND_KERNEL
 from pipeline.evaluation.base import Evaluation, EvaluationRun
 from pipeline.tasks.base import TaskWorker
 from pipeline.training.energy_health import EnergyHealth, measure_energy
@@ -70,6 +71,8 @@ class TrialEvaluation:
         # Hundreds of chains need more memory than a batch.
         malloc_trim()
         report = {**evaluation.scores, "chain": {str(step): list(point) for step, point in evaluation.chain.items()}}
+        if evaluation.found_kernel:
+            report[FOUND_KERNEL] = evaluation.found_kernel
         if task.label:
             report["extractor"] = task.label
         if evaluation.chain:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -214,6 +215,68 @@ def test_a_job_on_a_cluster_comes_with_its_plugins(plugin, monkeypatch):
         assert ran["config"].model.settings == {"depth": 2} and "plain" in networks.NAMES
 
 
+INNER = """
+from typing import Annotated
+
+import gebm
+
+
+@gebm.samplers.register("outer")
+def outer(step_size: float, *, kernel: Annotated[str, gebm.Limits(choices=("scaled", "mala"))] = "mala"):
+    return gebm.samplers.make(kernel, step_size=step_size)
+"""
+OUTER = {"name": "outer", "settings": {"kernel": "scaled"}}
+
+
+@pytest.mark.parametrize(
+    ("groups", "needed"),
+    [
+        ({"model": PLAIN}, ["nets"]),
+        ({"model": {"networks": "imported", "latent_dim": 4, "energy": "plain"}}, ["nets"]),
+        ({"model": {"networks": "imported", "latent_dim": 4, "energy": "D.pth"}}, []),
+        ({"sampler": {"name": "scaled"}}, ["kernels"]),
+        ({"sampler": {"name": "outer"}}, ["more"]),
+        ({"sampler": OUTER}, ["kernels", "more"]),
+        ({"sampler": OUTER, "model": PLAIN}, ["nets", "kernels", "more"]),
+        ({}, []),
+    ],
+)
+@pytest.mark.parametrize("how", ["files", "packages", "neighbors"])
+def test_a_model_needs_the_plugins_of_its_networks_and_kernels_whichever_module_registers_them(
+    tmp_path, monkeypatch, how, groups, needed
+):
+    """A plugin may be a file, a package whose inner module registers, or a module that imports one beside it."""
+    texts = {"nets": NETWORKS, "kernels": SAMPLER, "more": INNER}
+    typed = {}
+    for name, text in texts.items():
+        if how == "files":
+            (tmp_path / f"{name}.py").write_text(text)
+            typed[name] = str(tmp_path / f"{name}.py")
+            continue
+        folder = tmp_path / f"gebm_test_{name}"
+        folder.mkdir()
+        (folder / "parts.py").write_text(text)
+        importing = f"import gebm_test_{name}.parts"
+        (folder / "__init__.py").write_text(importing if how == "packages" else "")
+        (folder / "front.py").write_text(importing)
+        typed[name] = folder.name if how == "packages" else f"{folder.name}.front"
+    monkeypatch.syspath_prepend(tmp_path)
+    before = set(sys.modules)
+    try:
+        plugins.load(typed.values())
+        assert [entry["name"] for entry in plugins.sources_of(config(**groups))] == [typed[name] for name in needed]
+        # A folder with such a part is refused where no plugin has it.
+        saved = config(**groups, plugins=plugins.names())
+        plugins.require_parts(saved, "there")
+        with pytest.MonkeyPatch.context() as patch:
+            forget(patch)
+            with pytest.raises(UserError, match="there needs ") if needed else contextlib.nullcontext():
+                plugins.require_parts(saved, "there")
+    finally:
+        for name in set(sys.modules) - before:
+            del sys.modules[name]
+
+
 def test_a_folder_names_no_plugin_and_the_user_names_it_again_or_has_named_it_here(plugin, tmp_path):
     stranger = tmp_path / "stranger.py"
     stranger.write_text("raise AssertionError('it was run')")
@@ -248,7 +311,7 @@ def test_a_checkpoint_says_which_plugin_it_was_made_with_and_never_loads_it(plug
         assert "needs model.networks=plain" in text and f"add 'plugins=[{plugin}]'" in text and "\n" not in text
         assert plugins.names() == []
         plugins.load([plugin])
-        loaded, trained = load_model(url, {})
+        loaded, trained, *_ = load_model(url, {})
         assert trained.model.settings == {"depth": 2} and trained.plugins == [plugin]
         assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.state_dict().items())
 

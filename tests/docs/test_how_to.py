@@ -78,7 +78,7 @@ def test_improve_my_gan(home, done, no_plugins):
     )
     summary = json.loads((home / "better" / "summary.json").read_text())
     assert [trial["status"] for trial in summary["trials"]] == ["finished"]
-    assert summary["imported"]["base"]["taken"] == "G_ema"
+    assert read(str(home / "better" / "imported")).state["imported"]["base"]["taken"] == "G_ema"
 
     # The generator is what it was, and the energy is not what the discriminator was.
     checkpoint = read(str(home / "better" / "trials" / "000"))

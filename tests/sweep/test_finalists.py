@@ -32,6 +32,7 @@ from pipeline.sweep.display.live_table import scores_in_words
 from pipeline.sweep.driver import Sweep
 from pipeline.sweep.preparation import ProgressFile
 from pipeline.tracking.finalists import Finalist, close_to_best, read_finalists
+from pipeline.tracking.locations import imported_start
 from pipeline.tracking.summary import SweepSummary, TrialRecord, read_summary
 from pipeline.training.build_model import build_model, make_trainer
 from pipeline.training.checkpoints import Checkpoints
@@ -312,7 +313,7 @@ def test_finalists_are_within_two_errors_of_the_difference(scores):
 def test_the_registry_compares_the_second_score_of_the_checkpoint(sweep):
     sweep.second = {"000": 4.5, "001": 4.1}
     sweep.run()
-    measure = _measure(sweep.records.best().best_checkpoint)
+    measure = _measure(sweep.records.best().best_checkpoint, {})
     assert measure == {
         "value": "4.1", "metric": "fid_gebm", "mode": "min", "extractor": "any", "num_samples": "5000",
     }  # fmt: skip
@@ -395,6 +396,21 @@ def test_ctrl_c_in_the_finals_leaves_the_sweep_to_be_resumed(sweep, monkeypatch)
     assert not driver.interrupted
     driver.score_finalists()
     assert driver.interrupted
+
+
+def test_trials_that_sample_the_imported_model_are_scored_again(sweep):
+    """Their checkpoint is a folder, as a trial's, in which a sweep has its imported weights."""
+    start = imported_start(sweep.output)
+    Checkpoints(start).save(0, model={"w": torch.ones(1)}, training={}, state={}, score=None)
+    for record in sweep.records.trials:
+        record.checkpoint = record.best_checkpoint = start
+    sweep.second = {"000": 4.5, "001": 4.1, "002": 4.9}
+    sweep.run()
+    assert {each.name: (each.checkpoint, each.error) for each in sweep.records.finalists} == {
+        name: (start, None) for name in sweep.second
+    }
+    assert sweep.read().finalists == sweep.records.finalists
+    assert sweep.read().best().name == "001"
 
 
 def test_a_sweep_that_was_interrupted_has_no_finals(sweep, monkeypatch):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import requests
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.tracking.journal import Journal, PermanentError
+from pipeline.tracking.journal_delivery import _permanent_errors
 from pipeline.tracking.journal_entries import read_artifact
 from pipeline.tracking.tracker import Tracker
 from tests.helpers.sweep import DATA
@@ -25,6 +28,12 @@ def folder(tmp_path_factory) -> Path:
     made = tmp_path_factory.mktemp("sweep")
     Image.new("RGB", (8, 8)).save(made / "grid.png")
     return made
+
+
+def part(document: Any, path: tuple) -> Any:
+    for key in path:
+        document = document[key]
+    return document
 
 
 def read(path: Path) -> None:
@@ -59,7 +68,7 @@ def test_any_bytes_for_the_note_of_what_is_out(folder, note):
 
 TIME = 1_700_000_000_000
 ENTRIES = [
-    {"kind": "start", "trial": "000", "params": {"a": "1"}, "tags": {"b": "c"}, "time": TIME},
+    {"kind": "start", "trial": "000", "params": {"a": "1"}, "tags": {"b": "c"}, "time": TIME, "config": "seed: 0"},
     {"kind": "metrics", "trial": "000", "metrics": {"train/energy_loss": 1.5}, "step": 3, "time": TIME},
     {"kind": "file", "trial": None, "file": "grid.png", "folder": "figures"},
     {"kind": "image", "trial": "000", "file": "grid.png", "key": "grid", "step": 3, "time": TIME},
@@ -70,12 +79,24 @@ ENTRIES = [
         "trial": "000",
         "name": "digits",
         "checkpoint": "trials/000",
-        "sampler": {},
+        "sampler": {"beta": 1.0},
         "base_step": 3,
         "description": "it",
         "tags": {"value": "1.0"},
     },
-    {"kind": "end", "trial": "000", "status": "FINISHED", "time": TIME},
+    {"kind": "end", "trial": "000", "status": "FINISHED", "time": TIME, "name": "trial 000"},
+    {"kind": "view", "trial": None, "view": "{}"},
+]
+# Each text of an entry by its place, and a name of one more value in each mapping that takes any.
+TEXTS = [
+    (entry, place, how)
+    for entry in ENTRIES
+    for place in paths(entry)[1:]
+    for how, is_text in (
+        ("another", isinstance(part(entry, place), str)),
+        ("more", place[0] in ("params", "tags", "metrics", "sampler") and len(place) == 2),
+    )
+    if is_text
 ]
 
 
@@ -105,6 +126,37 @@ def test_an_entry_with_anything_at_any_place_is_sent_or_refused(tracker, data, e
         tracker._deliver([document])
     except PermanentError as error:
         assert "\n" not in str(error)
+
+
+@settings(MANY, max_examples=300)
+@given(
+    text_of=st.sampled_from(TEXTS),
+    # With halves of characters, which JSON can have and nothing else.
+    text=st.text(st.characters(), min_size=1) | st.sampled_from(["\ud800", "a\udcffb", "\0", "x" * 3_000_000]),
+)
+def test_any_text_of_an_entry_is_sent_or_refused_on_a_line_that_can_be_logged(tracker, text_of, text):
+    entry, place, how = text_of
+    try:
+        tracker._deliver([changed(entry, place, text, how)])
+    except PermanentError as error:
+        assert "\n" not in str(error) and str(error).encode()
+        return
+    assert len(text) < 2**20 and text.encode()
+
+
+@pytest.mark.parametrize(
+    ("error", "becomes"),
+    [
+        (ValueError("a text with a zero in it"), PermanentError),
+        (UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed"), PermanentError),
+        # The answer of a proxy while the tracker is away.
+        (json.JSONDecodeError("Expecting value", "<html>", 0), json.JSONDecodeError),
+        (requests.exceptions.JSONDecodeError("Expecting value", "<html>", 0), requests.exceptions.JSONDecodeError),
+    ],
+)
+def test_a_value_that_no_tracker_takes_is_left_out_and_an_answer_that_is_none_is_asked_for_again(error, becomes):
+    with pytest.raises(becomes), _permanent_errors():
+        raise error
 
 
 @pytest.mark.parametrize("how", ["file", "folder", "inside a folder", "chain"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from pipeline.config import from_dict
 from pipeline.sweep.callback import SweepCallback
 from pipeline.sweep.display.console import Display
 from pipeline.tracking.summary import SweepSummary, read_summary
@@ -96,6 +98,36 @@ def test_whatever_ray_loses_each_report_is_taken_in_once_and_in_order(tmp_path_f
         assert record.best_checkpoint == f"{folder}/trials/000/checkpoints/step-00000006"
 
     law()
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 4), st.floats(0, 10) | st.just(math.nan)), min_size=1, max_size=8),
+    st.sampled_from(["min", "max"]),
+)
+def test_the_tracker_shows_a_trial_s_best_score_though_its_steps_go_back(evaluations, mode):
+    """Population-based training has a trial pass a step again, at another score and over the same checkpoint."""
+    folder, trial, logged = "memory://best/sweep", Trial(config={}), []
+    records = SweepSummary(folder, metric="fid_gebm", mode=mode, shown=("fid_gebm",), facts={})
+    data, model = {"store": "digits-8", "source": {"kind": "digits"}}, {"networks": "dcgan"}
+    config = from_dict({"name": "x", "data": data, "model": model, "output": folder, "sweep": {"mode": mode}})
+
+    class BestTracker(Tracker):
+        def log_best(self, name, scores, step) -> None:
+            logged.append((step, scores["fid_gebm"]))
+
+    driver, record = watch(config, records, BestTracker()), records.add("000", {})
+    for step, score in evaluations:
+        before = len(logged)
+        evaluated = {**report(folder, 2 * step), "fid_gebm": score}
+        driver.on_trial_result(0, [], trial, {**evaluated, "reported": list(evaluated)})
+        # Only where this evaluation is the best now.
+        assert len(logged) == before or record.best_checkpoint == evaluated["checkpoint"]
+        best = record.best_metrics.get("fid_gebm", math.nan)
+        # MLflow shows the value of the largest step, and of several there the newest.
+        if logged:
+            _, (_, shown) = max(enumerate(logged), key=lambda entry: (entry[1][0], entry[0]))
+            assert shown == best or (math.isnan(shown) and math.isnan(best))
+    assert [step for step, _ in logged] == sorted(step for step, _ in logged)
 
 
 def test_the_summary_says_the_beta_of_each_score(tmp_path, small):

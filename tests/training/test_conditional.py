@@ -102,7 +102,7 @@ def test_a_run_resumes_bit_for_bit_and_a_checkpoint_names_its_classes(conditiona
     tensors, resumed = (one.training["trainer"]["tensors"] for one in (whole, rest))
     assert all(torch.equal(resumed[name], tensor) for name, tensor in tensors.items())
     assert rest.classes is not None and rest.classes.names == tuple("0123456789")
-    model, _ = load_model(rest.url, {})
+    model, *_ = load_model(rest.url, {})
     assert model.num_classes == 10 and model.class_frequencies.sum() == 1
 
 

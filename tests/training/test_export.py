@@ -17,6 +17,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -33,11 +34,15 @@ from gebm import samplers
 from gebm.folding import folded
 from pipeline import config as schema
 from pipeline.config.own_choices import keep_choices
+from pipeline.config.warm_up import FOUND_KERNEL
 from pipeline.data import open_store, sources, write_store
 from pipeline.evaluation import metrics
+from pipeline.runtime.errors import UserError
+from pipeline.sweep.finalize import _found_sampler
 from pipeline.tasks.open_store import split_store
 from pipeline.tracking.journal import PermanentError
 from pipeline.tracking.registry import BEST, MEASURE, _log, is_better_version, register
+from pipeline.tracking.summary import SweepSummary, read_summary
 from pipeline.training.build_model import build_model, load_model, make_trainer
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.export import write_package
@@ -47,13 +52,45 @@ pytestmark = pytest.mark.usefixtures("mlflow_tables")
 SAMPLER = {"name": "ula", "step_size": 1e-2, "num_steps": 5}
 
 
-def trained(config: schema.Config, folder: Path) -> str:
+def trained(config: schema.Config, folder: Path, more: dict[str, Any] | None = None) -> str:
     """A checkpoint as a trial leaves it, of a model that has learnt nothing yet."""
     model = build_model(config)
     training = {"trainer": make_trainer(model, config, torch.device("cpu")).state_dict(), "plateau": {}}
-    report = {"base_step": 8, "fid_gebm": 5.0, "extractor": "any"}
+    report = {"base_step": 8, "fid_gebm": 5.0, "extractor": "any", **(more or {})}
     state = {"config": schema.to_dict(config), "report": report, "lr_scale": 1.0}
     return Checkpoints(str(folder)).save(8, model=model.state_dict(), training=training, state=state, score=1.0)
+
+
+MALA = {"name": "mala", "step_size": 1e-3, "num_steps": 5, "warm_up_steps": 7}
+FOUND = {"step_size": 0.25, "inverse_mass": [0.5, 1.0, 1.5, 2.0]}
+
+
+@pytest.mark.parametrize("search", [False, True], ids=["trained", "searched"])
+def test_the_kernel_that_was_scored_is_served_without_another_warm_up(small, stores, tmp_path, monkeypatch, search):
+    """Of a training the checkpoint has what the warm-up found, and of a search over the sampler the summary."""
+    monkeypatch.setenv("GEBM_STORES", str(stores))
+    config = small(sampler=SAMPLER if search else MALA, seed=3)
+    url = trained(config, tmp_path / "trial", {} if search else {FOUND_KERNEL: FOUND})
+    params = {f"sampler.{key}": value for key, value in MALA.items()}
+    records = SweepSummary(str(tmp_path), metric="fid_gebm", mode="min", shown=(), facts={})
+    place = f"{tmp_path}/trials/000/checkpoints/step-00000008"
+    records.evaluated(records.add("000", params), {"base_step": 8, "fid_gebm": 1.0}, place, kernel=FOUND)
+    records.write()
+    [best] = read_summary(str(tmp_path))[1]
+    monkeypatch.setattr("pipeline.training.export.find_kernel", lambda *_, **__: pytest.fail("it warms up again"))
+    write_package(url, tmp_path / "package", sampler=_found_sampler(config, best) if search else {})
+    settings = json.loads((tmp_path / "package" / "artifacts" / "gebm-model" / "settings.json").read_text())
+    assert (settings["sampler"]["sampler"], settings["sampler"]["step_size"]) == ("mala", 0.25)
+    assert settings["sampler_settings"]["inverse_mass"] == FOUND["inverse_mass"]
+
+
+@pytest.mark.parametrize("found", [{"step_size": -1.0}, {"step_size": math.nan}, {"mass": 1.0}, [1.0], "x"])
+def test_a_kernel_that_no_warm_up_finds_is_one_line(small, stores, tmp_path, monkeypatch, found):
+    monkeypatch.setenv("GEBM_STORES", str(stores))
+    url = trained(small(sampler=MALA), tmp_path / "trial", {FOUND_KERNEL: found})
+    with pytest.raises(UserError, match="is damaged") as refusal:
+        write_package(url, tmp_path / "package")
+    assert "\n" not in str(refusal.value)
 
 
 @pytest.fixture
@@ -74,7 +111,7 @@ def test_it_gives_the_samples_and_the_energies_of_the_model(checkpoint, tmp_path
     write_package(checkpoint, tmp_path / "package")
     served = mlflow.pyfunc.load_model(str(tmp_path / "package"))
     found = served.predict(request(6), params={"num_steps": 7, "seed": 11})
-    model, config = load_model(checkpoint, {})
+    model, config, *_ = load_model(checkpoint, {})
     kernel = samplers.make("ula", step_size=1e-2, prior=model.prior)
     whole = folded(model)
     samples = whole.sample(6, kernel, 7, config.sampler.beta, torch.Generator().manual_seed(11))
@@ -201,7 +238,7 @@ def test_rows_come_in_the_units_of_the_table(tmp_path):
     checkpoint = trained(config, tmp_path / "trial")
     write_package(checkpoint, tmp_path / "package")
     found = mlflow.pyfunc.load_model(str(tmp_path / "package")).predict(request(5))
-    model, _ = load_model(checkpoint, {})
+    model, *_ = load_model(checkpoint, {})
     samples = model.sample(5, samplers.make("ula", step_size=1e-2), 5, 1.0, torch.Generator().manual_seed(0))
     assert np.allclose(np.array(found["row"].tolist()), split_store(config, store).restore(samples).numpy(), atol=1e-5)
 

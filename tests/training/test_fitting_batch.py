@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import itertools
-from types import SimpleNamespace
+import re
+from typing import Any
 
 import pytest
+import ray.train
 import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
+from gebm import Trainer
+from pipeline import config as schema
 from pipeline.runtime.errors import UserError
+from pipeline.sweep.trainable import _cause
+from pipeline.tasks.open_store import ensure_store
 from pipeline.training.fitting_batch import out_of_memory_as_error
-from pipeline.training.pacing import Pace
 from pipeline.training.worker import Worker
 from tests.helpers.trainers import linear_model, trainer_of
+from tests.training.test_sampler_trials import SMALL, Trial
 
 ERRORS = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
@@ -23,6 +32,17 @@ ERRORS = [
     RuntimeError("CUDA error: out of memory"),
     RuntimeError("[enforce fail at alloc_cpu.cpp:118] . DefaultCPUAllocator: can't allocate memory"),
 ]
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory) -> schema.Config:
+    """The config of a trial on points, of two base steps."""
+    folder = tmp_path_factory.mktemp("fitting")
+    values = yaml.safe_load((schema.config_root() / "conf" / "toy.yaml").read_text())
+    config = schema.apply(schema.from_dict(values), SMALL | {"data.store": str(folder / "toy")})
+    config.output, config.data.split_seed = str(folder), config.seed
+    ensure_store(config)
+    return config
 
 
 class Small(nn.Linear):
@@ -38,11 +58,16 @@ class Small(nn.Linear):
         return super().forward(x)
 
 
-def train(rows: int, error: Exception, world_size: int = 1, latents: int | None = None) -> None:
-    trainer = trainer_of(linear_model(energy=Small(rows, error)), latent_batch_size=latents or 64)
-    config = SimpleNamespace(seed=0, train=SimpleNamespace(batch_size=64, latent_batch_size=latents))
-    worker = Worker(0, world_size, torch.device("cpu"))
-    batches = itertools.repeat(torch.zeros(64, 2))
+def config_of(data: int, latents: int | None, workers: int = 1) -> schema.Config:
+    values = {"name": "x", "data": {"store": "s", "source": {"kind": "digits"}}, "model": {"networks": "dcgan"}}
+    keys = {"train.batch_size": data, "train.latent_batch_size": latents, "scale.num_workers": workers}
+    return schema.apply(schema.from_dict(values), keys)
+
+
+def train(rows: int, error: Exception, workers: int = 1, data: int = 64, latents: int | None = None) -> None:
+    trainer = trainer_of(linear_model(energy=Small(rows, error)), latent_batch_size=latents or data)
+    config, worker = config_of(data, latents, workers), Worker(0, workers, torch.device("cpu"))
+    batches = itertools.repeat(torch.zeros(data, 2))
     with out_of_memory_as_error(trainer, batches, config, worker):
         trainer.step(batches, torch.Generator().manual_seed(0))
 
@@ -65,14 +90,59 @@ def test_what_is_named_fits(rows):
     assert 2 * named <= rows < 4 * named
 
 
-def test_latents_that_are_too_many_are_named_as_well():
-    with pytest.raises(UserError, match=r"train\.batch_size=16 and train\.latent_batch_size=16"):
-        train(40, ERRORS[0], latents=64)
+def named(line: str) -> tuple[int, int | None]:
+    """The sizes that a line says to set."""
+    match = re.search(r"set train\.batch_size=(\d+)(?: and train\.latent_batch_size=(\d+))?, which", line)
+    assert match is not None, line
+    return int(match[1]), None if match[2] is None else int(match[2])
 
 
-def test_several_workers_do_not_try_what_fits():
-    with pytest.raises(UserError, match=r"set train\.batch_size=32, which may"):
-        train(40, ERRORS[0], world_size=2)
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 96), st.none() | st.integers(1, 96), st.integers(2, 95), st.integers(1, 3))
+def test_data_and_latents_are_halved_in_proportion_until_both_fit(data, latents, rows, workers):
+    data, latents = data * workers, latents and latents * workers
+    # Data and as many base samples as there are latents at once.
+    if data + (latents or data) <= rows:
+        return
+    with pytest.raises(UserError) as refusal:
+        train(rows, ERRORS[0], workers, data, latents)
+    if workers > 1:
+        if max(data, latents or 1) == workers:
+            assert "neither does a single sample" in str(refusal.value)
+            return
+        # Without a try, and what they can share out.
+        fitting, latents_named = named(str(refusal.value))
+        assert fitting == max(data // workers // 2, 1) * workers and "which may" in str(refusal.value)
+        assert latents_named == (latents and max(latents // workers // 2, 1) * workers)
+        return
+    fitting, latents_named = named(str(refusal.value))
+    assert (latents_named is None) == (latents is None) and fitting + (latents_named or fitting) <= rows
+    halvings = next(count for count in range(10) if max(data >> count, 1) == fitting)
+    if latents is not None:
+        assert latents_named in {max(latents >> count, 1) for count in range(10) if max(data >> count, 1) == fitting}
+    # One halving less does not fit.
+    before = max(data >> halvings - 1, 1) if halvings else data
+    assert halvings == 0 or before + (max(latents >> halvings - 1, 1) if latents else before) > rows
+
+
+@pytest.mark.parametrize(("failing", "error"), [(1, UserError), (2, torch.OutOfMemoryError)])
+def test_only_the_first_alternation_of_a_process_says_that_the_batch_is_too_large(toy, tmp_path, failing, error):
+    """Once one has fitted, somebody else has the memory, and the trial is started again as after a crash."""
+    calls = itertools.count(1)
+
+    def step(self: Trainer, *arguments: Any) -> Any:
+        if next(calls) == failing:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return taken(self, *arguments)
+
+    taken = Trainer.step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "step", step)
+        with pytest.raises(error, match=r"set train\.batch_size=16|CUDA out of memory"):
+            Trial(toy, tmp_path)
+    assert _cause(ray.train.WorkerGroupError("", {0: error("CUDA out of memory")}))[0] is (
+        UserError if failing == 1 else Exception
+    )
 
 
 def test_what_fits_nowhere_is_a_line():
@@ -83,21 +153,3 @@ def test_what_fits_nowhere_is_a_line():
 def test_another_error_stays_what_it_is():
     with pytest.raises(RuntimeError, match="illegal memory access"):
         train(40, RuntimeError("CUDA error: an illegal memory access was encountered"))
-
-
-@pytest.mark.parametrize("seconds_a_step", [0.001, 0.1, 7.0])
-def test_a_question_is_asked_by_seconds_and_at_the_same_steps_by_all(seconds_a_step):
-    """Of two workers with clocks of their own, both ask when the first one's says so."""
-    now, decided, asked = [0.0], [], []
-    first = Pace(1.0, 5, largest=50, from_first=lambda value: decided.append(value) or value, clock=lambda: now[0])
-    second = Pace(1.0, 5, largest=50, from_first=lambda _: decided[-1], clock=lambda: 3 * now[0])
-    for step in range(1, 1000):
-        now[0] += seconds_a_step
-        assert first.is_due(step) == second.is_due(step)
-        if first.is_due(step):
-            asked.append(step)
-            first.asked(step)
-            second.asked(step)
-    gaps = [after - before for before, after in itertools.pairwise(asked)]
-    expected = min(50, max(1, round(1.0 / seconds_a_step)))
-    assert asked[0] == 5 and abs(gaps[-1] - expected) <= 1 and max(gaps) <= 50

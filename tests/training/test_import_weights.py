@@ -46,6 +46,23 @@ def files(tmp_path_factory) -> dict[str, Path]:
     return {"G": folder / "G.pth", "D": folder / "D.pth"}
 
 
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"train.batch_size": 0}, r"train\.batch_size=0"),
+        ({"sampler.settings": {"jitters": 1.0}}, r"no such key: sampler\.settings\.jitters"),
+        ({"sweep.metric": "fid_gan"}, r"sweep\.metric=fid_gan"),
+        ({"sampler.name": "mela"}, r"sampler\.name=mela"),
+    ],
+)
+def test_a_config_that_is_not_valid_is_refused_before_any_weights_are_read(tmp_path, keys, message):
+    """They may be gigabytes, and somewhere far away; these are nowhere."""
+    with pytest.raises(UserError, match=message):
+        _import_pair(config_of(tmp_path / "G.pth", tmp_path / "D.pth", **keys))
+    with pytest.raises(UserError, match=r"model\.base=.*G\.pth"):
+        _import_pair(config_of(tmp_path / "G.pth", tmp_path / "D.pth"))
+
+
 def test_a_pair_is_a_checkpoint_that_the_model_is_loaded_from(files, tmp_path):
     config = config_of(files["G"], files["D"])
     pair = read_pair(config)

@@ -12,9 +12,11 @@ import torch
 import yaml
 
 from pipeline import config as schema
+from pipeline.config.warm_up import with_found
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.system_metrics import SystemMetrics
 from pipeline.tasks.open_store import ensure_store
+from pipeline.tracking.trial_reports import missed_reports
 from pipeline.training import loop
 from pipeline.training.loop import TrialRun
 from pipeline.training.sampler_trials import NUM_DRAWN, SamplerTrials
@@ -135,3 +137,18 @@ def test_a_setting_that_diverges_says_so_and_leaves_the_next_one_alone(model, tm
     with pytest.raises(UserError, match=r"all 25 chains diverged: lower sampler\.step_size"):
         trials.run({"sampler.name": "ula", "sampler.step_size": 1e30}, str(tmp_path / "diverged"))
     assert trials.run(SETTINGS[1], str(tmp_path / "next"))["base_step"] == 2
+
+
+def test_what_a_warm_up_has_found_is_in_the_report_and_makes_the_kernel_again(model, tmp_path):
+    params = {"sampler.name": "hmc", "sampler.step_size": 1e-3, "sampler.warm_up_steps": 20, "sampler.num_steps": 3}
+    report = SamplerTrials(model, None, CPU).run(params, str(tmp_path / "warm"))
+    found = report["found_kernel"]
+    assert found["step_size"] == report["warm_up_step_size"] != 1e-3
+    assert max(found["inverse_mass"]) == report["warm_up_largest_variance"]
+    [(_, written)] = missed_reports(str(tmp_path / "warm"), after=0)
+    assert written["found_kernel"] == found
+    # Sampled with what was found, the scores are the same without a warm-up.
+    sampler = with_found(schema.apply(model, params).sampler, found)
+    again = {"sampler.step_size": sampler.step_size, "sampler.settings": sampler.settings, "sampler.warm_up_steps": 0}
+    scores = SamplerTrials(model, None, CPU).run(params | again, str(tmp_path / "again"))
+    assert scores["distance_gebm"] == report["distance_gebm"] and "found_kernel" not in scores
