@@ -67,8 +67,9 @@ def registry(group: str) -> Registry[Any]:
 def named_parts(config: Config) -> Iterator[tuple[str, str, Registry[Any]]]:
     """Yield each key of a config that names a part, the name, and the parts that there are."""
     from gebm import networks, objectives, penalties, samplers
-    from pipeline.config import metrics
+    from pipeline.config import metrics, tasks
 
+    yield "task", config.task, tasks.NAMES
     yield "model.networks", config.model.networks, networks.NAMES
     yield "sampler.name", config.sampler.name, samplers.NAMES
     yield "train.objective", config.train.objective, objectives.NAMES

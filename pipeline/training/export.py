@@ -28,6 +28,7 @@ from pipeline.config.kernels import kernel_settings
 from pipeline.config.networks import network_arguments
 from pipeline.config.part_settings import own_settings
 from pipeline.config.plugins import sources_of
+from pipeline.config.tasks import facts_of
 from pipeline.data.classes import Classes
 from pipeline.evaluation.chains import find_kernel
 from pipeline.tasks import open_data
@@ -126,7 +127,7 @@ def _measure(checkpoint: str) -> dict[str, str]:
 def _tensors(model: GEBM, config: schema.Config) -> dict[str, Tensor]:
     """Return the model's weights; for rows, with the map from the networks' units to those of the table."""
     tensors = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
-    if config.task != "images":
+    if facts_of(config.task).splits:
         splits = split_store(config, open_data(config.data))
         tensors |= {"rows.mean": splits.mean.clone(), "rows.whitening": splits.whitening.contiguous().clone()}
     return tensors
@@ -144,7 +145,7 @@ def _settings(model: GEBM, config: schema.Config, checkpoint: str, classes: Clas
     return {
         "experiment": config.name,
         "checkpoint": checkpoint,
-        "kind": "images" if config.task == "images" else "rows",
+        "kind": facts_of(config.task).of,
         "networks": network_arguments(config) | {"num_classes": model.num_classes or None},
         "classes": None if classes is None else classes.to_dict(),
         "energy_floor": config.model.energy_floor,
