@@ -128,6 +128,8 @@ class Registry(Mapping[str, _T], Generic[_T]):
         given: Arguments that the caller gives a part, where it has them; all others are settings.
         facts: Facts of a part, with their defaults, whose types they have.
         choices: Values of those facts that have a few.
+        inherits: The fact that names another part, whose facts hold where a part is registered without; by default
+            there is none.
         taken: Names that no part may have.
         has_settings: Whether a part may have settings.
         inner: Fact that names the setting by which a part chooses another of its kind, that it is built of.
@@ -154,6 +156,7 @@ class Registry(Mapping[str, _T], Generic[_T]):
         given: tuple[str, ...] = (),
         facts: Mapping[str, Any] | None = None,
         choices: Mapping[str, Collection[Any]] | None = None,
+        inherits: str | None = None,
         taken: Container[str] = (),
         has_settings: bool = True,
         inner: str | None = None,
@@ -161,6 +164,7 @@ class Registry(Mapping[str, _T], Generic[_T]):
         self._kind, self._given, self._facts = kind, given, dict(facts or {})
         self._inner = inner
         self._choices, self._taken, self._has_settings = dict(choices or {}), taken, has_settings
+        self._inherits = inherits
         self._parts: dict[str, Part] = {}
         _registries.append(self)
 
@@ -240,6 +244,12 @@ class Registry(Mapping[str, _T], Generic[_T]):
             )
         for fact, value in facts.items():
             self._check_fact(name, fact, value)
+        if (like := facts.get(self._inherits or "")) is not None:
+            if like not in tuple(self._parts):
+                raise ValueError(
+                    f"{self._kind} {name!r}: {self._inherits}={like!r:.50} has to be among {', '.join(self)}"
+                )
+            facts = {**self._parts[like].facts, **facts}
         return add
 
     def _check_fact(self, name: str, fact: str, value: Any) -> None:

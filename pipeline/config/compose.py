@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pipeline.config import part_settings
 from pipeline.config.arguments import format_text
 from pipeline.config.fields import keys, typed_value
-from pipeline.config.schema import Config
+from pipeline.config.schema import AUTO, Config
 from pipeline.runtime.errors import UserError, one_line
 
 __all__ = [
@@ -33,9 +33,6 @@ __all__ = [
     "searches",
     "to_dict",
 ]
-
-# Score that is monitored for the base and the GEBM of each task.
-_MONITORED = {"images": "fid", "density": "nll", "points": "distance"}
 
 
 def config_root() -> Path:
@@ -141,6 +138,7 @@ def from_dict(values: dict[str, Any] | DictConfig) -> Config:
         config = OmegaConf.to_object(merged)
         assert isinstance(config, Config)
         part_settings.convert(config)
+        _choose_ranking(config)
         return config
     except RecursionError:
         raise UserError("a config is a mapping of keys, and this one is nested without end") from None
@@ -204,7 +202,18 @@ def apply(config: Config, overrides: dict[str, Any]) -> Config:
         _refuse_interpolations(value, key)
         part_settings.assign(config, key, value)
     part_settings.convert(config)
+    _choose_ranking(config)
     return config
+
+
+def _choose_ranking(config: Config) -> None:
+    """Set the score that trials are ranked by, and which way is better, where they are left to the task."""
+    if AUTO not in (config.sweep.metric, config.sweep.mode):
+        return
+    # Imports torch, as nearly all that has a config does.
+    from pipeline.config import ranking
+
+    ranking.choose(config)
 
 
 @functools.cache
@@ -248,7 +257,10 @@ def monitored_metrics(config: Config) -> tuple[str, str]:
         >>> monitored_metrics(config)
         ('nll_base', 'nll_gebm')
     """
-    return f"{_MONITORED[config.task]}_base", f"{_MONITORED[config.task]}_gebm"
+    from pipeline.config.tasks import facts_of
+
+    facts = facts_of(config.task)
+    return facts.monitored("base"), facts.monitored("gebm")
 
 
 def format_overrides(keys: Mapping[str, Any]) -> list[str]:

@@ -25,10 +25,10 @@ from pipeline.config.scores import (
     FID_INFINITY,
     NEAREST,
     REPORT_GROUPS,
-    SAMPLE_SCORES,
     STANDARD_ERROR,
     at_end,
 )
+from pipeline.config.tasks import scores as task_scores
 from pipeline.runtime.part_errors import refusing
 
 __all__ = [
@@ -38,11 +38,13 @@ __all__ = [
     "NAMES",
     "Metric",
     "Score",
+    "checked",
     "measure",
     "measured_on",
     "metric",
     "names",
     "register",
+    "sample_scores",
 ]
 
 
@@ -100,7 +102,7 @@ class _Taken:
             or text in FEATURE_SCORES
             or text.endswith(STANDARD_ERROR)
             or text.startswith((CLASS_FID, "log_partition"))
-            or any(text == score or text.startswith(f"{score}_") for score in SAMPLE_SCORES)
+            or any(text == score or text.startswith(f"{score}_") for score in sample_scores())
             or any(at_end(text, end) in REPORT_GROUPS for end in ENDS)
         )
 
@@ -140,6 +142,16 @@ def names() -> tuple[str, ...]:
         ('fid', 'kid', 'is', 'prc', 'dc')
     """
     return (*BUILTIN, *NAMES)
+
+
+def sample_scores() -> tuple[str, ...]:
+    """Return the beginnings of the scores that need no feature extractor: those of tasks, such as a likelihood.
+
+    Example:
+        >>> sample_scores()
+        ('off_support', 'nll', 'distance')
+    """
+    return tuple(name for name in task_scores() if name not in FEATURE_SCORES)
 
 
 def metric(name: str) -> Metric:
@@ -182,14 +194,29 @@ def measure(part: Part, samples: Tensor, data: Tensor) -> Score:
         UserError: It fails or returns no finite number; the line names its file and line.
     """
     given = {"samples": samples, "data": data}
+    chosen = {name: tensor for name, tensor in given.items() if name in part.parameters}
+    return checked(part, lambda: part.make(**chosen), f"of {len(samples)} samples")
+
+
+def checked(part: Part, compute: Callable[[], Any], of: str) -> Score:
+    """Return the score that a part computes; the same one each time, whatever random numbers it draws.
+
+    Args:
+        part: The part.
+        compute: Returns a number, or a number and its standard error.
+        of: What it is computed from, for messages.
+
+    Raises:
+        UserError: It fails or returns no finite number; the line names the plugin's file and line.
+    """
     with refusing(part), torch.random.fork_rng(devices=[]), torch.no_grad():
         # Of the CPU alone: that of a GPU is in use, and `torch.manual_seed` would set it as well.
         torch.set_rng_state(torch.Generator().manual_seed(0).get_state())
-        result = part.make(**{name: tensor for name, tensor in given.items() if name in part.parameters})
+        result = compute()
         value, error = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
         score = Score(_as_number(value), None if error is None else _as_number(error))
         if not all(math.isfinite(number) for number in (score.value, score.standard_error or 0.0)):
-            raise ValueError(f"of {len(samples)} samples it is {value} ± {error}, and both have to be finite")
+            raise ValueError(f"{of} it is {value} ± {error}, and both have to be finite")
         if score.standard_error is not None and score.standard_error < 0:
             raise ValueError(f"its standard error is {score.standard_error}, and has to be 0 at least")
     return score

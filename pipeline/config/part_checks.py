@@ -7,6 +7,9 @@ whether hours of training would end in a traceback.
 from __future__ import annotations
 
 import functools
+import inspect
+import pkgutil
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -15,10 +18,12 @@ from torch import Tensor, nn
 
 from gebm import StandardNormal, networks, objectives, penalties, samplers
 from gebm.registry import Part
-from pipeline.config import metrics, part_settings
+from pipeline.config import metrics, part_settings, tasks
 from pipeline.config.kernels import kernel_settings
 from pipeline.config.networks import network_arguments
 from pipeline.config.schema import Config, Train
+from pipeline.config.scores import ENDS, STANDARD_ERROR
+from pipeline.config.tasks import facts_of
 from pipeline.config.training_parts import make_objective, make_penalty
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.part_errors import refusal, refusing
@@ -26,6 +31,7 @@ from pipeline.runtime.part_errors import refusal, refusing
 __all__ = ["check_metrics", "check_parts", "checked_objective", "own_networks"]
 
 _STEPS = 2
+_WITH_ENDS = tuple(f"_{end}" for end in ENDS)
 # Random samples that a metric is tried on, and features of each.
 _SAMPLES, _FEATURES = 16, 8
 # The tensors of a network that is tried on the CPU, where it cannot be on a device without memory.
@@ -33,7 +39,7 @@ _MAX_PARAMETERS = 2**28
 
 
 def check_parts(config: Config) -> None:
-    """Refuse networks of the wrong shape, a sampler that is none, and losses and metrics that are no numbers.
+    """Refuse networks of the wrong shape, a task or a sampler that is none, and losses and metrics that are no numbers.
 
     Args:
         config: The experiment, of which :func:`pipeline.config.validation.validate_rules` holds.
@@ -43,7 +49,10 @@ def check_parts(config: Config) -> None:
     """
     model, data = config.model, config.data
     image_shape = data.channels, data.resolution or 0, data.resolution or 0
-    shape = image_shape if config.task == "images" else image_shape[:1]
+    facts = facts_of(config.task)
+    shape = image_shape if facts.of == "images" else image_shape[:1]
+    if not (part := tasks.NAMES.part(config.task)).builtin:
+        _check_task(part, config)
     if (part := own_networks(config)) is not None:
         _check_networks(part, shape, part_settings.frozen(network_arguments(config)))
     if not (part := samplers.NAMES.part(config.sampler.name)).builtin:
@@ -54,7 +63,7 @@ def check_parts(config: Config) -> None:
         _check_objective(part, config.train)
     if not (part := penalties.NAMES.part(config.train.penalty_kind)).builtin:
         _check_penalty(part, config.train, shape)
-    if config.task == "images":
+    if facts.metrics:
         check_metrics(config.evaluation.metrics, image_shape)
 
 
@@ -79,6 +88,35 @@ def check_metrics(names: Iterable[str], shape: tuple[int, int, int]) -> None:
     for name in names:
         if name in metrics.NAMES:
             _check_metric(metrics.NAMES.part(name), shape)
+
+
+def _check_task(part: Part, config: Config) -> None:
+    facts, protocol = facts_of(part.name), pkgutil.resolve_name("pipeline.tasks.base:Task")
+    with refusing(part):
+        if not re.fullmatch(r"[A-Za-z]\w*", facts.score) or facts.score.endswith((STANDARD_ERROR, *_WITH_ENDS)):
+            raise ValueError(
+                f"it is registered with score={facts.score!r}, and has to have the name of a score without the model "
+                "that has it, as in score='distance'"
+            )
+        if facts.score in metrics.NAMES or (facts.score in metrics.FEATURE_SCORES and not facts.metrics):
+            raise ValueError(f"it is registered with score={facts.score!r}, which is that of a metric: name another")
+        if facts.splits and facts.of != "rows":
+            raise ValueError("it is registered with splits=True, and only rows are split: give of='rows' as well")
+        task = tasks.make(config)
+        for name, method in inspect.getmembers(protocol, inspect.isfunction):
+            if name.startswith("_"):
+                continue
+            arguments = list(inspect.signature(method).parameters)[1:]
+            own = getattr(task, name, None)
+            if not callable(own):
+                raise ValueError(
+                    f"it has no {name}({', '.join(arguments)}): give it one, or make it a subclass of a task in "
+                    "pipeline.tasks that has"
+                )
+            try:
+                inspect.signature(own).bind(*arguments)
+            except TypeError as error:
+                raise ValueError(f"its {name} has to take {', '.join(arguments)} ({error})") from None
 
 
 @functools.cache

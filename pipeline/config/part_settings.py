@@ -68,8 +68,9 @@ def registry(group: str) -> Registry[Any]:
 def named_parts(config: Config) -> Iterator[tuple[str, str, Registry[Any]]]:
     """Yield each key of a config that names a part, the name, and the parts that there are."""
     from gebm import networks, objectives, penalties, samplers
-    from pipeline.config import metrics
+    from pipeline.config import metrics, tasks
 
+    yield "task", config.task, tasks.NAMES
     yield "model.networks", config.model.networks, networks.NAMES
     if (energy := network_arguments(config)["energy"]) is not None:
         yield "model.energy", energy, networks.NAMES

@@ -9,6 +9,7 @@ import torch
 from gebm import samplers
 from gebm.precision import arithmetic
 from pipeline.config.schema import Config, Sampler
+from pipeline.config.tasks import facts_of
 
 __all__ = ["chain_arithmetic", "sampling_dtype", "sampling_precision", "training_precision"]
 
@@ -20,7 +21,7 @@ def training_precision(config: Config, device: torch.device) -> str:
         config: Experiment, of which ``train.precision`` and ``task`` are read; auto is bfloat16 for images alone.
         device: Where the networks are.
     """
-    prefers_bfloat16 = config.task == "images" and device.type == "cuda"
+    prefers_bfloat16 = facts_of(config.task).of == "images" and device.type == "cuda"
     return _resolve(config.train.precision, device, prefers_bfloat16)
 
 
@@ -32,7 +33,8 @@ def sampling_precision(config: Config, device: torch.device) -> str:
         device: Where the networks are.
     """
     # An accept step compares energies, and a descent has no noise that hides a rounding.
-    prefers_bfloat16 = config.task == "images" and config.sampler.name in samplers.NAMES.having("bfloat16", True)
+    hides_rounding = config.sampler.name in samplers.NAMES.having("bfloat16", True)
+    prefers_bfloat16 = facts_of(config.task).of == "images" and hides_rounding
     return _resolve(config.sampler.precision, device, prefers_bfloat16)
 
 

@@ -17,6 +17,7 @@ from omegaconf import MISSING
 from pipeline.config.fields import bounded, choice, documented, key
 
 __all__ = [
+    "AUTO",
     "CONFIG_NAME",
     "HYDRA_KEYS",
     "Checkpointing",
@@ -39,6 +40,9 @@ __all__ = [
     "Tracking",
     "Train",
 ]
+
+AUTO = "auto"
+"""Value of a key that others decide."""
 
 CONFIG_NAME = "gebm"
 # What Hydra needs of a primary config in addition to the schema.
@@ -549,8 +553,12 @@ class Sweep:
         "latents and evaluation.final_samples; 0 for none. What they score then decides which is the best.",
         ge=0,
     )
-    metric: str = key("fid_gebm", "Score that trials are ranked by.")
-    mode: str = choice("min", "Whether the best score is the least or the largest.", names=("min", "max"))
+    metric: str = key(AUTO, "Score that trials are ranked by; auto is the task's own, such as fid_gebm.")
+    mode: str = choice(
+        AUTO,
+        "Whether the best score is the least or the largest; auto is what sweep.metric needs.",
+        names=(AUTO, "min", "max"),
+    )
     grace_steps: int | None = bounded(
         None,
         "Base steps before a trial may be pruned, or MCMC steps in a search over the sampler alone (default: a quarter "
@@ -571,8 +579,9 @@ class Config:
     name: str = key(MISSING, "Name of the experiment.")
     task: str = choice(
         "images",
-        "images (scored by FID), density (rows, by likelihood) or points (rows, by their samples).",
-        names=("images", "density", "points"),
+        "images (scored by FID), density (rows, by likelihood), points (rows, by their samples), or one that a plugin "
+        "registers.",
+        names="pipeline.config.tasks:NAMES",
     )
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)

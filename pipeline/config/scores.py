@@ -12,7 +12,6 @@ __all__ = [
     "FID_INFINITY",
     "NEAREST",
     "REPORT_GROUPS",
-    "SAMPLE_SCORES",
     "STANDARD_ERROR",
     "ChainPoint",
     "at_end",
@@ -37,9 +36,6 @@ NEAREST = "nearest"
 
 CLASS_FID = "fid_class_"
 """Beginning of the scores of ``evaluation.per_class``; the number of the class follows."""
-
-SAMPLE_SCORES = ("nll", "distance", "off_support")
-"""Beginnings of the scores that need no feature extractor: of densities and of points."""
 
 REPORT_GROUPS = {
     "energy_loss": "train",

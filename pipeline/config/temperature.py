@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 from pipeline.config.schema import Config
+from pipeline.config.tasks import facts_of
 
 __all__ = [
     "BETA",
@@ -77,7 +78,7 @@ def sampling_beta(config: Config, params: dict[str, Any] | None = None) -> float
         The beta of the chains whose samples are scored; ``None`` for a likelihood, which is the model's own whatever
         the sampler does, and for a sweep that searches beta, where each trial has its own.
     """
-    if config.task == "density":
+    if facts_of(config.task).likelihood:
         return None
     if params is None:
         return None if SEARCHED_BETA in config.sweep.space else float(config.sampler.beta)

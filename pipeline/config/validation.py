@@ -27,8 +27,9 @@ from pipeline.config.fields import keys
 from pipeline.config.kernels import kernel_settings
 from pipeline.config.networks import network_arguments
 from pipeline.config.part_checks import check_parts, checked_objective, own_networks
+from pipeline.config.ranking import mode_of, rankable_scores
 from pipeline.config.schema import Config, Data, Evaluation
-from pipeline.config.scores import ENDS, FID_INFINITY, at_end
+from pipeline.config.tasks import facts_of, networks_of, networks_with_density
 from pipeline.runtime.errors import UserError, one_line
 from pipeline.runtime.part_errors import refusing
 
@@ -44,8 +45,6 @@ __all__ = [
 
 # Fifteen subsets of different sizes, the smallest of ten samples.
 FEWEST_FOR_FID_INFINITY = 150
-# The encodings of the stores of each task.
-_ENCODINGS = {"images": ("blocks", "images"), "density": ("rows",), "points": ("rows",)}
 # Workers of more trials than this would not find room for their contexts on a GPU.
 _LEAST_GPU_SHARE = 0.01
 
@@ -118,7 +117,8 @@ def validate_store(config: Config) -> None:
     Raises:
         UserError: A key or a combination of keys is impossible; the message is one line that names it.
     """
-    _check_fields(config, "data.")
+    for group in ("data.", "task"):
+        _check_fields(config, group)
     _check_encoding(config)
 
 
@@ -184,14 +184,19 @@ def _check_images(config: Config) -> None:
 
 
 def _check_task(config: Config) -> None:
-    names = networks.NAMES.having("tasks", config.task)
+    names = networks_of(config.task)
+    if not names:
+        raise UserError(
+            f"task={config.task}: no networks are for it; register some with tasks=({config.task!r},), or it with like="
+            "'images', 'points' or another task whose networks it takes"
+        )
     if config.model.networks not in names:
         raise UserError(f"model.networks={config.model.networks}: it has to be one of {', '.join(names)}")
     _check_encoding(config)
 
 
 def _check_encoding(config: Config) -> None:
-    names = _ENCODINGS[config.task]
+    names = facts_of(config.task).encodings
     if config.data.encoding not in names:
         raise UserError(f"data.encoding={config.data.encoding}: it has to be one of {', '.join(names)}")
 
@@ -202,11 +207,11 @@ def _check_data(config: Config) -> None:
             f"data.num_workers={config.data.num_workers}: with data.device_resident=true nothing is read while "
             "training; leave one of the two out"
         )
-    if config.data.device_resident is False and config.task != "images":
+    if config.data.device_resident is False and facts_of(config.task).of == "rows":
         raise UserError(
             f"data.device_resident=false: task={config.task} is about rows, which are always held; leave it out"
         )
-    if config.data.held_out and config.task != "images":
+    if config.data.held_out and facts_of(config.task).splits:
         raise UserError(
             f"data.held_out={config.data.held_out}: task={config.task} has validation rows for that; leave it out"
         )
@@ -238,16 +243,16 @@ def _check_scores(config: Config) -> None:
             f"{', '.join(name for name in networks.NAMES if networks.is_conditional(name))}"
         )
     least = min(final or config.evaluation.num_samples, config.evaluation.num_samples)
-    if config.evaluation.fid_infinity and config.task == "images" and least < FEWEST_FOR_FID_INFINITY:
+    if config.evaluation.fid_infinity and facts_of(config.task).metrics and least < FEWEST_FOR_FID_INFINITY:
         raise UserError(
             f"evaluation.fid_infinity=true: it needs {FEWEST_FOR_FID_INFINITY} samples, and there are {least}; "
             f"raise evaluation.num_samples and evaluation.final_samples"
         )
-    ranks = _rankable_scores(config)
+    ranks = rankable_scores(config)
     if config.sweep.metric not in ranks:
-        more = "; evaluation.metrics adds more" if config.task == "images" else ""
+        more = "; evaluation.metrics adds more" if facts_of(config.task).metrics else ""
         raise UserError(f"sweep.metric={config.sweep.metric}: it has to be one of {', '.join(ranks)}{more}")
-    best = "max" if ranks[config.sweep.metric] == "up" else "min"
+    best = mode_of(ranks[config.sweep.metric])
     if config.sweep.mode != best:
         direction = "higher" if best == "max" else "lower"
         raise UserError(
@@ -259,15 +264,17 @@ def _check_scores(config: Config) -> None:
 def _check_objective(config: Config) -> None:
     """Check what an objective, a base and a task need of one another."""
     objective = checked_objective(config.train)
-    with_density = networks.NAMES.having("tasks", "density")
+    with_density = networks_with_density()
     flow = config.model.networks in with_density
     if objectives.needs_density(objective) and not flow:
         raise UserError(
             f"train.objective={config.train.objective}: it needs a base with a density, and model.networks="
             f"{config.model.networks} has none; use one of {', '.join(with_density)}"
         )
-    if config.task == "points" and not objective.trains_energy:
-        raise UserError(f"train.objective={config.train.objective}: it trains no energy, and task=points samples one")
+    if facts_of(config.task).trained_energy and not objective.trains_energy:
+        raise UserError(
+            f"train.objective={config.train.objective}: it trains no energy, and task={config.task} samples one"
+        )
     if not (config.train.train_base or objective.trains_energy):
         raise UserError(f"train.train_base=false: train.objective={config.train.objective} trains nothing but the base")
     _check_log_partition(config, objective)
@@ -277,7 +284,7 @@ def _check_objective(config: Config) -> None:
 def _check_log_partition(config: Config, objective: objectives.Objective) -> None:
     if config.train.log_partition_samples == 1:
         raise UserError("train.log_partition_samples=1: an estimate needs 2 at least, and 0 is none")
-    if config.evaluation.log_partition not in ("auto", "monte_carlo") and config.task != "density":
+    if config.evaluation.log_partition not in ("auto", "monte_carlo") and not facts_of(config.task).likelihood:
         raise UserError(
             f"evaluation.log_partition={config.evaluation.log_partition}: task={config.task} has no likelihood to "
             f"compute with it; leave it out"
@@ -301,7 +308,7 @@ def _check_final_phase(config: Config, objective: objectives.Objective) -> None:
         raise UserError(
             f"train.final_energy_steps={steps}: train.objective={config.train.objective} trains no energy; leave it out"
         )
-    if steps and patience and config.task == "images" and not config.data.held_out:
+    if steps and patience and not facts_of(config.task).splits and not config.data.held_out:
         raise UserError(
             f"train.final_energy_steps={steps}: it stops by held-out images; set data.held_out to some hundreds, or "
             f"train.final_phase.patience=0 to take all steps"
@@ -311,7 +318,7 @@ def _check_final_phase(config: Config, objective: objectives.Objective) -> None:
 def _check_sampler(config: Config) -> None:
     safe = samplers.NAMES.having("bfloat16", True)
     rounds = config.sampler.precision in ("tf32", "bfloat16")
-    if rounds and (config.sampler.name not in safe or config.task != "images"):
+    if rounds and (config.sampler.name not in safe or facts_of(config.task).of != "images"):
         raise UserError(
             f"sampler.precision={config.sampler.precision}: sampler.name={config.sampler.name} for task={config.task} "
             f"needs float32; only {', '.join(safe)} for images do without"
@@ -449,20 +456,6 @@ def _check_components(config: Config) -> None:
             unconditional_every=decay.unconditional_every,
         ),
     )
-
-
-def _rankable_scores(config: Config) -> dict[str, str]:
-    """Return the scores that trials can be ranked by, each with whether less (``down``) or more (``up``) is better."""
-    # Those of the validation rows, where there are any: the test rows choose nothing.
-    if config.task == "density":
-        return dict.fromkeys(("nll_gebm_validation", "nll_base_validation"), "down")
-    if config.task == "points":
-        return dict.fromkeys(("distance_validation_gebm", "distance_validation_base"), "down")
-    measured = [metrics.metric(name) for name in ("fid", *config.evaluation.metrics)]
-    better = {score: each.better for each in measured for score in each.scores}
-    if config.evaluation.fid_infinity:
-        better[FID_INFINITY] = "down"
-    return {at_end(score, end): direction for score, direction in better.items() for end in reversed(ENDS)}
 
 
 # A search validates the same networks at each end of each range.

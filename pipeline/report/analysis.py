@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.config.own_choices import is_own
 from pipeline.config.sampler_search import samples_only
+from pipeline.config.tasks import NAMES, facts_of
 from pipeline.config.temperature import BETA
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.filesystem import filesystem
@@ -213,8 +214,10 @@ def _settings(output: str) -> dict[str, Any]:
         config = parse_yaml(read_bytes(files, f"{path}/config.yaml", CONFIG), CONFIG)
         sweep, evaluation = config["sweep"], config["evaluation"]
         space = sweep["space"] if isinstance(sweep["space"], dict) else {}
-        # Older summaries do not have it; a likelihood has no temperature.
-        beta = None if config.get("task") == "density" else config.get("sampler", {}).get("beta")
+        # Older summaries do not have it, and there were no tasks of plugins then; a likelihood has no temperature.
+        task = str(config.get("task", "images"))
+        has_beta = task in NAMES and not facts_of(task).likelihood
+        beta = config.get("sampler", {}).get("beta") if has_beta else None
         return {
             BETA: beta,
             "search": str(sweep["search"]),

@@ -25,6 +25,7 @@ from pipeline import tasks
 from pipeline.config.own_choices import DATA_KEYS
 from pipeline.config.plugins import install, sources
 from pipeline.config.scores import format_score, standard_error_of
+from pipeline.config.tasks import facts_of
 from pipeline.evaluation.base import EvaluationRun
 from pipeline.runtime.errors import LockLost, UserError, one_line
 from pipeline.runtime.filesystem import filesystem
@@ -66,7 +67,7 @@ def score_finalists(config: schema.Config, records: SweepSummary, capacity: Capa
     finals = _Finals(config, records, capacity)
     is_larger = config.evaluation.final_samples not in (None, config.evaluation.num_samples)
     fewest = 1 if is_larger and len(records.trials) > 1 else 2
-    if config.sweep.finalists == 0 or config.task == "density" or len(finals.candidates) < fewest:
+    if config.sweep.finalists == 0 or facts_of(config.task).likelihood or len(finals.candidates) < fewest:
         records.finalists = []
         return
     finals.choose()
@@ -326,7 +327,7 @@ def score_again(
 
     try:
         worker = tasks.make(sampled).open(0, 1, device)
-        scores = worker.evaluate(model, EvaluationRun(advance)).scores
+        scores = tasks.evaluate(sampled, worker, model, EvaluationRun(advance)).scores
     finally:
         watchdog.stop()
     return {name: float(value) for name, value in scores.items() if math.isfinite(value)}

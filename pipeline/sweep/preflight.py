@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from pipeline import config as schema
+from pipeline.config.tasks import facts_of
 from pipeline.data import Store, fits_on_device
 from pipeline.runtime.filesystem import filesystem, is_local
 from pipeline.sweep.cluster import Capacity
@@ -31,7 +32,7 @@ def _cache_notes(config: schema.Config, capacity: Capacity, store: Store) -> lis
         return [f"shards are kept in {data.cache} of each machine, up to {data.cache_limit_gib:g} GiB"]
     # Only its worker knows how much room a GPU has, so that one counts as large enough.
     resident = (
-        config.task != "images"
+        facts_of(config.task).of == "rows"
         or data.device_resident
         or "GPU" in capacity.worker
         or fits_on_device(store, torch.device("cpu"))

@@ -23,6 +23,7 @@ from typing import Any
 
 from pipeline.config import Config, apply, part_settings
 from pipeline.config.compose import format_overrides
+from pipeline.config.tasks import facts_of
 from pipeline.config.validation import required_multiple, validate, validate_rules
 from pipeline.runtime.errors import UserError
 from pipeline.sweep.conditions import Condition, by_depth, resolve_conditions
@@ -287,7 +288,7 @@ def _check_form(config: Config, key: str, form: Any) -> tuple[str, list[Any]]:
     """Return the name of a form and its values, of a key that can be searched."""
     if not isinstance(form, Mapping) or len(form) != 1:
         raise UserError(f"sweep.space: {key} has to be {_FORM_NAMES}, and is {form}")
-    if config.task == "density" and key.startswith("sampler."):
+    if facts_of(config.task).likelihood and key.startswith("sampler."):
         raise UserError(f"sweep.space: {key} changes no likelihood, by which a density is judged: leave it out")
     if not is_searchable(key):
         raise UserError(f"sweep.space: {key} cannot be searched; keys of {', '.join(_SEARCHED)} can")

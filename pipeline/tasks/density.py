@@ -43,11 +43,11 @@ class Density(TableTask):
 
     def open(self, rank: int, world_size: int, device: torch.device) -> DensityTaskWorker:
         """Return the rows on one worker."""
-        return DensityTaskWorker(self._config, rank, world_size, device)
+        return DensityTaskWorker(self.config, rank, world_size, device)
 
     def pictures(self, base: Tensor, gebm: Tensor) -> dict[str, bytes]:
         """Return the columns' marginals, of base and GEBM."""
-        name = plots.at_temperature("GEBM", describe_temperature(self._config.sampler.beta))
+        name = plots.at_temperature("GEBM", describe_temperature(self.config.sampler.beta))
         return {"marginals.png": plots.png(plots.marginals({"base": base, name: gebm}))}
 
 
@@ -67,8 +67,8 @@ class DensityTaskWorker(TableTaskWorker):
         Raises:
             UserError: An energy or a likelihood is not finite.
         """
-        settings = self._config.evaluation
-        seed = self._config.seed if settings.seed is None else settings.seed
+        settings = self.config.evaluation
+        seed = self.config.seed if settings.seed is None else settings.seed
         generator = torch.Generator().manual_seed((seed + 1) * 1_000_003)
         evaluation = Evaluation()
         with frozen(model.base, model.energy):
@@ -83,11 +83,11 @@ class DensityTaskWorker(TableTaskWorker):
                 self._log_partition(model, estimate, evaluation.scores) if self._trains_energy else (0.0, 0.0)
             )
             for split, rows in (
-                ("train", self._splits.train),
-                ("validation", self._splits.validation),
-                ("test", self._splits.test),
+                ("train", self.splits.train),
+                ("validation", self.splits.validation),
+                ("test", self.splits.test),
             ):
-                rows = rows.to(self._device)
+                rows = rows.to(self.device)
                 log_base = self._in_batches(cast(_Density, model.base).log_prob, rows).double()
                 energies[split] = self._energies(model, rows)
                 # Scores of the test rows have no suffix.
@@ -105,7 +105,7 @@ class DensityTaskWorker(TableTaskWorker):
                         )
         if not math.isfinite(evaluation.scores["nll_gebm"]):
             raise UserError(_DIVERGED)
-        if self._rank == 0:
+        if self.rank == 0:
             # The weights are at hand: resampling by them gives draws of the model at no further cost.
             weights = (-energies["base"].double()).softmax(0)
             chosen = torch.multinomial(weights.cpu(), min(_SHOWN, len(draws)), replacement=True, generator=generator)
@@ -115,14 +115,14 @@ class DensityTaskWorker(TableTaskWorker):
 
     @property
     def _trains_energy(self) -> bool:
-        return make_objective(self._config.train).trains_energy
+        return make_objective(self.config.train).trains_energy
 
     def _energies(self, model: GEBM, rows: Tensor) -> Tensor:
         """Return the energies (N,) of rows (N, D): zero where the objective trains none."""
         return self._in_batches(model.energy, rows) if self._trains_energy else rows.new_zeros(len(rows))
 
     def _in_batches(self, function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-        return torch.cat([function(batch) for batch in rows.split(self._config.evaluation.batch_size)])
+        return torch.cat([function(batch) for batch in rows.split(self.config.evaluation.batch_size)])
 
     def _log_partition(
         self, model: GEBM, monte_carlo: PartitionEstimate, scores: dict[str, float]
@@ -131,7 +131,7 @@ class DensityTaskWorker(TableTaskWorker):
 
         The other ones are added to the scores.
         """
-        kind, sampler = self._config.evaluation.log_partition, self._config.sampler
+        kind, sampler = self.config.evaluation.log_partition, self.config.sampler
         known = model.known_log_partition
         if known is not None:
             scores["log_partition_known"] = float(known)
@@ -139,11 +139,11 @@ class DensityTaskWorker(TableTaskWorker):
             # With random numbers of its own: the draws that are shown are the same whichever estimate is requested.
             annealed = log_partition_annealed(
                 model,
-                self._config.evaluation.num_samples,
+                self.config.evaluation.num_samples,
                 samplers.make(sampler.name, step_size=kernel_settings(sampler).step_size, **sampler.settings),
-                annealing_schedule(self._config.evaluation.temperatures),
-                generator=torch.Generator().manual_seed((self._config.seed + 1) * 1_000_033),
-                batch_size=self._config.evaluation.batch_size,
+                annealing_schedule(self.config.evaluation.temperatures),
+                generator=torch.Generator().manual_seed((self.config.seed + 1) * 1_000_033),
+                batch_size=self.config.evaluation.batch_size,
             )
             scores |= _estimate_scores("log_partition_annealed", annealed)
             return float(annealed.log_partition), float(annealed.standard_error)
@@ -155,8 +155,8 @@ class DensityTaskWorker(TableTaskWorker):
         return float(known), 0.0
 
     def _draw(self, model_rows: Tensor, energies: dict[str, Tensor], evaluation: Evaluation) -> dict[str, bytes]:
-        test, drawn = self._splits.restore(self._splits.test), self._splits.restore(model_rows)
-        correlation = self._splits.restore(self._splits.train).T.corrcoef().fill_diagonal_(0).abs()
+        test, drawn = self.splits.restore(self.splits.test), self.splits.restore(model_rows)
+        correlation = self.splits.restore(self.splits.train).T.corrcoef().fill_diagonal_(0).abs()
         pair = divmod(int(correlation.argmax()), correlation.shape[1])
         return {
             "marginals.png": plots.png(plots.marginals({"test rows": test, "GEBM": drawn})),

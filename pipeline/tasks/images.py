@@ -49,10 +49,13 @@ class Images:
 
     Args:
         config: The experiment.
+
+    Attributes:
+        config: The same.
     """
 
     def __init__(self, config: Config) -> None:
-        self._config = config
+        self.config = config
 
     def check(self, store: Store) -> None:
         """Refuse a store of another resolution or filter, or one with less than a batch.
@@ -60,28 +63,28 @@ class Images:
         Raises:
             UserError: The store does not fit; one line names the key.
         """
-        data, manifest = self._config.data, store.manifest
+        data, manifest = self.config.data, store.manifest
         if (manifest.resolution, manifest.channels) != (data.resolution, data.channels):
             raise UserError(
                 f"the store {store.url} holds images of {manifest.resolution} pixels and {manifest.channels} channels, "
-                f"and conf={self._config.name} asks for data.resolution={data.resolution} data.channels={data.channels}"
+                f"and conf={self.config.name} asks for data.resolution={data.resolution} data.channels={data.channels}"
             )
         # Stores had no other filter before there was a choice.
         resize_filter = manifest.resize_filter or "lanczos"
         if resize_filter != data.resize_filter:
             raise UserError(
                 f"the images of the store {store.url} were resized with data.resize_filter={resize_filter}, and conf="
-                f"{self._config.name} asks for data.resize_filter={data.resize_filter}: set the former, or name "
+                f"{self.config.name} asks for data.resize_filter={data.resize_filter}: set the former, or name "
                 "another store"
             )
-        if networks.is_conditional(self._config.model.networks):
+        if networks.is_conditional(self.config.model.networks):
             num_classes = len(metrics.require_classes(store))
-            if self._config.evaluation.per_class and num_classes > metrics.MAX_SCORED_CLASSES:
+            if self.config.evaluation.per_class and num_classes > metrics.MAX_SCORED_CLASSES:
                 raise UserError(
                     f"evaluation.per_class=true: the store {store.url} has {num_classes} classes, and "
                     f"{metrics.MAX_SCORED_CLASSES} at most have scores of their own; leave it out"
                 )
-        size = self._config.train.batch_size
+        size = self.config.train.batch_size
         if manifest.num_samples < size:
             raise UserError(
                 f"the store {store.url} has {manifest.num_samples} images, fewer than train.batch_size={size}"
@@ -97,8 +100,8 @@ class Images:
 
         For conditional networks the labels, too.
         """
-        settings = self._config.evaluation
-        if networks.is_conditional(self._config.model.networks) and not metrics.has_class_labels(store):
+        settings = self.config.evaluation
+        if networks.is_conditional(self.config.model.networks) and not metrics.has_class_labels(store):
             return False
         # Published networks are large, and read where they are used.
         if settings.extractor != "classifier" or not metrics.has_classifier(store, settings.weights):
@@ -112,11 +115,11 @@ class Images:
             None if report is None else functools.partial(report, stage)
             for stage in ("training the classifier", "computing the statistics of the data")
         )
-        if networks.is_conditional(self._config.model.networks):
+        if networks.is_conditional(self.config.model.networks):
             # Before what takes long: a store that lacks a label is refused.
             metrics.class_labels(store)
         extractor = self._extractor(store, device, training)
-        metrics.require_logits(extractor, self._config.evaluation.metrics)
+        metrics.require_logits(extractor, self.config.evaluation.metrics)
         metrics.reference(store, extractor, progress=statistics)
         metrics.reference_images(store)
         return extractor.label
@@ -127,16 +130,16 @@ class Images:
 
     def open(self, rank: int, world_size: int, device: torch.device) -> ImageTaskWorker:
         """Return the store's reader, the extractor and the reference statistics, on one worker."""
-        store = open_data(self._config.data)
-        return ImageTaskWorker(self._config, store, self._extractor(store, device), rank, world_size, device)
+        store = open_data(self.config.data)
+        return ImageTaskWorker(self.config, store, self._extractor(store, device), rank, world_size, device)
 
     def show(self, samples: Tensor) -> Tensor:
         """Return images in [-1, 1] (N, C, H, W) as uint8, without the classes that they may have."""
-        return metrics.to_uint8(samples[:, : self._config.data.channels])
+        return metrics.to_uint8(samples[:, : self.config.data.channels])
 
     def pictures(self, base: Tensor, gebm: Tensor) -> dict[str, bytes]:
         """Return a grid of the GEBM's images, and base and GEBM side by side."""
-        temperature = describe_temperature(self._config.sampler.beta)
+        temperature = describe_temperature(self.config.sampler.beta)
         return {
             "grid.png": plots.png(plots.grid(gebm, columns=8)),
             "base_and_gebm.png": plots.png(plots.side_by_side(base, gebm, temperature=temperature)),
@@ -145,7 +148,7 @@ class Images:
     def _extractor(
         self, store: Store, device: torch.device, progress: Callable[[int, int], None] | None = None
     ) -> metrics.Extractor:
-        settings = self._config.evaluation
+        settings = self.config.evaluation
         return metrics.make_extractor(
             settings.extractor, store=store, weights=settings.weights, device=device, progress=progress
         )

@@ -6,27 +6,24 @@ the sliced Wasserstein distance, along the chain as images are by FID.
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from scipy.stats import wasserstein_distance
 from torch import Tensor
 
-from gebm import GEBM
-from gebm.freezing import frozen
-from pipeline.config import Config
 from pipeline.config.scores import STANDARD_ERROR
-from pipeline.config.temperature import describe_temperature
-from pipeline.config.training_parts import make_objective
+from pipeline.data import Splits
 from pipeline.data.sources.tables import toy
 from pipeline.evaluation import plots
-from pipeline.evaluation.base import Evaluation, EvaluationRun
-from pipeline.evaluation.evaluator import evaluate
 from pipeline.evaluation.standard_error import mean_standard_error, wasserstein_standard_error
-from pipeline.tasks.rows import TableTask, TableTaskWorker
+from pipeline.tasks.sampled_rows import SampledRows
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["PointScorer", "Points"]
 
@@ -35,21 +32,30 @@ _DIRECTIONS = 100
 _SUPPORT = 20_000
 
 
-class Points(TableTask):
+class Points(SampledRows):
     """Task of points in space."""
+
+    @property
+    def title(self) -> str:
+        """The distance."""
+        return "sliced Wasserstein distance"
 
     def measure(self, label: str | None) -> str:
         """Return the distance, in the units of the data."""
-        return "sliced Wasserstein distance to test points, chosen by that to validation points"
+        return f"{self.title} to test points, chosen by that to validation points"
 
-    def open(self, rank: int, world_size: int, device: torch.device) -> PointsTaskWorker:
-        """Return the points on one worker."""
-        return PointsTaskWorker(self._config, rank, world_size, device)
+    def scorer(self, splits: Splits) -> PointScorer:
+        """Return the distances to the held-out points, and to the support where it is known."""
+        support = None
+        if self.config.data.source.kind == "toy":
+            uniform = (torch.arange(_SUPPORT, dtype=torch.float64) + 0.5) / _SUPPORT
+            support = toy.base(torch.special.ndtri(uniform)[:, None]).float()
+        test, validation = splits.restore(splits.test), splits.restore(splits.validation)
+        return PointScorer(test, validation, support, splits.restore)
 
-    def pictures(self, base: Tensor, gebm: Tensor) -> dict[str, bytes]:
-        """Return a scatter plot of base and GEBM side by side."""
-        name = plots.at_temperature("GEBM", describe_temperature(self._config.sampler.beta), separator="\n")
-        return {"base_and_gebm.png": plots.png(plots.scatter_3d({"base": base, name: gebm}))}
+    def draw(self, samples: Mapping[str, Tensor]) -> Figure:
+        """Draw points in space, a panel a set."""
+        return plots.scatter_3d(samples)
 
 
 class PointScorer:
@@ -106,44 +112,3 @@ class PointScorer:
         ours, theirs = points @ self._directions.T, data @ self._directions.T
         distances = [wasserstein_distance(a, b) for a, b in zip(ours.T.numpy(), theirs.T.numpy(), strict=True)]
         return float(np.mean(distances)), wasserstein_standard_error(ours, theirs)
-
-
-class PointsTaskWorker(TableTaskWorker):
-    """Task of points on one worker."""
-
-    def __init__(self, config: Config, rank: int, world_size: int, device: torch.device) -> None:
-        super().__init__(config, rank, world_size, device)
-        self._held_out = self._splits.restore(self._splits.test)
-        support = None
-        if config.data.source.kind == "toy":
-            uniform = (torch.arange(_SUPPORT, dtype=torch.float64) + 0.5) / _SUPPORT
-            support = toy.base(torch.special.ndtri(uniform)[:, None]).float()
-        validation = self._splits.restore(self._splits.validation)
-        self._scorer = PointScorer(self._held_out, validation, support, self._splits.restore)
-
-    def evaluate(self, model: GEBM, run: EvaluationRun | None = None) -> Evaluation:
-        """Return the distance of base and GEBM to the data, and along the chain, with pictures on the first worker."""
-        evaluation = evaluate(model, self._config, self._scorer, run, rank=self._rank, world_size=self._world_size)
-        if self._rank == 0:
-            evaluation.draw = functools.partial(self._draw, model)
-        return evaluation
-
-    def _draw(self, model: GEBM, evaluation: Evaluation) -> dict[str, bytes]:
-        steps = sorted(evaluation.frames)
-        temperature = describe_temperature(self._config.sampler.beta)
-        name = plots.at_temperature("GEBM", temperature, separator="\n")
-        clouds = {"data": self._held_out, "base": evaluation.frames[steps[0]], name: evaluation.frames[steps[-1]]}
-        measure = "sliced Wasserstein distance"
-        curve = plots.chain_curve(evaluation.chain, measure, temperature)
-        with torch.no_grad(), frozen(model.energy):
-            of_data = model.energy(self._splits.test.to(self._device)).cpu()
-        energies = {"data": of_data, "base": evaluation.ends["base"].energies}
-        energies[plots.at_temperature("GEBM", temperature)] = evaluation.ends["gebm"].energies
-        trained = make_objective(self._config.train).trains_log_partition
-        partition = plots.log_partition(energies["base"], model.log_partition.item() if trained else None)
-        return {
-            "base_and_gebm.png": plots.png(plots.scatter_3d(clouds)),
-            "energies.png": plots.png(plots.energy_histogram(energies)),
-            "log_partition.png": plots.png(partition),
-            "distance_along_chain.png": plots.png(curve),
-        }

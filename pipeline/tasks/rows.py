@@ -89,12 +89,17 @@ class RowBatches(Iterator[Tensor]):
 class TableTask:
     """Base class of the tasks over rows, before any data are read.
 
+    A subclass has ``measure``, ``open`` and ``pictures``, see :class:`pipeline.tasks.base.Task`.
+
     Args:
         config: The experiment.
+
+    Attributes:
+        config: The same.
     """
 
     def __init__(self, config: Config) -> None:
-        self._config = config
+        self.config = config
 
     def check(self, store: Store) -> None:
         """Refuse a store of another number of columns, or one with less than a batch to train on.
@@ -102,7 +107,7 @@ class TableTask:
         Raises:
             UserError: The store does not fit; one line names the key.
         """
-        config, train = self._config, split_store(self._config, store).train
+        config, train = self.config, split_store(self.config, store).train
         if train.shape[1] != config.data.channels:
             raise UserError(
                 f"the store {store.url} has {train.shape[1]} columns as conf={config.name} prepares them, and "
@@ -123,11 +128,13 @@ class TableTask:
 
     def show(self, samples: Tensor) -> Tensor:
         """Return rows (N, D) in the units of the table."""
-        return split_store(self._config, open_data(self._config.data)).restore(samples)
+        return split_store(self.config, open_data(self.config.data)).restore(samples)
 
 
 class TableTaskWorker:
     """Base class of the tasks over rows, on one worker.
+
+    A subclass has ``evaluate``, see :class:`pipeline.tasks.base.TaskWorker`.
 
     Args:
         config: The experiment.
@@ -136,6 +143,11 @@ class TableTaskWorker:
         device: Where batches are.
 
     Attributes:
+        config: The experiment.
+        rank: This worker.
+        world_size: Number of workers.
+        device: Where batches are.
+        splits: The rows, as the networks take them; ``splits.restore`` maps rows to the units of the table.
         label: ``None``: rows are scored without a feature extractor.
         classes: ``None``: rows have no labels.
         reference: The first training rows (M, D), at most 10,000.
@@ -147,11 +159,11 @@ class TableTaskWorker:
     classes: Classes | None = None
 
     def __init__(self, config: Config, rank: int, world_size: int, device: torch.device) -> None:
-        self._config, self._rank, self._world_size, self._device = config, rank, world_size, device
-        self._splits = split_store(config, open_data(config.data))
-        self.reference = self._splits.train[:_MAX_REFERENCE]
-        self.held_out = self._splits.validation
-        self.seen = self._splits.train[: len(self.held_out)]
+        self.config, self.rank, self.world_size, self.device = config, rank, world_size, device
+        self.splits = split_store(config, open_data(config.data))
+        self.reference = self.splits.train[:_MAX_REFERENCE]
+        self.held_out = self.splits.validation
+        self.seen = self.splits.train[: len(self.held_out)]
 
     @property
     def lanes(self) -> int:
@@ -161,18 +173,18 @@ class TableTaskWorker:
     def batches(self, position: Position) -> RowBatches:
         """Return batches of whitened training rows from a position on."""
         return RowBatches(
-            self._splits.train.to(self._device),
-            batch_size=self._config.train.batch_size,
-            rank=self._rank,
-            world_size=self._world_size,
-            seed=self._config.seed,
+            self.splits.train.to(self.device),
+            batch_size=self.config.train.batch_size,
+            rank=self.rank,
+            world_size=self.world_size,
+            seed=self.config.seed,
             position=position,
         )
 
     def with_sampler(self, sampler: Sampler) -> Self:
         """Return the same rows, sampled with other settings."""
         other = copy.copy(self)
-        other._config = dataclasses.replace(self._config, sampler=sampler)
+        other.config = dataclasses.replace(self.config, sampler=sampler)
         return other
 
     def features(self, samples: Tensor) -> Tensor:

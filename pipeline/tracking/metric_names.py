@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.config import metrics
-from pipeline.config.scores import CLASS_FID, ENDS, REPORT_GROUPS, SAMPLE_SCORES, STANDARD_ERROR
+from pipeline.config.scores import CLASS_FID, ENDS, REPORT_GROUPS, STANDARD_ERROR
 
 __all__ = ["SKIPPED", "best_metric_name", "metric_name"]
 
@@ -44,7 +44,7 @@ def metric_name(name: str, extractor: str | None) -> str:
         # A metric of images depends on no features.
         end = f".{extractor}" if measured_on == "features" else ""
         return f"{score}/{model}{name[len(stem) :]}{end}"
-    for score in SAMPLE_SCORES:
+    for score in metrics.sample_scores():
         if name.startswith(f"{score}_"):
             return f"{score}/{name.removeprefix(f'{score}_')}"
     if name.startswith("log_partition"):

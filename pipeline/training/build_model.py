@@ -14,6 +14,7 @@ from pipeline import config as schema
 from pipeline.config import plugins, precision
 from pipeline.config.networks import network_arguments
 from pipeline.config.own_choices import DATA_KEYS, choose, load_kept_plugins
+from pipeline.config.tasks import NAMES, facts_of
 from pipeline.config.training_parts import make_objective, make_penalty
 from pipeline.config.validation import validate
 from pipeline.data.classes import Classes
@@ -85,7 +86,8 @@ def model_to_train(config: schema.Config, device: torch.device, classes: Classes
         classes: Classes of the data, for conditional networks.
     """
     model = build_model(config, classes).to(device)
-    if config.train.memory_format == "channels_last" or (config.train.memory_format, config.task) == ("auto", "images"):
+    of_images = facts_of(config.task).of == "images"
+    if config.train.memory_format == "channels_last" or (config.train.memory_format == "auto" and of_images):
         model = model.to(memory_format=torch.channels_last)
     return model
 
@@ -170,9 +172,11 @@ def load_model(
     config = schema.apply(
         trained_config(checkpoint), {key: value for key, value in overrides.items() if key not in _COMMAND_KEYS}
     )
-    choose(config, overrides, url, needed if config.task == "images" else (*needed, *DATA_KEYS))
+    # Rows are drawn in the units of their table. Of a task that does not exist `validate` says so.
+    of_images = config.task in NAMES and facts_of(config.task).of == "images"
+    choose(config, overrides, url, needed if of_images else (*needed, *DATA_KEYS))
     validate(config)
-    if config.task == "images":
+    if of_images:
         # A config may promise a model that no memory holds, where the checkpoint's tensors are small. Flows compute
         # with numbers while they are built.
         with torch.device("meta"):

@@ -92,7 +92,7 @@ def _evaluate(worker: TaskWorker, model: GEBM, config: schema.Config) -> Evaluat
             chains = f"{sampler.name}, {num_samples} chains"
             progress.update(bar, description=chains, total=num_samples * sampler.num_steps, advance=steps)
 
-        return worker.evaluate(model, EvaluationRun(advance))
+        return tasks.evaluate(config, worker, model, EvaluationRun(advance))
 
 
 def _print_scores(

@@ -27,6 +27,7 @@ from pipeline.config.kernels import kernel_settings
 from pipeline.config.networks import network_arguments
 from pipeline.config.part_settings import own_settings
 from pipeline.config.plugins import sources_of
+from pipeline.config.tasks import facts_of
 from pipeline.config.warm_up import FOUND_KERNEL, found_kernel, with_found
 from pipeline.data.classes import Classes
 from pipeline.evaluation.chains import describe_found, find_kernel
@@ -127,7 +128,7 @@ def _measure(checkpoint: str, state: dict[str, Any]) -> dict[str, str]:
 def _tensors(model: GEBM, config: schema.Config) -> dict[str, Tensor]:
     """Return the model's weights; for rows, with the map from the networks' units to those of the table."""
     tensors = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
-    if config.task != "images":
+    if facts_of(config.task).splits:
         splits = split_store(config, open_data(config.data))
         tensors |= {"rows.mean": splits.mean.clone(), "rows.whitening": splits.whitening.contiguous().clone()}
     return tensors
@@ -159,7 +160,7 @@ def _settings(
     return {
         "experiment": config.name,
         "checkpoint": checkpoint,
-        "kind": "images" if config.task == "images" else "rows",
+        "kind": facts_of(config.task).of,
         "networks": network_arguments(config) | {"num_classes": model.num_classes or None},
         "classes": None if classes is None else classes.to_dict(),
         "energy_floor": config.model.energy_floor,

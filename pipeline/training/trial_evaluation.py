@@ -10,6 +10,7 @@ from typing import Any
 from gebm import GEBM, Objective
 from gebm.allocator import malloc_trim
 from pipeline import config as schema
+from pipeline import tasks
 from pipeline.config.precision import sampling_precision
 from pipeline.config.warm_up import FOUND_KERNEL
 from pipeline.evaluation.base import Evaluation, EvaluationRun
@@ -67,7 +68,7 @@ class TrialEvaluation:
         """
         started = time.monotonic()
         task = self._task if sampler is None else self._task.with_sampler(sampler)
-        evaluation = task.evaluate(model, run)
+        evaluation = tasks.evaluate(self._config, task, model, run)
         # Hundreds of chains need more memory than a batch.
         malloc_trim()
         report = {**evaluation.scores, "chain": {str(step): list(point) for step, point in evaluation.chain.items()}}

@@ -46,6 +46,21 @@ def test_my_metric(home, done, monkeypatch, no_plugins):
     assert "gap" in printed
 
 
+def test_my_task(home, done, no_plugins):
+    [train] = save("my-task.md", home)
+    done("train", *train[3:], "train.warmup_energy_steps=1")
+    summary = json.loads((home / "mine" / "summary.json").read_text())
+    [trial] = summary["trials"]
+    assert (trial["status"], summary["metric"], summary["mode"]) == (
+        "finished",
+        "energy_distance_validation_gebm",
+        "min",
+    )
+    assert all(trial["metrics"][f"energy_distance{name}"] > 0 for name in ("_gebm", "_validation_gebm", "_base"))
+    assert summary["measure"] == "energy distance to test rows, chosen by that to validation rows"
+    assert "energy_distance_along_chain.png" in {path.name for path in (home / "mine").rglob("*.png")}
+
+
 def test_my_network_and_my_sampler(home, done, call_with_ray, no_plugins):
     (_, _, train, *trained), (_, _, sample, *sampled) = save("network-and-sampler.md", home)
     done(train.removeprefix("pipeline."), *trained, "train.warmup_energy_steps=1")

@@ -44,11 +44,13 @@ def test_a_metric_is_known_with_its_scores_its_least_number_of_samples_and_its_d
     assert metrics.metric("mean_gap") == metrics.Metric(("mean_gap",), 8, "down", "features")
     evaluation = {"metrics": ["mean_gap", "brightness"], "num_samples": 8}
     validate(config(evaluation=evaluation, sweep={"metric": "mean_gap_base"}))
-    validate_rules(config(evaluation=evaluation, sweep={"metric": "brightness_gebm", "mode": "max"}))
+    ranked = config(evaluation=evaluation, sweep={"metric": "brightness_gebm"})
+    validate_rules(ranked)
+    assert ranked.sweep.mode == "max"
     for groups, message in (
         ({"evaluation": {**evaluation, "num_samples": 7}}, "evaluation.metrics need 8 at least"),
         (
-            {"evaluation": evaluation, "sweep": {"metric": "brightness_gebm"}},
+            {"evaluation": evaluation, "sweep": {"metric": "brightness_gebm", "mode": "min"}},
             "the higher it is; use sweep.mode=max",
         ),
         (

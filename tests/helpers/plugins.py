@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gebm import networks, objectives, samplers
-from pipeline.config import metrics, plugins
+from pipeline.config import metrics, plugins, tasks
 from pipeline.data import sources
 from pipeline.evaluation.metrics import extractors
 
@@ -21,6 +21,7 @@ REGISTRIES = (
     metrics.NAMES,
     extractors.NAMES,
     sources.NAMES,
+    tasks.NAMES,
 )
 
 NETWORKS = '''
