@@ -230,6 +230,54 @@ def check_graph(device: torch.device) -> str:
     return require(apart < 1e-5, f"differs by {apart:.1e}")
 
 
+def check_replayed_chains(device: torch.device) -> str:
+    """Replay blocks of steps of every kernel, and compare with the plain steps in float64."""
+    apart, lines = {}, {}
+    for name in samplers.NAMES:
+        model, ends = make_model().to(device), []
+        kernel = kernels(model.prior)[name]
+        z0 = model.prior.sample(8, torch.Generator().manual_seed(0))
+        steps = samplers.ReplayedSteps("true")
+        for ways in ({}, {"steps": steps}):
+            generator = torch.Generator().manual_seed(1)
+            chain = samplers.run(kernel, model.potential, z0, 55, generator=generator, prior=model.prior, **ways)
+            ends.append(chain.z)
+        apart[name] = distance(ends[1], ends[0])
+        if steps.replays.path != ("cuda_graphs" if device.type == "cuda" else "static"):
+            lines[name] = " ".join(steps.replays.lines)
+    worst = max(apart, key=lambda name: apart[name])
+    measured = f"{len(apart)} kernels, the worst {worst} {apart[worst]:.1e}"
+    return require(apart[worst] < 1e-6 and not lines, f"{measured}; {lines}" if lines else measured)
+
+
+def measure_replayed_chains(device: torch.device) -> str:
+    """Measure a chain of images as an evaluation runs it, by both ways, in each precision."""
+    size, steps = (32, 50) if device.type == "cuda" else (4, 30)
+    shown = []
+    for precision in ("float32", "bfloat16"):
+        model = folded(make_model("sngan_resnet", 32, 4 * size).float().to(device), getattr(torch, precision))
+        kernel, z0 = samplers.UnadjustedLangevin(1e-4), model.prior.sample(4 * size, torch.Generator().manual_seed(0))
+        replayed = samplers.ReplayedSteps("true", precision)
+        times = []
+        for ways in ({}, {}, {"steps": replayed}, {"steps": replayed}):
+            synchronize(device)
+            started = time.monotonic()
+            generator = torch.Generator().manual_seed(1)
+            samplers.run(kernel, model.potential, z0, steps, generator=generator, prior=model.prior, **ways)
+            synchronize(device)
+            times.append(1000 * (time.monotonic() - started) / steps)
+        line = replayed.replays.lines[0]
+        shown.append(f"{precision} {times[1]:.3g} ms a step, replayed {times[3]:.3g} ms ({line})")
+        require(replayed.replays.path != "plain", shown[-1])
+    return "; ".join(shown)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for all that is queued on a device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def check_processes(device: torch.device) -> str:
     """Compare what one process learns with data parallelism of one process and of a process for each GPU."""
     alone = train(make_model().to(device))
@@ -287,6 +335,8 @@ LAWS = (
     Law("Energies in float32 are right to a thousandth of their spread", check_precision),
     Law("Neither an alternation nor a step of a chain waits for the device", check_waits),
     Law("A CUDA graph of a potential and its gradient replays them", check_graph),
+    Law("Replayed blocks of every kernel's steps are the plain steps", check_replayed_chains),
+    Law("A chain of images is replayed", measure_replayed_chains),
     Law("Data parallelism learns what one process learns", check_processes),
     Law("Chains that do not fit the memory are split", check_memory),
 )

@@ -85,7 +85,8 @@ def evaluate(
         advance=run.advance,
         notify=evaluation.notes.append,
     )
-    evaluation.frames = chains.frames
+    evaluation.frames, evaluation.sampler_path = chains.frames, chains.path
+    evaluation.notes += chains.notes
     evaluation.scores.update(chains.diagnostics)
     evaluation.scores["divergences"] = float(_gather(torch.tensor([chains.divergences]), world_size).sum())
     _score_chain(evaluation, chains, job)

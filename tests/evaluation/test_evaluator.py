@@ -12,6 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gebm import GEBM, StandardNormal
+from gebm.samplers.replayed import BLOCK
 from pipeline.evaluation import metrics
 from pipeline.evaluation.base import EvaluationRun
 from pipeline.evaluation.chains import chain_steps, run_chains
@@ -114,6 +115,21 @@ def test_an_evaluation_leaves_the_prior_alone_where_the_energy_is_constant(small
     assert list(found.chain) == [0, 1, 2, 3] and found.chain[1] != found.chain[0]
     for point in found.chain.values():
         assert abs(point.score - 1) < 5 * math.sqrt(2 / (count * dim))
+
+
+def test_replayed_chains_have_the_scores_of_plain_ones_and_say_so(small):
+    settings = {"num_samples": 90, "batch_size": 30, "chain_points": 2, "grid": 4}
+    found = {}
+    for mode in (False, True):
+        sampler = {"name": "mala", "step_size": 0.1, "num_steps": 2 * BLOCK, "cuda_graphs": mode}
+        config = small(sampler=sampler, evaluation=settings)
+        found[mode] = evaluate(GEBM(torch.nn.Identity(), Flat(), StandardNormal(4)).eval(), config, Still())
+    assert found[True].chain == found[False].chain
+    assert torch.equal(found[True].ends["gebm"].latents, found[False].ends["gebm"].latents)
+    assert (found[False].sampler_path, found[False].notes) == (None, [])
+    assert found[True].sampler_path == "static"
+    [note] = found[True].notes
+    assert note.startswith("steps of chains are replayed on static tensors: ")
 
 
 @pytest.fixture(scope="module")

@@ -32,6 +32,7 @@ from gebm import (
 )
 from gebm.precision import arithmetic
 from gebm.samplers import philox
+from gebm.samplers.replayed import BLOCK, ReplayedSteps
 from tests.helpers.kernels import Normal, every_kernel
 from tests.helpers.pretended_gpu import DeviceGenerator, Record, device, on_cpu, pretended_gpu
 
@@ -215,6 +216,19 @@ def test_a_step_of_any_kernel_waits_for_nothing(gpu, name, restarts):
         ends.append(samplers.run(kernel, potential, None, 4, generator=generator, prior=prior, state=state))
     assert gpu.waits == []
     torch.testing.assert_close(on_cpu(tuple(ends[1])), tuple(ends[0]), rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_replayed_block_of_steps_waits_for_nothing(gpu):
+    kernel, potential, prior = samplers.MALA(0.2, inverse_mass=(1.0, 0.5, 2.0)), potential_on(device()), Normal()
+    state, steps = kernel.init(torch.ones(5, 3).to(device()), potential), ReplayedSteps("true")
+    for num_steps in (2 * BLOCK, BLOCK):
+        gpu.clear()
+        generator = torch.Generator().manual_seed(0)
+        state = samplers.run(
+            kernel, potential, None, num_steps, generator=generator, prior=prior, state=state, steps=steps
+        ).state
+    assert steps.replays.replayed == 1, steps.replays.lines
+    assert gpu.waits == []
 
 
 def test_a_chain_that_diverges_restarts_without_a_wait_as_on_the_cpu(gpu):
