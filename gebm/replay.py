@@ -76,7 +76,9 @@ class _Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
-        if torch.Tag.nondeterministic_seeded in func.tags:
+        tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        # Layers whose weights are replaced are built on no device.
+        if torch.Tag.nondeterministic_seeded in func.tags and not any(tensor.is_meta for tensor in tensors):
             raise _Refused(f"{name} draws random numbers that are not on the tape")
         arguments = func._schema.arguments
         given = [*zip(arguments, args, strict=False), *((a, kwargs[a.name]) for a in arguments if a.name in kwargs)]
@@ -200,6 +202,8 @@ class Replays:
         # A kind that occurred once is there without a recording, and one that is taken plainly is refused.
         self._kinds: dict[Hashable, _Recorded | None] = {}
         self._refused: set[Hashable] = set()
+        # Kinds whose state was found where it was when they were recorded.
+        self._in_place: set[Hashable] = set()
         self._pool: Any = None
         self.lines: list[str] = []
         self.replayed = 0
@@ -213,6 +217,10 @@ class Replays:
         """The way that was taken so far, as records have it: ``plain``, ``static`` or ``cuda_graphs``."""
         graphs = any(recorded and recorded.is_graph for recorded in self._kinds.values())
         return "plain" if not self.replayed else "cuda_graphs" if graphs else "static"
+
+    def refresh(self) -> None:
+        """Look again whether the state is where it was: to be called where others may have put tensors in its place."""
+        self._in_place.clear()
 
     def refuse(self, kind: Hashable, reason: str) -> None:
         """Take steps of a kind plainly from here on, and say why."""
@@ -237,11 +245,12 @@ class Replays:
         if kind not in self._kinds:
             self._kinds[kind] = None
             return list(step.plain())
-        recorded, state = self._kinds[kind], self._state()
-        if recorded is not None and recorded.is_in_place(state):
+        recorded = self._kinds[kind]
+        if recorded is not None and (kind in self._in_place or recorded.is_in_place(self._state())):
+            self._in_place.add(kind)
             self.replayed += 1
             return recorded.replay(step.inputs, step.generator)
-        return self._check(kind, step, state)
+        return self._check(kind, step, self._state())
 
     def _check(self, kind: Hashable, step: Step, state: Mapping[str, Tensor]) -> list[Tensor]:
         """Take a step both ways, and keep the plain one's results; record it if the other is as good and faster."""

@@ -318,6 +318,12 @@ class Train:
         "has it.",
         names=_PRECISIONS,
     )
+    cuda_graphs: bool | str = choice(
+        "auto",
+        "Whether energy steps and base steps are recorded once and replayed as CUDA graphs, if a check finds them "
+        "equal to plain steps; auto: on a GPU, where that is faster. A note of the report says which way it was.",
+        names=_REPLAYS,
+    )
     memory_format: str = choice(
         "auto",
         "Memory format of weights and images; auto is channels_last for images.",

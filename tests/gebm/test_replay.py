@@ -62,6 +62,7 @@ class Walk:
     def go(self, replays: Replays, steps: int = 8, rate: float = 0.5) -> list[float]:
         generator, data = torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
         results = []
+        replays.refresh()
         for number in range(steps):
             x = torch.randn(300, generator=data)
             (result,) = replays.take("step", self.step(x, rate / (1 + number), generator))

@@ -19,7 +19,7 @@ __all__ = ["OperatorGraph", "capture"]
 
 
 class OperatorGraph(TorchDispatchMode):
-    """The operators of a block, which :meth:`replay` computes again."""
+    """The operators of a block, which :meth:`replay` computes again on the memory that their operands had."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class OperatorGraph(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        self._calls.append((func, args, kwargs or {}, result))
+        self._calls.append((func, *pytree.tree_map_only(Tensor, Tensor.detach, (args, kwargs or {}, result))))
         return result
 
     def replay(self) -> None:
