@@ -25,6 +25,7 @@ Where to look:
 - :mod:`gebm.registry`: how networks, samplers, objectives and penalties of your own get a name.
 - :mod:`gebm.inputs`: what is accepted as a batch, as parameters and as arguments, and what is refused.
 - :mod:`gebm.log_partition`: estimators of the log-partition function.
+- :mod:`gebm.replay`: steps that are recorded once and replayed, on a GPU as CUDA graphs.
 - :mod:`gebm.allocator`: memory that a process on the CPU keeps when it is freed, for speed.
 - :mod:`gebm.samplers.diagnostics`: whether the chains have mixed. Not imported here, since it needs one package more
   than torch.

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -311,6 +311,20 @@ class ChainPotential:
     def __init__(self, model: GEBM, latents: Tensor, beta: float = 1.0) -> None:
         self._model, self._beta = model, beta
         self.z, self._classes = model.split_latents(latents)
+
+    @property
+    def key(self) -> Hashable:
+        """The model and the inverse temperature."""
+        return self._model, self._beta
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The classes' vectors (N, K), where there are classes."""
+        return () if self._classes is None else (self._classes,)
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> ChainPotential:
+        """Return the potential of as many chains of other classes."""
+        return self._of(tensors[0] if tensors else None)
 
     def __call__(self, z: Tensor) -> Tensor:
         """Map latents (N, D) of all chains to potentials (N,)."""

@@ -91,7 +91,9 @@ def folded_base(base: nn.Module, precision: torch.dtype | None = None) -> nn.Mod
     """
     if not _is_of_images(base):
         return base
-    return _InPrecision(_fold(copy.deepcopy(base).eval().requires_grad_(False)), precision)
+    # Not by a copy of storages, which a recorded step cannot repeat.
+    copies = {id(buffer): buffer.clone() for buffer in base.buffers()}
+    return _InPrecision(_fold(copy.deepcopy(base, copies).eval().requires_grad_(False)), precision)
 
 
 class _InPrecision(nn.Module):

@@ -267,6 +267,99 @@ def check_graph(device: torch.device) -> str:
     return require(apart < 1e-5, f"differs by {apart:.1e}")
 
 
+def check_replayed_chains(device: torch.device) -> str:
+    """Replay blocks of steps of every kernel, and compare with the plain steps in float64."""
+    apart, lines = {}, {}
+    for name in samplers.NAMES:
+        model, ends = make_model().to(device), []
+        kernel = kernels(model.prior)[name]
+        z0 = model.prior.sample(8, torch.Generator().manual_seed(0))
+        steps = samplers.ReplayedSteps("true")
+        for ways in ({}, {"steps": steps}):
+            generator = torch.Generator().manual_seed(1)
+            chain = samplers.run(kernel, model.potential, z0, 55, generator=generator, prior=model.prior, **ways)
+            ends.append(chain.z)
+        apart[name] = distance(ends[1], ends[0])
+        if steps.replays.path != ("cuda_graphs" if device.type == "cuda" else "static"):
+            lines[name] = " ".join(steps.replays.lines)
+    worst = max(apart, key=lambda name: apart[name])
+    measured = f"{len(apart)} kernels, the worst {worst} {apart[worst]:.1e}"
+    return require(apart[worst] < 1e-6 and not lines, f"{measured}; {lines}" if lines else measured)
+
+
+def measure_replayed_chains(device: torch.device) -> str:
+    """Measure a chain of images as an evaluation runs it, by both ways, in each precision."""
+    size, steps = (32, 50) if device.type == "cuda" else (4, 30)
+    shown = []
+    for precision in ("float32", "bfloat16"):
+        model = folded(make_model("sngan_resnet", 32, 4 * size).float().to(device), getattr(torch, precision))
+        kernel, z0 = samplers.UnadjustedLangevin(1e-4), model.prior.sample(4 * size, torch.Generator().manual_seed(0))
+        replayed = samplers.ReplayedSteps("true", precision)
+        times = []
+        for ways in ({}, {}, {"steps": replayed}, {"steps": replayed}):
+            synchronize(device)
+            started = time.monotonic()
+            generator = torch.Generator().manual_seed(1)
+            samplers.run(kernel, model.potential, z0, steps, generator=generator, prior=model.prior, **ways)
+            synchronize(device)
+            times.append(1000 * (time.monotonic() - started) / steps)
+        line = replayed.replays.lines[0]
+        shown.append(f"{precision} {times[1]:.3g} ms a step, replayed {times[3]:.3g} ms ({line})")
+        require(replayed.replays.path != "plain", shown[-1])
+    return "; ".join(shown)
+
+
+def check_replayed_training(device: torch.device) -> str:
+    """Replay the steps of each objective, and compare what is learned with the plain steps in float64."""
+    cases = [(name, "gradient") for name in image_objectives()] + [("kale_fenchel", name) for name in penalties.NAMES]
+    apart, lines = {}, {}
+    for objective, penalty in cases:
+        ends = []
+        for mode in ("false", "true"):
+            model = make_model().to(device)
+            trainer = make_trainer(model, objective, penalty, cuda_graphs=mode, ema_decay=0.9)
+            batches = batches_on(model)
+            for step in range(5):
+                trainer.step(batches, torch.Generator().manual_seed(step))
+            ends.append(torch.cat([tensor.detach().cpu().double().flatten() for tensor in model.state_dict().values()]))
+        case, replays = f"{objective}/{penalty}", trainer.replayed.replays
+        apart[case] = distance(ends[1], ends[0])
+        if refused := [line for line in replays.lines if "are not replayed" in line]:
+            lines[case] = " ".join(refused)
+    worst = max(apart, key=lambda case: apart[case])
+    measured = f"{len(cases)} cases, the worst {worst} {apart[worst]:.1e}"
+    # Rates are read in float32, which Adam's kernels take for granted.
+    return require(apart[worst] < 1e-6 and not lines, f"{measured}; {lines}" if lines else measured)
+
+
+def measure_replayed_training(device: torch.device) -> str:
+    """Measure an alternation on images by both ways, in each precision."""
+    width, size = (128, 128) if device.type == "cuda" else (8, 4)
+    shown = []
+    for precision in ("float32", "bfloat16"):
+        times, lines = [], []
+        for mode in ("false", "true"):
+            model = make_model("sngan_resnet", 32, width).float().to(device)
+            trainer, batches = make_trainer(model, precision=precision, cuda_graphs=mode), batches_on(model, size)
+            for step in range(8):
+                if step == 5:
+                    synchronize(device)
+                    started = time.monotonic()
+                trainer.step(batches, torch.Generator().manual_seed(step))
+            synchronize(device)
+            times.append(1000 * (time.monotonic() - started) / 3)
+            lines = trainer.replayed.replays.lines
+        shown.append(f"{precision} {times[0]:.3g} ms an alternation, replayed {times[1]:.3g} ms ({'; '.join(lines)})")
+        require(trainer.replayed.replays.replayed > 0, shown[-1])
+    return "; ".join(shown)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for all that is queued on a device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def check_processes(device: torch.device) -> str:
     """Compare what one process learns with data parallelism of one process and of a process for each GPU."""
     alone = train(make_model().to(device))
@@ -325,6 +418,10 @@ LAWS = (
     Law("Energies in float32 are right to a thousandth of their spread", check_precision),
     Law("Neither an alternation nor a step of a chain waits for the device", check_waits),
     Law("A CUDA graph of a potential and its gradient replays them", check_graph),
+    Law("Replayed blocks of every kernel's steps are the plain steps", check_replayed_chains),
+    Law("A chain of images is replayed", measure_replayed_chains),
+    Law("Replayed training learns what plain training learns", check_replayed_training),
+    Law("An alternation on images is replayed", measure_replayed_training),
     Law("Data parallelism learns what one process learns", check_processes),
     Law("Chains that do not fit the memory are split", check_memory),
 )

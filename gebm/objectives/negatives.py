@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -23,6 +24,7 @@ from gebm.classes import ChainPotential
 from gebm.distributed import draw_local_rows, rank_and_world_size
 from gebm.freezing import frozen
 from gebm.model import GEBM, Density
+from gebm.tape import draw_to
 
 __all__ = ["BaseDraws", "DataChain", "Draw", "LatentChain", "Negatives"]
 
@@ -122,10 +124,11 @@ class _Chain:
         starts_ND = positions[:n]
         if self.restart == 0:
             return starts_ND
-        drawn_on = None if generator is None else generator.device
-        uniform = draw_local_rows(n, lambda total: torch.rand(total, generator=generator, device=drawn_on)).to(
-            starts_ND.device, non_blocking=True
-        )
+
+        def draw(source: torch.Generator | None, total: int) -> Tensor:
+            return torch.rand(total, generator=source, device=None if source is None else source.device)
+
+        uniform = draw_local_rows(n, lambda total: draw_to(starts_ND.device, generator, partial(draw, total=total)))
         return torch.where((uniform < self.restart)[:, None], fresh(n), starts_ND)
 
 

@@ -28,6 +28,7 @@ from gebm.samplers.gradient_descent import GradientDescent
 from gebm.samplers.hamiltonian import HMC
 from gebm.samplers.langevin import MALA, KineticLangevin, UnadjustedLangevin
 from gebm.samplers.metropolis import IndependentMetropolis, RandomWalkMetropolis
+from gebm.samplers.replayed import ReplayedSteps
 from gebm.samplers.runner import Chain, NonFiniteStart, finite_chains, run
 from gebm.samplers.serialization import load_state_dict, state_dict
 from gebm.samplers.tempering import ParallelTempering
@@ -46,6 +47,7 @@ __all__ = [
     "Potential",
     "Prior",
     "RandomWalkMetropolis",
+    "ReplayedSteps",
     "StepDecay",
     "UnadjustedLangevin",
     "WarmUp",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
@@ -52,6 +53,10 @@ class GradientDescent:
     def gradients_per_step(self) -> int:
         """One."""
         return 1
+
+    def step_kind(self, step: int) -> Hashable:
+        """Return what a step depends on, of its number: the factor of the step size."""
+        return self.schedule(step) if self.schedule else 1.0
 
     def init(self, z: Tensor, potential: Potential) -> GradientState:
         """Build the state of chains that start at ``z`` (N, D)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
@@ -113,6 +114,10 @@ class UnadjustedLangevin:
         """One."""
         return 1
 
+    def step_kind(self, step: int) -> Hashable:
+        """Return what a step depends on, of its number: the factor of the step size."""
+        return self.schedule(step) if self.schedule else 1.0
+
     def init(self, z: Tensor, potential: Potential) -> GradientState:
         """Build the state of chains that start at ``z`` (N, D)."""
         z = as_latents(z)
@@ -171,6 +176,10 @@ class KineticLangevin:
     def gradients_per_step(self) -> int:
         """One."""
         return 1
+
+    def step_kind(self, step: int) -> Hashable:
+        """Return what a step depends on, of its number: the factor of the step size, and if velocities are drawn."""
+        return (self.schedule(step) if self.schedule else 1.0), self.initial_velocity == "normal" and step == 0
 
     def init(self, z: Tensor, potential: Potential) -> KineticState:
         """Build the state of chains that start at ``z`` (N, D)."""

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from gebm.inputs import require_generator
+from gebm.tape import Tape
 
 __all__ = [
     "ACCEPT",
@@ -83,6 +84,8 @@ def draw_key(generator: torch.Generator | None, device: torch.device | str) -> T
         (torch.int64, True)
     """
     require_generator(generator)
+    if isinstance(generator, Tape):
+        return generator.take(lambda source: draw_key(source, "cpu"), device)
     if generator is None or generator.device.type == "cpu":
         key = int(_random_words(1, generator))
     else:

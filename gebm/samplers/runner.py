@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, Generic, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -14,7 +14,17 @@ from gebm.precision import unless_chosen
 from gebm.samplers.base import Info, Kernel, Potential, Prior, Restarting, State, StateT, finite_rows, require_prior
 from gebm.samplers.philox import RESTART, draw_key, normal
 
-__all__ = ["Chain", "NonFiniteStart", "finite_chains", "restart", "run"]
+__all__ = [
+    "Chain",
+    "NonFiniteStart",
+    "StepResult",
+    "Steps",
+    "finite_chains",
+    "plain_steps",
+    "restart",
+    "run",
+    "take_step",
+]
 
 # Entries of a state whose values at an infinite, flat potential need no kernel.
 _PLAIN_ENTRIES = {"z", "potential", "gradient", "chain", "step"}
@@ -42,6 +52,66 @@ class Chain(NamedTuple, Generic[StateT]):
     divergences: Tensor
 
 
+class StepResult(NamedTuple, Generic[StateT]):
+    """Result of one step.
+
+    Attributes:
+        state: The state after it, in which chains that were lost have restarted.
+        info: The kernel's measurements.
+        diverged: Which chains met a number that is not finite (N,), bool.
+    """
+
+    state: StateT
+    info: Any
+    diverged: Tensor
+
+
+class Steps(Protocol):
+    """A way to take the steps of a run."""
+
+    def __call__(
+        self,
+        kernel: Kernel[StateT],
+        potential: Potential,
+        prior: Prior | None,
+        state: StateT,
+        num_steps: int,
+        generator: torch.Generator | None,
+    ) -> Iterator[StepResult[StateT]]:
+        """Yield the results of ``num_steps`` steps from a state on."""
+        ...
+
+
+def plain_steps(
+    kernel: Kernel[StateT],
+    potential: Potential,
+    prior: Prior | None,
+    state: StateT,
+    num_steps: int,
+    generator: torch.Generator | None,
+) -> Iterator[StepResult[StateT]]:
+    """Take steps one after the other.
+
+    Args:
+        kernel: The sampler.
+        potential: Maps (N, D) to (N,).
+        prior: Where lost chains restart; None leaves them as they are.
+        state: The state of N chains.
+        num_steps: Number of steps.
+        generator: Source of all randomness.
+
+    Yields:
+        The result of each step.
+    """
+    # On the CPU a look at what was lost is free. A GPU's host has queued many steps by then, and would wait for all of
+    # them: there the draws of a prior are made in vain, unless a network makes them, which takes longer than the wait.
+    looks = state.z.device.type == "cpu" or getattr(prior, "is_network", False)
+    for _ in range(num_steps):
+        result = take_step(kernel, potential, prior, state, generator, looks=looks)
+        state = result.state
+        yield result
+
+
 @unless_chosen()
 @torch.no_grad()
 def run(
@@ -56,6 +126,7 @@ def run(
     state: StateT | None = None,
     prior: Prior | None = None,
     first_chain: int = 0,
+    steps: Steps = plain_steps,
 ) -> Chain[StateT]:
     """Run N chains side by side for a number of steps.
 
@@ -80,6 +151,7 @@ def run(
             takes a second key of the generator in each step, diverged or not. No step waits for a GPU, unless the prior
             has an ``is_network`` that is true: then the host looks at the state.
         first_chain: Number of the first chain; not used where ``state`` is given, which knows its chains.
+        steps: How steps are taken: one by one, or by a :class:`gebm.samplers.ReplayedSteps` that several runs share.
 
     Returns:
         The last positions, the last state, the infos of this run's steps and the number of divergences.
@@ -128,8 +200,8 @@ def run(
         raise TypeError(f"a chain resumes from its state, Chain.state, not from {type(state).__name__}")
     infos: list[Info] = []
     divergences = torch.zeros_like(state.chain)
-    for index in range(num_steps):
-        state, info, diverged = _step(kernel, potential, prior, state, generator)
+    for index, result in enumerate(steps(kernel, potential, prior, state, num_steps, generator)):
+        state, info, diverged = result
         infos.append(info)
         divergences += diverged
         if callback is not None:
@@ -140,10 +212,31 @@ def run(
     return Chain(state.z, state, stacked, divergences)
 
 
-def _step(
-    kernel: Kernel[StateT], potential: Potential, prior: Prior | None, state: StateT, generator: torch.Generator | None
-) -> tuple[StateT, Info, Tensor]:
-    """Take one step and restart the chains that it lost; return the state, the infos and which chains diverged (N,)."""
+def take_step(
+    kernel: Kernel[StateT],
+    potential: Potential,
+    prior: Prior | None,
+    state: StateT,
+    generator: torch.Generator | None,
+    *,
+    looks: bool,
+) -> StepResult[StateT]:
+    """Take one step and restart the chains that it lost.
+
+    Args:
+        kernel: The sampler.
+        potential: Maps (N, D) to (N,).
+        prior: Where lost chains restart; None leaves them as they are.
+        state: The state of N chains.
+        generator: Source of all randomness.
+        looks: Whether the host looks if any chain is lost, and otherwise draws nothing from the prior.
+
+    Returns:
+        The result.
+
+    Raises:
+        TypeError: If the state is another kernel's.
+    """
     try:
         state, info = kernel.step(state, potential, generator)
     except AttributeError as error:
@@ -155,15 +248,12 @@ def _step(
             "or start it at that state's z"
         ) from error
     if prior is None:
-        return state, info, info.diverged
+        return StepResult(state, info, info.diverged)
     # The key is taken whether it is needed or not: what one chain suffers must not shift the others' noise.
     key, lost = draw_key(generator, state.z.device), ~finite_chains(state)
-    # On the CPU a look at what was lost is free. A GPU's host has queued many steps by then, and would wait for all of
-    # them: there the draws of a prior are made in vain, unless a network makes them, which takes longer than the wait.
-    looks = lost.device.type == "cpu" or getattr(prior, "is_network", False)
     if not looks or lost.any():
         state = restart(kernel, prior, state, lost, key)
-    return state, info, info.diverged | lost
+    return StepResult(state, info, info.diverged | lost)
 
 
 def finite_chains(state: State) -> Tensor:

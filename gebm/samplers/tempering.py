@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple, cast
@@ -133,6 +133,10 @@ class ParallelTempering:
     def gradients_per_step(self) -> int:
         """Those of the inner kernel on every level."""
         return len(self.betas) * self.kernel.gradients_per_step
+
+    def step_kind(self, step: int) -> Hashable:
+        """Return what a step depends on, of its number: which neighbors are offered to exchange."""
+        return step % 2
 
     @arithmetic("float32")
     def init(self, z: Tensor, potential: Potential) -> TemperingState:

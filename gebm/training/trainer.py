@@ -32,11 +32,13 @@ from gebm.objectives.losses import BaseLoss, EnergyLoss, EnergyTerms
 from gebm.objectives.negatives import Negatives
 from gebm.objectives.penalties import GradientPenalty, Penalty
 from gebm.precision import arithmetic, as_precision
+from gebm.tape import draw_to
 from gebm.training.alternation import Alternation, StepInfo
 from gebm.training.gradient_guard import GradientGuard, NoGuard
 from gebm.training.learning_rates import LearningRates
 from gebm.training.optimizer_state import load_optimizer_state, optimizer_state
 from gebm.training.optimizers import Schedule
+from gebm.training.replayed_training import ReplayedTraining
 
 __all__ = ["Trainer", "initialize_log_partition"]
 
@@ -68,6 +70,11 @@ class Trainer:
             own).
         gradient_guard: Bound of the energy's gradients before its optimizer's step, from
             :mod:`gebm.training.gradient_guard` (default: none).
+        cuda_graphs: Whether steps are recorded once and replayed: "auto", on a GPU where that is faster; "true",
+            wherever a replay agrees with the plain step; "false". See :mod:`gebm.replay`.
+
+    Attributes:
+        replayed: How steps are replayed, and lines on that.
 
     Raises:
         TypeError: If an argument is of another kind.
@@ -107,6 +114,7 @@ class Trainer:
         train_base: bool = True,
         negatives: Negatives | None = None,
         gradient_guard: GradientGuard | None = None,
+        cuda_graphs: str = "false",
     ) -> None:
         self.gebm = gebm
         self.objective = objective
@@ -141,6 +149,8 @@ class Trainer:
         if self.average is not None:
             self.average.load_state_dict(gebm.base.state_dict())
         self._rates = LearningRates(self._optimizers(), schedule)
+        modules: dict[str, nn.Module] = {"model": gebm} | ({} if self.average is None else {"average": self.average})
+        self.replayed = ReplayedTraining(cuda_graphs, self.precision, modules, self._optimizers(), self._fold_base)
 
     def _check_kinds(self, penalty: Penalty, schedule: Callable[[int], float]) -> None:
         """Raise a TypeError if an argument is no object of its kind."""
@@ -379,7 +389,7 @@ class Trainer:
             self.gebm.log_partition.copy_(state["log_partition"])
         self.energy_optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self.energy_step = state["energy_step"]
-        self.chains = state["chains"]
+        self.chains = None if state["chains"] is None else state["chains"].clone()
 
     def scale_learning_rates(self, energy: float, base: float) -> None:
         """Multiply the learning rates, including those that the schedule starts from.
@@ -454,29 +464,59 @@ class Trainer:
         """Return a tensor of four dimensions, such as images, in the memory format of the model's weights."""
         return tensor.contiguous(memory_format=self._memory_format) if tensor.dim() == 4 else tensor
 
+    @property
+    def _is_replayed(self) -> bool:
+        return self.replayed.is_wanted_on(self.gebm.log_partition.device)
+
     def _step_energy(self, x_data: Tensor, source: GEBM, generator: torch.Generator) -> EnergyTerms:
         """Take an energy step: one ascent step of the KALE estimate, or of another objective, and its penalty."""
+        if self._is_replayed:
+            terms = self.replayed.energy_step(
+                lambda x, random: self._update_energy(x, source, random),
+                x_data,
+                generator,
+                penalty=self.penalty,
+                energy_step=self.energy_step,
+                chains=self.chains,
+            )
+            self._sampled.energy.train()
+        else:
+            terms = self._update_energy(x_data, source, generator)
+        self.energy_step += 1
+        return terms
+
+    def _update_energy(self, x_data: Tensor, source: GEBM, generator: torch.Generator) -> EnergyTerms:
+        """Take an energy step, which depends on nothing but tensors, the generator, and whether a penalty is due."""
         num_negatives = self.latent_batch_size or len(x_data)
         x_base = self._draw_negatives(source, num_negatives, x_data, generator)
-        rank, world_size = rank_and_world_size()
-        n = min(len(x_data), num_negatives)
-        position = self.penalty.draw(world_size * n, generator, self.energy_step)
-        position = None if position is None else position[rank * n : (rank + 1) * n]
+        position = self._draw_positions(min(len(x_data), num_negatives), generator, x_data.device)
         self._sampled.energy.train()
-        if position is not None:
-            position = position.to(x_data.device, non_blocking=True)
         terms = self._energy_loss(x_data, x_base, position)
         self.energy_optimizer.zero_grad(set_to_none=True)
         terms.loss.backward()
         self.gradient_guard(self.gebm.energy.parameters(), self.gebm.log_partition)
         self.energy_optimizer.step()
-        self.energy_step += 1
         return terms
 
-    def _source(self) -> GEBM:
-        """Return the model whose base the energy steps draw from, folded for speed."""
+    def _draw_positions(self, n: int, generator: torch.Generator, device: torch.device) -> Tensor | None:
+        """Return what the penalty draws for this process's ``n`` points, or ``None`` if none is due."""
+        rank, world_size = rank_and_world_size()
+
+        def draw(source: torch.Generator | None) -> Tensor:
+            drawn = self.penalty.draw(world_size * n, source, self.energy_step)
+            return torch.empty(0) if drawn is None else drawn[rank * n : (rank + 1) * n]
+
+        positions = draw_to(device, generator, draw)
+        return positions if len(positions) else None
+
+    def _fold_base(self) -> nn.Module:
+        """Return the base that is sampled, folded for speed."""
         half = self._networks_dtype == torch.bfloat16
-        base = folded_base(self._sampled.base, torch.bfloat16 if half else None)
+        return folded_base(self._sampled.base, torch.bfloat16 if half else None)
+
+    def _source(self) -> GEBM:
+        """Return the model whose base the energy steps draw from."""
+        base = self.replayed.source() if self._is_replayed else self._fold_base()
         return self._sampled if base is self._sampled.base else self._sampled.with_base(base)
 
     def _draw_negatives(self, source: GEBM, n: int, x_data: Tensor, generator: torch.Generator) -> Tensor:
@@ -496,7 +536,12 @@ class Trainer:
             moved = all_gather_rows(draw.positions)
             # A smaller batch moves some of the chains; the others wait where they are.
             waiting = moved[:0] if self.chains is None else self.chains[world_size * n :]
-            self.chains = torch.cat([moved, waiting])
+            chains = torch.cat([moved, waiting])
+            # In place, where a replay looks for them.
+            if self.chains is not None and self.chains.shape == chains.shape:
+                self.chains.copy_(chains)
+            else:
+                self.chains = chains
         # A base in an autocast region may end in half precision; penalties mix its samples with the data.
         return draw.x.to(x_data.dtype)
 
@@ -515,14 +560,24 @@ class Trainer:
 
     def _step_base(self, inputs: Tensor) -> Tensor:
         """Take a base step: one descent step of ``-log mean exp(-E(B(z)))``, or of another objective's loss."""
+        # The average's window grows from ten steps on: the random initial weights must not stay in it.
+        growing = (1 + self.base_step) / (10 + self.base_step)
+        weight = 1 - min(growing if self.ema_decay is None else self.ema_decay, growing)
+        if not self._is_replayed:
+            return self._update_base(inputs, weight)
+        loss = self.replayed.base_step(self._update_base, inputs, weight)
+        self.gebm.base.train()
+        return loss
+
+    def _update_base(self, inputs: Tensor, weight: float | Tensor) -> Tensor:
+        """Take a base step, and move the average of the base by a weight."""
         self.gebm.base.train()
         loss = self._base_loss(inputs)
         self.base_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.base_optimizer.step()
-        if self.average is not None and self.ema_decay is not None:
-            # The window grows from ten steps on: the random initial weights must not stay in it.
-            _blend(self.average, self.gebm.base, min(self.ema_decay, (1 + self.base_step) / (10 + self.base_step)))
+        if self.average is not None:
+            _blend(self.average, self.gebm.base, weight)
         return loss.detach()
 
     def _optimizers(self) -> dict[str, Optimizer]:
@@ -556,11 +611,11 @@ def _is_channels_last(tensor: Tensor) -> bool:
 
 
 @torch.no_grad()
-def _blend(average: nn.Module, module: nn.Module, decay: float) -> None:
+def _blend(average: nn.Module, module: nn.Module, weight: float | Tensor) -> None:
     """Move parameters and running statistics of the average towards the module's; counters are copied."""
     # state_dict's tensors share the modules' storage and come in the same order.
     for averaged, current in zip(average.state_dict().values(), module.state_dict().values(), strict=True):
         if averaged.is_floating_point():
-            averaged.lerp_(current, 1 - decay)
+            averaged.lerp_(current, weight)
         else:
             averaged.copy_(current)

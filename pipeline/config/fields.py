@@ -151,7 +151,7 @@ class Rule:
         """
         if value is None:
             return None
-        if self.choices and value not in (names := self.names()):
+        if self.choices and _as_name(value) not in (names := self.names()):
             return f"has to be one of {', '.join(names)}"
         if self.bounds is not None and value not in self.bounds:
             return self.bounds.requirement
@@ -184,6 +184,11 @@ class Key:
     type: str
     default: Any
     rule: Rule
+
+
+def _as_name(value: Any) -> Any:
+    """Return the name of a truth value, as which YAML reads the choices true and false."""
+    return str(value).lower() if isinstance(value, bool) else value
 
 
 def key(default: _T, help: str, *, outside: bool = False) -> _T:

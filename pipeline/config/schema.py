@@ -48,6 +48,7 @@ CONFIG_NAME = "gebm"
 # What Hydra needs of a primary config in addition to the schema.
 HYDRA_KEYS = ("defaults", "hydra")
 
+_REPLAYS = ("auto", "true", "false")
 _PRECISIONS = ("auto", "float32", "tf32", "bfloat16")
 # Kernels that need neither a prior nor a friction.
 _NEGATIVE_SAMPLERS = ("ula", "mala", "hmc", "rwm")
@@ -322,6 +323,12 @@ class Train:
         "has it.",
         names=_PRECISIONS,
     )
+    cuda_graphs: bool | str = choice(
+        "auto",
+        "Whether energy steps and base steps are recorded once and replayed as CUDA graphs, if a check finds them "
+        "equal to plain steps; auto: on a GPU, where that is faster. A note of the report says which way it was.",
+        names=_REPLAYS,
+    )
     memory_format: str = choice(
         "auto",
         "Memory format of weights and images; auto is channels_last for images.",
@@ -384,6 +391,12 @@ class Sampler:
         "Precision of the networks, float32 being IEEE's on a GPU as well; auto is bfloat16 for images where the "
         "hardware has it, with ula, kla and ddls.",
         names=_PRECISIONS,
+    )
+    cuda_graphs: bool | str = choice(
+        "auto",
+        "Whether blocks of MCMC steps are recorded once and replayed as CUDA graphs, if a check finds them equal to "
+        "plain steps; auto: on a GPU, where that is faster. A line of the evaluation says which way it was.",
+        names=_REPLAYS,
     )
     warm_up_steps: int = bounded(
         0,

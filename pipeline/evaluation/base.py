@@ -61,6 +61,7 @@ class Evaluation:
         frames: Step of the chain -> the same few samples there, as they are shown: images (G, C, H, W) uint8.
         ends: ``base``, where the chain starts, and ``gebm``, where it ends, with all their samples.
         draw: Returns its pictures, file name -> bytes; set by the task, on the first worker.
+        sampler_path: How steps of chains were taken, see :class:`gebm.replay.Replays`; None where that was no question.
         notes: One-line messages for the user, such as a batch size that did not fit.
         warnings: Lines on scores that do not mean what they seem to.
         found_kernel: What the warm-up has found, see :mod:`pipeline.config.warm_up`; empty without one.
@@ -71,6 +72,7 @@ class Evaluation:
     frames: dict[int, Tensor] = field(default_factory=dict)
     ends: dict[str, ChainSamples] = field(default_factory=dict)
     draw: Callable[[Evaluation], dict[str, bytes]] = _draw_nothing
+    sampler_path: str | None = None
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     found_kernel: dict[str, Any] = field(default_factory=dict)

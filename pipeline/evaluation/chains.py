@@ -13,9 +13,10 @@ from torch import Generator, Tensor
 from gebm import GEBM, samplers
 from gebm.classes import ChainPotential
 from gebm.freezing import frozen
+from gebm.samplers.runner import Steps, plain_steps
 from pipeline import config as schema
 from pipeline.config.kernels import kernel_settings
-from pipeline.config.precision import chain_arithmetic
+from pipeline.config.precision import chain_arithmetic, sampling_precision
 from pipeline.runtime.errors import UserError
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "describe_found",
     "find_kernel",
     "make_kernel",
+    "make_steps",
     "run_chains",
 ]
 
@@ -117,6 +119,17 @@ def describe_found(kernel: samplers.Kernel) -> dict[str, Any]:
     return {"step_size": step_size, **({} if masses is None else {"inverse_mass": numbers[1:]})}
 
 
+def make_steps(config: schema.Config, device: torch.device) -> samplers.ReplayedSteps:
+    """Return the way that the config has chains take their steps, to be shared by all chains of one model.
+
+    Args:
+        config: Experiment, of which ``sampler`` and ``task`` are read.
+        device: Where the networks are.
+    """
+    mode = str(config.sampler.cuda_graphs).lower()
+    return samplers.ReplayedSteps(mode, sampling_precision(config, device))
+
+
 def chain_steps(num_steps: int, points: int) -> list[int]:
     """Return the steps at which a chain is measured: its start, its end, and evenly in between.
 
@@ -145,6 +158,7 @@ class ChainBatch:
             next to it.
         first_chain: The number of the first of them.
         kernel: Their kernel (default: as the sampler's settings make it).
+        steps: How they take their steps (default: one by one).
     """
 
     def __init__(
@@ -156,12 +170,14 @@ class ChainBatch:
         seed: int,
         first_chain: int = 0,
         kernel: samplers.Kernel | None = None,
+        steps: Steps = plain_steps,
     ) -> None:
         self._model, self._sampler, self._first_chain = model, sampler, first_chain
         self._potential = ChainPotential(model, z0, sampler.beta)
         self._z0: Tensor | None = z0
         self._state: Any = None
         self._kernel = kernel or make_kernel(sampler, model)
+        self._steps = steps
         self._generator = Generator().manual_seed(seed)
         self._divergences = torch.zeros(len(z0), dtype=torch.int64, device=z0.device)
 
@@ -195,6 +211,7 @@ class ChainBatch:
                     state=self._state,
                     prior=model.prior,
                     first_chain=self._first_chain,
+                    steps=self._steps,
                 )
         except samplers.NonFiniteStart:
             raise UserError(_NO_START.format(count=len(self._divergences))) from None
@@ -222,6 +239,7 @@ def run_chains(
     seed: int,
     first_chain: int = 0,
     kernel: samplers.Kernel | None = None,
+    steps: Steps = plain_steps,
     observe: Callable[[int, Tensor], None],
 ) -> samplers.Chain:
     """Run chains side by side; one that diverges restarts from the prior, and is counted.
@@ -235,6 +253,7 @@ def run_chains(
             next to it.
         first_chain: The number of the first of them.
         kernel: Their kernel (default: as the sampler's settings make it).
+        steps: How they take their steps (default: one by one).
         observe: Called with the step and the latents, as ``z0``, before the first step and after each.
 
     Returns:
@@ -243,7 +262,7 @@ def run_chains(
     Raises:
         UserError: Every chain has diverged at every second step or more, so their samples are the prior's.
     """
-    batch = ChainBatch(model, sampler, z0, seed=seed, first_chain=first_chain, kernel=kernel)
+    batch = ChainBatch(model, sampler, z0, seed=seed, first_chain=first_chain, kernel=kernel, steps=steps)
     chain = batch.run(sampler.num_steps, observe)
     batch.require_finite()
     return chain

@@ -89,6 +89,8 @@ def evaluate(
         notify=evaluation.notes.append,
     )
     evaluation.frames, evaluation.found_kernel = chains.frames, chains.found_kernel
+    evaluation.sampler_path = chains.path
+    evaluation.notes += chains.notes
     evaluation.scores.update(chains.diagnostics)
     evaluation.scores["divergences"] = float(_gather(torch.tensor([chains.divergences]), world_size).sum())
     _score_chain(evaluation, chains, job)

@@ -22,7 +22,7 @@ from gebm.log_partition import log_partition_monte_carlo
 from gebm.precision import arithmetic
 from pipeline import config as schema
 from pipeline.evaluation.base import SampleScorer
-from pipeline.evaluation.chains import ChainBatch, chain_steps, describe_found, find_kernel, make_kernel
+from pipeline.evaluation.chains import ChainBatch, chain_steps, describe_found, find_kernel, make_kernel, make_steps
 from pipeline.evaluation.shared_results import SharedResults
 
 __all__ = ["ChainRecorder", "LocalChains", "LocalJob", "run_local_chains"]
@@ -90,6 +90,8 @@ class LocalChains(NamedTuple):
         log_partition: By Monte Carlo, in nats, and its standard error.
         batch_size: Chains that ran at once.
         found_kernel: What the warm-up has found, the same on all workers; empty without one.
+        path: How steps were taken, see :class:`gebm.replay.Replays`; None where they were not to be replayed.
+        notes: Lines on that.
     """
 
     features: dict[int, dict[str, Tensor]]
@@ -101,6 +103,8 @@ class LocalChains(NamedTuple):
     log_partition: tuple[float, float]
     batch_size: int
     found_kernel: dict[str, Any]
+    path: str | None
+    notes: list[str]
 
 
 def run_local_chains(job: LocalJob, batch_size: int, advance: Callable[[int], None]) -> LocalChains:
@@ -116,6 +120,8 @@ def run_local_chains(job: LocalJob, batch_size: int, advance: Callable[[int], No
     first, count = job.first_chain, job.num_chains
     # Another seed than that of the chains' own noise.
     kernel, found = find_kernel(job.config.sampler, job.fused, seed=start.noise_seed ^ 1)
+    device = job.model.log_partition.device
+    steps = make_steps(job.config, device)
     batches = {
         at: ChainBatch(
             job.fused,
@@ -124,6 +130,7 @@ def run_local_chains(job: LocalJob, batch_size: int, advance: Callable[[int], No
             seed=start.noise_seed,
             first_chain=first + at,
             kernel=kernel,
+            steps=steps,
         )
         for at in range(0, count, batch_size)
     }
@@ -147,6 +154,8 @@ def run_local_chains(job: LocalJob, batch_size: int, advance: Callable[[int], No
         job.shared.get(("log-partition", batch_size), lambda: _estimate_log_partition(job, start, batch_size)),
         batch_size,
         describe_found(kernel) if job.config.sampler.warm_up_steps else {},
+        steps.replays.path if steps.replays.is_wanted_on(device) else None,
+        steps.replays.lines,
     )
 
 

@@ -44,7 +44,7 @@ _METRICS = TypeAdapter(dict[_MetricName, _Number | _Text | None])
 _KEYS = TypeAdapter(
     dict[Annotated[str, StringConstraints(strict=True, pattern=r"^[A-Za-z_][A-Za-z0-9_.]{0,200}$")], Any]
 )
-LABELS = ("extractor", "train_precision", "sampler_precision")
+LABELS = ("extractor", "train_precision", "sampler_precision", "train_path", "sampler_path")
 """Texts among the metrics, without which they mean little."""
 
 

@@ -193,6 +193,11 @@ class TrialRun:
             self._warn(self.health.judge_steps(self.infos, moment, self.trainer.base_step))
         if self.batches.notes:
             self.report |= {"bad_shards": self.batches.bad_shards, "notes": list(self.batches.notes)}
+        replayed = self.trainer.replayed
+        if replayed.is_wanted_on(self.worker.device):
+            self.report["train_path"] = replayed.replays.path
+        if replayed.replays.lines:
+            self.report["notes"] = [*self.report.get("notes", ()), *replayed.replays.lines]
 
     def send_report(self) -> None:
         """Send the report to the sweep, and begin the next."""

@@ -25,7 +25,7 @@ from pipeline.config.kernels import used_settings
 from pipeline.config.temperature import describe_temperature
 from pipeline.data.classes import Classes
 from pipeline.evaluation import plots
-from pipeline.evaluation.chains import find_kernel, run_chains
+from pipeline.evaluation.chains import find_kernel, make_steps, run_chains
 from pipeline.evaluation.out_of_memory import halve_batch_on_oom
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.filesystem import require_writable, write_files, writing
@@ -110,8 +110,10 @@ def _sample(model: GEBM, config: schema.Config, device: torch.device, drawn: _La
     if found:
         print("warm-up: " + ", ".join(f"{name.removeprefix('warm_up_')} {value:.4g}" for name, value in found.items()))
 
+    lines: list[str] = []
+
     def run_batches(size: int, advance: Callable[[int], None]) -> tuple[Tensor, Tensor]:
-        before, after = [], []
+        before, after, steps = [], [], make_steps(config, device)
         for z0 in latents.split(size):
             chain = run_chains(
                 fused,
@@ -120,23 +122,28 @@ def _sample(model: GEBM, config: schema.Config, device: torch.device, drawn: _La
                 seed=seed,
                 first_chain=sum(map(len, before)),
                 kernel=kernel,
+                steps=steps,
                 observe=lambda step, z: advance(len(z) if step else 0),
             )
             with arithmetic("float32"), torch.no_grad():
                 before.append(model.base(z0).cpu())
                 after.append(model.base(chain.z).cpu())
+        lines[:] = steps.replays.lines
         return torch.cat(before), torch.cat(after)
 
     with Progress() as progress:
         total = sampler.num_samples * sampler.num_steps
         bar = progress.add_task(f"{sampler.name}, {sampler.num_steps} steps", total=total)
-        return halve_batch_on_oom(
+        samples = halve_batch_on_oom(
             run_batches,
             sampler.num_samples,
             config.evaluation.batch_size,
             advance=lambda steps: progress.advance(bar, steps),
             notify=print,
         )
+    for line in lines:
+        print(line)
+    return samples
 
 
 def _label(classes: Classes | None, class_name: str, url: str | None) -> int:

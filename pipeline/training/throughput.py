@@ -104,7 +104,7 @@ class Throughput:
         if kind in self._counted:
             yield
         else:
-            with _Operators() as operators:
+            with self._trainer.replayed.plainly(), _Operators() as operators:
                 yield
             self._counted[kind] = operators.flops
         self._pending.update(self._counted[kind])

@@ -79,6 +79,8 @@ class TrialEvaluation:
         if evaluation.chain:
             config = self._config if sampler is None else replace(self._config, sampler=sampler)
             report["sampler_precision"] = sampling_precision(config, self._worker.device)
+        if evaluation.sampler_path:
+            report["sampler_path"] = evaluation.sampler_path
         notes, warnings = evaluation.notes, evaluation.warnings
         if self._worker.is_first:
             measures = run.shared.get("energy", lambda: self._measure_energy(model))

@@ -62,6 +62,13 @@ def test_a_word_of_the_command_line_overrides_experiment_and_search():
     assert (config.sweep.num_trials, config.train.energy_lr) == (3, 1e-5)
 
 
+@pytest.mark.parametrize("value", ["auto", "true", "false"])
+def test_a_choice_between_a_name_and_truth_values_takes_them_from_the_command_line(value):
+    config = composed(f"sampler.cuda_graphs={value}")
+    validate(config)
+    assert config.sampler.cuda_graphs == {"auto": "auto", "true": True, "false": False}[value]
+
+
 @pytest.mark.parametrize("experiment", PAPERS)
 def test_the_papers_experiments_carry_the_papers_schedule(experiment):
     config = composed(f"conf={experiment}")
@@ -208,6 +215,7 @@ BAD = [
     ("train.precision", "float16"),
     ("train.memory_format", "nhwc"),
     ("sampler.precision", "float16"),
+    ("sampler.cuda_graphs", "always"),
     ("train.ema_decay", 1.0),
     ("train.learning_rate_decay.factor", 1.5),
     ("train.learning_rate_decay.patience", 0),

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from gebm import GEBM, StandardNormal
+from gebm.samplers.replayed import BLOCK
 from pipeline.evaluation import metrics
 from pipeline.evaluation.base import EvaluationRun
 from pipeline.evaluation.chains import chain_steps, run_chains
@@ -158,6 +159,21 @@ def test_samples_are_kept_as_they_are_shown_where_a_score_needs_them_and_no_more
         assert kept is None or torch.equal(kept, evenly_spaced(shown, count))
     # What is left of an evaluation has none of them.
     assert all(samples.features.keys() == {"z"} for samples in found.ends.values())
+
+
+def test_replayed_chains_have_the_scores_of_plain_ones_and_say_so(small):
+    settings = {"num_samples": 90, "batch_size": 30, "chain_points": 2, "grid": 4}
+    found = {}
+    for mode in (False, True):
+        sampler = {"name": "mala", "step_size": 0.1, "num_steps": 2 * BLOCK, "cuda_graphs": mode}
+        config = small(sampler=sampler, evaluation=settings)
+        found[mode] = evaluate(GEBM(torch.nn.Identity(), Flat(), StandardNormal(4)).eval(), config, Still())
+    assert found[True].chain == found[False].chain
+    assert torch.equal(found[True].ends["gebm"].latents, found[False].ends["gebm"].latents)
+    assert (found[False].sampler_path, found[False].notes) == (None, [])
+    assert found[True].sampler_path == "static"
+    [note] = found[True].notes
+    assert note.startswith("steps of chains are replayed on static tensors: ")
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,7 @@ from gebm import (
 from gebm.classes import ChainPotential, label_images, num_planes
 from gebm.precision import arithmetic
 from gebm.samplers import philox
+from gebm.samplers.replayed import BLOCK, ReplayedSteps
 from tests.helpers.kernels import Normal, every_kernel
 from tests.helpers.pretended_gpu import DeviceGenerator, Record, device, on_cpu, pretended_gpu
 from tests.helpers.trainers import family_model
@@ -240,6 +241,19 @@ def test_a_restart_costs_a_draw_of_the_prior_and_little_more(gpu, name):
     # What is finite and what is replaced, of each entry of the state; tempering and IMH weigh the draw by the prior.
     extra = 120 if "tempering" in name else 40
     assert counts[1] - counts[0] <= draw + extra
+
+
+def test_a_replayed_block_of_steps_waits_for_nothing(gpu):
+    kernel, potential, prior = samplers.MALA(0.2, inverse_mass=(1.0, 0.5, 2.0)), potential_on(device()), Normal()
+    state, steps = kernel.init(torch.ones(5, 3).to(device()), potential), ReplayedSteps("true")
+    for num_steps in (2 * BLOCK, BLOCK):
+        gpu.clear()
+        generator = torch.Generator().manual_seed(0)
+        state = samplers.run(
+            kernel, potential, None, num_steps, generator=generator, prior=prior, state=state, steps=steps
+        ).state
+    assert steps.replays.replayed == 1, steps.replays.lines
+    assert gpu.waits == []
 
 
 def test_a_chain_that_diverges_restarts_without_a_wait_as_on_the_cpu(gpu):

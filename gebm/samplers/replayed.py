@@ -1,0 +1,157 @@
+"""Steps of chains that are replayed: a block of them, noise and restarts included, recorded as one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from gebm.agreement import rounding
+from gebm.replay import Replays, Step
+from gebm.samplers.base import ChainwisePotential, Kernel, Potential, Prior, potential_at
+from gebm.samplers.runner import StepResult, plain_steps, take_step
+
+__all__ = ["BLOCK", "ReplayedSteps", "SharedPotential"]
+
+BLOCK = 10
+"""Steps of a block."""
+
+
+@runtime_checkable
+class SharedPotential(Protocol):
+    """Potential that other chains' replays may share: it says what it is a function of."""
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Map (N, D) to (N,)."""
+        ...
+
+    @property
+    def key(self) -> Hashable:
+        """What it is a function of, but for latents and tensors."""
+        ...
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Tensors that it is a function of, with a row for each chain."""
+        ...
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Potential:
+        """Return the same function of other tensors."""
+        ...
+
+
+class ReplayedSteps:
+    """Way to take the steps of :func:`gebm.samplers.run` in blocks that are recorded once and replayed.
+
+    A block is a function of the chains' state and of its keys, so that all batches of as many chains share a recording.
+    It goes the same way as its steps would one by one. What follows on the last whole block is taken step by step, and
+    so is a kernel whose steps depend on their number without a method ``step_kind`` that says how.
+
+    The model must not be trained while its recordings are used.
+
+    Args:
+        mode: One of :data:`gebm.replay.MODES`.
+        precision: Precision of the networks, by which a replay is judged; see :mod:`gebm.precision`.
+
+    Attributes:
+        replays: The recordings, and a line on each kind of block.
+
+    Example:
+        >>> from gebm import samplers
+        >>> kernel, potential, z0 = samplers.MALA(0.5), lambda z: z.square().sum(1) / 2, torch.zeros(4, 2)
+        >>> steps = ReplayedSteps("true")
+        >>> generators = [torch.Generator().manual_seed(0) for _ in range(2)]
+        >>> one = samplers.run(kernel, potential, z0, 45, generator=generators[0])
+        >>> two = samplers.run(kernel, potential, z0, 45, generator=generators[1], steps=steps)
+        >>> torch.equal(one.z, two.z), steps.replays.replayed
+        (True, 2)
+    """
+
+    def __init__(self, mode: str = "auto", precision: str = "float32") -> None:
+        self.replays = Replays("steps of chains", mode)
+        self._precision = precision
+        self._info_types: dict[Hashable, type] = {}
+
+    def __call__(
+        self,
+        kernel: Kernel[Any],
+        potential: Potential,
+        prior: Prior | None,
+        state: Any,
+        num_steps: int,
+        generator: torch.Generator | None,
+    ) -> Iterator[StepResult]:
+        """Take steps; see :func:`gebm.samplers.runner.plain_steps`."""
+        blocks = num_steps // BLOCK if self.replays.is_wanted_on(state.z.device) else 0
+        for _ in range(blocks):
+            for result in self._take_block(kernel, potential, prior, state, generator):
+                state = result.state
+                yield result
+        yield from plain_steps(kernel, potential, prior, state, num_steps - BLOCK * blocks, generator)
+
+    def _take_block(
+        self, kernel: Kernel[Any], potential: Potential, prior: Prior | None, state: Any, generator: Any
+    ) -> Iterator[StepResult]:
+        names, first = [name for name in state._asdict() if name != "step"], int(state.step)
+        counters = [torch.tensor(first + index) for index in range(BLOCK + 1)]
+        shared = potential if isinstance(potential, SharedPotential) else None
+        inputs = [*(getattr(state, name) for name in names), *(shared.tensors if shared else ())]
+        step_kind: Callable[[int], Hashable] | None = getattr(kernel, "step_kind", None)
+        kind = (
+            type(state),
+            kernel,
+            prior,
+            shared.key if shared else potential,
+            tuple(step_kind(first + index) for index in range(BLOCK)) if step_kind else None,
+            *((tensor.shape, tensor.dtype, tensor.device) for tensor in inputs),
+        )
+
+        def plain(potential: Potential = potential) -> list[Tensor]:
+            return self._stacked(kind, names, plain_steps(kernel, potential, prior, state, BLOCK, generator))
+
+        def static(inputs: Sequence[Tensor], tape: torch.Generator) -> list[Tensor]:
+            own = shared.with_tensors(inputs[len(names) :]) if shared else potential
+            moving, results = type(state)(**dict(zip(names, inputs, strict=False)), step=counters[0]), []
+            for counter in counters[1:]:
+                result = take_step(kernel, own, prior, moving, tape, looks=False)
+                moving = result.state._replace(step=counter)
+                results.append(result)
+            return self._stacked(kind, names, results)
+
+        rounded = _Rounded(potential, rounding(self._precision, state.z.dtype))
+        fixed = counters if step_kind is None else ()
+        tensors = self.replays.take(kind, Step(plain, lambda: plain(rounded), static, inputs, generator, fixed))
+        states, infos, diverged = tensors[: len(names)], tensors[len(names) : -1], tensors[-1]
+        for index in range(BLOCK):
+            after = type(state)(**{n: t[index] for n, t in zip(names, states, strict=True)}, step=counters[index + 1])
+            yield StepResult(after, self._info_types[kind](*(t[index] for t in infos)), diverged[index])
+
+    def _stacked(self, kind: Hashable, names: list[str], results: Any) -> list[Tensor]:
+        """Return all that the steps of a block come to, each entry stacked over the steps (BLOCK, ...)."""
+        results = list(results)
+        self._info_types[kind] = type(results[0].info)
+        states = [torch.stack([getattr(result.state, name) for result in results]) for name in names]
+        infos = [torch.stack(entries) for entries in zip(*(result.info for result in results), strict=True)]
+        return [*states, *infos, torch.stack([result.diverged for result in results])]
+
+
+class _Rounded:
+    """A potential whose networks see latents that are off by one rounding."""
+
+    def __init__(self, potential: Potential, size: float) -> None:
+        self._potential, self._size = potential, size
+
+    def __call__(self, z: Tensor) -> Tensor:
+        signs = 1 - 2 * (torch.arange(z.shape[1], device=z.device) % 2)
+        return self._potential(z * (1 + self._size * signs.to(z.dtype)))
+
+    def at(self, rows: Tensor) -> _Rounded:
+        """Return the potential of the chains at ``rows``."""
+        return _Rounded(potential_at(self._potential, rows), self._size)
+
+    def independent(self, n: int) -> Potential:
+        """Return the potential of ``n`` rows that are of no chain."""
+        inner = self._potential
+        return inner.independent(n) if isinstance(inner, ChainwisePotential) else inner

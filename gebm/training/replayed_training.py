@@ -1,0 +1,255 @@
+"""Energy steps and base steps that are recorded once and replayed; see :mod:`gebm.replay`.
+
+An alternation is replayed in three pieces: the folding of the base, one energy step, taken as often as the alternation
+has them, and one base step. So a warm-up of a hundred energy steps, the final phase of the energy and an ordinary
+alternation share what is recorded. Kinds of energy steps differ in whether a penalty is due, and in shapes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from gebm.agreement import rounding
+from gebm.distributed import rank_and_world_size
+from gebm.objectives.losses import EnergyTerms
+from gebm.objectives.penalties import Penalty
+from gebm.replay import Replays, Step
+
+__all__ = ["ReplayedTraining"]
+
+
+class ReplayedTraining:
+    """The steps of a trainer, replayed where that is right and faster.
+
+    Args:
+        mode: One of :data:`gebm.replay.MODES`.
+        precision: Precision of the networks.
+        modules: All that is trained or averaged, by name.
+        optimizers: The optimizers, by the names of a trainer's arguments.
+        fold_base: Returns a folded copy of the base that is sampled, or that base itself.
+
+    Attributes:
+        replays: The recordings, and a line on each kind of step.
+    """
+
+    def __init__(
+        self,
+        mode: str,
+        precision: str,
+        modules: Mapping[str, nn.Module],
+        optimizers: Mapping[str, Optimizer],
+        fold_base: Callable[[], nn.Module],
+    ) -> None:
+        self.replays = Replays("training steps", mode, self._state)
+        self._precision, self._modules, self._optimizers = precision, dict(modules), dict(optimizers)
+        self._fold_base, self._plainly = fold_base, False
+        self._chains: Tensor | None = None
+        # Kinds name penalties by their identities, which must not be given to others.
+        self._penalties: dict[int, Penalty] = {}
+
+    def is_wanted_on(self, device: torch.device) -> bool:
+        """Return whether steps are to be replayed; several processes take theirs plainly."""
+        wanted = self.replays.is_wanted_on(device)
+        if wanted and rank_and_world_size()[1] > 1:
+            self.replays.refuse("processes", "several processes train together")
+            return False
+        return wanted
+
+    @contextlib.contextmanager
+    def plainly(self) -> Iterator[None]:
+        """Take the steps in the block operator by operator, as where these are counted."""
+        self._plainly = True
+        try:
+            yield
+        finally:
+            self._plainly = False
+
+    def source(self) -> nn.Module:
+        """Return the base folded as it is now: one module, whose weights are computed anew in place."""
+        self.replays.refresh()
+        source = self._modules.get("source")
+        if source is None:
+            source = self._fold_base()
+            if not any(source is part for module in self._modules.values() for part in module.modules()):
+                self._modules["source"] = source
+            return source
+
+        def refresh() -> list[Tensor]:
+            _copy_into(source, self._fold_base())
+            return []
+
+        anchor = next(iter(self._state().values())).new_zeros(())
+        self._take("fold", refresh, lambda inputs, tape: refresh(), [anchor], torch.Generator())
+        return source
+
+    def energy_step(
+        self,
+        update: Callable[[Tensor, torch.Generator], EnergyTerms],
+        x_data: Tensor,
+        generator: torch.Generator,
+        *,
+        penalty: Penalty,
+        energy_step: int,
+        chains: Tensor | None,
+    ) -> EnergyTerms:
+        """Take an energy step.
+
+        Args:
+            update: Takes it, of data and of a generator, without any counting.
+            x_data: Data (N, ...).
+            generator: Source of every random number.
+            penalty: The regularizer that it has.
+            energy_step: Energy steps done before.
+            chains: Positions of persistent chains, which it changes in place.
+
+        Returns:
+            Its terms, without a graph.
+        """
+        rates = _Rates(self._optimizers["energy_optimizer"], x_data.device)
+        # Drawn for one point from nowhere, to see whether it is due.
+        due = penalty.draw(1, torch.Generator(), energy_step) is not None
+        self._penalties[id(penalty)], self._chains = penalty, chains
+        shape = None if chains is None else chains.shape
+        kind = "energy", x_data.shape, x_data.dtype, due, id(penalty), shape, rates.kind
+
+        def results(terms: EnergyTerms) -> list[Tensor]:
+            return [term.detach().clone() for term in terms]
+
+        def static(inputs: Sequence[Tensor], tape: torch.Generator) -> list[Tensor]:
+            with rates.read_from(inputs[1:]):
+                return results(update(inputs[0], tape))
+
+        def plain() -> list[Tensor]:
+            return results(update(x_data, generator))
+
+        return EnergyTerms(*self._take(kind, plain, static, [x_data, *rates.tensors()], generator))
+
+    def base_step(
+        self, update: Callable[[Tensor, float | Tensor], Tensor], inputs: Tensor, average_weight: float
+    ) -> Tensor:
+        """Take a base step.
+
+        Args:
+            update: Takes it, of its inputs and of the average's weight, without any counting.
+            inputs: Latents (N, D), or data.
+            average_weight: How far the average moves.
+
+        Returns:
+            The loss, without a graph.
+        """
+        rates = _Rates(self._optimizers["base_optimizer"], inputs.device)
+        weight = torch.full((), average_weight, dtype=self._average_dtype, device=inputs.device)
+
+        def static(tensors: Sequence[Tensor], tape: torch.Generator) -> list[Tensor]:
+            with rates.read_from(tensors[2:]):
+                return [update(tensors[0], tensors[1]).clone()]
+
+        def plain() -> list[Tensor]:
+            return [update(inputs, average_weight)]
+
+        kind = "base", inputs.shape, inputs.dtype, rates.kind
+        (loss,) = self._take(kind, plain, static, [inputs, weight, *rates.tensors()], torch.Generator())
+        return loss
+
+    @property
+    def _average_dtype(self) -> torch.dtype:
+        """The type of the average's weights, in which they move."""
+        average = self._modules.get("average")
+        return torch.float32 if average is None else next(average.parameters()).dtype
+
+    def _take(
+        self,
+        kind: Hashable,
+        plain: Callable[[], list[Tensor]],
+        static: Callable[[Sequence[Tensor], torch.Generator], list[Tensor]],
+        inputs: list[Tensor],
+        generator: torch.Generator,
+    ) -> list[Tensor]:
+        if self._plainly:
+            return plain()
+        results = self.replays.take(kind, Step(plain, lambda: self._rounded(plain), static, inputs, generator))
+        for optimizer in self._optimizers.values():
+            # Those of a recording lie in the graph's memory.
+            optimizer.zero_grad(set_to_none=True)
+        return results
+
+    @torch.no_grad()
+    def _rounded(self, plain: Callable[[], list[Tensor]]) -> list[Tensor]:
+        """Take a step with all weights off by one rounding, and move them back by as much."""
+        weights = [p for module in self._modules.values() for p in module.parameters() if p.dim()]
+        offsets = []
+        for weight in weights:
+            signs = 1 - 2 * (torch.arange(weight.numel(), device=weight.device) % 2).view(weight.shape)
+            offsets.append(weight * signs * rounding(self._precision, weight.dtype))
+            weight += offsets[-1]
+        with torch.enable_grad():
+            results = plain()
+        for weight, offset in zip(weights, offsets, strict=True):
+            weight -= offset
+        return results
+
+    def _state(self) -> dict[str, Tensor]:
+        """Return all that steps change, by name."""
+        state: dict[str, Tensor] = {}
+        for name, module in self._modules.items():
+            state |= {f"{name}.{key}": tensor for key, tensor in module.named_parameters()}
+            state |= {f"{name}.{key}": tensor for key, tensor in module.named_buffers()}
+        for part, optimizer in self._optimizers.items():
+            for index, entries in enumerate(optimizer.state.values()):
+                state |= {f"{part}.{index}.{key}": entry for key, entry in entries.items() if isinstance(entry, Tensor)}
+        return state if self._chains is None else {**state, "chains": self._chains}
+
+
+class _Rates:
+    """Learning rates of an optimizer as tensors, which a recorded step reads; of one that reads no tensor, as they are.
+
+    Args:
+        optimizer: The optimizer.
+        device: Where it computes.
+    """
+
+    def __init__(self, optimizer: Optimizer, device: torch.device) -> None:
+        self._groups, self._device = optimizer.param_groups, device
+        self._reads = isinstance(optimizer, Adam) and all(group.get("fused") for group in self._groups)
+
+    @property
+    def kind(self) -> Hashable:
+        """The rates that a recording cannot change."""
+        return None if self._reads else tuple(float(group["lr"]) for group in self._groups)
+
+    def tensors(self) -> list[Tensor]:
+        """Return the rates as tensors, of the type that the fused kernels read."""
+        dtype = torch.float32 if self._device.type == "cuda" else torch.float64
+        rates = [group["lr"] for group in self._groups] if self._reads else []
+        return [torch.full((), float(rate), dtype=dtype, device=self._device) for rate in rates]
+
+    @contextlib.contextmanager
+    def read_from(self, tensors: Sequence[Tensor]) -> Iterator[None]:
+        """Let the optimizer read its rates from tensors in the block."""
+        before = [(group["lr"], group.get("capturable")) for group in self._groups]
+        captures = self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        for group, tensor in zip(self._groups, tensors, strict=False):
+            group["lr"] = tensor
+        for group in self._groups:
+            if captures and "capturable" in group:
+                group["capturable"] = True
+        try:
+            yield
+        finally:
+            for group, (rate, capturable) in zip(self._groups, before, strict=True):
+                group["lr"] = rate
+                if capturable is not None:
+                    group["capturable"] = capturable
+
+
+@torch.no_grad()
+def _copy_into(module: nn.Module, other: nn.Module) -> None:
+    """Copy weights and buffers of a module of the same structure."""
+    pairs = zip([*module.parameters(), *module.buffers()], [*other.parameters(), *other.buffers()], strict=True)
+    for into, tensor in pairs:
+        into.copy_(tensor)

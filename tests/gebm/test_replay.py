@@ -1,0 +1,192 @@
+"""Steps that are replayed: they are the plain ones, or are not replayed, and a line says so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from gebm import replay
+from gebm.agreement import compare
+from gebm.replay import Replays, Step
+from gebm.tape import Tape, draw_to
+from tests.helpers import operator_graph
+
+
+@pytest.fixture(autouse=True)
+def graphs(monkeypatch):
+    """Replay operators without Python, as a GPU does."""
+    monkeypatch.setattr(replay, "capture", operator_graph.capture)
+
+
+class Walk:
+    """A walk of a state through a network, with noise and a rate, and ways to break what is recorded of it."""
+
+    def __init__(self, broken: str = ""):
+        torch.manual_seed(0)
+        self.network, self.state, self.broken, self.count = nn.Linear(300, 300), torch.zeros(300), broken, 0
+        self.outside = torch.zeros(300)
+
+    def move(self, x: Tensor, rate: Tensor | float, noise: Tensor, rounding: float = 0.0) -> list[Tensor]:
+        drift = self.network(x * (1 + rounding)).detach()
+        self.state += rate * drift + 0.1 * noise
+        return [drift.norm()]
+
+    def static(self, inputs: Sequence[Tensor], tape: torch.Generator) -> list[Tensor]:
+        x, rate = inputs
+        noise = draw_to("cpu", tape, lambda generator: torch.randn(300, generator=generator))
+        if self.broken == "leaves the noise out":
+            noise = torch.zeros(300)
+        if self.broken == "reads a number that changes":
+            rate = float(rate)
+        if self.broken == "draws by itself":
+            noise = torch.randn(300)
+        if self.broken == "changes what is no state":
+            torch._foreach_add_([self.outside], 1)
+        if self.broken == "raises":
+            raise RuntimeError("operation not permitted\nwhen stream is capturing")
+        if self.broken == "a little off":
+            rate = rate * 1.001
+        return self.move(x, rate, noise)
+
+    def step(self, x: Tensor, rate: float, generator: torch.Generator) -> Step:
+        def plain(rounding: float = 0.0) -> list[Tensor]:
+            return self.move(x, rate, torch.randn(300, generator=generator), rounding)
+
+        return Step(plain, lambda: plain(1e-7), self.static, [x, torch.tensor(rate)], generator)
+
+    def go(self, replays: Replays, steps: int = 8, rate: float = 0.5) -> list[float]:
+        generator, data = torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
+        results = []
+        replays.refresh()
+        for number in range(steps):
+            x = torch.randn(300, generator=data)
+            (result,) = replays.take("step", self.step(x, rate / (1 + number), generator))
+            results.append(float(result))
+        return results
+
+
+def replays_of(walk: Walk, mode: str = "true") -> Replays:
+    return Replays("steps", mode, lambda: {"state": walk.state})
+
+
+def test_replays_are_the_plain_steps_with_other_inputs_numbers_and_rates():
+    plain, replayed = Walk(), Walk()
+    expected = plain.go(replays_of(plain, "false"))
+    replays = replays_of(replayed)
+    results = replayed.go(replays)
+    assert replays.replayed == 6
+    assert replays.path == "cuda_graphs"
+    assert replays.lines[0].startswith("steps are replayed as a CUDA graph: ")
+    torch.testing.assert_close(torch.tensor(results), torch.tensor(expected))
+    torch.testing.assert_close(replayed.state, plain.state)
+
+
+BROKEN = {
+    "leaves the noise out": "a replay is off by",
+    "a little off": "a replay is off by",
+    "draws by itself": "randn draws random numbers that are not on the tape",
+    "changes what is no state": "_foreach_add_ changes a tensor that is no part of the state",
+    "raises": "RuntimeError: operation not permitted when stream is capturing",
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_what_is_broken_is_refused_with_a_line_and_leaves_the_plain_steps_bit_for_bit(broken):
+    plain, walk = Walk(), Walk(broken)
+    expected = plain.go(replays_of(plain, "false"))
+    replays = replays_of(walk)
+    assert walk.go(replays) == expected
+    assert torch.equal(walk.state, plain.state)
+    assert (replays.replayed, replays.path, len(replays.lines)) == (0, "plain", 1)
+    assert replays.lines[0].startswith(f"steps are not replayed: {BROKEN[broken]}")
+
+
+def test_a_number_that_python_read_shows_in_a_replay():
+    """The helper's own law: without it no test here could see a rate that stays behind."""
+    plain, walk = Walk(), Walk("reads a number that changes")
+    plain.go(replays_of(plain, "false"))
+    walk.go(replays_of(walk))
+    assert not torch.allclose(walk.state, plain.state, atol=1e-3)
+
+
+def test_a_slower_replay_is_used_only_where_it_is_asked_for(monkeypatch):
+    device = torch.device("cpu")
+    assert [replays_of(Walk(), mode).is_wanted_on(device) for mode in replay.MODES] == [False, True, False]
+    monkeypatch.setattr(replay.time, "perf_counter", iter(range(1000)).__next__)
+    walk = Walk()
+    replays = replays_of(walk, "auto")
+    walk.go(replays)
+    assert replays.replayed == 0
+    assert replays.lines[0].startswith("steps are not replayed: a replay is no faster, 1e+03 ms instead of 1e+03 ms")
+
+
+def test_a_state_that_lies_elsewhere_is_recorded_anew():
+    plain, walk = Walk(), Walk()
+    replays = replays_of(walk)
+    for one, ways in ((plain, replays_of(plain, "false")), (walk, replays)):
+        one.go(ways, 4)
+        one.state = one.state.clone()
+        one.go(ways, 4)
+    assert (replays.replayed, len(replays.lines)) == (2 + 3, 1)
+    torch.testing.assert_close(walk.state, plain.state)
+
+
+def test_an_unknown_mode_is_refused():
+    with pytest.raises(ValueError, match="steps are replayed 'on': choose one of auto, true, false"):
+        Replays("steps", "on")
+
+
+SHAPES = st.lists(st.sampled_from([(), (3,), (2, 2)]), min_size=1, max_size=8)
+
+
+@settings(max_examples=30, deadline=None)
+@given(shapes=SHAPES, seed=st.integers(0, 2**40))
+def test_a_tape_holds_what_the_generator_would_have_given_request_by_request(shapes, seed):
+    def draw_all(generator: torch.Generator) -> list[Tensor]:
+        return [draw_to("cpu", generator, lambda g, s=shape: torch.rand(s, generator=g)) for shape in shapes]
+
+    tape = Tape(torch.Generator().manual_seed(seed))
+    recorded = [tensor.clone() for tensor in draw_all(tape)]
+    tape.close()
+    for source, got in ((seed, recorded), (seed, draw_all(tape))):
+        assert all(map(torch.equal, got, draw_all(torch.Generator().manual_seed(source))))
+    source, other = (torch.Generator().manual_seed(seed + 1) for _ in range(2))
+    tape.refill(source)
+    assert all(map(torch.equal, draw_all(tape), draw_all(other)))
+    assert torch.equal(source.get_state(), other.get_state())
+    with pytest.raises(RuntimeError, match="more random numbers"):
+        draw_to("cpu", tape, lambda g: torch.rand(1, generator=g))
+
+
+@settings(max_examples=50, deadline=None)
+@given(scale=st.floats(1e-3, 1e3), noise=st.floats(1e-9, 1e-3), seed=st.integers(0, 2**31))
+def test_ways_that_differ_by_roundings_agree_and_others_do_not(scale, noise, seed):
+    generator = torch.Generator().manual_seed(seed)
+    before = {"w": torch.randn(500, generator=generator).double()}
+    step = scale * torch.randn(500, generator=generator).double()
+    one = {"w": before["w"] + step}
+
+    def off(by: float) -> dict[str, Tensor]:
+        return {"w": one["w"] + by * step * torch.randn(500, generator=generator).double()}
+
+    rounded = off(noise)
+    assert compare(one, off(2 * noise), rounded, before).agrees
+    assert not compare(one, off(40 * noise), rounded, before).agrees
+    assert not compare(one, {"w": before["w"]}, off(0.3), before).agrees
+
+
+def test_a_few_decisions_may_go_the_other_way_but_not_many_and_no_counter():
+    accepted, z = torch.ones(1000, dtype=torch.bool), torch.randn(1000)
+    for flipped, agrees in ((10, True), (100, False)):
+        other, moved = accepted.clone(), z.clone()
+        other[:flipped], moved[:flipped] = False, 7.0
+        assert compare({"a": accepted, "z": z}, {"a": other, "z": moved}, {"a": accepted, "z": z}, {}).agrees == agrees
+    assert not compare({"n": torch.tensor(3)}, {"n": torch.tensor(4)}, {"n": torch.tensor(3)}, {}).agrees
+    lost = torch.full((1000,), torch.nan)
+    assert not compare({"z": z}, {"z": lost}, {"z": z}, {}).agrees
+    assert compare({"z": lost}, {"z": lost}, {"z": lost}, {}).agrees
