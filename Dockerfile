@@ -1,4 +1,4 @@
-# A CUDA runtime in which `python -m pipeline.sweep` runs: the driver on a head node, and Ray's workers on the others.
+# A CUDA runtime in which every command runs: a sweep here, the driver on a head node, and Ray's workers on the others.
 FROM nvidia/cuda:13.0.1-runtime-ubuntu24.04
 
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
@@ -17,14 +17,17 @@ COPY gebm gebm
 COPY pipeline pipeline
 COPY conf conf
 COPY sweeps sweeps
-RUN make install
+RUN PIP_NO_CACHE_DIR=1 make install EXTRAS=s3,gcs,postgres
 
+# A new volume at /data gets this folder's owner. Any other user may run as well, and then needs a name.
 RUN useradd --create-home --uid 10001 gebm && mkdir -p /data/stores /data/results && chown -R gebm /data
 USER 10001
 WORKDIR /data
 ENV PATH=/opt/gebm/.venv/bin:$PATH \
     GEBM_STORES=/data/stores \
+    HOME=/data \
+    USER=gebm \
     PYTHONUNBUFFERED=1
 
-ENTRYPOINT ["python", "-m", "pipeline.sweep"]
+ENTRYPOINT ["gebm"]
 CMD ["--help"]

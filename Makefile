@@ -5,6 +5,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Extras of pyproject.toml that are installed.
+EXTRAS ?= test
 ARGS ?=
 
 .PHONY: help install sweep test gpu-check mutants lint types docs format review dist clean
@@ -18,14 +20,15 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11 to 3.13 is needed: make PYTHON=python3.11 ...")'
 	@echo "installing into $(VENV), once: some minutes, several gigabytes"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	@$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $@
 
 sweep: install  ## sweep the default experiment; ARGS="conf=cifar10 ..." for another
 	$(BIN)/python -m pipeline.sweep $(ARGS)
 
 test: lint types  ## run lint, types, and every test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@echo "running the tests, two at a time"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 gpu-check:  ## check the laws of a GPU against the CPU, with what PYTHON has installed; writes gpu-check.md
 	$(PYTHON) tools/gpu_check.py $(ARGS)
@@ -33,11 +36,12 @@ gpu-check:  ## check the laws of a GPU against the CPU, with what PYTHON has ins
 mutants: install  ## make each mistake of tests/mutations.toml and see a test fail; ARGS="kale-* ..." for some
 	$(BIN)/python tools/mutants.py $(ARGS)
 
-lint: install  ## check style, layers, and the Dockerfile
+lint: install  ## check style, layers, and the container's files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec compose.yaml
 
 types: install  ## run the type checker on gebm, pipeline and benchmarks
 	$(BIN)/basedpyright

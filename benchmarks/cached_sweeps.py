@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["evaluation", "spread", "summary"]
+from pipeline.compare.groups import group_runs
+from pipeline.compare.sweeps import load_sweeps
+from pipeline.tracking.seed_statistics import mean_and_error
+from pipeline.tracking.summary import TrialRecord
+
+__all__ = ["evaluation", "runs", "spread", "summary"]
 
 
 def summary(folder: Path, verb: str, *words: str) -> dict[str, Any]:
@@ -31,6 +36,22 @@ def summary(folder: Path, verb: str, *words: str) -> dict[str, Any]:
     return json.loads(written.read_text())
 
 
+def runs(folder: Path, verb: str, *words: str) -> dict[str, dict[int, TrialRecord]]:
+    """Return the runs of a sweep, as ``pipeline.compare`` groups them.
+
+    Args:
+        folder: of the sweep, which is run if it is missing, and resumed if it was interrupted.
+        verb: ``sweep`` or ``train``.
+        words: of its command line.
+
+    Returns:
+        Objective -> seed -> the trial, in the order of the seeds.
+    """
+    summary(folder, verb, *words)
+    groups = group_runs(load_sweeps([str(folder)]))
+    return {group.objective: dict(sorted(group.runs.items())) for group in groups}
+
+
 def evaluation(folder: Path, *words: str) -> dict[str, Any]:
     """Return the result of an evaluation, which is run if it is missing.
 
@@ -47,10 +68,15 @@ def evaluation(folder: Path, *words: str) -> dict[str, Any]:
     return json.loads(written.read_text())
 
 
-def spread(values: list[float], digits: int = 2) -> str:
-    """Mean and standard error, as written in a table."""
-    error = statistics.stdev(values) / len(values) ** 0.5
-    return f"{statistics.fmean(values):.{digits}f} ± {error:.{digits}f}"
+def spread(values: Iterable[float], digits: int = 2) -> str:
+    """Mean and standard error, as written in a table.
+
+    Example:
+        >>> spread([1.0, 2.0, 3.0])
+        '2.00 ± 0.58'
+    """
+    found = mean_and_error(values)
+    return f"{found.mean:.{digits}f} ± {found.error:.{digits}f}"
 
 
 def _command(verb: str, *words: str) -> None:

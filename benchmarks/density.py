@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks.cached_sweeps import spread, summary
+from benchmarks.cached_sweeps import runs, spread, summary
+from pipeline.tracking.summary import TrialRecord
 
 SETS = ("redwine", "whitewine", "parkinsons")
 SEEDS = range(5)
@@ -73,38 +74,38 @@ def measure(name: str, folder: Path) -> dict[str, list[dict]]:
     seeds = f"seed:{{choice:{list(SEEDS)}}}".replace(" ", "")
     found: dict[str, list[dict]] = {}
 
-    def grid(label: str, objectives: str, *words: str) -> list[dict]:
+    def grid(label: str, objectives: str, *words: str) -> dict[str, dict[int, TrialRecord]]:
         space = f"++sweep.space={{train.objective:{{choice:[{objectives}]}},{seeds}}}"
-        trials = summary(
-            folder / label, "sweep", f"conf={name}", "sweeps=comparison", "sweep.finalists=0", space, *words
-        )["trials"]
-        return sorted(trials, key=lambda trial: trial["params"]["seed"])
+        return runs(folder / label, "sweep", f"conf={name}", "sweeps=comparison", "sweep.finalists=0", space, *words)
 
     for label, networks in (("a single Gaussian", "gaussian"), ("MAF, maximum likelihood", "maf")):
-        trials = grid(networks, "ml", f"model.networks={networks}")
-        found[label] = [trial["best_metrics"] for trial in trials]
-    trials = grid("realnvp", "ml,kale_fenchel,kale_dv")
-    trials += grid("pcd", "pcd_data", *(f"{key}={value}" for key, value in PERSISTENT.items()))
+        found[label] = _scores(grid(networks, "ml", f"model.networks={networks}")["ml"])
+    trained = grid("realnvp", "ml,kale_fenchel,kale_dv")
+    trained |= grid("pcd", "pcd_data", *(f"{key}={value}" for key, value in PERSISTENT.items()))
     for label, objective in (
         ("Real NVP, maximum likelihood", "ml"),
         ("KALE-F", "kale_fenchel"),
         ("KALE-DV", "kale_dv"),
         ("persistent CD", "pcd_data"),
     ):
-        found[label] = [trial["best_metrics"] for trial in trials if trial["params"]["train.objective"] == objective]
-    flows = grid("flow", "ml", "model.energy=mlp")
+        found[label] = _scores(trained[objective])
+    flows = grid("flow", "ml", "model.energy=mlp")["ml"]
     tops = []
-    for seed, flow in zip(SEEDS, flows, strict=True):
-        steps = flow["best_metrics"]["base_step"] + ON_TOP_STEPS
+    for seed, flow in flows.items():
+        steps = flow.best_metrics["base_step"] + ON_TOP_STEPS
         words = [f"{key}={value}" for key, value in {**ON_TOP, "train.base_steps": str(steps)}.items()]
-        checkpoint = folder / "flow" / flow["best_checkpoint"]
-        found_top = summary(folder / f"on-top-{seed}", "train", f"checkpoint={checkpoint}", *words)
+        found_top = summary(folder / f"on-top-{seed}", "train", f"checkpoint={flow.best_checkpoint}", *words)
         [trial] = found_top["trials"]
         tops.append(
-            {**trial["best_metrics"], "gain": flow["best_metrics"]["nll_gebm"] - trial["best_metrics"]["nll_gebm"]}
+            {**trial["best_metrics"], "gain": flow.best_metrics["nll_gebm"] - trial["best_metrics"]["nll_gebm"]}
         )
     found["flow with an energy on top"] = tops
     return found
+
+
+def _scores(trials: dict[int, TrialRecord]) -> list[dict]:
+    """Return the best metrics of each seed."""
+    return [trial.best_metrics for trial in trials.values()]
 
 
 def document(found: dict[str, dict[str, list[dict]]]) -> str:

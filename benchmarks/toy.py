@@ -15,13 +15,14 @@ import torch
 import yaml
 from torch import nn
 
-from benchmarks.cached_sweeps import spread, summary
+from benchmarks.cached_sweeps import runs, spread
 from gebm import GEBM, Alternation, StandardNormal, Trainer, adam, log_partition_monte_carlo, objectives
 from gebm.networks.mlp import MLPEnergy
 from gebm.objectives.penalties import GradientPenalty
 from pipeline.config import Config, from_dict
 from pipeline.data.sources.tables import toy
 from pipeline.tasks.points import PointScorer
+from pipeline.tracking.summary import TrialRecord
 
 SEEDS = "seed:{choice:[0,1,2]}"
 EBM = ["model.networks=gaussian", "model.latent_dim=3", "train.train_base=false"]
@@ -68,7 +69,7 @@ def compare(folder: Path) -> tuple[list[dict[str, Any]], Path]:
     """Run the sweeps; rows of scores, and the last figures of the first seed's GEBM."""
     rows = []
     objectives_ = "train.objective:{choice:[kale_fenchel,gan,hinge]}"
-    found = summary(
+    found = runs(
         folder / "gebm-and-gans",
         "sweep",
         "conf=toy",
@@ -77,19 +78,18 @@ def compare(folder: Path) -> tuple[list[dict[str, Any]], Path]:
         f"++sweep.space={{{objectives_},{SEEDS}}}",
     )
     names = {"kale_fenchel": "GEBM (KALE)", "gan": "GAN, logistic", "hinge": "GAN, hinge"}
-    rows += [_row(names[objective], found, objective) for objective in names]
+    rows += [_row(label, found[objective]) for objective, label in names.items()]
     space = f"++sweep.space={{train.objective:{{choice:[kale_fenchel,pcd]}},{SEEDS}}}"
-    ebm = summary(folder / "ebm", "sweep", "conf=toy", "sweeps=comparison", "sweep.finalists=0", *EBM, space)
+    ebm = runs(folder / "ebm", "sweep", "conf=toy", "sweeps=comparison", "sweep.finalists=0", *EBM, space)
     names = {"kale_fenchel": "EBM, KALE", "pcd": "EBM, persistent contrastive divergence"}
-    rows += [_row(names[objective], ebm, objective) for objective in names]
-    shown = next(t for t in found["trials"] if t["params"] == {"train.objective": "kale_fenchel", "seed": 0})
-    figures = folder / "gebm-and-gans" / "trials" / shown["name"] / "figures"
-    return rows, figures / f"step-{shown['metrics']['base_step']:08d}"
+    rows += [_row(label, ebm[objective]) for objective, label in names.items()]
+    shown = found["kale_fenchel"][0]
+    figures = folder / "gebm-and-gans" / "trials" / shown.name / "figures"
+    return rows, figures / f"step-{shown.metrics['base_step']:08d}"
 
 
-def _row(label: str, found: dict[str, Any], objective: str) -> dict[str, Any]:
-    trials = [trial["best_metrics"] for trial in found["trials"] if trial["params"]["train.objective"] == objective]
-    return {"label": label, "trials": trials}
+def _row(label: str, trials: dict[int, TrialRecord]) -> dict[str, Any]:
+    return {"label": label, "trials": [trial.best_metrics for trial in trials.values()]}
 
 
 def recover(steps: int = 3_000, draws: int = 20_000) -> dict[str, float]:

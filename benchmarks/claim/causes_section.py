@@ -12,10 +12,10 @@ from benchmarks.claim.guard import GUARD_SAMPLES, GUARD_SEEDS, GUARD_STEPS
 from benchmarks.claim.outcome_section import BETA, conditions
 from benchmarks.claim.results import LABELS, OWN_PHASE, Results, Variant, chosen_energy
 from benchmarks.claim.settings import OBJECTIVES, SETTINGS
-from benchmarks.claim.stats import mean_and_error, paired_difference
 from benchmarks.claim.verdict import GAN
 from gebm.training import gradient_guard
 from gebm.training.gradient_guard import ClipGradients
+from pipeline.tracking.seed_statistics import mean_and_error, paired_difference
 
 __all__ = ["flat", "guard", "lag", "overfit", "phase", "temperature"]
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from benchmarks.claim.results import LABELS
 from benchmarks.claim.settings import SEEDS
-from benchmarks.claim.stats import Difference, Estimate
+from pipeline.tracking.seed_statistics import Difference, Estimate
 
 __all__ = ["ABSENT", "change", "estimate", "interval", "number", "paragraph", "seeds", "share_of", "table"]
 

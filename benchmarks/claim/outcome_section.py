@@ -5,8 +5,8 @@ from __future__ import annotations
 from benchmarks.claim.formatting import ABSENT, estimate, interval, number, paragraph, seeds, share_of, table
 from benchmarks.claim.results import COLD, ENERGIES, LABELS, MODEL, Results, Variant
 from benchmarks.claim.settings import OBJECTIVES, SAMPLERS, SEEDS, SETTINGS, experiment
-from benchmarks.claim.stats import CONFIDENCE, mean_and_error
 from benchmarks.claim.verdict import COMPARISONS, GAN
+from pipeline.tracking.seed_statistics import CONFIDENCE, mean_and_error
 
 __all__ = ["comparisons", "conditions", "curves", "extractors", "precision", "scores", "setup"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.claim.settings import OBJECTIVES, SEEDS, SETTINGS
-from benchmarks.claim.stats import Difference, paired_difference
+from pipeline.tracking.seed_statistics import Difference, paired_difference
 
 __all__ = ["COLD", "ENERGIES", "LABELS", "MODEL", "OWN_PHASE", "Results", "Variant", "chosen_energy", "measure"]
 

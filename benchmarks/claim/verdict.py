@@ -7,7 +7,7 @@ from typing import NamedTuple
 from benchmarks.claim.formatting import change, interval, paragraph, seeds
 from benchmarks.claim.results import MODEL, Results, Variant
 from benchmarks.claim.settings import SEEDS, SETTINGS
-from benchmarks.claim.stats import CONFIDENCE, Difference
+from pipeline.tracking.seed_statistics import CONFIDENCE, Difference
 
 __all__ = ["COMPARISONS", "GAN", "GEBM", "HEADLINES", "Comparison", "clause", "sentence"]
 

@@ -22,6 +22,8 @@ from pipeline.runtime.errors import UserError
 __all__ = ["complete", "completion_request"]
 
 _FLAGS = ("-sc", "--shell-completion")
+# Commands that take folders, which the shell completes by itself.
+_WITHOUT_KEYS = ("report", "compare")
 # Up to the first argument of a command: `.venv/bin/python -X dev -m pipeline.sweep ` or `gebm sweep `.
 _COMMAND = re.compile(r"^(?:.*?\s-m\s+pipeline\.|.*?\s-m\s+pipeline\s+|\S*gebm\s+)(?P<command>\w+)\s")
 
@@ -89,7 +91,7 @@ def complete(request: str, config_name: str | None = None) -> None:
         named = _COMMAND.match(line)
         if config_name is None and named is None:
             print(*COMMANDS)
-        elif named is None or named["command"] != "report":
+        elif named is None or named["command"] not in _WITHOUT_KEYS:
             _print_keys(_COMMAND.sub("", line), config_name or _config_name(named["command"] if named else ""))
     else:
         raise UserError(

@@ -16,6 +16,7 @@ COMMANDS = {
     "shards": "Make an experiment's store from published data.",
     "submit": "Run a sweep on a cluster: Ray, KubeRay or Slurm.",
     "report": "Write a finished sweep as one HTML file.",
+    "compare": "Compare sweeps, seeds and objectives in one table and page.",
 }
 """Commands, each of which is a module of this package, with one line each."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -23,20 +23,31 @@ __all__ = [
 _SECONDS_BETWEEN_LINES = 10.0
 
 
+def _print_error(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
 class Progress:
     """Progress in samples, samples per second and time left: a bar on a terminal, a line every ten seconds elsewhere.
-
-    Everything goes to standard error.
 
     Args:
         total: Number of samples.
         done: Number of samples that an earlier run has done.
         show: False to print nothing.
         unit: Name of the samples: "images" or "rows".
+        write: Takes a line where there is no terminal (default: it goes to standard error, as the bar does).
     """
 
-    def __init__(self, total: int, done: int = 0, show: bool = True, unit: str = "images") -> None:
+    def __init__(
+        self,
+        total: int,
+        done: int = 0,
+        show: bool = True,
+        unit: str = "images",
+        write: Callable[[str], None] = _print_error,
+    ) -> None:
         self._total = total
+        self._write = write
         self._unit = unit
         self._done = self._before = done
         self._start = self._last = time.monotonic()
@@ -64,9 +75,8 @@ class Progress:
         if self._lines and samples and (self._done == self._total or now - self._last > _SECONDS_BETWEEN_LINES):
             self._last = now
             left = (self._total - self._done) / max(rate, 1e-9)
-            print(
-                f"{self._done:,} of {self._total:,} {self._unit}, {rate:,.0f} {self._unit}/s, {left:,.0f} s left",
-                file=sys.stderr,
+            self._write(
+                f"{self._done:,} of {self._total:,} {self._unit}, {rate:,.0f} {self._unit}/s, {left:,.0f} s left"
             )
 
     def __enter__(self) -> Progress:

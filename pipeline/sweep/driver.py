@@ -31,6 +31,8 @@ from pipeline.runtime.filesystem import write_file, writing
 from pipeline.sweep import cluster, search
 from pipeline.sweep.callback import SweepCallback
 from pipeline.sweep.display.console import Display
+from pipeline.sweep.display.eta import time_left
+from pipeline.sweep.earlier_sweeps import expected_seconds
 from pipeline.sweep.finalists import score_finalists
 from pipeline.sweep.finalize import current_results, finalize, print_results
 from pipeline.sweep.plan import SweepPlan, require_unchanged, resolve
@@ -139,6 +141,7 @@ def open_sweep(plan: SweepPlan, command: str, console: Console | None = None) ->
     )
     display = Display(summary, config.name, console, config.log)
     with display, lock.acquire(plan.output) as held:
+        log.info(_first_line(plan))
         require_unchanged(plan)
         summary.verify = held.verify
         tracker = Tracker(
@@ -152,6 +155,18 @@ def open_sweep(plan: SweepPlan, command: str, console: Console | None = None) ->
         )
         with cluster.connected(config) as capacity:
             yield Sweep(plan, command, summary, display, tracker, capacity, held.owner)
+
+
+def _first_line(plan: SweepPlan) -> str:
+    """Return what is done, how long it will take as far as that is known, and where the results go."""
+    config, count = plan.config, search.count_trials_left(plan.config, plan.trials)
+    # Of a sweep that is resumed, its own trials tell more once the cluster is known.
+    seconds = None if any(record.seconds for record in plan.trials) else expected_seconds(config)
+    if seconds is None:
+        until = "the time left is known once trials report"
+    else:
+        until = f"{time_left(seconds)} if it goes as the last one of this config"
+    return f"{config.name}: {count} trial(s), {until}; results go to {plan.output}; Ray starts ..."
 
 
 @dataclasses.dataclass
@@ -214,6 +229,7 @@ class Sweep:
         config, capacity = self.plan.config, self.capacity
         searcher, count = search.make_searcher(config, self.plan.space, self.plan.trials)
         concurrent = min(capacity.concurrent_trials, config.sweep.max_concurrent or capacity.concurrent_trials)
+        self.display.status.rungs = search.scheduled_rungs(config, self.plan.space)
         log.info(self._size(count, concurrent))
         with self.display.sweep(count, concurrent):
             # Population-based training passes checkpoints from one trial to another, by files that name them.

@@ -113,7 +113,7 @@ def read_progress(url: str) -> tuple[str, int, int] | None:
 
 
 class StageBars:
-    """Progress of each stage on standard error: a bar on a terminal, and lines elsewhere.
+    """Progress of each stage: a bar on a terminal, and lines of the log elsewhere.
 
     Args:
         url: File that :class:`ProgressFile` writes.
@@ -134,7 +134,7 @@ class StageBars:
             self._bar.close()
             log.info("%s ...", stage)
             self._stage, self._done = stage, 0
-            self._progress = self._bar.enter_context(Progress(total, unit="samples"))
+            self._progress = self._bar.enter_context(Progress(total, unit="samples", write=log.info))
         self._progress.advance(done - self._done)
         self._done = done
 

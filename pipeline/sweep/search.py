@@ -16,6 +16,7 @@ from pipeline.config import Config
 from pipeline.config.sampler_search import is_sampler_search
 from pipeline.runtime.errors import one_line
 from pipeline.sweep.dimension import Choice, Dimension
+from pipeline.sweep.display.eta import Rung
 from pipeline.sweep.points import free_names
 from pipeline.sweep.proposals import Proposer
 from pipeline.sweep.search_space import SearchSpace
@@ -25,9 +26,11 @@ from pipeline.tracking.trial_reports import CHAIN_SCORE, CHAIN_STEP, missed_repo
 
 __all__ = [
     "ResumableSearcher",
+    "count_trials_left",
     "make_scheduler",
     "make_searcher",
     "pbt_config",
+    "scheduled_rungs",
 ]
 
 
@@ -107,8 +110,7 @@ def make_searcher(config: Config, space: SearchSpace, records: list[TrialRecord]
         The searcher, and the number of trials that it has to give.
     """
     unfinished = [(record.name, record.params) for record in records if record.status not in TERMINAL_STATUSES]
-    proposed = config.sweep.search == "optuna"
-    names = free_names(records, config.sweep.num_trials - len(records)) if proposed else []
+    names = free_names(records, count_trials_left(config, records) - len(unfinished))
     proposer = None
     if names:
         proposer = Proposer(space, config.sweep.mode, config.seed + len(records))
@@ -118,6 +120,18 @@ def make_searcher(config: Config, space: SearchSpace, records: list[TrialRecord]
                 proposer.learn(record.params, score)
     searcher = ResumableSearcher(unfinished, names, space, config.sweep.metric, proposer)
     return searcher, len(unfinished) + len(names)
+
+
+def count_trials_left(config: Config, records: list[TrialRecord]) -> int:
+    """Return the number of trials that are left to run: those that have not ended, and those still to be proposed.
+
+    Args:
+        config: The experiment.
+        records: The trials that are planned, or have run before.
+    """
+    unfinished = sum(record.status not in TERMINAL_STATUSES for record in records)
+    proposed = config.sweep.num_trials - len(records) if config.sweep.search == "optuna" else 0
+    return unfinished + max(0, proposed)
 
 
 def _score_of(result: dict[str, Any], metric: str) -> float | None:
@@ -228,22 +242,49 @@ class _PopulationBasedTraining(PopulationBasedTraining):
         return super().on_trial_result(tune_controller, trial, result)
 
 
-def _make_asha(config: Config, space: SearchSpace, records: list[TrialRecord]) -> AsyncHyperBandScheduler:
-    """Return the scheduler of successive halving, with the evaluations of trials that have ended."""
-    # A trial is stopped at the longest length, which is no pruning; shorter ones end by themselves.
-    samples = is_sampler_search(config)
+def scheduled_rungs(config: Config, space: SearchSpace) -> list[Rung]:
+    """Return where a sweep's scheduler prunes trials, and how many continue there; empty where it does not.
+
+    Args:
+        config: The experiment.
+        space: Its search space.
+    """
+    if config.sweep.scheduler != "asha":
+        return []
+    total, factor = _longest_trial(config, space), config.sweep.reduction_factor
+    # Trials are judged where they are evaluated: at the first evaluation of a training that has come to the rung.
+    every = 1 if is_sampler_search(config) else config.evaluation.every
+    rungs, step = [], _grace_period(config, total)
+    while (judged := -(-step // every) * every) < total:
+        rungs.append(Rung(judged / total, 1 / factor))
+        step *= factor
+    return [rung for index, rung in enumerate(rungs) if index == 0 or rung.fraction > rungs[index - 1].fraction]
+
+
+def _longest_trial(config: Config, space: SearchSpace) -> int:
+    """Return the steps of the longest trial, which is stopped there: no pruning, and shorter ones end by themselves."""
     key, lengths = "train.base_steps", [config.train.base_steps]
-    if samples:
+    if is_sampler_search(config):
         key, lengths = "sampler.num_steps", [config.sampler.num_steps]
     if key in space:
         lengths = [*space[key].extremes, *(lengths if key in space.conditions else [])]
-    total = max(1, *lengths)
+    return max(1, *lengths)
+
+
+def _grace_period(config: Config, total: int) -> int:
+    """Return the steps before which no trial is pruned."""
+    return min(config.sweep.grace_steps or max(1, total // 4), total)
+
+
+def _make_asha(config: Config, space: SearchSpace, records: list[TrialRecord]) -> AsyncHyperBandScheduler:
+    """Return the scheduler of successive halving, with the evaluations of trials that have ended."""
+    samples, total = is_sampler_search(config), _longest_trial(config, space)
     asha = AsyncHyperBandScheduler(
         time_attr=CHAIN_STEP if samples else "base_step",
         metric=CHAIN_SCORE if samples else config.sweep.metric,
         mode=config.sweep.mode,
         max_t=total,
-        grace_period=min(config.sweep.grace_steps or max(1, total // 4), total),
+        grace_period=_grace_period(config, total),
         reduction_factor=config.sweep.reduction_factor,
     )
     for record in records:

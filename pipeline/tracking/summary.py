@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -28,6 +27,7 @@ from pipeline.runtime.untrusted import SUMMARY, parse_json, read_bytes
 from pipeline.tracking.finalists import FINALISTS, Finalist, decided
 from pipeline.tracking.finite_json import drop_nonfinite, one_line_json
 from pipeline.tracking.locations import absolute_folder, is_imported_start, own_checkpoint, relative_place
+from pipeline.tracking.seed_statistics import mean_and_error
 from pipeline.tracking.summary_types import (
     TERMINAL_STATUSES,
     ChainScores,
@@ -301,12 +301,15 @@ class SweepSummary:
             for name in dict.fromkeys([*self.shown, self.metric]):
                 values = [record.best_metrics.get(name) for record in group.values()]
                 values = [value for value in values if isinstance(value, int | float) and math.isfinite(value)]
-                if values:
-                    means[name] = statistics.fmean(values)
-                if len(values) > 1:
-                    errors[name] = statistics.stdev(values) / math.sqrt(len(values))
+                found = mean_and_error(values)
+                if math.isfinite(found.mean):
+                    means[name] = found.mean
+                if math.isfinite(found.error):
+                    errors[name] = found.error
             means_over_seeds.append(SeedMean(json.loads(shared), len(group), means, errors))
-        return sorted(means_over_seeds, key=lambda group: group.mean[self.metric] * (1 if self.mode == "min" else -1))
+        sign = 1 if self.mode == "min" else -1
+        # Scores whose sum is beyond the largest float have no mean.
+        return sorted(means_over_seeds, key=lambda group: sign * group.mean.get(self.metric, sign * math.inf))
 
     def write(self) -> None:
         """Write ``summary.json``.

@@ -1,4 +1,4 @@
-"""The page on the claim: its statistics, the rule of the plateau, and what it says of results that are half there."""
+"""The page on the claim: the rule of the plateau, and what it says of results that are half there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,10 +16,7 @@ from benchmarks.claim import energy_experiments, page
 from benchmarks.claim.experiment import is_plateau
 from benchmarks.claim.results import Results, Variant, chosen_energy
 from benchmarks.claim.settings import OBJECTIVES, SEEDS
-from benchmarks.claim.stats import mean_and_error, paired_difference
 from benchmarks.claim.verdict import HEADLINES, sentence
-
-numbers = st.floats(-1e3, 1e3).map(lambda value: round(value, 3))
 
 
 def chain(fid: float, beta: float = 10.0, **more: float) -> dict[str, float]:
@@ -82,40 +78,6 @@ def gebm_and_gan(gebm: float, gan: float, seeds: Iterable[int] = SEEDS) -> list[
 
 def one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-@given(st.lists(numbers, min_size=2, max_size=8))
-def test_the_standard_error_is_scipys(values: list[float]) -> None:
-    found = mean_and_error(values)
-    assert found.count == len(values)
-    assert found.mean == pytest.approx(sum(values) / len(values), abs=1e-9)
-    assert found.error == pytest.approx(scipy.stats.sem(values), abs=1e-9)
-
-
-@given(st.lists(st.tuples(numbers, numbers), min_size=2, max_size=8))
-def test_a_paired_interval_is_scipys(pairs: list[tuple[float, float]]) -> None:
-    first, second = ([pair[side] for pair in pairs] for side in (0, 1))
-    found = paired_difference(dict(enumerate(first)), dict(enumerate(second)))
-    if found.error > 1e-6:
-        expected = scipy.stats.ttest_rel(first, second).confidence_interval(0.95)
-        assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-6)
-    back = paired_difference(dict(enumerate(second)), dict(enumerate(first)))
-    assert (back.mean, back.low, back.high) == pytest.approx((-found.mean, -found.high, -found.low))
-
-
-@given(st.dictionaries(st.integers(0, 9), numbers), st.dictionaries(st.integers(0, 9), numbers))
-def test_only_seeds_that_both_have_are_paired(first: dict[int, float], second: dict[int, float]) -> None:
-    common = first.keys() & second.keys()
-    found = paired_difference(first, second)
-    assert found.count == len(common)
-    assert math.isfinite(found.mean) == bool(common)
-    assert math.isfinite(found.low) == (len(common) > 1)
-    assert len(common) > 1 or found.verdict == "unclear"
-
-
-def test_one_value_that_is_not_finite_makes_no_mean() -> None:
-    assert math.isnan(mean_and_error([1.0, math.inf]).mean)
-    assert paired_difference({0: 1.0, 1: math.nan}, {0: 0.0, 1: 0.0}).verdict == "unclear"
 
 
 @given(st.lists(st.floats(0, 100), max_size=5))

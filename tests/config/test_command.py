@@ -325,7 +325,7 @@ def test_a_shell_is_told_the_experiments_the_searches_and_the_keys(completed):
     assert completed("bin/gebm submit launch=s") == ["launch=slurm"]
     assert completed("gebm sweep train.energy_l") == ["train.energy_lr="]
     assert completed("gebm ") == completed("python -m pipeline sw") == list(COMMANDS)
-    assert completed("gebm report ") == []
+    assert completed("gebm report ") == completed("python -m pipeline.compare results/a ") == []
 
 
 def test_the_tabulator_completes_in_a_real_bash(tmp_path, call):

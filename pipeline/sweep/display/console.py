@@ -21,6 +21,7 @@ from pipeline.runtime.logging import ConsoleHandler, logging_to
 from pipeline.runtime.terminal import make_console
 from pipeline.sweep.display.eta import duration, time_left
 from pipeline.sweep.display.event_log import STANDARD_OUTPUT, EventHandler, EventLog, as_event
+from pipeline.sweep.display.heartbeat import Heartbeat
 from pipeline.sweep.display.live_table import STYLES, SweepStatus, short_names
 from pipeline.tracking.finalists import order_changes
 from pipeline.tracking.finalists_table import finalists_table
@@ -36,6 +37,8 @@ _SECONDS_BETWEEN_LINES = 10.0
 # Where many trials run, their lines together are no more than this.
 _LINES_PER_SECOND = 0.5
 _SECONDS_BETWEEN_SUMMARIES = 60.0
+# Trials that a line names which have not reported yet.
+_MAX_SILENT = 2
 
 
 class Display:
@@ -69,7 +72,7 @@ class Display:
         self._open = contextlib.ExitStack()
         self._printed_at: dict[str, float] = {}
         self._summary_at = time.monotonic()
-        self._estimated = False
+        self._estimated = self._running = False
         self._statuses = {record.name: record.status for record in records.trials}
 
     def __enter__(self) -> Display:
@@ -77,8 +80,22 @@ class Display:
         if self._event_log is not None:
             self._open.callback(self._event_log.close)
             handlers.append(EventHandler(self._event_log))
-        self._open.enter_context(logging_to(*handlers))
+        heartbeat = None if self.live else Heartbeat(self._still)
+        self._open.enter_context(logging_to(*handlers, *filter(None, [heartbeat])))
+        if heartbeat is not None:
+            self._open.enter_context(heartbeat)
         return self
+
+    def _still(self, last: str, since: float) -> str:
+        """Return the line for where nothing else has been logged since the last one."""
+        if not self._running:
+            return f"still at it after {duration(since)}: {last}"
+        silent = [
+            f"trial {record.name} has run for {duration(seconds)} and not reported yet"
+            for record, seconds in self.status.silent()
+        ]
+        more = [f"and {len(silent) - _MAX_SILENT} more like it"] if len(silent) > _MAX_SILENT else []
+        return ", ".join([self.status.summary(), *silent[:_MAX_SILENT], *more])
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -94,11 +111,13 @@ class Display:
             at_a_time: Number of trials that run side by side.
         """
         self._start(trials, at_a_time)
+        self._running = True
         table = Live(self.status, console=self.console, refresh_per_second=2, transient=True)
         try:
             with table if self.live else contextlib.nullcontext():
                 yield
         finally:
+            self._running = False
             self._end()
 
     def expected_end(self, trials: int, at_a_time: int) -> str:
@@ -149,6 +168,7 @@ class Display:
         """
         before, self._statuses[record.name] = self._statuses.get(record.name), record.status
         if record.status == "running" and before != "running":
+            self.status.started(record)
             self._write_event("trial_started", record.params, record.name)
         if report is not None:
             self.status.reported(record)

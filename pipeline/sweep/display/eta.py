@@ -3,6 +3,8 @@
 Trials do not all run to the end: a scheduler prunes most of them. The mean of those that have ended would say too
 little while the long ones still run, and the time of a whole trial too much. This is the estimate of survival analysis
 (Kaplan and Meier, 1958): a trial that has ended early counts as such, and one that still runs counts up to where it is.
+What the scheduler's rule leads one to expect counts as some trials more: the first that come to a rung are promoted
+more often than those that follow, so that for long they alone would promise too long a sweep.
 """
 
 from __future__ import annotations
@@ -12,7 +14,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-__all__ = ["Eta", "TrialProgress", "duration", "estimate_eta", "time_left"]
+__all__ = ["Eta", "Rung", "TrialProgress", "duration", "estimate_eta", "time_left"]
+
+# Trials that the scheduler's rule counts as.
+_RULE_WEIGHT = 48.0
 
 
 def duration(seconds: float) -> str:
@@ -57,6 +62,18 @@ class TrialProgress(NamedTuple):
     ended: bool
 
 
+class Rung(NamedTuple):
+    """Place where a scheduler prunes trials.
+
+    Attributes:
+        fraction: Part of a trial's time that is over there.
+        survival: Part of the trials that continue, of those that come there.
+    """
+
+    fraction: float
+    survival: float
+
+
 class Eta(NamedTuple):
     """Estimate of what is left of a sweep.
 
@@ -69,13 +86,16 @@ class Eta(NamedTuple):
     done: float
 
 
-def estimate_eta(courses: Sequence[TrialProgress], waiting: int, at_a_time: int) -> Eta | None:
+def estimate_eta(
+    courses: Sequence[TrialProgress], waiting: int, at_a_time: int, rungs: Sequence[Rung] = ()
+) -> Eta | None:
     """Estimate what is left of a sweep.
 
     Args:
         courses: Progress of the trials that have started.
         waiting: Number of trials that have not.
         at_a_time: Number of trials that run side by side.
+        rungs: Where the scheduler prunes, in ascending order (default: it does not).
 
     Returns:
         The estimate; None while no trial has made any progress.
@@ -91,24 +111,27 @@ def estimate_eta(courses: Sequence[TrialProgress], waiting: int, at_a_time: int)
         return None
     # Seconds of a whole trial.
     cost = work / way
-    rest = _rest(courses)
+    rest = _rest(courses, rungs)
     running = [cost * rest(course.fraction) for course in courses if not course.ended]
     left = sum(running) + waiting * cost * rest(0.0)
     seconds = max([left / max(at_a_time, 1), *running, cost * rest(0.0) if waiting else 0.0])
     return Eta(seconds, work / (work + left))
 
 
-def _rest(courses: Sequence[TrialProgress]) -> Callable[[float], float]:
+def _rest(courses: Sequence[TrialProgress], rungs: Sequence[Rung]) -> Callable[[float], float]:
     """Return the expected rest of a trial from a fraction of its time on, as a function of that fraction."""
-    # Where trials have ended early, and which part of those that came so far continued: as if one more had done so, for
-    # else the first few that are pruned would say that all will be.
-    ends = sorted({course.fraction for course in courses if course.ended and course.fraction < 1})
+    # Where trials have ended early, and which part of those that came so far continued: as if some more had done so by
+    # the rule, and without a rule one to its end, for else the first few that are pruned would say that all will be.
+    ends = {course.fraction for course in courses if course.ended and course.fraction < 1}
+    by_rule = {rung.fraction: rung.survival for rung in rungs}
     knots, survival = [], []
-    surviving = 1.0
-    for at in ends:
-        there = sum(course.fraction >= at for course in courses)
-        ended = sum(course.ended and course.fraction == at for course in courses)
-        surviving *= 1 - ended / (there + 1)
+    surviving, ruled = 1.0, _RULE_WEIGHT if rungs else 1.0
+    for at in sorted(ends | by_rule.keys()):
+        there = sum(course.fraction >= at for course in courses) + ruled
+        still = ruled * by_rule.get(at, 1.0)
+        ended = sum(course.ended and course.fraction == at for course in courses) + ruled - still
+        ruled = still
+        surviving *= 1 - ended / there
         knots.append(at)
         survival.append(surviving)
 

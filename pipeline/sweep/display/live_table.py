@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.config.scores import format_score
-from pipeline.sweep.display.eta import Eta, TrialProgress, duration, estimate_eta, time_left
+from pipeline.sweep.display.eta import Eta, Rung, TrialProgress, duration, estimate_eta, time_left
 from pipeline.tracking.summary import TERMINAL_STATUSES, SweepSummary, TrialRecord
 from pipeline.tracking.summary_temperature import sweep_temperature, trial_temperature
 
@@ -168,6 +168,7 @@ class SweepStatus:
         trials: Number of trials in the end.
         at_a_time: Number of trials that run side by side.
         clock: Returns the time in seconds.
+        rungs: Where the scheduler prunes trials.
     """
 
     records: SweepSummary
@@ -175,7 +176,9 @@ class SweepStatus:
     trials: int = 0
     at_a_time: int = 1
     clock: Callable[[], float] = time.monotonic
+    rungs: Sequence[Rung] = ()
     _started_at: float | None = None
+    _trial_started_at: dict[str, float] = field(default_factory=dict)
     _reported_at: dict[str, float] = field(default_factory=dict)
 
     def plan(self, trials: int, at_a_time: int) -> int:
@@ -188,6 +191,22 @@ class SweepStatus:
     def start(self) -> None:
         """Start the clock."""
         self._started_at = self.clock()
+
+    def started(self, record: TrialRecord) -> None:
+        """Note that a trial has started now."""
+        self._trial_started_at[record.name] = self.clock()
+        self._reported_at.pop(record.name, None)
+
+    def silent(self) -> list[tuple[TrialRecord, float]]:
+        """Return the running trials that have not reported since they started, and the seconds since then."""
+        now = self.clock()
+        return [
+            (record, now - self._trial_started_at[record.name])
+            for record in list(self.records.trials)
+            if record.status == "running"
+            and record.name in self._trial_started_at
+            and record.name not in self._reported_at
+        ]
 
     def reported(self, record: TrialRecord) -> None:
         """Note that a trial has reported now."""
@@ -211,12 +230,18 @@ class SweepStatus:
 
     def remaining(self) -> Eta | None:
         """Return the estimate of what is left of the sweep; None while there is none."""
-        progress = [
-            TrialProgress(self._fraction(record), record.seconds, record.status in TERMINAL_STATUSES)
-            for record in self.records.trials
-            if record.status != "pending"
-        ]
-        return estimate_eta(progress, self.counts()["waiting"], self.at_a_time)
+        progress = [self._trial_progress(record) for record in self.records.trials if record.status != "pending"]
+        return estimate_eta(progress, self.counts()["waiting"], self.at_a_time, self.rungs)
+
+    def _trial_progress(self, record: TrialRecord) -> TrialProgress:
+        """Return the progress of a trial by now: since its last report it has gone on at its pace."""
+        fraction, seconds = self._fraction(record), record.seconds
+        if record.status == "running" and fraction > 0 and seconds > 0:
+            now = self.clock()
+            since = now - self._reported_at.get(record.name, now)
+            fraction = min(1.0, fraction * (1 + since / seconds))
+            seconds += since
+        return TrialProgress(fraction, seconds, record.status in TERMINAL_STATUSES)
 
     def _fraction(self, record: TrialRecord) -> float:
         """Return the part of a trial's time that is over, by its own estimate: start-up and warm-ups count."""

@@ -1,4 +1,4 @@
-"""Means, standard errors and differences that are paired by seed."""
+"""Statistics over the seeds of a run: means, standard errors, and differences that are paired by seed."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from scipy.stats import t as student
-
 __all__ = ["CONFIDENCE", "Difference", "Estimate", "mean_and_error", "paired_difference"]
 
 CONFIDENCE = 0.95
+"""Probability with which an interval holds the true difference."""
 
 
 class Estimate(NamedTuple):
     """A mean over runs.
 
     Attributes:
-        mean: Not a number if there are no values, or one is not finite.
+        mean: Not a number if there are no values, or one of them or their sum is not finite.
         error: Standard error of the mean; not a number of fewer than two values.
         count: How many values.
     """
@@ -80,8 +79,12 @@ def mean_and_error(values: Iterable[float]) -> Estimate:
     values = list(values)
     if not values or not all(map(math.isfinite, values)):
         return Estimate(math.nan, math.nan, len(values))
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return Estimate(statistics.fmean(values), error, len(values))
+    try:
+        error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+        return Estimate(statistics.fmean(values), error, len(values))
+    # Their sum, or that of their squares, is beyond the largest float.
+    except OverflowError:
+        return Estimate(math.nan, math.nan, len(values))
 
 
 def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference:
@@ -99,6 +102,9 @@ def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -
         >>> difference.mean, difference.count, round(difference.low, 2), round(difference.high, 2)
         (2.0, 3, -0.48, 4.48)
     """
+    # Takes a second to import, and few who take means need it.
+    from scipy.stats import t as student
+
     mean, error, count = mean_and_error(first[seed] - second[seed] for seed in sorted(first.keys() & second.keys()))
     half = float(student.ppf((1 + CONFIDENCE) / 2, count - 1)) * error if count > 1 else math.nan
     return Difference(mean, error, mean - half, mean + half, count)

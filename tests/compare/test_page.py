@@ -1,0 +1,186 @@
+"""The page of a comparison: it needs nothing else, and nothing that a folder holds is loaded, run or trusted by it."""
+
+from __future__ import annotations
+
+import base64
+import html
+import html.parser
+import io
+import json
+import re
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline.compare.groups import group_runs
+from pipeline.compare.page import html_page
+from pipeline.compare.pictures import read_grid, sample_grid
+from pipeline.compare.sweeps import load_sweeps
+from tests.helpers.compared import write_sweep
+
+LOADING = [
+    "![x](http://stranger.example/x.png)",
+    "<img src=http://stranger.example/x.png>",
+    "</script><img src=//stranger.example/x>",
+    "<http://stranger.example>",
+    "[x]: http://stranger.example\n\n![x]",
+    "a|b\n# c",
+    "[red]x[/red]",
+    "\x1b]8;;http://stranger.example\x07x\u202e",
+]
+
+
+class Page(html.parser.HTMLParser):
+    """What a page asks for, and what of it could run."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags, self.asked, self.handlers = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.asked += [value for key, value in attributes if key in ("src", "href", "srcset", "data", "action")]
+        self.handlers += [key for key, _ in attributes if key.startswith("on")]
+
+
+def png(size: tuple[int, int] = (32, 32), color: str = "red") -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", size, color).save(file, "PNG")
+    return file.getvalue()
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A small file that says that it is a large picture."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    rows = zlib.compress(bytes(2**20))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def two_objectives(folder: Path) -> str:
+    params = [{"train.objective": name, "seed": seed} for name in ("kale_fenchel", "gan") for seed in (0, 1)]
+    return write_sweep(folder, params)
+
+
+def add_picture(folder: str, trial: str, name: str, content: bytes) -> None:
+    place = Path(folder) / "trials" / trial / "figures/step-00000010"
+    place.mkdir(parents=True, exist_ok=True)
+    (place / name).write_bytes(content)
+
+
+def test_the_command_prints_the_tables_and_writes_one_page_with_samples_side_by_side(call, tmp_path):
+    folder = two_objectives(tmp_path / "sweep")
+    add_picture(folder, "000", "gebm.png", png(color="red"))
+    add_picture(folder, "000", "base.png", png(color="blue"))
+    add_picture(folder, "002", "gebm.png", png(color="yellow"))
+    add_picture(folder, "002", "base.png", png(color="lime"))
+    status, printed, _ = call("compare", folder, "--output", str(tmp_path / "out"))
+    assert status == 0 and "Differences, paired by seed" in printed and "19.050 ± 0.050" in printed
+    assert "comparison   " in printed and "compare.html" in printed
+    page = (tmp_path / "out/compare.html").read_text()
+    pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    # Of the GEBM its samples, of the GAN its generator's, both of the first seed.
+    colors = [Image.open(io.BytesIO(base64.b64decode(one))).getpixel((0, 0)) for one in pictures]
+    assert colors == [(255, 0, 0), (0, 255, 0)]
+    text = (tmp_path / "out/compare.md").read_text()
+    assert text.startswith("# FID of 1 sweep\n") and "19.050 ± 0.050" in text
+    assert "trial 000" in page and "trial 002" in page
+
+
+@pytest.mark.parametrize("words", [["missing"], ["sweep", "sweep"], ["sweep", "--output", "sweep/summary.json"]])
+def test_what_cannot_be_compared_or_written_is_one_line(words, call, tmp_path):
+    two_objectives(tmp_path / "sweep")
+    words = [word if word.startswith("--") else str(tmp_path / word) for word in words]
+    status, printed, errors = call("compare", *words)
+    assert status == 2 and not printed
+    assert errors.startswith("error: ") and errors.count("\n") == 1
+
+
+def test_sweeps_without_a_score_are_one_line(call, tmp_path):
+    folder = write_sweep(tmp_path / "sweep", finish=lambda trial: trial.best_metrics.clear())
+    status, _, errors = call("compare", folder)
+    assert status == 2 and errors == "error: nothing to compare: no trial of these sweeps has a score yet\n"
+
+
+@settings(max_examples=15, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.sampled_from(LOADING) | st.text(st.characters(exclude_categories=["Cs"]), max_size=20), min_size=9))
+def test_no_text_of_a_folder_is_loaded_or_run(tmp_path, call, texts):
+    folder = two_objectives(tmp_path / "sweep")
+    other = two_objectives(tmp_path / "other")
+    document = json.loads((tmp_path / "sweep/summary.json").read_text())
+    document |= dict(zip(("experiment", "measure", "extractor", "temperature", "store"), texts, strict=False))
+    for trial, text in zip(document["trials"], texts[5:], strict=False):
+        trial["params"] |= {"model.networks": text, "train.objective": text}
+        trial["best_metrics"].pop("extractor", None)
+    (tmp_path / "sweep/summary.json").write_text(json.dumps(document))
+    config = yaml.safe_load((tmp_path / "sweep/config.yaml").read_text())
+    config["train"]["energy_lr"], config["data"]["store"] = texts[0], texts[1]
+    (tmp_path / "sweep/config.yaml").write_text(yaml.safe_dump(config))
+    status, printed, errors = call("compare", folder, other, "--output", str(tmp_path / "out"))
+    assert status in (0, 2) and (status == 0 or errors.count("\n") == 1)
+    assert "\x1b" not in printed + errors and "\u202e" not in printed + errors
+    if status == 0:
+        page = (tmp_path / "out/compare.html").read_text()
+        parsed = Page(page)
+        assert not parsed.asked and not parsed.handlers
+        assert not {"script", "img", "link", "iframe", "a", "object"} & set(parsed.tags)
+        assert parsed.tags.count("style") == 1
+        assert "\x1b" not in page and "\u202e" not in page
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"GIF89a",
+        b"<svg onload=alert(1)>",
+        png()[:60],
+        bomb(60_000, 60_000),
+        bomb(5000, 5000),
+        png() + b"0" * 2**23,
+    ],
+    ids=["empty", "another-format", "markup", "half", "bomb", "large", "long"],
+)
+def test_a_picture_that_is_none_is_a_line(content, tmp_path):
+    folder = two_objectives(tmp_path / "sweep")
+    add_picture(folder, "000", "gebm.png", content)
+    groups = group_runs(load_sweeps([folder]))
+    picture, caption = sample_grid(groups[0], 0)
+    assert picture is None and "its picture cannot be read (" in caption and "\n" not in caption
+    assert html.escape(caption) in html_page(groups).decode()
+
+
+@given(st.tuples(st.integers(1, 900), st.integers(1, 900)), st.sampled_from(["RGB", "L", "P", "RGBA", "1"]))
+@settings(max_examples=20)
+def test_a_picture_is_encoded_anew_and_no_larger_than_it_is_shown(tmp_path_factory, size, mode):
+    path = tmp_path_factory.mktemp("picture") / "gebm.png"
+    Image.new(mode, size).save(path, "PNG")
+    # Whatever else is in the file stays there.
+    path.write_bytes(path.read_bytes() + b"<script>alert(1)</script>")
+    found = read_grid(str(path))
+    assert b"script" not in found
+    with Image.open(io.BytesIO(found)) as picture:
+        assert picture.mode == "RGB" and max(picture.size) == min(600, max(size))
+
+
+def test_the_page_stays_small(tmp_path, monkeypatch):
+    folder = two_objectives(tmp_path / "sweep")
+    for trial in ("000", "002"):
+        for name in ("gebm.png", "base.png"):
+            add_picture(folder, trial, name, png())
+    groups = group_runs(load_sweeps([folder]))
+    monkeypatch.setattr(
+        "pipeline.compare.page._MAX_PICTURES", len(read_grid(f"{folder}/trials/000/figures/step-00000010/gebm.png"))
+    )
+    page = html_page(groups).decode()
+    assert page.count("<img") == 1 and page.count("the page has no room for it") == 1

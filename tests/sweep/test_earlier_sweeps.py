@@ -1,0 +1,68 @@
+"""How long a sweep will take, before its first trial has reported."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import yaml
+
+from pipeline.config import Config, from_dict
+from pipeline.sweep.earlier_sweeps import expected_seconds
+from tests.helpers.compared import write_sweep
+
+
+def took(folder: str, seconds: float, ended: float = 1_700_000_000.0) -> None:
+    """Have the files of a sweep the times of one that took so long."""
+    os.utime(f"{folder}/config.yaml", (ended - seconds, ended - seconds))
+    os.utime(f"{folder}/summary.json", (ended, ended))
+
+
+@pytest.fixture
+def config(tmp_path) -> Config:
+    """The config of a sweep that ended: three trials of half an hour each, two at a time."""
+    folder = write_sweep(tmp_path / "old", [{"train.base_lr": rate} for rate in (1e-4, 2e-4, 3e-4)])
+    took(folder, 3700.0)
+    with open(f"{folder}/config.yaml") as file:
+        values = from_dict(yaml.safe_load(file))
+    values.output = str(tmp_path / "new")
+    return values
+
+
+def test_a_sweep_takes_as_long_as_the_last_one_of_its_config(config, tmp_path):
+    assert expected_seconds(config) == 3700.0
+    newer = write_sweep(tmp_path / "newer", [{}, {}])
+    took(newer, 2000.0, ended=1_800_000_000.0)
+    assert expected_seconds(config) == 2000.0
+    # Times that no sweep of these trials can have, as those of copied files.
+    for seconds in (-5.0, 0.0, 1700.0, 10_000.0):
+        took(newer, seconds, ended=1_800_000_000.0)
+        assert expected_seconds(config) == 3700.0
+
+
+def test_a_sweep_of_another_config_or_one_that_has_not_ended_says_nothing(config, tmp_path):
+    config.train.base_steps += 1
+    assert expected_seconds(config) is None
+    config.train.base_steps -= 1
+    # Where it runs on, or whom it talks to, does not change what it is.
+    config.tracking.uri, config.seed = "http://elsewhere", 5
+    assert expected_seconds(config) is not None
+
+    def running(trial):
+        trial.status = "running"
+
+    took(write_sweep(tmp_path / "old", finish=running), 1800.0)
+    assert expected_seconds(config) is None
+
+
+@pytest.mark.parametrize("name", ["summary.json", "config.yaml"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"- " * 100_000])
+def test_a_folder_that_cannot_be_read_is_passed_over(config, tmp_path, name, content):
+    (tmp_path / "old" / name).write_bytes(content)
+    assert expected_seconds(config) is None
+
+
+@pytest.mark.parametrize("output", ["memory://sweeps/new", "/nowhere/at/all/new"])
+def test_where_nothing_can_be_looked_at_nothing_is_expected(config, output):
+    config.output = output
+    assert expected_seconds(config) is None

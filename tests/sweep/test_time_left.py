@@ -1,0 +1,253 @@
+"""The time left of a sweep, and the lines of its log, by a simulated clock."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import logging
+import math
+import random
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from pipeline.config import from_dict
+from pipeline.sweep.display import console as console_module
+from pipeline.sweep.display.console import Display
+from pipeline.sweep.display.eta import Rung
+from pipeline.sweep.display.heartbeat import SECONDS, Heartbeat
+from pipeline.sweep.display.live_table import SweepStatus
+from pipeline.sweep.search import make_scheduler, scheduled_rungs
+from pipeline.sweep.search_space import parse_space
+from pipeline.tracking.summary import TERMINAL_STATUSES, SweepSummary, TrialRecord
+
+STEP = 5.0
+
+
+class Clock:
+    """A clock that a simulation turns on."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def simulate(
+    clock: Clock, status: SweepStatus, count: int, slots: int, *, seed: int, rungs: list[float], every: float
+) -> Iterator[TrialRecord | None]:
+    """Run a sweep of trials of about ten minutes, pruned by successive halving; yields each tick, and each report."""
+    draw = random.Random(seed)
+    records = status.records
+    status.plan(count, slots)
+    status.start()
+    running: dict[str, dict[str, float]] = {}
+    judged: dict[float, list[float]] = {rung: [] for rung in rungs}
+    begun = 0
+    while begun < count or running:
+        while len(running) < slots and begun < count:
+            record = records.add(f"{begun:03d}", {})
+            record.status = "running"
+            status.started(record)
+            whole = 600 * draw.uniform(0.9, 1.1)
+            running[record.name] = {"began": clock.now, "whole": whole, "quality": draw.random(), "due": every}
+            begun += 1
+        clock.now += STEP
+        yield None
+        for name, trial in list(running.items()):
+            record, spent = records.get(name), clock.now - trial["began"]
+            # Start-up and warm-up, in which nothing is reported.
+            fraction = (spent - 15) / trial["whole"]
+            if spent >= trial["due"]:
+                trial["due"] += every
+                left = max(0.0, trial["whole"] + 15 - spent) * draw.uniform(0.9, 1.1)
+                record.seconds = spent
+                record.metrics = {"base_step": 1, "seconds_left": left}
+                status.reported(record)
+                yield record
+            for rung in rungs:
+                passed = judged[rung]
+                if fraction >= rung and trial["quality"] not in passed and record.status == "running":
+                    passed.append(trial["quality"])
+                    if trial["quality"] > sorted(passed)[math.ceil(len(passed) / 3) - 1]:
+                        record.status, record.seconds = "pruned", spent
+            if fraction >= 1:
+                record.status, record.seconds = "finished", spent
+            if record.status in TERMINAL_STATUSES:
+                del running[name]
+                yield record
+
+
+def new_status(clock: Clock) -> SweepStatus:
+    records = SweepSummary("out", metric="fid_gebm", mode="min", shown=("fid_base", "fid_gebm"), facts={})
+    return SweepStatus(records, "digits", clock=clock)
+
+
+def ends(seed: int, rungs: list[float], every: float, count: int = 24, slots: int = 2) -> tuple[list[float], float]:
+    """The times at which a sweep was expected to be over, from its first fifth on, and its real time."""
+    clock = Clock()
+    status = new_status(clock)
+    status.rungs = [Rung(rung, 1 / 3) for rung in rungs]
+    seen = []
+    for report in simulate(clock, status, count, slots, seed=seed, rungs=rungs, every=every):
+        left = status.remaining()
+        if report is None and left is not None:
+            seen.append((status.elapsed, status.elapsed + left.seconds))
+    return [end for elapsed, end in seen if elapsed > status.elapsed / 5], status.elapsed
+
+
+@pytest.mark.parametrize("every", [30.0, 120.0])
+@pytest.mark.parametrize("rungs", [[], [0.25, 0.75]], ids=["all-run-to-the-end", "successive-halving"])
+def test_after_a_fifth_of_a_sweep_its_end_is_known_to_a_quarter(rungs, every):
+    """A record of forty sweeps: of 24 trials, two at a time, reports every half minute or two."""
+    shares = []
+    for seed in range(10):
+        expected, real = ends(seed, rungs, every)
+        assert len(expected) > 100
+        wrong = [end for end in expected if not 0.75 * real <= end <= 1.25 * real]
+        assert 0.5 * real <= min(expected) and max(expected) <= 1.5 * real
+        shares.append(len(wrong) / len(expected))
+    # Which of the first trials are good is luck, and that alone moves the end of a sweep that prunes.
+    assert sum(shares) / len(shares) <= (0.06 if rungs else 0.0), shares
+
+
+def test_without_the_schedulers_rule_the_first_trials_promise_too_long_a_sweep(monkeypatch):
+    """What the rule is for: the first trials that come to a rung are promoted more often than those that follow."""
+    longest = [max(expected) / real for seed in range(10) for expected, real in [ends(seed, [0.25, 0.75], 30.0)]]
+    monkeypatch.setattr("pipeline.sweep.display.eta._RULE_WEIGHT", 0.01)
+    without = [max(expected) / real for seed in range(10) for expected, real in [ends(seed, [0.25, 0.75], 30.0)]]
+    assert sum(without) > sum(longest) + 1.0
+
+
+@given(st.floats(1, 500), st.floats(1, 500), st.floats(0, 2000))
+def test_between_reports_a_trial_goes_on_at_its_pace(seconds, left, since):
+    clock = Clock()
+    status = new_status(clock)
+    record = status.records.add("000", {})
+    record.status, record.seconds, record.metrics = "running", seconds, {"base_step": 1, "seconds_left": left}
+    status.plan(0, 1)
+    status.reported(record)
+    before = status.remaining().seconds
+    clock.now += since
+    after = status.remaining().seconds
+    assert before == pytest.approx(left)
+    assert after == pytest.approx(max(0.0, left - since), abs=1e-6 * (seconds + left))
+
+
+@pytest.mark.parametrize(
+    ("sweep", "every", "steps"),
+    [
+        ({"grace_steps": 10, "reduction_factor": 3}, 10, [10, 30]),
+        ({"grace_steps": 10, "reduction_factor": 3}, 25, [25, 50]),
+        ({"reduction_factor": 2}, 1, [22, 44, 88]),
+        ({"grace_steps": 500}, 1, []),
+    ],
+)
+def test_the_rungs_are_those_of_the_scheduler(sweep, every, steps):
+    """Trials that are each worse than all before are pruned where the rule says, and nowhere else."""
+    config = from_dict(
+        {
+            "name": "x",
+            "data": {"store": "digits-8", "resolution": 8, "channels": 1, "source": {"kind": "digits"}},
+            "model": {"networks": "dcgan"},
+            "train": {"base_steps": 90},
+            "evaluation": {"every": every},
+            "sweep": {"scheduler": "asha", **sweep},
+        }
+    )
+    space = parse_space(config)
+    rungs = scheduled_rungs(config, space)
+    assert [round(rung.fraction * 90) for rung in rungs] == steps
+    assert all(rung.survival == 1 / config.sweep.reduction_factor for rung in rungs)
+    # Ray's own scheduler, to which trials report one after the other.
+    scheduler, pruned = make_scheduler(config, space, []), set()
+    for first in [0, *range(len(steps))]:
+        for index in range(12):
+            trial = type("Trial", (), {"trial_id": f"{first}-{index}"})()
+            scheduler.on_trial_add(None, trial)
+            for step in range(every, 90, every):
+                # Good until the rung that is looked at, and then worse than all before.
+                score = -index if first and step < steps[first] else index
+                if scheduler.on_trial_result(None, trial, {"base_step": step, config.sweep.metric: score}) == "STOP":
+                    pruned.add(step)
+                    break
+    assert pruned == set(steps[: len(pruned)]) and bool(pruned) == bool(steps)
+    config.sweep.scheduler = "none"
+    assert scheduled_rungs(config, space) == []
+
+
+# Lines of a log.
+
+
+def logged(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> tuple[Display, io.StringIO, list[Heartbeat]]:
+    """A display without a terminal, whose heartbeat a test calls in place of its thread."""
+    made: list[Heartbeat] = []
+
+    def make(line: Callable[[str, float], str]) -> Heartbeat:
+        made.append(Heartbeat(line, clock=clock))
+        return made[-1]
+
+    monkeypatch.setattr(console_module, "Heartbeat", make)
+    monkeypatch.setattr("pipeline.sweep.display.heartbeat._SECONDS_BETWEEN_LOOKS", 1e6)
+    monkeypatch.setattr(console_module.time, "monotonic", clock)
+    output = io.StringIO()
+    records = SweepSummary("out", metric="fid_gebm", mode="min", shown=("fid_base", "fid_gebm"), facts={})
+    display = Display(records, "digits", Console(file=output, width=200))
+    display.status.clock = clock
+    return display, output, made
+
+
+@pytest.mark.parametrize("every", [20.0, 100.0, 400.0])
+def test_a_log_has_a_line_every_half_minute_whatever_trials_report(every, monkeypatch):
+    clock = Clock()
+    display, output, made = logged(clock, monkeypatch)
+    lines: list[float] = []
+    with display:
+        [heartbeat] = made
+        logging.getLogger("pipeline.test").info("preparing what digits is measured with")
+        for _ in range(20):
+            clock.now += STEP
+            beat(heartbeat)
+        assert "still at it after 1:30: preparing what digits is measured with" in output.getvalue()
+        with display.sweep(4, 2):
+            began = clock.now
+            for report in simulate(clock, display.status, 4, 2, seed=0, rungs=[], every=every):
+                if report is not None:
+                    display.update(report, dict(report.metrics))
+                for record in display.records.trials:
+                    if record.name not in display._statuses:
+                        display.update(record)
+                beat(heartbeat)
+                if len(output.getvalue().splitlines()) > len(lines):
+                    lines += [clock.now] * (len(output.getvalue().splitlines()) - len(lines))
+    times = [began, *(time for time in lines if time >= began), clock.now]
+    assert max(after - before for before, after in itertools.pairwise(times)) <= SECONDS + STEP
+    if every > 30:
+        assert "time left" in output.getvalue() or "have ended, 2 run" in output.getvalue()
+        assert "trial 000 has run for 0:30 and not reported yet" in output.getvalue()
+
+
+def beat(heartbeat: Heartbeat) -> None:
+    """One look of the thread."""
+    line = heartbeat.line()
+    if line is not None:
+        logging.getLogger("pipeline.test").info(line, extra={"is_heartbeat": True})
+
+
+def test_the_thread_logs_the_line_and_ends_with_the_display(monkeypatch):
+    monkeypatch.setattr("pipeline.sweep.display.heartbeat._SECONDS_BETWEEN_LOOKS", 0.01)
+    seen = threading.Event()
+    heartbeat = Heartbeat(lambda last, since: (seen.set(), f"since {last}")[1], seconds=0.05)
+    logger = logging.getLogger("pipeline")
+    logger.addHandler(heartbeat)
+    try:
+        with heartbeat:
+            assert seen.wait(timeout=60)
+    finally:
+        logger.removeHandler(heartbeat)
+    assert not any(thread.name == "heartbeat" for thread in threading.enumerate())
