@@ -25,12 +25,15 @@ from pipeline.data.sources.tables import toy
 from pipeline.evaluation import plots
 from pipeline.evaluation.base import Evaluation, EvaluationRun
 from pipeline.evaluation.evaluator import evaluate
+from pipeline.evaluation.local_chains import start_latents
 from pipeline.evaluation.standard_error import mean_standard_error, wasserstein_standard_error
 from pipeline.tasks.rows import TableTask, TableTaskWorker
 
 __all__ = ["PointScorer", "Points"]
 
 _DIRECTIONS = 100
+# Pictures of an evaluation.
+_SERIES = ("base_and_gebm.png", "energies.png", "log_partition.png", "distance_along_chain.png")
 # Points on a known support, so dense that the nearest of them is as good as the support itself.
 _SUPPORT = 20_000
 
@@ -124,6 +127,15 @@ class PointsTaskWorker(TableTaskWorker):
             evaluation.draw = functools.partial(self._draw, model)
         return evaluation
 
+    def draw_start(self, model: GEBM) -> dict[str, bytes]:
+        """Return points of the base, of the same latents as in each evaluation, for each of its pictures."""
+        latents, _ = start_latents(model, self._config, self._world_size)
+        with torch.no_grad(), frozen(model.base):
+            base = self._scorer.show(model.base(latents[: self._config.evaluation.grid].to(self._device)))
+        clouds = {"data": self._held_out, plots.AT_START: base}
+        picture = plots.png(plots.scatter_3d(clouds, self._held_out))
+        return dict.fromkeys(_SERIES, picture)
+
     def _draw(self, model: GEBM, evaluation: Evaluation) -> dict[str, bytes]:
         steps = sorted(evaluation.frames)
         temperature = describe_temperature(self._config.sampler.beta)
@@ -138,7 +150,7 @@ class PointsTaskWorker(TableTaskWorker):
         trained = make_objective(self._config.train).trains_log_partition
         partition = plots.log_partition(energies["base"], model.log_partition.item() if trained else None)
         return {
-            "base_and_gebm.png": plots.png(plots.scatter_3d(clouds)),
+            "base_and_gebm.png": plots.png(plots.scatter_3d(clouds, self._held_out)),
             "energies.png": plots.png(plots.energy_histogram(energies)),
             "log_partition.png": plots.png(partition),
             "distance_along_chain.png": plots.png(curve),

@@ -40,7 +40,7 @@ _SAMPLE_SCORES = ("nll", "distance", "off_support")
 # The base, the GEBM's chains, and the base's samples weighted by exp(-E), which are the GEBM at beta 1.
 _MODELS = ("base", "gebm", "weighted")
 
-SKIPPED = ("base_step", "chain_step", "seconds_left", "seconds_an_evaluation")
+SKIPPED = ("base_step", "chain_step", "seconds_left", "seconds_an_evaluation", "trial_seconds", "sweep_seconds")
 """Numbers of a report that are not metrics."""
 
 
