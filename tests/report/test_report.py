@@ -235,14 +235,15 @@ def test_the_command_writes_one_page_that_needs_nothing_else(call, tmp_path):
     assert status == 0 and f"{folder}/report/report.html" in "".join(printed.split("\n"))
     text = (folder / "report/report.html").read_text()
     parsed = Page(text)
-    assert not parsed.asked and parsed.rows == 13 and "&lt;script&gt;alert(1)" in text
+    # The trials, what differs between the two best, and the heads of both tables.
+    assert not parsed.asked and parsed.rows == 12 + 2 + 2 and "&lt;script&gt;alert(1)" in text
     assert f"<p>{STRANGE[0]}" not in text
     assert text.count('"showSendToCloud": false') == 6, "no button sends a chart to a third-party host"
     stills = re.findall(r'<img alt="[^"]+" src="data:image/png;base64,([^"]+)"', text)
     assert len(stills) == 6 and all(base64.b64decode(one)[1:4] == b"PNG" for one in stills)
     assert load_results(str(folder)).records.best().name == records.best().name
-    # plotly's own, and that of each chart.
-    assert parsed.scripts == 1 + text.count('class="plotly-graph-div"') == 7
+    # plotly's own, that of each chart, and that of the tables.
+    assert parsed.scripts == 2 + text.count('class="plotly-graph-div"') == 8
 
 
 # What a page or Markdown could load or run, and what plotly's labels could: they know links and styles.
@@ -280,8 +281,8 @@ def test_no_text_of_a_summary_is_loaded_or_run_by_the_report(tmp_path, texts, va
     drawn = page.partition("</script></head>")[2]
     parsed = Page(page)
     assert not parsed.asked and parsed.styles == ["style"]
-    # plotly's own, and that of each chart.
-    assert parsed.scripts == 1 + page.count('class="plotly-graph-div"')
+    # plotly's own, that of each chart, and that of the tables.
+    assert parsed.scripts == 2 + page.count('class="plotly-graph-div"')
     # The figures' texts are in scripts, and none of them is markup of plotly's.
     assert not re.search(r"(\\u003c|<)(a|span|img)\b", "".join(re.findall(r"<script.*?</script>", drawn, re.DOTALL)))
     assert "\x1b" not in page and "\u202e" not in page
