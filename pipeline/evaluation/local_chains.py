@@ -25,7 +25,7 @@ from pipeline.evaluation.base import SampleScorer
 from pipeline.evaluation.chains import ChainBatch, chain_steps, describe_found, find_kernel, make_kernel, make_steps
 from pipeline.evaluation.shared_results import SharedResults
 
-__all__ = ["ChainRecorder", "LocalChains", "LocalJob", "run_local_chains"]
+__all__ = ["ChainRecorder", "LocalChains", "LocalJob", "run_local_chains", "start_latents"]
 
 # R-hat and ESS are computed over this many chains, at this many positions along each.
 _DIAGNOSED_CHAINS = 64
@@ -159,6 +159,23 @@ def run_local_chains(job: LocalJob, batch_size: int, advance: Callable[[int], No
     )
 
 
+def start_latents(model: GEBM, config: schema.Config, world_size: int) -> tuple[Tensor, torch.Generator]:
+    """Draw the latents that the chains of all workers start from: the same at each evaluation of a run.
+
+    Args:
+        model: The GEBM.
+        config: Seed and number of the samples.
+        world_size: Number of workers, each of which runs as many chains.
+
+    Returns:
+        Latents (N, D), and the generator after them.
+    """
+    seed = config.seed if config.evaluation.seed is None else config.evaluation.seed
+    generator = torch.Generator().manual_seed((seed + 1) * 1_000_003)
+    count = -(-config.evaluation.num_samples // world_size) * world_size
+    return model.sample_latents(count, generator), generator
+
+
 class _Start(NamedTuple):
     """Start of a worker's chains, and the random numbers after it.
 
@@ -174,12 +191,9 @@ class _Start(NamedTuple):
 
 
 def _draw_start(job: LocalJob) -> _Start:
-    """Draw the latents that chains start from: the same at each evaluation of a run."""
-    model, config = job.model, job.config
-    seed = config.seed if config.evaluation.seed is None else config.evaluation.seed
-    generator = torch.Generator().manual_seed((seed + 1) * 1_000_003)
-    first, count = job.first_chain, job.num_chains
-    latents = model.sample_latents(count * job.world_size, generator)[first : first + count]
+    """Draw the latents that this worker's chains start from, and what they need of random numbers after it."""
+    latents, generator = start_latents(job.model, job.config, job.world_size)
+    latents = latents[job.first_chain : job.first_chain + job.num_chains]
     # Not the latents' seed: noise is a function of it and of the chain's number, and so the first would be the latents.
     noise = int(samplers.philox.draw_key(generator, "cpu"))
     return _Start(latents, noise, generator.get_state())

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.config.own_choices import is_own
 from pipeline.config.sampler_search import samples_only
@@ -21,9 +22,23 @@ from pipeline.tracking.trial_steps import TrialSteps
 
 __all__ = ["SweepResults", "collect_results", "importances", "load_results"]
 
-# Trials with a score, below which importances mean nothing.
+# Trials with a score, below which importances mean nothing: of seven keys one of which decides, a forest names that one
+# in half of the cases with a trial a key, and in four of five with three. With a few trials a key's luck is all.
 _MIN_TRIALS = 8
+_MIN_TRIALS_PER_KEY = 3
 _SEED = 0
+
+
+class Cost(NamedTuple):
+    """What trials cost by the hour.
+
+    Attributes:
+        unit: ``GPU-hours``, or without GPUs ``worker-hours``.
+        rate: Such hours of a trial an hour.
+    """
+
+    unit: str
+    rate: float
 
 
 @dataclass(frozen=True)
@@ -111,6 +126,17 @@ class SweepResults:
         """Running time of all trials together, in hours."""
         return sum(trial.seconds for trial in self.records.trials) / 3600
 
+    @property
+    def cost(self) -> Cost | None:
+        """What trials cost; ``None`` where an earlier version has not written it down.
+
+        Elastic trials count as if they had always had all their workers.
+        """
+        workers, gpus = (self.records.facts.get(f"{name}_per_trial") for name in ("workers", "gpus"))
+        if isinstance(gpus, int | float) and gpus > 0:
+            return Cost("GPU-hours", float(gpus))
+        return Cost("worker-hours", float(workers)) if isinstance(workers, int | float) else None
+
     def count(self, status: str) -> int:
         """Return the number of trials with a status."""
         return sum(trial.status == status for trial in self.records.trials)
@@ -123,6 +149,16 @@ class SweepResults:
             for key, value in trial.params.items():
                 values.setdefault(key, set()).add(_number(value))
         return [key for key, numbers in values.items() if len(numbers) > 1 and None not in numbers]
+
+    @property
+    def trials_for_importances(self) -> int:
+        """Number of trials with a score from which on importances mean something."""
+        return max(_MIN_TRIALS, _MIN_TRIALS_PER_KEY * len(self.numeric))
+
+    @functools.cached_property
+    def shares(self) -> dict[str, float] | None:
+        """Importance of each key, see :func:`importances`; computed at the first use."""
+        return importances(self)
 
 
 def collect_results(output: str, records: SweepSummary, settings: dict[str, Any]) -> SweepResults:
@@ -153,7 +189,9 @@ def load_results(output: str) -> SweepResults:
     if not isinstance(metric, str) or mode not in ("min", "max"):
         raise UserError(f"{output}/summary.json is damaged: it lacks the metric or the mode that trials are ranked by")
     prefix = metric.removesuffix("_gebm").removesuffix("_base")
-    facts: dict[str, Any] = {key: value for key, value in document.items() if isinstance(value, str)}
+    facts: dict[str, Any] = {
+        key: value for key, value in document.items() if isinstance(value, str) or key.endswith("_per_trial")
+    }
     settings = _settings(output)
     facts[BETA] = document.get(BETA, settings.pop(BETA, None))
     shown = (f"{prefix}_base", f"{prefix}_gebm")
@@ -175,7 +213,7 @@ def importances(results: SweepResults) -> dict[str, float] | None:
         Share of the sum by key; ``None`` where there are too few trials.
     """
     keys, trials = results.numeric, results.scored
-    if len(trials) < _MIN_TRIALS or not keys:
+    if len(trials) < results.trials_for_importances or not keys:
         return None
     # Takes a second to import, and only reports need it.
     from sklearn.ensemble import RandomForestRegressor

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import html
 import math
+import textwrap
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,20 +14,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from pipeline.report.palette import BEST_COLOR, STATUS_COLORS
 from pipeline.runtime.printable import printable
 
-__all__ = ["BEST_COLOR", "STATUS_COLORS", "BarChart", "Chart", "LineChart", "ScatterChart", "Series"]
+__all__ = ["BarChart", "Chart", "LineChart", "ScatterChart", "Series"]
 
-# Okabe and Ito's colors, which are distinct without color vision.
-STATUS_COLORS = {
-    "finished": "#0072B2",
-    "pruned": "#E69F00",
-    "failed": "#D55E00",
-    "running": "#009E73",
-    "pending": "#999999",
-}
-BEST_COLOR = "#000000"
-
+# Characters of a line of a vertical axis's label.
+_LABEL_WIDTH = 44
 # Markers of matplotlib and of plotly.
 _MARKERS = {
     "finished": ("o", "circle"),
@@ -49,6 +43,7 @@ class Series:
         shade: A number for each point, in place of one color.
         errors: Length of a vertical bar to each side of each point; empty for none.
         status: Status of the trials, for the marker.
+        holds: Whether each value holds until the next one, as the best one so far does: a dashed line in steps.
     """
 
     name: str
@@ -59,6 +54,7 @@ class Series:
     shade: list[float] | None = None
     errors: list[float] = field(default_factory=list)
     status: str = "finished"
+    holds: bool = False
 
     @property
     def markers(self) -> tuple[str, str]:
@@ -97,6 +93,8 @@ class Chart(abc.ABC):
         y: Label of the vertical axis, with its unit, on one line or more.
         series: Series that it shows.
         log: Logarithmic axes, of ``x`` and ``y``.
+        y_range: Lowest and highest value of the vertical axis, the same in charts that are compared (default: those of
+            the points).
     """
 
     key: str
@@ -105,6 +103,7 @@ class Chart(abc.ABC):
     y: str
     series: list[Series]
     log: str = ""
+    y_range: tuple[float, float] | None = None
 
     def to_matplotlib(self) -> Figure:
         """Draw the chart by matplotlib, for :func:`pipeline.evaluation.plots.png`."""
@@ -119,6 +118,8 @@ class Chart(abc.ABC):
             axes.set_yscale("log")
             axes.set_yticks(*_ticks([value for series in self.series for value in series.y]))
             axes.yaxis.set_minor_locator(NullLocator())
+        if self.y_range is not None:
+            axes.set_ylim(*self.y_range)
         # A name with dollar signs is no formula.
         axes.set_title(self.title, fontsize=11, parse_math=False)
         axes.set_xlabel(self.x, parse_math=False)
@@ -135,25 +136,28 @@ class Chart(abc.ABC):
         figure = go.Figure()
         self._add_traces(figure)
         figure.update_layout(
-            title=_plotly_text(self.title),
+            title={"text": _plotly_text(self.title), "font": {"size": 15}},
             template="plotly_white",
-            height=480,
+            height=100 * self._height(),
+            margin={"l": 60, "r": 20, "t": 50, "b": 50},
             barmode="overlay",
             legend={"orientation": "h", "y": -0.2},
         )
         # Learning rates are powers of ten, not micros and millis.
         figure.update_xaxes(title=_plotly_text(self.x), exponentformat="power")
-        figure.update_yaxes(title=_plotly_text(self.y), exponentformat="power")
+        figure.update_yaxes(title={"text": _plotly_label(self.y), "font": {"size": 12}}, exponentformat="power")
         if "x" in self.log:
             positions, labels = _ticks([value for series in self.series for value in series.x])
             figure.update_xaxes(type="log", tickvals=positions, ticktext=labels)
         if "y" in self.log:
             positions, labels = _ticks([value for series in self.series for value in series.y])
             figure.update_yaxes(type="log", tickvals=positions, ticktext=labels)
+        if self.y_range is not None:
+            figure.update_yaxes(range=[math.log10(end) if "y" in self.log else end for end in self.y_range])
         return figure
 
     def _height(self) -> float:
-        """Return the height of matplotlib's figure, in inches."""
+        """Return the height of the figure, in inches of matplotlib."""
         return 4.2
 
     @abc.abstractmethod
@@ -201,19 +205,21 @@ class LineChart(Chart):
 
     def _draw(self, figure: Figure, axes: Axes) -> None:
         for series in self.series:
-            width = 2.2 if series.color == BEST_COLOR else 1.0
+            width = 2.2 if series.color == BEST_COLOR and not series.holds else 1.0
+            form: dict[str, Any] = {"drawstyle": "steps-post", "linestyle": "--"} if series.holds else {"marker": "o"}
             label = series.name or None
-            axes.plot(series.x, series.y, "-o", color=series.color, label=label, markersize=3, linewidth=width)
+            axes.plot(series.x, series.y, color=series.color, label=label, markersize=3, linewidth=width, **form)
             series.draw_errors(axes)
 
     def _add_traces(self, figure: go.Figure) -> None:
         for series in self.series:
+            line = {"color": series.color, "width": 3 if series.color == BEST_COLOR else 1}
             figure.add_scatter(
                 x=series.x,
                 y=series.y,
-                mode="lines+markers",
+                mode="lines" if series.holds else "lines+markers",
                 marker={"symbol": series.markers[1], "size": 5, "color": series.color},
-                line={"color": series.color, "width": 3 if series.color == BEST_COLOR else 1},
+                line=line | ({"width": 1, "dash": "dash", "shape": "hv"} if series.holds else {}),
                 **series.plotly_trace,
                 **series.plotly_errors,
             )
@@ -270,7 +276,7 @@ class ScatterChart(Chart):
                     "cmin": low,
                     "cmax": high,
                     "showscale": index == 0,
-                    "colorbar": {"title": _plotly_text(self.shade)},
+                    "colorbar": {"title": {"text": _plotly_label(self.shade), "side": "right"}},
                     "line": {"width": 0.5},
                 }
             figure.add_scatter(
@@ -294,6 +300,11 @@ class ScatterChart(Chart):
 def _plotly_text(text: str) -> str:
     """Return a text as plotly shows it: none of it is markup, of which plotly has links and styles, but line breaks."""
     return html.escape(printable(text), quote=False).replace("\n", "<br>")
+
+
+def _plotly_label(text: str) -> str:
+    """Return the label of a vertical axis, on lines that are no longer than a chart is high."""
+    return "<br>".join(_plotly_text(part) for line in text.split("\n") for part in textwrap.wrap(line, _LABEL_WIDTH))
 
 
 def _ticks(values: list[float]) -> tuple[list[float], list[str]]:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from typing import Any
 
 from pipeline.runtime.printable import printable
 
-__all__ = ["code", "code_block", "escape"]
+__all__ = ["code", "code_block", "escape", "format_value", "table"]
+
+# MLflow's tables have no space between columns.
+_CELL_END = "&emsp;"
 
 
 def escape(text: str) -> str:
@@ -42,3 +47,33 @@ def code_block(lines: list[str], language: str = "sh") -> str:
     block = printable("\n".join(lines))
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", block)), default=0))
     return f"{fence}{language}\n{block}\n{fence}"
+
+
+def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Return a table in Markdown, of cells that are Markdown.
+
+    Args:
+        heads: Heads of the columns.
+        rows: Rows of cells, as many as there are heads.
+
+    Example:
+        >>> print(table(["trial", "score"], [["000", "4.5"]]))
+        | trial&emsp; | score&emsp; |
+        | --- | --- |
+        | 000 | 4.5 |
+    """
+    heads = list(heads)
+    lines = [[head + _CELL_END for head in heads], ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def format_value(value: Any) -> str:
+    """Return the value of a key as a report prints it.
+
+    Example:
+        >>> format_value(0.00012345), format_value("ula"), format_value(None)
+        ('0.0001234', 'ula', '-')
+    """
+    if value is None:
+        return "-"
+    return f"{value:#.4g}" if isinstance(value, float) else str(value)

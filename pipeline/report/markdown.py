@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable
-from typing import Any
 
 from pipeline.config.compose import format_overrides
 from pipeline.config.own_choices import own_overrides
 from pipeline.config.printed_commands import command_words
 from pipeline.config.scores import difference, format_score, plus_minus
 from pipeline.report.analysis import SweepResults
-from pipeline.report.escaping import code, code_block, escape
+from pipeline.report.escaping import code, code_block, escape, format_value, table
+from pipeline.report.findings import best_and_next, cost_section, importances_section
 from pipeline.tracking.finalists import order_changes
 from pipeline.tracking.finalists_table import finalists_table
 from pipeline.tracking.summary import TrialRecord
@@ -20,6 +20,7 @@ from pipeline.tracking.summary import TrialRecord
 __all__ = [
     "LIMIT",
     "markdown",
+    "sections",
 ]
 
 LIMIT = 4800
@@ -29,14 +30,14 @@ LIMIT = 4800
 _ROWS = (20, 10, 5, 2, 1, 0)
 _ITEMS = (3, 2, 1, 0)
 _ALL_ITEMS = 1000
+# Rows of the table of a page, which stays below 10 MB.
+_MAX_ROWS = 2000
 # Characters of a warning in a description.
 _MAX_WARNING = 200
 # And of the reason of a failure.
 _MAX_ERROR = 300
 # Overrides of the sweep that a single training does not take.
 _SWEEP_ONLY = ("sweep.", "output=", "resume=", "log=", "-")
-# MLflow's tables have no space between columns.
-_CELL_END = "&emsp;"
 # Characters of a line of a command; MLflow's UI cuts longer ones.
 _LINE_WIDTH = 100
 
@@ -50,28 +51,46 @@ def markdown(results: SweepResults, limit: int | None = LIMIT) -> str:
             the complete report.
     """
     if limit is None:
-        return _report(results, len(results.records.trials), _ALL_ITEMS)
+        return _joined(_sections(results, len(results.records.trials), _ALL_ITEMS))
     text = ""
     for rows, items in [*((rows, _ITEMS[0]) for rows in _ROWS), *((0, items) for items in _ITEMS[1:])]:
-        text = _report(results, rows, items)
+        text = _joined(_sections(results, rows, items))
         if len(text) <= limit:
             break
     return text[:limit]
 
 
-def _report(results: SweepResults, rows: int, items: int) -> str:
-    """Return the report with a number of rows of the table, and a number of items in each list."""
-    parts = [
-        f"# {escape(results.experiment)}: {_headline(results)}",
-        _setup(results),
-        _best_trial(results, items),
-        _finalists(results, items),
-        _warnings(results, items),
-        _table(results, rows),
-        _pruned_and_failed(results, items),
-        _next_steps(results),
-    ]
-    return "\n\n".join(part for part in parts if part)
+def sections(results: SweepResults) -> dict[str, str]:
+    """Return the sections of the report for a page of its own, in Markdown, with as many trials as a page bears.
+
+    Args:
+        results: Results of the sweep.
+
+    Returns:
+        Key of a section -> its text, which may be empty.
+    """
+    return _sections(results, _MAX_ROWS, _ALL_ITEMS)
+
+
+def _joined(parts: dict[str, str]) -> str:
+    return "\n\n".join(part for part in parts.values() if part)
+
+
+def _sections(results: SweepResults, rows: int, items: int) -> dict[str, str]:
+    """Return the sections with a number of rows of the table, and a number of items in each list."""
+    return {
+        "headline": f"# {escape(results.experiment)}: {_headline(results)}",
+        "setup": _setup(results),
+        "best": _best_trial(results, items),
+        "next": best_and_next(results, items),
+        "finalists": _finalists(results, items),
+        "warnings": _warnings(results, items),
+        "trials": _table(results, rows),
+        "importances": importances_section(results, items),
+        "cost": cost_section(results),
+        "ended": _pruned_and_failed(results, items),
+        "commands": _next_steps(results),
+    }
 
 
 def _headline(results: SweepResults) -> str:
@@ -103,12 +122,9 @@ def _setup(results: SweepResults) -> str:
 def _best_trial(results: SweepResults, items: int) -> str:
     """Return the section of the best trial."""
     best = results.records.best()
-    spent = f"The trials ran for {results.hours:.2g} hours altogether."
     if best is None:
-        return f"## Best trial\n\nNo trial has been evaluated so far. {spent}"
-    params = (
-        ", ".join(f"{code(key)} = {escape(_value(value))}" for key, value in best.params.items()) or "none searched"
-    )
+        return "## Best trial\n\nNo trial has been evaluated so far."
+    params = ", ".join(f"{code(key)} = {escape(format_value(value))}" for key, value in best.params.items())
     metrics, samples = results.records.final_metrics(best), results.records.final_samples(best)
     scores = ", ".join(
         f"{code(name)} {format_score(metrics, name)}"
@@ -125,7 +141,7 @@ def _best_trial(results: SweepResults, items: int) -> str:
     base_step = escape(str(best.best_metrics.get("base_step", "?")))
     return (
         f"## Best trial\n\nThe best is trial {best.name} at base step {base_step}: "
-        f"{scores}.{_gain(results, best)} Its parameters: {params}. {spent}"
+        f"{scores}.{_gain(results, best)} Its parameters: {params or 'none searched'}."
     )
 
 
@@ -162,15 +178,13 @@ def _finalists(results: SweepResults, items: int) -> str:
         f"{changed} of {pairs} pairs of finalists are in another order than before."
     )
     heads, *rows = finalists_table(results.records)
-    lines = [[escape(head) + _CELL_END for head in heads], ["---"] * len(heads)]
-    lines += [[escape(cell) for cell in row] for row in rows[: max(1, items)]]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    lines = table(map(escape, heads), [[escape(cell) for cell in row] for row in rows[: max(1, items)]])
     failed = [
         f"- trial {finalist.name} could not be scored again: {escape(finalist.error[:_MAX_ERROR])}"
         for finalist in results.records.finalists
         if finalist.error
     ]
-    return "\n\n".join(["## Finalists", text, table, *(["\n".join(failed[:items])] if failed[:items] else [])])
+    return "\n\n".join(["## Finalists", text, lines, *(["\n".join(failed[:items])] if failed[:items] else [])])
 
 
 def _warnings(results: SweepResults, items: int) -> str:
@@ -195,14 +209,14 @@ def _table(results: SweepResults, rows: int) -> str:
     if not shown:
         return ""
     columns = _columns(results, shown)
-    lines = [[escape(head) + _CELL_END for head, _ in columns], ["---"] * len(columns)]
-    lines += [[escape(cell(trial)) for _, cell in columns] for trial in shown]
+    lines = table(
+        [escape(head) for head, _ in columns], [[escape(cell(trial)) for _, cell in columns] for trial in shown]
+    )
     left = len(results.records.trials) - len(shown)
     more = f"\n\nand {left} more." if left else ""
     temperature = f"Scores of the GEBM: {results.temperature}.\n\n" if results.temperature else ""
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     order = " by their first scores" if results.records.finals() else ""
-    return f"## The trials, best first{order}\n\n{temperature}{table}{more}"
+    return f"## The trials, best first{order}\n\n{temperature}{lines}{more}"
 
 
 def _columns(results: SweepResults, shown: list[TrialRecord]) -> list[tuple[str, Callable[[TrialRecord], str]]]:
@@ -215,15 +229,17 @@ def _columns(results: SweepResults, shown: list[TrialRecord]) -> list[tuple[str,
     if results.warned:
         columns.append(("warnings", lambda trial: str(len(trial.warnings) or "-")))
     if results.differs_in_beta and "sampler.beta" not in keys:
-        columns.append(("beta", lambda trial: _value(results.trial_beta(trial))))
+        columns.append(("beta", lambda trial: format_value(results.trial_beta(trial))))
     for name in results.records.shown:
         if any(name in trial.best_metrics for trial in shown):
             columns.append((name, lambda trial, name=name: format_score(trial.best_metrics, name, missing="-")))
     steps = results.records.steps
     columns.append((f"{steps.unit}s", lambda trial: str(steps.done(trial) or "-")))
     columns.append(("minutes", lambda trial: f"{trial.seconds / 60:.1f}"))
+    if (cost := results.cost) is not None:
+        columns.append((cost.unit, lambda trial: f"{cost.rate * trial.seconds / 3600:.3g}"))
     # Empty where a trial does not have the key.
-    columns += [(k, lambda trial, k=k: _value(trial.params[k]) if k in trial.params else "") for k in keys]
+    columns += [(k, lambda trial, k=k: format_value(trial.params[k]) if k in trial.params else "") for k in keys]
     return columns
 
 
@@ -293,10 +309,3 @@ def _fold(args: list[str]) -> str:
         else:
             lines.append(f"    {arg}")
     return " \\\n".join(lines)
-
-
-def _value(value: Any) -> str:
-    """Return a value as a report prints it."""
-    if value is None:
-        return "-"
-    return f"{value:#.4g}" if isinstance(value, float) else str(value)

@@ -1,21 +1,27 @@
-"""The one door for documents that anybody may have written: JSON, YAML and safetensors, parsed within limits.
+"""The one door for documents that anybody may have written: JSON, YAML, safetensors and PNG, parsed within limits.
 
 Each limit holds before memory is asked for what it limits: the bytes of a file before they are read, the number of
-values, their depth and the aliases before a parser builds them. What is beyond a limit is an :class:`InvalidDocument`,
-which the callers turn into one line about their file. Nothing here runs code that a document names.
+values or pixels, their depth and the aliases before a parser builds them. What is beyond a limit is an
+:class:`InvalidDocument`, which the callers turn into one line about their file. Nothing here runs code that a document
+names.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 import yaml
 
 from pipeline.runtime.errors import one_line
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 __all__ = [
     "CHECKPOINT",
@@ -23,9 +29,11 @@ __all__ = [
     "JOURNAL",
     "SUMMARY",
     "MANIFEST",
+    "PICTURE",
     "InvalidDocument",
     "Limits",
     "parse_json",
+    "parse_picture",
     "parse_yaml",
     "read_bytes",
 ]
@@ -41,7 +49,7 @@ class Limits:
 
     Attributes:
         num_bytes: Bytes of the file.
-        values: Values in it, whatever their kind; each takes about a hundred bytes.
+        values: Values in it, whatever their kind, each of which takes about a hundred bytes; of a picture its pixels.
         depth: Levels of lists and mappings.
     """
 
@@ -64,6 +72,9 @@ MANIFEST = Limits(num_bytes=2**27, values=10_000_000)
 
 JOURNAL = Limits(num_bytes=2**22, values=100_000)
 """A line of a journal."""
+
+PICTURE = Limits(num_bytes=2**24, values=2**24)
+"""A picture of a trial's samples: four thousand pixels each way."""
 
 # Bytes that begin another value of a JSON document.
 _SEPARATORS = (b",", b"[", b"{", b":")
@@ -147,6 +158,43 @@ def parse_yaml(content: bytes, limits: Limits) -> Any:
     # Values that look like dates and numbers and are none are ValueErrors.
     except (yaml.YAMLError, ValueError, RecursionError, TypeError, OverflowError) as error:
         raise InvalidDocument(f"it is not YAML ({type(error).__name__})") from None
+
+
+def parse_picture(content: bytes, limits: Limits) -> Image.Image:
+    """Decode a PNG file.
+
+    Args:
+        content: The file.
+        limits: Limits of its kind.
+
+    Returns:
+        Its pixels, of mode "RGB", and nothing else of the file.
+
+    Raises:
+        InvalidDocument: It is not PNG, is damaged, or beyond a limit.
+
+    Example:
+        >>> parse_picture(b"GIF89a", PICTURE)
+        Traceback (most recent call last):
+        ...
+        pipeline.runtime.untrusted.InvalidDocument: it is not a PNG picture (UnidentifiedImageError)
+    """
+    # Only reports have pictures.
+    from PIL import Image
+
+    _require(len(content) <= limits.num_bytes, f"it has more than {limits.num_bytes:,} bytes")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(content), formats=("PNG",)) as opened:
+                # The size in the header, before any memory is asked for.
+                _require(opened.width * opened.height <= limits.values, f"it has more than {limits.values:,} pixels")
+                return Image.frombytes("RGB", opened.size, opened.convert("RGB").tobytes())
+    except InvalidDocument:
+        raise
+    # Pillow raises exceptions of many kinds.
+    except Exception as error:
+        raise InvalidDocument(f"it is not a PNG picture ({type(error).__name__})") from None
 
 
 def _is_deeper(data: bytes, most: int) -> bool:

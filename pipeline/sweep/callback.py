@@ -50,6 +50,8 @@ class SweepCallback(tune.Callback):
         self._config, self._records, self._tracker, self._display = config, records, tracker, display
         self._score = schema.monitored_metrics(config)[0].removesuffix("_base")
         self._started_at: dict[str, float] = {}
+        # A sweep that is resumed has run before; the time from its last evaluation to its interruption is not known.
+        self._began_at = time.monotonic() - records.seconds()
         self._logged: set[str] = set()
         self._share_due = config.scale.gpus_per_worker == "auto"
         # Exceptions of the trials' own processes, after which Tune tries again.
@@ -128,7 +130,7 @@ class SweepCallback(tune.Callback):
         self._take_warnings(record, report.get("warnings"))
         evaluated = isinstance(report.get(self._config.sweep.metric), int | float)
         # A trial that resumes reports its last evaluation first, in population-based training of a copy.
-        if evaluated and record.evaluations[-1:] == [self._records.evaluation(report)]:
+        if evaluated and self._records.is_newest(record, report):
             record.checkpoint = report.get("checkpoint") or record.checkpoint
             return
         numbers = {key: value for key, value in report.items() if isinstance(value, int | float)}
@@ -146,6 +148,8 @@ class SweepCallback(tune.Callback):
         # Points along the chain of one model are told apart by their place on it.
         step = report["base_step"] if evaluated else report.get(CHAIN_STEP, report["base_step"])
         self._tracker.log_metrics(record.name, numbers | system, step=step)
+        # A slider begins at step 0, and shows nothing where there is no picture.
+        self._tracker.log_pictures(record.name, report.get("start_figures", []), 0)
         if evaluated:
             self._tracker.log_chain(record.name, self._score, chain_points(report["chain"]), report["base_step"])
             if is_best:
@@ -162,7 +166,8 @@ class SweepCallback(tune.Callback):
             numbers.setdefault(BETA, beta)
         self._changed = True
         chain, kernel = chain_points(report["chain"]), report.get(FOUND_KERNEL)
-        return self._records.evaluated(record, numbers, report.get("checkpoint"), chain, kernel)
+        elapsed = time.monotonic() - self._began_at
+        return self._records.evaluated(record, numbers, report.get("checkpoint"), chain, kernel, elapsed)
 
     def _log_notes(self, record: TrialRecord, notes: Any) -> None:
         """Log the notes of a report once: they come with each evaluation of each trial."""

@@ -282,6 +282,8 @@ class Sweep:
             "measure": tasks.make(config).measure(label),
             **({"extractor": label} if label else {}),
             **({} if beta is None else {BETA: beta, "temperature": describe_temperature(beta)}),
+            "workers_per_trial": self.capacity.num_workers,
+            "gpus_per_trial": float(self.capacity.num_workers * self.capacity.worker.get("GPU", 0)),
             "store": store.url,
             "store_checksum": store.manifest.digest,
             "tracking_uri": config.tracking.uri,

@@ -50,4 +50,5 @@ def _where_it_is(config: schema.Config, record: TrialRecord, report: dict[str, A
             checkpoint = None
     if checkpoint is not None:
         report["checkpoint"] = checkpoint
-    return {**report, "figures": [present_place(output, figure) for figure in report["figures"]]}
+    pictures = {key: [present_place(output, url) for url in report[key]] for key in ("figures", "start_figures")}
+    return {**report, **pictures}

@@ -97,6 +97,17 @@ class TaskWorker(Protocol):
         """
         ...
 
+    def draw_start(self, model: GEBM) -> dict[str, bytes]:
+        """Return a first picture for each that evaluations draw, of the base alone: nothing is sampled by a chain.
+
+        Args:
+            model: The model that a trial starts from.
+
+        Returns:
+            File name to PNG, of every PNG that an evaluation has.
+        """
+        ...
+
     def evaluate(self, model: GEBM, run: EvaluationRun | None = None) -> Evaluation:
         """Score base and GEBM; the scores are the same on every rank, and the first one can draw them.
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Protocol, cast
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from gebm import GEBM, PartitionEstimate, annealing_schedule, log_partition_annealed, samplers
@@ -30,6 +31,8 @@ from pipeline.tasks.rows import TableTask, TableTaskWorker
 __all__ = ["Density"]
 
 _DIVERGED = "the negative log-likelihood is not finite, the model diverged: lower train.energy_lr or train.base_lr"
+# Pictures of an evaluation.
+_SERIES = ("marginals.png", "energies.png", "density.png")
 # Draws of the model in a picture.
 _SHOWN = 2_000
 
@@ -68,8 +71,7 @@ class DensityTaskWorker(TableTaskWorker):
             UserError: An energy or a likelihood is not finite.
         """
         settings = self.config.evaluation
-        seed = self.config.seed if settings.seed is None else settings.seed
-        generator = torch.Generator().manual_seed((seed + 1) * 1_000_003)
+        generator = torch.Generator().manual_seed((self._seed + 1) * 1_000_003)
         evaluation = Evaluation()
         with frozen(model.base, model.energy):
             draws = model.sample_base(settings.num_samples, generator, batch_size=settings.batch_size)
@@ -112,6 +114,28 @@ class DensityTaskWorker(TableTaskWorker):
             on_cpu = {name: values.cpu() for name, values in energies.items()}
             evaluation.draw = functools.partial(self._draw, draws.cpu()[chosen], on_cpu)
         return evaluation
+
+    @arithmetic("float32")
+    @torch.no_grad()
+    def draw_start(self, model: GEBM) -> dict[str, bytes]:
+        """Return draws of the base in two columns, for each picture of an evaluation."""
+        settings = self.config.evaluation
+        generator = torch.Generator().manual_seed((self._seed + 1) * 1_000_003)
+        with frozen(model.base):
+            draws = model.sample_base(min(_SHOWN, settings.num_samples), generator, batch_size=settings.batch_size)
+        picture = plots.png(self._scatter({plots.AT_START: self.splits.restore(draws.cpu())}))
+        return dict.fromkeys(_SERIES, picture)
+
+    def _scatter(self, samples: dict[str, Tensor]) -> Figure:
+        """Draw rows next to the test rows, in the two columns that are correlated most."""
+        test = self.splits.restore(self.splits.test)
+        correlation = self.splits.restore(self.splits.train).T.corrcoef().fill_diagonal_(0).abs()
+        pair = divmod(int(correlation.argmax()), correlation.shape[1])
+        return plots.scatter_2d({"test rows": test, **samples}, pair, test)
+
+    @property
+    def _seed(self) -> int:
+        return self.config.seed if self.config.evaluation.seed is None else self.config.evaluation.seed
 
     @property
     def _trains_energy(self) -> bool:
@@ -156,12 +180,10 @@ class DensityTaskWorker(TableTaskWorker):
 
     def _draw(self, model_rows: Tensor, energies: dict[str, Tensor], evaluation: Evaluation) -> dict[str, bytes]:
         test, drawn = self.splits.restore(self.splits.test), self.splits.restore(model_rows)
-        correlation = self.splits.restore(self.splits.train).T.corrcoef().fill_diagonal_(0).abs()
-        pair = divmod(int(correlation.argmax()), correlation.shape[1])
         return {
             "marginals.png": plots.png(plots.marginals({"test rows": test, "GEBM": drawn})),
             "energies.png": plots.png(plots.energy_histogram(energies)),
-            "density.png": plots.png(plots.scatter_2d({"test rows": test, "GEBM": drawn}, pair)),
+            "density.png": plots.png(self._scatter({"GEBM": drawn})),
         }
 
 

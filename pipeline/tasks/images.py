@@ -34,6 +34,7 @@ from pipeline.data.reading.reader import CACHE_BYTES
 from pipeline.evaluation import metrics, plots
 from pipeline.evaluation.base import Evaluation, EvaluationRun
 from pipeline.evaluation.evaluator import evaluate
+from pipeline.evaluation.local_chains import start_latents
 from pipeline.evaluation.metrics.subsets import evenly_spaced_rows
 from pipeline.evaluation.plots.evaluation_figures import EvaluationFigures, to_network_range
 from pipeline.evaluation.shared_results import on_first_rank
@@ -355,6 +356,11 @@ class ImageTaskWorker:
         other = copy.copy(self)
         other._config = dataclasses.replace(self._config, sampler=sampler)
         return other
+
+    def draw_start(self, model: GEBM) -> dict[str, bytes]:
+        """Return a grid of the base's images of the same latents as in each evaluation, for each of its pictures."""
+        latents, _ = start_latents(model, self._config, self._world_size)
+        return self._figures.draw_start(model, latents[: self._config.evaluation.grid])
 
     def evaluate(self, model: GEBM, run: EvaluationRun | None = None) -> Evaluation:
         """Return the FID of base and GEBM and along the chain, with pictures on the first worker."""

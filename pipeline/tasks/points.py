@@ -54,8 +54,8 @@ class Points(SampledRows):
         return PointScorer(test, validation, support, splits.restore)
 
     def draw(self, samples: Mapping[str, Tensor]) -> Figure:
-        """Draw points in space, a panel a set."""
-        return plots.scatter_3d(samples)
+        """Draw points in space, a panel a set, in the range of the data where these are one of the sets."""
+        return plots.scatter_3d(samples, samples.get("data"))
 
 
 class PointScorer:

@@ -18,6 +18,7 @@ from pipeline.data import Splits
 from pipeline.evaluation import plots
 from pipeline.evaluation.base import Evaluation, EvaluationRun, SampleScorer
 from pipeline.evaluation.evaluator import evaluate
+from pipeline.evaluation.local_chains import start_latents
 from pipeline.tasks.rows import TableTask, TableTaskWorker
 
 if TYPE_CHECKING:
@@ -87,6 +88,19 @@ class SampledRowsWorker(TableTaskWorker):
             evaluation.draw = functools.partial(self._draw, model)
         return evaluation
 
+    def draw_start(self, model: GEBM) -> dict[str, bytes]:
+        """Return rows of the base, of the same latents as in each evaluation, for each of its pictures."""
+        latents, _ = start_latents(model, self.config, self.world_size)
+        with torch.no_grad(), frozen(model.base):
+            base = self._scorer.show(model.base(latents[: self.config.evaluation.grid].to(self.device)))
+        sets = {"data": self.splits.restore(self.splits.test), plots.AT_START: base}
+        names = ("base_and_gebm.png", "energies.png", "log_partition.png", self._along_chain)
+        return dict.fromkeys(names, plots.png(self._task.draw(sets)))
+
+    @property
+    def _along_chain(self) -> str:
+        return f"{self._scorer.primary}_along_chain.png"
+
     def _draw(self, model: GEBM, evaluation: Evaluation) -> dict[str, bytes]:
         steps, test = sorted(evaluation.frames), self.splits.test
         temperature = describe_temperature(self.config.sampler.beta)
@@ -106,7 +120,5 @@ class SampledRowsWorker(TableTaskWorker):
             "base_and_gebm.png": plots.png(self._task.draw(sets)),
             "energies.png": plots.png(plots.energy_histogram(energies)),
             "log_partition.png": plots.png(partition),
-            f"{self._scorer.primary}_along_chain.png": plots.png(
-                plots.chain_curve(evaluation.chain, self._task.title, temperature)
-            ),
+            self._along_chain: plots.png(plots.chain_curve(evaluation.chain, self._task.title, temperature)),
         }

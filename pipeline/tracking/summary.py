@@ -75,7 +75,8 @@ class TrialRecord:
         best_metrics: Metrics of that checkpoint.
         best_chain: Step of the chain -> score there with its standard error, of that checkpoint.
         best_kernel: What the warm-up has found by which it was scored; empty without one.
-        evaluations: Base step, score and standard error of every evaluation, for schedulers and curves.
+        evaluations: Base step, score and standard error of every evaluation, for schedulers and curves; and when it
+            came: after ``trial_seconds`` of the trial and ``sweep_seconds`` of the sweep, in which they ran.
         mlflow_run_id: Id of its run in the tracker.
         seconds: Time it has run, over all its starts.
         error: Reason of its failure.
@@ -183,6 +184,7 @@ class SweepSummary:
         checkpoint: str | None,
         chain: Mapping[int, ChainPoint] | None = None,
         kernel: Mapping[str, Any] | None = None,
+        sweep_seconds: float | None = None,
     ) -> bool:
         """Add an evaluation to a trial's record.
 
@@ -192,13 +194,15 @@ class SweepSummary:
             checkpoint: URL of the model that was evaluated; ``None`` if it could not be written.
             chain: Scores along its chain (default: none).
             kernel: What its warm-up has found (default: it had none).
+            sweep_seconds: Time that the sweep has run (default: not known).
 
         Returns:
             Whether the trial's best evaluation is this one now.
         """
         record.metrics.update(metrics)
         record.checkpoint = checkpoint or record.checkpoint
-        record.evaluations.append(self.evaluation(metrics))
+        times = {} if sweep_seconds is None else {"trial_seconds": record.seconds, "sweep_seconds": sweep_seconds}
+        record.evaluations.append(self.evaluation(metrics) | times)
         # A model that is not on disk is not the best.
         if checkpoint is None:
             return False
@@ -237,6 +241,15 @@ class SweepSummary:
                 record.warnings.append(text)
                 new.append(text)
         return new
+
+    def is_newest(self, record: TrialRecord, metrics: dict[str, Any]) -> bool:
+        """Return whether an evaluation is the newest that a trial's record has."""
+        return bool(record.evaluations) and self.evaluation(metrics).items() <= record.evaluations[-1].items()
+
+    def seconds(self) -> float:
+        """Return the time that the sweep had run at its last evaluation; 0 where it is not known."""
+        times = (evaluation.get("sweep_seconds") for trial in self.trials for evaluation in trial.evaluations)
+        return max((float(time) for time in times if isinstance(time, int | float)), default=0.0)
 
     def evaluation(self, metrics: dict[str, Any]) -> dict[str, Any]:
         """Return the point of an evaluation on the trial's curve: base step, score, and its standard error if any."""

@@ -107,6 +107,8 @@ class Head(BaseModel):
     extractor: _Text | None = None
     temperature: _Text | None = None
     beta: _Number | None = None
+    workers_per_trial: Annotated[int, Strict(), Field(ge=1, le=10**6)] | None = None
+    gpus_per_trial: Annotated[float, Strict(), Field(ge=0, le=10**6, allow_inf_nan=False)] | None = None
     store: _Text | None = None
     store_checksum: _Text | None = None
     tracking_uri: _Text | None = None

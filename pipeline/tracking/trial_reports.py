@@ -65,6 +65,7 @@ class _Report(BaseModel):
     checkpoint: _Text | None = None
     chain: Annotated[dict[str, Any], AfterValidator(_require_chain)] = {}
     figures: list[_Text] = []
+    start_figures: list[_Text] = []
     notes: list[_Text] = []
     warnings: list[_Text] = []
     system: dict[str, float] = {}

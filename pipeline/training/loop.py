@@ -106,6 +106,8 @@ class TrialRun:
         self.throughput = Throughput(self.trainer, device, world_size)
         every = config.train.report_every
         self.preemption = Pace(_PREEMPTION_SECONDS, largest=every, from_first=self.worker.from_first)
+        # Entries of the first report alone.
+        self.at_start: dict[str, list[str]] = {}
         self.infos: list[StepInfo] = []
         self.has_fitted = False
         self.report: dict[str, Any] = {}
@@ -149,6 +151,7 @@ class TrialRun:
         if not own:
             # A resumed run keeps its own.
             position = replace(position, lanes=self.task.lanes)
+            self._draw_start()
         self.batches = self.task.batches(position)
         if own and checkpoint:
             self._resume_reports(checkpoint)
@@ -282,8 +285,19 @@ class TrialRun:
         )
         return {"checkpoint": url} if url else {"notes": [*self.report.get("notes", ()), *notes]}
 
+    def _draw_start(self) -> None:
+        """Write a first picture for each that evaluations draw, of the base that training starts from."""
+        if self.worker.is_first:
+            pictures = self.task.draw_start(self.trainer.sampling_model())
+            figures, notes = self.folder.write_figures("step-00000000", pictures)
+            self.at_start = {"start_figures": figures, "notes": notes}
+
     def _hand_over(self, report: dict[str, Any]) -> None:
         """Report to the sweep, on all workers; the first one's is what counts, and is in the trial's folder before."""
+        if self.at_start:
+            notes = [*report.get("notes", ()), *self.at_start.pop("notes")]
+            report = {**report, **self.at_start, **({"notes": notes} if notes else {})}
+            self.at_start = {}
         if peak := self.system_metrics.peak():
             report = {**report, "system": {**report.get("system", {}), **peak}}
         ray.train.report(self.folder.write_report(report) if self.worker.is_first else report)

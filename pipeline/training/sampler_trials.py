@@ -97,6 +97,10 @@ class SamplerTrials:
             entries = self._evaluation.report(
                 model, base_step, folder, "sampled", run, sampler=config.sampler, is_drawn=is_drawn
             )
+            if entries["figures"]:
+                pictures = self._shared.get("pictures at the start", lambda: self._task.draw_start(model))
+                entries["start_figures"], notes = folder.write_figures("step-00000000", pictures)
+                entries |= {"notes": [*entries.get("notes", ()), *notes]} if notes else {}
             end = {CHAIN_STEP: config.sampler.num_steps, CHAIN_SCORE: entries[config.sweep.metric]}
             # The peak is that of all settings of this process so far.
             system = {"system": {**self._system_metrics.sample(), **self._system_metrics.peak()}}

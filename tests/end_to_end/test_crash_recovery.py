@@ -53,7 +53,17 @@ TRIAL = {
     "train.final_phase.before_evaluations": True,
 }
 # Of a report, what depends on the clock and the machine, and means since the report before, which may be a notice's.
-LEFT_OUT = ("second", "system", "figures", "checkpoint", "energy_loss", "base_loss", "warnings", "report_number")
+LEFT_OUT = (
+    "second",
+    "system",
+    "figures",
+    "start_figures",
+    "checkpoint",
+    "energy_loss",
+    "base_loss",
+    "warnings",
+    "report_number",
+)
 
 
 @pytest.fixture(scope="module")

@@ -122,8 +122,9 @@ def test_the_tracker_holds_what_the_sweep_found(swept, home):
     assert {path.name for path in artifacts(client, best, "step-00000024")} == {"chain.gif"}
     shown = {tuple(path.name.split("+")[:3]) for path in artifacts(client, best, "images")}
     pictures = ["base", "gebm", "base_and_gebm", "by_energy", "neighbours", "energies", "log_partition"]
-    pictures.append("fid_along_chain")
-    assert shown == {(name, "step", str(step)) for name in pictures for step in (8, 16, 24)}
+    pictures += ["chain", "fid_along_chain"]
+    # A slider starts at step 0.
+    assert shown == {(name, "step", str(step)) for name in pictures for step in (0, 8, 16, 24)}
     assert {entry.path for entry in client.list_artifacts(parent.info.run_id)} >= {"config.yaml", "summary.json"}
     report = {Path(entry.path).name for entry in client.list_artifacts(parent.info.run_id, "report")}
     assert {"report.html", "learning_curves.png", "pruning.png"} <= report

@@ -61,6 +61,29 @@ def test_latents_are_the_same_over_evaluations(evaluated):
         assert (both[-len(expected) :, : expected.shape[1]] == expected).all()
 
 
+def test_each_picture_has_a_first_one_of_the_base_at_the_latents_of_the_evaluations(evaluated):
+    work, models, found = evaluated
+    for model, evaluation in zip(models, found, strict=True):
+        before = torch.get_rng_state()
+        first = work.draw_start(model)
+        assert torch.equal(torch.get_rng_state(), before)
+        assert set(first) == {name for name in evaluation.pictures if name.endswith(".png")}
+        base = pixels(evaluation.pictures["base.png"])
+        for content in first.values():
+            assert (pixels(content)[-len(base) :, : base.shape[1]] == base).all()
+
+
+def test_samples_along_the_chain_are_rows_from_the_base_to_the_gebm(evaluated):
+    _, _, found = evaluated
+    for evaluation in found:
+        picture, steps = pixels(evaluation.pictures["chain.png"]), sorted(evaluation.frames)
+        height = len(picture) // len(steps)
+        for row, step in enumerate(steps):
+            expected = pixels(plots.grid(evaluation.frames[step][:8], columns=8))
+            shown = picture[: (row + 1) * height][-len(expected) :, : expected.shape[1]]
+            assert (shown == expected).all()
+
+
 def test_samples_are_sorted_by_their_energy(evaluated):
     _, models, found = evaluated
     for model, evaluation in zip(models, found, strict=True):

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.config.compose import format_overrides
+from pipeline.config.scores import ChainPoint
 from pipeline.report.__main__ import main as command
 from pipeline.report.analysis import collect_results, importances, load_results
 from pipeline.report.charts import charts
@@ -26,6 +27,9 @@ from pipeline.report.markdown import LIMIT, markdown
 from pipeline.runtime.errors import UserError
 from pipeline.tracking.summary import TERMINAL_STATUSES, SweepSummary, TrialRecord
 from pipeline.tracking.trial_steps import TrialSteps
+from tests.helpers.cli import load
+
+screenshots = load("tools/make_screenshots.py")
 
 SETTINGS = {"search": "random", "scheduler": "asha", "space": {"train.base_lr": {"choice": [1]}}, "num_samples": 100}
 STRANGE = ["<script>alert(1)</script>", "a|b\n# c", "`rm -rf`", "[x](javascript:alert(1))", "x & y", "\\", "*bold*"]
@@ -235,14 +239,15 @@ def test_the_command_writes_one_page_that_needs_nothing_else(call, tmp_path):
     assert status == 0 and f"{folder}/report/report.html" in "".join(printed.split("\n"))
     text = (folder / "report/report.html").read_text()
     parsed = Page(text)
-    assert not parsed.asked and parsed.rows == 13 and "&lt;script&gt;alert(1)" in text
+    # The trials, what differs between the two best, and the heads of both tables.
+    assert not parsed.asked and parsed.rows == 12 + 2 + 2 and "&lt;script&gt;alert(1)" in text
     assert f"<p>{STRANGE[0]}" not in text
     assert text.count('"showSendToCloud": false') == 6, "no button sends a chart to a third-party host"
     stills = re.findall(r'<img alt="[^"]+" src="data:image/png;base64,([^"]+)"', text)
     assert len(stills) == 6 and all(base64.b64decode(one)[1:4] == b"PNG" for one in stills)
     assert load_results(str(folder)).records.best().name == records.best().name
-    # plotly's own, and that of each chart.
-    assert parsed.scripts == 1 + text.count('class="plotly-graph-div"') == 7
+    # plotly's own, that of each chart, and that of the tables.
+    assert parsed.scripts == 2 + text.count('class="plotly-graph-div"') == 8
 
 
 # What a page or Markdown could load or run, and what plotly's labels could: they know links and styles.
@@ -280,8 +285,8 @@ def test_no_text_of_a_summary_is_loaded_or_run_by_the_report(tmp_path, texts, va
     drawn = page.partition("</script></head>")[2]
     parsed = Page(page)
     assert not parsed.asked and parsed.styles == ["style"]
-    # plotly's own, and that of each chart.
-    assert parsed.scripts == 1 + page.count('class="plotly-graph-div"')
+    # plotly's own, that of each chart, and that of the tables.
+    assert parsed.scripts == 2 + page.count('class="plotly-graph-div"')
     # The figures' texts are in scripts, and none of them is markup of plotly's.
     assert not re.search(r"(\\u003c|<)(a|span|img)\b", "".join(re.findall(r"<script.*?</script>", drawn, re.DOTALL)))
     assert "\x1b" not in page and "\u202e" not in page
@@ -332,3 +337,119 @@ def test_a_trial_without_anything_is_no_trouble():
     records = SweepSummary("f", metric="fid_gebm", mode="min", shown=("fid_base", "fid_gebm"), facts={})
     records.trials.append(TrialRecord("000", {}))
     assert "have not ended" in markdown(collect_results("f", records, {}))
+
+
+def timed(records: SweepSummary, evaluations: int = 2) -> SweepSummary:
+    """A sweep in which each trial was evaluated so many times, one trial after the other, on two GPUs each."""
+    records.facts |= {"workers_per_trial": 2, "gpus_per_trial": 2.0}
+    for index, trial in enumerate(records.trials):
+        trial.evaluations.clear()
+        trial.best_metrics, trial.best_checkpoint = {}, None
+        for step in range(1, evaluations + 1):
+            trial.seconds = 60.0 * step
+            metrics = {"base_step": 10 * step, "fid_base": 9.0, "fid_gebm": 20.0 / (index % 7 + 1) + 10 / step}
+            metrics["fid_gebm_standard_error"] = 0.1
+            place = f"{records.output}/trials/{trial.name}/checkpoints/step-{step:08d}"
+            chain = {0: ChainPoint(9.0), 50: ChainPoint(metrics["fid_gebm"], 0.1)}
+            records.evaluated(trial, metrics, place, chain, sweep_seconds=3600.0 * index + 60.0 * step)
+    return records
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_scores_have_one_axis_against_steps_time_and_cost(mode, tmp_path):
+    records = timed(a_sweep(str(tmp_path)))
+    records.mode = mode
+    records.write()
+    # From the sweep's folder alone.
+    results = load_results(str(tmp_path))
+    drawn = {chart.key: chart for chart in charts(results)}
+    compared = [drawn[key] for key in ("learning_curves", "over_time", "over_cost")]
+    assert len({(chart.y_range, chart.log) for chart in compared}) == 1 and compared[0].y_range is not None
+    for chart in compared:
+        assert chart.to_matplotlib().axes[0].get_ylim() == pytest.approx(chart.y_range)
+        ends = [10**end if "y" in chart.log else end for end in chart.to_plotly().layout.yaxis.range]
+        assert ends == pytest.approx(chart.y_range)
+    against = [chart for key, chart in drawn.items() if key.startswith("against")]
+    assert len(against) == 2 and len({(chart.y_range, "y" in chart.log) for chart in against}) == 1
+    # Two GPUs for one and for two minutes; and the hours of the sweep, in which the best score only gets better.
+    assert all(series.x == pytest.approx([1 / 30, 1 / 15]) for series in drawn["over_cost"].series)
+    assert drawn["over_cost"].x == "GPU-hours" and drawn["over_time"].x == "hours"
+    best = drawn["over_time"].series[-1]
+    scores = [value for series in drawn["over_time"].series[:-1] for value in series.y]
+    assert best.y == sorted(best.y, reverse=mode == "min") and best.y[-1] == (min if mode == "min" else max)(scores)
+    assert best.x[-1] == pytest.approx((3600 * 11 + 120) / 3600)
+    assert len(drawn["along_chain"].series) == 12
+    text = markdown(results)
+    assert "each on 2 workers: 0.8 worker-hours and 0.8 GPU-hours" in text and "The sweep took 11 hours" in text
+
+
+@pytest.mark.parametrize(
+    ("errors", "verdict"), [((0.1, 0.1), "more than two standard errors"), ((0.4, 0.4), "either may be"), (None, None)]
+)
+def test_the_best_and_the_next_are_told_apart_by_their_errors(errors, verdict):
+    records = a_sweep("folder")
+    best, other = records.ranking()[:2]
+    other.params = {**best.params, "train.energy_lr": 0.123}
+    for trial, score, error in zip((best, other), (4.0, 5.0), errors or (None, None), strict=True):
+        trial.best_metrics = {"base_step": 20, "fid_base": 9.0, "fid_gebm": score}
+        trial.best_metrics |= {} if error is None else {"fid_gebm_standard_error": error}
+    section = (
+        markdown(collect_results("folder", records, {})).partition("## The best and the next")[2].partition("##")[0]
+    )
+    assert f"Trial {other.name} comes next, 1.0" in section and f"behind trial {best.name}" in section
+    assert verdict in section if verdict else "standard errors" not in section
+    # What both have is not in the table.
+    assert "`train.energy_lr` | " in section and "0.1230 |" in section and "train.base_lr" not in section
+
+
+def test_too_few_trials_for_importances_are_said_to_be(tmp_path):
+    few = a_sweep(str(tmp_path))
+    del few.trials[5:]
+    assert "Importances of 2 numeric parameters need 8 trials with a score, and there are 5" in markdown(
+        collect_results("folder", few, {})
+    )
+    assert "`train.energy_lr` " in markdown(collect_results("folder", a_sweep("folder"), {})).partition("forest: ")[2]
+
+
+def test_a_report_of_thousands_of_trials_is_below_ten_megabytes():
+    records = a_sweep("folder")
+    for index in range(12, 3000):
+        trial = records.add(f"{index:04d}", {f"train.key_{key}": index + key / 7 for key in range(6)})
+        trial.status = "finished"
+    page = report(collect_results("folder", timed(records, evaluations=40), SETTINGS))["report.html"]
+    assert len(page) < 9e6
+    assert b"the best 400 of 3,000" in page and b"the last 1,000 of 3,000" in page
+
+
+def test_tables_sort_by_mouse_and_by_keyboard(tmp_path):
+    if missing := screenshots.missing():
+        pytest.skip(f"no {missing} here: apt-get install chromium-driver")
+    records = timed(a_sweep(str(tmp_path)))
+    page = tmp_path / "report.html"
+    page.write_bytes(report(collect_results(str(tmp_path), records, {}))["report.html"])
+    with screenshots.browser(tmp_path / "browser") as driver:
+        screenshots.requested(driver)
+        driver.get(page.as_uri())
+        heads = driver.find_elements("css selector", "#trials th")
+
+        def column(head: str) -> list[str]:
+            place = [one.text.strip() for one in heads].index(head) + 1
+            return [cell.text for cell in driver.find_elements("css selector", f"#trials tbody td:nth-child({place})")]
+
+        def button(head: str):
+            return next(one for one in heads if one.text.strip() == head).find_element("css selector", "button")
+
+        before = column("fid_gebm")
+        assert [float(cell.split()[0]) for cell in before] == sorted(float(cell.split()[0]) for cell in before)
+        button("trial").click()
+        assert column("trial") == sorted(trial.name for trial in records.trials)
+        button("train.energy_lr").send_keys(screenshots.Keys.ENTER)
+        rates = [float(cell) for cell in column("train.energy_lr")]
+        assert rates == sorted(rates)
+        button("train.energy_lr").send_keys(screenshots.Keys.ENTER)
+        assert [float(cell) for cell in column("train.energy_lr")] == rates[::-1]
+        assert [head.get_attribute("aria-sort") for head in heads].count("descending") == 1
+        # Nothing is asked of anybody, and no script of the page is refused by its own policy.
+        hosts = {host for host in screenshots.requested(driver) if not host.startswith("chrome://")}
+        assert hosts <= {"file://", "data://", "blob://"}
+        assert driver.find_elements("css selector", ".js-plotly-plot .main-svg")

@@ -259,3 +259,18 @@ def test_a_summary_that_takes_long_is_written_rarely_and_at_last(tmp_path, small
     while watch._changed and time.monotonic() < end:
         watch.on_step_end(0, [])
     assert read_summary(str(tmp_path))[1] == records.trials
+
+
+@given(st.lists(st.tuples(st.floats(0, 1e6), st.floats(0, 1e6), st.floats(-1e6, 1e6)), min_size=1, max_size=5))
+def test_an_evaluation_has_the_times_at_which_it_came(times):
+    records = sweep([], "min")
+    record = records.add("000", {})
+    for step, (trial_seconds, sweep_seconds, score) in enumerate(times):
+        record.seconds = trial_seconds
+        metrics = {"base_step": step, "fid_base": 1.0, "fid_gebm": score}
+        assert not records.is_newest(record, metrics)
+        records.evaluated(record, metrics, "memory://c", sweep_seconds=sweep_seconds)
+        # The same report once more, as from a trial that resumes, at whatever time.
+        assert records.is_newest(record, metrics)
+    assert [(one["trial_seconds"], one["sweep_seconds"]) for one in record.evaluations] == [one[:2] for one in times]
+    assert records.seconds() == max(seconds for _, seconds, _ in times)

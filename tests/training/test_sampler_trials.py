@@ -73,8 +73,10 @@ def model(tmp_path_factory) -> schema.Config:
 
 
 def comparable(report: dict[str, Any]) -> dict[str, Any]:
-    """A report without what is a time, and without the pictures' place."""
-    return {key: value for key, value in report.items() if key not in (*TIMES, "figures", "report_number")}
+    """A report without what is a time, and without the places of the pictures."""
+    return {
+        key: value for key, value in report.items() if key not in (*TIMES, "figures", "start_figures", "report_number")
+    }
 
 
 def test_each_setting_has_the_report_of_a_trial_of_its_own(model, tmp_path):

@@ -10,14 +10,16 @@ from pipeline.evaluation.plots.curves import (
     scatter_2d,
     scatter_3d,
 )
-from pipeline.evaluation.plots.image_grids import animation, arranged, class_rows, grid, png, side_by_side
-from pipeline.evaluation.plots.titles import at_temperature
+from pipeline.evaluation.plots.image_grids import animation, arranged, chain_rows, class_rows, grid, png, side_by_side
+from pipeline.evaluation.plots.titles import AT_START, at_temperature
 
 __all__ = [
+    "AT_START",
     "animation",
     "arranged",
     "at_temperature",
     "chain_curve",
+    "chain_rows",
     "class_rows",
     "energy_histogram",
     "grid",

@@ -190,12 +190,13 @@ def log_partition(energies: Tensor, trained: float | None = None) -> Figure:
     return figure
 
 
-def scatter_2d(samples: Mapping[str, Tensor], pair: tuple[int, int]) -> Figure:
+def scatter_2d(samples: Mapping[str, Tensor], pair: tuple[int, int], frame: Tensor | None = None) -> Figure:
     """Draw the rows in two of their columns, a panel a set, on the same axes.
 
     Args:
         samples: Name of a set -> its rows (N, D).
         pair: The two columns, from 0.
+        frame: Rows (M, D) whose range the axes have, so that those of other samples are the same (default: all).
 
     Returns:
         A matplotlib figure.
@@ -206,7 +207,8 @@ def scatter_2d(samples: Mapping[str, Tensor], pair: tuple[int, int]) -> Figure:
     """
     figure = _figure(3.6 * len(samples), 3.8)
     panels = figure.subplots(1, len(samples), sharex=True, sharey=True, squeeze=False)[0]
-    x, y = (_edges([rows[:, column] for rows in samples.values()]) for column in pair)
+    framed = list(samples.values()) if frame is None else [frame]
+    x, y = (_edges([rows[:, column] for rows in framed]) for column in pair)
     for panel, (name, rows) in zip(panels, samples.items(), strict=True):
         panel.scatter(
             rows[:, pair[0]].numpy(), rows[:, pair[1]].numpy(), s=3, alpha=0.4, linewidths=0, color=_COLORS[0]
@@ -219,11 +221,12 @@ def scatter_2d(samples: Mapping[str, Tensor], pair: tuple[int, int]) -> Figure:
     return figure
 
 
-def scatter_3d(samples: Mapping[str, Tensor]) -> Figure:
+def scatter_3d(samples: Mapping[str, Tensor], frame: Tensor | None = None) -> Figure:
     """Draw points in space, a panel a set, on the same axes; of more than three coordinates the first three.
 
     Args:
         samples: Name of a set, on one line or more -> its points (N, D), D at least 2.
+        frame: Points (M, D) whose range the axes have, so that those of other samples are the same (default: all).
 
     Returns:
         A matplotlib figure.
@@ -234,7 +237,8 @@ def scatter_3d(samples: Mapping[str, Tensor]) -> Figure:
     """
     dim = min(next(iter(samples.values())).shape[1], 3)
     figure = _figure(3.6 * len(samples), 3.8)
-    limits = [_edges([points[:, axis] for points in samples.values()])[[0, -1]] for axis in range(dim)]
+    framed = list(samples.values()) if frame is None else [frame]
+    limits = [_edges([points[:, axis] for points in framed])[[0, -1]] for axis in range(dim)]
     for index, ((name, points), color) in enumerate(zip(samples.items(), _COLORS, strict=False)):
         panel = figure.add_subplot(1, len(samples), index + 1, projection="3d" if dim == 3 else None)
         inside = torch.ones(len(points), dtype=torch.bool)

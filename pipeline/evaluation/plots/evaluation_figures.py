@@ -17,16 +17,39 @@ from pipeline.evaluation import metrics
 from pipeline.evaluation.base import ChainSamples, Evaluation
 from pipeline.evaluation.metrics.subsets import evenly_spaced
 from pipeline.evaluation.plots import curves, image_panels
-from pipeline.evaluation.plots.image_grids import animation, arranged, class_rows, grid, png, side_by_side
-from pipeline.evaluation.plots.titles import at_temperature
+from pipeline.evaluation.plots.image_grids import (
+    animation,
+    arranged,
+    chain_rows,
+    class_rows,
+    grid,
+    png,
+    side_by_side,
+)
+from pipeline.evaluation.plots.layout import titled
+from pipeline.evaluation.plots.titles import AT_START, at_temperature
 
 __all__ = ["EvaluationFigures", "to_network_range"]
 
+# Title of the pictures at the start, in pixels.
+_START_SIZE, _START_LINE = 16, 28
 # Samples that are shown for their low energy; the same number for their high one.
 _EXTREME = 8
 # Samples of the GEBM that are shown above the training images nearest to them.
 _BEST = 8
 _NEIGHBORS = 3
+# Pictures that have a slider over base steps.
+_SERIES = (
+    "base",
+    "gebm",
+    "base_and_gebm",
+    "chain",
+    "by_energy",
+    "neighbours",
+    "energies",
+    "log_partition",
+    "fid_along_chain",
+)
 # Training images whose energies are drawn.
 _DATA_ENERGIES = 2_000
 
@@ -65,8 +88,7 @@ class EvaluationFigures:
         """
         steps, ends = sorted(evaluation.frames), evaluation.ends
         base, gebm = evaluation.frames[steps[0]], evaluation.frames[steps[-1]]
-        _, classes = model.split_latents(ends["base"].latents[: len(base)])
-        shown = class_rows(None if classes is None else classes.argmax(1), len(base))
+        shown = self._rows(model, ends["base"].latents[: len(base)])
         frames = {step: arranged(frame, shown) for step, frame in evaluation.frames.items()}
         animated = io.BytesIO()
         animation([frames[step] for step in steps], steps, animated, temperature=temperature)
@@ -83,6 +105,7 @@ class EvaluationFigures:
             "base": grid(frames[steps[0]], columns=8),
             "gebm": grid(frames[steps[-1]], columns=8),
             "base_and_gebm": side_by_side(frames[steps[0]], frames[steps[-1]], temperature=temperature),
+            "chain": chain_rows(frames, temperature=temperature),
             "by_energy": image_panels.energy_panels(ranked_base, ranked_gebm, temperature),
             "neighbours": self._neighbors(model, ends["gebm"], evaluation.scores["nearest_gebm"], temperature),
             "energies": curves.energy_histogram(energies),
@@ -90,9 +113,27 @@ class EvaluationFigures:
             "fid_along_chain": curve,
         }
         return {
-            **{f"{name}.png": png(figure) for name, figure in figures.items()},
+            **{f"{name}.png": png(figures[name]) for name in _SERIES},
             "chain.gif": animated.getvalue(),
         }
+
+    def draw_start(self, model: GEBM, latents: Tensor) -> dict[str, bytes]:
+        """Draw samples of the base, in place of each picture that has a slider, before anything is evaluated.
+
+        Args:
+            model: The model that a trial starts from.
+            latents: The first latents of its evaluations (G, D).
+
+        Returns:
+            File name to contents.
+        """
+        images = arranged(self._samples(model, latents), self._rows(model, latents))
+        picture = png(titled(grid(images, columns=8), [AT_START], font_size=_START_SIZE, line_height=_START_LINE))
+        return {f"{name}.png": picture for name in _SERIES}
+
+    def _rows(self, model: GEBM, latents: Tensor) -> Tensor:
+        _, classes = model.split_latents(latents)
+        return class_rows(None if classes is None else classes.argmax(1), len(latents))
 
     def _ranked(self, model: GEBM, shown: Tensor, end: ChainSamples) -> image_panels.RankedSamples:
         """Rank samples by energy: those shown, which are the first of all, and the extremes of all."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import BinaryIO
 
 import torch
@@ -15,12 +15,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from pipeline.evaluation.plots.layout import GAP, join_horizontally, titled
+from pipeline.evaluation.plots.layout import GAP, join_horizontally, join_vertically, titled
 from pipeline.evaluation.plots.titles import at_temperature
 
 __all__ = [
     "animation",
     "arranged",
+    "chain_rows",
     "class_rows",
     "grid",
     "png",
@@ -137,6 +138,29 @@ def side_by_side(base: Tensor, gebm: Tensor, columns: int = 8, temperature: str 
     left = _titled(grid(base, columns), "base")
     right = _titled(grid(gebm, columns), at_temperature("GEBM, same latents", temperature))
     return join_horizontally(left, right)
+
+
+def chain_rows(frames: Mapping[int, Tensor], columns: int = 8, temperature: str | None = None) -> Image.Image:
+    """Draw the first samples at each step of their chain, a row a step, from the base to the GEBM.
+
+    Args:
+        frames: MCMC step -> the samples there, uint8 (N, C, H, W), in the same order at each step.
+        columns: Samples in a row.
+        temperature: Of the chain, in words, for the last row's title.
+
+    Returns:
+        An RGB image.
+
+    Example:
+        >>> x = torch.zeros(16, 1, 8, 8, dtype=torch.uint8)
+        >>> chain_rows({0: x, 50: x, 100: x}).size
+        (398, 228)
+    """
+    steps = sorted(frames)
+    ends = {steps[0]: ": the base", steps[-1]: f": {at_temperature('the GEBM', temperature)}"}
+    return join_vertically(
+        [_titled(grid(frames[step][:columns], columns), f"MCMC step {step}{ends.get(step, '')}") for step in steps], 0
+    )
 
 
 def animation(

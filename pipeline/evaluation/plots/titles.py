@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["at_temperature"]
+__all__ = ["AT_START", "at_temperature"]
+
+AT_START = "at the start: samples of the base"
+"""Title of the first picture of each kind, before any step of training and of a chain."""
 
 
 def at_temperature(title: str, temperature: str | None, separator: str = " ") -> str:
