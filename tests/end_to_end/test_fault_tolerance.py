@@ -58,7 +58,8 @@ def test_on_fewer_workers_it_learns_the_same_but_for_rounding(home, undisturbed)
     assert left and min(left) >= 2
     assert found["base_step"] == expected["base_step"] == 24
     for name in ("fid_base", "fid_gebm"):
-        assert found[name] == pytest.approx(expected[name], rel=1e-3), name
+        # 1.6e-3 on one kind of processor, less on others; the eight base steps before change it by 4 to 5 parts in 100.
+        assert found[name] == pytest.approx(expected[name], rel=5e-3), name
     # Before the final phase, which rounding may end at another step.
     [at_16], [expected_16] = ([one for one in ones if one["base_step"] == 16] for ones in (later, undisturbed_reports))
     # From base step 12 on they are not the same bit for bit; each of Adam's steps since moves it by its rate at most.
