@@ -218,7 +218,8 @@ def test_most_random_texts_look_random_and_hardly_any_words_do():
     words = {word for path in sources for word in re.findall(r"[^\s'\"`(),]{16,}", path.read_text())}
     assert len(words) > 1000 and sum(map(looks_random, words)) < 0.005 * len(words)
     lines = [line for path in sources if path.suffix != ".py" for line in path.read_text().splitlines()]
-    assert sum(redact(line) != line for line in lines) <= 2
+    # Those that set a password or a key.
+    assert sum(redact(line) != line for line in lines) <= 3
 
 
 PLACES = ["tracking.uri", "output", "data.store", "checkpoint", "resume", "evaluation.weights", "tracking.experiment"]

@@ -116,7 +116,8 @@ def test_trials_of_a_sweep_resumed_with_another_beta_are_told_apart():
     [column] = [column for column in table.columns if column.header == "beta"]
     assert list(column.cells) == ["10", "1"]
     text = markdown(collect_results("folder", records, {}))
-    head, _, *rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    [table] = [block for block in text.split("\n\n") if " | beta" in block.splitlines()[0]]
+    head, _, *rows = [line.split(" | ") for line in table.splitlines()]
     at = next(index for index, cell in enumerate(head) if cell.startswith("beta"))
     assert [row[at] for row in rows] == ["10.00", "1.000"]
 
@@ -253,6 +254,7 @@ def test_every_picture_of_an_evaluation_says_the_beta_of_its_samples(beta, small
     titles = [f"MCMC step {step} ({temperature})" for step in (0, 1, 2)]
     titles += [f"GEBM, same latents ({temperature})"] * 2  # side by side, and by energy
     titles += [temperature, f"GEBM ({temperature})", f"along the chain ({temperature})"]
+    titles += [f"MCMC step 2: the GEBM ({temperature})"]
     assert sorted(word for word in written if "beta" in word) == sorted(titles)
     images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
     written.clear()

@@ -252,7 +252,8 @@ def test_the_report_lists_who_has_warnings_and_what_to_do_and_marks_them_in_the_
     assert f"- trial 001 (finished): {NEGATIVE}; \\<script\\>alert(1)\\</script\\>" in section
     assert f"- trial 003 (finished): {ABOVE}" in section
     assert "train.energy_lr" in section and "trial 000" not in section
-    head, _, *rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    [table] = [block for block in text.split("\n\n") if " | warnings" in block.splitlines()[0]]
+    head, _, *rows = [line.split(" | ") for line in table.splitlines()]
     at = next(index for index, cell in enumerate(head) if cell.startswith("warnings"))
     assert [row[at] for row in rows] == ["-", "2", "-", "1"]
     # The best has none, and nothing else is said of it.
