@@ -27,8 +27,8 @@ sweep: install  ## sweep the default experiment; ARGS="conf=cifar10 ..." for ano
 	$(BIN)/python -m pipeline.sweep $(ARGS)
 
 test: lint types  ## run lint, types, and every test
-	@echo "running the tests, two at a time"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@echo "running the tests, three at a time"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 gpu-check:  ## check the laws of a GPU against the CPU, with what PYTHON has installed; writes gpu-check.md
 	$(PYTHON) tools/gpu_check.py $(ARGS)

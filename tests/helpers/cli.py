@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 __all__ = [
-    "PATIENCE", "REPOSITORY", "SMALL", "command", "family", "load", "run", "run_unread", "same_weights", "start",
-    "summary", "wait_for", "weights",
+    "PATIENCE", "REPOSITORY", "SMALL", "command", "evaluated", "family", "kill", "load", "run", "run_unread",
+    "same_weights", "start", "summary", "wait_for", "weights", "workers",
 ]  # fmt: skip
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -155,3 +155,19 @@ def weights(folder: Path, base_step: int = 24) -> dict[str, Tensor]:
 def same_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     """Whether two runs have ended with the same, bit for bit."""
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def kill(pids: list[int], number: int = signal.SIGKILL) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def evaluated(times: int):
+    """Whether the first trial was evaluated so often."""
+    return lambda document: len(document["trials"][0]["evaluations"]) >= times
+
+
+def workers(pid: int) -> list[int]:
+    """The training workers among all that a process has started."""
+    return [member for member in family(pid) if "RayTrainWorker" in command(member)]

@@ -71,7 +71,7 @@ def scores_in_words(records: SweepSummary, record: TrialRecord) -> str:
         >>> records = SweepSummary("out", metric="fid_gebm", mode="min", shown=("fid_base", "fid_gebm"), facts={})
         >>> trial = records.add("000", {})
         >>> metrics = {"base_step": 8, "fid_base": 5.0, "fid_gebm": 4.5, "beta": 10.0}
-        >>> records.evaluated(trial, metrics, "out/trials/000/checkpoints/step-00000008")
+        >>> _ = records.evaluated(trial, metrics, "out/trials/000/checkpoints/step-00000008")
         >>> scores_in_words(records, trial)
         'fid_base 5.000, fid_gebm 4.500 (beta 10: colder than the model)'
         >>> new = records.add_warnings(trial, ["KALE is negative"])
