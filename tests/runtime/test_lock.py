@@ -291,6 +291,8 @@ def test_never_do_two_write_and_nobody_removes_what_is_another_s(tmp_path_factor
     @example([*TAKEN_OVER, (0, "release", 0.0, NEVER), (1, "write", 9.0, NEVER)])
     # The second has observed enough, and is suspended before it takes the lock over; the first renews it meanwhile.
     @example([*OBSERVED, (1, "attempt", 26.0, 1), (0, "renew", 0.0, NEVER), (0, "write", 1.0, NEVER)])
+    # The second has not observed the lock for long enough, and the first is alive.
+    @example([*OBSERVED, (1, "attempt", 1.0, NEVER), (1, "write", 0.0, NEVER), (0, "write", 0.0, NEVER)])
     # The first is suspended in the middle of a heartbeat.
     @example([(0, "attempt", 0.0, NEVER), (0, "renew", 9.0, 0), (1, "attempt", 1.0, NEVER), *TAKEN_OVER[2:]])
     @given(STEPS)

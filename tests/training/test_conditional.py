@@ -125,7 +125,7 @@ def test_an_evaluation_scores_and_draws_a_conditional_model(conditional, digits,
     own = metrics.features(images[labels == label], classifier)["embedding"]
     samples = end.features["embedding"][gebm[:, label] == 1]
     expected = metrics.fid_from_features(samples, metrics.Reference.of_features(classifier.label, own))
-    assert evaluation.scores[f"fid_class_{label}_gebm"] == pytest.approx(expected, rel=1e-3)
+    assert evaluation.scores[f"fid_class_{label}_gebm"] == pytest.approx(expected, rel=4e-6)
     assert evaluation.scores[f"fid_class_{label}_gebm_standard_error"] > 0
     assert f"fid_class_{label}_base" in evaluation.scores
     # The labels of the store are read once: nothing has made them again.
