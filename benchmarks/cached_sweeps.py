@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pipeline.compare.groups import group_runs
-from pipeline.compare.sweeps import load_sweeps
+from pipeline.report.comparisons.groups import group_runs
+from pipeline.report.comparisons.sweeps import load_sweeps
 from pipeline.tracking.seed_statistics import mean_and_error
 from pipeline.tracking.summary import TrialRecord
 

@@ -18,7 +18,7 @@ from pipeline.runtime.filesystem import filesystem, is_local
 from pipeline.runtime.untrusted import PICTURE, InvalidDocument, parse_picture, read_bytes
 from pipeline.tracking.summary import TrialRecord
 
-__all__ = ["Gallery", "Picture", "encode", "galleries"]
+__all__ = ["Gallery", "Picture", "add_picture", "encode", "galleries"]
 
 # Pictures of an evaluation, by what is best to look at: samples of images, of points, of rows of a table.
 _SAMPLES = ("gebm.png", "base_and_gebm.png", "density.png")
@@ -80,15 +80,46 @@ def galleries(results: SweepResults) -> list[Gallery]:
     compared = Gallery("samples", title)
     for name, trial in trials.items():
         step, score = trial.best_metrics.get("base_step"), format_score(trial.best_metrics, results.metric)
-        _add(results, compared, trial, step, _SAMPLES, f"{name}: trial {trial.name}, base step {step}, {score}")
+        add_picture(compared, results, trial, step, _SAMPLES, f"{name}: trial {trial.name}, base step {step}, {score}")
     training = Gallery("training", f"Samples of the best trial, {best.name}, over training: from the same latents")
     if not results.is_sampler_search:
         for step, caption in _evaluations(results, best):
-            _add(results, training, best, step, _SAMPLES, caption)
+            add_picture(training, results, best, step, _SAMPLES, caption)
     chain = Gallery("chain", f"From base to GEBM along the chain of the best trial, {best.name}")
-    _add(results, chain, best, best.best_metrics.get("base_step"), _CHAIN, "")
+    add_picture(chain, results, best, best.best_metrics.get("base_step"), _CHAIN, "")
     found = [compared, *([training] if len(training.pictures) > 1 else []), chain]
     return found if any(gallery.pictures for gallery in found) else []
+
+
+def add_picture(
+    gallery: Gallery, results: SweepResults, trial: TrialRecord, step: object, names: tuple[str, ...], caption: str
+) -> None:
+    """Add the first picture of these names that a trial has at a step, or a line that says why there is none.
+
+    Args:
+        gallery: Where it is added.
+        results: Results of the sweep, whose folder has the picture.
+        trial: The trial.
+        step: Base step of the evaluation; no number where there was none.
+        names: Names of files, the best one first.
+        caption: Caption of the picture.
+    """
+    # A trial that only sampled a trained model has one evaluation.
+    folders = [f"step-{step:08d}"] if isinstance(step, int) else []
+    what = f"trial {trial.name}" + (f", base step {step}" if folders else "")
+    for folder in [*folders, *([] if step == 0 else ["sampled"])]:
+        for name in names:
+            try:
+                picture = _read(results.output, f"trials/{trial.name}/figures/{folder}/{name}")
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            # Each file system has exceptions of its own.
+            except Exception as error:
+                gallery.missing.append(f"{what}: {folder}/{name} cannot be shown ({one_line(error, limit=200)})")
+                return
+            gallery.pictures.append(Picture(caption, *encode(picture)))
+            return
+    gallery.missing.append(f"{what}: no picture")
 
 
 def encode(picture: Image.Image) -> tuple[str, bytes]:
@@ -128,28 +159,6 @@ def _evaluations(results: SweepResults, trial: TrialRecord) -> list[tuple[int, s
         steps = [steps[round(index * (len(steps) - 1) / (_MAX_STEPS - 1))] for index in range(_MAX_STEPS)]
     captions = {step: format_score(scores.get(step, {}), results.metric) for step in steps}
     return [(step, f"base step {step:,}" + (f": {score}" if score else "")) for step, score in captions.items()]
-
-
-def _add(
-    results: SweepResults, gallery: Gallery, trial: TrialRecord, step: object, names: tuple[str, ...], caption: str
-) -> None:
-    """Add the first picture of these names that a trial has at a step, or a line that says why there is none."""
-    # A trial that only sampled a trained model has one evaluation.
-    folders = [f"step-{step:08d}"] if isinstance(step, int) else []
-    what = f"trial {trial.name}" + (f", base step {step}" if folders else "")
-    for folder in [*folders, *([] if step == 0 else ["sampled"])]:
-        for name in names:
-            try:
-                picture = _read(results.output, f"trials/{trial.name}/figures/{folder}/{name}")
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            # Each file system has exceptions of its own.
-            except Exception as error:
-                gallery.missing.append(f"{what}: {folder}/{name} cannot be shown ({one_line(error, limit=200)})")
-                return
-            gallery.pictures.append(Picture(caption, *encode(picture)))
-            return
-    gallery.missing.append(f"{what}: no picture")
 
 
 def _read(output: str, place: str) -> Image.Image:

@@ -73,7 +73,7 @@ MANIFEST = Limits(num_bytes=2**27, values=10_000_000)
 JOURNAL = Limits(num_bytes=2**22, values=100_000)
 """A line of a journal."""
 
-PICTURE = Limits(num_bytes=2**24, values=2**24)
+PICTURE = Limits(num_bytes=2**23, values=2**24)
 """A picture of a trial's samples: four thousand pixels each way."""
 
 # Bytes that begin another value of a JSON document.

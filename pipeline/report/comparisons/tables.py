@@ -7,8 +7,8 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from pipeline.compare.groups import Group, difference
 from pipeline.config.scores import format_score, plus_minus
+from pipeline.report.comparisons.groups import Group, difference
 from pipeline.tracking.seed_statistics import CONFIDENCE, Difference, Estimate
 from pipeline.tracking.summary_types import TERMINAL_STATUSES
 

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gebm import objectives
-from pipeline.compare.groups import GANS, Group, difference, group_runs
-from pipeline.compare.page import markdown
-from pipeline.compare.sweeps import load_sweeps
-from pipeline.compare.tables import MISSING, differences_table, groups_table, missing_lines, scores_table
+from pipeline.report.comparisons.groups import GANS, Group, difference, group_runs
+from pipeline.report.comparisons.page import markdown
+from pipeline.report.comparisons.sweeps import load_sweeps
+from pipeline.report.comparisons.tables import MISSING, differences_table, groups_table, missing_lines, scores_table
 from pipeline.runtime.errors import UserError
 from tests.helpers.compared import write_sweep
 

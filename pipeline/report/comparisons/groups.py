@@ -7,8 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pipeline.compare.sweeps import NETWORKS, OBJECTIVE, SEED, ComparedSweep
 from pipeline.config.scores import at_end
+from pipeline.report.comparisons.sweeps import NETWORKS, OBJECTIVE, SEED, ComparedSweep
 from pipeline.tracking.seed_statistics import Difference, Estimate, mean_and_error, paired_difference
 from pipeline.tracking.summary import TrialRecord
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from rich import table
 from rich.text import Text
 
-from pipeline.compare.groups import Group
-from pipeline.compare.page import sections
-from pipeline.compare.tables import Table, missing_lines
+from pipeline.report.comparisons.groups import Group
+from pipeline.report.comparisons.page import sections
+from pipeline.report.comparisons.tables import Table, missing_lines
 from pipeline.runtime.terminal import make_console
 
 __all__ = ["print_comparison"]
