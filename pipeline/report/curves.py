@@ -117,7 +117,7 @@ def _best_so_far(results: SweepResults, points: dict[str, list[_Point]]) -> Seri
 
 
 def _thinned(points: list[_Point], most: int) -> list[_Point]:
-    """Return at most so many of a curve's points, evenly spaced, with both ends."""
+    """Return at most that number of a curve's points, evenly spaced, with both ends."""
     if len(points) <= most:
         return points
     return [points[round(index * (len(points) - 1) / (most - 1))] for index in range(most)]

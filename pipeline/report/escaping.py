@@ -54,7 +54,7 @@ def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
     Args:
         heads: Heads of the columns.
-        rows: Rows of cells, as many as there are heads.
+        rows: Rows of cells, one cell for each head.
 
     Example:
         >>> print(table(["trial", "score"], [["000", "4.5"]]))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pipeline.config.scores import plus_minus
 from pipeline.report.analysis import SweepResults
-from pipeline.report.comparison import compare_best
 from pipeline.report.escaping import code, escape, format_value, table
+from pipeline.report.ranked_trials import compare_best
 from pipeline.tracking.summary import TERMINAL_STATUSES, TrialRecord
 
 __all__ = ["best_and_next", "cost_section", "importances_section"]

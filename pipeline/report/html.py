@@ -46,7 +46,7 @@ def report(results: SweepResults) -> dict[str, bytes]:
 
 
 def _chart(chart: Chart, still: bytes) -> str:
-    """Return an interactive chart, and in its place a picture where no script runs."""
+    """Return an interactive chart, and a picture for browsers in which no script runs."""
     figure = chart.to_plotly()
     div = figure.to_html(full_html=False, include_plotlyjs=False, div_id=chart.key, config=_PLOTLY_CONFIG)
     return f'<div class="chart">{div}<noscript>{image("image/png", still, chart.title)}</noscript></div>'

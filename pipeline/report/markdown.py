@@ -61,7 +61,7 @@ def markdown(results: SweepResults, limit: int | None = LIMIT) -> str:
 
 
 def sections(results: SweepResults) -> dict[str, str]:
-    """Return the sections of the report for a page of its own, in Markdown, with as many trials as a page bears.
+    """Return the sections of the report for a page of its own, in Markdown, with all trials that a page has room for.
 
     Args:
         results: Results of the sweep.

@@ -1,4 +1,4 @@
-"""Colors of a report: each is seen on white, and told from every other with and without full color vision."""
+"""Colors of a report: each is visible on white, and distinct from every other with and without full color vision."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipeline.config.scores import format_score
 from pipeline.report.analysis import SweepResults
-from pipeline.report.comparison import latent_keys, spread
+from pipeline.report.ranked_trials import best_median_worst, latent_keys
 from pipeline.runtime.errors import one_line
 from pipeline.runtime.filesystem import filesystem, is_local
 from pipeline.runtime.untrusted import PICTURE, InvalidDocument, parse_picture, read_bytes
@@ -73,7 +73,7 @@ def galleries(results: SweepResults) -> list[Gallery]:
     best = results.records.best()
     if best is None:
         return []
-    trials = spread(results)
+    trials = best_median_worst(results)
     shared = latent_keys(list(trials.values()))
     latents = f"latents may differ with {', '.join(shared)}" if shared else "from the same latents"
     title = f"Samples of the {_join([*trials])} trial" + (f": {latents}" if len(trials) > 1 else "")
@@ -87,8 +87,8 @@ def galleries(results: SweepResults) -> list[Gallery]:
             add_picture(training, results, best, step, _SAMPLES, caption)
     chain = Gallery("chain", f"From base to GEBM along the chain of the best trial, {best.name}")
     add_picture(chain, results, best, best.best_metrics.get("base_step"), _CHAIN, "")
-    found = [compared, *([training] if len(training.pictures) > 1 else []), chain]
-    return found if any(gallery.pictures for gallery in found) else []
+    shown = [compared, *([training] if len(training.pictures) > 1 else []), chain]
+    return shown if any(gallery.pictures for gallery in shown) else []
 
 
 def add_picture(
@@ -161,7 +161,7 @@ def _evaluations(results: SweepResults, trial: TrialRecord) -> list[tuple[int, s
     return [(step, f"base step {step:,}" + (f": {score}" if score else "")) for step, score in captions.items()]
 
 
-def _read(output: str, place: str) -> Image.Image:
+def _read(output: str, relative: str) -> Image.Image:
     """Read a picture of the sweep's folder.
 
     Raises:
@@ -169,9 +169,9 @@ def _read(output: str, place: str) -> Image.Image:
         OSError: There is none, or it cannot be read.
     """
     files, root = filesystem(output)
-    path = f"{root}/{place}"
+    path = f"{root}/{relative}"
     if is_local(files) and Path(path).exists():
-        if Path(path).resolve() != Path(root).resolve() / place:
+        if Path(path).resolve() != Path(root).resolve() / relative:
             raise InvalidDocument("it is behind a link")
         if not Path(path).is_file():
             raise InvalidDocument("it is not a regular file")

@@ -49,7 +49,7 @@ def test_the_formulas_give_what_is_published():
     assert contrast_to_white("#FFFFFF") == 1 and contrast_to_white("#000000") == pytest.approx(21)
     assert contrast_to_white("#767676") == pytest.approx(4.54, abs=0.01)
     assert lab("#FF0000", "full") == pytest.approx([53.2, 80.1, 67.2], abs=0.1)
-    # What a person without one kind of cone confuses: a red and a green that most people tell apart at once.
+    # What a person without one kind of cone confuses: a red and a green that are distinct to most people.
     assert distance("#CC0000", "#4D6600", "full") > 60 > 30 > distance("#CC0000", "#4D6600", "deuteranopia")
 
 

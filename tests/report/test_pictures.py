@@ -1,4 +1,4 @@
-"""Pictures on a report's page: those of the sweep's folder, decoded within limits, whoever wrote them."""
+"""Pictures on a report's page: those of the sweep's folder, which is untrusted, decoded within limits."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def swept(folder: Path, trials: int = 5) -> SweepSummary:
     for index in range(trials):
         trial = records.add(f"{index:03d}", {"train.base_lr": 1e-4 * (index + 1)})
         for step in (0, *STEPS):
-            place = folder / "trials" / trial.name / "figures" / f"step-{step:08d}"
-            place.mkdir(parents=True)
-            (place / "gebm.png").write_bytes(png(color_of(index, step)))
-            (place / "chain.png").write_bytes(png((1, 2, 3)))
+            figures = folder / "trials" / trial.name / "figures" / f"step-{step:08d}"
+            figures.mkdir(parents=True)
+            (figures / "gebm.png").write_bytes(png(color_of(index, step)))
+            (figures / "chain.png").write_bytes(png((1, 2, 3)))
             metrics = {"base_step": step, "fid_base": 9.0, "fid_gebm": 10.0 - index - step / 100}
             if step:
                 records.evaluated(trial, metrics, f"{folder}/trials/{trial.name}/checkpoints/step-{step:08d}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html.parser
 import io
 import json
 import math
@@ -28,6 +27,7 @@ from pipeline.runtime.errors import UserError
 from pipeline.tracking.summary import TERMINAL_STATUSES, SweepSummary, TrialRecord
 from pipeline.tracking.trial_steps import TrialSteps
 from tests.helpers.cli import load
+from tests.helpers.html_page import ParsedPage
 
 screenshots = load("tools/make_screenshots.py")
 
@@ -61,27 +61,6 @@ def sweeps(draw_from):
         if trial.status == "failed":
             trial.error = draw_from(st.sampled_from(STRANGE))
     return records
-
-
-class Page(html.parser.HTMLParser):
-    """What a page asks for and what runs on it."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open, self.asked, self.scripts, self.rows, self.styles = [], [], 0, 0, []
-        self.feed(text)
-
-    @staticmethod
-    def is_still(attributes: list[tuple[str, str | None]]) -> bool:
-        return str(dict(attributes).get("src")).startswith("data:image/png;base64,")
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.scripts += tag == "script"
-        self.rows += tag == "tr"
-        self.styles += (
-            [tag] if tag in ("style", "link", "img", "iframe", "object") and not self.is_still(attributes) else []
-        )
-        self.asked += [value for key, value in attributes if key in ("src", "href") and not value.startswith("data:")]
 
 
 @settings(max_examples=60)
@@ -238,16 +217,16 @@ def test_the_command_writes_one_page_that_needs_nothing_else(call, tmp_path):
     status, printed, _ = call("report", str(folder))
     assert status == 0 and f"{folder}/report/report.html" in "".join(printed.split("\n"))
     text = (folder / "report/report.html").read_text()
-    parsed = Page(text)
+    parsed = ParsedPage(text)
     # The trials, what differs between the two best, and the heads of both tables.
-    assert not parsed.asked and parsed.rows == 12 + 2 + 2 and "&lt;script&gt;alert(1)" in text
+    assert not parsed.requested and parsed.tags.count("tr") == 12 + 2 + 2 and "&lt;script&gt;alert(1)" in text
     assert f"<p>{STRANGE[0]}" not in text
     assert text.count('"showSendToCloud": false') == 6, "no button sends a chart to a third-party host"
     stills = re.findall(r'<img alt="[^"]+" src="data:image/png;base64,([^"]+)"', text)
     assert len(stills) == 6 and all(base64.b64decode(one)[1:4] == b"PNG" for one in stills)
     assert load_results(str(folder)).records.best().name == records.best().name
     # plotly's own, that of each chart, and that of the tables.
-    assert parsed.scripts == 2 + text.count('class="plotly-graph-div"') == 8
+    assert parsed.tags.count("script") == 2 + text.count('class="plotly-graph-div"') == 8
 
 
 # What a page or Markdown could load or run, and what plotly's labels could: they know links and styles.
@@ -283,10 +262,11 @@ def test_no_text_of_a_summary_is_loaded_or_run_by_the_report(tmp_path, texts, va
     (tmp_path / "sweep" / "summary.json").write_text(json.dumps(document))
     page = report(load_results(str(tmp_path / "sweep")))["report.html"].decode()
     drawn = page.partition("</script></head>")[2]
-    parsed = Page(page)
-    assert not parsed.asked and parsed.styles == ["style"]
+    parsed = ParsedPage(page)
+    assert not parsed.requested and parsed.tags.count("style") == 1
+    assert not {"link", "img", "iframe", "object"} & set(parsed.tags)
     # plotly's own, that of each chart, and that of the tables.
-    assert parsed.scripts == 2 + page.count('class="plotly-graph-div"')
+    assert parsed.tags.count("script") == 2 + page.count('class="plotly-graph-div"')
     # The figures' texts are in scripts, and none of them is markup of plotly's.
     assert not re.search(r"(\\u003c|<)(a|span|img)\b", "".join(re.findall(r"<script.*?</script>", drawn, re.DOTALL)))
     assert "\x1b" not in page and "\u202e" not in page
@@ -340,7 +320,7 @@ def test_a_trial_without_anything_is_no_trouble():
 
 
 def timed(records: SweepSummary, evaluations: int = 2) -> SweepSummary:
-    """A sweep in which each trial was evaluated so many times, one trial after the other, on two GPUs each."""
+    """A sweep in which each trial was evaluated that number of times, one trial after the other, on two GPUs each."""
     records.facts |= {"workers_per_trial": 2, "gpus_per_trial": 2.0}
     for index, trial in enumerate(records.trials):
         trial.evaluations.clear()
@@ -349,9 +329,9 @@ def timed(records: SweepSummary, evaluations: int = 2) -> SweepSummary:
             trial.seconds = 60.0 * step
             metrics = {"base_step": 10 * step, "fid_base": 9.0, "fid_gebm": 20.0 / (index % 7 + 1) + 10 / step}
             metrics["fid_gebm_standard_error"] = 0.1
-            place = f"{records.output}/trials/{trial.name}/checkpoints/step-{step:08d}"
+            checkpoint = f"{records.output}/trials/{trial.name}/checkpoints/step-{step:08d}"
             chain = {0: ChainPoint(9.0), 50: ChainPoint(metrics["fid_gebm"], 0.1)}
-            records.evaluated(trial, metrics, place, chain, sweep_seconds=3600.0 * index + 60.0 * step)
+            records.evaluated(trial, metrics, checkpoint, chain, sweep_seconds=3600.0 * index + 60.0 * step)
     return records
 
 
@@ -433,8 +413,8 @@ def test_tables_sort_by_mouse_and_by_keyboard(tmp_path):
         heads = driver.find_elements("css selector", "#trials th")
 
         def column(head: str) -> list[str]:
-            place = [one.text.strip() for one in heads].index(head) + 1
-            return [cell.text for cell in driver.find_elements("css selector", f"#trials tbody td:nth-child({place})")]
+            column = [one.text.strip() for one in heads].index(head) + 1
+            return [cell.text for cell in driver.find_elements("css selector", f"#trials tbody td:nth-child({column})")]
 
         def button(head: str):
             return next(one for one in heads if one.text.strip() == head).find_element("css selector", "button")
@@ -449,7 +429,7 @@ def test_tables_sort_by_mouse_and_by_keyboard(tmp_path):
         button("train.energy_lr").send_keys(screenshots.Keys.ENTER)
         assert [float(cell) for cell in column("train.energy_lr")] == rates[::-1]
         assert [head.get_attribute("aria-sort") for head in heads].count("descending") == 1
-        # Nothing is asked of anybody, and no script of the page is refused by its own policy.
+        # Nothing is requested from any address, and no script of the page is refused by its own policy.
         hosts = {host for host in screenshots.requested(driver) if not host.startswith("chrome://")}
         assert hosts <= {"file://", "data://", "blob://"}
         assert driver.find_elements("css selector", ".js-plotly-plot .main-svg")

@@ -169,7 +169,7 @@ def _choose(sweep: ComparedSweep, trials: Sequence[TrialRecord], score: str) -> 
 
     scored = [trial for trial in trials if math.isfinite(cost(trial))]
     if not any(SEED in trial.params for trial in scored):
-        # Where trials were too close to tell, their second scores have decided.
+        # Where first scores were too close, the finalists' second scores decide.
         first = records.best() if score == records.metric else None
         best = first if first in scored else min(scored, key=cost, default=None)
         seed = _seed(sweep.config.get(SEED, 0))

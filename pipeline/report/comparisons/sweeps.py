@@ -103,13 +103,13 @@ def load_sweeps(folders: Sequence[str]) -> list[ComparedSweep]:
     Raises:
         UserError: A folder is no sweep or given twice, or two sweeps are not measured alike; one line says which.
     """
-    places: dict[str, str] = {}
+    typed: dict[str, str] = {}
     for folder in folders:
         local = "://" not in folder
-        place = os.path.realpath(os.path.expanduser(folder)) if local else folder.rstrip("/")
-        if place in places:
-            raise UserError(f"{folder} is the same folder as {places[place]}: name each sweep once")
-        places[place] = folder
+        path = os.path.realpath(os.path.expanduser(folder)) if local else folder.rstrip("/")
+        if path in typed:
+            raise UserError(f"{folder} is the same folder as {typed[path]}: name each sweep once")
+        typed[path] = folder
     sweeps = [_load(folder.rstrip("/")) for folder in folders]
     _require_comparable(sweeps)
     return sweeps

@@ -185,7 +185,7 @@ def _signed(found: Difference) -> str:
 def _interval(found: Difference) -> str:
     if not math.isfinite(found.low):
         return "-"
-    # As many decimals as the difference has.
+    # The same number of decimals as the difference.
     digits = len(_plus_minus(found).partition(" ")[0].partition(".")[2])
     return f"{found.low:.{digits}f} to {found.high:.{digits}f}"
 

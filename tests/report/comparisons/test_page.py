@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import html.parser
 import io
 import json
 import re
@@ -23,31 +22,18 @@ from pipeline.report.comparisons.page import html_page
 from pipeline.report.comparisons.pictures import sample_galleries
 from pipeline.report.comparisons.sweeps import load_sweeps
 from tests.helpers.compared import write_sweep
+from tests.helpers.html_page import ParsedPage
 
 LOADING = [
-    "![x](http://stranger.example/x.png)",
-    "<img src=http://stranger.example/x.png>",
-    "</script><img src=//stranger.example/x>",
-    "<http://stranger.example>",
-    "[x]: http://stranger.example\n\n![x]",
+    "![x](http://untrusted.example/x.png)",
+    "<img src=http://untrusted.example/x.png>",
+    "</script><img src=//untrusted.example/x>",
+    "<http://untrusted.example>",
+    "[x]: http://untrusted.example\n\n![x]",
     "a|b\n# c",
     "[red]x[/red]",
-    "\x1b]8;;http://stranger.example\x07x\u202e",
+    "\x1b]8;;http://untrusted.example\x07x\u202e",
 ]
-
-
-class Page(html.parser.HTMLParser):
-    """What a page asks for, and what of it could run."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags, self.asked, self.handlers = [], [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.asked += [value for key, value in attributes if key in ("src", "href", "srcset", "data", "action")]
-        self.handlers += [key for key, _ in attributes if key.startswith("on")]
 
 
 def png(size: tuple[int, int] = (32, 32), color: str = "red") -> bytes:
@@ -73,9 +59,9 @@ def two_objectives(folder: Path) -> str:
 
 
 def add_picture(folder: str, trial: str, name: str, content: bytes) -> None:
-    place = Path(folder) / "trials" / trial / "figures/step-00000010"
-    place.mkdir(parents=True, exist_ok=True)
-    (place / name).write_bytes(content)
+    figures = Path(folder) / "trials" / trial / "figures/step-00000010"
+    figures.mkdir(parents=True, exist_ok=True)
+    (figures / name).write_bytes(content)
 
 
 def test_the_command_prints_the_tables_and_writes_one_page_with_samples_side_by_side(call, tmp_path):
@@ -131,8 +117,8 @@ def test_no_text_of_a_folder_is_loaded_or_run(tmp_path, call, texts):
     assert "\x1b" not in printed + errors and "\u202e" not in printed + errors
     if status == 0:
         page = (tmp_path / "out/compare.html").read_text()
-        parsed = Page(page)
-        assert not parsed.asked and not parsed.handlers
+        parsed = ParsedPage(page)
+        assert not parsed.requested and not parsed.handlers
         assert not {"img", "link", "iframe", "a", "object"} & set(parsed.tags)
         # Its own style, and the one script by which its tables sort.
         assert parsed.tags.count("style") == parsed.tags.count("script") == 1

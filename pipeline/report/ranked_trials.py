@@ -1,4 +1,4 @@
-"""Trials of a sweep next to one another: the best and the next, and the best, the median and the worst."""
+"""Trials of a sweep by rank: the best compared with the next, and the best, the median and the worst."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline.config.scores import standard_error_of
 from pipeline.report.analysis import SweepResults
 from pipeline.tracking.summary import TrialRecord
 
-__all__ = ["Comparison", "compare_best", "latent_keys", "spread"]
+__all__ = ["Comparison", "compare_best", "latent_keys", "best_median_worst"]
 
 _ABSENT = object()
 # Latents of an evaluation are a function of these.
@@ -63,7 +63,7 @@ def compare_best(results: SweepResults) -> Comparison | None:
     return Comparison(first, second, values[1] - values[0], error, keys)
 
 
-def spread(results: SweepResults) -> dict[str, TrialRecord]:
+def best_median_worst(results: SweepResults) -> dict[str, TrialRecord]:
     """Return the best, the median and the worst trial of those with a score; fewer where there are fewer.
 
     Args:
@@ -78,11 +78,11 @@ def spread(results: SweepResults) -> dict[str, TrialRecord]:
     trials = {"best": best, "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
     names: set[str] = set()
     # A trial that is two of them, as of two trials the median is the worst, is shown once: as best, then as worst.
-    for place in ("best", "worst", "median"):
-        if trials[place].name in names:
-            del trials[place]
+    for rank in ("best", "worst", "median"):
+        if trials[rank].name in names:
+            del trials[rank]
         else:
-            names.add(trials[place].name)
+            names.add(trials[rank].name)
     return trials
 
 
