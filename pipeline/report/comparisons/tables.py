@@ -101,20 +101,22 @@ def groups_table(groups: Sequence[Group]) -> Table:
 
 def differences_table(groups: Sequence[Group]) -> Table:
     """Return the differences between models of one data set, and between each and its base, paired by seed."""
-    lines = []
+    lines, num_intervals = [], 0
     for first, score, second, other in _pairs(groups):
         found = difference(first, score, second, other)
         names = [_model_name(first, score), _model_name(second, other)]
-        row = [first.data, *names, str(found.count), _signed(found), _interval(found), _verdict(found, first)]
-        lines.append(row)
+        lines.append([first.data, *names, str(found.count), _signed(found), _interval(found), _verdict(found, first)])
+        num_intervals += math.isfinite(found.low)
     mode = groups[0].sweeps[0].results.records.mode
     note = (
         f"The first's score minus the second's, over the seeds that both have: mean ± standard error, and the "
         f"{CONFIDENCE:.0%} interval by Student's t; {'lower' if mode == 'min' else 'higher'} is better. A GEBM has the "
         "score of its samples, a GAN that of its generator. Models that differ in both networks and objective are held "
-        f"against each other only where no others are there. Of {len(lines)} intervals, about "
-        f"{(1 - CONFIDENCE) * len(lines):.1f} leave zero out by chance."
+        "against each other only where no others are there."
     )
+    if num_intervals:
+        by_chance = (1 - CONFIDENCE) * num_intervals
+        note += f" Of {num_intervals} interval(s), about {by_chance:.1f} leave(s) zero out by chance."
     return Table(
         "Differences, paired by seed",
         ["data", "first", "second", "seeds", "difference", f"{CONFIDENCE:.0%} interval", "better"],
