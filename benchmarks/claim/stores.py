@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 from benchmarks.claim.settings import SETTINGS, experiment
+from pipeline.data.store import MissingStore, open_store
 
 __all__ = ["make_stores"]
 
@@ -36,6 +37,13 @@ def make_stores(photographs: Path | None, folder: Path) -> None:
 
 def _make(name: str, *overrides: str) -> None:
     config = experiment(SETTINGS[name], "gan", 0)
+    try:
+        store = open_store(config.data.store)
+    except MissingStore:
+        pass
+    else:
+        print(f"{store.url} is finished already")
+        return
     keys = {
         "data.store": config.data.store,
         "data.resolution": config.data.resolution,
