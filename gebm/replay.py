@@ -199,8 +199,9 @@ class Replays:
         if mode not in MODES:
             raise ValueError(f"steps are replayed {mode!r}: choose one of {', '.join(MODES)}")
         self._name, self._mode, self._state = name, mode, state
-        # A kind that occurred once is there without a recording, and one that is taken plainly is refused.
-        self._kinds: dict[Hashable, _Recorded | None] = {}
+        self._kinds: dict[Hashable, _Recorded] = {}
+        # Names of the state that a step of a kind leaves behind. Those of an optimizer appear with its first step.
+        self._names: dict[Hashable, set[str]] = {}
         self._refused: set[Hashable] = set()
         # Kinds whose state was found where it was when they were recorded.
         self._in_place: set[Hashable] = set()
@@ -215,7 +216,7 @@ class Replays:
     @property
     def path(self) -> str:
         """The way that was taken so far, as records have it: ``plain``, ``static`` or ``cuda_graphs``."""
-        graphs = any(recorded and recorded.is_graph for recorded in self._kinds.values())
+        graphs = any(recorded.is_graph for recorded in self._kinds.values())
         return "plain" if not self.replayed else "cuda_graphs" if graphs else "static"
 
     def refresh(self) -> None:
@@ -242,15 +243,18 @@ class Replays:
         """
         if kind in self._refused:
             return list(step.plain())
-        if kind not in self._kinds:
-            self._kinds[kind] = None
-            return list(step.plain())
-        recorded = self._kinds[kind]
+        recorded = self._kinds.get(kind)
         if recorded is not None and (kind in self._in_place or recorded.is_in_place(self._state())):
             self._in_place.add(kind)
             self.replayed += 1
             return recorded.replay(step.inputs, step.generator)
-        return self._check(kind, step, self._state())
+        state = self._state()
+        names = self._names.get(kind)
+        if names is None or not names <= state.keys():
+            results = list(step.plain())
+            self._names[kind] = set(self._state())
+            return results
+        return self._check(kind, step, state)
 
     def _check(self, kind: Hashable, step: Step, state: Mapping[str, Tensor]) -> list[Tensor]:
         """Take a step both ways, and keep the plain one's results; record it if the other is as good and faster."""

@@ -32,6 +32,7 @@ class ReplayedTraining:
         modules: All that is trained or averaged, by name.
         optimizers: The optimizers, by the names of a trainer's arguments.
         fold_base: Returns a folded copy of the base that is sampled, or that base itself.
+        chains: Returns the positions of persistent chains, which energy steps change in place.
 
     Attributes:
         replays: The recordings, and a line on each kind of step.
@@ -44,11 +45,11 @@ class ReplayedTraining:
         modules: Mapping[str, nn.Module],
         optimizers: Mapping[str, Optimizer],
         fold_base: Callable[[], nn.Module],
+        chains: Callable[[], Tensor | None],
     ) -> None:
         self.replays = Replays("training steps", mode, self._state)
         self._precision, self._modules, self._optimizers = precision, dict(modules), dict(optimizers)
-        self._fold_base, self._plainly = fold_base, False
-        self._chains: Tensor | None = None
+        self._fold_base, self._chains, self._plainly = fold_base, chains, False
         # Kinds name penalties by their identities, which must not be given to others.
         self._penalties: dict[int, Penalty] = {}
 
@@ -71,7 +72,6 @@ class ReplayedTraining:
 
     def source(self) -> nn.Module:
         """Return the base folded as it is now: one module, whose weights are computed anew in place."""
-        self.replays.refresh()
         source = self._modules.get("source")
         if source is None:
             source = self._fold_base()
@@ -83,7 +83,7 @@ class ReplayedTraining:
             _copy_into(source, self._fold_base())
             return []
 
-        anchor = next(iter(self._state().values())).new_zeros(())
+        anchor = next(self._modules["model"].parameters()).new_zeros(())
         self._take("fold", refresh, lambda inputs, tape: refresh(), [anchor], torch.Generator())
         return source
 
@@ -95,7 +95,6 @@ class ReplayedTraining:
         *,
         penalty: Penalty,
         energy_step: int,
-        chains: Tensor | None,
     ) -> EnergyTerms:
         """Take an energy step.
 
@@ -105,7 +104,6 @@ class ReplayedTraining:
             generator: Source of every random number.
             penalty: The regularizer that it has.
             energy_step: Energy steps done before.
-            chains: Positions of persistent chains, which it changes in place.
 
         Returns:
             Its terms, without a graph.
@@ -113,7 +111,7 @@ class ReplayedTraining:
         rates = _Rates(self._optimizers["energy_optimizer"], x_data.device)
         # Drawn for one point from nowhere, to see whether it is due.
         due = penalty.draw(1, torch.Generator(), energy_step) is not None
-        self._penalties[id(penalty)], self._chains = penalty, chains
+        self._penalties[id(penalty)], chains = penalty, self._chains()
         shape = None if chains is None else chains.shape
         kind = "energy", x_data.shape, x_data.dtype, due, id(penalty), shape, rates.kind
 
@@ -202,7 +200,8 @@ class ReplayedTraining:
         for part, optimizer in self._optimizers.items():
             for index, entries in enumerate(optimizer.state.values()):
                 state |= {f"{part}.{index}.{key}": entry for key, entry in entries.items() if isinstance(entry, Tensor)}
-        return state if self._chains is None else {**state, "chains": self._chains}
+        chains = self._chains()
+        return state if chains is None else {**state, "chains": chains}
 
 
 class _Rates:

@@ -150,7 +150,9 @@ class Trainer:
             self.average.load_state_dict(gebm.base.state_dict())
         self._rates = LearningRates(self._optimizers(), schedule)
         modules: dict[str, nn.Module] = {"model": gebm} | ({} if self.average is None else {"average": self.average})
-        self.replayed = ReplayedTraining(cuda_graphs, self.precision, modules, self._optimizers(), self._fold_base)
+        self.replayed = ReplayedTraining(
+            cuda_graphs, self.precision, modules, self._optimizers(), self._fold_base, lambda: self.chains
+        )
 
     def _check_kinds(self, penalty: Penalty, schedule: Callable[[int], float]) -> None:
         """Raise a TypeError if an argument is no object of its kind."""
@@ -312,6 +314,8 @@ class Trainer:
         missing = torch.full((), float("nan"), device=device)
         terms, largest, x_data = EnergyTerms(missing, missing, missing, missing), missing, None
         num_nonfinite = torch.zeros((), dtype=torch.int64, device=device)
+        # Between two alternations tensors may have been replaced, by a state that was loaded.
+        self.replayed.replays.refresh()
         # The base is fixed until its own step: it is folded once, and draws faster.
         source = self._source() if num_steps else self._sampled
         for index in range(num_steps):
@@ -477,7 +481,6 @@ class Trainer:
                 generator,
                 penalty=self.penalty,
                 energy_step=self.energy_step,
-                chains=self.chains,
             )
             self._sampled.energy.train()
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import pytest
@@ -38,7 +39,7 @@ def graphs(monkeypatch):
 
 def model_of(objective: str) -> GEBM:
     torch.manual_seed(0)
-    if objectives.make(objective, num_steps=2).base_learns_from == "data" or objective.endswith("_data"):
+    if objectives.needs_density(objectives.make(objective, num_steps=2)):
         base, energy = networks.make("gaussian", resolution=0, channels=3, latent_dim=3)
         return GEBM(base, energy, StandardNormal(3)).double()
     base, energy = networks.make("dcgan", resolution=8, channels=1, latent_dim=3, width=4)
@@ -116,6 +117,25 @@ SETTINGS = {
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_training_with_any_setting_is_replayed(setting):
     assert_replayed_as_plain(7, **SETTINGS[setting])
+
+
+LOADED = {"kale_fenchel": {}, "ml": {}, "pcd": {"negatives": PERSISTENT}}
+
+
+@pytest.mark.parametrize("objective", LOADED)
+@pytest.mark.parametrize("before", [0, 4])
+def test_a_loaded_state_is_trained_on(objective, before):
+    """An optimizer's state is loaded into other tensors; that of an untrained trainer is empty, and has no chains."""
+    trainers = {mode: trainer_of(mode, objective, **LOADED[objective]) for mode in ("false", "true")}
+    infos: dict[str, list] = {mode: [] for mode in trainers}
+    for mode, trainer in trainers.items():
+        train(trainer, before)
+        state = copy.deepcopy(trainer.state_dict())
+        train(trainer, 2, first=1)
+        trainer.load_state_dict(state)
+        infos[mode] += train(trainer, 4, first=2)
+    assert_same(trainers["true"], trainers["false"], infos["true"], infos["false"])
+    assert trainers["true"].replayed.replays.replayed >= 2
 
 
 def test_what_is_changed_between_two_steps_is_seen():
