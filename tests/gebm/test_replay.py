@@ -45,6 +45,8 @@ class Walk:
             rate = float(rate)
         if self.broken == "draws by itself":
             noise = torch.randn(300)
+        if self.broken == "draws once more":
+            draw_to("cpu", tape, lambda generator: torch.randn(300, generator=generator))
         if self.broken == "changes what is no state":
             torch._foreach_add_([self.outside], 1)
         if self.broken == "raises":
@@ -89,6 +91,7 @@ def test_replays_are_the_plain_steps_with_other_inputs_numbers_and_rates():
 BROKEN = {
     "leaves the noise out": "a replay is off by",
     "a little off": "a replay is off by",
+    "draws once more": "a replay draws another number of random numbers",
     "draws by itself": "randn draws random numbers that are not on the tape",
     "changes what is no state": "_foreach_add_ changes a tensor that is no part of the state",
     "raises": "RuntimeError: operation not permitted when stream is capturing",
