@@ -54,12 +54,16 @@ class ReplayedTraining:
         self._penalties: dict[int, Penalty] = {}
 
     def is_wanted_on(self, device: torch.device) -> bool:
-        """Return whether steps are to be replayed; several processes take theirs plainly."""
-        wanted = self.replays.is_wanted_on(device)
-        if wanted and rank_and_world_size()[1] > 1:
+        """Return whether steps are to be replayed, which needs one process, and optimizers that read their rates."""
+        if not self.replays.is_wanted_on(device):
+            return False
+        if rank_and_world_size()[1] > 1:
             self.replays.refuse("processes", "several processes train together")
             return False
-        return wanted
+        others = [type(optimizer).__name__ for optimizer in self._optimizers.values() if not _reads_rates(optimizer)]
+        if others:
+            self.replays.refuse("optimizers", f"{others[0]} reads no learning rate from a tensor: use gebm.adam")
+        return not others
 
     @contextlib.contextmanager
     def plainly(self) -> Iterator[None]:
@@ -113,7 +117,7 @@ class ReplayedTraining:
         due = penalty.draw(1, torch.Generator(), energy_step) is not None
         self._penalties[id(penalty)], chains = penalty, self._chains()
         shape = None if chains is None else chains.shape
-        kind = "energy", x_data.shape, x_data.dtype, due, id(penalty), shape, rates.kind
+        kind = "energy", x_data.shape, x_data.dtype, due, id(penalty), shape
 
         def results(terms: EnergyTerms) -> list[Tensor]:
             return [term.detach().clone() for term in terms]
@@ -150,7 +154,7 @@ class ReplayedTraining:
         def plain() -> list[Tensor]:
             return [update(inputs, average_weight)]
 
-        kind = "base", inputs.shape, inputs.dtype, rates.kind
+        kind = "base", inputs.shape, inputs.dtype
         (loss,) = self._take(kind, plain, static, [inputs, weight, *rates.tensors()], torch.Generator())
         return loss
 
@@ -204,8 +208,13 @@ class ReplayedTraining:
         return state if chains is None else {**state, "chains": chains}
 
 
+def _reads_rates(optimizer: Optimizer) -> bool:
+    """Return whether an optimizer can read its learning rates from tensors, as only Adam's fused kernels do."""
+    return isinstance(optimizer, Adam) and all(group.get("fused") for group in optimizer.param_groups)
+
+
 class _Rates:
-    """Learning rates of an optimizer as tensors, which a recorded step reads; of one that reads no tensor, as they are.
+    """Learning rates of an optimizer as tensors, which a recorded step reads.
 
     Args:
         optimizer: The optimizer.
@@ -214,36 +223,24 @@ class _Rates:
 
     def __init__(self, optimizer: Optimizer, device: torch.device) -> None:
         self._groups, self._device = optimizer.param_groups, device
-        self._reads = isinstance(optimizer, Adam) and all(group.get("fused") for group in self._groups)
-
-    @property
-    def kind(self) -> Hashable:
-        """The rates that a recording cannot change."""
-        return None if self._reads else tuple(float(group["lr"]) for group in self._groups)
 
     def tensors(self) -> list[Tensor]:
         """Return the rates as tensors, of the type that the fused kernels read."""
         dtype = torch.float32 if self._device.type == "cuda" else torch.float64
-        rates = [group["lr"] for group in self._groups] if self._reads else []
-        return [torch.full((), float(rate), dtype=dtype, device=self._device) for rate in rates]
+        return [torch.full((), float(group["lr"]), dtype=dtype, device=self._device) for group in self._groups]
 
     @contextlib.contextmanager
     def read_from(self, tensors: Sequence[Tensor]) -> Iterator[None]:
         """Let the optimizer read its rates from tensors in the block."""
-        before = [(group["lr"], group.get("capturable")) for group in self._groups]
+        before = [(group["lr"], group["capturable"]) for group in self._groups]
         captures = self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-        for group, tensor in zip(self._groups, tensors, strict=False):
-            group["lr"] = tensor
-        for group in self._groups:
-            if captures and "capturable" in group:
-                group["capturable"] = True
+        for group, tensor in zip(self._groups, tensors, strict=True):
+            group["lr"], group["capturable"] = tensor, captures or group["capturable"]
         try:
             yield
         finally:
             for group, (rate, capturable) in zip(self._groups, before, strict=True):
-                group["lr"] = rate
-                if capturable is not None:
-                    group["capturable"] = capturable
+                group["lr"], group["capturable"] = rate, capturable
 
 
 @torch.no_grad()

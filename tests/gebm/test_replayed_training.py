@@ -209,6 +209,30 @@ def test_an_energy_that_cannot_be_replayed_is_not(energy, reason):
     assert any(line.startswith(f"training steps are not replayed: {reason}") for line in lines), lines
 
 
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
+def test_an_optimizer_that_reads_no_rate_from_a_tensor_takes_its_steps_plainly(optimizer):
+    """A recording for each rate of a schedule would be made in each alternation, and kept."""
+    ends = {}
+    for mode in ("false", "true"):
+        trainer = trainer_of(mode)
+        owned = [group["params"] for group in trainer.energy_optimizer.param_groups]
+        trainer = Trainer(
+            trainer.gebm,
+            objective=trainer.objective,
+            energy_optimizer=optimizer(itertools.chain(*owned), lr=1e-3),
+            base_optimizer=adam(trainer.gebm.base.parameters(), 1e-3),
+            alternation=KINDS,
+            schedule=Schedule("cosine", num_steps=6),
+            cuda_graphs=mode,
+        )
+        infos = train(trainer)
+        ends[mode] = infos, trainer
+    assert_same(ends["true"][1], ends["false"][1], ends["true"][0], ends["false"][0])
+    name = optimizer.__name__
+    expected = f"training steps are not replayed: {name} reads no learning rate from a tensor: use gebm.adam"
+    assert (trainer.replayed.replays.path, trainer.replayed.replays.lines) == ("plain", [expected])
+
+
 def test_on_the_cpu_nothing_is_replayed_unless_it_is_asked_for():
     plain, automatic = trainer_of("false"), trainer_of("auto")
     assert train(plain) == train(automatic)
