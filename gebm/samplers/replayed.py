@@ -84,12 +84,25 @@ class ReplayedSteps:
         generator: torch.Generator | None,
     ) -> Iterator[StepResult]:
         """Take steps; see :func:`gebm.samplers.runner.plain_steps`."""
-        blocks = num_steps // BLOCK if self.replays.is_wanted_on(state.z.device) else 0
+        blocks = num_steps // BLOCK if self._are_replayed(kernel, potential, prior, state.z.device) else 0
         for _ in range(blocks):
             for result in self._take_block(kernel, potential, prior, state, generator):
                 state = result.state
                 yield result
         yield from plain_steps(kernel, potential, prior, state, num_steps - BLOCK * blocks, generator)
+
+    def _are_replayed(
+        self, kernel: Kernel[Any], potential: Potential, prior: Prior | None, device: torch.device
+    ) -> bool:
+        """Return whether blocks are to be replayed, whose recordings are found again by what they are functions of."""
+        if not self.replays.is_wanted_on(device):
+            return False
+        try:
+            hash((kernel, prior, potential.key if isinstance(potential, SharedPotential) else potential))
+        except TypeError as error:
+            self.replays.refuse("unhashable", f"{error}; make it a frozen dataclass, for example")
+            return False
+        return True
 
     def _take_block(
         self, kernel: Kernel[Any], potential: Potential, prior: Prior | None, state: Any, generator: Any
