@@ -237,9 +237,9 @@ def check_waits(device: torch.device) -> str:
 
 
 def _waits(name: str, compute: Callable[[], object]) -> list[str]:
-    """Return a line if something waits for the device once it has run twice."""
-    compute()
-    compute()
+    """Return a line if something waits for the device once it has run a few times: replays are checked by then."""
+    for _ in range(3):
+        compute()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
