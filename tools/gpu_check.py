@@ -293,7 +293,7 @@ def check_replayed_chains(device: torch.device) -> str:
 
 
 def measure_replayed_chains(device: torch.device) -> str:
-    """Measure a chain of images as an evaluation runs it, by both ways, in each precision."""
+    """Measure a chain of images as an evaluation runs it, plain and replayed, in each precision."""
     size, steps = (32, 50) if device.type == "cuda" else (4, 30)
     shown = []
     for precision in ("float32", "bfloat16"):
@@ -360,7 +360,7 @@ def check_failed_captures(device: torch.device) -> str:
 
 
 def measure_replayed_training(device: torch.device) -> str:
-    """Measure an alternation on images by both ways, in each precision."""
+    """Measure an alternation on images, plain and replayed, in each precision."""
     width, size = (128, 128) if device.type == "cuda" else (8, 4)
     shown = []
     for precision in ("float32", "bfloat16"):

@@ -2,7 +2,7 @@
 
 An alternation is replayed in three pieces: the folding of the base, one energy step, taken as often as the alternation
 has them, and one base step. So a warm-up of a hundred energy steps, the final phase of the energy and an ordinary
-alternation share what is recorded. Kinds of energy steps differ in whether a penalty is due, and in shapes.
+alternation share recordings. Kinds of energy steps differ in whether a penalty is due, and in shapes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["ReplayedTraining"]
 
 
 class ReplayedTraining:
-    """The steps of a trainer, replayed where that is right and faster.
+    """The steps of a trainer, replayed where replays agree and are faster.
 
     Args:
         mode: One of :data:`gebm.replay.MODES`.
@@ -35,7 +35,7 @@ class ReplayedTraining:
         chains: Returns the positions of persistent chains, which energy steps change in place.
 
     Attributes:
-        replays: The recordings, and a line on each kind of step.
+        replays: The recordings, and messages on them.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class ReplayedTraining:
 
     @contextlib.contextmanager
     def plainly(self) -> Iterator[None]:
-        """Take the steps in the block operator by operator, as where these are counted."""
+        """Take the steps in the block without replays, so that their operators can be counted."""
         self._plainly = True
         try:
             yield
@@ -176,7 +176,7 @@ class ReplayedTraining:
             return plain()
         results = self.replays.take(kind, Step(plain, lambda: self._rounded(plain), static, inputs, generator))
         for optimizer in self._optimizers.values():
-            # Those of a recording lie in the graph's memory.
+            # Gradients of a recording are in the graph's memory.
             optimizer.zero_grad(set_to_none=True)
         return results
 

@@ -74,7 +74,7 @@ class Trainer:
             wherever a replay agrees with the plain step; "false". See :mod:`gebm.replay`.
 
     Attributes:
-        replayed: How steps are replayed, and lines on that.
+        replayed: The recordings of steps, and messages on them.
 
     Raises:
         TypeError: If an argument is of another kind.
@@ -489,7 +489,7 @@ class Trainer:
         return terms
 
     def _update_energy(self, x_data: Tensor, source: GEBM, generator: torch.Generator) -> EnergyTerms:
-        """Take an energy step, which depends on nothing but tensors, the generator, and whether a penalty is due."""
+        """Take an energy step, a function of tensors, the generator, and whether a penalty is due."""
         num_negatives = self.latent_batch_size or len(x_data)
         x_base = self._draw_negatives(source, num_negatives, x_data, generator)
         position = self._draw_positions(min(len(x_data), num_negatives), generator, x_data.device)
@@ -502,7 +502,7 @@ class Trainer:
         return terms
 
     def _draw_positions(self, n: int, generator: torch.Generator, device: torch.device) -> Tensor | None:
-        """Return what the penalty draws for this process's ``n`` points, or ``None`` if none is due."""
+        """Return the penalty's positions of this process's ``n`` points, or ``None`` if no penalty is due."""
         rank, world_size = rank_and_world_size()
 
         def draw(source: torch.Generator | None) -> Tensor:

@@ -233,7 +233,7 @@ def test_an_optimizer_that_reads_no_rate_from_a_tensor_takes_its_steps_plainly(o
     assert (trainer.replayed.replays.path, trainer.replayed.replays.lines) == ("plain", [expected])
 
 
-def test_on_the_cpu_nothing_is_replayed_unless_it_is_asked_for():
+def test_on_the_cpu_nothing_is_replayed_unless_it_is_requested():
     plain, automatic = trainer_of("false"), trainer_of("auto")
     assert train(plain) == train(automatic)
     assert all(map(torch.equal, everything(plain).values(), everything(automatic).values()))
