@@ -75,8 +75,8 @@ def spread(values: Iterable[float], digits: int = 2) -> str:
         >>> spread([1.0, 2.0, 3.0])
         '2.00 ± 0.58'
     """
-    found = mean_and_error(values)
-    return f"{found.mean:.{digits}f} ± {found.error:.{digits}f}"
+    estimate = mean_and_error(values)
+    return f"{estimate.mean:.{digits}f} ± {estimate.error:.{digits}f}"
 
 
 def _command(verb: str, *words: str) -> None:

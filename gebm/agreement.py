@@ -1,8 +1,8 @@
-"""Whether two ways to take a step agree, within what the precision lets one tell.
+"""Comparison of a replayed step with the plain one, within the precision of the networks.
 
 The bound is measured: the step is taken a third time with the networks' weights or inputs off by one rounding of the
-precision. A way that differs from the step by no more than a few such roundings computes the same; one that leaves
-something out, or computes with what is stale, differs by the size of the step itself.
+precision. A replay that differs from the step by no more than a few such roundings computes the same; one that leaves
+something out, or computes with stale numbers, differs by the size of the step itself.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 __all__ = ["Agreement", "compare", "rounding"]
 
-# Roundings by which two ways may differ, and the largest part of a step in any case.
+# Roundings by which two steps may differ, and the largest part of a step in any case.
 _ROUNDINGS, _LARGEST = 8.0, 0.5
 # Share of numbers left out, the most different ones: a proposal that is accepted by a hair, or an update of Adam by a
 # gradient that is zero but for rounding, may go the other way.
@@ -59,12 +59,12 @@ class Agreement(NamedTuple):
 def compare(
     one: Mapping[str, Tensor], other: Mapping[str, Tensor], rounded: Mapping[str, Tensor], before: Mapping[str, Tensor]
 ) -> Agreement:
-    """Compare what two ways to take a step come to.
+    """Compare the results of a step that was taken in two ways.
 
     Args:
         one: Tensors after the step, by name.
-        other: The same, by the other way.
-        rounded: The same, by the first way with its networks off by a rounding.
+        other: The same, of the step that was taken the other way.
+        rounded: The same, of the first step with its networks off by a rounding.
         before: Tensors before the step, of those that it changes; another's step is its size.
 
     Returns:
@@ -94,7 +94,7 @@ def compare(
             size = sizes[name]
             apart = _size(other[name] - tensor, trimmed=True)
             by_rounding = max(roundings[name], typical * size) if few else roundings[name]
-            # What is stored is rounded as well.
+            # Stored numbers are rounded as well.
             stored = 4 * torch.finfo(tensor.dtype).eps * _size(tensor)
             bound = min(_ROUNDINGS * by_rounding, _LARGEST * size) + stored
         agrees = agrees and apart <= bound
@@ -104,7 +104,7 @@ def compare(
 
 
 def _size(tensor: Tensor, *, trimmed: bool = False) -> float:
-    """Return the Euclidean norm of what is finite, in a comparison without the largest numbers."""
+    """Return the Euclidean norm of the finite numbers, in a comparison without the largest ones."""
     squares = tensor.detach().double().nan_to_num(0.0, 0.0, 0.0).square().flatten()
     if trimmed and len(squares) >= _MANY:
         squares = squares.sort().values[: len(squares) - int(_LEFT_OUT * len(squares))]

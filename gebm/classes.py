@@ -323,7 +323,7 @@ class ChainPotential:
         return () if self._classes is None else (self._classes,)
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> ChainPotential:
-        """Return the potential of as many chains of other classes."""
+        """Return the potential of the same number of chains, of other classes."""
         return self._of(tensors[0] if tensors else None)
 
     def __call__(self, z: Tensor) -> Tensor:

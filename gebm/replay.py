@@ -1,12 +1,13 @@
 """Steps that are recorded once and replayed: on a GPU a CUDA graph, which launches all their kernels at once.
 
-What is recorded is a pure function of static tensors: inputs that are copied into place, random numbers on a tape
-(:mod:`gebm.tape`), and a state that is changed in place. Each kind of step is taken plainly when it first occurs. The
-second time it is taken by both ways from the same state, and recorded only if both agree within what the precision
-lets one tell (:mod:`gebm.agreement`) and a replay is faster. What cannot be recorded is taken plainly; one line says
-which way it is, and why. The checked step itself keeps what the plain way came to.
+A recorded step is a pure function of static tensors: inputs that are copied into them, random numbers on a tape
+(:mod:`gebm.tape`), and a state that is changed in place. Each kind of step is taken without a replay when it first
+occurs, which is called plainly here. The second time it is taken both plainly and as a replay, from the same state.
+Later steps are replayed only if both results agree within the precision (:mod:`gebm.agreement`) and the replay is
+faster; all others are taken plainly. A one-line message reports which it is, and why. The checked step itself keeps the
+results of the plain one.
 
-On another device than a GPU of CUDA's a replay calls the function again, on the same static tensors.
+On any device but a CUDA GPU a replay calls the function again, on the same static tensors.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _READS = {"_local_scalar_dense", "equal", "is_nonzero"}
 
 
 class Step:
-    """A step, by the plain way and as what can be recorded.
+    """A step, as it is taken plainly and as a function that can be recorded.
 
     Args:
         plain: Takes the step and returns its results.
@@ -64,7 +65,15 @@ class _Refused(Exception):
 
 
 class _Watch(TorchDispatchMode):
-    """What a function reads that it did not make, what of that it changes, and what no replay can repeat."""
+    """Dispatch mode that collects the tensors from outside that a function reads, and refuses what no replay repeats.
+
+    Args:
+        state: Tensors that the function may change.
+        fixed: Tensors whose value it must not read on the host.
+
+    Attributes:
+        kept: The tensors that were read, by their storage; a CUDA graph needs them alive.
+    """
 
     def __init__(self, state: Sequence[Tensor], fixed: Sequence[Tensor]) -> None:
         super().__init__()
@@ -90,7 +99,7 @@ class _Watch(TorchDispatchMode):
                 if changes and key not in self._may_change:
                     raise _Refused(f"{name} changes a tensor that is no part of the state")
                 if name in _READS and key in self._fixed:
-                    raise _Refused("it depends on the number of the step, and does not say how")
+                    raise _Refused("it depends on the number of the step, and has no step_kind")
                 self.kept[key] = tensor
         result = func(*args, **kwargs)
         for tensor in pytree.tree_leaves(result):
@@ -112,15 +121,15 @@ def capture(
     Args:
         run: The function, which has run before.
         device: Where it computes.
-        pool: Memory that it computes in.
+        pool: Handle of the memory pool that it computes in.
 
     Returns:
-        Its results, and what launches it again; None on a device that has no graphs.
+        Its results, and a function that launches it again; None on a device that has no graphs.
     """
     if device.type != "cuda":
         return (), None
     graph = torch.cuda.CUDAGraph()
-    # Other threads may ask CUDA for memory meanwhile.
+    # Other threads may allocate memory meanwhile.
     with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         results = tuple(run())
     return results, graph.replay
@@ -139,9 +148,9 @@ class _Recorded:
             with _Watch([*state.values(), *self._inputs], step.fixed) as watch:
                 self._run()
             self._outputs, self._launch = capture(self._run, device, pool)
-        # A replay reads them where they are.
+        # A replay reads them at their addresses.
         self._kept = watch.kept
-        self._places = {name: tensor.data_ptr() for name, tensor in state.items()}
+        self._addresses = {name: tensor.data_ptr() for name, tensor in state.items()}
 
     def _run(self) -> list[Tensor]:
         self._tape.rewind()
@@ -153,8 +162,8 @@ class _Recorded:
         return self._launch is not None
 
     def is_in_place(self, state: Mapping[str, Tensor]) -> bool:
-        """Return whether the state is still where it was."""
-        return all(name in state and state[name].data_ptr() == place for name, place in self._places.items())
+        """Return whether the state is still at its addresses."""
+        return all(name in state and state[name].data_ptr() == address for name, address in self._addresses.items())
 
     def replay(self, inputs: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
         """Take the step with other inputs and other random numbers."""
@@ -164,20 +173,21 @@ class _Recorded:
         if self._launch is None:
             return self._run()
         self._launch()
-        # The next replay writes where these are.
+        # The next replay overwrites the graph's own.
         return [tensor.clone() for tensor in self._outputs]
 
 
 class Replays:
-    """Steps of one computation, each kind of them recorded where that is allowed, right and faster.
+    """Steps of one computation, each kind of them replayed where replays agree and are faster.
 
     Args:
-        name: What the steps are, for the lines: a plural.
+        name: Name of the steps in messages: a plural.
         mode: One of ``MODES``. "auto" is "false" on another device than a GPU.
         state: Returns the tensors that steps change, by name (default: steps change none).
 
     Attributes:
-        lines: A line for each kind of step: which way it is taken, and why.
+        lines: One-line messages that report whether steps are replayed, and why.
+        replayed: Number of steps that were replayed.
 
     Raises:
         ValueError: If there is no such mode.
@@ -199,31 +209,32 @@ class Replays:
         if mode not in MODES:
             raise ValueError(f"steps are replayed {mode!r}: choose one of {', '.join(MODES)}")
         self._name, self._mode, self._state = name, mode, state
-        # A kind that occurred once is there without a recording, and one that is taken plainly is refused.
-        self._kinds: dict[Hashable, _Recorded | None] = {}
+        self._kinds: dict[Hashable, _Recorded] = {}
+        # Names of the state that a step of a kind leaves behind. Those of an optimizer appear with its first step.
+        self._names: dict[Hashable, set[str]] = {}
         self._refused: set[Hashable] = set()
-        # Kinds whose state was found where it was when they were recorded.
+        # Kinds whose state was seen to be at its addresses.
         self._in_place: set[Hashable] = set()
         self._pool: Any = None
         self.lines: list[str] = []
         self.replayed = 0
 
     def is_wanted_on(self, device: torch.device) -> bool:
-        """Return whether steps on a device are to be replayed at all."""
+        """Return whether the mode requests replays on a device."""
         return self._mode == "true" or (self._mode == "auto" and device.type == "cuda")
 
     @property
     def path(self) -> str:
-        """The way that was taken so far, as records have it: ``plain``, ``static`` or ``cuda_graphs``."""
-        graphs = any(recorded and recorded.is_graph for recorded in self._kinds.values())
+        """How steps were taken so far, as reports have it: ``plain``, ``static`` or ``cuda_graphs``."""
+        graphs = any(recorded.is_graph for recorded in self._kinds.values())
         return "plain" if not self.replayed else "cuda_graphs" if graphs else "static"
 
     def refresh(self) -> None:
-        """Look again whether the state is where it was: to be called where others may have put tensors in its place."""
+        """Compare the addresses of the state again; to be called where its tensors may have been replaced."""
         self._in_place.clear()
 
     def refuse(self, kind: Hashable, reason: str) -> None:
-        """Take steps of a kind plainly from here on, and say why."""
+        """Take steps of a kind plainly from here on, and report why."""
         self._refused.add(kind)
         self._kinds.pop(kind, None)
         line = f"{self._name} are not replayed: {reason}"
@@ -234,7 +245,7 @@ class Replays:
         """Take a step.
 
         Args:
-            kind: What its arithmetic depends on, in addition to its inputs, its random numbers and the state.
+            kind: All that its arithmetic depends on except inputs, random numbers and the state.
             step: The step.
 
         Returns:
@@ -242,39 +253,25 @@ class Replays:
         """
         if kind in self._refused:
             return list(step.plain())
-        if kind not in self._kinds:
-            self._kinds[kind] = None
-            return list(step.plain())
-        recorded = self._kinds[kind]
+        recorded = self._kinds.get(kind)
         if recorded is not None and (kind in self._in_place or recorded.is_in_place(self._state())):
             self._in_place.add(kind)
             self.replayed += 1
             return recorded.replay(step.inputs, step.generator)
-        return self._check(kind, step, self._state())
+        state = self._state()
+        names = self._names.get(kind)
+        if names is None or not names <= state.keys():
+            results = list(step.plain())
+            self._names[kind] = set(self._state())
+            return results
+        return self._check(kind, step, state)
 
     def _check(self, kind: Hashable, step: Step, state: Mapping[str, Tensor]) -> list[Tensor]:
-        """Take a step both ways, and keep the plain one's results; record it if the other is as good and faster."""
+        """Take a step plainly and as a replay, and return the plain results; keep the recording if it is good."""
         device = step.inputs[0].device
         before, random = _copies(state), step.generator.get_state()
-
-        def attempt(way: Callable[[], Sequence[Tensor]]) -> tuple[list[Tensor], dict[str, Tensor], float]:
-            _restore(state, before)
-            step.generator.set_state(random)
-            results, seconds = _timed(way, device)
-            named = {f"result {index}": tensor.detach() for index, tensor in enumerate(results)}
-            return results, _copies(state) | named, seconds
-
         try:
-            _, rounded, rounded_seconds = attempt(step.rounded)
-            results, plain, seconds = attempt(step.plain)
-            end = step.generator.get_state()
-            recorded = self._record(step, state)
-            ways = [attempt(lambda: recorded.replay(step.inputs, step.generator)) for _ in range(3)]
-            agreement = compare(plain, ways[0][1], rounded, before)
-            self._judge(kind, recorded, agreement, min(way[2] for way in ways), min(seconds, rounded_seconds))
-            _restore(state, plain)
-            step.generator.set_state(end)
-            return results
+            return self._take_both_ways(kind, step, state, before, random)
         except Exception as error:
             reason = _one_line(error)
         # Out here the exception is gone, whose frames hold tensors.
@@ -286,6 +283,36 @@ class Replays:
         step.generator.set_state(random)
         return list(step.plain())
 
+    def _take_both_ways(
+        self, kind: Hashable, step: Step, state: Mapping[str, Tensor], before: Mapping[str, Tensor], random: Tensor
+    ) -> list[Tensor]:
+        """Check a step, as :meth:`_check` does, which handles the errors."""
+
+        def attempt(way: Callable[[], Sequence[Tensor]]) -> tuple[list[Tensor], dict[str, Tensor], float]:
+            _restore(state, before)
+            step.generator.set_state(random)
+            results, seconds = _timed(way, step.inputs[0].device)
+            named = {f"result {index}": tensor.detach() for index, tensor in enumerate(results)}
+            return results, _copies(state) | named, seconds
+
+        def replay() -> list[Tensor]:
+            return recorded.replay(step.inputs, step.generator)
+
+        _, rounded, rounded_seconds = attempt(step.rounded)
+        results, plain, seconds = attempt(step.plain)
+        end = step.generator.get_state()
+        recorded = self._record(step, state)
+        _, replayed, replay_seconds = attempt(replay)
+        if not torch.equal(step.generator.get_state(), end):
+            raise _Refused("a replay draws another number of random numbers")
+        # Copies of the state are as large as the model and its optimizers: no more of them than are compared.
+        replay_seconds = min(replay_seconds, *(attempt(replay)[2] for _ in range(2)))
+        agreement = compare(plain, replayed, rounded, before)
+        self._judge(kind, recorded, agreement, replay_seconds, min(seconds, rounded_seconds))
+        _restore(state, plain)
+        step.generator.set_state(end)
+        return results
+
     def _record(self, step: Step, state: Mapping[str, Tensor]) -> _Recorded:
         if step.inputs[0].device.type == "cuda" and self._pool is None:
             # Results leave a graph's memory at once, so that all graphs may compute in the same.
@@ -295,7 +322,7 @@ class Replays:
     def _judge(
         self, kind: Hashable, recorded: _Recorded, agreement: Agreement, replay_seconds: float, seconds: float
     ) -> None:
-        """Keep a recording, or refuse it, and say why."""
+        """Keep a recording, or refuse it, and report why."""
         times = f"{1000 * replay_seconds:.3g} ms instead of {1000 * seconds:.3g} ms"
         apart = f"off by {agreement.difference:.1e} of a step in {agreement.worst}, {agreement.bound:.1e} allowed"
         if not agreement.agrees:
@@ -305,7 +332,7 @@ class Replays:
         else:
             self._kinds[kind] = recorded
             how = "as a CUDA graph" if recorded.is_graph else "on static tensors"
-            # One line is enough of those that are.
+            # One message is enough for all kinds that are replayed.
             if not any(line.startswith(f"{self._name} are replayed") for line in self.lines):
                 self.lines.append(f"{self._name} are replayed {how}: {times}, {apart}")
 
@@ -321,7 +348,7 @@ def _restore(state: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
 
 
 def _timed(way: Callable[[], Sequence[Tensor]], device: torch.device) -> tuple[list[Tensor], float]:
-    """Return the results of a way, and its seconds."""
+    """Return the results of a function, and the seconds that it takes."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     started = time.perf_counter()
@@ -333,7 +360,7 @@ def _timed(way: Callable[[], Sequence[Tensor]], device: torch.device) -> tuple[l
 
 @contextlib.contextmanager
 def _on_side_stream(device: torch.device) -> Iterator[None]:
-    """Compute on another stream in the block, as a capture has to, and be back on this one whatever happens."""
+    """Compute on another stream in the block, which a capture requires, and return to this one after any error."""
     if device.type != "cuda":
         yield
         return

@@ -1,4 +1,4 @@
-"""Random numbers in static tensors: what a recorded function reads at each replay, drawn anew before it."""
+"""Random numbers in static tensors, which a recorded function reads and which are drawn anew before each replay."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _Draw = Callable[[torch.Generator | None], Tensor]
 
 
 class _Entry(NamedTuple):
-    """A request: how it is drawn from a generator, and the tensor that holds what was drawn."""
+    """A request: how it is drawn from a generator, and the tensor that holds its numbers."""
 
     draw: _Draw
     tensor: Tensor
 
 
 class Tape(torch.Generator):
-    """A generator whose numbers lie in static tensors, in the order in which a function asks for them.
+    """A generator whose numbers are in static tensors, in the order in which a function requests them.
 
     While it records, each request is drawn from the source, as it would be without a tape. Once it is closed, the
     function gets the same tensors again each time that it runs after :meth:`rewind`, and :meth:`refill` draws other
@@ -65,7 +65,7 @@ class Tape(torch.Generator):
             self._entries.append(_Entry(draw, draw(self._source).to(device, non_blocking=True)))
             return self._entries[-1].tensor
         if self._next == len(self._entries):
-            raise RuntimeError("a recorded step asks for more random numbers than it did when it was recorded")
+            raise RuntimeError("a recorded step requests more random numbers than it did when it was recorded")
         self._next += 1
         return self._entries[self._next - 1].tensor
 
@@ -74,7 +74,7 @@ class Tape(torch.Generator):
         alike: dict[tuple[torch.Size, torch.dtype, torch.device], list[int]] = {}
         for index, (_, tensor) in enumerate(self._entries):
             alike.setdefault((tensor.shape, tensor.dtype, tensor.device), []).append(index)
-        # Requests of a shape lie in one tensor, which is filled by one copy.
+        # Requests of the same shape share one tensor, which is filled by one copy.
         for indices in alike.values():
             buffer = torch.stack([self._entries[index].tensor for index in indices])
             self._buffers.append((indices, buffer))

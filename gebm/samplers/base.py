@@ -164,7 +164,7 @@ class Kernel(Protocol[StateT]):
 
 @runtime_checkable
 class Restarting(Protocol):
-    """Kernel that says how lost chains restart: one whose ``init`` computes more than they need.
+    """Kernel with a method of its own to restart lost chains: one whose ``init`` computes more than they need.
 
     Of another kernel, a state of position, potential and gradient alone restarts by itself, and any other by ``init``.
     """

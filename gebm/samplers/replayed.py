@@ -21,7 +21,7 @@ BLOCK = 10
 
 @runtime_checkable
 class SharedPotential(Protocol):
-    """Potential that other chains' replays may share: it says what it is a function of."""
+    """Potential with a key, by which chains of other batches share its recordings."""
 
     def __call__(self, z: Tensor) -> Tensor:
         """Map (N, D) to (N,)."""
@@ -29,12 +29,12 @@ class SharedPotential(Protocol):
 
     @property
     def key(self) -> Hashable:
-        """What it is a function of, but for latents and tensors."""
+        """All that its values depend on except latents and :attr:`tensors`."""
         ...
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """Tensors that it is a function of, with a row for each chain."""
+        """Tensors that its values depend on, with a row for each chain."""
         ...
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Potential:
@@ -45,18 +45,20 @@ class SharedPotential(Protocol):
 class ReplayedSteps:
     """Way to take the steps of :func:`gebm.samplers.run` in blocks that are recorded once and replayed.
 
-    A block is a function of the chains' state and of its keys, so that all batches of as many chains share a recording.
-    It goes the same way as its steps would one by one. What follows on the last whole block is taken step by step, and
-    so is a kernel whose steps depend on their number without a method ``step_kind`` that says how.
+    A block is a function of the chains' state and of its keys, so that all batches of the same number of chains share a
+    recording. Its results are those of its steps one by one. Steps after the last whole block are taken one by one, and
+    so are those of a kernel whose steps depend on their number, unless it has a method ``step_kind``, which returns all
+    that a step depends on of its number.
 
-    The model must not be trained while its recordings are used.
+    Kernel, potential and prior must not change while their recordings are used: the model must not be trained, and an
+    attribute that is set in between is not seen.
 
     Args:
         mode: One of :data:`gebm.replay.MODES`.
         precision: Precision of the networks, by which a replay is judged; see :mod:`gebm.precision`.
 
     Attributes:
-        replays: The recordings, and a line on each kind of block.
+        replays: The recordings, and messages on them.
 
     Example:
         >>> from gebm import samplers
@@ -84,12 +86,25 @@ class ReplayedSteps:
         generator: torch.Generator | None,
     ) -> Iterator[StepResult]:
         """Take steps; see :func:`gebm.samplers.runner.plain_steps`."""
-        blocks = num_steps // BLOCK if self.replays.is_wanted_on(state.z.device) else 0
+        blocks = num_steps // BLOCK if self._are_replayed(kernel, potential, prior, state.z.device) else 0
         for _ in range(blocks):
             for result in self._take_block(kernel, potential, prior, state, generator):
                 state = result.state
                 yield result
         yield from plain_steps(kernel, potential, prior, state, num_steps - BLOCK * blocks, generator)
+
+    def _are_replayed(
+        self, kernel: Kernel[Any], potential: Potential, prior: Prior | None, device: torch.device
+    ) -> bool:
+        """Return whether blocks are to be replayed, whose recordings are stored by kernel, potential and prior."""
+        if not self.replays.is_wanted_on(device):
+            return False
+        try:
+            hash((kernel, prior, potential.key if isinstance(potential, SharedPotential) else potential))
+        except TypeError as error:
+            self.replays.refuse("unhashable", f"{error}; make it a frozen dataclass, for example")
+            return False
+        return True
 
     def _take_block(
         self, kernel: Kernel[Any], potential: Potential, prior: Prior | None, state: Any, generator: Any
@@ -129,7 +144,7 @@ class ReplayedSteps:
             yield StepResult(after, self._info_types[kind](*(t[index] for t in infos)), diverged[index])
 
     def _stacked(self, kind: Hashable, names: list[str], results: Any) -> list[Tensor]:
-        """Return all that the steps of a block come to, each entry stacked over the steps (BLOCK, ...)."""
+        """Return the results of the steps of a block, each entry stacked over the steps (BLOCK, ...)."""
         results = list(results)
         self._info_types[kind] = type(results[0].info)
         states = [torch.stack([getattr(result.state, name) for result in results]) for name in names]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, NamedTuple, Protocol
+from typing import Any, Generic, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -66,20 +66,10 @@ class StepResult(NamedTuple, Generic[StateT]):
     diverged: Tensor
 
 
-class Steps(Protocol):
-    """A way to take the steps of a run."""
-
-    def __call__(
-        self,
-        kernel: Kernel[StateT],
-        potential: Potential,
-        prior: Prior | None,
-        state: StateT,
-        num_steps: int,
-        generator: torch.Generator | None,
-    ) -> Iterator[StepResult[StateT]]:
-        """Yield the results of ``num_steps`` steps from a state on."""
-        ...
+Steps: TypeAlias = Callable[
+    [Kernel[Any], Potential, Prior | None, Any, int, torch.Generator | None], Iterator[StepResult[Any]]
+]
+"""A way to take the steps of a run, such as :func:`plain_steps`, with its arguments in their order."""
 
 
 def plain_steps(
@@ -90,7 +80,7 @@ def plain_steps(
     num_steps: int,
     generator: torch.Generator | None,
 ) -> Iterator[StepResult[StateT]]:
-    """Take steps one after the other.
+    """Yield the results of a number of steps from a state on, taken one after the other.
 
     Args:
         kernel: The sampler.
@@ -151,7 +141,7 @@ def run(
             takes a second key of the generator in each step, diverged or not. No step waits for a GPU, unless the prior
             has an ``is_network`` that is true: then the host looks at the state.
         first_chain: Number of the first chain; not used where ``state`` is given, which knows its chains.
-        steps: How steps are taken: one by one, or by a :class:`gebm.samplers.ReplayedSteps` that several runs share.
+        steps: Way to take the steps: one by one, or a :class:`gebm.samplers.ReplayedSteps` that several runs share.
 
     Returns:
         The last positions, the last state, the infos of this run's steps and the number of divergences.

@@ -2,7 +2,7 @@
 
 An alternation is replayed in three pieces: the folding of the base, one energy step, taken as often as the alternation
 has them, and one base step. So a warm-up of a hundred energy steps, the final phase of the energy and an ordinary
-alternation share what is recorded. Kinds of energy steps differ in whether a penalty is due, and in shapes.
+alternation share recordings. Kinds of energy steps differ in whether a penalty is due, and in shapes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["ReplayedTraining"]
 
 
 class ReplayedTraining:
-    """The steps of a trainer, replayed where that is right and faster.
+    """The steps of a trainer, replayed where replays agree and are faster.
 
     Args:
         mode: One of :data:`gebm.replay.MODES`.
@@ -32,9 +32,10 @@ class ReplayedTraining:
         modules: All that is trained or averaged, by name.
         optimizers: The optimizers, by the names of a trainer's arguments.
         fold_base: Returns a folded copy of the base that is sampled, or that base itself.
+        chains: Returns the positions of persistent chains, which energy steps change in place.
 
     Attributes:
-        replays: The recordings, and a line on each kind of step.
+        replays: The recordings, and messages on them.
     """
 
     def __init__(
@@ -44,25 +45,29 @@ class ReplayedTraining:
         modules: Mapping[str, nn.Module],
         optimizers: Mapping[str, Optimizer],
         fold_base: Callable[[], nn.Module],
+        chains: Callable[[], Tensor | None],
     ) -> None:
         self.replays = Replays("training steps", mode, self._state)
         self._precision, self._modules, self._optimizers = precision, dict(modules), dict(optimizers)
-        self._fold_base, self._plainly = fold_base, False
-        self._chains: Tensor | None = None
+        self._fold_base, self._chains, self._plainly = fold_base, chains, False
         # Kinds name penalties by their identities, which must not be given to others.
         self._penalties: dict[int, Penalty] = {}
 
     def is_wanted_on(self, device: torch.device) -> bool:
-        """Return whether steps are to be replayed; several processes take theirs plainly."""
-        wanted = self.replays.is_wanted_on(device)
-        if wanted and rank_and_world_size()[1] > 1:
+        """Return whether steps are to be replayed, which needs one process, and optimizers that read their rates."""
+        if not self.replays.is_wanted_on(device):
+            return False
+        if rank_and_world_size()[1] > 1:
             self.replays.refuse("processes", "several processes train together")
             return False
-        return wanted
+        others = [type(optimizer).__name__ for optimizer in self._optimizers.values() if not _reads_rates(optimizer)]
+        if others:
+            self.replays.refuse("optimizers", f"{others[0]} reads no learning rate from a tensor: use gebm.adam")
+        return not others
 
     @contextlib.contextmanager
     def plainly(self) -> Iterator[None]:
-        """Take the steps in the block operator by operator, as where these are counted."""
+        """Take the steps in the block without replays, so that their operators can be counted."""
         self._plainly = True
         try:
             yield
@@ -71,7 +76,6 @@ class ReplayedTraining:
 
     def source(self) -> nn.Module:
         """Return the base folded as it is now: one module, whose weights are computed anew in place."""
-        self.replays.refresh()
         source = self._modules.get("source")
         if source is None:
             source = self._fold_base()
@@ -83,7 +87,7 @@ class ReplayedTraining:
             _copy_into(source, self._fold_base())
             return []
 
-        anchor = next(iter(self._state().values())).new_zeros(())
+        anchor = next(self._modules["model"].parameters()).new_zeros(())
         self._take("fold", refresh, lambda inputs, tape: refresh(), [anchor], torch.Generator())
         return source
 
@@ -95,7 +99,6 @@ class ReplayedTraining:
         *,
         penalty: Penalty,
         energy_step: int,
-        chains: Tensor | None,
     ) -> EnergyTerms:
         """Take an energy step.
 
@@ -105,7 +108,6 @@ class ReplayedTraining:
             generator: Source of every random number.
             penalty: The regularizer that it has.
             energy_step: Energy steps done before.
-            chains: Positions of persistent chains, which it changes in place.
 
         Returns:
             Its terms, without a graph.
@@ -113,9 +115,9 @@ class ReplayedTraining:
         rates = _Rates(self._optimizers["energy_optimizer"], x_data.device)
         # Drawn for one point from nowhere, to see whether it is due.
         due = penalty.draw(1, torch.Generator(), energy_step) is not None
-        self._penalties[id(penalty)], self._chains = penalty, chains
+        self._penalties[id(penalty)], chains = penalty, self._chains()
         shape = None if chains is None else chains.shape
-        kind = "energy", x_data.shape, x_data.dtype, due, id(penalty), shape, rates.kind
+        kind = "energy", x_data.shape, x_data.dtype, due, id(penalty), shape
 
         def results(terms: EnergyTerms) -> list[Tensor]:
             return [term.detach().clone() for term in terms]
@@ -152,7 +154,7 @@ class ReplayedTraining:
         def plain() -> list[Tensor]:
             return [update(inputs, average_weight)]
 
-        kind = "base", inputs.shape, inputs.dtype, rates.kind
+        kind = "base", inputs.shape, inputs.dtype
         (loss,) = self._take(kind, plain, static, [inputs, weight, *rates.tensors()], torch.Generator())
         return loss
 
@@ -174,7 +176,7 @@ class ReplayedTraining:
             return plain()
         results = self.replays.take(kind, Step(plain, lambda: self._rounded(plain), static, inputs, generator))
         for optimizer in self._optimizers.values():
-            # Those of a recording lie in the graph's memory.
+            # Gradients of a recording are in the graph's memory.
             optimizer.zero_grad(set_to_none=True)
         return results
 
@@ -202,11 +204,17 @@ class ReplayedTraining:
         for part, optimizer in self._optimizers.items():
             for index, entries in enumerate(optimizer.state.values()):
                 state |= {f"{part}.{index}.{key}": entry for key, entry in entries.items() if isinstance(entry, Tensor)}
-        return state if self._chains is None else {**state, "chains": self._chains}
+        chains = self._chains()
+        return state if chains is None else {**state, "chains": chains}
+
+
+def _reads_rates(optimizer: Optimizer) -> bool:
+    """Return whether an optimizer can read its learning rates from tensors, as only Adam's fused kernels do."""
+    return isinstance(optimizer, Adam) and all(group.get("fused") for group in optimizer.param_groups)
 
 
 class _Rates:
-    """Learning rates of an optimizer as tensors, which a recorded step reads; of one that reads no tensor, as they are.
+    """Learning rates of an optimizer as tensors, which a recorded step reads.
 
     Args:
         optimizer: The optimizer.
@@ -215,36 +223,24 @@ class _Rates:
 
     def __init__(self, optimizer: Optimizer, device: torch.device) -> None:
         self._groups, self._device = optimizer.param_groups, device
-        self._reads = isinstance(optimizer, Adam) and all(group.get("fused") for group in self._groups)
-
-    @property
-    def kind(self) -> Hashable:
-        """The rates that a recording cannot change."""
-        return None if self._reads else tuple(float(group["lr"]) for group in self._groups)
 
     def tensors(self) -> list[Tensor]:
         """Return the rates as tensors, of the type that the fused kernels read."""
         dtype = torch.float32 if self._device.type == "cuda" else torch.float64
-        rates = [group["lr"] for group in self._groups] if self._reads else []
-        return [torch.full((), float(rate), dtype=dtype, device=self._device) for rate in rates]
+        return [torch.full((), float(group["lr"]), dtype=dtype, device=self._device) for group in self._groups]
 
     @contextlib.contextmanager
     def read_from(self, tensors: Sequence[Tensor]) -> Iterator[None]:
         """Let the optimizer read its rates from tensors in the block."""
-        before = [(group["lr"], group.get("capturable")) for group in self._groups]
+        before = [(group["lr"], group["capturable"]) for group in self._groups]
         captures = self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-        for group, tensor in zip(self._groups, tensors, strict=False):
-            group["lr"] = tensor
-        for group in self._groups:
-            if captures and "capturable" in group:
-                group["capturable"] = True
+        for group, tensor in zip(self._groups, tensors, strict=True):
+            group["lr"], group["capturable"] = tensor, captures or group["capturable"]
         try:
             yield
         finally:
             for group, (rate, capturable) in zip(self._groups, before, strict=True):
-                group["lr"] = rate
-                if capturable is not None:
-                    group["capturable"] = capturable
+                group["lr"], group["capturable"] = rate, capturable
 
 
 @torch.no_grad()

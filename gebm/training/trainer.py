@@ -74,7 +74,7 @@ class Trainer:
             wherever a replay agrees with the plain step; "false". See :mod:`gebm.replay`.
 
     Attributes:
-        replayed: How steps are replayed, and lines on that.
+        replayed: The recordings of steps, and messages on them.
 
     Raises:
         TypeError: If an argument is of another kind.
@@ -150,7 +150,9 @@ class Trainer:
             self.average.load_state_dict(gebm.base.state_dict())
         self._rates = LearningRates(self._optimizers(), schedule)
         modules: dict[str, nn.Module] = {"model": gebm} | ({} if self.average is None else {"average": self.average})
-        self.replayed = ReplayedTraining(cuda_graphs, self.precision, modules, self._optimizers(), self._fold_base)
+        self.replayed = ReplayedTraining(
+            cuda_graphs, self.precision, modules, self._optimizers(), self._fold_base, lambda: self.chains
+        )
 
     def _check_kinds(self, penalty: Penalty, schedule: Callable[[int], float]) -> None:
         """Raise a TypeError if an argument is no object of its kind."""
@@ -312,6 +314,8 @@ class Trainer:
         missing = torch.full((), float("nan"), device=device)
         terms, largest, x_data = EnergyTerms(missing, missing, missing, missing), missing, None
         num_nonfinite = torch.zeros((), dtype=torch.int64, device=device)
+        # Between two alternations tensors may have been replaced, by a state that was loaded.
+        self.replayed.replays.refresh()
         # The base is fixed until its own step: it is folded once, and draws faster.
         source = self._source() if num_steps else self._sampled
         for index in range(num_steps):
@@ -477,7 +481,6 @@ class Trainer:
                 generator,
                 penalty=self.penalty,
                 energy_step=self.energy_step,
-                chains=self.chains,
             )
             self._sampled.energy.train()
         else:
@@ -486,7 +489,7 @@ class Trainer:
         return terms
 
     def _update_energy(self, x_data: Tensor, source: GEBM, generator: torch.Generator) -> EnergyTerms:
-        """Take an energy step, which depends on nothing but tensors, the generator, and whether a penalty is due."""
+        """Take an energy step, a function of tensors, the generator, and whether a penalty is due."""
         num_negatives = self.latent_batch_size or len(x_data)
         x_base = self._draw_negatives(source, num_negatives, x_data, generator)
         position = self._draw_positions(min(len(x_data), num_negatives), generator, x_data.device)
@@ -499,7 +502,7 @@ class Trainer:
         return terms
 
     def _draw_positions(self, n: int, generator: torch.Generator, device: torch.device) -> Tensor | None:
-        """Return what the penalty draws for this process's ``n`` points, or ``None`` if none is due."""
+        """Return the penalty's positions of this process's ``n`` points, or ``None`` if no penalty is due."""
         rank, world_size = rank_and_world_size()
 
         def draw(source: torch.Generator | None) -> Tensor:

@@ -39,6 +39,7 @@ from tests.helpers.pretended_gpu import DeviceGenerator, Record, device, on_cpu,
 from tests.helpers.trainers import family_model
 
 OBJECTIVES = [name for name in objectives.NAMES if not objectives.needs_density(objectives.make(name))]
+PERSISTENT = LatentChain(samplers.MALA(0.1), num_steps=2, persistent=True, restart=0.5)
 KERNELS = pytest.mark.parametrize("name", every_kernel())
 
 
@@ -56,15 +57,8 @@ def data_of(model: GEBM, size: int = 4) -> Tensor:
     return label_images(data, torch.arange(size) % model.num_classes, model.num_classes) if planes else data
 
 
-def trained(
-    model: GEBM,
-    steps: int = 1,
-    objective: str = "kale_fenchel",
-    begin: Callable[[], None] = lambda: None,
-    **settings,
-) -> dict[str, Tensor]:
-    """Take a few alternations, and return all that they change."""
-    trainer = Trainer(
+def trainer_of(model: GEBM, objective: str = "kale_fenchel", **settings) -> Trainer:
+    return Trainer(
         model,
         objective=objectives.make(objective, num_steps=2),
         energy_optimizer=adam([*model.energy.parameters(), model.log_partition], 1e-3),
@@ -72,7 +66,15 @@ def trained(
         alternation=Alternation(2, warmup_energy_steps=2),
         **settings,
     )
-    batches = itertools.repeat(data_of(model).to(model.log_partition.device, non_blocking=True))
+
+
+def batches_of(model: GEBM) -> Iterator[Tensor]:
+    return itertools.repeat(data_of(model).to(model.log_partition.device, non_blocking=True))
+
+
+def trained(model: GEBM, steps: int = 1, begin: Callable[[], None] = lambda: None, **settings) -> dict[str, Tensor]:
+    """Take a few alternations, and return all that they change."""
+    trainer, batches = trainer_of(model, **settings), batches_of(model)
     begin()
     for step in range(steps):
         trainer.step(batches, torch.Generator().manual_seed(step))
@@ -253,6 +255,19 @@ def test_a_replayed_block_of_steps_waits_for_nothing(gpu):
             kernel, potential, None, num_steps, generator=generator, prior=prior, state=state, steps=steps
         ).state
     assert steps.replays.replayed == 1, steps.replays.lines
+    assert gpu.waits == []
+
+
+@pytest.mark.parametrize("settings", [{"ema_decay": 0.9}, {"negatives": PERSISTENT}], ids=["average", "chains"])
+def test_a_replayed_alternation_waits_for_nothing(gpu, settings):
+    model = on_device(family_model(), gpu)
+    trainer, batches = trainer_of(model, cuda_graphs="true", **settings), batches_of(model)
+    for _ in range(4):
+        gpu.clear()
+        before = trainer.replayed.replays.replayed
+        trainer.step(batches, torch.Generator().manual_seed(0))
+    # The folding of the base, two energy steps and the base step.
+    assert trainer.replayed.replays.replayed - before == 4, trainer.replayed.replays.lines
     assert gpu.waits == []
 
 

@@ -1,4 +1,4 @@
-"""Steps that are replayed: they are the plain ones, or are not replayed, and a line says so."""
+"""Steps that are replayed: they are the plain ones, or are not replayed, and a message reports it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def graphs(monkeypatch):
 
 
 class Walk:
-    """A walk of a state through a network, with noise and a rate, and ways to break what is recorded of it."""
+    """A walk of a state through a network, with noise and a rate, and ways to break its recording."""
 
     def __init__(self, broken: str = ""):
         torch.manual_seed(0)
@@ -45,6 +45,8 @@ class Walk:
             rate = float(rate)
         if self.broken == "draws by itself":
             noise = torch.randn(300)
+        if self.broken == "draws once more":
+            draw_to("cpu", tape, lambda generator: torch.randn(300, generator=generator))
         if self.broken == "changes what is no state":
             torch._foreach_add_([self.outside], 1)
         if self.broken == "raises":
@@ -89,6 +91,7 @@ def test_replays_are_the_plain_steps_with_other_inputs_numbers_and_rates():
 BROKEN = {
     "leaves the noise out": "a replay is off by",
     "a little off": "a replay is off by",
+    "draws once more": "a replay draws another number of random numbers",
     "draws by itself": "randn draws random numbers that are not on the tape",
     "changes what is no state": "_foreach_add_ changes a tensor that is no part of the state",
     "raises": "RuntimeError: operation not permitted when stream is capturing",
@@ -107,14 +110,14 @@ def test_what_is_broken_is_refused_with_a_line_and_leaves_the_plain_steps_bit_fo
 
 
 def test_a_number_that_python_read_shows_in_a_replay():
-    """The helper's own law: without it no test here could see a rate that stays behind."""
+    """A test of the helper: without it no test here could see a rate that stays behind."""
     plain, walk = Walk(), Walk("reads a number that changes")
     plain.go(replays_of(plain, "false"))
     walk.go(replays_of(walk))
     assert not torch.allclose(walk.state, plain.state, atol=1e-3)
 
 
-def test_a_slower_replay_is_used_only_where_it_is_asked_for(monkeypatch):
+def test_a_slower_replay_is_used_only_where_it_is_requested(monkeypatch):
     device = torch.device("cpu")
     assert [replays_of(Walk(), mode).is_wanted_on(device) for mode in replay.MODES] == [False, True, False]
     monkeypatch.setattr(replay.time, "perf_counter", iter(range(1000)).__next__)
@@ -125,7 +128,7 @@ def test_a_slower_replay_is_used_only_where_it_is_asked_for(monkeypatch):
     assert replays.lines[0].startswith("steps are not replayed: a replay is no faster, 1e+03 ms instead of 1e+03 ms")
 
 
-def test_a_state_that_lies_elsewhere_is_recorded_anew():
+def test_a_state_that_has_moved_is_recorded_anew():
     plain, walk = Walk(), Walk()
     replays = replays_of(walk)
     for one, ways in ((plain, replays_of(plain, "false")), (walk, replays)):

@@ -91,7 +91,7 @@ def model(classes: bool = False) -> GEBM:
 
 
 @pytest.mark.parametrize("classes", [False, True], ids=["", "classes"])
-def test_batches_of_as_many_chains_share_a_recording(classes):
+def test_batches_of_the_same_number_of_chains_share_a_recording(classes):
     fixed, steps = model(classes), ReplayedSteps("true")
     latents = fixed.sample_latents(12, rng(0))
     ends: list[list[Tensor]] = [[], []]
@@ -109,7 +109,7 @@ def test_batches_of_as_many_chains_share_a_recording(classes):
 
 @dataclass(frozen=True)
 class Counting(samplers.UnadjustedLangevin):
-    """A kernel whose steps depend on their number, which does not say how."""
+    """A kernel whose steps depend on their number, without a ``step_kind``."""
 
     step_kind = None
 
@@ -144,7 +144,7 @@ class Stale(samplers.UnadjustedLangevin):
 @pytest.mark.parametrize(
     ("kernel", "reason"),
     [
-        (Counting(0.1), "it depends on the number of the step, and does not say how"),
+        (Counting(0.1), "it depends on the number of the step, and has no step_kind"),
         (Forgetful(0.1), "a replay is off by"),
         (Stale(0.1), "a replay is off by"),
     ],
@@ -158,8 +158,32 @@ def test_a_kernel_that_cannot_be_replayed_is_not_and_its_chain_is_the_plain_one(
         same(replayed, samplers.run(kernel, rugged, z0, 5 * BLOCK, generator=rng(1)))
 
 
+@dataclass
+class Mutable:
+    """A kernel that another one of equal settings may differ from later, so that it has no hash."""
+
+    inner: samplers.UnadjustedLangevin
+    gradients_per_step: int = 1
+
+    def init(self, z, potential):
+        return self.inner.init(z, potential)
+
+    def step(self, state, potential, generator=None):
+        return self.inner.step(state, potential, generator)
+
+
+def test_a_kernel_without_a_hash_takes_its_steps_plainly():
+    steps, z0 = ReplayedSteps("true"), torch.randn(20, 3, generator=rng(0))
+    ula = samplers.UnadjustedLangevin(0.1)
+    replayed = samplers.run(Mutable(ula), rugged, z0, 3 * BLOCK, generator=rng(1), steps=steps)
+    same(replayed, samplers.run(ula, rugged, z0, 3 * BLOCK, generator=rng(1)))
+    assert steps.replays.lines == [
+        "steps of chains are not replayed: unhashable type: 'Mutable'; make it a frozen dataclass, for example"
+    ]
+
+
 @pytest.mark.parametrize("mode", ["auto", "false"])
-def test_on_the_cpu_nothing_is_replayed_unless_it_is_asked_for(mode):
+def test_on_the_cpu_nothing_is_replayed_unless_it_is_requested(mode):
     steps, z0 = ReplayedSteps(mode), torch.zeros(4, 3)
     replayed = samplers.run(samplers.MALA(0.1), rugged, z0, 5 * BLOCK, generator=rng(1), steps=steps)
     same(replayed, samplers.run(samplers.MALA(0.1), rugged, z0, 5 * BLOCK, generator=rng(1)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import pytest
@@ -38,7 +39,7 @@ def graphs(monkeypatch):
 
 def model_of(objective: str) -> GEBM:
     torch.manual_seed(0)
-    if objectives.make(objective, num_steps=2).base_learns_from == "data" or objective.endswith("_data"):
+    if objectives.needs_density(objectives.make(objective, num_steps=2)):
         base, energy = networks.make("gaussian", resolution=0, channels=3, latent_dim=3)
         return GEBM(base, energy, StandardNormal(3)).double()
     base, energy = networks.make("dcgan", resolution=8, channels=1, latent_dim=3, width=4)
@@ -118,6 +119,25 @@ def test_training_with_any_setting_is_replayed(setting):
     assert_replayed_as_plain(7, **SETTINGS[setting])
 
 
+LOADED = {"kale_fenchel": {}, "ml": {}, "pcd": {"negatives": PERSISTENT}}
+
+
+@pytest.mark.parametrize("objective", LOADED)
+@pytest.mark.parametrize("before", [0, 4])
+def test_a_loaded_state_is_trained_on(objective, before):
+    """An optimizer's state is loaded into other tensors; that of an untrained trainer is empty, and has no chains."""
+    trainers = {mode: trainer_of(mode, objective, **LOADED[objective]) for mode in ("false", "true")}
+    infos: dict[str, list] = {mode: [] for mode in trainers}
+    for mode, trainer in trainers.items():
+        train(trainer, before)
+        state = copy.deepcopy(trainer.state_dict())
+        train(trainer, 2, first=1)
+        trainer.load_state_dict(state)
+        infos[mode] += train(trainer, 4, first=2)
+    assert_same(trainers["true"], trainers["false"], infos["true"], infos["false"])
+    assert trainers["true"].replayed.replays.replayed >= 2
+
+
 def test_what_is_changed_between_two_steps_is_seen():
     """Rates, penalties, loaded states and steps of the energy alone."""
     trainers = {mode: trainer_of(mode) for mode in ("false", "true")}
@@ -189,7 +209,31 @@ def test_an_energy_that_cannot_be_replayed_is_not(energy, reason):
     assert any(line.startswith(f"training steps are not replayed: {reason}") for line in lines), lines
 
 
-def test_on_the_cpu_nothing_is_replayed_unless_it_is_asked_for():
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
+def test_an_optimizer_that_reads_no_rate_from_a_tensor_takes_its_steps_plainly(optimizer):
+    """A recording for each rate of a schedule would be made in each alternation, and kept."""
+    ends = {}
+    for mode in ("false", "true"):
+        trainer = trainer_of(mode)
+        owned = [group["params"] for group in trainer.energy_optimizer.param_groups]
+        trainer = Trainer(
+            trainer.gebm,
+            objective=trainer.objective,
+            energy_optimizer=optimizer(itertools.chain(*owned), lr=1e-3),
+            base_optimizer=adam(trainer.gebm.base.parameters(), 1e-3),
+            alternation=KINDS,
+            schedule=Schedule("cosine", num_steps=6),
+            cuda_graphs=mode,
+        )
+        infos = train(trainer)
+        ends[mode] = infos, trainer
+    assert_same(ends["true"][1], ends["false"][1], ends["true"][0], ends["false"][0])
+    name = optimizer.__name__
+    expected = f"training steps are not replayed: {name} reads no learning rate from a tensor: use gebm.adam"
+    assert (trainer.replayed.replays.path, trainer.replayed.replays.lines) == ("plain", [expected])
+
+
+def test_on_the_cpu_nothing_is_replayed_unless_it_is_requested():
     plain, automatic = trainer_of("false"), trainer_of("auto")
     assert train(plain) == train(automatic)
     assert all(map(torch.equal, everything(plain).values(), everything(automatic).values()))
