@@ -29,6 +29,7 @@ from pipeline.config.scores import (
     at_end,
 )
 from pipeline.config.tasks import scores as task_scores
+from pipeline.runtime.cpu_seed import cpu_seed
 from pipeline.runtime.part_errors import refusing
 
 __all__ = [
@@ -209,9 +210,7 @@ def checked(part: Part, compute: Callable[[], Any], of: str) -> Score:
     Raises:
         UserError: It fails or returns no finite number; the line names the plugin's file and line.
     """
-    with refusing(part), torch.random.fork_rng(devices=[]), torch.no_grad():
-        # Of the CPU alone: that of a GPU is in use, and `torch.manual_seed` would set it as well.
-        torch.set_rng_state(torch.Generator().manual_seed(0).get_state())
+    with refusing(part), cpu_seed(0), torch.no_grad():
         result = compute()
         value, error = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
         score = Score(_as_number(value), None if error is None else _as_number(error))

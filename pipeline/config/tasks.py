@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from gebm import networks
@@ -46,16 +46,16 @@ class TaskFacts:
         ('distance_gebm', 'distance_validation_gebm')
     """
 
-    like: str | None
-    of: str
-    score: str
-    better: str
-    ranked_by: str
-    other_scores: tuple[str, ...]
-    metrics: bool
-    likelihood: bool
-    trained_energy: bool
-    splits: bool
+    like: str | None = None
+    of: str = "images"
+    score: str = ""
+    better: str = "down"
+    ranked_by: str = "{score}_{model}"
+    other_scores: tuple[str, ...] = ()
+    metrics: bool = False
+    likelihood: bool = False
+    trained_energy: bool = False
+    splits: bool = False
 
     @property
     def encodings(self) -> tuple[str, ...]:
@@ -74,18 +74,7 @@ class TaskFacts:
 NAMES: Registry[Callable[..., Any]] = Registry(
     "task",
     given=("config",),
-    facts={
-        "like": None,
-        "of": "images",
-        "score": "",
-        "better": "down",
-        "ranked_by": "{score}_{model}",
-        "other_scores": (),
-        "metrics": False,
-        "likelihood": False,
-        "trained_energy": False,
-        "splits": False,
-    },
+    facts=asdict(TaskFacts()),
     choices={
         "of": tuple(_ENCODINGS),
         "better": ("down", "up"),

@@ -25,7 +25,7 @@ from pipeline.evaluation.base import SampleScorer
 from pipeline.evaluation.chains import ChainBatch, chain_steps, describe_found, find_kernel, make_kernel, make_steps
 from pipeline.evaluation.shared_results import SharedResults
 
-__all__ = ["ChainRecorder", "LocalChains", "LocalJob", "run_local_chains", "start_latents"]
+__all__ = ["ChainRecorder", "LocalChains", "LocalJob", "evaluation_generator", "run_local_chains", "start_latents"]
 
 # R-hat and ESS are computed over this many chains, at this many positions along each.
 _DIAGNOSED_CHAINS = 64
@@ -159,19 +159,28 @@ def run_local_chains(job: LocalJob, batch_size: int, advance: Callable[[int], No
     )
 
 
+def evaluation_generator(config: schema.Config) -> torch.Generator:
+    """Return the generator that an evaluation draws its samples from: in the same state for each one of a run.
+
+    Args:
+        config: ``evaluation.seed``, or else ``seed``.
+    """
+    seed = config.seed if config.evaluation.seed is None else config.evaluation.seed
+    return torch.Generator().manual_seed((seed + 1) * 1_000_003)
+
+
 def start_latents(model: GEBM, config: schema.Config, world_size: int) -> tuple[Tensor, torch.Generator]:
     """Draw the latents that the chains of all workers start from: the same at each evaluation of a run.
 
     Args:
         model: The GEBM.
         config: Seed and number of the samples.
-        world_size: Number of workers, each of which runs as many chains.
+        world_size: Number of workers, each of which runs the same number of chains.
 
     Returns:
         Latents (N, D), and the generator after them.
     """
-    seed = config.seed if config.evaluation.seed is None else config.evaluation.seed
-    generator = torch.Generator().manual_seed((seed + 1) * 1_000_003)
+    generator = evaluation_generator(config)
     count = -(-config.evaluation.num_samples // world_size) * world_size
     return model.sample_latents(count, generator), generator
 

@@ -1,10 +1,10 @@
-"""Code of a part: a digest by which results that are kept are those of the code that made them."""
+"""Digest of a part's code, which saved results are named by, so that they are used with that code alone."""
 
 from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from gebm.registry import source_of
@@ -42,7 +42,7 @@ def code_digest(module: str) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
 
 
-def _files(folders: Iterator[str]) -> Iterator[tuple[str, bytes]]:
+def _files(folders: Iterable[str]) -> Iterator[tuple[str, bytes]]:
     """Yield the files of Python below the folders of a package, by their paths there."""
     for folder in map(Path, folders):
         for path in sorted(folder.rglob("*.py")):

@@ -24,6 +24,7 @@ from pipeline.config.temperature import describe_temperature
 from pipeline.config.training_parts import make_objective
 from pipeline.evaluation import plots
 from pipeline.evaluation.base import Evaluation, EvaluationRun
+from pipeline.evaluation.local_chains import evaluation_generator
 from pipeline.evaluation.standard_error import mean_standard_error
 from pipeline.runtime.errors import UserError
 from pipeline.tasks.rows import TableTask, TableTaskWorker
@@ -70,8 +71,7 @@ class DensityTaskWorker(TableTaskWorker):
         Raises:
             UserError: An energy or a likelihood is not finite.
         """
-        settings = self.config.evaluation
-        generator = torch.Generator().manual_seed((self._seed + 1) * 1_000_003)
+        settings, generator = self.config.evaluation, evaluation_generator(self.config)
         evaluation = Evaluation()
         with frozen(model.base, model.energy):
             draws = model.sample_base(settings.num_samples, generator, batch_size=settings.batch_size)
@@ -119,8 +119,7 @@ class DensityTaskWorker(TableTaskWorker):
     @torch.no_grad()
     def draw_start(self, model: GEBM) -> dict[str, bytes]:
         """Return draws of the base in two columns, for each picture of an evaluation."""
-        settings = self.config.evaluation
-        generator = torch.Generator().manual_seed((self._seed + 1) * 1_000_003)
+        settings, generator = self.config.evaluation, evaluation_generator(self.config)
         with frozen(model.base):
             draws = model.sample_base(min(_SHOWN, settings.num_samples), generator, batch_size=settings.batch_size)
         picture = plots.png(self._scatter({plots.AT_START: self.splits.restore(draws.cpu())}))
@@ -132,10 +131,6 @@ class DensityTaskWorker(TableTaskWorker):
         correlation = self.splits.restore(self.splits.train).T.corrcoef().fill_diagonal_(0).abs()
         pair = divmod(int(correlation.argmax()), correlation.shape[1])
         return plots.scatter_2d({"test rows": test, **samples}, pair, test)
-
-    @property
-    def _seed(self) -> int:
-        return self.config.seed if self.config.evaluation.seed is None else self.config.evaluation.seed
 
     @property
     def _trains_energy(self) -> bool:

@@ -193,14 +193,13 @@ class TrialRun:
         if self.trainer.objective.trains_energy:
             moment = self.trainer.energy_second_moment()
             self.report["energy_second_moment"] = moment.item()
-            self._warn(self.health.judge_steps(self.infos, moment, self.trainer.base_step))
+            self._add("warnings", self.health.judge_steps(self.infos, moment, self.trainer.base_step))
         if self.batches.notes:
-            self.report |= {"bad_shards": self.batches.bad_shards, "notes": list(self.batches.notes)}
+            self.report["bad_shards"] = self.batches.bad_shards
         replayed = self.trainer.replayed
         if replayed.is_wanted_on(self.worker.device):
             self.report["train_path"] = replayed.replays.path
-        if replayed.replays.lines:
-            self.report["notes"] = [*self.report.get("notes", ()), *replayed.replays.lines]
+        self._add("notes", [*self.batches.notes, *replayed.replays.lines])
 
     def send_report(self) -> None:
         """Send the report to the sweep, and begin the next."""
@@ -224,9 +223,10 @@ class TrialRun:
         is_last = done >= train.base_steps
         if train.final_energy_steps and (is_last or train.final_phase.before_evaluations):
             self.report |= self.run_final_phase()
-        warnings = self.report.pop("warnings", [])
+        earlier = {key: self.report.pop(key, []) for key in ("notes", "warnings")}
         self.report |= self._evaluate_model(f"step-{done:08d}")
-        self._warn(warnings, first=True)
+        for key, messages in earlier.items():
+            self._add(key, messages, first=True)
         slower_by = self.report["evaluation_seconds"] - self.evaluation_seconds
         self.evaluation_seconds = self.report["seconds_an_evaluation"] = self.report["evaluation_seconds"]
         remaining = slower_by * evaluations_left(self.config, done)
@@ -331,10 +331,11 @@ class TrialRun:
         run = EvaluationRun(advance=lambda steps: self.watchdog.heartbeat())
         return self.evaluation.report(self.trainer.sampling_model(), self.trainer.base_step, self.folder, name, run)
 
-    def _warn(self, warnings: list[str], *, first: bool = False) -> None:
-        if warnings:
-            earlier = self.report.get("warnings", [])
-            self.report["warnings"] = [*warnings, *earlier] if first else [*earlier, *warnings]
+    def _add(self, key: str, messages: list[str], *, first: bool = False) -> None:
+        """Add messages to the report's ``notes`` or ``warnings``, which it has only where there are some."""
+        if messages:
+            earlier = self.report.get(key, [])
+            self.report[key] = [*messages, *earlier] if first else [*earlier, *messages]
 
     def _due(self) -> _Due:
         """Return what has to be done after the present base step; where preemption is checked, all workers meet."""

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import pickle
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from pipeline.data import load_images, load_rows, open_store, sources, write_store
+from pipeline.data import Store, load_images, load_rows, open_store, sources, write_store
 from pipeline.data.sources import BrokenImage
 from pipeline.runtime.errors import UserError
 from tests.helpers.plugins import SOURCES, load, no_plugins
@@ -21,6 +17,13 @@ __all__ = ["load", "no_plugins"]
 pytestmark = pytest.mark.usefixtures("no_plugins")
 
 
+def assert_has_stripes(store: Store) -> None:
+    """Assert that a store has the images and labels of ``stripes``, but for the broken one."""
+    images, labels = load_images(store)
+    assert sorted(images[:, 0, 0, 0].tolist()) == [40 + 5 * index for index in range(40) if index != 7]
+    assert labels is not None and torch.equal(labels, (images[:, 0, 0, 0] >= 140).long())
+
+
 def test_the_command_makes_a_store_of_a_plugin_with_its_labels_and_its_broken_images(load, tmp_path, call):
     path = load(SOURCES)
     words = (f"plugins=[{path}]", "data.source.kind=stripes", "data.store=here", "data.resolution=8", "data.channels=1")
@@ -28,10 +31,8 @@ def test_the_command_makes_a_store_of_a_plugin_with_its_labels_and_its_broken_im
     assert status == 0, errors
     assert "39 images of 8 pixels" in printed and "ValueError" in printed
     store = open_store("here")
-    images, labels = load_images(store)
     assert store.manifest.labels == ("dark", "bright") and store.manifest.source.kind == "stripes"
-    assert sorted(images[:, 0, 0, 0].tolist()) == [40 + 5 * index for index in range(40) if index != 7]
-    assert labels is not None and torch.equal(labels, (images[:, 0, 0, 0] >= 140).long())
+    assert_has_stripes(store)
 
 
 def test_what_is_yielded_is_kept_and_has_the_labels_that_are_registered_and_rows_are_a_table(load):
@@ -52,15 +53,16 @@ def test_what_is_yielded_is_kept_and_has_the_labels_that_are_registered_and_rows
             sources.make(kind, **given)
 
 
-def test_another_process_opens_the_same_source_without_the_file(load, tmp_path):
+def test_other_processes_write_a_store_of_the_same_source_without_the_file(load, tmp_path, capfd):
     path = load(SOURCES)
-    sent = pickle.dumps(sources.make("stripes"))
-    (tmp_path / "sent").write_bytes(sent)
+    source = sources.make("stripes")
     (tmp_path / "mine.py").unlink()
-    code = "import pickle, sys; source = pickle.load(open(sys.argv[1], 'rb')); print(len(source), source.read(30)[1])"
-    ran = subprocess.run([sys.executable, "-c", code, str(tmp_path / "sent")], capture_output=True, text=True)
-    assert ran.stdout == "40 1\n", ran.stderr
-    assert path not in ran.stderr
+    store = str(tmp_path / "store")
+    # Each process writes a shard.
+    report = write_store(source, store, resolution=8, channels=1, samples_per_shard=20, num_processes=2)
+    assert len(report.broken) == 1 and len(report.manifest.shards) == 2
+    assert_has_stripes(open_store(store))
+    assert path not in capfd.readouterr().err
 
 
 def test_a_change_of_the_code_or_of_the_files_is_another_fingerprint(load, tmp_path):

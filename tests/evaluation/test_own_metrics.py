@@ -27,6 +27,7 @@ from pipeline.runtime.errors import UserError
 from pipeline.tasks.images import ImageScorer
 from pipeline.tracking.metric_names import metric_name
 from tests.helpers.plugins import EXTRACTORS, METRICS, load, no_plugins
+from tests.runtime.test_cpu_seed import gpu_seeds
 
 __all__ = ["load", "no_plugins"]
 
@@ -109,14 +110,7 @@ def test_a_metric_gets_as_many_data_as_samples_and_draws_the_same_numbers_each_t
 
 
 def test_neither_a_metric_nor_an_extractor_seeds_a_gpu(load, digits):
-    """Whose generator is in use; before the first use of one, torch keeps the seeds that it is to have."""
     load(METRICS + EXTRACTORS)
-
-    def gpu_seeds():
-        if torch.cuda.is_initialized():
-            return torch.cuda.get_rng_state().tolist()
-        return list(torch.cuda._lazy_seed_tracker.get_calls())
-
     torch.manual_seed(5)
     before = gpu_seeds()
     assert metrics.measure(metrics.NAMES.part("brightness"), torch.ones(8, 1), torch.ones(8, 1)).value > 0
@@ -228,7 +222,7 @@ def test_a_metric_is_refused_where_it_is_registered(load, call, message):
 
 
 def test_no_metric_takes_the_name_of_a_score_that_this_project_gives(digits, classifier):
-    """Whatever an evaluation of images writes is written by it alone; of one's own are the names that are left."""
+    """All names of an evaluation of images are reserved, and other names are free."""
     statistics = reference(digits, classifier)
     scorer = ImageScorer(classifier, statistics, list(metrics.BUILTIN), extrapolate=True)
     measured = scorer.features(load_images(digits)[0][:200])

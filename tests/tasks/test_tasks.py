@@ -100,6 +100,27 @@ def test_the_likelihood_of_the_base_is_that_of_its_density(density):
     assert all(content[1:4] == b"PNG" for content in found.pictures.values())
 
 
+POINTS = {
+    "task": "points",
+    "model.networks": "mlp",
+    "model.width": 4,
+    "sweep.metric": "auto",
+    "sampler.num_steps": 2,
+    "evaluation.num_samples": 100,
+}
+
+
+@pytest.mark.parametrize("keys", [{}, POINTS], ids=["density", "points"])
+def test_each_picture_of_rows_has_a_first_one_of_the_base(density, keys):
+    config = apply(density, keys)
+    worker, model = tasks.make(config).open(0, 1, torch.device("cpu")), build_model(config)
+    before = torch.get_rng_state()
+    first = worker.draw_start(model)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert first.keys() == worker.evaluate(model).pictures.keys()
+    assert all(content[1:4] == b"PNG" for content in first.values())
+
+
 def test_a_constant_in_the_energy_changes_no_likelihood(density):
     shifted = apply(density, {"model.energy_offset": 2.5})
     plain, moved = (

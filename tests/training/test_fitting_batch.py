@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import ray.train
 import torch
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -18,11 +17,10 @@ from gebm import Trainer
 from pipeline import config as schema
 from pipeline.runtime.errors import UserError
 from pipeline.sweep.trainable import _cause
-from pipeline.tasks.open_store import ensure_store
 from pipeline.training.fitting_batch import out_of_memory_as_error
 from pipeline.training.worker import Worker
 from tests.helpers.trainers import linear_model, trainer_of
-from tests.training.test_sampler_trials import SMALL, Trial
+from tests.training.test_sampler_trials import Trial, toy_config
 
 ERRORS = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
@@ -37,12 +35,7 @@ ERRORS = [
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory) -> schema.Config:
     """The config of a trial on points, of two base steps."""
-    folder = tmp_path_factory.mktemp("fitting")
-    values = yaml.safe_load((schema.config_root() / "conf" / "toy.yaml").read_text())
-    config = schema.apply(schema.from_dict(values), SMALL | {"data.store": str(folder / "toy")})
-    config.output, config.data.split_seed = str(folder), config.seed
-    ensure_store(config)
-    return config
+    return toy_config(tmp_path_factory.mktemp("fitting"))
 
 
 class Small(nn.Linear):

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import save_file
 
 from gebm import networks
@@ -20,7 +19,6 @@ from pipeline import config as schema
 from pipeline.config.own_choices import keep_choices
 from pipeline.sweep.driver import Sweep
 from pipeline.sweep.plan import SweepPlan, _resumed_config
-from pipeline.tasks.open_store import ensure_store
 from pipeline.tracking.locations import imported_start
 from pipeline.tracking.summary import SweepSummary, read_summary
 from pipeline.training.build_model import make_trainer, model_to_train
@@ -29,7 +27,7 @@ from pipeline.training.import_weights import forget_files, read_pair
 from pipeline.training.load_trainer import load_trainer
 from pipeline.training.sampler_trials import SamplerTrials
 from pipeline.training.worker import Worker
-from tests.training.test_sampler_trials import CPU, SMALL, Trial
+from tests.training.test_sampler_trials import CPU, Trial, toy_config
 
 STEPS = 4
 
@@ -38,17 +36,13 @@ STEPS = 4
 def imported(tmp_path_factory) -> schema.Config:
     """The config of trials on a base of points whose weights came from a file, and an energy from scratch."""
     folder = tmp_path_factory.mktemp("imported")
-    values = yaml.safe_load((schema.config_root() / "conf" / "toy.yaml").read_text())
-    keys = SMALL | {"data.store": str(folder / "toy"), "train.train_base": False, "train.base_steps": STEPS}
-    keys |= {"model.energy": "none", "model.base": str(folder / "base.safetensors"), "train.report_every": 1}
-    config = schema.apply(schema.from_dict(values), keys)
+    keys = {"train.train_base": False, "train.base_steps": STEPS, "train.report_every": 1}
+    config = toy_config(folder, keys | {"model.energy": "none", "model.base": str(folder / "base.safetensors")})
     torch.manual_seed(7)
     base, _ = networks.make(
         config.model.networks, resolution=0, channels=config.data.channels, latent_dim=config.model.latent_dim, width=8
     )
     save_file(base.state_dict(), folder / "base.safetensors")
-    config.output, config.data.split_seed = str(folder), config.seed
-    ensure_store(config)
     pair = read_pair(config)
     forget_files(config)
     pair.write(f"{folder}/imported", config)
@@ -90,9 +84,9 @@ def test_a_trial_on_it_is_resumed_bit_for_bit(imported, tmp_path):
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
-@pytest.mark.parametrize("how", ["stays", "moved", "copied"])
+@pytest.mark.parametrize("move", [None, shutil.move, shutil.copytree], ids=["stays", "moved", "copied"])
 @pytest.mark.parametrize("params", [{}, {"sampler.beta": 2.0}], ids=["no base steps", "sampler search"])
-def test_a_sweep_that_only_samples_is_read_and_resumed_wherever_its_folder_is(imported, tmp_path, params, how):
+def test_a_sweep_that_only_samples_is_read_and_resumed_wherever_its_folder_is(imported, tmp_path, params, move):
     old, new = tmp_path / "old", tmp_path / "elsewhere" / "new"
     shutil.copytree(imported_start(str(imported.output)), imported_start(str(old)))
     new.parent.mkdir()
@@ -113,19 +107,17 @@ def test_a_sweep_that_only_samples_is_read_and_resumed_wherever_its_folder_is(im
     Sweep(SweepPlan(config, {}, nothing, [], ""), "sweep", records, nothing, tracker, nothing, "me")._write_config()
     assert str(old) not in (old / "summary.json").read_text()
 
-    if how == "stays":
+    if move is None:
         new = old
-    elif how == "moved":
-        shutil.move(old, new)
     else:
-        shutil.copytree(old, new)
+        move(old, new)
     [trial] = read_summary(str(new))[1]
     start = imported_start(str(new))
     assert [trial.checkpoint, trial.best_checkpoint] == [start, start]
     assert read(start).state["base_step"] == 0
     again = schema.apply(schema.from_dict(schema.to_dict(imported)), {"resume": str(new)})
     # The store is the user's to name where the folder is new; the model is in it.
-    keys = {} if how == "stays" else {"data.store": config.data.store, "tracking.uri": "sqlite:///mlflow.db"}
+    keys = {} if move is None else {"data.store": config.data.store, "tracking.uri": "sqlite:///mlflow.db"}
     resumed, [kept], _ = _resumed_config(again, {"resume": str(new), **keys})
     assert (resumed.checkpoint, kept.best_checkpoint) == (start, start)
     # Written again for there.

@@ -1,4 +1,4 @@
-"""What a trial says of the time that is left, and where its random numbers come from."""
+"""Reports of a trial: the time that is left, and its notes; and where its random numbers come from."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gebm import Alternation
+from gebm.samplers.replayed import BLOCK
 from pipeline.training.progress import evaluation_due, evaluations_left, steps_between
 from pipeline.training.step_generator import step_generator
+from tests.training.test_sampler_trials import Trial, toy_config
 
 
 @settings(deadline=None)
@@ -42,3 +44,14 @@ def test_each_step_of_each_purpose_and_seed_has_numbers_of_its_own():
         ]
 
     assert len(set(drawn())) == 45 and drawn() == drawn()
+
+
+def test_a_report_has_the_notes_of_training_in_addition_to_those_of_its_evaluation(tmp_path):
+    keys = {"train.cuda_graphs": True, "sampler.cuda_graphs": True, "sampler.num_steps": 2 * BLOCK}
+    # Equal batches of chains, and blocks between their points: each kind of step occurs again.
+    keys |= {"train.base_steps": 6, "evaluation.chain_points": 2, "evaluation.batch_size": 20}
+    report = Trial(toy_config(tmp_path, keys), tmp_path / "trial").reports[-1]
+    assert report["base_step"] == 6 and "distance_gebm" in report
+    # Whether they are replayed is a matter of time, and a note says it either way.
+    for name in ("training steps", "steps of chains"):
+        assert [note for note in report["notes"] if note.startswith(f"{name} are")]

@@ -58,14 +58,20 @@ class Trial:
             TrialRun(config, str(url), 1.0).run()
 
 
+def toy_config(folder: Path, keys: dict[str, Any] | None = None) -> schema.Config:
+    """The config of a small trial on points, whose store and output are in a folder."""
+    values = yaml.safe_load((schema.config_root() / "conf" / "toy.yaml").read_text())
+    config = schema.apply(schema.from_dict(values), SMALL | {"data.store": str(folder / "toy")} | (keys or {}))
+    config.output, config.data.split_seed = str(folder), config.seed
+    ensure_store(config)
+    return config
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> schema.Config:
     """The config of a search over a model of points that a trial has trained."""
     folder = tmp_path_factory.mktemp("sampler-trials")
-    values = yaml.safe_load((schema.config_root() / "conf" / "toy.yaml").read_text())
-    config = schema.apply(schema.from_dict(values), SMALL | {"data.store": str(folder / "toy")})
-    config.output, config.data.split_seed = str(folder), config.seed
-    ensure_store(config)
+    config = toy_config(folder)
     config.checkpoint = Trial(config, folder / "trained").reports[-1]["checkpoint"]
     # As a search does, on other latents than those of the trial.
     config.evaluation.seed = 1
@@ -73,7 +79,7 @@ def model(tmp_path_factory) -> schema.Config:
 
 
 def comparable(report: dict[str, Any]) -> dict[str, Any]:
-    """A report without what is a time, and without the places of the pictures."""
+    """A report without times, and without the paths of the pictures."""
     return {
         key: value for key, value in report.items() if key not in (*TIMES, "figures", "start_figures", "report_number")
     }

@@ -12,43 +12,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gebm import (
-    GEBM,
-    KALE,
-    Alternation,
-    Objective,
-    StandardNormal,
-    Trainer,
-    adam,
-    networks,
-    objectives,
-    penalties,
-    samplers,
-)
+from gebm import GEBM, Alternation, StandardNormal, Trainer, networks, objectives, penalties, samplers
 from pipeline.training.throughput import PEAKS, Throughput, fraction_of_peak
+from tests.helpers.trainers import trainer_of
 
 CPU = torch.device("cpu")
-
-
-def trainer_of(
-    model: GEBM,
-    penalty: penalties.Penalty,
-    alternation: Alternation,
-    *,
-    objective: Objective | None = None,
-    latent_batch_size: int | None = None,
-    precision: torch.dtype = torch.float32,
-) -> Trainer:
-    return Trainer(
-        model,
-        objective=objective or KALE(),
-        penalty=penalty,
-        energy_optimizer=adam([*model.energy.parameters(), model.log_partition], 1e-3),
-        base_optimizer=adam(model.base.parameters(), 1e-3),
-        alternation=alternation,
-        latent_batch_size=latent_batch_size,
-        precision=precision,
-    )
 
 
 def rows(size: int, dim: int) -> Iterator[Tensor]:
@@ -73,8 +41,8 @@ def test_an_alternation_is_counted_as_by_hand(data, latents, latent_dim, dim, hi
     model = GEBM(nn.Linear(latent_dim, dim), energy, StandardNormal(latent_dim))
     trainer = trainer_of(
         model,
-        penalties.make("gradient" if penalised else "none"),
-        Alternation(energy_steps, warmup_energy_steps=energy_steps),
+        penalty=penalties.make("gradient" if penalised else "none"),
+        alternation=Alternation(energy_steps, warmup_energy_steps=energy_steps),
         latent_batch_size=latents,
     )
     throughput = Throughput(trainer, CPU)
@@ -137,8 +105,8 @@ def test_alternations_of_one_kind_cost_the_same(
     kernel = samplers.make("ula", step_size=1e-3)
     trainer = trainer_of(
         digits_model(),
-        penalties.make("gradient", every=penalty_every),
-        Alternation(energy_steps, warmup_energy_steps, warmup_base_steps=1, warmup_every=warmup_every),
+        penalty=penalties.make("gradient", every=penalty_every),
+        alternation=Alternation(energy_steps, warmup_energy_steps, warmup_base_steps=1, warmup_every=warmup_every),
         objective=objectives.make(objective, kernel=kernel, num_steps=2),
         latent_batch_size=4,
     )
@@ -179,7 +147,9 @@ def test_counting_does_not_change_what_is_trained(family, penalty, precision):
         if not of_rows:
             model = model.to(memory_format=torch.channels_last)
         alternation = Alternation(2, warmup_energy_steps=3, warmup_base_steps=1)
-        trainer = trainer_of(model, penalties.make(penalty, every=2), alternation, precision=precision)
+        trainer = trainer_of(
+            model, penalty=penalties.make(penalty, every=2), alternation=alternation, precision=precision
+        )
         generator = torch.Generator().manual_seed(2)
         shape = (4, 3) if of_rows else (4, 3, resolution, resolution)
         batches = iter([torch.rand(shape, generator=generator) * 2 - 1 for _ in range(20)])

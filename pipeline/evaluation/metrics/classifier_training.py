@@ -13,6 +13,7 @@ from pipeline.data import Store
 from pipeline.evaluation.metrics.classifier import Classifier, ClassifierFeatures
 from pipeline.evaluation.metrics.subsets import iter_subset
 from pipeline.runtime import safetensors_io
+from pipeline.runtime.cpu_seed import cpu_seed
 from pipeline.runtime.errors import UserError
 
 __all__ = [
@@ -108,8 +109,7 @@ def train_classifier(
         raise UserError(f"{store.url} holds rows: a classifier takes images")
     trained_before = safetensors_io.exists(url)
     train, held_out, num_classes = _split(*_load_labelled(store, seed), device)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with cpu_seed(seed):
         network = Classifier(manifest.resolution, manifest.channels, num_classes)
     # torch's annotations of ``Module.to`` lack the combination of a device and a memory format.
     network = network.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from gebm.registry import Part
+from pipeline.runtime.cpu_seed import cpu_seed
 from pipeline.runtime.part_errors import refusal, refusing
 
 __all__ = ["OwnFeatures"]
@@ -31,9 +31,7 @@ class OwnFeatures(nn.Module):
         super().__init__()
         self._part = part
         # Weights that it draws are the same in each process.
-        with refusing(part), torch.random.fork_rng(devices=[]):
-            # Not `torch.manual_seed`, which would set the generators of GPUs as well.
-            torch.set_rng_state(torch.Generator().manual_seed(0).get_state())
+        with refusing(part), cpu_seed(0):
             module = part.make(**({} if weights is None else {"weights": weights}))
             if not isinstance(module, nn.Module):
                 raise ValueError(f"it returns {type(module).__name__}, and has to return an nn.Module")

@@ -113,12 +113,12 @@ class EvaluationFigures:
             "fid_along_chain": curve,
         }
         return {
-            **{f"{name}.png": png(figures[name]) for name in _SERIES},
+            **{f"{name}.png": png(figure) for name, figure in figures.items()},
             "chain.gif": animated.getvalue(),
         }
 
     def draw_start(self, model: GEBM, latents: Tensor) -> dict[str, bytes]:
-        """Draw samples of the base, in place of each picture that has a slider, before anything is evaluated.
+        """Draw samples of the base, before any evaluation, as the first of each picture that has a slider.
 
         Args:
             model: The model that a trial starts from.
