@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, TypeVar
 
@@ -51,6 +51,7 @@ __all__ = [
     "SweepSummary",
     "TrialRecord",
     "read_summary",
+    "sweep_seconds",
 ]
 
 _T = TypeVar("_T")
@@ -248,8 +249,7 @@ class SweepSummary:
 
     def seconds(self) -> float:
         """Return the time that the sweep had run at its last evaluation; 0 where it is not known."""
-        times = (evaluation.get("sweep_seconds") for trial in self.trials for evaluation in trial.evaluations)
-        return max((float(time) for time in times if isinstance(time, int | float)), default=0.0)
+        return sweep_seconds(self.trials)
 
     def evaluation(self, metrics: dict[str, Any]) -> dict[str, Any]:
         """Return the point of an evaluation on the trial's curve: base step, score, and its standard error if any."""
@@ -382,6 +382,16 @@ def read_summary(output: str, start: str | None = None) -> tuple[dict[str, Any],
         reason = one_line(error)
         raise UserError(f"{output}/summary.json is damaged ({type(error).__name__}: {reason})") from None
     return document, trials
+
+
+def sweep_seconds(trials: Iterable[TrialRecord]) -> float:
+    """Return the time that a sweep had run at its last evaluation, in seconds; 0 where it is not known.
+
+    Args:
+        trials: Its trials.
+    """
+    times = (evaluation.get("sweep_seconds") for trial in trials for evaluation in trial.evaluations)
+    return max((float(time) for time in times if isinstance(time, int | float)), default=0.0)
 
 
 def _require_one_each(trials: list[TrialRecord]) -> None:

@@ -1,4 +1,4 @@
-"""How long a sweep will take, before its first trial has reported."""
+"""Expected time of a sweep, before its first trial has reported."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.helpers.compared import write_sweep
 
 
 def took(folder: str, seconds: float, ended: float = 1_700_000_000.0) -> None:
-    """Have the files of a sweep the times of one that took so long."""
+    """Set the times of a sweep's files to those of one that took ``seconds``."""
     os.utime(f"{folder}/config.yaml", (ended - seconds, ended - seconds))
     os.utime(f"{folder}/summary.json", (ended, ended))
 
@@ -44,7 +44,7 @@ def test_a_sweep_of_another_config_or_one_that_has_not_ended_says_nothing(config
     config.train.base_steps += 1
     assert expected_seconds(config) is None
     config.train.base_steps -= 1
-    # Where it runs on, or whom it talks to, does not change what it is.
+    # Its seed and its tracker do not change the time that it takes.
     config.tracking.uri, config.seed = "http://elsewhere", 5
     assert expected_seconds(config) is not None
 
@@ -53,6 +53,17 @@ def test_a_sweep_of_another_config_or_one_that_has_not_ended_says_nothing(config
 
     took(write_sweep(tmp_path / "old", finish=running), 1800.0)
     assert expected_seconds(config) is None
+
+
+def test_a_sweep_that_was_resumed_has_the_time_of_its_last_part_and_is_passed_over(config, tmp_path):
+    def late(trial):
+        trial.evaluations[-1]["sweep_seconds"] = 3600.0 if trial.name == "002" else 1800.0
+
+    resumed = write_sweep(tmp_path / "resumed", [{}, {}, {}], finish=late)
+    took(resumed, 2000.0, ended=1_800_000_000.0)
+    assert expected_seconds(config) == 3700.0
+    took(resumed, 3600.0, ended=1_800_000_000.0)
+    assert expected_seconds(config) == 3600.0
 
 
 @pytest.mark.parametrize("name", ["summary.json", "config.yaml"])
