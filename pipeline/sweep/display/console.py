@@ -37,7 +37,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 # Where many trials run, their lines together are no more than this.
 _LINES_PER_SECOND = 0.5
 _SECONDS_BETWEEN_SUMMARIES = 60.0
-# Trials that a line names which have not reported yet.
+# Number of trials that a line names which have not reported yet.
 _MAX_SILENT = 2
 
 
@@ -87,14 +87,14 @@ class Display:
         return self
 
     def _still(self, last: str, since: float) -> str:
-        """Return the line for where nothing else has been logged since the last one."""
+        """Return the line that is logged where nothing else has been for a while."""
         if not self._running:
-            return f"still at it after {duration(since)}: {last}"
+            return f"still running after {duration(since)}: {last}"
         silent = [
             f"trial {record.name} has run for {duration(seconds)} and not reported yet"
             for record, seconds in self.status.silent()
         ]
-        more = [f"and {len(silent) - _MAX_SILENT} more like it"] if len(silent) > _MAX_SILENT else []
+        more = [f"and {len(silent) - _MAX_SILENT} more"] if len(silent) > _MAX_SILENT else []
         return ", ".join([self.status.summary(), *silent[:_MAX_SILENT], *more])
 
     def __exit__(
@@ -130,7 +130,7 @@ class Display:
         self.status.plan(trials, at_a_time)
         left = self.status.remaining()
         self._estimated = left is not None
-        return time_left(left.seconds) if left else "the time left is known once trials report"
+        return time_left(left and left.seconds)
 
     def _start(self, trials: int, at_a_time: int) -> None:
         ended = self.status.plan(trials, at_a_time)

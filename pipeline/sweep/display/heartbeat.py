@@ -1,4 +1,4 @@
-"""Line of a log that says what is going on, where nothing else has said anything for a while."""
+"""Heartbeat of a log: a message on what runs, where nothing else has been logged for a while."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ log = logging.getLogger(__name__)
 
 
 class Heartbeat(logging.Handler):
-    """Handler that logs a line of its own where none has been logged for a while.
+    """Handler that logs a message of its own where none has been logged for a while.
 
-    It looks once a second, in a thread of its own, while it is entered.
+    It checks once a second, in a thread of its own, while it is entered.
 
     Args:
         line: Returns the line, from the last one that was logged by anything else, and the seconds since then.
@@ -52,7 +52,7 @@ class Heartbeat(logging.Handler):
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take note of a line that is logged."""
+        """Note that a message is logged."""
         self._line_at = self._clock()
         if not getattr(record, _IS_HEARTBEAT, False):
             self._text, self._text_at = record.getMessage(), self._line_at
