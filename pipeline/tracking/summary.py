@@ -75,9 +75,9 @@ class TrialRecord:
         best_checkpoint: URL of the checkpoint with the best score.
         best_metrics: Metrics of that checkpoint.
         best_chain: Step of the chain -> score there with its standard error, of that checkpoint.
-        best_kernel: What the warm-up has found by which it was scored; empty without one.
-        evaluations: Base step, score and standard error of every evaluation, for schedulers and curves; and when it
-            came: after ``trial_seconds`` of the trial and ``sweep_seconds`` of the sweep, in which they ran.
+        best_kernel: Settings that the warm-up of its chains found; empty without a warm-up.
+        evaluations: Base step, score and standard error of every evaluation, for schedulers and curves; and its time:
+            ``trial_seconds`` that the trial had run and ``sweep_seconds`` that the sweep had run.
         mlflow_run_id: Id of its run in the tracker.
         seconds: Time it has run, over all its starts.
         error: Reason of its failure.
@@ -194,7 +194,7 @@ class SweepSummary:
             metrics: Metrics of the evaluation, including ``base_step`` and the sweep's metric.
             checkpoint: URL of the model that was evaluated; ``None`` if it could not be written.
             chain: Scores along its chain (default: none).
-            kernel: What its warm-up has found (default: it had none).
+            kernel: Settings that its warm-up found (default: it had no warm-up).
             sweep_seconds: Time that the sweep has run (default: not known).
 
         Returns:
@@ -314,11 +314,11 @@ class SweepSummary:
             for name in dict.fromkeys([*self.shown, self.metric]):
                 values = [record.best_metrics.get(name) for record in group.values()]
                 values = [value for value in values if isinstance(value, int | float) and math.isfinite(value)]
-                found = mean_and_error(values)
-                if math.isfinite(found.mean):
-                    means[name] = found.mean
-                if math.isfinite(found.error):
-                    errors[name] = found.error
+                estimate = mean_and_error(values)
+                if math.isfinite(estimate.mean):
+                    means[name] = estimate.mean
+                if math.isfinite(estimate.error):
+                    errors[name] = estimate.error
             means_over_seeds.append(SeedMean(json.loads(shared), len(group), means, errors))
         sign = 1 if self.mode == "min" else -1
         # Scores whose sum is beyond the largest float have no mean.
@@ -414,7 +414,7 @@ def _locate_checkpoints(output: str, trials: list[TrialRecord], start: str | Non
             url = getattr(trial, name)
             if url is None or url == start:
                 continue
-            # What lies below the sweep's own folder was written there, by a trial that trained or of imported weights.
+            # A checkpoint below the sweep's own folder is a trial's that trained, or the imported model.
             is_start = is_sample and not (url.startswith("trials/") or is_imported_start(url))
             setattr(trial, name, start if is_start else own_checkpoint(output, trial.name, url))
 
