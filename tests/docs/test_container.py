@@ -92,15 +92,15 @@ def test_options_of_the_server_exist():
 
 def requirements(*extras: str) -> set[str]:
     """Names of all packages that extras of the project install."""
-    found: set[str] = set()
+    names: set[str] = set()
     left = [Requirement(text) for extra in extras for text in EXTRAS[extra]]
     while left:
         requirement = left.pop()
         name = canonicalize_name(requirement.name)
         if name == "gebm-pipeline":
             left += [Requirement(text) for extra in requirement.extras for text in EXTRAS[extra]]
-        elif name not in found:
-            found.add(name)
+        elif name not in names:
+            names.add(name)
             try:
                 further = metadata.requires(requirement.name) or []
             except metadata.PackageNotFoundError:
@@ -108,7 +108,7 @@ def requirements(*extras: str) -> set[str]:
             for text in map(Requirement, further):
                 if text.marker is None or any(text.marker.evaluate({"extra": e}) for e in requirement.extras or {""}):
                     left.append(text)
-    return found
+    return names
 
 
 def test_the_image_is_installed_by_make_without_tools_for_tests():

@@ -89,12 +89,12 @@ ENTRIES = [
 ]
 # Each text of an entry by its path, and a name of one more value in each mapping that takes any.
 TEXTS = [
-    (entry, place, how)
+    (entry, path, how)
     for entry in ENTRIES
-    for place in paths(entry)[1:]
+    for path in paths(entry)[1:]
     for how, is_text in (
-        ("another", isinstance(part(entry, place), str)),
-        ("more", place[0] in ("params", "tags", "metrics", "sampler") and len(place) == 2),
+        ("another", isinstance(part(entry, path), str)),
+        ("more", path[0] in ("params", "tags", "metrics", "sampler") and len(path) == 2),
     )
     if is_text
 ]
@@ -135,9 +135,9 @@ def test_an_entry_with_anything_at_any_place_is_sent_or_refused(tracker, data, e
     text=st.text(st.characters(), min_size=1) | st.sampled_from(["\ud800", "a\udcffb", "\0", "x" * 3_000_000]),
 )
 def test_any_text_of_an_entry_is_sent_or_refused_on_a_line_that_can_be_logged(tracker, text_of, text):
-    entry, place, how = text_of
+    entry, path, how = text_of
     try:
-        tracker._deliver([changed(entry, place, text, how)])
+        tracker._deliver([changed(entry, path, text, how)])
     except PermanentError as error:
         assert "\n" not in str(error) and str(error).encode()
         return
