@@ -193,7 +193,7 @@ def logged(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> tuple[Display, io.S
         return made[-1]
 
     monkeypatch.setattr(console_module, "Heartbeat", make)
-    monkeypatch.setattr("pipeline.sweep.display.heartbeat._SECONDS_BETWEEN_LOOKS", 1e6)
+    monkeypatch.setattr("pipeline.sweep.display.heartbeat._SECONDS_BETWEEN_BEATS", 1e6)
     monkeypatch.setattr(console_module.time, "monotonic", clock)
     output = io.StringIO()
     records = SweepSummary("out", metric="fid_gebm", mode="min", shown=("fid_base", "fid_gebm"), facts={})
@@ -212,7 +212,7 @@ def test_a_log_has_a_line_every_half_minute_whatever_trials_report(every, monkey
         logging.getLogger("pipeline.test").info("preparing what digits is measured with")
         for _ in range(20):
             clock.now += STEP
-            beat(heartbeat)
+            heartbeat.beat()
         assert "still running after 1:30: preparing what digits is measured with" in output.getvalue()
         with display.sweep(4, 2):
             began = clock.now
@@ -222,7 +222,7 @@ def test_a_log_has_a_line_every_half_minute_whatever_trials_report(every, monkey
                 for record in display.records.trials:
                     if record.name not in display._statuses:
                         display.update(record)
-                beat(heartbeat)
+                heartbeat.beat()
                 if len(output.getvalue().splitlines()) > len(lines):
                     lines += [clock.now] * (len(output.getvalue().splitlines()) - len(lines))
     times = [began, *(time for time in lines if time >= began), clock.now]
@@ -232,15 +232,8 @@ def test_a_log_has_a_line_every_half_minute_whatever_trials_report(every, monkey
         assert "trial 000 has run for 0:30 and not reported yet" in output.getvalue()
 
 
-def beat(heartbeat: Heartbeat) -> None:
-    """One look of the thread."""
-    line = heartbeat.line()
-    if line is not None:
-        logging.getLogger("pipeline.test").info(line, extra={"is_heartbeat": True})
-
-
 def test_the_thread_logs_the_line_and_ends_with_the_display(monkeypatch):
-    monkeypatch.setattr("pipeline.sweep.display.heartbeat._SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr("pipeline.sweep.display.heartbeat._SECONDS_BETWEEN_BEATS", 0.01)
     seen = threading.Event()
     heartbeat = Heartbeat(lambda last, since: (seen.set(), f"since {last}")[1], seconds=0.05)
     logger = logging.getLogger("pipeline")

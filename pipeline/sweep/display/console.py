@@ -80,22 +80,24 @@ class Display:
         if self._event_log is not None:
             self._open.callback(self._event_log.close)
             handlers.append(EventHandler(self._event_log))
-        heartbeat = None if self.live else Heartbeat(self._still)
-        self._open.enter_context(logging_to(*handlers, *filter(None, [heartbeat])))
-        if heartbeat is not None:
+        if self.live:
+            self._open.enter_context(logging_to(*handlers))
+        else:
+            heartbeat = Heartbeat(self._heartbeat_line)
+            self._open.enter_context(logging_to(*handlers, heartbeat))
             self._open.enter_context(heartbeat)
         return self
 
-    def _still(self, last: str, since: float) -> str:
+    def _heartbeat_line(self, last: str, since: float) -> str:
         """Return the line that is logged where nothing else has been for a while."""
         if not self._running:
             return f"still running after {duration(since)}: {last}"
-        silent = [
-            f"trial {record.name} has run for {duration(seconds)} and not reported yet"
-            for record, seconds in self.status.silent()
-        ]
-        more = [f"and {len(silent) - _MAX_SILENT} more"] if len(silent) > _MAX_SILENT else []
-        return ", ".join([self.status.summary(), *silent[:_MAX_SILENT], *more])
+        silent, parts = self.status.silent(), [self.status.summary()]
+        for record, seconds in silent[:_MAX_SILENT]:
+            parts.append(f"trial {record.name} has run for {duration(seconds)} and not reported yet")
+        if len(silent) > _MAX_SILENT:
+            parts.append(f"and {len(silent) - _MAX_SILENT} more")
+        return ", ".join(parts)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -16,7 +16,7 @@ SECONDS = 30.0
 """Time after which a log without a new line gets one."""
 
 _IS_HEARTBEAT = "is_heartbeat"
-_SECONDS_BETWEEN_LOOKS = 1.0
+_SECONDS_BETWEEN_BEATS = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -62,12 +62,16 @@ class Heartbeat(logging.Handler):
         now = self._clock()
         return self._make(self._text, now - self._text_at) if now - self._line_at >= self._seconds else None
 
+    def beat(self) -> None:
+        """Log the line that is due now, if one is."""
+        line = self.line()
+        if line is not None:
+            # The event log has events of its own.
+            log.info(line, extra={**as_event(None), _IS_HEARTBEAT: True})
+
     def _run(self) -> None:
-        while not self._end.wait(_SECONDS_BETWEEN_LOOKS):
-            line = self.line()
-            if line is not None:
-                # The event log has events of its own.
-                log.info(line, extra={**as_event(None), _IS_HEARTBEAT: True})
+        while not self._end.wait(_SECONDS_BETWEEN_BEATS):
+            self.beat()
 
     def __enter__(self) -> Heartbeat:
         self._thread.start()
