@@ -19,7 +19,7 @@ COPY conf conf
 COPY sweeps sweeps
 RUN PIP_NO_CACHE_DIR=1 make install EXTRAS=s3,gcs,postgres
 
-# A new volume at /data gets this folder's owner. Any other user may run as well, and then needs a name.
+# A new volume at /data gets this folder's owner. Any other user can run the image, by the name in USER.
 RUN useradd --create-home --uid 10001 gebm && mkdir -p /data/stores /data/results && chown -R gebm /data
 USER 10001
 WORKDIR /data

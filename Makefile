@@ -5,7 +5,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Extras of pyproject.toml that are installed.
+# Extras of pyproject.toml that are installed, once for each list of them.
 EXTRAS ?= test
 ARGS ?=
 
@@ -14,9 +14,9 @@ ARGS ?=
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-install: $(VENV)/.installed  ## create the virtual environment
+install: $(VENV)/.installed-$(EXTRAS)  ## create the virtual environment
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed-$(EXTRAS): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11 to 3.13 is needed: make PYTHON=python3.11 ...")'
 	@echo "installing into $(VENV), once: some minutes, several gigabytes"
 	@$(PYTHON) -m venv $(VENV)

@@ -50,7 +50,7 @@ class SweepCallback(tune.Callback):
         self._config, self._records, self._tracker, self._display = config, records, tracker, display
         self._score = schema.monitored_metrics(config)[0].removesuffix("_base")
         self._started_at: dict[str, float] = {}
-        # A sweep that is resumed has run before; the time from its last evaluation to its interruption is not known.
+        # A sweep that is resumed continues at its last evaluation: when it was interrupted is not known.
         self._began_at = time.monotonic() - records.seconds()
         self._logged: set[str] = set()
         self._share_due = config.scale.gpus_per_worker == "auto"
@@ -148,7 +148,7 @@ class SweepCallback(tune.Callback):
         # Points along the chain of one model are told apart by their place on it.
         step = report["base_step"] if evaluated else report.get(CHAIN_STEP, report["base_step"])
         self._tracker.log_metrics(record.name, numbers | system, step=step)
-        # A slider begins at step 0, and shows nothing where there is no picture.
+        # A slider begins at step 0, and is empty at a step without a picture.
         self._tracker.log_pictures(record.name, report.get("start_figures", []), 0)
         if evaluated:
             self._tracker.log_chain(record.name, self._score, chain_points(report["chain"]), report["base_step"])

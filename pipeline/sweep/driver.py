@@ -158,14 +158,11 @@ def open_sweep(plan: SweepPlan, command: str, console: Console | None = None) ->
 
 
 def _first_line(plan: SweepPlan) -> str:
-    """Return what is done, how long it will take as far as that is known, and where the results go."""
+    """Return the first message of a sweep: number of trials, expected time, and where the results go."""
     config, count = plan.config, search.count_trials_left(plan.config, plan.trials)
-    # Of a sweep that is resumed, its own trials tell more once the cluster is known.
+    # A sweep that is resumed has trials of its own to estimate by, once the cluster is known.
     seconds = None if any(record.seconds for record in plan.trials) else expected_seconds(config)
-    if seconds is None:
-        until = "the time left is known once trials report"
-    else:
-        until = f"{time_left(seconds)} if it goes as the last one of this config"
+    until = time_left(seconds) + ("" if seconds is None else " if it takes as long as the last sweep of this config")
     return f"{config.name}: {count} trial(s), {until}; results go to {plan.output}; Ray starts ..."
 
 
@@ -217,7 +214,7 @@ class Sweep:
         self.summary.write()
 
     def _write_config(self) -> None:
-        """Write the config; what it starts from is relative to the folder where it is below it, as in the summary."""
+        """Write the config; a checkpoint below the folder is relative to it, as in the summary."""
         config, url = self.plan.config, f"{self.plan.output}/{CONFIG_FILE}"
         start = config.checkpoint and relative_place(absolute_folder(self.plan.output), config.checkpoint)
         values = schema.to_dict(dataclasses.replace(config, checkpoint=start))

@@ -261,7 +261,7 @@ def _is_own(output: str, checkpoint: str) -> bool:
 
 
 def _exists(checkpoint: str) -> bool:
-    """Return whether a checkpoint is there, or a folder that has some; one whose storage does not answer may be."""
+    """Return whether a checkpoint exists, or a folder of checkpoints; True where the storage does not answer."""
     try:
         files, path = filesystem(checkpoint)
         return any(files.exists(f"{path}/{name}") for name in ("state.json", "checkpoints/index.json"))

@@ -178,7 +178,7 @@ def _register(config: schema.Config, records: SweepSummary, best: TrialRecord, t
 
 
 def _found_sampler(config: schema.Config, best: TrialRecord) -> dict[str, Any]:
-    """Return the settings of the best sampler, with the kernel that its warm-up has found."""
+    """Return the settings of the best sampler, with the kernel that its warm-up found."""
     return dataclasses.asdict(with_found(schema.apply(config, best.params).sampler, best.best_kernel))
 
 

@@ -211,7 +211,7 @@ def _resumed_config(
     start = read(_absolute(str(overrides["checkpoint"]))).url if overrides.get("checkpoint") else None
     saved, trials, summary = load_sweep(str(config.resume), start)
     folder = str(saved.output)
-    # A model in the folder itself is nobody's to choose.
+    # The imported model in the folder itself needs no choice by the user.
     start = start or (saved.checkpoint if saved.checkpoint == imported_start(folder) else None)
     overrides = overrides | ({"checkpoint": start} if start else {})
     saved = schema.apply(saved, {key: value for key, value in overrides.items() if key not in ("resume", "output")})

@@ -243,7 +243,7 @@ class _PopulationBasedTraining(PopulationBasedTraining):
 
 
 def scheduled_rungs(config: Config, space: SearchSpace) -> list[Rung]:
-    """Return where a sweep's scheduler prunes trials, and how many continue there; empty where it does not.
+    """Return where a sweep's scheduler prunes trials, and which part continues there; empty where it prunes none.
 
     Args:
         config: The experiment.
@@ -258,7 +258,8 @@ def scheduled_rungs(config: Config, space: SearchSpace) -> list[Rung]:
     while (judged := -(-step // every) * every) < total:
         rungs.append(Rung(judged / total, 1 / factor))
         step *= factor
-    return [rung for index, rung in enumerate(rungs) if index == 0 or rung.fraction > rungs[index - 1].fraction]
+    # Rungs that are judged at the same evaluation are one.
+    return list(dict.fromkeys(rungs))
 
 
 def _longest_trial(config: Config, space: SearchSpace) -> int:

@@ -40,7 +40,7 @@ class PermanentError(Exception):
     """The receiver answers, and will never accept this entry."""
 
     def __init__(self, reason: str) -> None:
-        # A reason may quote a name from an untrusted file, with line breaks in it and what no log can write.
+        # A reason may quote a name from an untrusted file, with line breaks and characters that no log can write.
         super().__init__(printable(" ".join(reason.split())))
 
 

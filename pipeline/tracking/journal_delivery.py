@@ -254,7 +254,7 @@ def _permanent_errors(entry: Entry | None = None) -> Iterator[None]:
         name = entry.file if isinstance(entry, FileEntry | ImageEntry) else None
         raise PermanentError(f"there is no file {name} any more") from error
     except ValueError as error:
-        # A proxy's page in place of an answer is another day's answer; what cannot be written down never can.
+        # A proxy's page instead of JSON is temporary: the entry is sent again. A value that cannot be stored never is.
         if isinstance(error, OSError | json.JSONDecodeError):
             raise
         raise PermanentError(one_line(error, limit=200)) from error

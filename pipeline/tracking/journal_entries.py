@@ -32,7 +32,7 @@ __all__ = [
     "read_artifact",
 ]
 
-# Letters of a name that becomes a file's, and of any other text.
+# Most characters of a name that becomes a file's, and of any other text.
 _MAX_NAME, _MAX_TEXT = 200, 2**16
 
 
@@ -57,9 +57,9 @@ def _require_name(text: str) -> str:
 
 
 def _require_storable(text: str) -> str:
-    """Refuse what no tracker can store: half a character, as JSON can have it, and the end of a text of C's."""
+    """Refuse a text that no tracker can store: with a lone surrogate, which JSON can have, or a NUL character."""
     if "\0" in text:
-        raise ValueError("a text with a zero in it")
+        raise ValueError("a text with a NUL character")
     # Its UnicodeEncodeError is a ValueError.
     text.encode()
     return text

@@ -56,7 +56,7 @@ def relative_place(folder: str, url: str) -> str:
 
 
 def imported_start(folder: str) -> str:
-    """Return the folder of the model that a sweep has made of imported weights, and that its trials start from.
+    """Return the folder of the model of imported weights that a sweep's trials start from.
 
     Args:
         folder: The sweep's folder, behind any fsspec URL.
@@ -68,8 +68,8 @@ def imported_start(folder: str) -> str:
     return f"{absolute_folder(folder)}/imported"
 
 
-def is_imported_start(place: str) -> bool:
-    """Return whether a place, relative to a sweep's folder, is that of :func:`imported_start`, or its checkpoint.
+def is_imported_start(path: str) -> bool:
+    """Return whether a path, relative to a sweep's folder, is that of :func:`imported_start`, or its checkpoint.
 
     Example:
         >>> is_imported_start("imported"), is_imported_start("imported/checkpoints/step-00000000")
@@ -77,7 +77,7 @@ def is_imported_start(place: str) -> bool:
         >>> is_imported_start("/elsewhere/imported"), is_imported_start("trials/000")
         (False, False)
     """
-    return _IMPORTED.fullmatch(place) is not None
+    return _IMPORTED.fullmatch(path) is not None
 
 
 def own_checkpoint(folder: str, trial: str, checkpoint: str | None) -> str | None:

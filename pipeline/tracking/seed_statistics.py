@@ -17,9 +17,9 @@ class Estimate(NamedTuple):
     """A mean over runs.
 
     Attributes:
-        mean: Not a number if there are no values, or one of them or their sum is not finite.
-        error: Standard error of the mean; not a number of fewer than two values.
-        count: How many values.
+        mean: The mean; NaN if there are no values, or one of them or their sum is not finite.
+        error: Standard error of the mean; NaN of fewer than two values.
+        count: Number of values.
     """
 
     mean: float
@@ -33,10 +33,10 @@ class Difference(NamedTuple):
 
     Attributes:
         mean: The mean.
-        error: Its standard error; not a number of fewer than two pairs.
+        error: Its standard error; NaN of fewer than two pairs.
         low: Lower end of the 95 % interval by Student's t.
         high: Upper end.
-        count: How many pairs.
+        count: Number of pairs.
     """
 
     mean: float
@@ -95,14 +95,14 @@ def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -
         second: Seed to value.
 
     Returns:
-        The difference with its interval, which two pairs are needed for.
+        The difference with its interval; the interval is NaN of fewer than two pairs.
 
     Example:
         >>> difference = paired_difference({0: 3.0, 1: 5.0, 2: 4.0}, {0: 1.0, 1: 2.0, 2: 3.0, 7: 9.0})
         >>> difference.mean, difference.count, round(difference.low, 2), round(difference.high, 2)
         (2.0, 3, -0.48, 4.48)
     """
-    # Takes a second to import, and few who take means need it.
+    # Takes a second to import, and means do not need it.
     from scipy.stats import t as student
 
     mean, error, count = mean_and_error(first[seed] - second[seed] for seed in sorted(first.keys() & second.keys()))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, TypeVar
 
@@ -51,6 +51,7 @@ __all__ = [
     "SweepSummary",
     "TrialRecord",
     "read_summary",
+    "sweep_seconds",
 ]
 
 _T = TypeVar("_T")
@@ -74,9 +75,9 @@ class TrialRecord:
         best_checkpoint: URL of the checkpoint with the best score.
         best_metrics: Metrics of that checkpoint.
         best_chain: Step of the chain -> score there with its standard error, of that checkpoint.
-        best_kernel: What the warm-up has found by which it was scored; empty without one.
-        evaluations: Base step, score and standard error of every evaluation, for schedulers and curves; and when it
-            came: after ``trial_seconds`` of the trial and ``sweep_seconds`` of the sweep, in which they ran.
+        best_kernel: Settings that the warm-up of its chains found; empty without a warm-up.
+        evaluations: Base step, score and standard error of every evaluation, for schedulers and curves; and its time:
+            ``trial_seconds`` that the trial had run and ``sweep_seconds`` that the sweep had run.
         mlflow_run_id: Id of its run in the tracker.
         seconds: Time it has run, over all its starts.
         error: Reason of its failure.
@@ -193,7 +194,7 @@ class SweepSummary:
             metrics: Metrics of the evaluation, including ``base_step`` and the sweep's metric.
             checkpoint: URL of the model that was evaluated; ``None`` if it could not be written.
             chain: Scores along its chain (default: none).
-            kernel: What its warm-up has found (default: it had none).
+            kernel: Settings that its warm-up found (default: it had no warm-up).
             sweep_seconds: Time that the sweep has run (default: not known).
 
         Returns:
@@ -248,8 +249,7 @@ class SweepSummary:
 
     def seconds(self) -> float:
         """Return the time that the sweep had run at its last evaluation; 0 where it is not known."""
-        times = (evaluation.get("sweep_seconds") for trial in self.trials for evaluation in trial.evaluations)
-        return max((float(time) for time in times if isinstance(time, int | float)), default=0.0)
+        return sweep_seconds(self.trials)
 
     def evaluation(self, metrics: dict[str, Any]) -> dict[str, Any]:
         """Return the point of an evaluation on the trial's curve: base step, score, and its standard error if any."""
@@ -314,11 +314,11 @@ class SweepSummary:
             for name in dict.fromkeys([*self.shown, self.metric]):
                 values = [record.best_metrics.get(name) for record in group.values()]
                 values = [value for value in values if isinstance(value, int | float) and math.isfinite(value)]
-                found = mean_and_error(values)
-                if math.isfinite(found.mean):
-                    means[name] = found.mean
-                if math.isfinite(found.error):
-                    errors[name] = found.error
+                estimate = mean_and_error(values)
+                if math.isfinite(estimate.mean):
+                    means[name] = estimate.mean
+                if math.isfinite(estimate.error):
+                    errors[name] = estimate.error
             means_over_seeds.append(SeedMean(json.loads(shared), len(group), means, errors))
         sign = 1 if self.mode == "min" else -1
         # Scores whose sum is beyond the largest float have no mean.
@@ -384,6 +384,16 @@ def read_summary(output: str, start: str | None = None) -> tuple[dict[str, Any],
     return document, trials
 
 
+def sweep_seconds(trials: Iterable[TrialRecord]) -> float:
+    """Return the time that a sweep had run at its last evaluation, in seconds; 0 where it is not known.
+
+    Args:
+        trials: Its trials.
+    """
+    times = (evaluation.get("sweep_seconds") for trial in trials for evaluation in trial.evaluations)
+    return max((float(time) for time in times if isinstance(time, int | float)), default=0.0)
+
+
 def _require_one_each(trials: list[TrialRecord]) -> None:
     """Raise ``ValueError`` where two trials have one name, and so one folder, as in summaries that were merged."""
     for name, count in Counter(trial.name for trial in trials).items():
@@ -404,7 +414,7 @@ def _locate_checkpoints(output: str, trials: list[TrialRecord], start: str | Non
             url = getattr(trial, name)
             if url is None or url == start:
                 continue
-            # What lies below the sweep's own folder was written there, by a trial that trained or of imported weights.
+            # A checkpoint below the sweep's own folder is a trial's that trained, or the imported model.
             is_start = is_sample and not (url.startswith("trials/") or is_imported_start(url))
             setattr(trial, name, start if is_start else own_checkpoint(output, trial.name, url))
 

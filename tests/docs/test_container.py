@@ -1,4 +1,4 @@
-"""The image and ``compose.yaml``: valid by their schema, of steps that ``make`` runs, and of options that exist."""
+"""The image and ``compose.yaml``: valid by their schema, installed by ``make``, with options that exist."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from hydra import compose, initialize_config_dir
 from mlflow.cli import server
 from omegaconf import OmegaConf
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from pipeline.config import schema
 from pipeline.config.compose import config_root
@@ -32,7 +33,7 @@ BLOCKS = [yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```$",
 
 @pytest.fixture(scope="module")
 def validator() -> jsonschema.protocols.Validator:
-    """Of the Compose specification's own schema."""
+    """Validator of the Compose specification's own schema."""
     schema = json.loads((resources.files("check_jsonschema") / "builtin_schemas/vendor/compose-spec.json").read_text())
     return jsonschema.validators.validator_for(schema)(schema)
 
@@ -42,7 +43,7 @@ def validator() -> jsonschema.protocols.Validator:
 )
 def test_it_is_valid_by_the_schema(validator, document):
     validator.validate(document)
-    # And the schema says so of nothing else.
+    # And the schema refuses a key that does not exist.
     with pytest.raises(jsonschema.ValidationError):
         validator.validate({**document, "services": {"sweep": {"comand": []}}})
 
@@ -52,20 +53,18 @@ def strings(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else [text for part in inner for text in strings(part)]
 
 
-def test_what_a_service_names_is_there():
+def test_all_volumes_services_and_variables_of_a_service_exist():
     services = COMPOSE["services"]
     for service in services.values():
         for volume in service["volumes"]:
             assert volume.partition(":")[0] in COMPOSE["volumes"]
         for other, how in service.get("depends_on", {}).items():
             assert how == {"condition": "service_healthy"} and services[other]["healthcheck"]
-    # A variable has a default, or the line that Compose stops with says where to set it.
+    # A variable has a default, or the message that Compose stops with says where to set it.
     variables = re.findall(r"\$\{(\w+)([^}]*)\}", " ".join(strings(COMPOSE)))
     assert {name for name, _ in variables} == {"POSTGRES_PASSWORD", "GEBM_CONF"}
     assert all(rest.startswith((":-", ":?write ")) for _, rest in variables)
-    assert set(re.findall(r"^(?:echo \")?([A-Z_]+)=", "\n".join(re.findall(r"^echo.*|^GEBM.*", PAGE, re.M)), re.M)) == {
-        name for name, _ in variables
-    }
+    assert set(re.findall(r'^(?:echo ")?([A-Z_]+)=', PAGE, re.MULTILINE)) == {name for name, _ in variables}
     for text in strings(COMPOSE):
         for host in re.findall(r"(?:https?://|@)([a-z]+)[:/]", text):
             assert host in services
@@ -78,7 +77,7 @@ def test_the_sweep_of_compose_is_a_command_line_of_the_pipeline():
     with initialize_config_dir(str(config_root()), version_base="1.3"):
         config = OmegaConf.to_container(compose(schema.CONFIG_NAME, overrides=words))
     assert config["name"] == "digits" and config["tracking"]["uri"] == "http://mlflow:5000"
-    # Nothing else answers there: the port, the host and the names that the server answers are the same.
+    # The server listens at that port, and answers requests to that host.
     options = COMPOSE["services"]["mlflow"]["entrypoint"]
     assert "--port=5000" in options and any("mlflow:5000" in one for one in options if "--allowed-hosts" in one)
 
@@ -93,15 +92,15 @@ def test_options_of_the_server_exist():
 
 def requirements(*extras: str) -> set[str]:
     """Names of all packages that extras of the project install."""
-    found: set[str] = set()
+    names: set[str] = set()
     left = [Requirement(text) for extra in extras for text in EXTRAS[extra]]
     while left:
         requirement = left.pop()
-        name = requirement.name.lower().replace("_", "-").replace(".", "-")
+        name = canonicalize_name(requirement.name)
         if name == "gebm-pipeline":
             left += [Requirement(text) for extra in requirement.extras for text in EXTRAS[extra]]
-        elif name not in found:
-            found.add(name)
+        elif name not in names:
+            names.add(name)
             try:
                 further = metadata.requires(requirement.name) or []
             except metadata.PackageNotFoundError:
@@ -109,7 +108,7 @@ def requirements(*extras: str) -> set[str]:
             for text in map(Requirement, further):
                 if text.marker is None or any(text.marker.evaluate({"extra": e}) for e in requirement.extras or {""}):
                     left.append(text)
-    return found
+    return names
 
 
 def test_the_image_is_installed_by_make_without_tools_for_tests():
@@ -120,12 +119,12 @@ def test_the_image_is_installed_by_make_without_tools_for_tests():
     extras = words[3].removeprefix("EXTRAS=").split(",")
     assert "'.[$(EXTRAS)]'" in (ROOT / "Makefile").read_text()
     assert {"s3", "gcs", "postgres"} == set(extras)
-    tools = {Requirement(text).name for text in EXTRAS["test"] if not text.startswith("gebm-pipeline")}
+    tools = {canonicalize_name(Requirement(text).name) for text in EXTRAS["test"]} - {"gebm-pipeline"}
     assert "pytest" in tools and not tools & requirements(*extras)
     assert "pytest" in requirements("test")
 
 
-def test_what_the_image_copies_is_there_and_enough_for_make():
+def test_all_files_that_the_image_copies_exist_and_are_enough_for_make():
     copied = {word for line in DOCKERFILE.splitlines() if line.startswith("COPY") for word in line.split()[1:-1]}
     assert all((ROOT / path).exists() for path in copied)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -135,7 +134,7 @@ def test_what_the_image_copies_is_there_and_enough_for_make():
 
 
 def test_commands_of_the_page_are_commands_of_the_image():
-    """Behind the image's name comes one of the project's commands, as the entrypoint takes it."""
+    """The entrypoint gets one of the project's commands after the image's name."""
     assert 'ENTRYPOINT ["gebm"]' in DOCKERFILE
     lines = PAGE.replace("\\\n", " ").splitlines()
     ran = [line for line in lines if line.startswith("docker run")]

@@ -97,9 +97,9 @@ def test_improve_my_gan(home, done, no_plugins):
 
     # The generator is what it was, and the energy is not what the discriminator was.
     checkpoint = read(str(home / "better" / "trials" / "000"))
-    generator = torch.load(home / "generator.pth")["G_ema"]
+    generator = torch.load(home / "generator.pth", weights_only=True)["G_ema"]
     assert all(torch.equal(checkpoint.model[f"base.network.{name}"], generator[name]) for name in generator)
-    discriminator = torch.load(home / "discriminator.pt")
+    discriminator = torch.load(home / "discriminator.pt", weights_only=True)
     assert not torch.equal(checkpoint.model["energy.network.network.judge.weight"], discriminator["judge.weight"])
     assert (checkpoint.state["config"]["model"]["base"], checkpoint.state["base_step"]) == (None, 20)
 

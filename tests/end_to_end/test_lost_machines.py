@@ -1,4 +1,4 @@
-"""Machines that go away, with notice and without: a trial goes on with those that are left."""
+"""Machines that are lost, with notice and without: a trial continues on the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sweeps as they are written, with scores of the test's own, for what compares them."""
+"""Folders of finished sweeps with chosen scores, for the tests of reports and comparisons."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ __all__ = ["score_of", "write_sweep"]
 FACTS = {
     "experiment": "digits",
     "measure": "FID by an extractor",
+    "extractor": "classifier-1",
     "store": "/stores/digits-8",
     "store_checksum": "1" * 64,
 }
 
 
 def score_of(params: Mapping[str, Any], seed: int) -> dict[str, float]:
-    """Scores that differ in all that is searched."""
+    """Scores that differ between searched values and between seeds."""
     offset = sum(len(str(value)) for value in params.values())
     return {"fid_base": 9.0 + offset + 0.3 * seed, "fid_gebm": 7.0 + offset + 0.1 * seed**2}
 
@@ -48,16 +49,13 @@ def write_sweep(
     config = from_dict(values)
     prefix = metric.removesuffix("_gebm").removesuffix("_base")
     shown = (f"{prefix}_base", f"{prefix}_gebm")
-    extractor = (
-        {} if facts and facts.get("extractor") is None and "extractor" in facts else {"extractor": "classifier-1"}
-    )
-    kept = {key: value for key, value in {**FACTS, **extractor, **(facts or {})}.items() if value is not None}
-    records = SweepSummary(str(folder), metric=metric, mode=mode, shown=shown, facts=kept)
+    all_facts = {key: value for key, value in {**FACTS, **(facts or {})}.items() if value is not None}
+    records = SweepSummary(str(folder), metric=metric, mode=mode, shown=shown, facts=all_facts)
     for index, searched in enumerate(params):
         trial = records.add(f"{index:03d}", dict(searched))
-        found = scores({k: v for k, v in searched.items() if k != "seed"}, searched.get("seed", config.seed))
-        place = f"{folder}/trials/{trial.name}/checkpoints/step-00000010"
-        records.evaluated(trial, {"base_step": 10, **found}, place)
+        own = {key: value for key, value in searched.items() if key != "seed"}
+        metrics = {"base_step": 10, **scores(own, searched.get("seed", config.seed))}
+        records.evaluated(trial, metrics, f"{folder}/trials/{trial.name}/checkpoints/step-00000010")
         trial.status, trial.seconds = "finished", 1800.0
         finish(trial)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
 """A CUDA graph on the CPU: operators are recorded with the tensors they were called with, and replayed without Python.
 
-A replay computes the same operators again, each from where its operands lie into where its result lies. So whatever
-Python decided, or read, while the graph was recorded stays as it was: a number that should have changed between two
-replays shows, as it would on a GPU.
+A replay computes the same operators again, each from the memory of its operands into that of its result. Whatever
+Python decided, or read, while the graph was recorded stays as it was: as on a GPU, a number that should have changed
+between two replays does not.
 """
 
 from __future__ import annotations

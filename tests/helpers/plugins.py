@@ -265,7 +265,7 @@ def no_plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def load(tmp_path: Path, no_plugins: None) -> Callable[[str], str]:
-    """Loads a plugin of a text, and gives its path."""
+    """A function that loads a plugin from its source text, and returns its path."""
 
     def loaded(text: str) -> str:
         path = tmp_path / "mine.py"

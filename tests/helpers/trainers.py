@@ -27,7 +27,7 @@ SHORT = Alternation(energy_steps=2, warmup_energy_steps=3, warmup_base_steps=1, 
 
 
 def family_model(name: str = "dcgan", **settings: object) -> GEBM:
-    """A model of a registered family, as small as it has one, the same at each call; one of classes has three."""
+    """Smallest model of a registered family, the same at each call; a class-conditional one has three classes."""
     torch.manual_seed(0)
     part = networks.NAMES.part(name)
     # Imported networks have widths of their own for base and energy, and a Gaussian has none.

@@ -1,4 +1,4 @@
-"""How long a sweep will take, before its first trial has reported."""
+"""Expected time of a sweep, before its first trial has reported."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pipeline.sweep.earlier_sweeps import expected_seconds
 from tests.helpers.compared import write_sweep
 
 
-def took(folder: str, seconds: float, ended: float = 1_700_000_000.0) -> None:
-    """Have the files of a sweep the times of one that took so long."""
+def set_times(folder: str, seconds: float, ended: float = 1_700_000_000.0) -> None:
+    """Set the times of a sweep's files to those of one that took ``seconds``."""
     os.utime(f"{folder}/config.yaml", (ended - seconds, ended - seconds))
     os.utime(f"{folder}/summary.json", (ended, ended))
 
@@ -22,7 +22,7 @@ def took(folder: str, seconds: float, ended: float = 1_700_000_000.0) -> None:
 def config(tmp_path) -> Config:
     """The config of a sweep that ended: three trials of half an hour each, two at a time."""
     folder = write_sweep(tmp_path / "old", [{"train.base_lr": rate} for rate in (1e-4, 2e-4, 3e-4)])
-    took(folder, 3700.0)
+    set_times(folder, 3700.0)
     with open(f"{folder}/config.yaml") as file:
         values = from_dict(yaml.safe_load(file))
     values.output = str(tmp_path / "new")
@@ -32,27 +32,38 @@ def config(tmp_path) -> Config:
 def test_a_sweep_takes_as_long_as_the_last_one_of_its_config(config, tmp_path):
     assert expected_seconds(config) == 3700.0
     newer = write_sweep(tmp_path / "newer", [{}, {}])
-    took(newer, 2000.0, ended=1_800_000_000.0)
+    set_times(newer, 2000.0, ended=1_800_000_000.0)
     assert expected_seconds(config) == 2000.0
     # Times that no sweep of these trials can have, as those of copied files.
     for seconds in (-5.0, 0.0, 1700.0, 10_000.0):
-        took(newer, seconds, ended=1_800_000_000.0)
+        set_times(newer, seconds, ended=1_800_000_000.0)
         assert expected_seconds(config) == 3700.0
 
 
-def test_a_sweep_of_another_config_or_one_that_has_not_ended_says_nothing(config, tmp_path):
+def test_a_sweep_of_another_config_or_one_that_has_not_ended_is_passed_over(config, tmp_path):
     config.train.base_steps += 1
     assert expected_seconds(config) is None
     config.train.base_steps -= 1
-    # Where it runs on, or whom it talks to, does not change what it is.
+    # Its seed and its tracker do not change the time that it takes.
     config.tracking.uri, config.seed = "http://elsewhere", 5
     assert expected_seconds(config) is not None
 
     def running(trial):
         trial.status = "running"
 
-    took(write_sweep(tmp_path / "old", finish=running), 1800.0)
+    set_times(write_sweep(tmp_path / "old", finish=running), 1800.0)
     assert expected_seconds(config) is None
+
+
+def test_a_sweep_that_was_resumed_has_the_time_of_its_last_part_and_is_passed_over(config, tmp_path):
+    def late(trial):
+        trial.evaluations[-1]["sweep_seconds"] = 3600.0 if trial.name == "002" else 1800.0
+
+    resumed = write_sweep(tmp_path / "resumed", [{}, {}, {}], finish=late)
+    set_times(resumed, 2000.0, ended=1_800_000_000.0)
+    assert expected_seconds(config) == 3700.0
+    set_times(resumed, 3600.0, ended=1_800_000_000.0)
+    assert expected_seconds(config) == 3600.0
 
 
 @pytest.mark.parametrize("name", ["summary.json", "config.yaml"])
@@ -63,6 +74,6 @@ def test_a_folder_that_cannot_be_read_is_passed_over(config, tmp_path, name, con
 
 
 @pytest.mark.parametrize("output", ["memory://sweeps/new", "/nowhere/at/all/new"])
-def test_where_nothing_can_be_looked_at_nothing_is_expected(config, output):
+def test_without_a_local_folder_no_time_is_expected(config, output):
     config.output = output
     assert expected_seconds(config) is None

@@ -399,7 +399,7 @@ def test_ctrl_c_in_the_finals_leaves_the_sweep_to_be_resumed(sweep, monkeypatch)
 
 
 def test_trials_that_sample_the_imported_model_are_scored_again(sweep):
-    """Their checkpoint is a folder, as a trial's, in which a sweep has its imported weights."""
+    """Their checkpoint is the folder of the sweep's imported model."""
     start = imported_start(sweep.output)
     Checkpoints(start).save(0, model={"w": torch.ones(1)}, training={}, state={}, score=None)
     for record in sweep.records.trials:

@@ -29,7 +29,7 @@ STEP = 5.0
 
 
 class Clock:
-    """A clock that a simulation turns on."""
+    """A clock that a simulation sets."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -89,7 +89,7 @@ def new_status(clock: Clock) -> SweepStatus:
 
 
 def ends(seed: int, rungs: list[float], every: float, count: int = 24, slots: int = 2) -> tuple[list[float], float]:
-    """The times at which a sweep was expected to be over, from its first fifth on, and its real time."""
+    """Expected ends of a sweep, from its first fifth on, and its real time."""
     clock = Clock()
     status = new_status(clock)
     status.rungs = [Rung(rung, 1 / 3) for rung in rungs]
@@ -104,7 +104,7 @@ def ends(seed: int, rungs: list[float], every: float, count: int = 24, slots: in
 @pytest.mark.parametrize("every", [30.0, 120.0])
 @pytest.mark.parametrize("rungs", [[], [0.25, 0.75]], ids=["all-run-to-the-end", "successive-halving"])
 def test_after_a_fifth_of_a_sweep_its_end_is_known_to_a_quarter(rungs, every):
-    """A record of forty sweeps: of 24 trials, two at a time, reports every half minute or two."""
+    """Forty sweeps of 24 trials, two at a time, that report every 30 s or every 120 s."""
     shares = []
     for seed in range(10):
         expected, real = ends(seed, rungs, every)
@@ -117,7 +117,7 @@ def test_after_a_fifth_of_a_sweep_its_end_is_known_to_a_quarter(rungs, every):
 
 
 def test_without_the_schedulers_rule_the_first_trials_promise_too_long_a_sweep(monkeypatch):
-    """What the rule is for: the first trials that come to a rung are promoted more often than those that follow."""
+    """The first trials at a rung are promoted more often than those that follow: the rule counts for that."""
     longest = [max(expected) / real for seed in range(10) for expected, real in [ends(seed, [0.25, 0.75], 30.0)]]
     monkeypatch.setattr("pipeline.sweep.display.eta._RULE_WEIGHT", 0.01)
     without = [max(expected) / real for seed in range(10) for expected, real in [ends(seed, [0.25, 0.75], 30.0)]]
@@ -125,7 +125,7 @@ def test_without_the_schedulers_rule_the_first_trials_promise_too_long_a_sweep(m
 
 
 @given(st.floats(1, 500), st.floats(1, 500), st.floats(0, 2000))
-def test_between_reports_a_trial_goes_on_at_its_pace(seconds, left, since):
+def test_between_reports_a_trial_continues_at_its_pace(seconds, left, since):
     clock = Clock()
     status = new_status(clock)
     record = status.records.add("000", {})
@@ -171,7 +171,7 @@ def test_the_rungs_are_those_of_the_scheduler(sweep, every, steps):
             trial = type("Trial", (), {"trial_id": f"{first}-{index}"})()
             scheduler.on_trial_add(None, trial)
             for step in range(every, 90, every):
-                # Good until the rung that is looked at, and then worse than all before.
+                # Good until this rung, and then worse than all before.
                 score = -index if first and step < steps[first] else index
                 if scheduler.on_trial_result(None, trial, {"base_step": step, config.sweep.metric: score}) == "STOP":
                     pruned.add(step)
@@ -185,7 +185,7 @@ def test_the_rungs_are_those_of_the_scheduler(sweep, every, steps):
 
 
 def logged(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> tuple[Display, io.StringIO, list[Heartbeat]]:
-    """A display without a terminal, whose heartbeat a test calls in place of its thread."""
+    """A display without a terminal, whose heartbeat a test calls instead of its thread."""
     made: list[Heartbeat] = []
 
     def make(line: Callable[[str, float], str]) -> Heartbeat:
@@ -193,7 +193,7 @@ def logged(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> tuple[Display, io.S
         return made[-1]
 
     monkeypatch.setattr(console_module, "Heartbeat", make)
-    monkeypatch.setattr("pipeline.sweep.display.heartbeat._SECONDS_BETWEEN_LOOKS", 1e6)
+    monkeypatch.setattr("pipeline.sweep.display.heartbeat._SECONDS_BETWEEN_BEATS", 1e6)
     monkeypatch.setattr(console_module.time, "monotonic", clock)
     output = io.StringIO()
     records = SweepSummary("out", metric="fid_gebm", mode="min", shown=("fid_base", "fid_gebm"), facts={})
@@ -212,8 +212,8 @@ def test_a_log_has_a_line_every_half_minute_whatever_trials_report(every, monkey
         logging.getLogger("pipeline.test").info("preparing what digits is measured with")
         for _ in range(20):
             clock.now += STEP
-            beat(heartbeat)
-        assert "still at it after 1:30: preparing what digits is measured with" in output.getvalue()
+            heartbeat.beat()
+        assert "still running after 1:30: preparing what digits is measured with" in output.getvalue()
         with display.sweep(4, 2):
             began = clock.now
             for report in simulate(clock, display.status, 4, 2, seed=0, rungs=[], every=every):
@@ -222,7 +222,7 @@ def test_a_log_has_a_line_every_half_minute_whatever_trials_report(every, monkey
                 for record in display.records.trials:
                     if record.name not in display._statuses:
                         display.update(record)
-                beat(heartbeat)
+                heartbeat.beat()
                 if len(output.getvalue().splitlines()) > len(lines):
                     lines += [clock.now] * (len(output.getvalue().splitlines()) - len(lines))
     times = [began, *(time for time in lines if time >= began), clock.now]
@@ -232,15 +232,8 @@ def test_a_log_has_a_line_every_half_minute_whatever_trials_report(every, monkey
         assert "trial 000 has run for 0:30 and not reported yet" in output.getvalue()
 
 
-def beat(heartbeat: Heartbeat) -> None:
-    """One look of the thread."""
-    line = heartbeat.line()
-    if line is not None:
-        logging.getLogger("pipeline.test").info(line, extra={"is_heartbeat": True})
-
-
 def test_the_thread_logs_the_line_and_ends_with_the_display(monkeypatch):
-    monkeypatch.setattr("pipeline.sweep.display.heartbeat._SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr("pipeline.sweep.display.heartbeat._SECONDS_BETWEEN_BEATS", 0.01)
     seen = threading.Event()
     heartbeat = Heartbeat(lambda last, since: (seen.set(), f"since {last}")[1], seconds=0.05)
     logger = logging.getLogger("pipeline")

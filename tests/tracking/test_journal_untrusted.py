@@ -87,14 +87,14 @@ ENTRIES = [
     {"kind": "end", "trial": "000", "status": "FINISHED", "time": TIME, "name": "trial 000"},
     {"kind": "view", "trial": None, "view": "{}"},
 ]
-# Each text of an entry by its place, and a name of one more value in each mapping that takes any.
+# Each text of an entry by its path, and a name of one more value in each mapping that takes any.
 TEXTS = [
-    (entry, place, how)
+    (entry, path, how)
     for entry in ENTRIES
-    for place in paths(entry)[1:]
+    for path in paths(entry)[1:]
     for how, is_text in (
-        ("another", isinstance(part(entry, place), str)),
-        ("more", place[0] in ("params", "tags", "metrics", "sampler") and len(place) == 2),
+        ("another", isinstance(part(entry, path), str)),
+        ("more", path[0] in ("params", "tags", "metrics", "sampler") and len(path) == 2),
     )
     if is_text
 ]
@@ -131,13 +131,13 @@ def test_an_entry_with_anything_at_any_place_is_sent_or_refused(tracker, data, e
 @settings(MANY, max_examples=300)
 @given(
     text_of=st.sampled_from(TEXTS),
-    # With halves of characters, which JSON can have and nothing else.
+    # With lone surrogates, which JSON can have and UTF-8 cannot.
     text=st.text(st.characters(), min_size=1) | st.sampled_from(["\ud800", "a\udcffb", "\0", "x" * 3_000_000]),
 )
 def test_any_text_of_an_entry_is_sent_or_refused_on_a_line_that_can_be_logged(tracker, text_of, text):
-    entry, place, how = text_of
+    entry, path, how = text_of
     try:
-        tracker._deliver([changed(entry, place, text, how)])
+        tracker._deliver([changed(entry, path, text, how)])
     except PermanentError as error:
         assert "\n" not in str(error) and str(error).encode()
         return
@@ -147,14 +147,16 @@ def test_any_text_of_an_entry_is_sent_or_refused_on_a_line_that_can_be_logged(tr
 @pytest.mark.parametrize(
     ("error", "becomes"),
     [
-        (ValueError("a text with a zero in it"), PermanentError),
+        (ValueError("a text with a NUL character"), PermanentError),
         (UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed"), PermanentError),
-        # The answer of a proxy while the tracker is away.
+        # The page of a proxy while the tracker is away.
         (json.JSONDecodeError("Expecting value", "<html>", 0), json.JSONDecodeError),
         (requests.exceptions.JSONDecodeError("Expecting value", "<html>", 0), requests.exceptions.JSONDecodeError),
     ],
 )
-def test_a_value_that_no_tracker_takes_is_left_out_and_an_answer_that_is_none_is_asked_for_again(error, becomes):
+def test_a_value_that_no_tracker_takes_is_left_out_and_after_an_answer_that_is_no_json_an_entry_is_sent_again(
+    error, becomes
+):
     with pytest.raises(becomes), _permanent_errors():
         raise error
 

@@ -16,31 +16,31 @@ numbers = st.floats(-1e3, 1e3).map(lambda value: round(value, 3))
 
 @given(st.lists(numbers, min_size=2, max_size=8))
 def test_the_standard_error_is_scipys(values: list[float]) -> None:
-    found = mean_and_error(values)
-    assert found.count == len(values)
-    assert found.mean == pytest.approx(sum(values) / len(values), abs=1e-9)
-    assert found.error == pytest.approx(scipy.stats.sem(values), abs=1e-9)
+    estimate = mean_and_error(values)
+    assert estimate.count == len(values)
+    assert estimate.mean == pytest.approx(sum(values) / len(values), abs=1e-9)
+    assert estimate.error == pytest.approx(scipy.stats.sem(values), abs=1e-9)
 
 
 @given(st.lists(st.tuples(numbers, numbers), min_size=2, max_size=8))
 def test_a_paired_interval_is_scipys(pairs: list[tuple[float, float]]) -> None:
     first, second = ([pair[side] for pair in pairs] for side in (0, 1))
-    found = paired_difference(dict(enumerate(first)), dict(enumerate(second)))
-    if found.error > 1e-6:
+    difference = paired_difference(dict(enumerate(first)), dict(enumerate(second)))
+    if difference.error > 1e-6:
         expected = scipy.stats.ttest_rel(first, second).confidence_interval(0.95)
-        assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-6)
+        assert (difference.low, difference.high) == pytest.approx((expected.low, expected.high), abs=1e-6)
     back = paired_difference(dict(enumerate(second)), dict(enumerate(first)))
-    assert (back.mean, back.low, back.high) == pytest.approx((-found.mean, -found.high, -found.low))
+    assert (back.mean, back.low, back.high) == pytest.approx((-difference.mean, -difference.high, -difference.low))
 
 
 @given(st.dictionaries(st.integers(0, 9), numbers), st.dictionaries(st.integers(0, 9), numbers))
 def test_only_seeds_that_both_have_are_paired(first: dict[int, float], second: dict[int, float]) -> None:
     common = first.keys() & second.keys()
-    found = paired_difference(first, second)
-    assert found.count == len(common)
-    assert math.isfinite(found.mean) == bool(common)
-    assert math.isfinite(found.low) == (len(common) > 1)
-    assert len(common) > 1 or found.verdict == "unclear"
+    difference = paired_difference(first, second)
+    assert difference.count == len(common)
+    assert math.isfinite(difference.mean) == bool(common)
+    assert math.isfinite(difference.low) == (len(common) > 1)
+    assert len(common) > 1 or difference.verdict == "unclear"
 
 
 def test_one_value_that_is_not_finite_makes_no_mean() -> None:

@@ -104,8 +104,8 @@ def test_whatever_ray_loses_each_report_is_taken_in_once_and_in_order(tmp_path_f
     st.lists(st.tuples(st.integers(1, 4), st.floats(0, 10) | st.just(math.nan)), min_size=1, max_size=8),
     st.sampled_from(["min", "max"]),
 )
-def test_the_tracker_shows_a_trial_s_best_score_though_its_steps_go_back(evaluations, mode):
-    """Population-based training has a trial pass a step again, at another score and over the same checkpoint."""
+def test_the_tracker_shows_the_best_score_of_a_trial_though_its_steps_go_back(evaluations, mode):
+    """In population-based training a trial repeats a step, with another score and over the same checkpoint."""
     folder, trial, logged = "memory://best/sweep", Trial(config={}), []
     records = SweepSummary(folder, metric="fid_gebm", mode=mode, shown=("fid_gebm",), facts={})
     data, model = {"store": "digits-8", "source": {"kind": "digits"}}, {"networks": "dcgan"}

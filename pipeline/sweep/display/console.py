@@ -37,7 +37,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 # Where many trials run, their lines together are no more than this.
 _LINES_PER_SECOND = 0.5
 _SECONDS_BETWEEN_SUMMARIES = 60.0
-# Trials that a line names which have not reported yet.
+# Number of trials that a line names which have not reported yet.
 _MAX_SILENT = 2
 
 
@@ -80,22 +80,24 @@ class Display:
         if self._event_log is not None:
             self._open.callback(self._event_log.close)
             handlers.append(EventHandler(self._event_log))
-        heartbeat = None if self.live else Heartbeat(self._still)
-        self._open.enter_context(logging_to(*handlers, *filter(None, [heartbeat])))
-        if heartbeat is not None:
+        if self.live:
+            self._open.enter_context(logging_to(*handlers))
+        else:
+            heartbeat = Heartbeat(self._heartbeat_line)
+            self._open.enter_context(logging_to(*handlers, heartbeat))
             self._open.enter_context(heartbeat)
         return self
 
-    def _still(self, last: str, since: float) -> str:
-        """Return the line for where nothing else has been logged since the last one."""
+    def _heartbeat_line(self, last: str, since: float) -> str:
+        """Return the line that is logged where nothing else has been for a while."""
         if not self._running:
-            return f"still at it after {duration(since)}: {last}"
-        silent = [
-            f"trial {record.name} has run for {duration(seconds)} and not reported yet"
-            for record, seconds in self.status.silent()
-        ]
-        more = [f"and {len(silent) - _MAX_SILENT} more like it"] if len(silent) > _MAX_SILENT else []
-        return ", ".join([self.status.summary(), *silent[:_MAX_SILENT], *more])
+            return f"still running after {duration(since)}: {last}"
+        silent, parts = self.status.silent(), [self.status.summary()]
+        for record, seconds in silent[:_MAX_SILENT]:
+            parts.append(f"trial {record.name} has run for {duration(seconds)} and not reported yet")
+        if len(silent) > _MAX_SILENT:
+            parts.append(f"and {len(silent) - _MAX_SILENT} more")
+        return ", ".join(parts)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -130,7 +132,7 @@ class Display:
         self.status.plan(trials, at_a_time)
         left = self.status.remaining()
         self._estimated = left is not None
-        return time_left(left.seconds) if left else "the time left is known once trials report"
+        return time_left(left and left.seconds)
 
     def _start(self, trials: int, at_a_time: int) -> None:
         ended = self.status.plan(trials, at_a_time)

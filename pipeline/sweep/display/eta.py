@@ -3,8 +3,8 @@
 Trials do not all run to the end: a scheduler prunes most of them. The mean of those that have ended would say too
 little while the long ones still run, and the time of a whole trial too much. This is the estimate of survival analysis
 (Kaplan and Meier, 1958): a trial that has ended early counts as such, and one that still runs counts up to where it is.
-What the scheduler's rule leads one to expect counts as some trials more: the first that come to a rung are promoted
-more often than those that follow, so that for long they alone would promise too long a sweep.
+The scheduler's rule counts as a fixed number of further trials: the first trials at a rung are promoted more often than
+those that follow, so that for a long time they alone would make the estimate too long.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 __all__ = ["Eta", "Rung", "TrialProgress", "duration", "estimate_eta", "time_left"]
 
-# Trials that the scheduler's rule counts as.
+# Number of trials that the scheduler's rule counts as.
 _RULE_WEIGHT = 48.0
 
 
@@ -32,16 +32,18 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def time_left(seconds: float) -> str:
+def time_left(seconds: float | None) -> str:
     """Return a time that is left, and the hour at which it is over, as text.
 
     Args:
-        seconds: From now on.
+        seconds: From now on; None while there is no estimate.
 
     Example:
         >>> time_left(3725)[:20]
         'about 1:02:05 left ('
     """
+    if seconds is None:
+        return "the time left is known once trials report"
     day = "%a %d %b " if seconds > 12 * 3600 else ""
     # A century is enough for any sweep, and all that a calendar takes.
     end = time.localtime(time.time() + min(seconds, 100 * 365 * 86400.0))
@@ -63,11 +65,11 @@ class TrialProgress(NamedTuple):
 
 
 class Rung(NamedTuple):
-    """Place where a scheduler prunes trials.
+    """Rung of a scheduler: a point of a trial's time at which trials are pruned.
 
     Attributes:
-        fraction: Part of a trial's time that is over there.
-        survival: Part of the trials that continue, of those that come there.
+        fraction: Part of a trial's time that is over at the rung.
+        survival: Part of the trials that continue, of those that reach the rung.
     """
 
     fraction: float
@@ -120,8 +122,9 @@ def estimate_eta(
 
 def _rest(courses: Sequence[TrialProgress], rungs: Sequence[Rung]) -> Callable[[float], float]:
     """Return the expected rest of a trial from a fraction of its time on, as a function of that fraction."""
-    # Where trials have ended early, and which part of those that came so far continued: as if some more had done so by
-    # the rule, and without a rule one to its end, for else the first few that are pruned would say that all will be.
+    # Where trials have ended early, and which part of those that reached it continued. Further trials count as well,
+    # by the scheduler's rule, or without one a single trial that runs to its end: the first few pruned trials alone
+    # would mean that all will be pruned.
     ends = {course.fraction for course in courses if course.ended and course.fraction < 1}
     by_rule = {rung.fraction: rung.survival for rung in rungs}
     knots, survival = [], []

@@ -1,4 +1,4 @@
-"""Line of a log that says what is going on, where nothing else has said anything for a while."""
+"""Heartbeat of a log: a message on what runs, where nothing else has been logged for a while."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ SECONDS = 30.0
 """Time after which a log without a new line gets one."""
 
 _IS_HEARTBEAT = "is_heartbeat"
-_SECONDS_BETWEEN_LOOKS = 1.0
+_SECONDS_BETWEEN_BEATS = 1.0
 
 log = logging.getLogger(__name__)
 
 
 class Heartbeat(logging.Handler):
-    """Handler that logs a line of its own where none has been logged for a while.
+    """Handler that logs a message of its own where none has been logged for a while.
 
-    It looks once a second, in a thread of its own, while it is entered.
+    It checks once a second, in a thread of its own, while it is entered.
 
     Args:
         line: Returns the line, from the last one that was logged by anything else, and the seconds since then.
@@ -52,7 +52,7 @@ class Heartbeat(logging.Handler):
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take note of a line that is logged."""
+        """Note that a message is logged."""
         self._line_at = self._clock()
         if not getattr(record, _IS_HEARTBEAT, False):
             self._text, self._text_at = record.getMessage(), self._line_at
@@ -62,12 +62,16 @@ class Heartbeat(logging.Handler):
         now = self._clock()
         return self._make(self._text, now - self._text_at) if now - self._line_at >= self._seconds else None
 
+    def beat(self) -> None:
+        """Log the line that is due now, if one is."""
+        line = self.line()
+        if line is not None:
+            # The event log has events of its own.
+            log.info(line, extra={**as_event(None), _IS_HEARTBEAT: True})
+
     def _run(self) -> None:
-        while not self._end.wait(_SECONDS_BETWEEN_LOOKS):
-            line = self.line()
-            if line is not None:
-                # The event log has events of its own.
-                log.info(line, extra={**as_event(None), _IS_HEARTBEAT: True})
+        while not self._end.wait(_SECONDS_BETWEEN_BEATS):
+            self.beat()
 
     def __enter__(self) -> Heartbeat:
         self._thread.start()

@@ -234,7 +234,7 @@ class SweepStatus:
         return estimate_eta(progress, self.counts()["waiting"], self.at_a_time, self.rungs)
 
     def _trial_progress(self, record: TrialRecord) -> TrialProgress:
-        """Return the progress of a trial by now: since its last report it has gone on at its pace."""
+        """Return the progress of a trial by now: since its last report it has continued at its pace."""
         fraction, seconds = self._fraction(record), record.seconds
         if record.status == "running" and fraction > 0 and seconds > 0:
             now = self.clock()
