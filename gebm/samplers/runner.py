@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, NamedTuple, TypeAlias
+from typing import Any, Generic, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -66,10 +66,20 @@ class StepResult(NamedTuple, Generic[StateT]):
     diverged: Tensor
 
 
-Steps: TypeAlias = Callable[
-    [Kernel[Any], Potential, Prior | None, Any, int, torch.Generator | None], Iterator[StepResult[Any]]
-]
-"""A way to take the steps of a run, such as :func:`plain_steps`, with its arguments in their order."""
+class Steps(Protocol):
+    """A way to take the steps of a run."""
+
+    def __call__(
+        self,
+        kernel: Kernel[StateT],
+        potential: Potential,
+        prior: Prior | None,
+        state: StateT,
+        num_steps: int,
+        generator: torch.Generator | None,
+    ) -> Iterator[StepResult[StateT]]:
+        """Yield the results of ``num_steps`` steps from a state on."""
+        ...
 
 
 def plain_steps(
@@ -80,7 +90,7 @@ def plain_steps(
     num_steps: int,
     generator: torch.Generator | None,
 ) -> Iterator[StepResult[StateT]]:
-    """Yield the results of a number of steps from a state on, taken one after the other.
+    """Take steps one after the other.
 
     Args:
         kernel: The sampler.
@@ -141,7 +151,7 @@ def run(
             takes a second key of the generator in each step, diverged or not. No step waits for a GPU, unless the prior
             has an ``is_network`` that is true: then the host looks at the state.
         first_chain: Number of the first chain; not used where ``state`` is given, which knows its chains.
-        steps: Way to take the steps: one by one, or a :class:`gebm.samplers.ReplayedSteps` that several runs share.
+        steps: How steps are taken: one by one, or by a :class:`gebm.samplers.ReplayedSteps` that several runs share.
 
     Returns:
         The last positions, the last state, the infos of this run's steps and the number of divergences.
