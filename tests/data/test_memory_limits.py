@@ -21,7 +21,7 @@ PROGRAM = """if True:
     from pathlib import Path
     from pipeline.data import Shard, open_store, sources
     from pipeline.data.reading.shard import read_shard
-    from pipeline.data.sources import archives
+    from pipeline.data.sources import compression
     from pipeline.runtime.errors import UserError
     from tests.helpers.numbered_source import forge, numbered_store
 
@@ -107,7 +107,7 @@ PROGRAM = """if True:
         read(made.url)
 
     def large_stream():
-        archives._MOST_UNPACKED = 2**24
+        compression._MOST_UNPACKED = 2**24
         with gzip.open(folder / "stream.tar.gz", "wb", 1) as file:
             for _ in range(64):
                 file.write(bytes(2**20))

@@ -359,7 +359,7 @@ def test_a_disk_that_fills_while_a_source_is_unpacked_is_a_line(tmp_path, monkey
 
 
 def test_a_member_that_would_fill_the_disk_is_refused_before_it_is_unpacked(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("pipeline.data.sources.archives._MOST_UNPACKED", 2**16)
+    monkeypatch.setattr("pipeline.data.sources.compression._MOST_UNPACKED", 2**16)
     for name in ("data.npy", "labels.npy"):
         members = {"data.npy": npy(np.zeros(2, np.uint8)), "labels.npy": npy(np.zeros(2, np.uint8)), name: bytes(2**20)}
         buffer = io.BytesIO()

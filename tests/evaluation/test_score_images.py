@@ -334,7 +334,7 @@ def test_what_cannot_be_scored_is_one_line(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pipeline.data.sources.archives._MOST_UNPACKED", 2**20)
+    monkeypatch.setattr("pipeline.data.sources.compression._MOST_UNPACKED", 2**20)
     url = tmp_path / make(tmp_path)
     with pytest.raises(UserError, match=message) as refusal:
         score(url, sets[1], tmp_path / "out")

@@ -6,9 +6,7 @@ or decompressed into a temporary folder under ``TMPDIR``, which is deleted when 
 
 from __future__ import annotations
 
-import bz2
 import errno
-import gzip
 import io
 import lzma
 import os
@@ -17,18 +15,18 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any, BinaryIO, Protocol, cast
 
 from pipeline.data.sources.archive_listing import list_tar, list_zip
 from pipeline.data.sources.base import BrokenImage
+from pipeline.data.sources.compression import decompress, require_plausible_size
 from pipeline.data.sources.download import download, is_http
 from pipeline.data.sources.fingerprint import fingerprint_files, fingerprint_listing, version
 from pipeline.data.sources.folder_walk import FolderListing, list_folder
 from pipeline.runtime.errors import UserError, one_line
 from pipeline.runtime.filesystem import as_user_error, filesystem, is_local
-from pipeline.runtime.printable import printable_name
 
 __all__ = [
     "Archive",
@@ -38,23 +36,12 @@ __all__ = [
     "TempFolder",
     "Zip",
     "archive_errors",
-    "decompress",
-    "decompressing",
-    "is_compressed",
     "open_archive",
     "open_files",
-    "require_plausible_size",
-    "without_compression",
 ]
 
 # Error numbers of a full disk, a used-up quota and a file system's largest file.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# What begins a compressed file, and what reads it.
-_OPENERS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
-_MAGIC_BYTES = 6
-# An archive of images or numbers unpacks to no more than this many times its size, except for a small one.
-_BEST_COMPRESSION = 100
-_MOST_UNPACKED = 2**30
 # Error numbers of one file, which leave the others readable.
 _OF_ONE_FILE = (
     *(errno.ENOENT, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR),
@@ -460,89 +447,3 @@ def _local(url: str) -> tuple[str, TempFolder] | None:
         except OSError as error:
             raise _no_room(url) if error.errno in _FULL else error from None
     return temp.file("copy"), temp
-
-
-def decompress(path: str, plain: str, url: str) -> str:
-    """Decompress a file of gzip, bzip2 or xz.
-
-    Args:
-        path: The file, compressed or not.
-        plain: Where to write it to.
-        url: URL of the file, for messages.
-
-    Returns:
-        The path of the plain file: ``path`` itself where it is not compressed.
-
-    Raises:
-        UserError: If it is packed more tightly than images or numbers can be.
-        EOFError: If it is cut; what comes before is written. A damaged one raises errors of its method.
-    """
-    with open(path, "rb") as file:
-        opener = _opener(file.read(_MAGIC_BYTES))
-    if opener is None:
-        return path
-    most = max(_MOST_UNPACKED, _BEST_COMPRESSION * os.path.getsize(path))
-    with opener(path, "rb") as source, open(plain, "wb") as target:
-        while chunk := source.read(2**20):
-            target.write(chunk)
-            if target.tell() > most:
-                raise _too_compressed(url)
-    return plain
-
-
-def _opener(start: bytes) -> Callable[..., IO[bytes]] | None:
-    return next((opener for magic, opener in _OPENERS.items() if start.startswith(magic)), None)
-
-
-def decompressing(file: IO[bytes]) -> IO[bytes]:
-    """Return a stream of what a file of gzip, bzip2 or xz holds; the file itself where it is not compressed.
-
-    Args:
-        file: The file, open at its beginning.
-
-    Example:
-        >>> decompressing(io.BytesIO(bz2.compress(b"1;2"))).read(), decompressing(io.BytesIO(b"1;2")).read()
-        (b'1;2', b'1;2')
-    """
-    opener = _opener(file.read(_MAGIC_BYTES))
-    file.seek(0)
-    return file if opener is None else opener(file)
-
-
-def without_compression(name: str) -> str:
-    """Return the name of a file without the ending of its compression.
-
-    Example:
-        >>> without_compression("1000_train.csv.gz"), without_compression("a.csv")
-        ('1000_train.csv', 'a.csv')
-    """
-    stem, dot, suffix = name.rpartition(".")
-    return stem if dot and suffix in ("gz", "bz2", "xz") else name
-
-
-def is_compressed(start: bytes) -> bool:
-    """Return whether a file that begins with some bytes, six at least, is compressed.
-
-    Example:
-        >>> is_compressed(gzip.compress(b"")), is_compressed(b"BZ/0001.png")
-        (True, False)
-    """
-    return _opener(start) is not None
-
-
-def require_plausible_size(member: zipfile.ZipInfo, where: str) -> None:
-    """Check, before a member of a zip file is unpacked to a disk, that it is not made to fill it.
-
-    Args:
-        member: The member.
-        where: Name of the zip file in a message.
-
-    Raises:
-        UserError: If it is packed more tightly than images or numbers can be.
-    """
-    if member.file_size > max(_MOST_UNPACKED, _BEST_COMPRESSION * member.compress_size):
-        raise _too_compressed(f"{printable_name(member.filename, 100)} of {where}")
-
-
-def _too_compressed(name: str) -> UserError:
-    return UserError(f"{name} unpacks to more than {_BEST_COMPRESSION} times its size: check its origin")

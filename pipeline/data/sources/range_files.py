@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
-from pipeline.data.sources.archives import TempFolder, archive_errors, decompress, is_compressed
+from pipeline.data.sources.archives import TempFolder, archive_errors
+from pipeline.data.sources.compression import decompress, is_compressed
 from pipeline.data.sources.download import download
 from pipeline.data.sources.file_list import FileList, ListedFile
 from pipeline.data.sources.fingerprint import fingerprint_files, fingerprint_listing, version

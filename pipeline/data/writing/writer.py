@@ -13,17 +13,12 @@ import functools
 import hashlib
 import io
 import json
-import multiprocessing
 import os
 import re
-import signal
-import struct
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from multiprocessing.shared_memory import SharedMemory
 from typing import Annotated, Any
 
 import fsspec
@@ -37,11 +32,11 @@ from pipeline.data.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, Shar
 from pipeline.data.manifest import Source as SourceEntry
 from pipeline.data.sources.base import FileSource, Source, Table
 from pipeline.data.store import is_process_local, resolve_url
+from pipeline.data.writing.processes import map_in_processes
 from pipeline.data.writing.shard_encoders import ShardEncoder, choose_encoder
 from pipeline.runtime import lock
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.filesystem import as_user_error, filesystem, is_local
-from pipeline.runtime.processes import exit_with_parent
 from pipeline.runtime.redaction import without_query
 from pipeline.runtime.terminal import Progress
 
@@ -240,10 +235,6 @@ class _Sidecar(StrictModel):
     broken: list[Annotated[list[Text], Field(min_length=2, max_length=2)]]
 
 
-class _Stopped(Exception):
-    """The run is over, and this shard is no longer needed."""
-
-
 @contextlib.contextmanager
 def _claim(url: str) -> Iterator[lock.Lock]:
     """Make the folder of a store that is not finished, and keep other writers out of it."""
@@ -299,6 +290,18 @@ def _write_shards(job: _Job, earlier: set[str], num_processes: int, show: bool) 
         else:
             finished += _write_in_processes(job, remaining, num_processes, bar.advance)
     return sorted(finished, key=lambda entry: entry.number)
+
+
+def _write_in_processes(
+    job: _Job, tasks: list[_Task], num_processes: int, advance: Callable[[int], None]
+) -> list[_Finished]:
+    try:
+        return map_in_processes(functools.partial(_write_shard, job), tasks, num_processes, advance)
+    except BrokenProcessPool:
+        raise UserError(
+            f"a process that wrote {job.url} was killed, most likely out of memory: run it again with fewer "
+            "processes; the finished shards are kept"
+        ) from None
 
 
 def _publish_manifest(job: _Job, finished: list[_Finished], max_broken: float | None) -> Manifest:
@@ -397,101 +400,6 @@ def _remove_leftovers(job: _Job, shards: set[str]) -> None:
         name = path.rpartition("/")[2]
         if name not in shards and (_OWN_FILE.fullmatch(name) or name == f"{MANIFEST_NAME}.part"):
             job.fs.rm_file(path)
-
-
-class _SharedProgress:
-    """Samples done, and a request to stop, in memory that all processes of a run map.
-
-    It is sent to another process by its name. Each batch of tasks counts in a slot of its own, so there is no lock.
-
-    Args:
-        num_slots: Number of batches of tasks.
-    """
-
-    def __init__(self, num_slots: int) -> None:
-        self._format = f"{1 + num_slots}q"
-        self._memory = SharedMemory(create=True, size=struct.calcsize(self._format))
-
-    def count(self, slot: int, samples: int) -> None:
-        """Count samples that are done.
-
-        Raises:
-            _Stopped: If the run is over.
-        """
-        stopped, *counts = self._values()
-        if stopped:
-            raise _Stopped
-        struct.pack_into("q", self._buffer, struct.calcsize(f"{1 + slot}q"), counts[slot] + samples)
-
-    def total(self) -> int:
-        """Return the number of samples done in all processes."""
-        return sum(self._values()[1:])
-
-    def stop(self) -> None:
-        """Make the other processes stop at their next image."""
-        struct.pack_into("q", self._buffer, 0, 1)
-
-    def close(self) -> None:
-        """Delete the memory, in the process that made it."""
-        self._memory.close()
-        self._memory.unlink()
-
-    @property
-    def _buffer(self) -> memoryview:
-        if self._memory.buf is None:
-            raise ValueError("the shared memory is closed")
-        return self._memory.buf
-
-    def _values(self) -> tuple[int, ...]:
-        return struct.unpack_from(self._format, self._buffer)
-
-
-def _write_in_processes(
-    job: _Job, tasks: list[_Task], num_processes: int, advance: Callable[[int], None]
-) -> list[_Finished]:
-    # Not fork: this process may hold threads (object stores run one), and a lock held by one would stay locked.
-    context = multiprocessing.get_context("spawn")
-    progress = _SharedProgress(num_processes)
-    finished, num_done = [], 0
-    try:
-        with ProcessPoolExecutor(num_processes, context, _initialize_process) as pool:
-            # One batch of tasks a process: the job is sent with it, and its source may list millions of names.
-            waiting = {
-                pool.submit(_write_batch, job, progress, slot, tasks[slot::num_processes])
-                for slot in range(num_processes)
-            }
-            try:
-                while waiting:
-                    done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
-                    total = progress.total()
-                    advance(total - num_done)
-                    num_done = total
-                    finished += [entry for future in done for entry in future.result()]
-            finally:
-                # After an error or an interruption they stop at the next image. This waits here rather than at the end
-                # of the block, which would find nothing to wait for: a pool that is still ending as Python ends writes
-                # a traceback.
-                progress.stop()
-                pool.shutdown(wait=True, cancel_futures=True)
-    except BrokenProcessPool:
-        raise UserError(
-            f"a process that wrote {job.url} was killed, most likely out of memory: run it again with fewer "
-            "processes; the finished shards are kept"
-        ) from None
-    finally:
-        progress.close()
-    return finished
-
-
-def _initialize_process() -> None:
-    # An interruption from the keyboard reaches every process; the first one decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    exit_with_parent()
-
-
-def _write_batch(job: _Job, progress: _SharedProgress, slot: int, tasks: list[_Task]) -> list[_Finished]:
-    advance = functools.partial(progress.count, slot)
-    return [_write_shard(job, advance, task) for task in tasks]
 
 
 def _available_cores() -> int:

@@ -12,8 +12,9 @@ from typing import IO, Any
 
 import numpy as np
 
-from pipeline.data.sources.archives import TempFolder, archive_errors, open_archive, require_plausible_size
+from pipeline.data.sources.archives import TempFolder, archive_errors, open_archive
 from pipeline.data.sources.base import choose
+from pipeline.data.sources.compression import require_plausible_size
 from pipeline.data.sources.published import Part, refuse_copies
 from pipeline.runtime.errors import UserError, one_line
 

@@ -13,7 +13,8 @@ from typing import TextIO
 
 import numpy as np
 
-from pipeline.data.sources.archives import Archive, decompressing, without_compression
+from pipeline.data.sources.archives import Archive
+from pipeline.data.sources.compression import decompressing, without_compression
 from pipeline.runtime.errors import UserError
 
 __all__ = ["RowReader", "open_lines"]

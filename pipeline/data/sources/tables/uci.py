@@ -10,8 +10,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from pipeline.data.sources.archives import Archive, File, open_files, without_compression
+from pipeline.data.sources.archives import Archive, File, open_files
 from pipeline.data.sources.base import Table, choose
+from pipeline.data.sources.compression import without_compression
 from pipeline.data.sources.published import PUBLISHED, Part
 from pipeline.data.sources.tables.text import open_lines
 from pipeline.runtime.errors import UserError
