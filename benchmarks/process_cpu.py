@@ -121,9 +121,11 @@ def measure(command: list[str], folder: Path, environment: Mapping[str, str] | N
             with contextlib.suppress(psutil.Error):
                 for one in (process, *process.children(recursive=True)):
                     with contextlib.suppress(psutil.Error):
-                        spent, key = one.cpu_times(), (one.pid, one.create_time())
-                        taken[key] = spent.user + spent.system
-                        kinds[key] = "driver" if one.pid == process.pid else kind_of(one.cmdline(), one.name())
+                        key = one.pid, one.create_time()
+                        # It may end between any two of these questions.
+                        kind = "driver" if one.pid == process.pid else kind_of(one.cmdline(), one.name())
+                        spent = one.cpu_times()
+                        kinds[key], taken[key] = kind, spent.user + spent.system
             times.append(time.time())
             looks.append(dict(taken))
             time.sleep(_INTERVAL)
