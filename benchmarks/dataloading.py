@@ -13,6 +13,9 @@ Twice: as fast as it can be read, and with a pause after each batch in place of 
 would be busy and the processor is not. *Waited* is the share of the time in which such a training waits for a batch.
 Each repetition has a reader of its own and keeps no shard in memory; a window holds a few shards, so there are many.
 Ratios are against the first way, in the same round.
+
+*What a trial reads, by ranks*: requests that a small store gets, and bytes that it sends, when all ranks of a trial
+have taken an epoch's batches, with a lane for each shard and with one lane, as it was before there were lanes.
 """
 
 from __future__ import annotations
@@ -37,9 +40,15 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 
 from benchmarks import cli, harness
 from benchmarks.packing import RandomImages
+from benchmarks.scale import storage
 from pipeline.data import Batch, BatchSpec, Reader, ShardCache, Store, open_store, write_store
 
 __all__ = ["main"]
+
+
+# Of the store that ranks share out.
+_SHARDS = 16
+_UNITS = {"requests": "gets", "bytes": "bytes that are read"}
 
 
 class _Quiet(WSGIRequestHandler):
@@ -122,6 +131,17 @@ def _epoch(read: Callable[[], Reader], device: torch.device) -> Callable[[], Non
     return work
 
 
+def _by_ranks() -> list[dict[str, Any]]:
+    """Count what all ranks of a trial read, with a lane for each shard, and with one."""
+    many, one = (storage.requests(_SHARDS, lanes)[1:] for lanes in (_SHARDS, 1))
+    return [
+        {"ranks": ranks}
+        | {f"{unit}, {_SHARDS} lanes": row[key] for unit, key in _UNITS.items()}
+        | {f"{unit}, 1 lane": before[key] for unit, key in _UNITS.items()}
+        for ranks, row, before in zip(storage.RANKS, many, one, strict=True)
+    ]
+
+
 def _arguments() -> Any:
     parser = cli.parser(__doc__, repeat=5)
     parser.add_argument("--images", type=cli.positive, default=40_960, help="images in the store")
@@ -179,11 +199,12 @@ def main() -> None:
             "ratio": harness.ratio(slowest, timing),
         }
 
-    results = {
+    results: dict[str, list[dict[str, Any]]] = {
         "as fast as it can be read": [row(name, fastest) for name in ways],
         "with a training step": [
             {**row(name, training), "waited": float(np.median(trainings[name].waited[1:]))} for name in ways
         ],
+        "what a trial reads, by ranks": _by_ranks(),
     }
     for rows in results.values():
         print(harness.table(rows), end="\n\n")

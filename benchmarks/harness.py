@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import platform
 import re
@@ -24,7 +25,10 @@ from typing import Any
 
 import torch
 
+from pipeline.tracking.seed_statistics import mean_and_error
+
 __all__ = [
+    "Mean",
     "Timing",
     "copy_ceiling",
     "describe",
@@ -111,6 +115,40 @@ class Timing:
 
     def __str__(self) -> str:
         return f"{self.median:.4g} ± {self.spread:.2g}"
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Mean of values that are alike, and its standard error.
+
+    Args:
+        mean: The mean.
+        error: Its standard error; NaN of a single value.
+
+    Example:
+        >>> print(Mean.of([3.0, 4.0, 5.0]), Mean(5.0, 0.3).minus(Mean(1.0, 0.4)))
+        4 ± 0.58 4 ± 0.5
+    """
+
+    mean: float
+    error: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Mean:
+        """Return the mean of values."""
+        estimate = mean_and_error(values)
+        return cls(estimate.mean, estimate.error)
+
+    def minus(self, other: Mean) -> Mean:
+        """Return the difference to an independent mean."""
+        return Mean(self.mean - other.mean, math.hypot(self.error, other.error))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what JSON can hold."""
+        return {"mean": self.mean, "error": None if math.isnan(self.error) else self.error}
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4g}" + ("" if math.isnan(self.error) else f" ± {self.error:.2g}")
 
 
 def synchronise(device: torch.device) -> None:
@@ -216,7 +254,8 @@ def write(folder: Path, benchmark: str, device: torch.device, settings: Mapping[
         benchmark: The benchmark's name.
         device: Where it ran.
         settings: What it was called with.
-        results: What it found; a :class:`Timing` becomes its median, spread and values.
+        results: What it found; a :class:`Timing` becomes its median, spread and values, a :class:`Mean`
+            the mean and its error.
 
     Returns:
         The file.
@@ -230,8 +269,12 @@ def write(folder: Path, benchmark: str, device: torch.device, settings: Mapping[
         "results": results,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1, default=Timing.to_json) + "\n")
+    path.write_text(json.dumps(content, indent=1, default=_to_json) + "\n")
     return path
+
+
+def _to_json(value: Timing | Mean) -> dict[str, Any]:
+    return value.to_json()
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:

@@ -17,6 +17,10 @@ for which the trial's own steps were slower, by the rate that the trial reports;
 the last report to the end of the command. What evaluations measure with, the feature extractor and the data's
 statistics, is made before the first round.
 
+*A trial's fixed cost*: seconds of processor time of the trial's own processes, which are that of Tune, those of Ray
+Train and the worker, less those of the bare process for the same steps and as many evaluations, without its imports.
+*Driver* and *Ray* are those of the command, which many trials share.
+
 Fairness: the rounds alternate, with the first of the two in turn. Both get OMP_NUM_THREADS threads. Ray runs
 its workers at niceness 15, so that its own processes come first; the bare loop gets the same niceness, for what else
 runs on the machine would otherwise slow down one of them only. Warm-ups of the alternation are left out.
@@ -25,11 +29,10 @@ runs on the machine would otherwise slow down one of them only. Warm-ups of the 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import multiprocessing
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -42,18 +45,24 @@ import yaml
 from mlflow import MlflowClient
 
 from benchmarks import cli, harness
+from benchmarks.process_cpu import RAYS_OWN, run
 from gebm import initialize_log_partition
 from pipeline import config as schema
 from pipeline import tasks
 from pipeline.data import Position
+from pipeline.evaluation.base import EvaluationRun
 from pipeline.tasks.open_store import ensure_store
 from pipeline.tracking.summary import read_summary
 from pipeline.training.build_model import make_trainer, model_to_train
+from pipeline.training.energy_health import EnergyHealth
+from pipeline.training.progress import evaluation_due
 from pipeline.training.step_generator import step_generator
+from pipeline.training.trial_evaluation import TrialEvaluation
+from pipeline.training.trial_folder import TrialFolder
+from pipeline.training.worker import Worker
 
 __all__ = ["Bare", "Trial", "main"]
 
-_REPOSITORY = Path(__file__).resolve().parents[1]
 _NICENESS = 15
 
 
@@ -63,10 +72,12 @@ class Bare(NamedTuple):
     Attributes:
         seconds: From the base step of the trial's first report to the last base step.
         energy_loss: Mean over the base steps of the trial's last report, in nats.
+        cpu: Seconds of processor time of all steps and evaluations, without the start of the process.
     """
 
     seconds: float
     energy_loss: float
+    cpu: float
 
 
 class Trial(NamedTuple):
@@ -79,6 +90,7 @@ class Trial(NamedTuple):
         start_up: From the start of the command to the first base step, in seconds.
         end: From the last report to the end of the command, in seconds.
         energy_loss: Of the last report, in nats.
+        cpu: Kind of process -> seconds of processor time, see :mod:`benchmarks.process_cpu`.
     """
 
     seconds: float
@@ -87,6 +99,12 @@ class Trial(NamedTuple):
     start_up: float
     end: float
     energy_loss: float
+    cpu: dict[str, float]
+
+    @property
+    def own_cpu(self) -> float:
+        """Seconds of processor time of the trial's own processes."""
+        return sum(seconds for kind, seconds in self.cpu.items() if kind not in ("driver", "idle", *RAYS_OWN))
 
 
 def _overrides(arguments: argparse.Namespace, device: torch.device, folder: Path) -> dict[str, Any]:
@@ -100,6 +118,7 @@ def _overrides(arguments: argparse.Namespace, device: torch.device, folder: Path
         "train.energy_steps": arguments.energy_steps,
         "train.warmup_energy_steps": arguments.energy_steps,
         "train.report_every": arguments.report_every,
+        "train.final_energy_steps": 0,
         "evaluation.every": arguments.evaluate_every,
         "evaluation.num_samples": arguments.samples,
         "evaluation.chain_points": 1,
@@ -122,12 +141,14 @@ def _reports(config: schema.Config) -> list[int]:
     return [s for s in steps if s % train.report_every == 0 or s % config.evaluation.every == 0 or s == steps[-1]]
 
 
-def _run_bare(values: dict[str, Any], device: torch.device) -> Bare:
-    """Train in a plain loop; runs in a process of its own."""
+def _run_bare(values: dict[str, Any], device: torch.device, folder: str) -> Bare:
+    """Train in a plain loop, and evaluate after it; runs in a process of its own."""
     os.nice(_NICENESS - os.nice(0))
     config = schema.from_dict(values)
     train = config.train
-    read = tasks.make(config).open(0, 1, device).batches(Position(epoch=0, step=0))
+    task = tasks.make(config).open(0, 1, device)
+    read = task.batches(Position(epoch=0, step=0))
+    cpu = time.process_time()
     batches = iter(list(itertools.islice(read, train.base_steps * train.energy_steps)))
     model = model_to_train(config, device)
     initialize_log_partition(model, train.log_partition_samples, step_generator(config, "log-partition", 0))
@@ -143,26 +164,24 @@ def _run_bare(values: dict[str, Any], device: torch.device) -> Bare:
     seconds = time.perf_counter() - began
     # As a report takes the mean, in the same order of sums.
     losses = torch.stack([torch.stack([info.energy_loss, info.base_loss]) for info in infos[reports[-2] :]])
-    return Bare(seconds, losses.float().cpu()[:, 0].mean().item())
+    health = EnergyHealth(trainer.objective, train.gradient_guard, train.beta2)
+    evaluation = TrialEvaluation(config, task, Worker(0, 1, device), trainer.objective, health)
+    for step in filter(functools.partial(evaluation_due, config), range(1, train.base_steps + 1)):
+        evaluation.report(trainer.sampling_model(), step, TrialFolder(config, folder), f"step-{step}", EvaluationRun())
+    return Bare(seconds, losses.float().cpu()[:, 0].mean().item(), time.process_time() - cpu)
 
 
-def _bare(config: schema.Config, device: torch.device) -> Bare:
+def _bare(config: schema.Config, device: torch.device, folder: Path) -> Bare:
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_run_bare, schema.to_dict(config), device).result()
+        return pool.submit(_run_bare, schema.to_dict(config), device, str(folder)).result()
 
 
 def _trial(overrides: dict[str, Any], folder: Path, name: str) -> Trial:
     """Run the command, and take its times from MLflow."""
     words = [f"{key}={value}" for key, value in overrides.items()]
-    command = [sys.executable, "-m", "pipeline.train", "conf=digits", *words, f"output={folder / name}"]
-    paths = [str(_REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
-    settings = {"PYTHONPATH": os.pathsep.join(paths), "RAY_worker_niceness": str(_NICENESS)}
-    started = time.time()
     # In the temporary folder, for there MLflow's database is made.
-    done = subprocess.run(command, cwd=folder, env={**os.environ, **settings}, capture_output=True, text=True)
-    ended = time.time()
-    if done.returncode:
-        sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+    niceness = {"RAY_worker_niceness": str(_NICENESS)}
+    usage = run("train", "conf=digits", *words, f"output={folder / name}", folder=folder, environment=niceness)
     document, (trial,) = read_summary(str(folder / name))
     client = MlflowClient(document["tracking_uri"])
 
@@ -177,10 +196,16 @@ def _trial(overrides: dict[str, Any], folder: Path, name: str) -> Trial:
         seconds=(last.timestamp - first.timestamp) / 1000 - evaluations,
         in_steps=sum(lengths),
         evaluations=evaluations,
-        start_up=first.timestamp / 1000 - started - first.step / first.value,
-        end=ended - last.timestamp / 1000,
+        start_up=first.timestamp / 1000 - usage.times[0] - first.step / first.value,
+        end=usage.times[-1] - last.timestamp / 1000,
         energy_loss=history("train/energy_loss")[-1].value,
+        cpu=usage.total,
     )
+
+
+def _of_ray(trial: Trial) -> float:
+    """Return the seconds of processor time of Ray's own processes, and of those that nothing was asked of."""
+    return sum(trial.cpu.get(kind, 0.0) for kind in ("idle", *RAYS_OWN))
 
 
 def _tables(bares: list[Bare], trials: list[Trial], steps: int) -> dict[str, list[dict[str, Any]]]:
@@ -224,6 +249,15 @@ def _tables(bares: list[Bare], trials: list[Trial], steps: int) -> dict[str, lis
         "the command": [
             {f"{name}, s": seconds(trials, name.replace("-", "_")) for name in ("start-up", "evaluations", "end")}
         ],
+        "a trial's fixed cost": [
+            {
+                "the trial's processes, CPU s": harness.Mean.of([trial.own_cpu for trial in trials]),
+                "steps and evaluations, CPU s": harness.Mean.of([bare.cpu for bare in bares]),
+                "fixed, CPU s": harness.Mean.of([trial.own_cpu - bare.cpu for bare, trial in rounds]),
+                "driver, CPU s": harness.Mean.of([trial.cpu["driver"] for trial in trials]),
+                "Ray, CPU s": harness.Mean.of([_of_ray(trial) for trial in trials]),
+            }
+        ],
     }
 
 
@@ -260,7 +294,7 @@ def main() -> None:
         tasks.make(config).prepare(ensure_store(config), device)
         for turn in range(arguments.repeat):
             works = [
-                lambda: bares.append(_bare(config, device)),
+                lambda turn=turn: bares.append(_bare(config, device, folder / f"bare-{turn}")),
                 lambda turn=turn: trials.append(_trial(overrides, folder, f"round-{turn}")),
             ]
             for work in works[turn % 2 :] + works[: turn % 2]:

@@ -1,136 +1,212 @@
 """``python -m benchmarks.search``: what a setting of a sampler costs, in a warm process and in a trial of its own.
 
-A toy of points is trained for a moment. Then the same settings of its sampler are searched twice, by
-``python -m pipeline.sweep`` as a user runs it. *trial*: each setting is a trial with a ``TorchTrainer``, as of a search
-over anything that is trained; the space has the seed in it, with one value, and nothing is left to train. *warm*: the
-space is of the sampler alone, and its settings share one process a slot. The scores are checked to be equal.
+A model is trained for a moment, of points (``toy``) and of images (``digits``). Then settings of its sampler are
+searched by ``python -m pipeline.sweep`` as a user runs it, in two ways in the same run. *warm*: the space is of the
+sampler alone, and its settings share one process a slot. *trial*: some of these settings are trials with a run of Ray
+Train each, as of a search over anything that is trained; the space has the seed in it, with one value, and nothing is
+left to train. The scores of these are checked to be equal, to the last digit.
 
-*CPU, s*: seconds of processor time by kind of process, user and system, of everything that the command starts and of
-itself, looked at four times a second: what a process takes in its last quarter of a second is missing. A process that
-has not said what it is for is *idle*. Divided by the number of settings; what a sweep costs once, such as the driver's
-imports, is in it, and less of it the more settings there are. *processes*: how many of a kind there were.
+*CPU, s* are seconds of processor time, user and system, of everything that the command starts and of itself. *A further
+setting* is what is added by one more: what was taken from the end of the first round, a setting a slot, to that of the
+last one, by their number, with its standard error by at most ten parts of that time. *Chains and features* of it are
+those of the same settings in a bare process, which in the warm way has kept what all settings share. *Beyond* is the
+rest: scores and their errors, pictures, reports, the driver, the tracker and Ray. So for a trial with nothing left to
+train it is the trial's fixed cost. *Once* is what a sweep takes before and after, its first round included.
 
-*further setting, s*: wall-clock seconds of the sweep from the first setting's end to the last one's, by their number.
-*evaluation, s*: seconds of a setting's evaluation by its own clock, chains and features included, pictures as well.
+A machine that is shared with others makes seconds of the clock longer, and hardly those of processors. Tables of an
+experiment that is not asked for stay what they were.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
-import subprocess
+import dataclasses
+import itertools
+import json
+import multiprocessing
+import random
 import sys
 import tempfile
 import time
-from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import psutil
+import numpy as np
 import torch
+from torch import Tensor
 
 from benchmarks import cli, harness
+from benchmarks.process_cpu import RAYS_OWN, Usage, run
+from gebm.folding import folded
+from pipeline import tasks
+from pipeline.config import precision
+from pipeline.evaluation.local_chains import LocalJob, run_local_chains
+from pipeline.evaluation.shared_results import SharedResults
+from pipeline.tasks.base import TaskWorker
 from pipeline.tracking.summary import read_summary
+from pipeline.training.build_model import load_model
 
-__all__ = ["Run", "main"]
+__all__ = ["EXPERIMENTS", "Found", "main", "tables"]
 
-_REPOSITORY = Path(__file__).resolve().parents[1]
-_INTERVAL = 0.25
-_SMALL = ("train.base_steps=20", "train.warmup_energy_steps=1", "train.report_every=20", "scale.use_gpu=false")
+EXPERIMENTS = {"toy": "train.base_steps=20", "digits": "train.base_steps=60"}
+"""Experiments, and how long their model is trained."""
+
+_TRAINING = ("train.warmup_energy_steps=1", "train.report_every=20", "train.final_energy_steps=20")
+_PARTS = 10
 
 
-class Run(NamedTuple):
-    """A command as it was measured.
+class Found(NamedTuple):
+    """A search as it was measured.
 
     Attributes:
-        seconds: From its start to its end.
-        cpu: Kind of process -> seconds of processor time.
-        processes: Kind of process -> how many there were.
+        usage: What its processes took.
+        ends: When each setting was reported, in seconds since 1970, in order.
+        scores: Step size -> the score.
+        bare: Seconds of processor time of a setting's chains and features alone, of several settings.
+        slots: Settings side by side.
     """
 
-    seconds: float
-    cpu: dict[str, float]
-    processes: dict[str, int]
+    usage: Usage
+    ends: list[float]
+    scores: dict[float, float]
+    bare: list[float]
+    slots: int
+
+    @property
+    def rounds(self) -> list[float]:
+        """When each round of settings, one a slot, had ended, in seconds since 1970."""
+        return self.ends[self.slots - 1 :: self.slots]
+
+    @property
+    def further(self) -> int:
+        """Number of settings after the first round, to the end of the last whole one."""
+        return (len(self.rounds) - 1) * self.slots
+
+    def further_cpu(self) -> harness.Mean:
+        """Return the processor time of a further setting, and its standard error by the parts."""
+        last = len(self.rounds) - 1
+        cuts = np.unique(np.linspace(0, last, min(_PARTS, last) + 1).round().astype(int)).tolist()
+        parts = [self.usage.between(self.rounds[a], self.rounds[b]) for a, b in itertools.pairwise(cuts)]
+        taken = [sum(part.values()) for part in parts]
+        rates = [cpu / (self.slots * (b - a)) for cpu, (a, b) in zip(taken, itertools.pairwise(cuts), strict=True)]
+        return harness.Mean(sum(taken) / self.further, harness.Mean.of(rates).error)
 
 
-def _kind(process: psutil.Process) -> str:
-    """Return what a process is for: the name that Ray gives it, or the program's."""
-    words = process.cmdline()
-    title = words[0] if words else process.name()
-    if title.startswith("ray::"):
-        return title.removeprefix("ray::").split(".")[0].split("(")[0].strip().replace("IDLE", "idle")
-    return "raylet" if "raylet" in title else "gcs_server" if "gcs_server" in title else "other"
+class _Features:
+    """Scorer that only makes features, as a task measures samples."""
+
+    primary = "none"
+
+    def __init__(self, worker: TaskWorker) -> None:
+        self._worker = worker
+
+    def kept_rows(self, total: int) -> Tensor:
+        return torch.zeros(total, dtype=torch.bool)
+
+    def show(self, samples: Tensor) -> Tensor:
+        return samples
+
+    def features(self, shown: Tensor) -> dict[str, Tensor]:
+        return {"features": self._worker.features(shown)}
+
+    def score(self, features: dict[str, Tensor], *, end: bool) -> dict[str, float]:
+        return {self.primary: 0.0}
 
 
-def _measure(command: list[str], folder: Path) -> Run:
-    """Run a command, and look at what it and its processes take."""
-    paths = [str(_REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "XDG_STATE_HOME": str(folder / "state")}
-    started, seen = time.monotonic(), {}
-    with (folder / "log").open("w") as log:
-        process = psutil.Popen(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
-        while process.poll() is None:
-            with contextlib.suppress(psutil.Error):
-                for one in (process, *process.children(recursive=True)):
-                    with contextlib.suppress(psutil.Error):
-                        times = one.cpu_times()
-                        kind = "driver" if one.pid == process.pid else _kind(one)
-                        seen[one.pid, one.create_time()] = kind, times.user + times.system
-            time.sleep(_INTERVAL)
-    if process.returncode:
-        sys.exit(f"{' '.join(command)}\n{(folder / 'log').read_text()}")
-    cpu: Counter[str] = Counter()
-    for kind, seconds in seen.values():
-        cpu[kind] += seconds
-    return Run(time.monotonic() - started, dict(cpu), dict(Counter(kind for kind, _ in seen.values())))
+def _bare(checkpoint: str, store: str, samples: int | None, steps: list[float], warm: bool) -> list[float]:
+    """Run the chains of settings in this process, and return the seconds of processor time of each."""
+    torch.set_num_threads(1)
+    device = torch.device("cpu")
+    model, config, *_ = load_model(checkpoint, {"data.store": store}, device)
+    if samples:
+        config.evaluation.num_samples = samples
+    scorer, shared, seconds = _Features(tasks.make(config).open(0, 1, device)), SharedResults(), []
+    for step_size in steps:
+        shared = shared if warm else SharedResults()
+        started = time.process_time()
+        settings = dataclasses.replace(config, sampler=dataclasses.replace(config.sampler, step_size=step_size))
+        dtype = precision.sampling_dtype(settings, device)
+        fused = shared.get("folded", lambda dtype=dtype: folded(model, dtype))
+        job = LocalJob(model, fused, settings, scorer, 0, 1, shared, lambda step, features: None)
+        run_local_chains(job, settings.evaluation.batch_size, lambda steps: None)
+        seconds.append(time.process_time() - started)
+    # The first has made what all share.
+    return seconds[1:] if warm else seconds
 
 
-def _search(arguments: argparse.Namespace, folder: Path, checkpoint: str, *, warm: bool) -> tuple[Run, dict[str, Any]]:
-    """Search the settings; return what that took, and the trials' scores with two times."""
+def _step_sizes(count: int, seed: int) -> list[float]:
+    """Return the settings, in an order in which later ones are not always better: those that are have pictures."""
+    values = [float(f"{value:.6g}") for value in np.geomspace(1e-4, 1e-2, count)]
+    return random.Random(seed).sample(values, count)
+
+
+def _search(arguments: argparse.Namespace, folder: Path, name: str, checkpoint: str, *, warm: bool) -> Found:
+    """Search settings of one model in one of the two ways, and run the chains of some of them alone."""
     output = folder / ("warm" if warm else "trial")
-    values = [1e-3 * 1.1**index for index in range(arguments.settings)]
+    step_sizes = _step_sizes(arguments.settings, arguments.seed)
+    compared = step_sizes[: arguments.compared]
+    values = str(step_sizes if warm else compared).replace(" ", "")
     seed = "" if warm else f",seed:{{choice:[{arguments.seed}]}}"
-    run = _measure(
-        [
-            *(sys.executable, "-m", "pipeline.sweep", "sweeps=grid", f"checkpoint={checkpoint}", f"output={output}"),
-            f"++sweep.space={{sampler.step_size:{{choice:{str(values).replace(' ', '')}}}{seed}}}",
-            *(f"data.store={folder / 'toy'}", "train.base_steps=20", "scale.use_gpu=false", "tracking.register=false"),
-            *(f"sweep.max_concurrent={arguments.slots}", f"evaluation.num_samples={arguments.samples}"),
-            f"sampler.num_steps={arguments.steps}",
-        ],
-        folder,
+    store = str(folder / name)
+    usage = run(
+        "sweep",
+        *("sweeps=grid", f"checkpoint={checkpoint}", f"output={output}", f"data.store={store}"),
+        f"++sweep.space={{sampler.step_size:{{choice:{values}}}{seed}}}",
+        *(EXPERIMENTS[name], "scale.use_gpu=false", "tracking.register=false", "sweep.finalists=0"),
+        *(f"sweep.max_concurrent={arguments.slots}", f"seed={arguments.seed}"),
+        *([f"evaluation.num_samples={arguments.samples}"] if arguments.samples else []),
+        folder=folder,
     )
-    _, trials = read_summary(str(output))
-    ends = sorted((output / "trials" / trial.name / "reports.jsonl").stat().st_mtime for trial in trials)
-    return run, {
-        "scores": {trial.params["sampler.step_size"]: trial.metrics["distance_gebm"] for trial in trials},
-        "evaluation": sum(trial.metrics["evaluation_seconds"] for trial in trials) / len(trials),
-        "further": (ends[-1] - ends[0]) / max(len(ends) - 1, 1),
-    }
+    _, trials = read_summary(str(output), checkpoint)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        bare = pool.submit(_bare, checkpoint, store, arguments.samples, compared, warm).result()
+    metric = "distance_gebm" if name == "toy" else "fid_gebm"
+    return Found(
+        usage,
+        sorted((output / "trials" / trial.name / "reports.jsonl").stat().st_mtime for trial in trials),
+        {trial.params["sampler.step_size"]: trial.metrics[metric] for trial in trials},
+        bare,
+        arguments.slots,
+    )
 
 
-def _tables(runs: dict[str, tuple[Run, dict[str, Any]]], settings: int) -> dict[str, list[dict[str, Any]]]:
-    """Return the results as tables."""
+def tables(name: str, runs: dict[str, Found]) -> dict[str, list[dict[str, Any]]]:
+    """Return the results as tables.
+
+    Args:
+        name: The experiment.
+        runs: The two ways.
+    """
+    settings, processes = [], {}
+    for way, found in runs.items():
+        further, bare = found.further_cpu(), harness.Mean.of(found.bare)
+        usage, start, end = found.usage, found.rounds[0], found.rounds[-1]
+        spent = {kind: seconds / found.further for kind, seconds in usage.between(start, end).items()}
+        settings.append(
+            {
+                "search": way,
+                "settings": len(found.ends),
+                "a further setting, CPU s": further,
+                "chains and features, CPU s": bare,
+                "beyond, CPU s": further.minus(bare),
+                "once, CPU s": sum(usage.total.values()) - further.mean * found.further,
+                "a further setting, wall s": (end - start) / found.further,
+                "the sweep, wall s": usage.wall,
+            }
+        )
+        processes[way] = usage, spent
     kinds = sorted(
-        {kind for run, _ in runs.values() for kind in run.cpu}, key=lambda kind: -runs["trial"][0].cpu.get(kind, 0)
+        {kind for usage, _ in processes.values() for kind in usage.seconds},
+        key=lambda kind: -max(spent.get(kind, 0.0) for _, spent in processes.values()),
     )
     return {
-        "a setting": [
-            {
-                "search": name,
-                "CPU, s": sum(run.cpu.values()) / settings,
-                "CPU without driver, s": (sum(run.cpu.values()) - run.cpu["driver"]) / settings,
-                "wall, s": run.seconds / settings,
-                "further setting, s": found["further"],
-                "evaluation, s": found["evaluation"],
-            }
-            for name, (run, found) in runs.items()
-        ],
-        "by kind of process": [
-            {"process": kind}
-            | {f"{name}, CPU, s a setting": run.cpu.get(kind, 0.0) / settings for name, (run, _) in runs.items()}
-            | {f"{name}, processes": run.processes.get(kind, 0) for name, (run, _) in runs.items()}
+        f"{name}: a setting": settings,
+        f"{name}: by process": [
+            {"process": kind, "is": "driver" if kind == "driver" else "Ray's" if kind in RAYS_OWN else "a trial's"}
+            | {f"{way}, CPU s a setting": spent.get(kind, 0.0) for way, (_, spent) in processes.items()}
+            | {f"{way}, CPU s in all": usage.total.get(kind, 0.0) for way, (usage, _) in processes.items()}
+            | {f"{way}, processes": usage.processes.get(kind, 0) for way, (usage, _) in processes.items()}
             for kind in kinds
         ],
     }
@@ -138,30 +214,44 @@ def _tables(runs: dict[str, tuple[Run, dict[str, Any]]], settings: int) -> dict[
 
 def _arguments() -> argparse.Namespace:
     parser = cli.parser(__doc__, repeat=1, warm_up=False)
-    parser.add_argument("--settings", type=cli.positive, default=20, help="settings of the sampler")
+    parser.add_argument("--conf", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS), help="experiments")
+    parser.add_argument(
+        "--settings", type=cli.positive, default=100, help="settings of the sampler, two rounds or more"
+    )
+    parser.add_argument("--compared", type=cli.positive, default=6, help="of them that are trials as well")
     parser.add_argument("--slots", type=cli.positive, default=2, help="settings side by side")
-    parser.add_argument("--samples", type=cli.positive, default=500, help="samples of an evaluation")
-    parser.add_argument("--steps", type=cli.positive, default=50, help="MCMC steps of a chain")
-    return parser.parse_args()
+    parser.add_argument("--samples", type=cli.positive, help="samples of an evaluation; none: the experiment's")
+    arguments = parser.parse_args()
+    if not 2 * arguments.slots <= arguments.compared <= arguments.settings:
+        parser.error(
+            "a further round needs a first one: give twice --slots or more, and no more compared than settings"
+        )
+    return arguments
 
 
 def main() -> None:
     """Measure, print, and write the JSON file."""
     arguments = _arguments()
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        train = [sys.executable, "-m", "pipeline.train", "conf=toy", *_SMALL, f"data.store={folder / 'toy'}"]
-        _measure([*train, f"output={folder / 'model'}", f"seed={arguments.seed}", "tracking.register=false"], folder)
-        _, (trained,) = read_summary(str(folder / "model"))
-        runs = {
-            name: _search(arguments, folder, str(trained.checkpoint), warm=name == "warm") for name in ("trial", "warm")
-        }
-    if runs["trial"][1]["scores"] != runs["warm"][1]["scores"]:
-        sys.exit(f"the scores differ: {[found['scores'] for _, found in runs.values()]}")
-    tables = _tables(runs, arguments.settings)
-    for rows in tables.values():
-        print(harness.table(rows), end="\n\n")
-    print(f"written: {harness.write(arguments.out, 'search', torch.device('cpu'), vars(arguments), tables)}")
+    earlier = arguments.out / "search-cpu.json"
+    results: dict[str, Any] = json.loads(earlier.read_text())["results"] if earlier.exists() else {}
+    for name in arguments.conf:
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place)
+            words = (f"data.store={folder / name}", f"output={folder / 'model'}", f"seed={arguments.seed}")
+            quick = (EXPERIMENTS[name], *_TRAINING, "scale.use_gpu=false", "tracking.register=false")
+            run("train", f"conf={name}", *quick, *words, folder=folder)
+            _, (trained,) = read_summary(str(folder / "model"))
+            checkpoint = str(trained.checkpoint)
+            ways = {"trial": False, "warm": True}
+            runs = {way: _search(arguments, folder, name, checkpoint, warm=warm) for way, warm in ways.items()}
+        known = runs["warm"].scores
+        if wrong := {step: score for step, score in runs["trial"].scores.items() if score != known[step]}:
+            sys.exit(f"the scores differ: {[(score, known[step]) for step, score in wrong.items()]}")
+        measured = tables(name, runs)
+        for rows in measured.values():
+            print(harness.table(rows), end="\n\n")
+        results |= measured
+    print(f"written: {harness.write(arguments.out, 'search', torch.device('cpu'), vars(arguments), results)}")
 
 
 if __name__ == "__main__":

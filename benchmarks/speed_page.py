@@ -58,7 +58,7 @@ def _facts(value: Any) -> str:
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Rows as Markdown; a timing is its median and the spread."""
+    """Rows as Markdown; a timing is its median and the spread, a mean is with its standard error."""
     rows = list(rows)
     head = list(rows[0])
     lines = [head, ["---"] * len(head), *[[_cell(row[name]) for name in head] for row in rows]]
@@ -66,6 +66,8 @@ def table(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
+    if isinstance(value, dict) and "mean" in value:
+        return f"{value['mean']:.4g}" + ("" if value["error"] is None else f" ± {value['error']:.2g}")
     if isinstance(value, dict):
         return f"{value['median']:.4g} ± {value['spread']:.2g}"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -59,7 +59,7 @@ def measured(results: Mapping[str, list[dict[str, Any]]], resolution: int, netwo
         checkpoint_gets=checkpoint["gets"],
         gradient_bytes=checkpoint["gradients of a step, bytes"],
         shard_gets=read["gets"] / read["shards"],
-        opening_gets=(opened["gets"] - 2) / opened["shards"],  # two are for the manifest
+        opening_gets=(opened["gets"] - 3) / opened["shards"],  # three are for the manifest
         driver_seconds=steady["CPU, ms a result"] / 1000,
         driver_bytes=memory["driver alone, MB"] * 1e6,
         driver_trial_bytes=memory["a trial, kB"] * 1e3,

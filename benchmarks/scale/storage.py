@@ -32,7 +32,10 @@ from pipeline.data import BatchSpec, Position, Reader, open_store, write_store
 from pipeline.training.build_model import make_trainer, model_to_train
 from pipeline.training.checkpoints import Checkpoints
 
-__all__ = ["Photographs", "checkpoints", "images", "requests"]
+__all__ = ["RANKS", "Photographs", "checkpoints", "images", "requests"]
+
+RANKS = (1, 2, 4, 8)
+"""Numbers of GPUs of a trial whose requests are counted."""
 
 _SHARD = 256  # images of a shard, where requests are counted
 _KINDS = {"GET": "get", "HEAD": "get", "PUT": "put", "POST": "put", "DELETE": "put"}  # as S3 bounds and bills them
@@ -147,11 +150,14 @@ def _checkpoint(networks: str, resolution: int) -> dict[str, Any]:
     }
 
 
-def requests(shards: int) -> list[dict[str, Any]]:
-    """Count the requests that reach the storage when a store is opened, and when all ranks of a trial read it once.
+def requests(shards: int, lanes: int = 64) -> list[dict[str, Any]]:
+    """Count what reaches the storage when a store is opened, and when all ranks of a trial read it once.
+
+    Readers keep no shard that is used up, as of a store larger than memory, and fetch nothing of the next epoch.
 
     Args:
         shards: of the store; a multiple of 8.
+        lanes: in which it is read, at most.
     """
     rows = []
 
@@ -159,21 +165,31 @@ def requests(shards: int) -> list[dict[str, Any]]:
         fsspec.filesystem("s3").invalidate_cache()
         seen.clear()
         work()
-        rows.append({"what": what, "shards": shards, "gets": seen["get"], "puts and deletes": seen["put"]})
+        rows.append(
+            {
+                "what": what,
+                "shards": shards,
+                "gets": seen["get"],
+                "puts and deletes": seen["put"],
+                "bytes that are read": seen["read"],
+            }
+        )
 
     def read(ranks: int) -> None:
         for rank in range(ranks):
-            spec = BatchSpec(batch_size=64, rank=rank, world_size=ranks, position=Position(lanes=64))
-            reader = Reader(store, spec)
+            spec = BatchSpec(batch_size=64, rank=rank, world_size=ranks, position=Position(lanes=lanes))
+            reader = Reader(store, spec, cache_bytes=0, prefetch_shards=0)
             for _ in itertools.islice(reader, reader.batches_per_epoch):
                 pass
 
     with _storage() as seen:
         source = Photographs(shards * _SHARD, 8)
-        write_store(source, "s3://bucket/store", resolution=8, channels=3, samples_per_shard=_SHARD, num_processes=1)
-        store = open_store("s3://bucket/store")
-        count("a store is opened", lambda: open_store("s3://bucket/store"))
-        for ranks in (1, 2, 4, 8):
+        # What an earlier server has kept is there still.
+        url = f"s3://bucket/{shards}-shards-{lanes}-lanes"
+        write_store(source, url, resolution=8, channels=3, samples_per_shard=_SHARD, num_processes=1)
+        store = open_store(url)
+        count("a store is opened", lambda: open_store(url))
+        for ranks in RANKS:
             count(f"a trial reads it through, over GPUs: {ranks}", lambda ranks=ranks: read(ranks))
     return rows
 
@@ -191,14 +207,16 @@ def _experiment(networks: str, resolution: int) -> schema.Config:
 
 @contextlib.contextmanager
 def _storage() -> Iterator[Counter[str]]:
-    """Serve a bucket on this machine, named ``bucket``, and count its requests by kind, and the bytes that come."""
+    """Serve a bucket on this machine, named ``bucket``, and count its requests by kind, and bytes in and out."""
     seen: Counter[str] = Counter()
     application = DomainDispatcherApplication(create_backend_app)
 
     def counting_application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         seen[_KINDS[environ["REQUEST_METHOD"]]] += 1
         seen["bytes"] += int(environ.get("CONTENT_LENGTH") or 0)
-        return application(environ, start_response)
+        sent = b"".join(application(environ, start_response))
+        seen["read"] += len(sent)
+        return [sent]
 
     server = make_server("127.0.0.1", 0, counting_application, threaded=True)
     thread = threading.Thread(target=server.serve_forever, daemon=True)

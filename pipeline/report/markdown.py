@@ -13,7 +13,7 @@ from pipeline.config.scores import difference, format_score, plus_minus
 from pipeline.report.analysis import SweepResults
 from pipeline.report.escaping import code, code_block, escape, format_value, table
 from pipeline.report.findings import best_and_next, cost_section, importances_section
-from pipeline.tracking.finalists import order_changes
+from pipeline.tracking.finalists import CLOSE, close_to_best, order_changes
 from pipeline.tracking.finalists_table import finalists_table
 from pipeline.tracking.summary import TrialRecord
 
@@ -152,8 +152,12 @@ def _gain(results: SweepResults, trial: TrialRecord) -> str:
         return ""
     gain = added.score * (-1 if results.records.mode == "min" else 1)
     verdict = "better" if gain > 0 else "no better" if gain == 0 else "worse"
-    amount = f"{abs(gain):.3g}" if not added.standard_error else plus_minus(abs(gain), added.standard_error)
-    return f" With its energy it is {verdict} than its base alone, by {amount}."
+    if not added.standard_error:
+        return f" With its energy it is {verdict} than its base alone, by {abs(gain):.3g}."
+    difference_in_words = f"{verdict} than its base alone, by {plus_minus(abs(gain), added.standard_error)}"
+    if abs(gain) <= CLOSE * added.standard_error:
+        return f" With its energy it is {difference_in_words}: within two standard errors, which shows nothing."
+    return f" With its energy it is {difference_in_words}."
 
 
 def _list_warnings(trial: TrialRecord, items: int) -> str:
@@ -169,14 +173,21 @@ def _finalists(results: SweepResults, items: int) -> str:
     finals = results.records.finals()
     if not finals:
         return ""
+    close = len(close_to_best(results.records.ranking(), results.metric))
     changed, pairs = order_changes(finals, results.records.mode)
     first = {finalist.rank: finalist.name for finalist in results.records.finalists}.get(1)
     verdict = f"The first ranking had {'the same trial' if first == finals[0].name else 'another trial'} first"
+    order = f", and {changed} of {pairs} pairs of finalists are in another order than before" if pairs else ""
     text = (
-        f"{len(finals)} trials within two standard errors of the best were scored again, on {finals[0].num_samples:,} "
-        f"samples each from latents that no trial was scored on: these scores choose the best. {verdict}, and "
-        f"{changed} of {pairs} pairs of finalists are in another order than before."
+        f"{len(finals)} of {close} trials within two standard errors of the best were scored again, on "
+        f"{finals[0].num_samples:,} samples each from latents that no trial was scored on: these scores choose the "
+        f"best. {verdict}{order}."
     )
+    if close == 1:
+        text = (
+            f"No other trial is within two standard errors of the best, which was scored again, on "
+            f"{finals[0].num_samples:,} samples from latents that no trial was scored on."
+        )
     heads, *rows = finalists_table(results.records)
     lines = table(map(escape, heads), [[escape(cell) for cell in row] for row in rows[: max(1, items)]])
     failed = [

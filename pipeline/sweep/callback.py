@@ -6,6 +6,7 @@ import logging
 import time
 from typing import Any
 
+import psutil
 from ray import tune
 
 from pipeline import config as schema
@@ -16,6 +17,7 @@ from pipeline.report.escaping import escape
 from pipeline.runtime.errors import LockLost, one_line
 from pipeline.runtime.redaction import redact
 from pipeline.sweep.display.console import Display
+from pipeline.sweep.display.eta import duration
 from pipeline.sweep.display.event_log import as_event
 from pipeline.sweep.gpu_share import suggest_share
 from pipeline.sweep.ray_environment import log_folder
@@ -26,7 +28,7 @@ from pipeline.tracking.summary import MAX_WARNINGS, SweepSummary, TrialRecord
 from pipeline.tracking.summary_temperature import trial_beta, trial_temperature
 from pipeline.tracking.summary_types import LABELS
 from pipeline.tracking.tracker import Tracker
-from pipeline.tracking.trial_reports import CHAIN_STEP, NUMBER
+from pipeline.tracking.trial_reports import CHAIN_STEP, NUMBER, SINCE_FIRST_STEP
 
 __all__ = ["SweepCallback"]
 
@@ -54,6 +56,7 @@ class SweepCallback(tune.Callback):
         self._began_at = time.monotonic() - records.seconds()
         self._logged: set[str] = set()
         self._share_due = config.scale.gpus_per_worker == "auto"
+        self._first_step_due = True
         # Exceptions of the trials' own processes, after which Tune tries again.
         self._failures: dict[str, str] = {}
         # Whether the summary has to be written, and when it may be.
@@ -118,7 +121,15 @@ class SweepCallback(tune.Callback):
             if number is not None:
                 self._replay(record, before=number)
                 record.reports = number
+            self._log_first_step(report.get(SINCE_FIRST_STEP))
             self._take_report(record, report)
+
+    def _log_first_step(self, since: float | None) -> None:
+        """Log once how long it took from the start of the command to the first step of its trials."""
+        if self._first_step_due and since is not None:
+            seconds = time.time() - psutil.Process().create_time() - since
+            log.info(f"the first step was {duration(seconds)} after the start of the command")
+            self._first_step_due = False
 
     def _replay(self, record: TrialRecord, before: int | None = None) -> None:
         """Take in the reports that the trial wrote down and that did not arrive."""
@@ -127,6 +138,7 @@ class SweepCallback(tune.Callback):
             self._take_report(record, report)
 
     def _take_report(self, record: TrialRecord, report: dict[str, Any]) -> None:
+        report.pop(SINCE_FIRST_STEP, None)
         self._take_warnings(record, report.get("warnings"))
         evaluated = isinstance(report.get(self._config.sweep.metric), int | float)
         # A trial that resumes reports its last evaluation first, in population-based training of a copy.

@@ -286,7 +286,7 @@ def _log_score(records: SweepSummary, finalist: Finalist) -> None:
 
 def _log_outcome(records: SweepSummary) -> None:
     finals = records.finals()
-    if finals:
+    if len(finals) > 1:
         changed, pairs = order_changes(finals, records.mode)
         log.info(f"{changed} of {pairs} pairs of finalists are in another order than before; best: {finals[0].name}")
 

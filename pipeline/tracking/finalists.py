@@ -18,10 +18,10 @@ from pipeline.config.scores import standard_error_of
 from pipeline.tracking.locations import absolute_folder, relative_place
 from pipeline.tracking.summary_types import Metrics, TrialName
 
-__all__ = ["FINALISTS", "Finalist", "Scored", "close_to_best", "decided", "order_changes", "read_finalists"]
+__all__ = ["CLOSE", "FINALISTS", "Finalist", "Scored", "close_to_best", "decided", "order_changes", "read_finalists"]
 
-# Standard errors of a difference within which two scores are not told apart.
-_ERRORS = 2.0
+CLOSE = 2.0
+"""Standard errors of a difference within which two scores are not told apart."""
 
 _Count = Annotated[int, Strict(), Field(ge=1, le=2**53)]
 _Number = Annotated[float, Strict()]
@@ -124,7 +124,7 @@ def close_to_best(ranking: Sequence[Scored], metric: str) -> list[int]:
     if not measured:
         return []
     _, best, error = measured[0]
-    return [place for place, value, own in measured if abs(value - best) <= _ERRORS * math.hypot(own, error)]
+    return [place for place, value, own in measured if abs(value - best) <= CLOSE * math.hypot(own, error)]
 
 
 def decided(finalists: Sequence[Finalist], ranking: Sequence[Scored], mode: str) -> list[Finalist]:

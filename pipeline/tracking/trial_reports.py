@@ -32,13 +32,16 @@ from pipeline.config.scores import chain_points
 from pipeline.config.warm_up import found_kernel
 from pipeline.runtime.filesystem import filesystem, is_local, write_file
 
-__all__ = ["CHAIN_SCORE", "CHAIN_STEP", "NUMBER", "TrialReports", "missed_reports"]
+__all__ = ["CHAIN_SCORE", "CHAIN_STEP", "NUMBER", "SINCE_FIRST_STEP", "TrialReports", "missed_reports"]
 
 NUMBER = "report_number"
 """Key of a report's number in what is handed to Ray."""
 
 CHAIN_STEP, CHAIN_SCORE = "chain_step", "chain_score"
 """Keys of a sampler's report: steps that its chains have taken, and the score of ``sweep.metric`` there."""
+
+SINCE_FIRST_STEP = "seconds_since_first_step"
+"""Key of a worker's first report: seconds since it began its first step, or its evaluation where it only samples."""
 
 _NAME = "reports.jsonl"
 # A report has a point of each chain's curve and the names of its figures, which is a few KiB.

@@ -22,6 +22,7 @@ from pipeline.evaluation.base import EvaluationRun
 from pipeline.runtime.errors import NonFiniteLoss, Preempted
 from pipeline.runtime.system_metrics import SystemMetrics
 from pipeline.runtime.watchdog import Watchdog
+from pipeline.tracking.trial_reports import SINCE_FIRST_STEP
 from pipeline.training.build_model import make_energy_phase, make_trainer, model_to_train, trained_config
 from pipeline.training.checkpoints import Checkpoint, read, require_same_classes
 from pipeline.training.energy_health import EnergyHealth
@@ -108,6 +109,7 @@ class TrialRun:
         self.preemption = Pace(_PREEMPTION_SECONDS, largest=every, from_first=self.worker.from_first)
         # Entries of the first report alone.
         self.at_start: dict[str, list[str]] = {}
+        self.first_step_at: float | None = None
         self.infos: list[StepInfo] = []
         self.has_fitted = False
         self.report: dict[str, Any] = {}
@@ -156,6 +158,7 @@ class TrialRun:
         if own and checkpoint:
             self._resume_reports(checkpoint)
         elif trainer.base_step >= config.train.base_steps:
+            self.first_step_at = time.monotonic()
             report = {"base_step": trainer.base_step, **self._evaluate_model("sampled")}
             self._hand_over({**report, "checkpoint": start})
         self.reported_at = time.monotonic()
@@ -164,6 +167,7 @@ class TrialRun:
         """Take one base step, with the energy steps before it."""
         done, fitting = self.trainer.base_step, contextlib.nullcontext()
         if not self.has_fitted:
+            self.first_step_at = time.monotonic()
             fitting = out_of_memory_as_error(self.trainer, self.batches, self.config, self.worker)
         try:
             with fitting, self.throughput.count_step():
@@ -298,6 +302,9 @@ class TrialRun:
             notes = [*report.get("notes", ()), *self.at_start.pop("notes")]
             report = {**report, **self.at_start, **({"notes": notes} if notes else {})}
             self.at_start = {}
+        if self.first_step_at is not None:
+            report = {**report, SINCE_FIRST_STEP: time.monotonic() - self.first_step_at}
+            self.first_step_at = None
         if peak := self.system_metrics.peak():
             report = {**report, "system": {**report.get("system", {}), **peak}}
         ray.train.report(self.folder.write_report(report) if self.worker.is_first else report)

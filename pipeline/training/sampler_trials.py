@@ -18,7 +18,7 @@ from pipeline.evaluation.shared_results import SharedResults
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.system_metrics import SystemMetrics
 from pipeline.runtime.watchdog import Watchdog
-from pipeline.tracking.trial_reports import CHAIN_SCORE, CHAIN_STEP
+from pipeline.tracking.trial_reports import CHAIN_SCORE, CHAIN_STEP, SINCE_FIRST_STEP
 from pipeline.training.build_model import make_trainer, model_to_train
 from pipeline.training.checkpoints import read, require_same_classes
 from pipeline.training.energy_health import EnergyHealth
@@ -104,6 +104,7 @@ class SamplerTrials:
             end = {CHAIN_STEP: config.sampler.num_steps, CHAIN_SCORE: entries[config.sweep.metric]}
             # The peak is that of all settings of this process so far.
             system = {"system": {**self._system_metrics.sample(), **self._system_metrics.peak()}}
+            end[SINCE_FIRST_STEP] = entries["evaluation_seconds"]
             return folder.write_report(
                 {"base_step": base_step, **entries, **end, **system, "checkpoint": config.checkpoint}
             )

@@ -382,6 +382,26 @@ def test_the_best_and_the_next_are_told_apart_by_their_errors(errors, verdict):
     assert "`train.energy_lr` | " in section and "0.1230 |" in section and "train.base_lr" not in section
 
 
+@given(
+    gain=st.floats(-50, 50).filter(lambda gain: abs(gain) > 1e-6),
+    errors=st.tuples(st.floats(0.01, 20), st.floats(0.01, 20)),
+    mode=st.sampled_from(["min", "max"]),
+)
+def test_an_energy_is_said_to_help_only_beyond_two_standard_errors(gain, errors, mode):
+    records = SweepSummary("folder", metric="a_gebm", mode=mode, shown=("a_base", "a_gebm"), facts={})
+    better_by = -gain if mode == "min" else gain
+    scores = {"a_base": 100.0, "a_base_standard_error": errors[0]}
+    scores |= {"a_gebm": 100.0 + better_by, "a_gebm_standard_error": errors[1]}
+    records.evaluated(records.add("000", {}), {"base_step": 1, **scores}, "folder/trials/000/checkpoints/step-00000001")
+    [sentence] = re.findall(
+        r" With its energy it is (.*?)\. Its parameters", markdown(collect_results("", records, {}))
+    )
+    assert sentence.startswith("better than its base alone" if gain > 0 else "worse than its base alone")
+    difference, error = abs(scores["a_gebm"] - 100.0), math.hypot(*errors)
+    if not math.isclose(difference, 2 * error):
+        assert sentence.endswith("within two standard errors, which shows nothing") == (difference < 2 * error)
+
+
 def test_too_few_trials_for_importances_are_said_to_be(tmp_path):
     few = a_sweep(str(tmp_path))
     del few.trials[5:]

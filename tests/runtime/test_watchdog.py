@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import subprocess
 import sys
 import time
@@ -45,3 +46,14 @@ def test_a_process_with_heartbeats_continues():
     watchdog.stop()
     watchdog.heartbeat()
     time.sleep(1.2)
+
+
+def test_heartbeats_restart_the_timer_no_more_than_a_hundred_times_in_the_limit(monkeypatch):
+    restarts = []
+    restart = faulthandler.dump_traceback_later
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda *a, **kw: (restarts.append(a), restart(*a, **kw)))
+    watchdog, started = Watchdog(60.0), time.monotonic()
+    for _ in range(10_000):
+        watchdog.heartbeat()
+    watchdog.stop()
+    assert 1 <= len(restarts) <= 1 + (time.monotonic() - started) / 0.6

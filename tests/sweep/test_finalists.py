@@ -172,6 +172,27 @@ def test_the_report_says_how_often_the_first_ranking_was_wrong(sweep):
     assert "2 of 3 pairs changed order" in str(table.title) and "4.20 ± 0.30" in printed
 
 
+@pytest.mark.parametrize(("last", "finalists"), [(0.1, 2), (0.1, 3), (30.0, 3), (30.0, 4)])
+def test_the_report_says_how_many_trials_are_close_to_the_best_and_how_many_were_scored(sweep, last, finalists):
+    sweep.config.sweep.finalists = finalists
+    sweep.records.get("003").best_metrics["fid_gebm_standard_error"] = last
+    sweep.run()
+    text = markdown(collect_results(sweep.output, sweep.read(), {}), None)
+    close = 3 if last < 1 else 4
+    assert f"{finalists} of {close} trials within two standard errors of the best were scored again" in text
+
+
+def test_a_best_trial_that_no_other_comes_close_to_is_not_put_in_order_with_itself(sweep, caplog):
+    for name in ("001", "002"):
+        sweep.records.get(name).best_metrics["fid_gebm"] = 8.0
+    with caplog.at_level("INFO", logger="pipeline"):
+        sweep.run()
+    text = markdown(collect_results(sweep.output, sweep.read(), {}), None)
+    assert "No other trial is within two standard errors of the best, which was scored again, on 5,000 samples" in text
+    assert str(draw_finalists(sweep.records).title) == "Finalists on 5,000 fresh samples"
+    assert "pairs" not in f"{text} {caplog.text}"
+
+
 def test_a_resumed_sweep_scores_nothing_again_that_has_its_second_score(sweep):
     sweep.second = {"000": 4.5, "001": 4.1}
     sweep.run()

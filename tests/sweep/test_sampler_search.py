@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import ray
 from ray.tune.schedulers import TrialScheduler
 
 from pipeline.config import apply, from_dict
 from pipeline.sweep import cluster, search
+from pipeline.sweep.display.eta import duration
 from pipeline.sweep.search_space import parse_space
 from pipeline.tracking.summary import TrialRecord
 from pipeline.tracking.trial_reports import TrialReports
@@ -156,3 +159,19 @@ def test_the_first_evaluation_of_any_search_says_once_which_share_of_a_gpu_fits(
     driver.evaluate("000", 4.0, system=system)
     lines = [line for line in driver.printed.getvalue().splitlines() if "scale.gpus_per_worker=" in line]
     assert len(lines) == 1 and words in lines[0]
+
+
+@pytest.mark.parametrize("since", [0.0, 7.25, 40.5])
+def test_a_sweep_says_once_how_long_the_command_took_to_the_first_step(driver, since):
+    for name in ("000", "001"):
+        driver.start(name)
+    driver.report("000", base_step=8, chain_step=20, chain_score=9.0)
+    earliest = time.time() - psutil.Process().create_time() - since
+    driver.report("000", base_step=8, chain_step=40, chain_score=9.0, seconds_since_first_step=since)
+    latest = time.time() - psutil.Process().create_time() - since
+    driver.report("001", base_step=8, chain_step=20, chain_score=9.0, seconds_since_first_step=since + 60)
+    [line] = [line for line in driver.lines if "the first step was" in line]
+    said = line.removeprefix("the first step was ").removesuffix(" after the start of the command")
+    assert said in {duration(earliest), duration(latest)}
+    # It is nothing that trials are compared by.
+    assert not any("first_step" in key for record in driver.records.trials for key in record.metrics)

@@ -43,7 +43,7 @@ SETTINGS = [
     {"sampler.name": "ula", "sampler.step_size": 0.02, "sampler.beta": 3.0},
     {"sampler.name": "hmc", "sampler.step_size": 0.1, "sampler.num_steps": 1},
 ]
-TIMES = ("evaluation_seconds", "chain_steps_per_second", "ess_per_second", "system")
+TIMES = ("evaluation_seconds", "seconds_since_first_step", "chain_steps_per_second", "ess_per_second", "system")
 
 
 class Trial:

@@ -278,7 +278,8 @@ def draw_finalists(records: SweepSummary) -> Table | None:
         return None
     finals, (heads, *lines) = records.finals(), rows
     changed, pairs = order_changes(finals, records.mode)
-    title = f"Finalists on {finals[0].num_samples:,} fresh samples; {changed} of {pairs} pairs changed order"
+    title = f"Finalists on {finals[0].num_samples:,} fresh samples"
+    title += f"; {changed} of {pairs} pairs changed order" if pairs else ""
     table = Table(title=title, title_justify="left", header_style="bold")
     for head in heads:
         table.add_column(head, justify="left" if head == "trial" else "right", no_wrap=True)
