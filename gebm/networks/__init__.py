@@ -39,11 +39,13 @@ __all__ = [
     "conventions",
     "dcgan",
     "double_backward",
+    "energies_for",
     "flows",
     "is_conditional",
     "layers",
     "make",
     "mlp",
+    "needs_weights",
     "published",
     "register",
     "sngan",
@@ -62,6 +64,7 @@ NAMES: Registry[Callable[..., tuple[nn.Module, nn.Module]]] = Registry(
         "resolutions": (),
         **_OURS,
         "weights": weights.read_as_they_are,
+        "needs_weights": False,
     },
 )
 """The families by their names, each with its facts:
@@ -72,7 +75,8 @@ NAMES: Registry[Callable[..., tuple[nn.Module, nn.Module]]] = Registry(
 - ``pixels``, the interval of the images of both, if not [-1, 1], such as ``(0.0, 1.0)``;
 - ``discriminator``, ``"logit"`` or ``"probability"``, if the second of the pair returns one and is no energy;
 - ``weights``, the function that reads those of a trained pair (:data:`gebm.networks.weights.Reader`), if their names
-  are not those of the modules.
+  are not those of the modules;
+- ``needs_weights``, if the family is for trained generators alone, whose energy may be that of another family.
 """
 
 register = NAMES.register
@@ -85,7 +89,12 @@ register("dcgan_conditional", resolutions=(8, 16, 32, 64, 128))(conditional_dcga
 register("sngan_resnet_conditional", resolutions=(32, 64, 128))(conditional_sngan.make)
 register("sngan_convnet_arbel", resolutions=(32, 64, 128))(sngan_arbel.make_convnet)
 register("sngan_resnet_arbel", resolutions=(32, 64, 128))(sngan_arbel.make_resnet)
-register("imported", resolutions=(32, 48, 64, 128, 256, 512), weights=published.read)(published.make)
+register("imported", resolutions=(32, 48, 64, 128, 256, 512), weights=published.read, needs_weights=True)(
+    published.make
+)
+register(
+    "imported_conditional", resolutions=(32, 64, 128, 256, 512), weights=published.read_conditional, needs_weights=True
+)(published.make_conditional)
 register("mlp", tasks=("points",))(mlp.make)
 for _name, _make in flows.makers().items():
     # Their bases have a density.
@@ -100,6 +109,30 @@ def is_conditional(name: str) -> bool:
         (True, False)
     """
     return "num_classes" in NAMES.part(name).parameters
+
+
+def needs_weights(name: str) -> bool:
+    """Return whether a family is for trained generators alone.
+
+    Example:
+        >>> needs_weights("imported"), needs_weights("dcgan")
+        (True, False)
+    """
+    return NAMES.part(name).facts["needs_weights"]
+
+
+def energies_for(*, with_classes: bool) -> tuple[str, ...]:
+    """Return the families of images whose energy a trained generator may be given.
+
+    Args:
+        with_classes: Whether the generator is class-conditional, as the energy then has to be.
+
+    Example:
+        >>> energies_for(with_classes=True)
+        ('dcgan_conditional', 'sngan_resnet_conditional')
+    """
+    families = NAMES.having("tasks", "images")
+    return tuple(name for name in families if not needs_weights(name) and is_conditional(name) == with_classes)
 
 
 def make(
@@ -119,17 +152,17 @@ def make(
     Args:
         name: ``"dcgan"`` (resolutions 8 to 128), ``"sngan_convnet"``, ``"sngan_resnet"`` (32 to 128), the last two
             also with ``_arbel`` after the name, as the authors' code has them; with classes ``"dcgan_conditional"`` and
-            ``"sngan_resnet_conditional"``; ``"imported"`` (32 to 512) for the weights of published layouts; or, for
-            vectors, ``"mlp"`` and the flows ``"gaussian"``, ``"realnvp"``, ``"maf"``, ``"nsf"``: there ``channels`` is
-            the dimension and ``resolution`` means nothing.
+            ``"sngan_resnet_conditional"``; for the weights of published layouts ``"imported"`` and
+            ``"imported_conditional"`` (32 to 512); or, for vectors, ``"mlp"`` and the flows ``"gaussian"``,
+            ``"realnvp"``, ``"maf"``, ``"nsf"``: there ``channels`` is the dimension and ``resolution`` means nothing.
         resolution: Height and width of the images in pixels, a power of two.
         channels: Color channels.
         latent_dim: Latent dimension ``D``; a flow's is the dimension of its data.
         width: Channels at the full resolution, or hidden units (default: the family's own).
         energy: Energy of a flow: by default one with a known log-partition, minus the log-density of a
             second such flow and relative to the base. ``"mlp"``, with a flow or an MLP as base: an MLP that is not
-            spectrally normalized. With ``"imported"``, another family of images, whose energy is taken. The other
-            families have one energy each.
+            spectrally normalized. With ``"imported"`` and ``"imported_conditional"``, another family of images,
+            whose energy is taken. The other families have one energy each.
         offset: Constant in a flow's energy, in nats: minus its true log-partition.
         num_classes: Number of classes of a conditional family, which needs it; others have none.
         **settings: Settings that the family has of its own.

@@ -1,4 +1,4 @@
-"""Parts of conditional networks: latents and images with their classes, taken apart; batch norm by class.
+"""Parts of conditional networks: latents and images with their classes, taken apart; layers that take a class.
 
 A family writes its networks with two arguments, ``network(z, classes)`` and ``network(x, classes)``, where ``classes``
 are the vectors (N, K) of :mod:`gebm.classes`. :class:`ConditionalBase` and :class:`ConditionalEnergy` make of them what
@@ -15,7 +15,16 @@ from torch.nn.utils import parametrize
 from gebm.classes import join_planes, split_planes
 from gebm.networks.layers import BatchNorm2d
 
-__all__ = ["ClassEmbedding", "ConditionalBase", "ConditionalBatchNorm2d", "ConditionalEnergy", "normalized_embedding"]
+__all__ = [
+    "ClassEmbedding",
+    "ClassLayer",
+    "ConditionalBase",
+    "ConditionalBatchNorm2d",
+    "ConditionalEnergy",
+    "ConditionalSequential",
+    "Projection",
+    "normalized_embedding",
+]
 
 
 class ConditionalBase(nn.Module):
@@ -114,7 +123,9 @@ class ClassEmbedding(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Map vectors of classes (N, K) to embeddings (N, F), in the precision of the weights even under autocast."""
         with torch.autocast(input.device.type, enabled=False):
-            return F.linear(input.to(self.weight.dtype), self.weight)
+            # Read once: a normalized weight is computed at each reading.
+            weight = self.weight
+            return F.linear(input.to(weight.dtype), weight)
 
 
 class _UnitColumns(nn.Module):
@@ -144,7 +155,11 @@ def normalized_embedding(num_classes: int, features: int) -> ClassEmbedding:
     return embedding
 
 
-class ConditionalBatchNorm2d(nn.Module):
+class ClassLayer(nn.Module):
+    """A layer that takes the classes (N, K) next to its input; :class:`ConditionalSequential` gives it both."""
+
+
+class ConditionalBatchNorm2d(ClassLayer):
     """Batch normalization with scale and shift of the class (Dumoulin, Shlens and Kudlur 2017).
 
     Means and variances are those of all classes together.
@@ -152,15 +167,16 @@ class ConditionalBatchNorm2d(nn.Module):
     Args:
         width: Channels.
         num_classes: ``K``.
+        eps: What is added to the variance.
 
     Example:
         >>> ConditionalBatchNorm2d(4, num_classes=3)(torch.randn(2, 4, 8, 8), torch.eye(3)[:2]).shape
         torch.Size([2, 4, 8, 8])
     """
 
-    def __init__(self, width: int, num_classes: int) -> None:
+    def __init__(self, width: int, num_classes: int, eps: float = 1e-5) -> None:
         super().__init__()
-        self.norm = BatchNorm2d(width, affine=False)
+        self.norm = BatchNorm2d(width, eps=eps, affine=False)
         self.scale = ClassEmbedding(num_classes, width)
         self.shift = ClassEmbedding(num_classes, width)
         nn.init.ones_(self.scale.weight)
@@ -171,3 +187,48 @@ class ConditionalBatchNorm2d(nn.Module):
         scale, shift = self.scale(classes)[:, :, None, None], self.shift(classes)[:, :, None, None]
         normalized = self.norm(x)
         return torch.addcmul(shift.to(normalized.dtype), normalized, scale.to(normalized.dtype))
+
+
+class ConditionalSequential(ClassLayer):
+    """Layers one after another, of which those that take classes are given them.
+
+    Args:
+        **layers: The layers by their names, in their order.
+
+    Example:
+        >>> layers = ConditionalSequential(conv=nn.Conv2d(1, 4, 1), norm=ConditionalBatchNorm2d(4, num_classes=3))
+        >>> layers(torch.zeros(2, 1, 8, 8), torch.eye(3)[:2]).shape
+        torch.Size([2, 4, 8, 8])
+    """
+
+    def __init__(self, **layers: nn.Module) -> None:
+        super().__init__()
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, x: Tensor, classes: Tensor) -> Tensor:
+        """Map inputs (N, ...) and classes (N, K) to outputs (N, ...)."""
+        for layer in self.children():
+            x = layer(x, classes) if isinstance(layer, ClassLayer) else layer(x)
+        return x
+
+
+class Projection(ClassLayer):
+    """The sum of a linear map of features and their inner product with the embedding of the class.
+
+    Args:
+        linear: Maps features (N, F) to (N, 1).
+        embedding: Maps classes (N, K) to embeddings (N, F).
+
+    Example:
+        >>> Projection(nn.Linear(5, 1), ClassEmbedding(3, 5))(torch.zeros(2, 5), torch.eye(3)[:2]).shape
+        torch.Size([2, 1])
+    """
+
+    def __init__(self, linear: nn.Module, embedding: nn.Module) -> None:
+        super().__init__()
+        self.linear, self.embedding = linear, embedding
+
+    def forward(self, x: Tensor, classes: Tensor) -> Tensor:
+        """Map features (N, F) and classes (N, K) to (N, 1)."""
+        return self.linear(x) + (self.embedding(classes) * x).sum(1, keepdim=True)

@@ -25,7 +25,8 @@ class Reading:
     Args:
         state: Tensors by the names that they have in the family's module, for ``load_state_dict``.
         settings: Settings of the family that build a module for them.
-        sizes: Those of ``resolution``, ``channels`` and ``latent_dim`` that the tensors say.
+        sizes: Those of ``resolution``, ``channels`` and ``latent_dim`` that the tensors say, and ``num_classes`` of
+            conditional networks, whose reader has to say it.
         names: What names of ``state``, or of the modules that they are in, are called in the file.
         left: Names in the file of tensors that the module has no use for.
         kind: What it was read as, in a few words.

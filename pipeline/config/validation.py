@@ -399,34 +399,35 @@ def _possible_workers(config: Config) -> range:
     return range(config.scale.min_workers or config.scale.num_workers, config.scale.num_workers + 1)
 
 
-def build_shapes(config: Config, settings: Mapping[str, Any] | None = None) -> tuple[nn.Module, nn.Module]:
+def build_shapes(
+    config: Config, settings: Mapping[str, Any] | None = None, num_classes: int | None = None
+) -> tuple[nn.Module, nn.Module]:
     """Build base and energy for the shapes of their weights, the built-in ones on a device that allocates nothing.
 
     Args:
         config: ``model``, ``data.resolution`` and ``data.channels``.
         settings: Settings of the networks, which add to those of the config or replace them.
+        num_classes: Number of classes of conditional networks (default: any).
 
     Raises:
         ValueError: There are no such networks.
         UserError: They are one's own and fail; the line names the plugin's file and line.
     """
     arguments = dict(part_settings.frozen(network_arguments(config) | dict(settings or {})))
+    if networks.is_conditional(config.model.networks):
+        # Which number it is says the store, which is not open yet.
+        arguments["num_classes"] = num_classes or 2
     if (part := own_networks(config)) is None:
         return _build_networks(**arguments)
     # Of one's own it is not known whether they can be built there.
     with refusing(part, passing=(ValueError,)), torch.random.fork_rng(devices=[]):
-        return networks.make(num_classes=_num_classes(arguments["name"]), **arguments)
+        return networks.make(**arguments)
 
 
 def _check_networks(config: Config) -> None:
     # Those of one's own are built, and applied, by `check_parts`.
     if own_networks(config) is None:
         _try_to_build("model", lambda: build_shapes(config))
-
-
-def _num_classes(name: str) -> int | None:
-    """Return any number of classes for those that have some: it is the store's, which is not open yet."""
-    return 2 if networks.is_conditional(name) else None
 
 
 def _check_components(config: Config) -> None:
@@ -463,7 +464,7 @@ def _check_components(config: Config) -> None:
 def _build_networks(name: str, **arguments: Any) -> tuple[nn.Module, nn.Module]:
     # A flow reads its masks while it is built, which the meta device cannot do; and it is small.
     with torch.device("cpu" if name in networks.flows.FLOWS else "meta"), _ShapesOnly():
-        return networks.make(name, num_classes=_num_classes(name), **arguments)
+        return networks.make(name, **arguments)
 
 
 class _ShapesOnly(TorchFunctionMode):

@@ -199,11 +199,11 @@ class Sweep:
         """Make what all trials share, and write the config, the summary and the tracker's run."""
         config = self.plan.config
         keep_choices(self.plan.output, config)
-        if self.plan.imported:
-            with writing(self.plan.output):
-                self.plan.imported.write(imported_start(self.plan.output), config)
         label = prepare_shared(config, self.capacity)
         self.summary.verify()
+        if self.plan.imported:
+            with writing(self.plan.output):
+                self.plan.imported.write(imported_start(self.plan.output), config, self.plan.store)
         self.summary.facts = self._metadata(label)
         self._start_run(label)
         self.summary.verify()

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from pipeline import config as schema
+from pipeline.config import plugins
 from pipeline.config.printed_commands import format_command, quote_words
 from pipeline.config.sampler_search import is_sampler_search
 from pipeline.config.scores import STANDARD_ERROR, format_score
@@ -231,7 +232,12 @@ def _commands_for_best(config: schema.Config, best: TrialRecord) -> dict[str, st
     if config.tracking.register:
         name = model_name(config.tracking.experiment or config.name)
         serve = ("mlflow", "models", "serve", "-m", f"models:/{name}@{BEST}", "--env-manager", "local")
-        lines["serve the best of all sweeps"] = quote_words(*serve, MLFLOW_TRACKING_URI=str(config.tracking.uri))
+        # Where the model has a plugin's code: this user's consent to it.
+        needed = ",".join(plugin["name"] for plugin in plugins.sources_of(config))
+        variables = {"MLFLOW_TRACKING_URI": str(config.tracking.uri)} | (
+            {plugins.ENVIRONMENT: needed} if needed else {}
+        )
+        lines["serve the best of all sweeps"] = quote_words(*serve, **variables)
     return lines
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import fsspec
 
+from gebm import networks
 from pipeline import config as schema
 from pipeline import tasks
 from pipeline.config import invocation, plugins
@@ -110,6 +111,8 @@ def resolve(config: schema.Config, overrides: dict[str, Any]) -> SweepPlan:
         # Workers have working directories of their own.
         config.evaluation.weights = _absolute(config.evaluation.weights)
     store = ensure_store(config)
+    if imported:
+        imported.require_classes(store)
     _check_batches(config, space, store)
     config.data.store = store.url
     config.output, config.tracking.uri, artifacts = _resolve_output(config, resuming=resuming)
@@ -134,7 +137,7 @@ def _import_pair(config: schema.Config) -> ImportedPair | None:
     base, others = config.model.base, {"resume": config.resume, "checkpoint": config.checkpoint}
     start = next((f"{key}={value}" for key, value in others.items() if value), None)
     if base is None:
-        if is_weights(config.model.energy) or (config.model.networks == "imported" and start is None):
+        if is_weights(config.model.energy) or (start is None and _needs_weights(config)):
             named = "model.energy" if is_weights(config.model.energy) else "model.networks"
             value = attrgetter(named)(config)
             raise UserError(f"{named}={value} comes without model.base: add the weights of a trained generator")
@@ -142,6 +145,10 @@ def _import_pair(config: schema.Config) -> ImportedPair | None:
     if start is not None:
         raise UserError(f"model.base={base}: {start} has its weights already; leave out one of the two")
     return read_pair(config)
+
+
+def _needs_weights(config: schema.Config) -> bool:
+    return config.model.networks in networks.NAMES and networks.needs_weights(config.model.networks)
 
 
 def require_unchanged(plan: SweepPlan) -> None:

@@ -16,13 +16,15 @@ from torch import Tensor, nn
 
 from gebm import networks
 from gebm.networks.conventions import inner
-from gebm.networks.weights import Half, Reading
+from gebm.networks.weights import Half, Reading, read_as_they_are
 from gebm.training.plateau_decay import PlateauDecay
 from pipeline import config as schema
 from pipeline.config.networks import NO_DISCRIMINATOR, is_weights
 from pipeline.config.validation import build_shapes, validate_before_weights
-from pipeline.data import Position
+from pipeline.data import Position, Store
+from pipeline.evaluation import metrics
 from pipeline.runtime.errors import UserError, one_line
+from pipeline.runtime.part_errors import refusal
 from pipeline.runtime.weights_file import WeightsFile, read_weights
 from pipeline.training.build_model import make_trainer, model_to_train
 from pipeline.training.checkpoints import Checkpoints
@@ -98,15 +100,40 @@ class ImportedPair:
         """Where the halves are from."""
         return {half: taken.facts for half, taken in self.halves.items()}
 
-    def write(self, url: str, config: schema.Config) -> str:
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes of a conditional pair."""
+        return self.halves["base"].reading.sizes.get("num_classes")
+
+    def require_classes(self, store: Store) -> None:
+        """Refuse a store of another number of classes than the pair has.
+
+        Args:
+            store: Training data; of a pair without classes, any.
+
+        Raises:
+            UserError: It has another number of classes.
+        """
+        if self.num_classes is None:
+            return
+        count = len(metrics.require_classes(store))
+        if count != self.num_classes:
+            raise UserError(
+                f"{_KEYS['base']}={self.halves['base'].file.url}: it has {self.num_classes} classes, and the store "
+                f"{store.url} has {count}: give a store of the data that it was trained on"
+            )
+
+    def write(self, url: str, config: schema.Config, store: Store) -> str:
         """Write the model as a checkpoint, and return its URL.
 
         Args:
             url: A folder, as of a trial.
             config: The experiment, for which the halves were read.
+            store: Training data, whose classes those of a conditional pair are, in their order.
         """
         device = torch.device("cpu")
-        model = model_to_train(config, device)
+        classes = None if self.num_classes is None else metrics.classes_of(store, metrics.class_labels(store))
+        model = model_to_train(config, device, classes)
         modules: Mapping[Half, nn.Module] = {"base": model.base, "energy": model.energy.network}
         for half, taken in self.halves.items():
             inner(modules[half]).load_state_dict(taken.state)
@@ -124,6 +151,7 @@ class ImportedPair:
                 "lr_scale": 1.0,
                 "report": {},
                 "config": schema.to_dict(config),
+                **({} if classes is None else {"classes": classes.to_dict()}),
                 IMPORTED: self.facts,
             },
             score=None,
@@ -153,26 +181,37 @@ def read_pair(config: schema.Config) -> ImportedPair:
     """
     model = config.model
     if model.energy is None:
-        families = [name for name in networks.NAMES.having("tasks", "images") if not networks.is_conditional(name)]
-        others = ", ".join(name for name in families if name != model.networks)
-        more = f", or networks whose energy is trained on it, of {others}" if model.networks == "imported" else ""
+        more = ""
+        if model.networks in networks.NAMES and networks.needs_weights(model.networks):
+            others = networks.energies_for(with_classes=networks.is_conditional(model.networks))
+            more = f", or networks whose energy is trained on it, of {', '.join(others)}"
         raise UserError(
             f"model.base={model.base} comes without model.energy: add the weights of its discriminator; "
             f"{NO_DISCRIMINATOR} for an energy of its own that is trained from scratch{more}"
         )
     if model.networks not in networks.NAMES:
         raise UserError(f"model.networks={model.networks}: it has to be one of {', '.join(networks.NAMES)}")
-    if networks.is_conditional(model.networks):
+    part = networks.NAMES.part(model.networks)
+    if networks.is_conditional(model.networks) and part.facts["weights"] is read_as_they_are:
         raise UserError(
-            f"model.base={model.base}: model.networks={model.networks} has classes, and weights from elsewhere are "
-            "read by networks without; choose others"
+            f"model.base={model.base}: model.networks={model.networks} has classes, and the names of its weights do "
+            "not say how many; choose networks that are registered with weights=, as imported_conditional is"
         )
     # Gigabytes may be read from here on, and a mistyped key is known without them.
     validate_before_weights(config)
     named: dict[Half, str] = {"base": str(model.base)}
     if is_weights(model.energy):
         named["energy"] = model.energy
-    return ImportedPair({half: _take(half, url, config) for half, url in named.items()})
+    pair = ImportedPair({half: _take(half, url, config) for half, url in named.items()})
+    for half, taken in pair.halves.items():
+        if (count := taken.reading.sizes.get("num_classes")) != pair.num_classes:
+            raise UserError(
+                f"{_KEYS[half]}={taken.file.url}: {taken.reading.kind}: it has {count} classes, and the generator has "
+                f"{pair.num_classes}; give two that were trained together"
+            )
+    if networks.is_conditional(model.networks) and pair.num_classes is None:
+        raise refusal(part, "it has classes, and what weights= reads has to have sizes with num_classes")
+    return pair
 
 
 def _take(half: Half, url: str, config: schema.Config) -> _Taken:
@@ -215,12 +254,12 @@ def _fit(half: Half, reading: Reading, config: schema.Config) -> tuple[str | Non
         "resolution": ("data.resolution", data.resolution, "images of {0}x{0} pixels"),
         "channels": ("data.channels", data.channels, "{} color channels"),
     }
-    for size, value in reading.sizes.items():
-        size_key, asked, what = sizes[size]
+    for size, (size_key, asked, what) in sizes.items():
+        value = reading.sizes.get(size, asked)
         if value != asked:
             return f"{reading.kind}, is for {what.format(value)}, and {size_key}={asked}: set it to {value}", {}, 1
     try:
-        pair = build_shapes(config, reading.settings)
+        pair = build_shapes(config, reading.settings, reading.sizes.get("num_classes"))
     except ValueError as error:
         return f"{reading.kind}: {one_line(error)}", {}, 0
     expected = inner(pair[half == "energy"]).state_dict()
@@ -255,7 +294,10 @@ def _adopt_settings(reading: Reading, config: schema.Config, name: str) -> None:
 
 def _advice(half: Half, config: schema.Config) -> str:
     what = "a generator" if half == "base" else "a discriminator"
-    if config.model.networks == "imported":
-        layouts = ", ".join(networks.published.LAYOUTS)
+    if networks.needs_weights(config.model.networks):
+        with_classes = networks.is_conditional(config.model.networks)
+        known = networks.published.LAYOUTS.items()
+        layouts = ", ".join(name for name, layout in known if layout.has_classes or not with_classes)
+        what += " with classes" if with_classes else ""
         return f"give {what} of {layouts}, or networks of your own that read it (plugins=..., model.networks=...)"
     return f"give {what} of model.networks={config.model.networks} as it was built"

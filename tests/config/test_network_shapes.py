@@ -17,6 +17,10 @@ CASES = [
     ("sngan_convnet_arbel", {"resolution": 32, "channels": 3, "latent_dim": 16, "width": 8}),
     ("sngan_resnet_arbel", {"resolution": 32, "channels": 3, "latent_dim": 16, "width": 8}),
     ("imported", {"resolution": 32, "channels": 3, "latent_dim": 16, "base_width": 8, "energy_width": 8}),
+    (
+        "imported_conditional",
+        {"resolution": 32, "channels": 3, "latent_dim": 16, "base_width": 4, "energy_width": 4, "num_classes": 3},
+    ),
     ("mlp", {"resolution": None, "channels": 2, "latent_dim": 3, "width": 8}),
 ]
 CHECK = f"""

@@ -6,21 +6,29 @@ import json
 import os
 import re
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
+import mlflow
 import numpy as np
+import pandas as pd
+import pytest
 import torch
 
 from pipeline.training.checkpoints import read
 from tests.docs.test_documents import FENCE
-from tests.helpers.cli import environment, run
-from tests.helpers.plugins import no_plugins
+from tests.helpers.cli import PATIENCE, environment, summary
+from tests.helpers.plugins import forget, no_plugins
 
 __all__ = ["no_plugins"]
 
 PAGES = Path(__file__).parents[2] / "docs" / "how-to"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "my_project"
 
 
 def save(page: str, home: Path) -> list[list[str]]:
@@ -73,11 +81,85 @@ def test_my_network_and_my_sampler(home, done, call_with_ray, no_plugins):
 
     # Named for the sweep here, it need not be named again; of a copy of the folder somebody has to trust it.
     words = [word for word in sampled if not word.startswith(("plugins=", "checkpoint="))]
-    run(home, "sample", "checkpoint=tower/trials/000", *words, "output=again")
+    with pytest.MonkeyPatch.context() as patch:
+        forget(patch)
+        done("sample", "checkpoint=tower/trials/000", *words, "output=again")
     assert np.array_equal(np.load(home / "again" / "samples.npy"), np.load(home / "drawn" / "samples.npy"))
     os.rename(home / "tower", home / "elsewhere")
-    refused = run(home, "sample", "checkpoint=elsewhere/trials/000", "output=none", status=2)
+    with pytest.MonkeyPatch.context() as patch:
+        forget(patch)
+        status, _, refused = call_with_ray("sample", "checkpoint=elsewhere/trials/000", "output=none")
+    assert status == 2
     assert re.search(rf"needs model.networks=tower, .* add 'plugins=\[{home}/mine.py\]'", refused)
+
+
+@pytest.mark.usefixtures("mlflow_tables")
+def test_the_example_of_a_folder_of_ones_own(tmp_path, done, call_with_ray, no_plugins, monkeypatch):
+    """Swept on two workers, interrupted, resumed, evaluated, sampled and served, by the commands of its readme."""
+    folder = tmp_path / "copy"
+    shutil.copytree(EXAMPLE, folder)
+    monkeypatch.chdir(folder)
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    lines = [line for m in FENCE.finditer(text) if m["language"] == "sh" for line in m["code"].splitlines()]
+    sweep, resume, evaluate, sample, serve, _ = map(shlex.split, lines)
+
+    def started(name: str, *words: str) -> tuple[int, str, str]:
+        """Call a command in a process that has loaded no plugin."""
+        with pytest.MonkeyPatch.context() as patch:
+            forget(patch)
+            return call_with_ray(name, *words)
+
+    # Ctrl-C while the first trial runs, which begins after its workers have started.
+    running = Interruption(folder / "swept")
+    status, _, errors = started("sweep", *sweep[3:])
+    running.join()
+    assert status == 130 and f"python -m pipeline.sweep resume={folder}/swept" in errors, errors
+    assert [trial["status"] for trial in summary(folder / "swept")["trials"]] == ["running"]
+
+    commands = [(words[2].removeprefix("pipeline."), *words[3:]) for words in (resume, evaluate, sample)]
+    outputs = []
+    for name, *words in commands:
+        status, printed, errors = started(name, *words)
+        assert status == 0 and "Traceback" not in printed + errors, printed + errors
+        outputs.append(printed)
+    found = summary(folder / "swept")
+    assert [trial["status"] for trial in found["trials"]] == ["finished", "finished"]
+    assert found["workers_per_trial"] == 2
+    assert json.loads((folder / "scored" / "evaluation.json").read_text())["scores"]["distance_gebm"] > 0
+    assert np.load(folder / "drawn" / "samples.npy").shape == (64, 3)
+
+    # Served by the command that is printed at the end, or by that of the readme, whose consent is of the same file.
+    assert f"GEBM_PLUGINS={folder}/mine.py mlflow models serve -m models:/curve@best" in outputs[0]
+    consent, database, model = serve[0].partition("=")[2], serve[1].partition("=")[2], serve[serve.index("-m") + 1]
+    with pytest.MonkeyPatch.context() as patch:
+        forget(patch)
+        patch.setenv("GEBM_PLUGINS", consent)
+        mlflow.set_tracking_uri(database)
+        answer = mlflow.pyfunc.load_model(model).predict(pd.DataFrame({"num_samples": [3]}))
+    assert len(answer) == 3 and np.isfinite(answer["energy"]).all()
+
+
+class Interruption(threading.Thread):
+    """Ctrl-C of this process once a sweep in it has a trial that runs.
+
+    Args:
+        folder: The sweep's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(daemon=True)
+        self._folder = folder
+        self.start()
+
+    def run(self) -> None:
+        due = time.monotonic() + PATIENCE
+        while time.monotonic() < due:
+            if (self._folder / "summary.json").exists() and any(
+                trial["status"] == "running" for trial in summary(self._folder)["trials"]
+            ):
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+            time.sleep(0.1)
 
 
 def test_improve_my_gan(home, done, no_plugins):

@@ -34,6 +34,14 @@ SIZES = {
     "sngan_convnet_arbel": {"resolution": 32, "channels": 1, "latent_dim": 4, "width": 1},
     "sngan_resnet_arbel": {"resolution": 32, "channels": 1, "latent_dim": 4, "width": 2},
     "imported": {"resolution": 32, "channels": 3, "latent_dim": 4, "base_width": 4, "energy_width": 4},
+    "imported_conditional": {
+        "resolution": 32,
+        "channels": 3,
+        "latent_dim": 4,
+        "base_width": 1,
+        "energy_width": 1,
+        "num_classes": 2,
+    },
 }
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from gebm import GEBM, StandardNormal, folded, networks
+from gebm.classes import split_labels
 from tests.helpers import published
 
 BASES = {
@@ -97,6 +98,94 @@ def test_an_energy_is_minus_the_published_logit(name):
         # The map of a fresh energy is not this one.
         other = networks.make("imported", resolution=size, channels=3, latent_dim=6, energy_width=16)[1]
         assert not torch.allclose(other.eval()(x), values, rtol=1e-2, atol=1e-2)
+
+
+LABELS = torch.tensor([2, 0, 1, 2])
+CONDITIONAL = {
+    **{
+        f"studiogan-{size}": (
+            partial(published.studiogan_generator, size, num_classes=3),
+            published.run_studiogan_generator,
+            partial(published.studiogan_discriminator, size, num_classes=3),
+            lambda state, x, labels, size=size: published.run_studiogan_discriminator(state, x, size, labels),
+        )
+        for size in published.STUDIOGAN_BASES
+    },
+    "deep-conv": (
+        partial(published.deep_conv_generator, num_classes=3),
+        published.run_deep_conv_generator,
+        partial(published.deep_conv_discriminator, num_classes=3),
+        published.run_deep_conv_discriminator,
+    ),
+}
+
+
+def built_conditional(base_state, energy_state):
+    """Return the pair of class-conditional weights, which say all that it needs."""
+    readings = [
+        networks.published.read_conditional(half, state)
+        for half, state in (("base", base_state), ("energy", energy_state))
+    ]
+    pair = networks.make(
+        "imported_conditional",
+        **{name: value for reading in readings for name, value in (*reading.settings.items(), *reading.sizes.items())},
+    )
+    for reading, module in zip(readings, pair, strict=True):
+        module.load_state_dict(reading.state)
+    return pair
+
+
+@pytest.mark.parametrize("norm", ["spectral", "batch", "none"])
+@pytest.mark.parametrize("name", CONDITIONAL)
+def test_a_conditional_pair_is_the_published_one_of_an_image_and_its_class(name, norm):
+    make_base, run_base, make_energy, run_energy = CONDITIONAL[name]
+    states = make_base(), make_energy(norm=norm)
+    base, energy = built_conditional(*states)
+    model = GEBM(base, energy, StandardNormal(6), class_frequencies=[1, 1, 1]).eval()
+    z = torch.randn(4, 6, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        x = model.decode(torch.cat([z, torch.eye(3)[LABELS]], 1))
+        images, labels = split_labels(x, 3)
+        assert torch.equal(labels, LABELS) and images.std() > 0.02
+        assert torch.allclose(images, run_base(states[0], z, LABELS), atol=1e-5)
+        logit = run_energy(states[1], images, LABELS)
+        assert torch.allclose(energy(x), -logit, rtol=1e-4, atol=1e-4)
+        # Both depend on the class.
+        assert not torch.allclose(images, run_base(states[0], z, LABELS.flip(0)), atol=1e-3)
+        assert not torch.allclose(logit, run_energy(states[1], images, LABELS.flip(0)), rtol=1e-2)
+        chain = torch.cat([z, torch.eye(3)[LABELS]], 1)
+        assert torch.allclose(folded(model).potential(chain), model.potential(chain), rtol=1e-4, atol=1e-4)
+
+
+def test_the_energy_of_another_conditional_family_on_an_imported_base():
+    sizes = {"resolution": 32, "channels": 3, "latent_dim": 6, "num_classes": 3, "base_width": 4}
+    base, energy = networks.make("imported_conditional", **sizes, energy="dcgan_conditional", width=4)
+    assert energy(base(torch.zeros(2, 9))).shape == (2, 1)
+    with pytest.raises(ValueError, match="choose the energy of one of dcgan_conditional, sngan_resnet_conditional"):
+        networks.make("imported_conditional", **sizes, energy="dcgan")
+
+
+@pytest.mark.parametrize(
+    ("half", "tensors", "message"),
+    [
+        ("base", published.studiogan_generator(32), "without batch norm by class, and networks=imported reads"),
+        ("energy", published.studiogan_discriminator(32), "without a projection on classes"),
+        ("base", published.mimicry_generator(32), "of mimicry, of which no class-conditional ones"),
+        (
+            "energy",
+            published.studiogan_discriminator(32, num_classes=3) | {"linear2.weight": torch.zeros(8, 8)},
+            "with linear2.weight: embeddings of classes that are no part of its logit",
+        ),
+        (
+            "base",
+            published.studiogan_generator(32, num_classes=3) | {"info_proj_linear.weight": torch.zeros(1)},
+            "with info_proj_linear.weight, which studiogan_resnet has not",
+        ),
+    ],
+)
+def test_what_is_no_conditional_half_of_a_layout_is_refused(half, tensors, message):
+    with pytest.raises(ValueError, match=message):
+        networks.published.read_conditional(half, tensors)
 
 
 def test_names_may_be_those_of_wrappers_and_of_present_spectral_normalization():

@@ -52,6 +52,9 @@ class Maker:
         shape = (inside[0], out, *inside[1:]) if transposed else (out, *inside)
         weight = self.normal(*shape) / (weight_fan(shape) ** 0.5)
         self.state[f"{name}.bias"] = 0.1 * self.normal(out)
+        self.weight(name, weight, normalized)
+
+    def weight(self, name: str, weight: Tensor, normalized: bool) -> None:
         if not normalized:
             self.state[f"{name}.weight"] = weight
             return
@@ -70,6 +73,15 @@ class Maker:
             f"{name}.running_var": 0.5 + torch.rand(channels, generator=self.generator),
             f"{name}.num_batches_tracked": torch.tensor(7),
         }
+
+    def norm_of_classes(self, name: str, channels: int, num_classes: int) -> None:
+        """Batch normalization whose gain and bias are linear in the class, or the plain one without classes."""
+        self.norm(name if not num_classes else f"{name}.bn", channels)
+        if num_classes:
+            del self.state[f"{name}.bn.weight"], self.state[f"{name}.bn.bias"]
+            self.state |= {
+                f"{name}.{leaf}.weight": 0.3 * self.normal(channels, num_classes) for leaf in ("gain", "bias")
+            }
 
 
 def weight_fan(shape: tuple[int, ...]) -> int:
@@ -145,13 +157,15 @@ def run_mimicry_discriminator(state: State, x: Tensor, resolution: int) -> Tenso
     return linear(state, last, F.relu(x).sum((2, 3)))
 
 
-def studiogan_generator(resolution: int, width: int = 4, latent_dim: int = 6, seed: int = 0) -> State:
-    """Make the weights of StudioGAN's ``resnet.Generator``, unconditional."""
+def studiogan_generator(
+    resolution: int, width: int = 4, latent_dim: int = 6, seed: int = 0, num_classes: int = 0
+) -> State:
+    """Make the weights of StudioGAN's ``resnet.Generator``, with batch norm by class where there are classes."""
     channels, make = [multiple * width for multiple in STUDIOGAN_BASES[resolution]], Maker(seed)
     make.layer("linear0", 16 * channels[0], latent_dim)
     for k, (inside, outside) in enumerate(pairwise(channels)):
-        make.norm(f"blocks.{k}.0.bn1", inside)
-        make.norm(f"blocks.{k}.0.bn2", outside)
+        make.norm_of_classes(f"blocks.{k}.0.bn1", inside, num_classes)
+        make.norm_of_classes(f"blocks.{k}.0.bn2", outside, num_classes)
         make.layer(f"blocks.{k}.0.conv2d0", outside, inside, 1, 1)
         make.layer(f"blocks.{k}.0.conv2d1", outside, inside, 3, 3)
         make.layer(f"blocks.{k}.0.conv2d2", outside, outside, 3, 3)
@@ -160,18 +174,20 @@ def studiogan_generator(resolution: int, width: int = 4, latent_dim: int = 6, se
     return make.state
 
 
-def run_studiogan_generator(state: State, z: Tensor) -> Tensor:
+def run_studiogan_generator(state: State, z: Tensor, labels: Tensor | None = None) -> Tensor:
     x = linear(state, "linear0", z).view(len(z), -1, 4, 4)
     for block in blocks_of(state, "conv2d1"):
-        h = F.relu(batch_norm(state, f"{block}.bn1", x, 1e-4))
+        h = F.relu(norm_by_class(state, f"{block}.bn1", x, labels))
         h = conv(state, f"{block}.conv2d1", F.interpolate(h, scale_factor=2, mode="nearest"), padding=1)
-        h = conv(state, f"{block}.conv2d2", F.relu(batch_norm(state, f"{block}.bn2", h, 1e-4)), padding=1)
+        h = conv(state, f"{block}.conv2d2", F.relu(norm_by_class(state, f"{block}.bn2", h, labels)), padding=1)
         x = h + conv(state, f"{block}.conv2d0", F.interpolate(x, scale_factor=2, mode="nearest"))
     return torch.tanh(conv(state, "conv2d5", F.relu(batch_norm(state, "bn4", x, 1e-4)), padding=1))
 
 
-def studiogan_discriminator(resolution: int, width: int = 4, norm: str = "spectral", seed: int = 1) -> State:
-    """Make the weights of StudioGAN's ``resnet.Discriminator``, unconditional."""
+def studiogan_discriminator(
+    resolution: int, width: int = 4, norm: str = "spectral", seed: int = 1, num_classes: int = 0
+) -> State:
+    """Make the weights of StudioGAN's ``resnet.Discriminator``, with a projection where there are classes."""
     multiples, halved = STUDIOGAN_ENERGIES[resolution]
     channels, make = [3, *(multiple * width for multiple in multiples)], Maker(seed)
     normalized = norm == "spectral"
@@ -189,10 +205,12 @@ def studiogan_discriminator(resolution: int, width: int = 4, norm: str = "spectr
             if k:
                 make.norm(f"{block}.bn2", outside)
     make.layer("linear1", 1, channels[-1], normalized=normalized)
+    if num_classes:
+        make.weight("embedding", make.normal(num_classes, channels[-1]), normalized)
     return make.state
 
 
-def run_studiogan_discriminator(state: State, x: Tensor, resolution: int) -> Tensor:
+def run_studiogan_discriminator(state: State, x: Tensor, resolution: int, labels: Tensor | None = None) -> Tensor:
     halved = STUDIOGAN_ENERGIES[resolution][1]
     for k, block in enumerate(blocks_of(state, "conv2d1")):
         of_batch = f"{block}.bn1.weight" in state
@@ -215,30 +233,30 @@ def run_studiogan_discriminator(state: State, x: Tensor, resolution: int) -> Ten
             x = conv(state, f"{block}.conv2d0", x)
             x = F.avg_pool2d(x, 2) if halved[k] and k else x
         x = h + x
-    return linear(state, "linear1", F.relu(x).sum((2, 3)))
+    return logit(state, F.relu(x).sum((2, 3)), labels)
 
 
-def deep_conv_generator(width: int = 4, latent_dim: int = 6, seed: int = 0) -> State:
-    """Make the weights of StudioGAN's ``deep_conv.Generator``, unconditional; published ones have a width of 64."""
+def deep_conv_generator(width: int = 4, latent_dim: int = 6, seed: int = 0, num_classes: int = 0) -> State:
+    """Make the weights of StudioGAN's ``deep_conv.Generator``; published ones have a width of 64."""
     channels, make = [8 * width, 4 * width, 2 * width, width], Maker(seed)
     make.layer("linear0", 16 * channels[0], latent_dim)
     for k, (inside, outside) in enumerate(pairwise(channels)):
         make.layer(f"blocks.{k}.0.deconv0", outside, inside, 4, 4, transposed=True)
-        make.norm(f"blocks.{k}.0.bn0", outside)
+        make.norm_of_classes(f"blocks.{k}.0.bn0", outside, num_classes)
     make.layer("conv4", 3, channels[-1], 3, 3)
     return make.state
 
 
-def run_deep_conv_generator(state: State, z: Tensor) -> Tensor:
+def run_deep_conv_generator(state: State, z: Tensor, labels: Tensor | None = None) -> Tensor:
     x = linear(state, "linear0", z).view(len(z), -1, 4, 4)
     for block in blocks_of(state, "deconv0"):
         x = F.conv_transpose2d(x, state[f"{block}.deconv0.weight"], state[f"{block}.deconv0.bias"], 2, 1)
-        x = F.relu(batch_norm(state, f"{block}.bn0", x, 1e-4))
+        x = F.relu(norm_by_class(state, f"{block}.bn0", x, labels))
     return torch.tanh(conv(state, "conv4", x, padding=1))
 
 
-def deep_conv_discriminator(width: int = 4, norm: str = "batch", seed: int = 1) -> State:
-    """Make the weights of StudioGAN's ``deep_conv.Discriminator``, unconditional."""
+def deep_conv_discriminator(width: int = 4, norm: str = "batch", seed: int = 1, num_classes: int = 0) -> State:
+    """Make the weights of StudioGAN's ``deep_conv.Discriminator``."""
     channels, make = [3, width, 2 * width, 4 * width], Maker(seed)
     normalized = norm == "spectral"
     for k, (inside, outside) in enumerate(pairwise(channels)):
@@ -250,10 +268,12 @@ def deep_conv_discriminator(width: int = 4, norm: str = "batch", seed: int = 1) 
     if norm == "batch":
         make.norm("bn1", 8 * width)
     make.layer("linear1", 1, 8 * width, normalized=normalized)
+    if num_classes:
+        make.weight("embedding", make.normal(num_classes, 8 * width), normalized)
     return make.state
 
 
-def run_deep_conv_discriminator(state: State, x: Tensor) -> Tensor:
+def run_deep_conv_discriminator(state: State, x: Tensor, labels: Tensor | None = None) -> Tensor:
     def normalize(name: str, h: Tensor) -> Tensor:
         return batch_norm(state, name, h, 1e-4) if f"{name}.weight" in state else h
 
@@ -261,7 +281,21 @@ def run_deep_conv_discriminator(state: State, x: Tensor) -> Tensor:
         x = F.relu(normalize(f"{block}.bn0", conv(state, f"{block}.conv0", x, padding=1)))
         x = F.relu(normalize(f"{block}.bn1", conv(state, f"{block}.conv1", x, stride=2, padding=1)))
     x = F.relu(normalize("bn1", conv(state, "conv1", x, padding=1)))
-    return linear(state, "linear1", x.sum((2, 3)))
+    return logit(state, x.sum((2, 3)), labels)
+
+
+def logit(state: State, features: Tensor, labels: Tensor | None) -> Tensor:
+    """The linear logit; of an image and its class with the inner product of its features and the embedding."""
+    value = linear(state, "linear1", features)
+    return value if labels is None else value + (weight_of(state, "embedding")[labels] * features).sum(1, keepdim=True)
+
+
+def norm_by_class(state: State, name: str, x: Tensor, labels: Tensor | None) -> Tensor:
+    if labels is None:
+        return batch_norm(state, name, x, 1e-4)
+    mean, variance = (state[f"{name}.bn.running_{leaf}"][:, None, None] for leaf in ("mean", "var"))
+    gain, bias = (state[f"{name}.{leaf}.weight"].T[labels][:, :, None, None] for leaf in ("gain", "bias"))
+    return (x - mean) / (variance + 1e-4).sqrt() * (1 + gain) + bias
 
 
 def blocks_of(state: State, layer: str) -> Iterator[str]:

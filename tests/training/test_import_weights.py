@@ -16,9 +16,10 @@ from safetensors.torch import save_file
 
 from gebm import networks
 from pipeline import config as schema
+from pipeline.evaluation import metrics
 from pipeline.runtime.errors import UserError
 from pipeline.sweep.plan import _import_pair
-from pipeline.training.build_model import build_model
+from pipeline.training.build_model import build_model, load_model
 from pipeline.training.checkpoints import load_state, read
 from pipeline.training.import_weights import IMPORTED, forget_files, read_pair
 from tests.helpers import published
@@ -63,7 +64,7 @@ def test_a_config_that_is_not_valid_is_refused_before_any_weights_are_read(tmp_p
         _import_pair(config_of(tmp_path / "G.pth", tmp_path / "D.pth"))
 
 
-def test_a_pair_is_a_checkpoint_that_the_model_is_loaded_from(files, tmp_path):
+def test_a_pair_is_a_checkpoint_that_the_model_is_loaded_from(files, tmp_path, digits):
     config = config_of(files["G"], files["D"])
     pair = read_pair(config)
     assert config.model.settings == {
@@ -74,7 +75,7 @@ def test_a_pair_is_a_checkpoint_that_the_model_is_loaded_from(files, tmp_path):
         "energy_norm": "spectral",
     }
     forget_files(config)
-    pair.write(str(tmp_path / "imported"), config)
+    pair.write(str(tmp_path / "imported"), config, digits)
     checkpoint = read(str(tmp_path / "imported"))
     model = build_model(config)
     load_state(model, checkpoint)
@@ -94,6 +95,59 @@ def test_a_pair_is_a_checkpoint_that_the_model_is_loaded_from(files, tmp_path):
         "optimizer_state_dict, global_step"
     )
     assert "a discriminator of mimicry" in energy
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory) -> dict[str, Path]:
+    """Class-conditional ones as StudioGAN saves them: of ten classes, and a discriminator of three."""
+    folder = tmp_path_factory.mktemp("conditional")
+    states = {
+        "G": published.studiogan_generator(32, num_classes=10),
+        "D": published.studiogan_discriminator(32, num_classes=10),
+        "D3": published.studiogan_discriminator(32, num_classes=3),
+    }
+    for name, state in states.items():
+        torch.save({"state_dict": state, "optimizer": None, "step": 7, "best_fid": 9.5}, folder / f"{name}.pth")
+    return {name: folder / f"{name}.pth" for name in states}
+
+
+CONDITIONAL = {"model.networks": "imported_conditional"}
+
+
+def test_a_conditional_pair_is_a_checkpoint_with_the_classes_of_the_store(classes, tmp_path, digits):
+    config = config_of(classes["G"], classes["D"], **CONDITIONAL)
+    pair = read_pair(config)
+    pair.require_classes(digits)
+    assert (pair.num_classes, config.model.settings["layout"]) == (10, "studiogan_resnet")
+    assert "a generator of studiogan_resnet, 32x32, width 4, 10 classes; taken: state_dict" in pair.notes[0]
+    forget_files(config)
+    pair.write(str(tmp_path / "imported"), config, digits)
+    model, *_, learned, _ = load_model(str(tmp_path / "imported"), {})
+    assert learned == metrics.classes_of(digits, metrics.class_labels(digits))
+    labels = torch.tensor([3, 9])
+    z = torch.randn(2, 6, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        x = model.decode(torch.cat([z, torch.eye(10)[labels]], 1))
+        images = published.run_studiogan_generator(torch.load(classes["G"])["state_dict"], z, labels)
+        assert torch.allclose(x[:, :3], images, atol=1e-5)
+        logit = published.run_studiogan_discriminator(torch.load(classes["D"])["state_dict"], images, 32, labels)
+        assert torch.allclose(model.energy(x), -logit[:, 0], rtol=1e-4, atol=1e-4)
+
+
+def test_classes_that_do_not_go_together_are_refused(classes, files, digits):
+    for base, energy, keys, message in (
+        ("G", "D3", CONDITIONAL, r"D3\.pth: .* 3 classes: it has 3 classes, and the generator has 10"),
+        ("G", "D", {}, "class-conditional .*networks=imported_conditional reads those of studiogan_resnet"),
+        ("G", None, CONDITIONAL, "whose energy is trained on it, of dcgan_conditional, sngan_resnet_conditional"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read_pair(config_of(classes[base], energy and classes[energy], **keys))
+    with pytest.raises(UserError, match="no class-conditional ones are read; give a generator with classes of studio"):
+        read_pair(config_of(files["G"], "none", **CONDITIONAL))
+    pair = read_pair(config_of(classes["G"], "none", **CONDITIONAL))
+    few = dataclasses.replace(digits, manifest=dataclasses.replace(digits.manifest, labels=("a", "b")))
+    with pytest.raises(UserError, match=r"G\.pth: it has 10 classes, and the store .*digits-8 has 2: give a store of"):
+        pair.require_classes(few)
 
 
 @pytest.mark.parametrize("extension", ["safetensors", "pt"])
@@ -207,7 +261,7 @@ def test_a_discriminator_of_another_resolution_is_refused(files, tmp_path):
         ({"model.base": "."}, "it is no file"),
         ({"model.base": "nope://x/y.pth"}, "nope"),
         ({"model.networks": "biggan"}, "model.networks=biggan: it has to be one of dcgan"),
-        ({"model.networks": "dcgan_conditional"}, "model.networks=dcgan_conditional has classes"),
+        ({"model.networks": "dcgan_conditional"}, "has classes, and the names of its weights do not say how many"),
         ({"model.settings.base_width": 32}, "model.settings.base_width=32: model.base=.* has 16; leave it out"),
         ({"checkpoint": "results/x"}, "checkpoint=results/x has its weights already"),
         ({"resume": "results/x"}, "resume=results/x has its weights already"),

@@ -19,6 +19,7 @@ from pipeline import config as schema
 from pipeline.config.own_choices import keep_choices
 from pipeline.sweep.driver import Sweep
 from pipeline.sweep.plan import SweepPlan, _resumed_config
+from pipeline.tasks.open_store import ensure_store
 from pipeline.tracking.locations import imported_start
 from pipeline.tracking.summary import SweepSummary, read_summary
 from pipeline.training.build_model import make_trainer, model_to_train
@@ -45,7 +46,7 @@ def imported(tmp_path_factory) -> schema.Config:
     save_file(base.state_dict(), folder / "base.safetensors")
     pair = read_pair(config)
     forget_files(config)
-    pair.write(f"{folder}/imported", config)
+    pair.write(f"{folder}/imported", config, ensure_store(config))
     config.checkpoint = f"{folder}/imported"
     return config
 

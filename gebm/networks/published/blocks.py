@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from gebm.networks.conditional import ClassLayer, ConditionalBatchNorm2d, ConditionalSequential
 from gebm.networks.double_backward import AvgPool2x2, Conv2d, ReLU
 from gebm.networks.layers import BatchNorm2d, DownsampleConv2d, UpsampleConv2d, xavier
 
 __all__ = [
     "BaseBlock",
     "BilinearUpsample2x",
+    "ConditionalBaseBlock",
     "EnergyBlock",
     "FixedBatchNorm2d",
     "Norm",
@@ -111,27 +113,37 @@ class BaseBlock(nn.Module):
 
     def __init__(self, channels: int, width: int, bilinear: bool, eps: float = 1e-5) -> None:
         super().__init__()
-        gain = math.sqrt(2)
-        upsampled: dict[str, nn.Module] = {"conv1": xavier(UpsampleConv2d(channels, width), gain)}
-        if bilinear:
-            upsampled = {"up": BilinearUpsample2x(), "conv1": xavier(nn.Conv2d(channels, width, 3, padding=1), gain)}
-        self.residual = sequence(
-            norm1=BatchNorm2d(channels, eps=eps),
-            relu1=nn.ReLU(),
-            **upsampled,
-            norm2=BatchNorm2d(width, eps=eps),
-            relu2=nn.ReLU(),
-            conv2=xavier(nn.Conv2d(width, width, 3, padding=1), gain),
-        )
-        # A 1x1 convolution commutes with both ways of doubling, and costs a quarter before them.
-        self.shortcut = sequence(
-            conv=xavier(nn.Conv2d(channels, width, 1)),
-            up=BilinearUpsample2x() if bilinear else nn.Upsample(scale_factor=2),
-        )
+        self.residual = sequence(**_residual(channels, width, bilinear, lambda count: BatchNorm2d(count, eps=eps)))
+        self.shortcut = _shortcut(channels, width, bilinear)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, channels, H, W) to (N, width, 2H, 2W)."""
         return self.residual(x) + self.shortcut(x)
+
+
+class ConditionalBaseBlock(ClassLayer):
+    """The block of :class:`BaseBlock` with batch normalization by class, which doubles the grid by repetition.
+
+    Args:
+        channels: Channels in.
+        width: Channels out.
+        num_classes: ``K``.
+        eps: What batch normalization adds to the variance.
+
+    Example:
+        >>> ConditionalBaseBlock(4, 2, num_classes=3)(torch.zeros(2, 4, 8, 8), torch.eye(3)[:2]).shape
+        torch.Size([2, 2, 16, 16])
+    """
+
+    def __init__(self, channels: int, width: int, num_classes: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        layers = _residual(channels, width, False, lambda count: ConditionalBatchNorm2d(count, num_classes, eps))
+        self.residual = ConditionalSequential(**layers)
+        self.shortcut = _shortcut(channels, width, False)
+
+    def forward(self, x: Tensor, classes: Tensor) -> Tensor:
+        """Map (N, channels, H, W) and classes (N, K) to (N, width, 2H, 2W)."""
+        return self.residual(x, classes) + self.shortcut(x)
 
 
 class EnergyBlock(nn.Module):
@@ -212,3 +224,27 @@ def normalizer(norm: Norm, eps: float = 1e-12) -> Callable[[nn.Module], nn.Modul
         eps: Least norm of a vector.
     """
     return (lambda layer: spectral_norm(layer, eps=eps)) if norm == "spectral" else lambda layer: layer
+
+
+def _residual(channels: int, width: int, bilinear: bool, norm: Callable[[int], nn.Module]) -> dict[str, nn.Module]:
+    """Return the layers of a base's block, given what normalizes a number of channels."""
+    gain = math.sqrt(2)
+    upsampled: dict[str, nn.Module] = {"conv1": xavier(UpsampleConv2d(channels, width), gain)}
+    if bilinear:
+        upsampled = {"up": BilinearUpsample2x(), "conv1": xavier(nn.Conv2d(channels, width, 3, padding=1), gain)}
+    return {
+        "norm1": norm(channels),
+        "relu1": nn.ReLU(),
+        **upsampled,
+        "norm2": norm(width),
+        "relu2": nn.ReLU(),
+        "conv2": xavier(nn.Conv2d(width, width, 3, padding=1), gain),
+    }
+
+
+def _shortcut(channels: int, width: int, bilinear: bool) -> nn.Sequential:
+    # A 1x1 convolution commutes with both ways of doubling, and costs a quarter before them.
+    return sequence(
+        conv=xavier(nn.Conv2d(channels, width, 1)),
+        up=BilinearUpsample2x() if bilinear else nn.Upsample(scale_factor=2),
+    )
