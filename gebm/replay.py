@@ -1,180 +1,50 @@
-"""Steps that are recorded once and replayed: on a GPU a CUDA graph, which launches all their kernels at once.
+"""Steps that are recorded once and replayed: on a GPU as a CUDA graph, which launches all their kernels at once.
 
 A recorded step is a pure function of static tensors: inputs that are copied into them, random numbers on a tape
-(:mod:`gebm.tape`), and a state that is changed in place. Each kind of step is taken without a replay when it first
-occurs, which is called plainly here. The second time it is taken both plainly and as a replay, from the same state.
-Later steps are replayed only if both results agree within the precision (:mod:`gebm.agreement`) and the replay is
-faster; all others are taken plainly. A one-line message reports which it is, and why. The checked step itself keeps the
-results of the plain one.
+(:mod:`gebm.tape`), and a state that is changed in place. It may be compiled as well (:mod:`gebm.compiled`). Each kind
+of step is taken without a replay when it first occurs, which is called plainly here. The second time it is taken
+plainly and as a replay, of each way to replay it, from the same state. Later steps are replayed in the fastest way
+whose results agree with the plain ones within the precision (:mod:`gebm.agreement`), if that is faster; all others are
+taken plainly. A one-line message reports which it is, and why. The checked step itself keeps the results of the plain
+one.
 
 On any device but a CUDA GPU a replay calls the function again, on the same static tensors.
 """
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from gebm.agreement import Agreement, compare
-from gebm.tape import Tape
+from gebm.compiled import Compiler
+from gebm.recording import Recording, Step
+from gebm.watch import Refused
 
 __all__ = ["MODES", "Replays", "Step"]
 
 MODES = ("auto", "true", "false")
-"""Whether steps are replayed: where that is faster, wherever it agrees, or never."""
+"""Whether steps are replayed, or compiled: where that is faster, wherever it agrees, or never."""
 
-_READS = {"_local_scalar_dense", "equal", "is_nonzero"}
-
-
-class Step:
-    """A step, as it is taken plainly and as a function that can be recorded.
-
-    Args:
-        plain: Takes the step and returns its results.
-        rounded: The same, with the networks off by one rounding.
-        static: The step as a pure function of its inputs, of a generator, and of the state.
-        inputs: The inputs (the same number, of the same shapes, in all steps of a kind).
-        generator: Source of the random numbers of all three.
-        fixed: Tensors whose value ``static`` must not read on the host.
-    """
-
-    def __init__(
-        self,
-        plain: Callable[[], Sequence[Tensor]],
-        rounded: Callable[[], Sequence[Tensor]],
-        static: Callable[[Sequence[Tensor], torch.Generator], Sequence[Tensor]],
-        inputs: Sequence[Tensor],
-        generator: torch.Generator | None,
-        fixed: Sequence[Tensor] = (),
-    ) -> None:
-        self.plain, self.rounded, self.static = plain, rounded, static
-        self.inputs, self.fixed = list(inputs), list(fixed)
-        self.generator = torch.default_generator if generator is None else generator
+_Result = TypeVar("_Result")
 
 
-class _Refused(Exception):
-    """Why a step cannot be recorded."""
+class _Checked(NamedTuple):
+    """A way to replay a step that agrees with the plain one."""
 
-
-class _Watch(TorchDispatchMode):
-    """Dispatch mode that collects the tensors from outside that a function reads, and refuses what no replay repeats.
-
-    Args:
-        state: Tensors that the function may change.
-        fixed: Tensors whose value it must not read on the host.
-
-    Attributes:
-        kept: The tensors that were read, by their storage; a CUDA graph needs them alive.
-    """
-
-    def __init__(self, state: Sequence[Tensor], fixed: Sequence[Tensor]) -> None:
-        super().__init__()
-        self.kept: dict[int, Any] = {}
-        self._made: dict[int, Any] = {}
-        self._may_change = {_storage(tensor) for tensor in state}
-        self._fixed = {_storage(tensor) for tensor in fixed}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        name = func.overloadpacket.__name__
-        tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        # Layers whose weights are replaced are built on no device.
-        if torch.Tag.nondeterministic_seeded in func.tags and not any(tensor.is_meta for tensor in tensors):
-            raise _Refused(f"{name} draws random numbers that are not on the tape")
-        arguments = func._schema.arguments
-        given = [*zip(arguments, args, strict=False), *((a, kwargs[a.name]) for a in arguments if a.name in kwargs)]
-        for argument, value in given:
-            changes = argument.alias_info is not None and argument.alias_info.is_write
-            for tensor in pytree.tree_leaves(value):
-                if not isinstance(tensor, Tensor) or (key := _storage(tensor)) in self._made:
-                    continue
-                if changes and key not in self._may_change:
-                    raise _Refused(f"{name} changes a tensor that is no part of the state")
-                if name in _READS and key in self._fixed:
-                    raise _Refused("it depends on the number of the step, and has no step_kind")
-                self.kept[key] = tensor
-        result = func(*args, **kwargs)
-        for tensor in pytree.tree_leaves(result):
-            if isinstance(tensor, Tensor) and (key := _storage(tensor)) not in self.kept:
-                # Without its memory: no other storage gets the same number while this one is known.
-                self._made[key] = StorageWeakRef(tensor.untyped_storage())
-        return result
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
-
-
-def capture(
-    run: Callable[[], Sequence[Tensor]], device: torch.device, pool: Any
-) -> tuple[Sequence[Tensor], Callable[[], None] | None]:
-    """Capture what a function launches on a device, without computing it.
-
-    Args:
-        run: The function, which has run before.
-        device: Where it computes.
-        pool: Handle of the memory pool that it computes in.
-
-    Returns:
-        Its results, and a function that launches it again; None on a device that has no graphs.
-    """
-    if device.type != "cuda":
-        return (), None
-    graph = torch.cuda.CUDAGraph()
-    # Other threads may allocate memory meanwhile.
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-        results = tuple(run())
-    return results, graph.replay
-
-
-class _Recorded:
-    """A recorded step."""
-
-    def __init__(self, step: Step, state: Mapping[str, Tensor], pool: Any) -> None:
-        device = step.inputs[0].device
-        self._inputs = [tensor.detach().clone() for tensor in step.inputs]
-        self._tape, self._static = Tape(step.generator), step.static
-        with _on_side_stream(device), torch.autograd.set_multithreading_enabled(False):
-            self._run()
-            self._tape.close()
-            with _Watch([*state.values(), *self._inputs], step.fixed) as watch:
-                self._run()
-            self._outputs, self._launch = capture(self._run, device, pool)
-        # A replay reads them at their addresses.
-        self._kept = watch.kept
-        self._addresses = {name: tensor.data_ptr() for name, tensor in state.items()}
-
-    def _run(self) -> list[Tensor]:
-        self._tape.rewind()
-        return list(self._static(self._inputs, self._tape))
+    recording: Recording
+    agreement: Agreement
+    seconds: float
 
     @property
-    def is_graph(self) -> bool:
-        """Whether a replay launches a graph."""
-        return self._launch is not None
-
-    def is_in_place(self, state: Mapping[str, Tensor]) -> bool:
-        """Return whether the state is still at its addresses."""
-        return all(name in state and state[name].data_ptr() == address for name, address in self._addresses.items())
-
-    def replay(self, inputs: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
-        """Take the step with other inputs and other random numbers."""
-        for static, tensor in zip(self._inputs, inputs, strict=True):
-            static.copy_(tensor, non_blocking=True)
-        self._tape.refill(generator)
-        if self._launch is None:
-            return self._run()
-        self._launch()
-        # The next replay overwrites the graph's own.
-        return [tensor.clone() for tensor in self._outputs]
+    def apart(self) -> str:
+        agreement = self.agreement
+        return f"off by {agreement.difference:.1e} of a step in {agreement.worst}, {agreement.bound:.1e} allowed"
 
 
 class Replays:
@@ -182,7 +52,9 @@ class Replays:
 
     Args:
         name: Name of the steps in messages: a plural.
-        mode: One of ``MODES``. "auto" is "false" on another device than a GPU.
+        cuda_graphs: Whether steps are replayed as they are, one of ``MODES``. "auto" is "false" on another device than
+            a GPU.
+        compiled: Whether steps are replayed compiled; likewise. "true" prefers it to other replays.
         state: Returns the tensors that steps change, by name (default: steps change none).
 
     Attributes:
@@ -194,40 +66,56 @@ class Replays:
 
     Example:
         >>> total = torch.zeros(())
-        >>> def add(inputs, generator):
+        >>> def add(inputs, *_):
         ...     return [total.add_(inputs[0].sum()).clone()]
-        >>> replays = Replays("sums", "true", lambda: {"total": total})
+        >>> replays = Replays("sums", "true", state=lambda: {"total": total})
         >>> for _ in range(4):
         ...     x = torch.ones(2)
-        ...     plain = lambda: add([x], None)
+        ...     plain = lambda: add([x])
         ...     (result,) = replays.take("sum", Step(plain, plain, add, [x], None))
         >>> float(result), replays.replayed, replays.lines[0][:30]
         (8.0, 2, 'sums are replayed on static te')
     """
 
-    def __init__(self, name: str, mode: str = "auto", state: Callable[[], Mapping[str, Tensor]] = lambda: {}) -> None:
-        if mode not in MODES:
-            raise ValueError(f"steps are replayed {mode!r}: choose one of {', '.join(MODES)}")
-        self._name, self._mode, self._state = name, mode, state
-        self._kinds: dict[Hashable, _Recorded] = {}
+    def __init__(
+        self,
+        name: str,
+        cuda_graphs: str = "auto",
+        compiled: str = "false",
+        state: Callable[[], Mapping[str, Tensor]] = lambda: {},
+    ) -> None:
+        for mode, what in ((cuda_graphs, "replayed"), (compiled, "compiled")):
+            if mode not in MODES:
+                raise ValueError(f"steps are {what} {mode!r}: choose one of {', '.join(MODES)}")
+        self._name, self._cuda_graphs, self._compiled, self._state = name, cuda_graphs, compiled, state
+        self._kinds: dict[Hashable, Recording] = {}
         # Names of the state that a step of a kind leaves behind. Those of an optimizer appear with its first step.
         self._names: dict[Hashable, set[str]] = {}
         self._refused: set[Hashable] = set()
         # Kinds whose state was seen to be at its addresses.
         self._in_place: set[Hashable] = set()
         self._pool: Any = None
+        self._compiler = Compiler()
         self.lines: list[str] = []
         self.replayed = 0
 
     def is_wanted_on(self, device: torch.device) -> bool:
-        """Return whether the mode requests replays on a device."""
-        return self._mode == "true" or (self._mode == "auto" and device.type == "cuda")
+        """Return whether the modes request replays on a device."""
+        return _is_wanted(self._cuda_graphs, device) or _is_wanted(self._compiled, device)
 
     @property
     def path(self) -> str:
-        """How steps were taken so far, as reports have it: ``plain``, ``static`` or ``cuda_graphs``."""
-        graphs = any(recorded.is_graph for recorded in self._kinds.values())
-        return "plain" if not self.replayed else "cuda_graphs" if graphs else "static"
+        """How steps were taken so far, as reports have it.
+
+        ``plain``; of replayed steps ``static``, or what any of them was: ``compiled``, ``cuda_graphs``, or
+        ``compiled_cuda_graphs``.
+        """
+        recordings = self._kinds.values()
+        kinds = {
+            "compiled": any(recording.is_compiled for recording in recordings),
+            "cuda_graphs": any(recording.is_graph for recording in recordings),
+        }
+        return "_".join(name for name, is_used in kinds.items() if is_used) or "static" if self.replayed else "plain"
 
     def refresh(self) -> None:
         """Compare the addresses of the state again; to be called where its tensors may have been replaced."""
@@ -237,7 +125,9 @@ class Replays:
         """Take steps of a kind plainly from here on, and report why."""
         self._refused.add(kind)
         self._kinds.pop(kind, None)
-        line = f"{self._name} are not replayed: {reason}"
+        self._report(f"{self._name} are not replayed: {reason}")
+
+    def _report(self, line: str) -> None:
         if line not in self.lines:
             self.lines.append(line)
 
@@ -253,11 +143,11 @@ class Replays:
         """
         if kind in self._refused:
             return list(step.plain())
-        recorded = self._kinds.get(kind)
-        if recorded is not None and (kind in self._in_place or recorded.is_in_place(self._state())):
+        recording = self._kinds.get(kind)
+        if recording is not None and (kind in self._in_place or recording.is_in_place(self._state())):
             self._in_place.add(kind)
             self.replayed += 1
-            return recorded.replay(step.inputs, step.generator)
+            return recording.replay(step.inputs, step.generator)
         state = self._state()
         names = self._names.get(kind)
         if names is None or not names <= state.keys():
@@ -267,74 +157,112 @@ class Replays:
         return self._check(kind, step, state)
 
     def _check(self, kind: Hashable, step: Step, state: Mapping[str, Tensor]) -> list[Tensor]:
-        """Take a step plainly and as a replay, and return the plain results; keep the recording if it is good."""
-        device = step.inputs[0].device
+        """Take a step plainly and as replays, and return the plain results; keep a recording if it is good."""
         before, random = _copies(state), step.generator.get_state()
-        try:
-            return self._take_both_ways(kind, step, state, before, random)
-        except Exception as error:
-            reason = _one_line(error)
-        # Out here the exception is gone, whose frames hold tensors.
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-            torch.cuda.empty_cache()
-        self.refuse(kind, reason)
+        results = _result_or_reason(lambda: self._take_all_ways(kind, step, state, before, random))
+        if not isinstance(results, str):
+            return results
+        _free_memory(step.inputs[0].device)
+        self.refuse(kind, results)
         _restore(state, before)
         step.generator.set_state(random)
         return list(step.plain())
 
-    def _take_both_ways(
+    def _take_all_ways(
         self, kind: Hashable, step: Step, state: Mapping[str, Tensor], before: Mapping[str, Tensor], random: Tensor
     ) -> list[Tensor]:
         """Check a step, as :meth:`_check` does, which handles the errors."""
+        device = step.inputs[0].device
 
         def attempt(way: Callable[[], Sequence[Tensor]]) -> tuple[list[Tensor], dict[str, Tensor], float]:
             _restore(state, before)
             step.generator.set_state(random)
-            results, seconds = _timed(way, step.inputs[0].device)
+            results, seconds = _timed(way, device)
             named = {f"result {index}": tensor.detach() for index, tensor in enumerate(results)}
             return results, _copies(state) | named, seconds
 
-        def replay() -> list[Tensor]:
-            return recorded.replay(step.inputs, step.generator)
+        def record(is_compiled: bool) -> _Checked:
+            recording = self._record(step, state, is_compiled)
+
+            def replay() -> list[Tensor]:
+                return recording.replay(step.inputs, step.generator)
+
+            _, replayed, seconds = attempt(replay)
+            if not torch.equal(step.generator.get_state(), end):
+                raise Refused("a replay draws another number of random numbers")
+            # Copies of the state are as large as the model and its optimizers: no more of them than are compared.
+            seconds = min(seconds, *(attempt(replay)[2] for _ in range(2)))
+            checked = _Checked(recording, compare(plain, replayed, rounded, before), seconds)
+            if not checked.agreement.agrees:
+                raise Refused(f"a replay is {checked.apart}")
+            return checked
 
         _, rounded, rounded_seconds = attempt(step.rounded)
         results, plain, seconds = attempt(step.plain)
         end = step.generator.get_state()
-        recorded = self._record(step, state)
-        _, replayed, replay_seconds = attempt(replay)
-        if not torch.equal(step.generator.get_state(), end):
-            raise _Refused("a replay draws another number of random numbers")
-        # Copies of the state are as large as the model and its optimizers: no more of them than are compared.
-        replay_seconds = min(replay_seconds, *(attempt(replay)[2] for _ in range(2)))
-        agreement = compare(plain, replayed, rounded, before)
-        self._judge(kind, recorded, agreement, replay_seconds, min(seconds, rounded_seconds))
+        outcomes: dict[bool, _Checked | str] = {}
+        for is_compiled in self._ways(device):
+            outcome = outcomes[is_compiled] = _result_or_reason(functools.partial(record, is_compiled))
+            if isinstance(outcome, str):
+                _free_memory(device)
+            elif is_compiled and self._compiled == "true":
+                break
+        self._choose(kind, outcomes, min(seconds, rounded_seconds))
         _restore(state, plain)
         step.generator.set_state(end)
         return results
 
-    def _record(self, step: Step, state: Mapping[str, Tensor]) -> _Recorded:
-        if step.inputs[0].device.type == "cuda" and self._pool is None:
+    def _ways(self, device: torch.device) -> list[bool]:
+        """Return whether steps are compiled in each way to replay them, the one that is preferred first."""
+        wanted = {True: self._compiled, False: self._cuda_graphs}
+        return [is_compiled for is_compiled, mode in wanted.items() if _is_wanted(mode, device)]
+
+    def _record(self, step: Step, state: Mapping[str, Tensor], is_compiled: bool) -> Recording:
+        device = step.inputs[0].device
+        graph = _is_wanted(self._cuda_graphs, device)
+        if graph and device.type == "cuda" and self._pool is None:
             # Results leave a graph's memory at once, so that all graphs may compute in the same.
             self._pool = torch.cuda.graph_pool_handle()
-        return _Recorded(step, state, self._pool)
+        compiler = self._compiler if is_compiled else None
+        return Recording(step, state, graph=graph, pool=self._pool, compiler=compiler)
 
-    def _judge(
-        self, kind: Hashable, recorded: _Recorded, agreement: Agreement, replay_seconds: float, seconds: float
-    ) -> None:
-        """Keep a recording, or refuse it, and report why."""
-        times = f"{1000 * replay_seconds:.3g} ms instead of {1000 * seconds:.3g} ms"
-        apart = f"off by {agreement.difference:.1e} of a step in {agreement.worst}, {agreement.bound:.1e} allowed"
-        if not agreement.agrees:
-            self.refuse(kind, f"a replay is {apart}")
-        elif self._mode == "auto" and replay_seconds >= seconds:
-            self.refuse(kind, f"a replay is no faster, {times}")
+    def _choose(self, kind: Hashable, outcomes: Mapping[bool, _Checked | str], seconds: float) -> None:
+        """Keep the best way that agrees with the plain step, or none, and report why."""
+        agreeing = [outcome for outcome in outcomes.values() if isinstance(outcome, _Checked)]
+        best = min(agreeing, key=lambda checked: checked.seconds, default=None)
+        is_required = self._cuda_graphs == "true" or (
+            self._compiled == "true" and isinstance(outcomes.get(True), _Checked)
+        )
+        if best is not None and (is_required or best.seconds < seconds):
+            self._kinds[kind] = best.recording
+            how = f"{self._name} are {_describe(best.recording)}"
+            # One message is enough for all kinds that are replayed alike.
+            if not any(line.startswith(f"{how}: ") for line in self.lines):
+                self.lines.append(f"{how}: {_times(best.seconds, seconds)}, {best.apart}")
+            seconds = best.seconds
+            unused = {} if best.recording.is_compiled else {way: outcomes[way] for way in outcomes if way}
         else:
-            self._kinds[kind] = recorded
-            how = "as a CUDA graph" if recorded.is_graph else "on static tensors"
-            # One message is enough for all kinds that are replayed.
-            if not any(line.startswith(f"{self._name} are replayed") for line in self.lines):
-                self.lines.append(f"{self._name} are replayed {how}: {times}, {apart}")
+            self._refused.add(kind)
+            self._kinds.pop(kind, None)
+            unused = outcomes
+        for is_compiled, outcome in unused.items():
+            slower = "" if isinstance(outcome, str) else f"a replay is no faster, {_times(outcome.seconds, seconds)}"
+            what = "compiled" if is_compiled else "replayed"
+            self._report(f"{self._name} are not {what}: {slower or outcome}")
+
+
+def _is_wanted(mode: str, device: torch.device) -> bool:
+    return mode == "true" or (mode == "auto" and device.type == "cuda")
+
+
+def _describe(recording: Recording) -> str:
+    if not recording.is_compiled:
+        return "replayed as a CUDA graph" if recording.is_graph else "replayed on static tensors"
+    return "compiled and replayed as a CUDA graph" if recording.is_graph else "compiled"
+
+
+def _times(one: float, other: float) -> str:
+    return f"{1000 * one:.3g} ms instead of {1000 * other:.3g} ms"
 
 
 def _copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -358,19 +286,17 @@ def _timed(way: Callable[[], Sequence[Tensor]], device: torch.device) -> tuple[l
     return results, time.perf_counter() - started
 
 
-@contextlib.contextmanager
-def _on_side_stream(device: torch.device) -> Iterator[None]:
-    """Compute on another stream in the block, which a capture requires, and return to this one after any error."""
-    if device.type != "cuda":
-        yield
-        return
-    present, stream = torch.cuda.current_stream(device), torch.cuda.Stream(device)
-    stream.wait_stream(present)
-    with torch.cuda.stream(stream):
-        yield
-    present.wait_stream(stream)
+def _result_or_reason(function: Callable[[], _Result]) -> _Result | str:
+    """Return what a function returns, or in one line what it raises: its frames, which hold tensors, are then gone."""
+    try:
+        return function()
+    except Exception as error:
+        text = " ".join(str(error).split())[:200]
+        return text if isinstance(error, Refused) else f"{type(error).__name__}: {text}"
 
 
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())[:200]
-    return text if isinstance(error, _Refused) else f"{type(error).__name__}: {text}"
+def _free_memory(device: torch.device) -> None:
+    """Return to a GPU what no tensor needs any more."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()

@@ -31,6 +31,9 @@ class Tape(torch.Generator):
     Args:
         source: Where the numbers come from while it records.
 
+    Attributes:
+        position: Number of requests since its beginning.
+
     Example:
         >>> tape = Tape(torch.Generator().manual_seed(0))
         >>> numbers = draw_to("cpu", tape, lambda generator: torch.rand(3, generator=generator))
@@ -49,7 +52,7 @@ class Tape(torch.Generator):
         self._source: torch.Generator | None = source
         self._entries: list[_Entry] = []
         self._buffers: list[tuple[list[int], Tensor]] = []
-        self._next = 0
+        self.position = 0
 
     def take(self, draw: _Draw, device: torch.device | str) -> Tensor:
         """Return the numbers of the next request, on a device.
@@ -64,10 +67,18 @@ class Tape(torch.Generator):
         if self._source is not None:
             self._entries.append(_Entry(draw, draw(self._source).to(device, non_blocking=True)))
             return self._entries[-1].tensor
-        if self._next == len(self._entries):
+        if self.position == len(self._entries):
             raise RuntimeError("a recorded step requests more random numbers than it did when it was recorded")
-        self._next += 1
-        return self._entries[self._next - 1].tensor
+        return self.take_next(1)[0]
+
+    def take_next(self, count: int) -> list[Tensor]:
+        """Return the numbers of the next requests of a closed tape, whatever they are for.
+
+        Args:
+            count: Number of requests.
+        """
+        self.position += count
+        return [entry.tensor for entry in self._entries[self.position - count : self.position]]
 
     def close(self) -> None:
         """End the recording; from here on there are no further requests."""
@@ -85,7 +96,7 @@ class Tape(torch.Generator):
 
     def rewind(self) -> None:
         """Begin again with the first request."""
-        self._next = 0
+        self.position = 0
 
     def refill(self, generator: torch.Generator | None) -> None:
         """Draw all requests anew, in their order; nothing waits for a device.

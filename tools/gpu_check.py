@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import torch
 from torch import Tensor, distributed, multiprocessing, nn
@@ -33,6 +34,7 @@ from gebm import (
     StandardNormal,
     Trainer,
     adam,
+    compiled,
     folded,
     networks,
     objectives,
@@ -160,7 +162,7 @@ def check_noise(device: torch.device) -> str:
 
 def check_training(device: torch.device) -> str:
     """Compare what each objective and penalty learns in float64."""
-    cases = [(name, "gradient") for name in image_objectives()] + [("kale_fenchel", name) for name in penalties.NAMES]
+    cases = training_cases()
     apart = {}
     for objective, penalty in cases:
         ends = [train(make_model().to(place), objective=objective, penalty=penalty) for place in ("cpu", device)]
@@ -313,7 +315,7 @@ def measure_replayed_chains(device: torch.device) -> str:
 
 def check_replayed_training(device: torch.device) -> str:
     """Replay the steps of each objective, and compare what is learned with the plain steps in float64."""
-    cases = [(name, "gradient") for name in image_objectives()] + [("kale_fenchel", name) for name in penalties.NAMES]
+    cases = training_cases()
     apart, lines = {}, {}
     for objective, penalty in cases:
         ends = []
@@ -374,6 +376,88 @@ def measure_replayed_training(device: torch.device) -> str:
             lines = trainer.replayed.replays.lines
         shown.append(f"{precision} {times[0]:.3g} ms an alternation, replayed {times[1]:.3g} ms ({'; '.join(lines)})")
         require(trainer.replayed.replays.replayed > 0, shown[-1])
+    return "; ".join(shown)
+
+
+def training_cases() -> list[tuple[str, str]]:
+    """Return pairs of an objective and a penalty in which each of them occurs, as far as they need no density."""
+    return [(name, "gradient") for name in image_objectives()] + [("kale_fenchel", name) for name in penalties.NAMES]
+
+
+def check_listed_training(device: torch.device) -> str:
+    """Take the graphs that would be compiled as they are, and compare what is learned with the plain steps."""
+    models = [(f"{objective}/{penalty}", make_model(), objective, penalty) for objective, penalty in training_cases()]
+    models += [(name, model, "kale_fenchel", "gradient") for name, model in families().items()]
+    apart, lines = {}, {}
+    for case, model, objective, penalty in models:
+        ends = []
+        for mode in ("false", "true"):
+            trainer = make_trainer(copy.deepcopy(model).to(device), objective, penalty, compiled=mode)
+            with mock.patch.object(compiled, "compile_graph", lambda graph: graph):
+                ends.append(take_steps(trainer, 4))
+        apart[case] = distance(ends[1], ends[0])
+        if refused := [line for line in trainer.replayed.replays.lines if "are not" in line]:
+            lines[case] = " ".join(refused)
+    worst = max(apart, key=lambda case: apart[case])
+    measured = f"{len(apart)} cases, the worst {worst} {apart[worst]:.1e}"
+    return require(apart[worst] < 1e-6 and not lines, f"{measured}; {lines}" if lines else measured)
+
+
+def check_compiled_training(device: torch.device) -> str:
+    """Compile the steps of one objective, and compare what is learned with the plain steps in float64."""
+    ends = []
+    started = time.monotonic()
+    for cuda_graphs, mode in (("false", "false"), (as_graphs(device), "true")):
+        trainer = make_trainer(make_model(width=4).to(device), cuda_graphs=cuda_graphs, compiled=mode)
+        ends.append(take_steps(trainer, 5))
+    seconds, replays = time.monotonic() - started, trainer.replayed.replays
+    measured = f"differs by {distance(ends[1], ends[0]):.1e}, after {seconds:.0f} s; {'; '.join(replays.lines)}"
+    return require(distance(ends[1], ends[0]) < 1e-6 and replays.path.startswith("compiled"), measured)
+
+
+def as_graphs(device: torch.device) -> str:
+    """Return the mode of CUDA graphs in which a device replays them."""
+    return "true" if device.type == "cuda" else "false"
+
+
+def check_compiled_chains(device: torch.device) -> str:
+    """Compile the steps of a few kernels, and compare with the plain steps in float64."""
+    shown, holds = [], True
+    for name in ("ula", "mala"):
+        model, ends = make_model(width=4).to(device), []
+        z0 = model.prior.sample(8, torch.Generator().manual_seed(0))
+        steps = samplers.ReplayedSteps(as_graphs(device), compiled="true")
+        for ways in ({}, {"steps": steps}):
+            chain = partial(samplers.run, kernels(model.prior)[name], model.potential, z0, 35, prior=model.prior)
+            ends.append(chain(generator=torch.Generator().manual_seed(1), **ways).z)
+        apart = distance(ends[1], ends[0])
+        holds &= apart < 1e-6 and steps.replays.path.startswith("compiled")
+        shown.append(f"{name} {apart:.1e} ({'; '.join(steps.replays.lines)})")
+    return require(holds, ", ".join(shown))
+
+
+def measure_compiled(device: torch.device) -> str:
+    """Measure an alternation and a step of ULA on images: plain, replayed, and compiled."""
+    name, resolution, width, size = ("sngan_resnet", 32, 128, 128) if device.type == "cuda" else ("dcgan", 8, 8, 16)
+    graphs = as_graphs(device)
+    ways = {"plain": ("false", "false"), "replayed": ("true", "false"), "compiled": (graphs, "true")}
+    shown = []
+    for way, (cuda_graphs, compile_) in ways.items():
+        model = make_model(name, resolution, width).float().to(device)
+        trainer = make_trainer(model, cuda_graphs=cuda_graphs, compiled=compile_)
+        alternation = partial(trainer.step, batches_on(model, size), torch.Generator())
+        fixed = folded(make_model(name, resolution, width).float().to(device))
+        steps = samplers.ReplayedSteps(cuda_graphs, compiled=compile_)
+        z0, kernel = fixed.prior.sample(size, torch.Generator().manual_seed(0)), samplers.UnadjustedLangevin(1e-4)
+        chain = partial(samplers.run, kernel, fixed.potential, z0, 10 * BLOCK, prior=fixed.prior, steps=steps)
+        for what, run, count, replays in (
+            ("an alternation", alternation, 1, trainer.replayed.replays),
+            ("a step of ULA", chain, 10 * BLOCK, steps.replays),
+        ):
+            # The first ones record and compile.
+            times = torch.tensor([milliseconds(device, run) / count for _ in range(25)])[5:]
+            error = times.std() / len(times) ** 0.5
+            shown.append(f"{what} {way} {times.mean():.3g} ms (standard error {error:.2g}, {replays.path})")
     return "; ".join(shown)
 
 
@@ -455,6 +539,10 @@ LAWS = (
     Law("Replayed training learns what plain training learns", check_replayed_training),
     Law("A capture that fails leaves the plain steps, and the captures after it", check_failed_captures),
     Law("An alternation on images is replayed", measure_replayed_training),
+    Law("The graphs that are compiled compute what training steps compute", check_listed_training),
+    Law("Compiled training learns what plain training learns", check_compiled_training),
+    Law("Compiled steps of chains are the plain steps", check_compiled_chains),
+    Law("An alternation and a chain of images are compiled", measure_compiled),
     Law("Data parallelism learns what one process learns", check_processes),
     Law("Chains that do not fit the memory are split", check_memory),
 )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from gebm.agreement import rounding
+from gebm.compiled import Call
 from gebm.replay import Replays, Step
 from gebm.samplers.base import ChainwisePotential, Kernel, Potential, Prior, potential_at
 from gebm.samplers.runner import StepResult, plain_steps, take_step
+from gebm.tape import Tape
 
 __all__ = ["BLOCK", "ReplayedSteps", "SharedPotential"]
 
@@ -54,8 +57,9 @@ class ReplayedSteps:
     attribute that is set in between is not seen.
 
     Args:
-        mode: One of :data:`gebm.replay.MODES`.
+        cuda_graphs: Whether blocks are replayed, one of :data:`gebm.replay.MODES`.
         precision: Precision of the networks, by which a replay is judged; see :mod:`gebm.precision`.
+        compiled: Whether their steps are compiled, one of :data:`gebm.replay.MODES`.
 
     Attributes:
         replays: The recordings, and messages on them.
@@ -71,8 +75,8 @@ class ReplayedSteps:
         (True, 2)
     """
 
-    def __init__(self, mode: str = "auto", precision: str = "float32") -> None:
-        self.replays = Replays("steps of chains", mode)
+    def __init__(self, cuda_graphs: str = "auto", precision: str = "float32", compiled: str = "false") -> None:
+        self.replays = Replays("steps of chains", cuda_graphs, compiled)
         self._precision = precision
         self._info_types: dict[Hashable, type] = {}
 
@@ -114,26 +118,34 @@ class ReplayedSteps:
         shared = potential if isinstance(potential, SharedPotential) else None
         inputs = [*(getattr(state, name) for name in names), *(shared.tensors if shared else ())]
         step_kind: Callable[[int], Hashable] | None = getattr(kernel, "step_kind", None)
+        kinds = [step_kind(first + index) for index in range(BLOCK)] if step_kind else [None] * BLOCK
         kind = (
             type(state),
             kernel,
             prior,
             shared.key if shared else potential,
-            tuple(step_kind(first + index) for index in range(BLOCK)) if step_kind else None,
+            tuple(kinds),
             *((tensor.shape, tensor.dtype, tensor.device) for tensor in inputs),
         )
 
-        def plain(potential: Potential = potential) -> list[Tensor]:
-            return self._stacked(kind, names, plain_steps(kernel, potential, prior, state, BLOCK, generator))
+        def entries(result: StepResult) -> list[Tensor]:
+            self._info_types[kind] = type(result.info)
+            return [*(getattr(result.state, name) for name in names), *result.info, result.diverged]
 
-        def static(inputs: Sequence[Tensor], tape: torch.Generator) -> list[Tensor]:
-            own = shared.with_tensors(inputs[len(names) :]) if shared else potential
-            moving, results = type(state)(**dict(zip(names, inputs, strict=False)), step=counters[0]), []
-            for counter in counters[1:]:
-                result = take_step(kernel, own, prior, moving, tape, looks=False)
-                moving = result.state._replace(step=counter)
-                results.append(result)
-            return self._stacked(kind, names, results)
+        def plain(potential: Potential = potential) -> list[Tensor]:
+            return _stacked(map(entries, plain_steps(kernel, potential, prior, state, BLOCK, generator)))
+
+        def take_one(tensors: Sequence[Tensor], tape: Tape, index: int) -> list[Tensor]:
+            own = shared.with_tensors(tensors[len(names) :]) if shared else potential
+            before = type(state)(**dict(zip(names, tensors, strict=False)), step=counters[index])
+            return entries(take_step(kernel, own, prior, before, tape, looks=False))
+
+        def static(inputs: Sequence[Tensor], tape: Tape, call: Call) -> list[Tensor]:
+            results, tensors = [], list(inputs)
+            for index in range(BLOCK):
+                results.append(call(kinds[index], partial(take_one, index=index), tensors, tape))
+                tensors[: len(names)] = results[-1][: len(names)]
+            return _stacked(results)
 
         rounded = _Rounded(potential, rounding(self._precision, state.z.dtype))
         fixed = counters if step_kind is None else ()
@@ -143,13 +155,10 @@ class ReplayedSteps:
             after = type(state)(**{n: t[index] for n, t in zip(names, states, strict=True)}, step=counters[index + 1])
             yield StepResult(after, self._info_types[kind](*(t[index] for t in infos)), diverged[index])
 
-    def _stacked(self, kind: Hashable, names: list[str], results: Any) -> list[Tensor]:
-        """Return the results of the steps of a block, each entry stacked over the steps (BLOCK, ...)."""
-        results = list(results)
-        self._info_types[kind] = type(results[0].info)
-        states = [torch.stack([getattr(result.state, name) for result in results]) for name in names]
-        infos = [torch.stack(entries) for entries in zip(*(result.info for result in results), strict=True)]
-        return [*states, *infos, torch.stack([result.diverged for result in results])]
+
+def _stacked(results: Iterable[Sequence[Tensor]]) -> list[Tensor]:
+    """Return the entries of the results of a block's steps, each stacked over the steps (BLOCK, ...)."""
+    return [torch.stack(entries) for entries in zip(*results, strict=True)]
 
 
 class _Rounded:

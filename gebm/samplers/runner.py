@@ -13,6 +13,7 @@ from gebm.inputs import as_count, require_generator, require_methods
 from gebm.precision import unless_chosen
 from gebm.samplers.base import Info, Kernel, Potential, Prior, Restarting, State, StateT, finite_rows, require_prior
 from gebm.samplers.philox import RESTART, draw_key, normal
+from gebm.tape import Tape
 
 __all__ = [
     "Chain",
@@ -105,7 +106,9 @@ def plain_steps(
     """
     # On the CPU a look at what was lost is free. A GPU's host has queued many steps by then, and would wait for all of
     # them: there the draws of a prior are made in vain, unless a network makes them, which takes longer than the wait.
+    # A recorded step is the same whatever was lost.
     looks = state.z.device.type == "cpu" or getattr(prior, "is_network", False)
+    looks = looks and not isinstance(generator, Tape)
     for _ in range(num_steps):
         result = take_step(kernel, potential, prior, state, generator, looks=looks)
         state = result.state
@@ -194,8 +197,8 @@ def run(
             raise ValueError("a chain needs a starting position: give z0, or the state to resume from")
         state = kernel.init(z0, potential)
         state = state._replace(chain=state.chain + first_chain)
-        _require_finite_start(state, prior)
-
+        if not isinstance(generator, Tape):
+            _require_finite_start(state, prior)
     elif not hasattr(state, "_replace") or not hasattr(state, "chain"):
         raise TypeError(f"a chain resumes from its state, Chain.state, not from {type(state).__name__}")
     infos: list[Info] = []

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from gebm.agreement import rounding
+from gebm.compiled import Call, Piece
 from gebm.distributed import rank_and_world_size
 from gebm.objectives.losses import EnergyTerms
 from gebm.objectives.penalties import Penalty
 from gebm.replay import Replays, Step
+from gebm.tape import Tape
 
 __all__ = ["ReplayedTraining"]
 
@@ -27,7 +29,8 @@ class ReplayedTraining:
     """The steps of a trainer, replayed where replays agree and are faster.
 
     Args:
-        mode: One of :data:`gebm.replay.MODES`.
+        cuda_graphs: Whether steps are replayed as they are, one of :data:`gebm.replay.MODES`.
+        compiled: Whether they are replayed compiled, likewise.
         precision: Precision of the networks.
         modules: All that is trained or averaged, by name.
         optimizers: The optimizers, by the names of a trainer's arguments.
@@ -40,14 +43,15 @@ class ReplayedTraining:
 
     def __init__(
         self,
-        mode: str,
+        cuda_graphs: str,
+        compiled: str,
         precision: str,
         modules: Mapping[str, nn.Module],
         optimizers: Mapping[str, Optimizer],
         fold_base: Callable[[], nn.Module],
         chains: Callable[[], Tensor | None],
     ) -> None:
-        self.replays = Replays("training steps", mode, self._state)
+        self.replays = Replays("training steps", cuda_graphs, compiled, self._state)
         self._precision, self._modules, self._optimizers = precision, dict(modules), dict(optimizers)
         self._fold_base, self._chains, self._plainly = fold_base, chains, False
         # Kinds name penalties by their identities, which must not be given to others.
@@ -88,7 +92,8 @@ class ReplayedTraining:
             return []
 
         anchor = next(self._modules["model"].parameters()).new_zeros(())
-        self._take("fold", refresh, lambda inputs, tape: refresh(), [anchor], torch.Generator())
+        # Not compiled: its layers are made of tensors, which is no operator.
+        self._take("fold", refresh, lambda inputs, tape, call: refresh(), [anchor], torch.Generator())
         return source
 
     def energy_step(
@@ -122,14 +127,14 @@ class ReplayedTraining:
         def results(terms: EnergyTerms) -> list[Tensor]:
             return [term.detach().clone() for term in terms]
 
-        def static(inputs: Sequence[Tensor], tape: torch.Generator) -> list[Tensor]:
+        def static(inputs: Sequence[Tensor], tape: Tape) -> list[Tensor]:
             with rates.read_from(inputs[1:]):
                 return results(update(inputs[0], tape))
 
         def plain() -> list[Tensor]:
             return results(update(x_data, generator))
 
-        return EnergyTerms(*self._take(kind, plain, static, [x_data, *rates.tensors()], generator))
+        return EnergyTerms(*self._take(kind, plain, _in_one_piece(static), [x_data, *rates.tensors()], generator))
 
     def base_step(
         self, update: Callable[[Tensor, float | Tensor], Tensor], inputs: Tensor, average_weight: float
@@ -147,7 +152,7 @@ class ReplayedTraining:
         rates = _Rates(self._optimizers["base_optimizer"], inputs.device)
         weight = torch.full((), average_weight, dtype=self._average_dtype, device=inputs.device)
 
-        def static(tensors: Sequence[Tensor], tape: torch.Generator) -> list[Tensor]:
+        def static(tensors: Sequence[Tensor], tape: Tape) -> list[Tensor]:
             with rates.read_from(tensors[2:]):
                 return [update(tensors[0], tensors[1]).clone()]
 
@@ -155,7 +160,7 @@ class ReplayedTraining:
             return [update(inputs, average_weight)]
 
         kind = "base", inputs.shape, inputs.dtype
-        (loss,) = self._take(kind, plain, static, [inputs, weight, *rates.tensors()], torch.Generator())
+        (loss,) = self._take(kind, plain, _in_one_piece(static), [inputs, weight, *rates.tensors()], torch.Generator())
         return loss
 
     @property
@@ -168,7 +173,7 @@ class ReplayedTraining:
         self,
         kind: Hashable,
         plain: Callable[[], list[Tensor]],
-        static: Callable[[Sequence[Tensor], torch.Generator], list[Tensor]],
+        static: Callable[[Sequence[Tensor], Tape, Call], list[Tensor]],
         inputs: list[Tensor],
         generator: torch.Generator,
     ) -> list[Tensor]:
@@ -206,6 +211,11 @@ class ReplayedTraining:
                 state |= {f"{part}.{index}.{key}": entry for key, entry in entries.items() if isinstance(entry, Tensor)}
         chains = self._chains()
         return state if chains is None else {**state, "chains": chains}
+
+
+def _in_one_piece(piece: Piece) -> Callable[[Sequence[Tensor], Tape, Call], list[Tensor]]:
+    """Return a step that is compiled as a whole."""
+    return lambda inputs, tape, call: call(None, piece, inputs, tape)
 
 
 def _reads_rates(optimizer: Optimizer) -> bool:

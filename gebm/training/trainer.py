@@ -72,6 +72,8 @@ class Trainer:
             :mod:`gebm.training.gradient_guard` (default: none).
         cuda_graphs: Whether steps are recorded once and replayed: "auto", on a GPU where that is faster; "true",
             wherever a replay agrees with the plain step; "false". See :mod:`gebm.replay`.
+        compiled: Whether recorded steps are compiled, likewise, which takes a minute or more for each kind of step;
+            "true" prefers that to other replays. See :mod:`gebm.compiled`.
 
     Attributes:
         replayed: The recordings of steps, and messages on them.
@@ -115,6 +117,7 @@ class Trainer:
         negatives: Negatives | None = None,
         gradient_guard: GradientGuard | None = None,
         cuda_graphs: str = "false",
+        compiled: str = "false",
     ) -> None:
         self.gebm = gebm
         self.objective = objective
@@ -151,7 +154,7 @@ class Trainer:
         self._rates = LearningRates(self._optimizers(), schedule)
         modules: dict[str, nn.Module] = {"model": gebm} | ({} if self.average is None else {"average": self.average})
         self.replayed = ReplayedTraining(
-            cuda_graphs, self.precision, modules, self._optimizers(), self._fold_base, lambda: self.chains
+            cuda_graphs, compiled, self.precision, modules, self._optimizers(), self._fold_base, lambda: self.chains
         )
 
     def _check_kinds(self, penalty: Penalty, schedule: Callable[[int], float]) -> None:

@@ -329,6 +329,13 @@ class Train:
         "equal to plain steps; auto: on a GPU, where that is faster. A note of the report says which way it was.",
         names=_REPLAYS,
     )
+    compile: bool | str = choice(
+        "auto",
+        "Whether energy steps and base steps are compiled, if the same check finds them equal to plain steps; auto: on "
+        "a GPU, where that is faster. On a CPU, true only: each kind of step takes a minute or more to compile, and a "
+        "C++ compiler.",
+        names=_REPLAYS,
+    )
     memory_format: str = choice(
         "auto",
         "Memory format of weights and images; auto is channels_last for images.",
@@ -396,6 +403,12 @@ class Sampler:
         "auto",
         "Whether blocks of MCMC steps are recorded once and replayed as CUDA graphs, if a check finds them equal to "
         "plain steps; auto: on a GPU, where that is faster. A line of the evaluation says which way it was.",
+        names=_REPLAYS,
+    )
+    compile: bool | str = choice(
+        "auto",
+        "Whether MCMC steps are compiled, if the same check finds them equal to plain steps; auto: on a GPU, where that "
+        "is faster. On a CPU, true only: it takes a minute or more, and a C++ compiler.",
         names=_REPLAYS,
     )
     warm_up_steps: int = bounded(

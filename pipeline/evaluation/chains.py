@@ -126,8 +126,10 @@ def make_steps(config: schema.Config, device: torch.device) -> samplers.Replayed
         config: Experiment, of which ``sampler`` and ``task`` are read.
         device: Where the networks are.
     """
-    mode = str(config.sampler.cuda_graphs).lower()
-    return samplers.ReplayedSteps(mode, sampling_precision(config, device))
+    sampler = config.sampler
+    return samplers.ReplayedSteps(
+        str(sampler.cuda_graphs).lower(), sampling_precision(config, device), str(sampler.compile).lower()
+    )
 
 
 def chain_steps(num_steps: int, points: int) -> list[int]:

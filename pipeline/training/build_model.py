@@ -125,6 +125,7 @@ def make_trainer(model: GEBM, config: schema.Config, device: torch.device, world
         parallel=data_parallel if world_size > 1 else lambda module: module,
         gradient_guard=gradient_guard.make(train.gradient_guard),
         cuda_graphs=str(train.cuda_graphs).lower(),
+        compiled=str(train.compile).lower(),
     )
 
 

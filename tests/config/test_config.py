@@ -64,9 +64,10 @@ def test_a_word_of_the_command_line_overrides_experiment_and_search():
 
 @pytest.mark.parametrize("value", ["auto", "true", "false"])
 def test_a_choice_between_a_name_and_truth_values_takes_them_from_the_command_line(value):
-    config = composed(f"sampler.cuda_graphs={value}")
+    config = composed(f"sampler.cuda_graphs={value}", f"train.compile={value}")
     validate(config)
-    assert config.sampler.cuda_graphs == {"auto": "auto", "true": True, "false": False}[value]
+    expected = {"auto": "auto", "true": True, "false": False}[value]
+    assert config.sampler.cuda_graphs == config.train.compile == expected
 
 
 @pytest.mark.parametrize("experiment", PAPERS)
@@ -216,6 +217,8 @@ BAD = [
     ("train.memory_format", "nhwc"),
     ("sampler.precision", "float16"),
     ("sampler.cuda_graphs", "always"),
+    ("sampler.compile", "always"),
+    ("train.compile", "always"),
     ("train.ema_decay", 1.0),
     ("train.learning_rate_decay.factor", 1.5),
     ("train.learning_rate_decay.patience", 0),

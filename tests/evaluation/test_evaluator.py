@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from gebm import GEBM, StandardNormal
+from gebm import GEBM, StandardNormal, compiled
 from gebm.samplers.replayed import BLOCK
 from pipeline.evaluation import metrics
 from pipeline.evaluation.base import EvaluationRun
@@ -161,19 +161,22 @@ def test_samples_are_kept_as_they_are_shown_where_a_score_needs_them_and_no_more
     assert all(samples.features.keys() == {"z"} for samples in found.ends.values())
 
 
-def test_replayed_chains_have_the_scores_of_plain_ones_and_say_so(small):
+def test_replayed_chains_have_the_scores_of_plain_ones_and_say_so(small, monkeypatch):
+    monkeypatch.setattr(compiled, "compile_graph", lambda graph: graph)
     settings = {"num_samples": 90, "batch_size": 30, "chain_points": 2, "grid": 4}
     found = {}
-    for mode in (False, True):
-        sampler = {"name": "mala", "step_size": 0.1, "num_steps": 2 * BLOCK, "cuda_graphs": mode}
+    modes = {None: {"cuda_graphs": False}, "static": {"cuda_graphs": True}, "compiled": {"compile": True}}
+    for path, keys in modes.items():
+        sampler = {"name": "mala", "step_size": 0.1, "num_steps": 2 * BLOCK, **keys}
         config = small(sampler=sampler, evaluation=settings)
-        found[mode] = evaluate(GEBM(torch.nn.Identity(), Flat(), StandardNormal(4)).eval(), config, Still())
-    assert found[True].chain == found[False].chain
-    assert torch.equal(found[True].ends["gebm"].latents, found[False].ends["gebm"].latents)
-    assert (found[False].sampler_path, found[False].notes) == (None, [])
-    assert found[True].sampler_path == "static"
-    [note] = found[True].notes
-    assert note.startswith("steps of chains are replayed on static tensors: ")
+        found[path] = evaluate(GEBM(torch.nn.Identity(), Flat(), StandardNormal(4)).eval(), config, Still())
+        assert found[path].sampler_path == path
+        assert found[path].chain == found[None].chain
+        assert torch.equal(found[path].ends["gebm"].latents, found[None].ends["gebm"].latents)
+    assert found[None].notes == []
+    for path, how in (("static", "replayed on static tensors"), ("compiled", "compiled")):
+        [note] = found[path].notes
+        assert note.startswith(f"steps of chains are {how}: ")
 
 
 @pytest.fixture(scope="module")

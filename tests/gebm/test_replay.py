@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gebm import replay
+from gebm import compiled, recording, replay
 from gebm.agreement import compare
+from gebm.compiled import Call
 from gebm.replay import Replays, Step
 from gebm.tape import Tape, draw_to
 from tests.helpers import operator_graph
@@ -19,8 +20,17 @@ from tests.helpers import operator_graph
 
 @pytest.fixture(autouse=True)
 def graphs(monkeypatch):
-    """Replay operators without Python, as a GPU does."""
-    monkeypatch.setattr(replay, "capture", operator_graph.capture)
+    """Replay operators without Python, as a GPU does, and take the graphs that are to be compiled as they are."""
+    monkeypatch.setattr(recording, "capture", operator_graph.capture)
+    monkeypatch.setattr(compiled, "compile_graph", lambda graph: graph)
+
+
+# Modes of CUDA graphs and of compilation, and what it is called.
+WAYS = {
+    "cuda_graphs": ("true", "false", "replayed as a CUDA graph"),
+    "compiled": ("false", "true", "compiled"),
+    "compiled_cuda_graphs": ("true", "true", "compiled and replayed as a CUDA graph"),
+}
 
 
 class Walk:
@@ -36,7 +46,10 @@ class Walk:
         self.state += rate * drift + 0.1 * noise
         return [drift.norm()]
 
-    def static(self, inputs: Sequence[Tensor], tape: torch.Generator) -> list[Tensor]:
+    def static(self, inputs: Sequence[Tensor], tape: Tape, call: Call) -> list[Tensor]:
+        return call(None, self.piece, inputs, tape)
+
+    def piece(self, inputs: Sequence[Tensor], tape: Tape) -> list[Tensor]:
         x, rate = inputs
         noise = draw_to("cpu", tape, lambda generator: torch.randn(300, generator=generator))
         if self.broken == "leaves the noise out":
@@ -53,6 +66,8 @@ class Walk:
             raise RuntimeError("operation not permitted\nwhen stream is capturing")
         if self.broken == "a little off":
             rate = rate * 1.001
+        if self.broken == "takes data":
+            x = nn.Parameter(x * 1, requires_grad=False)
         return self.move(x, rate, noise)
 
     def step(self, x: Tensor, rate: float, generator: torch.Generator) -> Step:
@@ -72,18 +87,20 @@ class Walk:
         return results
 
 
-def replays_of(walk: Walk, mode: str = "true") -> Replays:
-    return Replays("steps", mode, lambda: {"state": walk.state})
+def replays_of(walk: Walk, mode: str = "true", compiled: str = "false") -> Replays:
+    return Replays("steps", mode, compiled, lambda: {"state": walk.state})
 
 
-def test_replays_are_the_plain_steps_with_other_inputs_numbers_and_rates():
+@pytest.mark.parametrize("way", WAYS)
+def test_replays_are_the_plain_steps_with_other_inputs_numbers_and_rates(way):
     plain, replayed = Walk(), Walk()
     expected = plain.go(replays_of(plain, "false"))
-    replays = replays_of(replayed)
+    mode, is_compiled, how = WAYS[way]
+    replays = replays_of(replayed, mode, is_compiled)
     results = replayed.go(replays)
     assert replays.replayed == 6
-    assert replays.path == "cuda_graphs"
-    assert replays.lines[0].startswith("steps are replayed as a CUDA graph: ")
+    assert replays.path == way
+    assert [line.split(":")[0] for line in replays.lines] == [f"steps are {how}"]
     torch.testing.assert_close(torch.tensor(results), torch.tensor(expected))
     torch.testing.assert_close(replayed.state, plain.state)
 
@@ -98,15 +115,67 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("broken", BROKEN)
-def test_what_is_broken_is_refused_with_a_line_and_leaves_the_plain_steps_bit_for_bit(broken):
+def assert_refused(broken: str, mode: str, compiled: str, reasons: list[str]) -> None:
     plain, walk = Walk(), Walk(broken)
     expected = plain.go(replays_of(plain, "false"))
-    replays = replays_of(walk)
+    replays = replays_of(walk, mode, compiled)
     assert walk.go(replays) == expected
     assert torch.equal(walk.state, plain.state)
-    assert (replays.replayed, replays.path, len(replays.lines)) == (0, "plain", 1)
-    assert replays.lines[0].startswith(f"steps are not replayed: {BROKEN[broken]}")
+    assert (replays.replayed, replays.path, len(replays.lines)) == (0, "plain", len(reasons))
+    for line, reason in zip(replays.lines, reasons, strict=True):
+        assert line.startswith(f"steps are not {reason}")
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("broken", BROKEN)
+def test_what_is_broken_is_refused_with_a_line_and_leaves_the_plain_steps_bit_for_bit(broken, way):
+    mode, compiled, _ = WAYS[way]
+    wanted = {"compiled": compiled, "replayed": mode}
+    assert_refused(broken, mode, compiled, [f"{w}: {BROKEN[broken]}" for w, m in wanted.items() if m == "true"])
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        ("reads a number that changes", "the host reads a number of the state"),
+        ("takes data", "it makes a parameter of a tensor, or takes its data, which is no operator"),
+    ],
+)
+def test_what_is_no_operator_is_not_compiled(broken, reason):
+    assert_refused(broken, "false", "true", [f"compiled: {reason}"])
+
+
+@pytest.mark.parametrize("mode", ["true", "false"])
+def test_a_compilation_that_fails_is_a_line_and_leaves_what_there_is_without_it(mode, monkeypatch):
+    def fail(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
+        raise RuntimeError("no working C++ compiler\nwas found")
+
+    monkeypatch.setattr(compiled, "compile_graph", fail)
+    plain, walk = Walk(), Walk()
+    expected = plain.go(replays_of(plain, "false"))
+    replays = replays_of(walk, mode, "true")
+    torch.testing.assert_close(torch.tensor(walk.go(replays)), torch.tensor(expected))
+    assert "steps are not compiled: RuntimeError: no working C++ compiler was found" in replays.lines
+    assert replays.path == {"true": "cuda_graphs", "false": "plain"}[mode]
+    assert mode == "true" or torch.equal(walk.state, plain.state)
+
+
+def test_the_faster_of_two_ways_is_used(monkeypatch):
+    monkeypatch.setattr(replay, "_is_wanted", lambda mode, device: mode != "false")
+    taken: list[float] = []
+    for plain, listed, graph, path, line in (
+        (9.0, 1.0, 2.0, "compiled_cuda_graphs", "steps are compiled and replayed as a CUDA graph: 1e+03 ms instead"),
+        (9.0, 2.0, 1.0, "cuda_graphs", "steps are not compiled: a replay is no faster, 2e+03 ms instead of 1e+03 ms"),
+        (1.0, 2.0, 3.0, "plain", "steps are not compiled: a replay is no faster, 2e+03 ms instead of 1e+03 ms"),
+    ):
+        # In the order in which they are taken: the plain step twice, and three replays of each way.
+        taken[:] = [plain] * 2 + [listed] * 3 + [graph] * 3
+        monkeypatch.setattr(replay, "_timed", lambda way, device: (list(way()), taken.pop(0)))
+        walk = Walk()
+        replays = replays_of(walk, "auto", "auto")
+        walk.go(replays)
+        assert replays.path == path
+        assert any(one.startswith(line) for one in replays.lines), replays.lines
 
 
 def test_a_number_that_python_read_shows_in_a_replay():
@@ -120,7 +189,10 @@ def test_a_number_that_python_read_shows_in_a_replay():
 def test_a_slower_replay_is_used_only_where_it_is_requested(monkeypatch):
     device = torch.device("cpu")
     assert [replays_of(Walk(), mode).is_wanted_on(device) for mode in replay.MODES] == [False, True, False]
+    assert [replays_of(Walk(), "auto", m).is_wanted_on(device) for m in replay.MODES] == [False, True, False]
     monkeypatch.setattr(replay.time, "perf_counter", iter(range(1000)).__next__)
+    # As on a GPU.
+    monkeypatch.setattr(replay, "_is_wanted", lambda mode, device: mode != "false")
     walk = Walk()
     replays = replays_of(walk, "auto")
     walk.go(replays)
@@ -142,6 +214,8 @@ def test_a_state_that_has_moved_is_recorded_anew():
 def test_an_unknown_mode_is_refused():
     with pytest.raises(ValueError, match="steps are replayed 'on': choose one of auto, true, false"):
         Replays("steps", "on")
+    with pytest.raises(ValueError, match="steps are compiled 'on': choose one of auto, true, false"):
+        Replays("steps", "auto", "on")
 
 
 SHAPES = st.lists(st.sampled_from([(), (3,), (2, 2)]), min_size=1, max_size=8)

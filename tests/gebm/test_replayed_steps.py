@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from gebm import GEBM, StandardNormal, folded, networks, replay, samplers
+from gebm import GEBM, StandardNormal, compiled, folded, networks, recording, samplers
 from gebm.classes import ChainPotential
 from gebm.samplers.replayed import BLOCK, ReplayedSteps
+from gebm.tape import Tape
 from tests.helpers import operator_graph
 from tests.helpers.kernels import Normal, every_kernel, rng
 
@@ -19,8 +20,9 @@ DECAY = samplers.StepDecay(factor=0.5, every=5 * BLOCK)
 
 @pytest.fixture(autouse=True)
 def graphs(monkeypatch):
-    """Replay operators without Python, as a GPU does."""
-    monkeypatch.setattr(replay, "capture", operator_graph.capture)
+    """Replay operators without Python, as a GPU does, and take the graphs that are to be compiled as they are."""
+    monkeypatch.setattr(recording, "capture", operator_graph.capture)
+    monkeypatch.setattr(compiled, "compile_graph", lambda graph: graph)
 
 
 def rugged(z: Tensor) -> Tensor:
@@ -52,10 +54,15 @@ def same(one: samplers.Chain, other: samplers.Chain) -> None:
 @pytest.mark.parametrize("name", kernels())
 def test_a_replayed_chain_is_the_plain_one_bit_for_bit_cut_anywhere(name):
     kernel, prior = kernels()[name], Normal()
-    z0, steps = torch.randn(20, 3, generator=rng(0)).clamp(max=0.5), ReplayedSteps("true")
-    seen: dict[bool, list[Tensor]] = {True: [], False: []}
+    z0 = torch.randn(20, 3, generator=rng(0)).clamp(max=0.5)
+    ways = {
+        "plain": {},
+        "cuda_graphs": {"steps": ReplayedSteps("true")},
+        "compiled": {"steps": ReplayedSteps("false", compiled="true")},
+    }
+    seen: dict[str, list[Tensor]] = {way: [] for way in ways}
 
-    def run(replayed: bool, num_steps: int, generator: torch.Generator, state=None) -> samplers.Chain:
+    def run(way: str, num_steps: int, generator: torch.Generator, state=None) -> samplers.Chain:
         return samplers.run(
             kernel,
             cliff,
@@ -65,22 +72,25 @@ def test_a_replayed_chain_is_the_plain_one_bit_for_bit_cut_anywhere(name):
             prior=prior,
             state=state,
             every=1,
-            callback=lambda step, state: seen[replayed].append(state.z.clone() + step),
-            **({"steps": steps} if replayed else {}),
+            callback=lambda step, state: seen[way].append(state.z.clone() + step),
+            **ways[way],
         )
 
-    generators = {replayed: rng(1) for replayed in (True, False)}
+    generators = {way: rng(1) for way in ways}
     states = dict.fromkeys(generators)
     for num_steps in (3 * BLOCK + 3, 3, 3 * BLOCK + 4):
-        chains = {replayed: run(replayed, num_steps, rng_, states[replayed]) for replayed, rng_ in generators.items()}
-        same(chains[True], chains[False])
-        states = {replayed: chain.state for replayed, chain in chains.items()}
-    assert steps.replays.replayed, steps.replays.lines
-    assert steps.replays.path == "cuda_graphs"
-    assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(seen[True], seen[False], strict=True))
-    assert torch.equal(generators[True].get_state(), generators[False].get_state())
+        chains = {way: run(way, num_steps, generator, states[way]) for way, generator in generators.items()}
+        states = {way: chain.state for way, chain in chains.items()}
+        for way in ("cuda_graphs", "compiled"):
+            same(chains[way], chains["plain"])
+    for way in ("cuda_graphs", "compiled"):
+        replays = ways[way]["steps"].replays
+        assert replays.replayed, replays.lines
+        assert replays.path == way
+        assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(seen[way], seen["plain"], strict=True))
+        assert torch.equal(generators[way].get_state(), generators["plain"].get_state())
     if name in ("ula", "kla"):
-        assert chains[False].divergences.sum() > 0
+        assert chains["plain"].divergences.sum() > 0
 
 
 def model(classes: bool = False) -> GEBM:
@@ -135,7 +145,7 @@ class Stale(samplers.UnadjustedLangevin):
     gradient: Tensor | None = None
 
     def step(self, state, potential, generator=None):
-        if isinstance(generator, replay.Tape):
+        if isinstance(generator, Tape):
             type(self).gradient = state.gradient.clone() if self.gradient is None else self.gradient
             state = state._replace(gradient=self.gradient)
         return super().step(state, potential, generator)

@@ -19,10 +19,11 @@ from gebm import (
     StandardNormal,
     Trainer,
     adam,
+    compiled,
     networks,
     objectives,
     penalties,
-    replay,
+    recording,
     samplers,
 )
 from tests.helpers import operator_graph
@@ -33,8 +34,9 @@ KINDS = Alternation(2, warmup_energy_steps=3, warmup_base_steps=1, warmup_every=
 
 @pytest.fixture(autouse=True)
 def graphs(monkeypatch):
-    """Replay operators without Python, as a GPU does."""
-    monkeypatch.setattr(replay, "capture", operator_graph.capture)
+    """Replay operators without Python, as a GPU does, and take the graphs that are to be compiled as they are."""
+    monkeypatch.setattr(recording, "capture", operator_graph.capture)
+    monkeypatch.setattr(compiled, "compile_graph", lambda graph: graph)
 
 
 def model_of(objective: str) -> GEBM:
@@ -46,8 +48,8 @@ def model_of(objective: str) -> GEBM:
     return GEBM(base, energy, StandardNormal(3)).double()
 
 
-def trainer_of(mode: str, objective: str = "kale_fenchel", **settings) -> Trainer:
-    model = model_of(objective)
+def trainer_of(mode: str, objective: str = "kale_fenchel", model: GEBM | None = None, **settings) -> Trainer:
+    model = model_of(objective) if model is None else model
     given = {
         "objective": objectives.make(objective, num_steps=2),
         "energy_optimizer": adam([*model.energy.parameters(), model.log_partition], 1e-3, weight_decay=0.1),
@@ -84,10 +86,17 @@ def assert_same(one: Trainer, other: Trainer, infos: list, others: list) -> None
 
 def assert_replayed_as_plain(at_least: int, **settings) -> None:
     plain, replayed = trainer_of("false", **settings), trainer_of("true", **settings)
-    assert_same(replayed, plain, train(replayed), train(plain))
-    replays = replayed.replayed.replays
-    assert replays.replayed >= at_least, replays.lines
-    assert not any("are not replayed" in line for line in replays.lines), replays.lines
+    listed = trainer_of("false", compiled="true", **settings)
+    infos = train(plain)
+    assert_same(replayed, plain, train(replayed), infos)
+    # The graphs that are to be compiled compute the very same.
+    torch.testing.assert_close(torch.tensor(train(listed)), torch.tensor(infos), rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(everything(listed), everything(plain), rtol=0, atol=0)
+    for trainer, path in ((replayed, "cuda_graphs"), (listed, "compiled")):
+        replays = trainer.replayed.replays
+        assert replays.replayed >= at_least, replays.lines
+        assert replays.path == path
+        assert not any("are not" in line for line in replays.lines), replays.lines
     assert plain.replayed.replays.replayed == 0
 
 
