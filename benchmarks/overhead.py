@@ -104,7 +104,7 @@ class Trial(NamedTuple):
     @property
     def own_cpu(self) -> float:
         """Seconds of processor time of the trial's own processes."""
-        return sum(seconds for kind, seconds in self.cpu.items() if kind not in ("driver", "idle", *RAYS_OWN))
+        return sum(seconds for kind, seconds in self.cpu.items() if kind not in ("driver", *RAYS_OWN))
 
 
 def _overrides(arguments: argparse.Namespace, device: torch.device, folder: Path) -> dict[str, Any]:
@@ -204,8 +204,8 @@ def _trial(overrides: dict[str, Any], folder: Path, name: str) -> Trial:
 
 
 def _of_ray(trial: Trial) -> float:
-    """Return the seconds of processor time of Ray's own processes, and of those that nothing was asked of."""
-    return sum(trial.cpu.get(kind, 0.0) for kind in ("idle", *RAYS_OWN))
+    """Return the seconds of processor time of Ray's own processes."""
+    return sum(trial.cpu.get(kind, 0.0) for kind in RAYS_OWN)
 
 
 def _tables(bares: list[Bare], trials: list[Trial], steps: int) -> dict[str, list[dict[str, Any]]]:

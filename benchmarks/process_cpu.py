@@ -22,8 +22,8 @@ import psutil
 
 __all__ = ["RAYS_OWN", "Usage", "kind_of", "measure", "run"]
 
-RAYS_OWN = ("raylet", "gcs_server", "DashboardAgent", "RuntimeEnvAgent", "other")
-"""Kinds of process that Ray starts with a cluster; *other* are its dashboard, monitor and the like."""
+RAYS_OWN = ("raylet", "gcs_server", "DashboardAgent", "RuntimeEnvAgent", "idle", "other")
+"""Kinds of process that Ray starts for itself; *other* are its dashboard, monitor and the like."""
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 _INTERVAL = 0.25
@@ -73,20 +73,19 @@ class Usage:
         }
 
 
-def kind_of(words: list[str], name: str = "") -> str:
+def kind_of(words: list[str]) -> str:
     """Return what a process is for: the name that Ray gives it, or the program's.
 
     A process of Ray that has not said what it is for is *idle*.
 
     Args:
         words: Its command line.
-        name: Its name, where it has no command line.
 
     Example:
         >>> [kind_of([title]) for title in ("ray::TrainController.run", "ray::IDLE", "/bin/raylet", "/bin/python")]
         ['TrainController', 'idle', 'raylet', 'other']
     """
-    title = words[0] if words else name
+    title = words[0] if words else ""
     if title.startswith("ray::"):
         return title.removeprefix("ray::").split(".")[0].split("(")[0].strip().replace("IDLE", "idle")
     return next((kind for kind in ("raylet", "gcs_server") if kind in title), "other")
@@ -122,10 +121,11 @@ def measure(command: list[str], folder: Path, environment: Mapping[str, str] | N
                 for one in (process, *process.children(recursive=True)):
                     with contextlib.suppress(psutil.Error):
                         key = one.pid, one.create_time()
-                        # It may end between any two of these questions.
-                        kind = "driver" if one.pid == process.pid else kind_of(one.cmdline(), one.name())
-                        spent = one.cpu_times()
-                        kinds[key], taken[key] = kind, spent.user + spent.system
+                        # It may end between any two of these questions, and one that has ended has no words.
+                        words, spent = one.cmdline(), one.cpu_times()
+                        if words or key not in kinds:
+                            kinds[key] = "driver" if one.pid == process.pid else kind_of(words)
+                        taken[key] = spent.user + spent.system
             times.append(time.time())
             looks.append(dict(taken))
             time.sleep(_INTERVAL)
