@@ -10,7 +10,15 @@ __all__ = ["SKIPPED", "best_metric_name", "metric_name"]
 # The base, the GEBM's chains, and the base's samples weighted by exp(-E), which are the GEBM at beta 1.
 _MODELS = (*ENDS, "weighted")
 
-SKIPPED = ("base_step", "chain_step", "seconds_left", "seconds_an_evaluation", "trial_seconds", "sweep_seconds")
+SKIPPED = (
+    "base_step",
+    "chain_step",
+    "seconds_left",
+    "seconds_a_step",
+    "seconds_an_evaluation",
+    "trial_seconds",
+    "sweep_seconds",
+)
 """Numbers of a report that are not metrics."""
 
 
