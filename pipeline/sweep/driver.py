@@ -35,6 +35,7 @@ from pipeline.sweep.display.eta import time_left
 from pipeline.sweep.earlier_sweeps import expected_seconds
 from pipeline.sweep.finalists import score_finalists
 from pipeline.sweep.finalize import current_results, finalize, print_results
+from pipeline.sweep.finals_time import finals_seconds
 from pipeline.sweep.plan import SweepPlan, require_unchanged, resolve
 from pipeline.sweep.preflight import preflight_notes
 from pipeline.sweep.preparation import prepare_shared
@@ -226,7 +227,9 @@ class Sweep:
         config, capacity = self.plan.config, self.capacity
         searcher, count = search.make_searcher(config, self.plan.space, self.plan.trials)
         concurrent = min(capacity.concurrent_trials, config.sweep.max_concurrent or capacity.concurrent_trials)
-        self.display.status.rungs = search.scheduled_rungs(config, self.plan.space)
+        status = self.display.status
+        status.rungs = search.scheduled_rungs(config, self.plan.space)
+        status.finals_seconds = lambda: finals_seconds(config, self.summary, capacity, status.trials)
         log.info(self._size(count, concurrent))
         with self.display.sweep(count, concurrent):
             # Population-based training passes checkpoints from one trial to another, by files that name them.
