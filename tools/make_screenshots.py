@@ -88,6 +88,9 @@ def browser(folder: Path) -> Iterator[Chrome]:
         for argument in [*_ARGUMENTS, f"--user-data-dir={profile}"]:
             options.add_argument(argument)
         driver = Chrome(options, Service(shutil.which("chromedriver")))
+        # The size of a window counts its frame, which a headless one has as well.
+        size = {"width": _SIZE[0], "height": _SIZE[1], "deviceScaleFactor": 1, "mobile": False}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         try:
             yield driver
         except BaseException as error:
@@ -321,18 +324,19 @@ def main() -> None:
         review.model(client.get_experiment(experiment).name)
         _save(driver, "ui-model")
         driver.get(Path(client.download_artifacts(arguments.sweep, "report/report.html", str(folder))).as_uri())
-        driver.set_window_size(_SIZE[0], 2 * _SIZE[1])
         first = review.figures()[0]
-        _save(driver, "report", height=first.rect["y"] + first.rect["height"])
+        _save(driver, "report")
+        driver.execute_script("arguments[0].scrollIntoView()", first)
+        _save(driver, "report-charts")
 
 
-def _save(driver: Chrome, name: str, height: int | None = None) -> None:
-    """Save what the browser shows, down to a height, with few enough colors for a small file."""
+def _save(driver: Chrome, name: str) -> None:
+    """Save what the browser shows, with few enough colors for a small file."""
     # Animations end before a picture is taken; the tests need no such wait.
     time.sleep(1.0)
     with Image.open(io.BytesIO(driver.get_screenshot_as_png())) as shown:
-        whole = shown.convert("RGB").crop((0, 0, shown.width, int(height or shown.height)))
-        whole.quantize(256, dither=Image.Dither.NONE).save(IMAGES / f"{name}.png", optimize=True)
+        few = shown.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        few.save(IMAGES / f"{name}.png", optimize=True)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,8 @@ def describe_temperature(beta: float) -> str:
     Example:
         >>> describe_temperature(1.0), describe_temperature(10.0)
         ('beta 1: the model itself', 'beta 10: colder than the model')
+        >>> describe_temperature(6.380556)
+        'beta 6.381: colder than the model'
         >>> describe_temperature(0.5), describe_temperature(0.0)
         ('beta 0.5: hotter than the model', 'beta 0: the base alone')
     """
@@ -45,7 +47,7 @@ def describe_temperature(beta: float) -> str:
     if beta == 0:
         return "beta 0: the base alone"
     # Repr where the short form would round to 1, which is another statement.
-    number = f"{beta:g}" if f"{beta:g}" != "1" else repr(float(beta))
+    number = f"{beta:.4g}" if f"{beta:.4g}" != "1" else repr(float(beta))
     return f"beta {number}: {'colder' if beta > 1 else 'hotter'} than the model"
 
 
@@ -64,7 +66,7 @@ def describe_temperatures(betas: list[float]) -> str:
     low, high = min(betas), max(betas)
     if low == high:
         return describe_temperature(low)
-    return f"beta {low:g} to {high:g}, by trial; 1 is the model itself, larger is colder"
+    return f"beta {low:.4g} to {high:.4g}, by trial; 1 is the model itself, larger is colder"
 
 
 def sampling_beta(config: Config, params: dict[str, Any] | None = None) -> float | None:

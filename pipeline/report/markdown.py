@@ -69,7 +69,7 @@ def sections(results: SweepResults) -> dict[str, str]:
     Returns:
         Key of a section -> its text, which may be empty.
     """
-    return _sections(results, _MAX_ROWS, _ALL_ITEMS)
+    return _sections(results, _MAX_ROWS, _ALL_ITEMS) | {"headline": f"# {_headline(results)}"}
 
 
 def _joined(parts: dict[str, str]) -> str:
@@ -79,7 +79,8 @@ def _joined(parts: dict[str, str]) -> str:
 def _sections(results: SweepResults, rows: int, items: int) -> dict[str, str]:
     """Return the sections with a number of rows of the table, and a number of items in each list."""
     return {
-        "headline": f"# {escape(results.experiment)}: {_headline(results)}",
+        # Lines of a large heading that is wrapped overlap in MLflow's UI.
+        "headline": f"**{_headline(results)}**",
         "setup": _setup(results),
         "best": _best_trial(results, items),
         "next": best_and_next(results, items),
@@ -95,7 +96,8 @@ def _sections(results: SweepResults, rows: int, items: int) -> dict[str, str]:
 
 def _headline(results: SweepResults) -> str:
     """Return the result in a line: MLflow shows little more of a description until it is expanded."""
-    count, best = f"{len(results.records.trials)} trials by {escape(results.measure)}", results.records.best()
+    trials, best = f"{len(results.records.trials)} trials by {escape(results.measure)}", results.records.best()
+    count = f"{escape(results.experiment)}: {trials}"
     if best is None:
         return count
     notes = "; ".join(filter(None, [results.trial_temperature(best), "with warnings" if best.warnings else None]))

@@ -1,14 +1,18 @@
 "use strict";
-// Each table is sorted by the column whose head is clicked, or chosen by keyboard; once more turns the order round.
+// Columns of numbers are aligned to the right, those of names to the left. Each table is sorted by the column whose head is clicked, or chosen by keyboard; once more turns the order round.
 // A score goes by its value, without its error. What is missing comes last in either order.
 const number = /^([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)(?: ± .*)?$/i;
 const missing = /^(-?|nan)$/i;
 
-function sortBy(body, column, sign) {
+function readColumn(body, column) {
   const rows = [...body.rows].map((row) => ({ row, text: row.cells[column].textContent.trim() }));
   const present = rows.filter(({ text }) => !missing.test(text));
-  const numeric = present.every(({ text }) => number.test(text));
-  const compare = numeric
+  return { rows, present, isNumeric: present.every(({ text }) => number.test(text)) };
+}
+
+function sortBy(body, column, sign) {
+  const { rows, present, isNumeric } = readColumn(body, column);
+  const compare = isNumeric
     ? (a, b) => parseFloat(a.text) - parseFloat(b.text)
     : (a, b) => a.text.localeCompare(b.text, "en", { numeric: true });
   present.sort((a, b) => sign * compare(a, b));
@@ -18,6 +22,10 @@ function sortBy(body, column, sign) {
 for (const table of document.querySelectorAll("table")) {
   const heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, column) => {
+    // A first column is of names, such as the number of a trial.
+    if (column > 0 && readColumn(table.tBodies[0], column).isNumeric) {
+      [...table.rows].forEach((row) => row.cells[column].classList.add("numeric"));
+    }
     const button = document.createElement("button");
     button.type = "button";
     button.append(...head.childNodes);

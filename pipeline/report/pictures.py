@@ -80,7 +80,11 @@ def galleries(results: SweepResults) -> list[Gallery]:
     compared = Gallery("samples", title)
     for name, trial in trials.items():
         step, score = trial.best_metrics.get("base_step"), format_score(trial.best_metrics, results.metric)
-        add_picture(compared, results, trial, step, _SAMPLES, f"{name}: trial {trial.name}, base step {step}, {score}")
+        temperature = results.trial_temperature(trial)
+        caption = f"{name}: trial {trial.name}, base step {step}, {score}" + (
+            f" ({temperature})" if temperature else ""
+        )
+        add_picture(compared, results, trial, step, _SAMPLES, caption)
     training = Gallery("training", f"Samples of the best trial, {best.name}, over training: from the same latents")
     if not results.is_sampler_search:
         for step, caption in _evaluations(results, best):

@@ -35,6 +35,7 @@ from pipeline.sweep.display.eta import time_left
 from pipeline.sweep.earlier_sweeps import expected_seconds
 from pipeline.sweep.finalists import score_finalists
 from pipeline.sweep.finalize import current_results, finalize, print_results
+from pipeline.sweep.finals_time import fewest_candidates, finals_seconds
 from pipeline.sweep.plan import SweepPlan, require_unchanged, resolve
 from pipeline.sweep.preflight import preflight_notes
 from pipeline.sweep.preparation import prepare_shared
@@ -226,7 +227,9 @@ class Sweep:
         config, capacity = self.plan.config, self.capacity
         searcher, count = search.make_searcher(config, self.plan.space, self.plan.trials)
         concurrent = min(capacity.concurrent_trials, config.sweep.max_concurrent or capacity.concurrent_trials)
-        self.display.status.rungs = search.scheduled_rungs(config, self.plan.space)
+        status = self.display.status
+        status.rungs = search.scheduled_rungs(config, self.plan.space)
+        status.finals_seconds = lambda: finals_seconds(config, self.summary, capacity, status.trials)
         log.info(self._size(count, concurrent))
         with self.display.sweep(count, concurrent):
             # Population-based training passes checkpoints from one trial to another, by files that name them.
@@ -299,7 +302,9 @@ class Sweep:
         )
         self.tracker.tag(None, provenance.tags(config) | ({} if beta is None else {BETA: f"{beta:g}"}))
         records = self.summary
-        self.tracker.share_view(view_columns(records), records.metric, records.mode, list(self.plan.space))
+        has_finals = fewest_candidates(config, config.sweep.num_trials) is not None
+        columns, searched = view_columns(records), list(self.plan.space)
+        self.tracker.share_view(columns, records.metric, records.mode, searched, has_finals=has_finals)
         self.tracker.log_data(provenance.describe_dataset(self.plan.store))
         if self.plan.run_id and self.tracker.run_id != self.plan.run_id:
             restore_runs(config, self.summary, self.tracker)

@@ -25,7 +25,6 @@ from pipeline import tasks
 from pipeline.config.own_choices import DATA_KEYS
 from pipeline.config.plugins import install, sources
 from pipeline.config.scores import format_score, standard_error_of
-from pipeline.config.tasks import facts_of
 from pipeline.evaluation.base import EvaluationRun
 from pipeline.runtime.errors import LockLost, UserError, one_line
 from pipeline.runtime.filesystem import filesystem
@@ -33,6 +32,7 @@ from pipeline.runtime.redaction import redact
 from pipeline.runtime.terminal import Progress
 from pipeline.runtime.watchdog import Watchdog
 from pipeline.sweep.cluster import Capacity
+from pipeline.sweep.finals_time import fewest_candidates
 from pipeline.sweep.preparation import ProgressFile, read_progress
 from pipeline.tracking.finalists import Finalist, close_to_best, order_changes
 from pipeline.tracking.locations import absolute_folder
@@ -52,9 +52,7 @@ def score_finalists(config: schema.Config, records: SweepSummary, capacity: Capa
     """Score the finalists again, and put what they scored into the summary.
 
     A finalist that cannot be scored is a line, and the next of the trials that are as close to the best takes its
-    place. A best trial that no other comes close to is scored again where its second score is of more samples, since
-    the registry compares only scores of as many. Nothing is done for a single trial, nor for densities, whose scores
-    are of the same rows whatever is drawn.
+    place. Nothing is done where :func:`pipeline.sweep.finals_time.fewest_candidates` finds too few.
 
     Args:
         config: The experiment.
@@ -65,9 +63,8 @@ def score_finalists(config: schema.Config, records: SweepSummary, capacity: Capa
         LockLost: Another driver has taken over the folder.
     """
     finals = _Finals(config, records, capacity)
-    is_larger = config.evaluation.final_samples not in (None, config.evaluation.num_samples)
-    fewest = 1 if is_larger and len(records.trials) > 1 else 2
-    if config.sweep.finalists == 0 or facts_of(config.task).likelihood or len(finals.candidates) < fewest:
+    fewest = fewest_candidates(config, len(records.trials))
+    if fewest is None or len(finals.candidates) < fewest:
         records.finalists = []
         return
     finals.choose()

@@ -24,7 +24,7 @@ from pipeline.runtime.filesystem import write_file
 from pipeline.sweep.display.console import draw_finalists, results_table, seeds_table
 from pipeline.sweep.display.live_table import scores_in_words
 from pipeline.tracking import provenance
-from pipeline.tracking.metric_names import metric_name
+from pipeline.tracking.metric_names import final_metric_name
 from pipeline.tracking.registry import BEST, model_name
 from pipeline.tracking.shared_view import route
 from pipeline.tracking.summary import SweepSummary, TrialRecord
@@ -103,7 +103,7 @@ def _log_finals(records: SweepSummary, tracker: Tracker) -> None:
             f"{name}{end}" for name in dict.fromkeys([*records.shown, records.metric]) for end in ("", STANDARD_ERROR)
         ]
         scores = {
-            f"final_{metric_name(name, tracker.extractor)}": finalist.metrics[name]
+            final_metric_name(name, tracker.extractor): finalist.metrics[name]
             for name in names
             if name in finalist.metrics
         }

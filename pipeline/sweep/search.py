@@ -243,7 +243,7 @@ class _PopulationBasedTraining(PopulationBasedTraining):
 
 
 def scheduled_rungs(config: Config, space: SearchSpace) -> list[Rung]:
-    """Return where a sweep's scheduler prunes trials, and which part continues there; empty where it prunes none.
+    """Return where a sweep's scheduler prunes trials; empty where it prunes none.
 
     Args:
         config: The experiment.
@@ -256,7 +256,7 @@ def scheduled_rungs(config: Config, space: SearchSpace) -> list[Rung]:
     every = 1 if is_sampler_search(config) else config.evaluation.every
     rungs, step = [], _grace_period(config, total)
     while (judged := -(-step // every) * every) < total:
-        rungs.append(Rung(judged / total, 1 / factor))
+        rungs.append(Rung(judged / total, factor))
         step *= factor
     # Rungs that are judged at the same evaluation are one.
     return list(dict.fromkeys(rungs))

@@ -5,12 +5,20 @@ from __future__ import annotations
 from pipeline.config import metrics
 from pipeline.config.scores import CLASS_FID, ENDS, REPORT_GROUPS, STANDARD_ERROR
 
-__all__ = ["SKIPPED", "best_metric_name", "metric_name"]
+__all__ = ["SKIPPED", "best_metric_name", "final_metric_name", "metric_name"]
 
 # The base, the GEBM's chains, and the base's samples weighted by exp(-E), which are the GEBM at beta 1.
 _MODELS = (*ENDS, "weighted")
 
-SKIPPED = ("base_step", "chain_step", "seconds_left", "seconds_an_evaluation", "trial_seconds", "sweep_seconds")
+SKIPPED = (
+    "base_step",
+    "chain_step",
+    "seconds_left",
+    "seconds_a_step",
+    "seconds_an_evaluation",
+    "trial_seconds",
+    "sweep_seconds",
+)
 """Numbers of a report that are not metrics."""
 
 
@@ -64,3 +72,17 @@ def best_metric_name(name: str, extractor: str | None) -> str:
         'best/fid_gebm.inception-v3-compat'
     """
     return f"best/{metric_name(name, extractor).replace('/', '_')}"
+
+
+def final_metric_name(name: str, extractor: str | None) -> str:
+    """Return the name in the tracker of a number of a finalist's second score.
+
+    Args:
+        name: Name in a trial's report.
+        extractor: The feature extractor; ``None`` where there is none.
+
+    Example:
+        >>> final_metric_name("fid_gebm", "inception-v3-compat")
+        'final_fid/gebm.inception-v3-compat'
+    """
+    return f"final_{metric_name(name, extractor)}"

@@ -28,7 +28,7 @@ from pipeline.tracking.database import opening
 from pipeline.tracking.journal import Journal
 from pipeline.tracking.journal_delivery import Delivery, log_params
 from pipeline.tracking.locations import relative_place
-from pipeline.tracking.metric_names import SKIPPED, best_metric_name, metric_name
+from pipeline.tracking.metric_names import SKIPPED, best_metric_name, final_metric_name, metric_name
 from pipeline.tracking.registry import Package
 from pipeline.tracking.resumed_run import why_not_continued
 from pipeline.tracking.shared_view import shared_view
@@ -272,7 +272,9 @@ class Tracker:
         """
         self._put("end", trial, status=status, time=_now(), name=name)
 
-    def share_view(self, metrics: Sequence[str], score: str, mode: str, searched: Sequence[str]) -> None:
+    def share_view(
+        self, metrics: Sequence[str], score: str, mode: str, searched: Sequence[str], *, has_finals: bool
+    ) -> None:
         """Keep a view of the trials in the tracker; see :func:`pipeline.tracking.shared_view.shared_view`.
 
         Args:
@@ -280,9 +282,14 @@ class Tracker:
             score: The one that trials are ranked by.
             mode: ``min`` or ``max``.
             searched: Keys that the search sets.
+            has_finals: Whether the second score of finalists is a column as well.
         """
-        names, best = ([best_metric_name(name, self.extractor) for name in group] for group in (metrics, [score]))
-        view = shared_view(self.run_id, names, best[0], is_ascending=mode == "min", searched=searched)
+        names, best = (
+            [best_metric_name(name, self.extractor) for name in metrics],
+            best_metric_name(score, self.extractor),
+        )
+        names += [final_metric_name(score, self.extractor)] if has_finals else []
+        view = shared_view(self.run_id, names, best, is_ascending=mode == "min", searched=searched)
         self._put("view", None, view=view)
 
     def trial_run_id(self, trial: str) -> str | None:

@@ -30,9 +30,10 @@ from pipeline.training.fitting_batch import out_of_memory_as_error
 from pipeline.training.learning_rate_decay import LearningRateDecay
 from pipeline.training.load_trainer import load_trainer
 from pipeline.training.pacing import Pace
-from pipeline.training.progress import evaluation_due, evaluations_left, progress, require_finite
+from pipeline.training.progress import evaluation_due, progress, require_finite
 from pipeline.training.step_generator import step_generator
 from pipeline.training.throughput import Throughput
+from pipeline.training.time_left import TimeLeft
 from pipeline.training.trial_evaluation import TrialEvaluation
 from pipeline.training.trial_folder import TrialFolder
 from pipeline.training.worker import Worker
@@ -113,7 +114,7 @@ class TrialRun:
         self.infos: list[StepInfo] = []
         self.has_fitted = False
         self.report: dict[str, Any] = {}
-        self.reported_at, self.evaluation_seconds = time.monotonic(), 0.0
+        self.reported_at, self.time_left = time.monotonic(), TimeLeft(self.trainer, config)
 
     def run(self) -> None:
         """Train to the last base step, and report, save and evaluate where that is due."""
@@ -185,11 +186,10 @@ class TrialRun:
     def make_report(self) -> None:
         """Collect the numbers of the steps since the last report; this waits for the device."""
         seconds = time.monotonic() - self.reported_at
-        numbers = progress(
-            self.infos, self.trainer, self.config, seconds=seconds, evaluation_seconds=self.evaluation_seconds
-        )
+        self.time_left.add_steps(seconds, len(self.infos))
         self.report = {
-            **numbers,
+            **progress(self.infos, self.trainer, self.config, seconds=seconds),
+            **self.time_left.numbers(),
             **self.throughput.compute(seconds),
             "train_precision": self.trainer.precision,
             "system": self.system_metrics.sample(),
@@ -231,11 +231,8 @@ class TrialRun:
         self.report |= self._evaluate_model(f"step-{done:08d}")
         for key, messages in earlier.items():
             self._add(key, messages, first=True)
-        slower_by = self.report["evaluation_seconds"] - self.evaluation_seconds
-        self.evaluation_seconds = self.report["seconds_an_evaluation"] = self.report["evaluation_seconds"]
-        remaining = slower_by * evaluations_left(self.config, done)
-        # The report was made before the final phase, which it counts.
-        self.report["seconds_left"] = 0.0 if is_last else self.report.get("seconds_left", 0.0) + remaining
+        self.time_left.add_evaluation(self.report["evaluation_seconds"])
+        self.report |= self.time_left.numbers()
         score = self.report[self.config.sweep.metric] * (1 if self.config.sweep.mode == "min" else -1)
         self.report |= self.save(score=score)
 
@@ -324,7 +321,7 @@ class TrialRun:
     def _resume_reports(self, checkpoint: Checkpoint) -> None:
         """Report again what the trial's own checkpoint reported, or evaluate if it died before that was done."""
         config, report = self.config, self.folder.present_report(checkpoint.state["report"])
-        self.evaluation_seconds = report.get("seconds_an_evaluation", 0.0)
+        self.time_left.resume(report)
         if evaluation_due(config, self.trainer.base_step) and config.sweep.metric not in report:
             self.report = dict(report)
             self.evaluate()

@@ -1,4 +1,4 @@
-"""Progress report of a trial: losses, speed, learning rates, and the remaining time."""
+"""Progress report of a trial: losses, speed and learning rates; and the steps and evaluations that are left."""
 
 from __future__ import annotations
 
@@ -47,9 +47,7 @@ def require_finite(infos: list[StepInfo], base_step: int) -> None:
         )
 
 
-def progress(
-    infos: list[StepInfo], trainer: Trainer, config: Config, *, seconds: float, evaluation_seconds: float
-) -> dict[str, float]:
+def progress(infos: list[StepInfo], trainer: Trainer, config: Config, *, seconds: float) -> dict[str, float]:
     """Return the numbers of the steps since the last report. Only reports wait for the device, not every step.
 
     Args:
@@ -57,7 +55,6 @@ def progress(
         trainer: Their trainer.
         config: The experiment.
         seconds: How long they took.
-        evaluation_seconds: How long an evaluation takes; 0 where that is not known yet.
 
     Returns:
         The numbers by name, those that are finite: a mean over no steps, such as an energy's under maximum
@@ -66,15 +63,12 @@ def progress(
     seconds = max(seconds, 1e-9)
     losses = torch.stack([torch.stack([info.energy_loss, info.base_loss]) for info in infos]).float().cpu()
     largest = torch.stack([info.largest_energy_loss for info in infos]).float().cpu().max()
-    newest, done = infos[-1], trainer.base_step
-    # A warm-up has many more energy steps than the base steps that are left, most of them.
-    seconds_a_step = seconds / max(1, steps_between(trainer, done - len(infos), done))
+    newest = infos[-1]
     # A base that learns from data takes a batch where no energy step has.
     at_least = int(trainer.train_base and trainer.objective.base_learns_from == "data")
     images = sum(max(info.energy_steps, at_least) for info in infos) * config.train.batch_size
-    steps_left = steps_between(trainer, done, config.train.base_steps) + config.train.final_energy_steps
     numbers = {
-        "base_step": done,
+        "base_step": trainer.base_step,
         "energy_loss": losses[:, 0].mean().item(),
         "largest_energy_loss": largest.item(),
         "base_loss": losses[:, 1].mean().item(),
@@ -84,8 +78,6 @@ def progress(
         "log_partition": newest.log_partition.item(),
         "base_steps_per_second": len(infos) / seconds,
         "images_per_second": images / seconds,
-        "seconds_left": steps_left * seconds_a_step + evaluation_seconds * evaluations_left(config, done),
-        "seconds_an_evaluation": evaluation_seconds,
         "energy_lr": _learning_rate(trainer.energy_optimizer),
         "base_lr": _learning_rate(trainer.base_optimizer),
     }

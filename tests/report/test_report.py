@@ -439,6 +439,9 @@ def test_tables_sort_by_mouse_and_by_keyboard(tmp_path):
         def button(head: str):
             return next(one for one in heads if one.text.strip() == head).find_element("css selector", "button")
 
+        aligned = {one.text.strip(): one.value_of_css_property("text-align") for one in heads}
+        assert {aligned[head] for head in ("trial", "status")} == {"left"}
+        assert {aligned[head] for head in ("fid_gebm", "minutes", "train.energy_lr")} == {"right"}
         before = column("fid_gebm")
         assert [float(cell.split()[0]) for cell in before] == sorted(float(cell.split()[0]) for cell in before)
         button("trial").click()

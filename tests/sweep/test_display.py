@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.text import Text
 
 from pipeline.sweep.display.console import Display, results_table, seeds_table
-from pipeline.sweep.display.eta import TrialProgress, estimate_eta
+from pipeline.sweep.display.eta import Rung, TrialProgress, estimate_eta
 from pipeline.sweep.display.live_table import Column, Priority, SweepStatus, fit, short_names
 from pipeline.tracking.summary import TERMINAL_STATUSES, SweepSummary, TrialRecord
 from pipeline.tracking.trial_steps import TrialSteps
@@ -234,9 +234,10 @@ SECONDS = st.integers(0, 10**8).map(lambda milliseconds: milliseconds / 1000)
     st.lists(st.builds(TrialProgress, FRACTIONS, SECONDS, st.booleans()), max_size=40),
     st.integers(0, 100),
     st.integers(1, 8),
+    st.lists(st.builds(Rung, st.floats(0.01, 0.99), st.floats(1.5, 4.0)), max_size=3).map(sorted),
 )
-def test_it_is_never_more_than_if_none_were_pruned(courses, waiting, slots):
-    left = estimate_eta(courses, waiting, slots)
+def test_it_is_never_more_than_if_none_were_pruned(courses, waiting, slots, rungs):
+    left = estimate_eta(courses, waiting, slots, rungs)
     if left is None:
         assert not sum(course.fraction for course in courses) or not sum(course.seconds for course in courses)
         return

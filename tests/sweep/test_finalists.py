@@ -28,8 +28,9 @@ from pipeline.runtime.filesystem import write_file
 from pipeline.sweep import finalists as finals
 from pipeline.sweep.cluster import Capacity
 from pipeline.sweep.display.console import draw_finalists
-from pipeline.sweep.display.live_table import scores_in_words
+from pipeline.sweep.display.live_table import SweepStatus, scores_in_words
 from pipeline.sweep.driver import Sweep
+from pipeline.sweep.finals_time import finals_seconds
 from pipeline.sweep.preparation import ProgressFile
 from pipeline.tracking.finalists import Finalist, close_to_best, read_finalists
 from pipeline.tracking.locations import imported_start
@@ -249,6 +250,32 @@ def test_where_there_is_nothing_to_decide_nothing_is_scored(sweep, why):
         sweep.config.sweep.finalists = 0
     sweep.run()
     assert sweep.scored == [] and sweep.records.finalists == [] and sweep.records.best() is not None
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers", "finalists", "expected"),
+    [
+        ([{"CPU": 2.0}], 1, 4, 2 * 50.0),  # three are close to the best, two at a time
+        ([{"CPU": 3.0}], 1, 4, 50.0),
+        ([{"CPU": 1.0}], 1, 2, 2 * 50.0),
+        ([{"CPU": 2.0}], 2, 4, 2 * 2 * 50.0),
+        ([{"CPU": 2.0}], 1, 0, 0.0),
+    ],
+)
+def test_the_time_of_the_finals_is_a_part_of_what_is_left(sweep, nodes, workers, finalists, expected):
+    """Evaluations of 1,000 samples took 8 s and 12 s: one of 5,000 takes five times their mean."""
+    sweep.config.sweep.finalists = finalists
+    capacity, status = Capacity(nodes, {"CPU": 1.0}, workers), SweepStatus(sweep.records, "small", trials=5)
+    assert finals_seconds(sweep.config, sweep.records, capacity, 5) == 0
+    for record, seconds in zip(sweep.records.trials, (8.0, 12.0, 0.0, math.nan), strict=True):
+        record.metrics, record.seconds = {"base_step": 8, "seconds_an_evaluation": seconds}, 100.0
+    before = status.remaining()
+    status.finals_seconds = lambda: finals_seconds(sweep.config, sweep.records, capacity, 5)
+    assert status.remaining().seconds - before.seconds == pytest.approx(expected)
+    assert before.done == pytest.approx(4 / 5) and status.remaining().done == pytest.approx(400 / (500 + expected))
+    assert finals_seconds(sweep.config, sweep.records, capacity, 1) == 0
+    sweep.config.evaluation.final_samples = None
+    assert finals_seconds(sweep.config, sweep.records, capacity, 5) == pytest.approx(expected / 5)
 
 
 def test_a_best_trial_that_none_comes_close_to_is_scored_on_the_samples_of_all_finals(sweep):

@@ -88,7 +88,7 @@ def test_tables_report_and_charts_say_the_beta_of_a_sweep(beta):
     assert f"fid_gebm 5.000 ({words})" in SweepStatus(records, "small", trials=4).summary()
     found = collect_results("folder", records, {})
     text = markdown(found)
-    assert text.splitlines()[0].endswith(f"the best 5.000 ({words})")
+    assert text.splitlines()[0].endswith(f"the best 5.000 ({words})**")
     assert f"`fid_gebm` 5.000 ({words}). With its energy" in text and f"Scores of the GEBM: {words}." in text
     axes = [chart for chart in charts(found) if chart.key in ("learning_curves", "against_train_base_lr")]
     assert len(axes) == 2

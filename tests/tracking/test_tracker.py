@@ -154,7 +154,7 @@ def test_a_sweep_and_its_trials(place, tmp_path):
     tracker = Tracker(uri, "digits", artifacts=artifacts, journal=tmp_path / "journal", folder=str(tmp_path))
     parent = tracker.start_sweep("sweep", PARAMS, "**what it is**", extractor="any-1a2b")
     tracker.log_data(DATA)
-    tracker.share_view(["fid_base", "fid_gebm"], "fid_gebm", "min", ["train.base_lr"])
+    tracker.share_view(["fid_base", "fid_gebm"], "fid_gebm", "min", ["train.base_lr"], has_finals=True)
     tracker.start_trial("000", {"train": {"base_lr": 3e-4}}, {"experiment": "digits"}, "train:\n  base_lr: 0.0003\n")
     for step, fid in ((10, 5.0), (20, 4.0)):
         values = {
@@ -200,6 +200,7 @@ def test_a_sweep_and_its_trials(place, tmp_path):
     assert Path(config).read_text() == "train:\n  base_lr: 0.0003\n"
     view = json.loads(client.get_experiment(above.info.experiment_id).tags[f"mlflow.sharedViewState.{parent}"])
     assert view["orderByKey"] == "metrics.`best/fid_gebm.any-1a2b`" and view["orderByAsc"] is True
+    assert "metrics.`final_fid/gebm.any-1a2b`" in view["selectedColumns"]
     assert [run.info.run_id for run in client.search_runs([tracker.experiment_id], view["searchFilter"])] == [child]
     assert found.data.metrics == {
         "fid/base.any-1a2b": 5.0,

@@ -1,23 +1,18 @@
 """ETA of a sweep, estimated from its trials so far.
 
-Trials do not all run to the end: a scheduler prunes most of them. The mean of those that have ended would say too
-little while the long ones still run, and the time of a whole trial too much. This is the estimate of survival analysis
-(Kaplan and Meier, 1958): a trial that has ended early counts as such, and one that still runs counts up to where it is.
-The scheduler's rule counts as a fixed number of further trials: the first trials at a rung are promoted more often than
-those that follow, so that for a long time they alone would make the estimate too long.
+Trials do not all run to the end. Where a scheduler prunes them, its rule says which part of those still to be judged
+will continue: of the first trials at a rung more than of later ones. Elsewhere some fail, and the mean of those that
+have ended would say too little while the long ones still run. This is the estimate of survival analysis (Kaplan and
+Meier, 1958): a trial that has ended early counts as such, and one that still runs counts up to where it is.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 __all__ = ["Eta", "Rung", "TrialProgress", "duration", "estimate_eta", "time_left"]
-
-# Number of trials that the scheduler's rule counts as.
-_RULE_WEIGHT = 48.0
 
 
 def duration(seconds: float) -> str:
@@ -65,22 +60,41 @@ class TrialProgress(NamedTuple):
 
 
 class Rung(NamedTuple):
-    """Rung of a scheduler: a point of a trial's time at which trials are pruned.
+    """Rung of successive halving: a point of a trial's time at which trials are pruned.
 
     Attributes:
         fraction: Part of a trial's time that is over at the rung.
-        survival: Part of the trials that continue, of those that reach the rung.
+        reduction_factor: One in so many continues, in the long run.
     """
 
     fraction: float
-    survival: float
+    reduction_factor: float
+
+    def survival(self, judged: int, arriving: int) -> float:
+        """Return the part of the next trials at the rung that continue, where trials do not get better or worse.
+
+        A trial continues if it is not below a quantile of those before it, between two of which it is interpolated.
+
+        Args:
+            judged: Trials that were there before.
+            arriving: Number of the next trials, one at least.
+
+        Example:
+            >>> Rung(0.25, 3.0).survival(0, 1), Rung(0.25, 3.0).survival(1, 1), Rung(0.25, 3.0).survival(0, 2)
+            (1.0, 0.5, 0.75)
+        """
+        share = 1 / self.reduction_factor
+        chances = (
+            1.0 if place == 1 else share + (1 - 2 * share) / place for place in range(judged + 1, judged + arriving + 1)
+        )
+        return sum(chances) / arriving
 
 
 class Eta(NamedTuple):
     """Estimate of what is left of a sweep.
 
     Attributes:
-        seconds: Time until its last trial ends.
+        seconds: Time until its finals end.
         done: Part of all its work that is done, from 0 to 1.
     """
 
@@ -89,7 +103,12 @@ class Eta(NamedTuple):
 
 
 def estimate_eta(
-    courses: Sequence[TrialProgress], waiting: int, at_a_time: int, rungs: Sequence[Rung] = ()
+    courses: Sequence[TrialProgress],
+    waiting: int,
+    at_a_time: int,
+    rungs: Sequence[Rung] = (),
+    *,
+    finals_seconds: float = 0.0,
 ) -> Eta | None:
     """Estimate what is left of a sweep.
 
@@ -97,7 +116,8 @@ def estimate_eta(
         courses: Progress of the trials that have started.
         waiting: Number of trials that have not.
         at_a_time: Number of trials that run side by side.
-        rungs: Where the scheduler prunes, in ascending order (default: it does not).
+        rungs: Where successive halving prunes, in ascending order (default: nothing does).
+        finals_seconds: Time of the finals, after the last trial.
 
     Returns:
         The estimate; None while no trial has made any progress.
@@ -113,43 +133,56 @@ def estimate_eta(
         return None
     # Seconds of a whole trial.
     cost = work / way
-    rest = _rest(courses, rungs)
+    ends = _ends_by_rule(courses, waiting, rungs) if rungs else _ends_so_far(courses)
+
+    def rest(fraction: float) -> float:
+        return _expected_rest(ends, fraction)
+
     running = [cost * rest(course.fraction) for course in courses if not course.ended]
     left = sum(running) + waiting * cost * rest(0.0)
     seconds = max([left / max(at_a_time, 1), *running, cost * rest(0.0) if waiting else 0.0])
-    return Eta(seconds, work / (work + left))
+    return Eta(seconds + finals_seconds, work / (work + left + finals_seconds * at_a_time))
 
 
-def _rest(courses: Sequence[TrialProgress], rungs: Sequence[Rung]) -> Callable[[float], float]:
-    """Return the expected rest of a trial from a fraction of its time on, as a function of that fraction."""
-    # Where trials have ended early, and which part of those that reached it continued. Further trials count as well,
-    # by the scheduler's rule, or without one a single trial that runs to its end: the first few pruned trials alone
-    # would mean that all will be pruned.
-    ends = {course.fraction for course in courses if course.ended and course.fraction < 1}
-    by_rule = {rung.fraction: rung.survival for rung in rungs}
-    knots, survival = [], []
-    surviving, ruled = 1.0, _RULE_WEIGHT if rungs else 1.0
-    for at in sorted(ends | by_rule.keys()):
-        there = sum(course.fraction >= at for course in courses) + ruled
-        still = ruled * by_rule.get(at, 1.0)
-        ended = sum(course.ended and course.fraction == at for course in courses) + ruled - still
-        ruled = still
-        surviving *= 1 - ended / there
-        knots.append(at)
-        survival.append(surviving)
+def _ends_so_far(courses: Sequence[TrialProgress]) -> list[tuple[float, float]]:
+    """Return where trials have ended early, and which part of all is expected to run on from there.
 
-    def rest(fraction: float) -> float:
-        now = 1.0
-        for knot, value in zip(knots, survival, strict=True):
-            if knot <= fraction:
-                now = value
-        area, start, level = 0.0, fraction, now
-        for knot, value in zip([*knots, math.inf], [*survival, 0.0], strict=True):
-            if knot <= fraction:
-                continue
-            end = min(knot, 1.0)
-            area += level * max(0.0, end - start)
-            start, level = end, value
-        return area / now
+    A further trial, that runs to its end, counts as well: the first few failures alone would mean that all fail.
+    """
+    ends, surviving = [], 1.0
+    for at in sorted({course.fraction for course in courses if course.ended and course.fraction < 1}):
+        there = sum(course.fraction >= at for course in courses) + 1
+        surviving *= 1 - sum(course.ended and course.fraction == at for course in courses) / there
+        ends.append((at, surviving))
+    return ends
 
-    return rest
+
+def _ends_by_rule(courses: Sequence[TrialProgress], waiting: int, rungs: Sequence[Rung]) -> list[tuple[float, float]]:
+    """Return where trials are pruned, and which part of those to come is expected to run on from there."""
+    ends, surviving = [], 1.0
+    running = [course.fraction for course in courses if not course.ended]
+    for rung in rungs:
+        # By its own clock, a trial was pruned near a rung.
+        nearest = (rung.fraction + (ends[-1][0] if ends else 0.0)) / 2
+        judged = sum(course.fraction >= (nearest if course.ended else rung.fraction) for course in courses)
+        before = sum(1 / _surviving(ends, fraction) for fraction in running if fraction < rung.fraction)
+        arriving = max(1, round(surviving * (waiting + before)))
+        surviving *= rung.survival(judged, arriving)
+        ends.append((rung.fraction, surviving))
+    return ends
+
+
+def _surviving(ends: Sequence[tuple[float, float]], fraction: float) -> float:
+    """Return the part of all trials that is expected to come past a fraction of its time."""
+    return next((surviving for at, surviving in reversed(ends) if at <= fraction), 1.0)
+
+
+def _expected_rest(ends: Sequence[tuple[float, float]], fraction: float) -> float:
+    """Return the expected rest of a trial that has come to a fraction of its time, as a fraction of it."""
+    now = level = _surviving(ends, fraction)
+    area, start = 0.0, fraction
+    for at, surviving in [*ends, (1.0, 0.0)]:
+        if fraction < at <= 1:
+            area += level * (at - start)
+            start, level = at, surviving
+    return area / now

@@ -169,6 +169,7 @@ class SweepStatus:
         at_a_time: Number of trials that run side by side.
         clock: Returns the time in seconds.
         rungs: Where the scheduler prunes trials.
+        finals_seconds: Returns how long the finals will take, after the last trial.
     """
 
     records: SweepSummary
@@ -177,6 +178,7 @@ class SweepStatus:
     at_a_time: int = 1
     clock: Callable[[], float] = time.monotonic
     rungs: Sequence[Rung] = ()
+    finals_seconds: Callable[[], float] = float
     _started_at: float | None = None
     _trial_started_at: dict[str, float] = field(default_factory=dict)
     _reported_at: dict[str, float] = field(default_factory=dict)
@@ -231,7 +233,8 @@ class SweepStatus:
     def remaining(self) -> Eta | None:
         """Return the estimate of what is left of the sweep; None while there is none."""
         progress = [self._trial_progress(record) for record in self.records.trials if record.status != "pending"]
-        return estimate_eta(progress, self.counts()["waiting"], self.at_a_time, self.rungs)
+        waiting = self.counts()["waiting"]
+        return estimate_eta(progress, waiting, self.at_a_time, self.rungs, finals_seconds=self.finals_seconds())
 
     def _trial_progress(self, record: TrialRecord) -> TrialProgress:
         """Return the progress of a trial by now: since its last report it has continued at its pace."""
