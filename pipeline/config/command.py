@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import os
 import re
@@ -22,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pipeline.config import completion, invocation, plugins, schema
 from pipeline.config.arguments import GROUPS, explain, quote_texts, text_keys
 from pipeline.config.compose import RENAMED_KEYS, config_root, experiments, from_dict, searches
+from pipeline.config.fields import keys
 from pipeline.config.help import help_text
 from pipeline.runtime.errors import LockLost, UserError
 from pipeline.runtime.printable import printable
@@ -263,5 +265,14 @@ def _shorten(error: BaseException) -> str:
     if "override" in text and "Config group" in text:
         return f"{text}. Write key=value, and conf=... and sweeps=... as names that --help lists"
     if "is not in struct" in text or "Could not override" in text:
-        return f"{text}. `--cfg job` prints every key there is"
+        return f"{text.replace('.; ', ': ')}{_nearest_key(error)} `--cfg job` prints every key there is"
     return text
+
+
+def _nearest_key(error: BaseException) -> str:
+    """Return the end of a sentence, which names the key that is spelled most like one that there is not."""
+    names = [key.name for key in keys(schema.Config)]
+    for key in re.findall(r"full_key: ([\w.]+)", f"{error}\n{error.__cause__}"):
+        for near in difflib.get_close_matches(key, names, n=1, cutoff=0.8):
+            return f"; did you mean {near}?"
+    return "."

@@ -71,8 +71,8 @@ def help_text(description: str, examples: list[str], groups: tuple[str, ...], se
           python -m pipeline.hello
         <BLANKLINE>
         Keys:
-          Any key can be overridden as key=value, such as train.energy_lr=3e-4; `--cfg job` prints all there are.
-          eval "$(python -m pipeline.hello -sc install=bash)" lets the tabulator complete them in this shell.
+          Any key can be overridden as key=value, such as seed=1; `--cfg job` prints all there are.
+          eval "$(python -m pipeline.hello -sc install=bash)" lets the Tab key complete them in this shell.
         <BLANKLINE>
         Exit status:
           0  done
@@ -87,8 +87,8 @@ def help_text(description: str, examples: list[str], groups: tuple[str, ...], se
         parts += _part(f"{heading} ({group}=..., by default {defaults[group]})", table)
     module = examples[0].split()[2]
     keys = (
-        "Any key can be overridden as key=value, such as train.energy_lr=3e-4; `--cfg job` prints all there are.\n"
-        f'eval "$(python -m {module} -sc install=bash)" lets the tabulator complete them in this shell.'
+        "Any key can be overridden as key=value, such as seed=1; `--cfg job` prints all there are.\n"
+        f'eval "$(python -m {module} -sc install=bash)" lets the Tab key complete them in this shell.'
     )
     for heading, text in {"Keys": keys, **sections}.items():
         parts += _part(heading, text.replace("{command}", module.rpartition(".")[2]))
@@ -104,7 +104,7 @@ def overview() -> str:
         *_part(
             "Usage",
             "gebm <command> [key=value ...], which is `python -m pipeline.<command>`; gebm <command> --help\n"
-            'eval "$(gebm -sc install=bash)" lets the tabulator complete commands and keys in this shell.',
+            'eval "$(gebm -sc install=bash)" lets the Tab key complete commands and keys in this shell.',
         ),
     ]
     return "\n".join(parts)

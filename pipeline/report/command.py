@@ -45,7 +45,12 @@ def run_command(parser: argparse.ArgumentParser, command: Callable[[argparse.Nam
     """
     drop_unwritable_output()
     try:
-        command(parser.parse_args())
+        arguments = parser.parse_args()
+        for value in [arguments.sweep] if isinstance(arguments.sweep, str) else arguments.sweep:
+            if value.startswith("output="):
+                # As the commands with a config take it.
+                raise UserError(f"{value}: this command takes --output {value.removeprefix('output=')}")
+        command(arguments)
     except UserError as error:
         print(f"error: {printable(redact(str(error)))}", file=sys.stderr)
         sys.exit(2)

@@ -375,6 +375,11 @@ def _best_of_trial(url: str) -> str:
         best = checkpoints.best or checkpoints.last
         if best:
             return best
+    files, path = filesystem(url)
+    with as_user_error(url):
+        is_sweep = files.exists(f"{path}/summary.json")
+    if is_sweep:
+        raise UserError(f"{url} is a sweep: give one of its trials, such as {url.rstrip('/')}/trials/000")
     raise UserError(f"no checkpoint at {url}: give the folder that holds state.json, or a trial's folder")
 
 

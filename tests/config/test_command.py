@@ -40,7 +40,8 @@ def closed_port() -> int:
 @pytest.mark.parametrize(
     ("word", "expected"),
     [
-        ("train.base_lrr=1", ["base_lrr", "Train"]),
+        ("train.base_lrr=1", ["base_lrr", "Train", "did you mean train.base_lr? "]),
+        ("sampler.stepsize=1", ["did you mean sampler.step_size? `--cfg job`"]),
         ("nothing.at_all=1", ["nothing"]),
         ("train.base_lr=fast", ["train.base_lr", "fast"]),
         ("train.batch_size=1.5", ["train.batch_size", "1.5"]),

@@ -129,6 +129,14 @@ def test_the_last_and_the_best_are_kept(folder):
     assert read(url).model["w"].tolist() == [60.0, 60.0]
 
 
+def test_a_sweep_in_place_of_a_trial_is_refused_with_the_name_of_one(folder):
+    save(Checkpoints(f"{folder}/trials/000"), 10, 1.0)
+    checkpoints.write_file(f"{folder}/summary.json", b"{}")
+    with pytest.raises(UserError, match="is a sweep: give one of its trials, such as ") as refused:
+        read(folder)
+    assert read(str(refused.value).split()[-1]).model["w"].tolist() == [10.0, 10.0]
+
+
 def test_another_trials_checkpoint_is_taken_over_whole_and_scored_as_it_was(folder):
     mine, theirs = Checkpoints(f"{folder}/mine"), Checkpoints(f"{folder}/theirs")
     save(mine, 10, 1.0)

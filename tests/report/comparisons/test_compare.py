@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import shutil
@@ -281,3 +282,12 @@ def test_whatever_scores_are_there_makes_tables(values, status):
     assert not {"nan", "inf"} & set(text.replace("|", " ").split())
     assert len({len(row) for row in scores_table(groups).rows}) == 1
     json.dumps([scores_table(groups), differences_table(groups), groups_table(groups), missing_lines(groups)])
+
+
+@pytest.mark.parametrize("module", ["pipeline.compare", "pipeline.report.__main__"])
+def test_an_output_as_other_commands_take_it_is_refused(module, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["command", "output=page"])
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module(module).main()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: output=page: this command takes --output page\n"
