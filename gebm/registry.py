@@ -115,6 +115,24 @@ class Part:
             own = ", ".join(self.settings) or "none"
             raise ValueError(f"{self.name} has no setting {', '.join(unknown)}: those it has are {own}")
 
+    def build(self, settings: Mapping[str, Any] | None = None, /, **given: Any) -> Any:
+        """Build it.
+
+        Args:
+            settings: Its settings.
+            **given: Arguments that the caller gives, of which it takes those that it has.
+
+        Raises:
+            ValueError: It has no such setting.
+
+        Example:
+            >>> Part("star", lambda size: "*" * size, {"size": REQUIRED}).build(size=3, color="red")
+            '***'
+        """
+        settings = settings or {}
+        self.refuse_unknown(settings)
+        return self.make(**{name: value for name, value in given.items() if name in self.parameters}, **settings)
+
 
 # Modules stay imported, and so do the registries that they make.
 _registries: list[Registry[Any]] = []
@@ -187,6 +205,16 @@ class Registry(Mapping[str, _T], Generic[_T]):
             KeyError: There is none of that name.
         """
         return self._parts[name]
+
+    def build(self, name: str, settings: Mapping[str, Any] | None = None, /, **given: Any) -> Any:
+        """Build a part by its name; see :meth:`Part.build`.
+
+        Raises:
+            ValueError: There is no part of that name, or it has no such setting.
+        """
+        if name not in self._parts:
+            raise ValueError(f"no {self._kind} is called '{name}': choose one of {', '.join(self)}")
+        return self._parts[name].build(settings, **given)
 
     def parts(self) -> tuple[Part, ...]:
         """Return all parts."""
