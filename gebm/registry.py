@@ -115,6 +115,24 @@ class Part:
             own = ", ".join(self.settings) or "none"
             raise ValueError(f"{self.name} has no setting {', '.join(unknown)}: those it has are {own}")
 
+    def build(self, settings: Mapping[str, Any] | None = None, /, **given: Any) -> Any:
+        """Build it.
+
+        Args:
+            settings: Its settings.
+            **given: Arguments that the caller gives, of which it takes those that it has.
+
+        Raises:
+            ValueError: It has no such setting.
+
+        Example:
+            >>> Part("star", lambda size: "*" * size, {"size": REQUIRED}).build(size=3, color="red")
+            '***'
+        """
+        settings = settings or {}
+        self.refuse_unknown(settings)
+        return self.make(**{name: value for name, value in given.items() if name in self.parameters}, **settings)
+
 
 # Modules stay imported, and so do the registries that they make.
 _registries: list[Registry[Any]] = []
@@ -187,6 +205,16 @@ class Registry(Mapping[str, _T], Generic[_T]):
             KeyError: There is none of that name.
         """
         return self._parts[name]
+
+    def build(self, name: str, settings: Mapping[str, Any] | None = None, /, **given: Any) -> Any:
+        """Build a part by its name; see :meth:`Part.build`.
+
+        Raises:
+            ValueError: There is no part of that name, or it has no such setting.
+        """
+        if name not in self._parts:
+            raise ValueError(f"no {self._kind} is called '{name}': choose one of {', '.join(self)}")
+        return self._parts[name].build(settings, **given)
 
     def parts(self) -> tuple[Part, ...]:
         """Return all parts."""
@@ -292,6 +320,8 @@ class Registry(Mapping[str, _T], Generic[_T]):
                         f"int, float, str or tuple[float, ...], perhaps with None; {self._kind} parts are given "
                         f"{', '.join(self._given) or 'nothing'} without one"
                     )
+                if problem := _problem_of(setting):
+                    raise ValueError(f"{self._kind} {name!r}: its parameter {parameter.name} has {problem}")
                 settings[parameter.name] = setting
         if self._inner is not None and (inner := facts.get(self._inner)):
             chosen = settings[inner].limits.choices if inner in settings else ()
@@ -369,6 +399,40 @@ def _setting(name: str, hint: Any, default: Any, help: str) -> Setting | None:
     if len(kinds) != 1 or kinds[0] not in _TYPES:
         return None
     return Setting(name, kinds[0], optional, None if optional and default is REQUIRED else default, limits, help)
+
+
+def _problem_of(setting: Setting) -> str | None:
+    """Return what is wrong with the limits or the default of a setting, as the end of the sentence "it has ..."."""
+    limits, default = setting.limits, setting.default
+    numbers = [limit for limit in (limits.gt, limits.ge, limits.lt) if limit is not None]
+    is_text = setting.type is str
+    if not all(isinstance(number, int | float) for number in numbers) or (numbers and setting.type in (str, bool)):
+        return f"{limits}: gt, ge and lt are numbers, and of numbers"
+    texts = limits.choices
+    if not isinstance(texts, tuple) or not all(isinstance(text, str) for text in texts) or (texts and not is_text):
+        return f"{limits}: choices are a tuple of texts, and of a text"
+    if default is REQUIRED or (default is None and setting.optional):
+        return None
+    if not _has_type(default, setting.type):
+        kind = "tuple of float" if setting.type == _TYPES[-1] else setting.type.__name__
+        return f"the default {default!r:.50}, which is no {kind}"
+    for value in default if isinstance(default, tuple) else (default,):
+        if not _is_within(value, limits):
+            return f"the default {value!r:.50}, which is outside of {limits}"
+    return None
+
+
+def _has_type(value: Any, kind: Any) -> bool:
+    if kind == _TYPES[-1]:
+        return isinstance(value, tuple) and all(_has_type(number, float) for number in value)
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _is_within(value: Any, limits: Limits) -> bool:
+    above = (limits.gt is None or value > limits.gt) and (limits.ge is None or value >= limits.ge)
+    return above and (limits.lt is None or value < limits.lt) and (not limits.choices or value in limits.choices)
 
 
 def _help_of(name: str, doc: str) -> str:

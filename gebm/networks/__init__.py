@@ -202,10 +202,8 @@ def make(
         raise ValueError(f"energy={energy}, offset={offset}: {name} has an energy of its own; leave both out")
     if foreign:
         raise ValueError(f"width={width}: {name} has no width; leave it out")
-    arguments = {key: value for key, value in given.items() if key in part.parameters}
     chosen["num_classes"] = num_classes
-    arguments |= {key: value for key, value in chosen.items() if value is not None}
-    made: Any = part.make(**arguments, **settings)
+    made = part.build(settings, **given, **{key: value for key, value in chosen.items() if value is not None})
     given_as = {key: part.facts[key] for key in _OURS}
     if given_as == _OURS:
         return made

@@ -454,10 +454,5 @@ def make(name: str, *, kernel: Kernel[Any] | None = None, num_steps: int | None 
         >>> make("pcd", num_steps=20).negatives.num_steps
         20
     """
-    if name not in NAMES:
-        raise ValueError(f"no objective is called '{name}': choose one of {', '.join(NAMES)}")
     given = {"kernel": kernel, "num_steps": num_steps}
-    part = NAMES.part(name)
-    part.refuse_unknown(settings)
-    chosen = {key: value for key, value in given.items() if key in part.parameters and value is not None}
-    return part.make(**chosen, **settings)
+    return NAMES.build(name, settings, **{key: value for key, value in given.items() if value is not None})

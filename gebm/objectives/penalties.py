@@ -332,12 +332,7 @@ def make(name: str, weight: float | None = None, every: int = 1, **settings: Any
         >>> make("gradient", 0.5, target=1.0)
         GradientPenalty(weight=0.5, target=1.0)
     """
-    if name not in NAMES:
-        raise ValueError(f"no penalty is called '{name}': choose one of {', '.join(NAMES)}")
-    part = NAMES.part(name)
-    part.refuse_unknown(settings)
-    takes_weight = weight is not None and "weight" in part.parameters
-    penalty = part.make(**({"weight": weight} if takes_weight else {}), **settings)
+    penalty = NAMES.build(name, settings, **({} if weight is None else {"weight": weight}))
     return penalty if every == 1 else Lazy(penalty, every)
 
 

@@ -181,8 +181,8 @@ def report_error(error: BaseException) -> int:
         error: What a command has raised.
 
     Returns:
-        130 for Ctrl-C; 2 for a user's error, which is one line; 1 for a lock that was lost, which is one line as well,
-        and for any other, which is a traceback.
+        130 for Ctrl-C; 2 for an error of the user's or of their plugin, which is one line; 1 for a lock that was lost,
+        which is one line as well, and for any other, which is a traceback.
     """
     if isinstance(error, KeyboardInterrupt):
         print("stopped", file=sys.stderr)
@@ -191,6 +191,8 @@ def report_error(error: BaseException) -> int:
         reason = str(error)
     elif isinstance(error, HydraException | OmegaConfBaseException):
         reason = _shorten(error)
+    elif (refusal := plugins.refusal(error)) is not None:
+        reason = refusal
     else:
         # A bug, or the error of a library that quotes what it was given.
         print(printable(redact("".join(traceback.format_exception(error)))), end="", file=sys.stderr)

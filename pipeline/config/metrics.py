@@ -194,9 +194,7 @@ def measure(part: Part, samples: Tensor, data: Tensor) -> Score:
     Raises:
         UserError: It fails or returns no finite number; the line names its file and line.
     """
-    given = {"samples": samples, "data": data}
-    chosen = {name: tensor for name, tensor in given.items() if name in part.parameters}
-    return checked(part, lambda: part.make(**chosen), f"of {len(samples)} samples")
+    return checked(part, lambda: part.build(samples=samples, data=data), f"of {len(samples)} samples")
 
 
 def checked(part: Part, compute: Callable[[], Any], of: str) -> Score:

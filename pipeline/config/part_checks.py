@@ -151,18 +151,25 @@ def _check_networks(part: Part, shape: tuple[int, ...], arguments: tuple[tuple[s
             got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
             of = f"latents (2, {latent_dim})" if what == "base" else f"samples {(2, *shape)}"
             raise refusal(part, f"its {what} maps {of} to {got}, and has to map them to {wanted}")
+        if not tensor.is_floating_point():
+            raise refusal(part, f"its {what} returns {tensor.dtype}, and has to return floating-point numbers")
+    if not energy.requires_grad:
+        raise refusal(part, "its energy has no gradient with respect to samples, which chains follow: do not detach it")
 
 
 def _apply(build: Callable[[], tuple[nn.Module, nn.Module]], latent_dim: int) -> tuple[Any, Any]:
     base, energy = (module.eval() for module in _checked_pair(build()))
     with torch.no_grad():
         sample = base(torch.zeros(2, latent_dim))
-        return sample, energy(sample)
+    is_number = isinstance(sample, Tensor) and sample.is_floating_point()
+    return sample, energy(sample.requires_grad_() if is_number else sample)
 
 
 def _checked_pair(pair: Any) -> tuple[nn.Module, nn.Module]:
     if not (isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(one, nn.Module) for one in pair)):
         raise ValueError(f"it returns {type(pair).__name__}, and has to return a base and an energy, two nn.Module")
+    if next(pair[0].parameters(), None) is None:
+        raise ValueError("its base has no parameters, and one is there to be trained")
     return pair
 
 
@@ -198,6 +205,8 @@ def _check_sampler(part: Part, latent_dim: int, settings: tuple[tuple[str, Any],
         for name, (tensor, shape) in wanted.items():
             if tuple(tensor.shape) != shape:
                 raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, and has to have {shape}")
+        if state.z.dtype != z.dtype:
+            raise ValueError(f"state.z is {state.z.dtype} of chains that start in {z.dtype}: keep their type")
         if int(state.step) != _STEPS:
             raise ValueError(f"after {_STEPS} steps state.step is {int(state.step)}: add 1 in each")
         if state.chain.tolist() != [0, 1]:
@@ -242,9 +251,9 @@ def _check_objective(part: Part, train: Train) -> None:
     objective = checked_objective(train)
     with refusing(part), torch.random.fork_rng(devices=[]):
         if objective.trains_energy:
-            _require_scalar("energy_loss", objective.energy_loss(energies[0], energies[1], log_partition))
+            _require_loss("energy_loss", objective.energy_loss(energies[0], energies[1], log_partition))
         if train.train_base:
-            _require_scalar("base_loss", objective.base_loss(energies[0]))
+            _require_loss("base_loss", objective.base_loss(energies[0]))
 
 
 def _check_penalty(part: Part, train: Train, shape: tuple[int, ...]) -> None:
@@ -258,17 +267,19 @@ def _check_penalty(part: Part, train: Train, shape: tuple[int, ...]) -> None:
         if not isinstance(position, Tensor) or tuple(position.shape) != (len(data),):
             got = tuple(position.shape) if isinstance(position, Tensor) else type(position).__name__
             raise ValueError(f"draw gives {got} for {len(data)} points, and has to give ({len(data)},), or None")
-        _require_scalar(
+        _require_loss(
             "its value", penalty(lambda x: (x.flatten(1) * weight).square().sum(1), data, base, position, [weight])
         )
 
 
-def _require_scalar(what: str, value: Any) -> None:
+def _require_loss(what: str, value: Any) -> None:
     if not isinstance(value, Tensor) or value.dim() != 0 or not value.is_floating_point():
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"{what} is {got}, and has to be a tensor without dimensions")
     if not bool(value.isfinite()):
         raise ValueError(f"{what} is {value.item()} of ordinary energies, and has to be finite")
+    if not value.requires_grad:
+        raise ValueError(f"{what} has no gradient with respect to energies: do not detach it")
 
 
 @functools.cache

@@ -14,7 +14,7 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -33,6 +33,7 @@ __all__ = [
     "install",
     "load",
     "names",
+    "refusal",
     "require_parts",
     "sources",
     "sources_of",
@@ -161,6 +162,18 @@ def require_parts(config: Config, url: str) -> None:
     )
 
 
+def refusal(error: BaseException) -> str | None:
+    """Return the message of an error that the code of a plugin has raised; ``None`` of any other.
+
+    Args:
+        error: The error.
+    """
+    for plugin in _loaded.values():
+        if (place := place_of(error, _is_file_of(plugin))) is not None:
+            return f"{place}: {_reason(error)}"
+    return None
+
+
 def _from_environment() -> list[str]:
     entries = [entry.strip() for entry in re.split(f"[,{re.escape(os.pathsep)}]", os.environ.get(ENVIRONMENT, ""))]
     return [entry for entry in entries if entry and not entry.startswith(CONSENT)]
@@ -215,12 +228,13 @@ def _execute(plugin: Plugin) -> None:
                 importlib.import_module(plugin.module)
             else:
                 load_source(plugin.source, plugin.name, plugin.module)
-    except SystemExit as error:
-        reason = "SystemExit: a plugin is imported, and must not end the command"
-        raise UserError(f"plugins: {_place(plugin, error)}: {reason}") from None
-    except Exception as error:
-        reason = f"{type(error).__name__}: {one_line(error, limit=300)}".removesuffix(f": {type(error).__name__}")
-        raise UserError(f"plugins: {_place(plugin, error)}: {reason}") from None
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        ends = isinstance(error, SystemExit)
+        reason = "SystemExit: a plugin is imported, and must not end the command" if ends else _reason(error)
+        place = place_of(error, _is_file_of(plugin)) or plugin.name
+        raise UserError(f"plugins: {place}: {reason}") from None
     _loaded[plugin.name] = plugin
 
 
@@ -238,13 +252,20 @@ def _unchanged_process() -> Iterator[None]:
             torch.set_default_dtype(dtype)
 
 
-def _place(plugin: Plugin, error: BaseException) -> str:
-    """Return the plugin's file and the line of it that an error comes from."""
-    folder, name = plugin.name.partition(".")[0], plugin.name
+def _is_file_of(plugin: Plugin) -> Callable[[str], bool]:
+    """Return the function that says whether a path is that of a plugin's code."""
+    if plugin.source is not None:
+        return lambda path: path == plugin.name
+    try:
+        spec = importlib.util.find_spec(plugin.name.partition(".")[0])
+    except ValueError:
+        spec = None
+    folders = (spec.submodule_search_locations if spec is not None else None) or ()
+    return lambda path: (
+        spec is not None and (path == spec.origin or any(Path(path).is_relative_to(folder) for folder in folders))
+    )
 
-    def is_own(path: str) -> bool:
-        if plugin.source is not None:
-            return path == name
-        return folder in Path(path).parts or Path(path).stem == folder
 
-    return place_of(error, is_own) or name
+def _reason(error: BaseException) -> str:
+    """Return the type and the message of an error, on one line."""
+    return f"{type(error).__name__}: {one_line(error, limit=300)}".removesuffix(f": {type(error).__name__}")

@@ -136,8 +136,7 @@ def make(config: Config) -> Any:
     Args:
         config: The experiment.
     """
-    part = NAMES.part(config.task)
-    return part.make(**({"config": config} if "config" in part.parameters else {}))
+    return NAMES.part(config.task).build(config=config)
 
 
 def scores() -> tuple[str, ...]:

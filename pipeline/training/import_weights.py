@@ -24,7 +24,7 @@ from pipeline.config.validation import build_shapes, validate_before_weights
 from pipeline.data import Position, Store
 from pipeline.evaluation import metrics
 from pipeline.runtime.errors import UserError, one_line
-from pipeline.runtime.part_errors import refusal
+from pipeline.runtime.part_errors import refusal, refusing
 from pipeline.runtime.weights_file import WeightsFile, read_weights
 from pipeline.training.build_model import make_trainer, model_to_train
 from pipeline.training.checkpoints import Checkpoints
@@ -220,14 +220,19 @@ def _take(half: Half, url: str, config: schema.Config) -> _Taken:
     file = read_weights(url, key)
     if not file.groups:
         raise UserError(f"{key}={url}: it has no tensors by name; give a state_dict")
-    read = networks.NAMES.part(config.model.networks).facts["weights"]
+    part = networks.NAMES.part(config.model.networks)
     readings: dict[str, Reading] = {}
     reasons = []
     for group, tensors in file.groups.items():
         try:
-            readings[group] = read(half, tensors)
+            with refusing(part, passing=(ValueError,)):
+                reading = part.facts["weights"](half, tensors)
         except ValueError as error:
             reasons.append(one_line(error, limit=200))
+            continue
+        if not isinstance(reading, Reading) or not all(isinstance(held, Tensor) for held in reading.state.values()):
+            raise refusal(part, "what it is registered with as weights= has to return a Reading of tensors")
+        readings[group] = reading
     if not readings:
         # Of the largest mapping, which the weights are.
         largest = max(range(len(reasons)), key=lambda index: len(list(file.groups.values())[index]))

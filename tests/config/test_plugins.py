@@ -81,6 +81,12 @@ BROKEN = [
     ("import gebm\ngebm.samplers.register('a')(3)", "mine.py:2: ValueError: sampler 'a': a class or a function"),
     ("exit()", "mine.py:1: SystemExit"),
     ("\0", "null bytes"),
+    ("class E(BaseException): ...\nraise E('own')", "mine.py:2: E: own"),
+    ("raise GeneratorExit", "mine.py:1: GeneratorExit"),
+    (
+        "import gebm\n@gebm.samplers.register('a')\ndef f(x: int = 'b'): ...",
+        "mine.py:2: ValueError: sampler 'a': its parameter x has the default 'b', which is no int",
+    ),
     ("raise ExceptionGroup('two', [ValueError('b')])", "mine.py:1: ExceptionGroup: two"),
     ("\xff", "mine.py: it is not a text in UTF-8"),
     ("#" * (1 << 20) + "#", "has more than 1 MiB"),
@@ -185,6 +191,38 @@ def test_a_command_loads_what_it_is_told_to_before_it_reads_its_keys(plugin, mon
     assert (
         capsys.readouterr().err == "error: plugins: /none/mine.py: No such file or directory; give the path of a file\n"
     )
+
+
+@pytest.mark.parametrize("kind", ["file", "package"])
+def test_what_a_plugin_raises_while_a_command_runs_is_one_line_with_its_file_and_line(
+    tmp_path, monkeypatch, capsys, kind
+):
+    folder = tmp_path / "gebm_test_raising"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    path = folder / "parts.py"
+    path.write_text("import torch\n\n\ndef check(store):\n    return torch.zeros(2).view(store)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    before = set(sys.modules)
+
+    @command("Do it.", ["python -m pipeline.it"])
+    def main(config, overrides):
+        [module] = [sys.modules[name] for name in set(sys.modules) - before if hasattr(sys.modules[name], "check")]
+        return module.check(3) if "seed" in overrides else 1 // 0
+
+    typed = str(path) if kind == "file" else "gebm_test_raising.parts"
+    monkeypatch.setattr(sys, "argv", ["it", f"plugins=[{typed}]", "seed=1"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    printed = capsys.readouterr().err
+    assert end.value.code == 2 and printed.startswith(f"error: {path}:5: RuntimeError: ") and printed.count("\n") == 1
+    # What this project raises is a fault of its own.
+    monkeypatch.setattr(sys, "argv", ["it", f"plugins=[{typed}]"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 1 and "Traceback" in capsys.readouterr().err
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
 
 
 def test_another_process_has_the_same_parts_without_the_file(plugin, tmp_path):
@@ -316,11 +354,25 @@ def test_a_checkpoint_says_which_plugin_it_was_made_with_and_never_loads_it(plug
         assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.state_dict().items())
 
 
+THEN = """
+
+class Then(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+"""
 SHAPES = [
     ("nn.Unflatten(1, shape)", "nn.Identity()", r"its base maps latents \(2, 4\) to \(2, 64\), and has to map them to"),
     ("nn.Linear(size, 1)", "nn.Linear(size, 2)", r"its energy maps samples \(2, 1, 8, 8\) to \(2, 2\)"),
     ("nn.Linear(size, 1)", "nn.Linear(5, 1)", "RuntimeError"),
     ("return base, ", "return base, 1, ", "it returns tuple, and has to return a base and an energy"),
+    ("nn.Linear(size, 1))", "nn.Linear(size, 1), Then(lambda x: x.long()))", "its energy returns torch.int64"),
+    ("nn.Linear(size, 1))", "nn.Linear(size, 1), Then(lambda x: x * 1j))", "its energy returns torch.complex64"),
+    ("nn.Linear(size, 1))", "nn.Linear(size, 1), Then(lambda x: x.detach()))", "its energy has no gradient"),
+    ("nn.Linear(latent_dim, size)", "Then(lambda z: z.repeat(1, size // 4))", "its base has no parameters"),
     ("size = channels", "size = 1 / 0 * channels", r"mine.py:17: plain: ZeroDivisionError"),
     ("size = channels", "size = {}['of'] * channels", r"mine.py:17: plain: KeyError"),
     ("size = channels", "size = iter(()).__next__() * channels", r"mine.py:17: plain: StopIteration"),
@@ -331,7 +383,7 @@ SHAPES = [
 @pytest.mark.parametrize(("old", "new", "message"), SHAPES, ids=[message for *_, message in SHAPES])
 def test_networks_of_another_shape_are_refused_before_anything_starts(tmp_path, old, new, message):
     path = tmp_path / "mine.py"
-    path.write_text(NETWORKS.replace(old, new))
+    path.write_text(NETWORKS.replace(old, new) + THEN)
     plugins.load([str(path)])
     with pytest.raises(UserError, match=message) as refusal:
         validate(config(model=PLAIN))
@@ -374,6 +426,7 @@ PROTOCOL = [
     ("state.gradient +", "state.gradients +", "AttributeError|TypeError"),
     ("def init", "def begin", "init"),
     ("return 1", "return None", "gradients_per_step has to be a whole number"),
+    ("return GradientState(z, value", "return GradientState(z.double(), value", "state.z is torch.float64 of chains"),
 ]  # fmt: skip
 
 

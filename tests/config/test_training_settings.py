@@ -97,6 +97,7 @@ def test_settings_of_ones_own_losses_are_trained_with_saved_and_searched(load):
 
 LOSS = [
     ("return (energy_data - energy_base).mean()", "return energy_data - energy_base", r"energy_loss is \(8,\)"),
+    ("- energy_base).mean()", "- energy_base).mean().detach()", "energy_loss has no gradient"),
     ("return energy_base.mean()", "return 1.0", "base_loss is float, and has to be a tensor without dimensions"),
     ("return (energy_data - energy_base).mean()", "return energy_data.mean() / 0", "energy_loss is .*has to be finite"),
     ("trains_energy = True", "trains_energy = 1", "trains_energy is 1, and has to be True or False"),

@@ -87,6 +87,38 @@ def test_what_cannot_be_typed_on_a_command_line_is_no_setting():
     assert not registry
 
 
+@pytest.mark.parametrize(
+    ("kind", "limits", "default", "message"),
+    [
+        (int, {"ge": 1}, 0, "the default 0, which is outside of"),
+        (float, {"gt": 0}, 0, "the default 0, which is outside of"),
+        (tuple[float, ...], {"lt": 1}, (0.5, 1.5), "the default 1.5, which is outside of"),
+        (str, {"choices": ("a", "b")}, "c", "the default 'c', which is outside of"),
+        (int, {}, "a", "the default 'a', which is no int"),
+        (int, {}, 1.5, "the default 1.5, which is no int"),
+        (int, {}, True, "the default True, which is no int"),
+        (bool, {}, 1, "the default 1, which is no bool"),
+        (float, {}, None, "the default None, which is no float"),
+        (tuple[float, ...], {}, (1.0, "a"), "which is no tuple of float"),
+        (int, {"ge": "1"}, 1, "gt, ge and lt are numbers, and of numbers"),
+        (str, {"lt": 1}, "a", "gt, ge and lt are numbers, and of numbers"),
+        (int, {"choices": (1, 2)}, 1, "choices are a tuple of texts, and of a text"),
+        (str, {"choices": "ab"}, "a", "choices are a tuple of texts, and of a text"),
+    ],
+)
+def test_limits_and_a_default_that_no_setting_can_have_are_refused_where_they_are_written(
+    kind, limits, default, message
+):
+    registry = Registry("thing")
+
+    def part(own=default): ...
+
+    part.__annotations__["own"] = Annotated[kind, Limits(**limits)]
+    with pytest.raises(ValueError, match=f"thing 'a': its parameter own has .*{message}"):
+        registry.register("a")(part)
+    assert not registry
+
+
 @pytest.mark.parametrize("kind", REGISTRIES)
 def test_a_name_is_registered_once(kind):
     before = dict(REGISTRIES[kind])

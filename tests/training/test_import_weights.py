@@ -23,6 +23,9 @@ from pipeline.training.build_model import build_model, load_model
 from pipeline.training.checkpoints import load_state, read
 from pipeline.training.import_weights import IMPORTED, forget_files, read_pair
 from tests.helpers import published
+from tests.helpers.plugins import load, no_plugins
+
+__all__ = ["load", "no_plugins"]
 
 GENERATOR = published.mimicry_generator(32, latent_dim=6)
 DISCRIMINATOR = published.mimicry_discriminator(32)
@@ -196,6 +199,30 @@ def test_a_family_of_ones_own_takes_weights_by_the_names_of_its_modules(tmp_path
     assert pair.halves["energy"].state.keys() == energy.state_dict().keys()
     with pytest.raises(UserError, match=r"0\.weight is \(512, 6\) there, and would be \(256, 6\) here"):
         read_pair(config_of(tmp_path / "G.pth", "none", **keys | {"model.width": 2}))
+
+
+READERS = [
+    ("return tensors['nothing']", r"mine.py:6: mine: KeyError: 'nothing'"),
+    ("return None", r"mine.py:\d+: mine: what it is registered with as weights= has to return a Reading"),
+    ("return dict(tensors)", "has to return a Reading of tensors"),
+    ("return Reading({'0.weight': [1.0]})", "has to return a Reading of tensors"),
+    ("raise ValueError('of no GAN of mine')", r"model\.base=.*G\.pt: its tensors are of no GAN of mine"),
+    ("return Reading(dict(tensors), settings={'depth': 3})", "mine has no setting depth"),
+]
+
+
+@pytest.mark.parametrize(("body", "message"), READERS, ids=[body for body, _ in READERS])
+def test_a_reader_of_ones_own_that_fails_is_refused_in_one_line(tmp_path, load, body, message):
+    load(
+        "from torch import nn\nimport gebm\nfrom gebm.networks.weights import Reading\n\n"
+        f"def read(half, tensors):\n    {body}\n\n@gebm.networks.register('mine', weights=read)\n"
+        "def mine(latent_dim: int):\n    return nn.Sequential(nn.Linear(latent_dim, 3072), "
+        "nn.Unflatten(1, (3, 32, 32))), nn.Sequential(nn.Flatten(), nn.Linear(3072, 1))\n"
+    )
+    torch.save({"0.weight": torch.zeros(3072, 6), "0.bias": torch.zeros(3072)}, tmp_path / "G.pt")
+    with pytest.raises(UserError, match=message) as refusal:
+        read_pair(config_of(tmp_path / "G.pt", "none", **{"model.networks": "mine"}))
+    assert "\n" not in str(refusal.value)
 
 
 class Code:

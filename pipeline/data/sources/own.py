@@ -48,11 +48,11 @@ class SourceArguments(NamedTuple):
         return [self.url] if isinstance(self.url, str) and self.url else list(self.url)
 
     def of(self, part: Part) -> dict[str, Any]:
-        """Return those that a source has and that are set; of any other its own default holds."""
+        """Return those that are set; of any other a source's own default holds."""
         given: dict[str, Any] = {name: value for name, value in (("url", self.url), ("split", self.split)) if value}
         if self.label_field != AUTO or part.parameters.get("label_field") is REQUIRED:
             given["label_field"] = self.label_field
-        return {name: value for name, value in given.items() if name in part.parameters}
+        return given
 
 
 class OwnSource:
@@ -70,7 +70,7 @@ class OwnSource:
         self.kind, self.url, self.split = part.name, ", ".join(arguments.urls) or None, arguments.split
         self._part, self._arguments = part, arguments
         with refusing(part):
-            opened = part.make(**arguments.of(part))
+            opened = part.build(**arguments.of(part))
             self._images = _as_sequence(opened)
             self.labels = _labels(part, opened)
             self._count = operator.index(len(self._images))
@@ -163,7 +163,7 @@ def own_table(part: Part, arguments: SourceArguments) -> Table:
         UserError: It fails, or gives no rows of numbers; the line names the plugin's file and line.
     """
     with refusing(part):
-        rows = np.asarray(part.make(**arguments.of(part)))
+        rows = np.asarray(part.build(**arguments.of(part)))
         if rows.ndim != 2 or rows.size == 0 or rows.dtype.kind not in "fiub":
             raise ValueError(f"it returns {rows.dtype} {rows.shape}, and has to return numbers (N, D)")
         if not np.isfinite(rows).all():
