@@ -407,8 +407,8 @@ class Sampler:
     )
     compile: bool | str = choice(
         "auto",
-        "Whether MCMC steps are compiled, if the same check finds them equal to plain steps; auto: on a GPU, where that "
-        "is faster. On a CPU, true only: it takes a minute or more, and a C++ compiler.",
+        "Whether MCMC steps are compiled, if the same check finds them equal to plain steps; auto: on a GPU, where "
+        "that is faster. On a CPU, true only: it takes a minute or more, and a C++ compiler.",
         names=_REPLAYS,
     )
     warm_up_steps: int = bounded(
