@@ -30,6 +30,8 @@ def _print_error(line: str) -> None:
 class Progress:
     """Progress in samples, samples per second and time left: a bar on a terminal, a line every ten seconds elsewhere.
 
+    The rate is since the first samples were counted: before that, processes start. That of the last line is the job's.
+
     Args:
         total: Number of samples.
         done: Number of samples that an earlier run has done.
@@ -51,6 +53,8 @@ class Progress:
         self._unit = unit
         self._done = self._before = done
         self._start = self._last = time.monotonic()
+        # Samples and time of the first count.
+        self._first: tuple[int, float] | None = None
         self._lines = show and not sys.stderr.isatty()
         self._bar = Bar(
             BarColumn(),
@@ -68,11 +72,16 @@ class Progress:
         Args:
             samples: Number of samples since the last call.
         """
+        if not samples:
+            return
         self._done += samples
-        now = time.monotonic()
-        rate = (self._done - self._before) / max(now - self._start, 1e-9)
-        self._bar.update(self._task, completed=self._done, rate=f"{rate:,.0f} {self._unit}/s")
-        if self._lines and samples and (self._done == self._total or now - self._last > _SECONDS_BETWEEN_LINES):
+        now, is_over = time.monotonic(), self._done == self._total
+        if self._first is None:
+            self._first, self._last = (self._done, now), now
+        before, start = (self._before, self._start) if is_over else self._first
+        rate = (self._done - before) / max(now - start, 1e-9)
+        self._bar.update(self._task, completed=self._done, rate=f"{rate:,.0f} {self._unit}/s" if rate else "")
+        if self._lines and (is_over or now - self._last > _SECONDS_BETWEEN_LINES):
             self._last = now
             left = (self._total - self._done) / max(rate, 1e-9)
             self._write(

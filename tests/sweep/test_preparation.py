@@ -14,6 +14,8 @@ from pipeline.sweep import preparation
 from pipeline.sweep.cluster import Capacity
 from pipeline.sweep.preparation import ProgressFile, StageBars, prepare_shared
 
+SECOND = "computing the statistics of the data"
+
 
 @pytest.fixture(params=["file", "memory"])
 def url(request, tmp_path):
@@ -27,20 +29,18 @@ def test_each_stage_is_shown_with_its_rate_and_the_time_left(url, capsys, monkey
     report, bars = ProgressFile(url), StageBars(url)
     # Before anything is reported.
     bars.update()
-    report("training the classifier", 100, 400)
-    bars.update()
-    report("training the classifier", 400, 400)
-    bars.update()
-    report("computing the statistics of the data", 10, 20)
-    bars.update()
+    for stage, counts, total in (("training the classifier", (100, 200, 400), 400), (SECOND, (10, 20), 20)):
+        for count in counts:
+            report(stage, count, total)
+            bars.update()
     bars.close()
     assert capsys.readouterr().err == ""
     messages = [record.getMessage() for record in caplog.records]
     lines = [line for line in messages if "samples" in line]
-    assert [line.split(",")[0] for line in lines] == ["100 of 400 samples", "400 of 400 samples", "10 of 20 samples"]
+    assert [line.split(",")[0] for line in lines] == ["200 of 400 samples", "400 of 400 samples", "20 of 20 samples"]
     assert all("samples/s" in line and "s left" in line for line in lines)
     stages = [line for line in messages if line not in lines]
-    assert stages == ["training the classifier ...", "computing the statistics of the data ..."]
+    assert stages == ["training the classifier ...", f"{SECOND} ..."]
     report.close()
     files, path = filesystem(url)
     assert not files.exists(path)
