@@ -131,9 +131,11 @@ def test_a_conditional_pair_is_a_checkpoint_with_the_classes_of_the_store(classe
     z = torch.randn(2, 6, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         x = model.decode(torch.cat([z, torch.eye(10)[labels]], 1))
-        images = published.run_studiogan_generator(torch.load(classes["G"])["state_dict"], z, labels)
+        images = published.run_studiogan_generator(torch.load(classes["G"], weights_only=True)["state_dict"], z, labels)
         assert torch.allclose(x[:, :3], images, atol=1e-5)
-        logit = published.run_studiogan_discriminator(torch.load(classes["D"])["state_dict"], images, 32, labels)
+        logit = published.run_studiogan_discriminator(
+            torch.load(classes["D"], weights_only=True)["state_dict"], images, 32, labels
+        )
         assert torch.allclose(model.energy(x), -logit[:, 0], rtol=1e-4, atol=1e-4)
 
 
