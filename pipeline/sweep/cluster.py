@@ -42,6 +42,9 @@ __all__ = [
 # would wait for ever for a worker that a hundredth leaves no room for.
 TRIAL_RESOURCES: dict[str, float] = {"memory": 2**20}
 
+# Whether each trial has an actor that asks for nodes that are about to be taken away.
+_WATCHES_NODES = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+
 RAY_STORAGE = ".ray"
 """Name of Ray's storage where it has to be in a sweep's folder."""
 
@@ -234,6 +237,8 @@ def _connect(address: str | None, config: Config) -> None:
             ray.init(address=address, **options)
         else:
             protect_token()
+            # The only node takes the driver along. The user can set this to 1.
+            options["runtime_env"]["env_vars"] = {_WATCHES_NODES: os.environ.get(_WATCHES_NODES, "0")}
             # The clean-up of a dead trial's resources needs the dashboard's API.
             ray.init(address="local", num_cpus=os.cpu_count() or 1, include_dashboard=True, **options)
     # Ray raises a bare Exception where a process of its own does not start in time, as on an overloaded machine.
