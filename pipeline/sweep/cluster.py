@@ -229,8 +229,10 @@ def _connect(address: str | None, config: Config) -> None:
     """Connect to a cluster, or start one where there is no address."""
     bypass_proxies(*([address.rpartition(":")[0].strip("[]")] if address else []))
     # We print our own progress; Ray keeps what its processes print in its log files.
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    options["runtime_env"] = {"worker_process_setup_hook": f"{prepare_worker.__module__}.{prepare_worker.__name__}"}
+    environment: dict[str, Any] = {
+        "worker_process_setup_hook": f"{prepare_worker.__module__}.{prepare_worker.__name__}"
+    }
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": environment}
     try:
         if address:
             require_reachable(address)
@@ -238,7 +240,7 @@ def _connect(address: str | None, config: Config) -> None:
         else:
             protect_token()
             # The only node takes the driver along. The user can set this to 1.
-            options["runtime_env"]["env_vars"] = {_WATCHES_NODES: os.environ.get(_WATCHES_NODES, "0")}
+            environment["env_vars"] = {_WATCHES_NODES: os.environ.get(_WATCHES_NODES, "0")}
             # The clean-up of a dead trial's resources needs the dashboard's API.
             ray.init(address="local", num_cpus=os.cpu_count() or 1, include_dashboard=True, **options)
     # Ray raises a bare Exception where a process of its own does not start in time, as on an overloaded machine.
