@@ -14,6 +14,9 @@ from typing import Any
 import fsspec
 import pyarrow.fs
 import ray
+from ray.exceptions import RayError
+from ray.util import placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup
 
 from pipeline.config import Config
 from pipeline.config.sampler_search import is_sampler_search
@@ -176,7 +179,22 @@ def _capacity(config: Config, *, ours: bool) -> Iterator[Capacity]:
             raise UserError(_never_fits(capacity))
         yield capacity
     finally:
+        _release_resources()
         ray.shutdown()
+
+
+def _release_resources() -> None:
+    """Remove the placement groups that trials have left: one that is stopped as it starts does not remove its own.
+
+    They outlive the driver, and on a cluster that goes on they would keep their CPUs and GPUs.
+    """
+    # A cluster that no longer answers has nothing to give back.
+    with contextlib.suppress(RayError, RuntimeError):
+        job = ray.get_runtime_context().get_job_id()
+        for name, group in placement_group_table().items():
+            # The job that made it is the end of its name.
+            if name.endswith(job) and group["state"] != "REMOVED":
+                remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(name)))
 
 
 def cluster_address(config: Config) -> str | None:

@@ -116,6 +116,16 @@ def test_a_cluster_of_three_nodes_is_counted_and_left_running(small, address, mo
             assert len(capacity.nodes) == 3 and capacity.preparation == {"CPU": 1.0}
 
 
+def test_a_placement_group_that_a_trial_has_left_is_given_back(small, address):
+    """A trial that Ctrl-C stops as it starts leaves one that outlives its driver."""
+    config = small(ray={"address": address}, scale={"num_workers": 1, "use_gpu": False})
+    for _ in range(2):
+        with connected(config):
+            # All CPUs of a node: a second one waits for ever where the first is kept.
+            group = placement_group([{"CPU": 3.0}], lifetime="detached")
+            assert group.wait(60)
+
+
 def test_a_trial_that_never_fits_is_refused_with_the_numbers(small, address):
     config = small(ray={"address": address}, scale={"num_workers": 64, "use_gpu": False})
     with pytest.raises(UserError) as refusal, connected(config):

@@ -287,4 +287,4 @@ def test_the_thread_logs_the_line_and_ends_with_the_display(monkeypatch):
             assert seen.wait(timeout=60)
     finally:
         logger.removeHandler(heartbeat)
-    assert not any(thread.name == "heartbeat" for thread in threading.enumerate())
+    assert not heartbeat._thread.is_alive()

@@ -266,7 +266,7 @@ def test_the_report_lists_who_has_warnings_and_what_to_do_and_marks_them_in_the_
 def test_the_reports_answer_says_the_warnings_of_the_best_trial_next_to_its_score():
     text = markdown(collect_results("folder", a_sweep({"000": [NEGATIVE]}), {}))
     assert f"`fid_gebm` 5.000. **Do not rely on this score before its warnings are looked into**: {NEGATIVE}." in text
-    assert text.splitlines()[0].endswith("the best 5.000 (with warnings)")
+    assert text.splitlines()[0].endswith("the best 5.000 (with warnings)**")
 
 
 def test_a_report_without_warnings_says_nothing_of_them():

@@ -25,8 +25,8 @@ def test_the_best_checkpoint_has_the_best_score(tmp_path_factory, mode, scores):
             sweep=SimpleNamespace(metric="precision_gebm", mode=mode),
             evaluation=SimpleNamespace(every=1),
         ),
-        evaluation_seconds=0.0,
-        _warn=lambda *arguments, **more: None,
+        time_left=SimpleNamespace(add_evaluation=lambda seconds: None, numbers=dict),
+        _add=lambda key, messages, first: None,
     )
 
     def save(*, score: float) -> dict:

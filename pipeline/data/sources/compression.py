@@ -62,6 +62,7 @@ def decompressing(file: IO[bytes]) -> IO[bytes]:
         file: The file, open at its beginning.
 
     Example:
+        >>> import io
         >>> decompressing(io.BytesIO(bz2.compress(b"1;2"))).read(), decompressing(io.BytesIO(b"1;2")).read()
         (b'1;2', b'1;2')
     """
