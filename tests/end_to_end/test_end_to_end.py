@@ -156,7 +156,7 @@ def test_the_sweep_is_reviewed_in_a_browser(swept, database, tmp_path):
         review.settle()
 
         note = review.description()
-        assert note.find_element("css selector", "h1").text.startswith("digits: 2 trials by FID")
+        assert note.find_element("css selector", "strong").text.startswith("digits: 2 trials by FID")
         assert f"The best is trial {best['name']} at base step" in note.text
         rows = [row.text.split()[:2] for row in note.find_elements("css selector", "tbody tr")]
         assert rows[0] == [best["name"], "finished"] and rows[1][1] == "failed"
