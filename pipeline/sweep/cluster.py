@@ -188,6 +188,9 @@ def _release_resources() -> None:
 
     They outlive the driver, and on a cluster that goes on they would keep their CPUs and GPUs.
     """
+    # Ray would start a cluster of its own to answer.
+    if not ray.is_initialized():
+        return
     # A cluster that no longer answers has nothing to give back.
     with contextlib.suppress(RayError, RuntimeError):
         job = ray.get_runtime_context().get_job_id()

@@ -82,8 +82,11 @@ def test_ray_and_its_workers_start_without_a_proxy_between_nodes(clean, small, m
         with connected(small(ray={"address": address})):
             pass
         assert host in seen["no_proxy"].split(",") and "localhost" in seen["NO_PROXY"].split(",")
-        hook = seen["options"]["runtime_env"]["worker_process_setup_hook"]
-        assert hook == "pipeline.sweep.ray_environment.prepare_worker"
+        environment = seen["options"]["runtime_env"]
+        assert environment["worker_process_setup_hook"] == "pipeline.sweep.ray_environment.prepare_worker"
+        # Of other nodes than its own each trial of a cluster hears when they are about to leave.
+        watched = None if address else {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+        assert environment.get("env_vars") == watched
     context = type("Context", (), {"gcs_address": "10.9.8.7:6379"})
     monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
     for name in ("no_proxy", "NO_PROXY", "RAY_ADDRESS"):
