@@ -18,7 +18,7 @@ the last report to the end of the command. What evaluations measure with, the fe
 statistics, is made before the first round.
 
 *A trial's fixed cost*: seconds of processor time of the trial's own processes, which are that of Tune, those of Ray
-Train and the worker, less those of the bare process for the same steps and as many evaluations, without its imports.
+Train and the worker, less those of the bare process for the same numbers of steps and evaluations, without its imports.
 *Driver* and *Ray* are those of the command, which many trials share.
 
 Fairness: the rounds alternate, with the first of the two in turn. Both get OMP_NUM_THREADS threads. Ray runs

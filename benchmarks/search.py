@@ -14,7 +14,7 @@ rest: scores and their errors, pictures, reports, the driver, the tracker and Ra
 train it is the trial's fixed cost. *Once* is what a sweep takes before and after, its first round included.
 
 A machine that is shared with others makes seconds of the clock longer, and hardly those of processors. Tables of an
-experiment that is not asked for stay what they were.
+experiment that is not requested are kept.
 """
 
 from __future__ import annotations
@@ -235,8 +235,8 @@ def main() -> None:
     earlier = arguments.out / "search-cpu.json"
     results: dict[str, Any] = json.loads(earlier.read_text())["results"] if earlier.exists() else {}
     for name in arguments.conf:
-        with tempfile.TemporaryDirectory() as place:
-            folder = Path(place)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
             words = (f"data.store={folder / name}", f"output={folder / 'model'}", f"seed={arguments.seed}")
             quick = (EXPERIMENTS[name], *_TRAINING, "scale.use_gpu=false", "tracking.register=false")
             run("train", f"conf={name}", *quick, *words, folder=folder)

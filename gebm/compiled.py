@@ -141,8 +141,8 @@ class _CompiledPiece:
         self._num_requests = tape.position - start
         tape.position = start
         arguments = [*tensors, *tape.take_next(self._num_requests)]
-        places = {id(tensor): place for place, tensor in enumerate(arguments)}
-        self._sources: list[int | Tensor] = [places.get(id(tensor), tensor.detach()) for tensor in outside]
+        positions = {id(tensor): position for position, tensor in enumerate(arguments)}
+        self._sources: list[int | Tensor] = [positions.get(id(tensor), tensor.detach()) for tensor in outside]
         self._compiled = compiler(graph, outside)
         tape.position = start
 

@@ -287,7 +287,7 @@ def _timed(way: Callable[[], Sequence[Tensor]], device: torch.device) -> tuple[l
 
 
 def _result_or_reason(function: Callable[[], _Result]) -> _Result | str:
-    """Return what a function returns, or in one line what it raises: its frames, which hold tensors, are then gone."""
+    """Return the result of a function, or its error as a one-line message, so that no frame of it holds tensors."""
     try:
         return function()
     except Exception as error:

@@ -181,8 +181,8 @@ def report_error(error: BaseException) -> int:
         error: What a command has raised.
 
     Returns:
-        130 for Ctrl-C; 2 for an error of the user's or of their plugin, which is one line; 1 for a lock that was lost,
-        which is one line as well, and for any other, which is a traceback.
+        130 for Ctrl-C; 2 for an error of the user's or of their plugin, a one-line message; 1 for a lock that was lost,
+        one line as well, and for any other, which is a traceback.
     """
     if isinstance(error, KeyboardInterrupt):
         print("stopped", file=sys.stderr)

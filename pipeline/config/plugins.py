@@ -169,8 +169,8 @@ def refusal(error: BaseException) -> str | None:
         error: The error.
     """
     for plugin in _loaded.values():
-        if (place := place_of(error, _is_file_of(plugin))) is not None:
-            return f"{place}: {_reason(error)}"
+        if (location := place_of(error, _is_file_of(plugin))) is not None:
+            return f"{location}: {_reason(error)}"
     return None
 
 
@@ -233,8 +233,8 @@ def _execute(plugin: Plugin) -> None:
     except BaseException as error:
         ends = isinstance(error, SystemExit)
         reason = "SystemExit: a plugin is imported, and must not end the command" if ends else _reason(error)
-        place = place_of(error, _is_file_of(plugin)) or plugin.name
-        raise UserError(f"plugins: {place}: {reason}") from None
+        location = place_of(error, _is_file_of(plugin)) or plugin.name
+        raise UserError(f"plugins: {location}: {reason}") from None
     _loaded[plugin.name] = plugin
 
 
@@ -267,5 +267,5 @@ def _is_file_of(plugin: Plugin) -> Callable[[str], bool]:
 
 
 def _reason(error: BaseException) -> str:
-    """Return the type and the message of an error, on one line."""
+    """Return the type and the message of an error, as one line."""
     return f"{type(error).__name__}: {one_line(error, limit=300)}".removesuffix(f": {type(error).__name__}")

@@ -37,7 +37,7 @@ def make_parser(name: str, description: str, examples: str) -> argparse.Argument
 
 
 def run_command(parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], None]) -> None:
-    """Parse the arguments and run the command; a ``UserError`` is printed in one line, and the exit status is 2.
+    """Parse the arguments and run the command; a ``UserError`` is a one-line message, and exit status 2.
 
     Args:
         parser: Parser, with the arguments of the command.

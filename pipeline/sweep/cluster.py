@@ -45,7 +45,7 @@ __all__ = [
 # would wait for ever for a worker that a hundredth leaves no room for.
 TRIAL_RESOURCES: dict[str, float] = {"memory": 2**20}
 
-# Whether each trial has an actor that asks for nodes that are about to be taken away.
+# Whether each trial has an actor that polls for nodes that are about to be removed.
 _WATCHES_NODES = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 
 RAY_STORAGE = ".ray"
@@ -186,7 +186,7 @@ def _capacity(config: Config, *, ours: bool) -> Iterator[Capacity]:
 def _release_resources() -> None:
     """Remove the placement groups that trials have left: one that is stopped as it starts does not remove its own.
 
-    They outlive the driver, and on a cluster that goes on they would keep their CPUs and GPUs.
+    They outlive the driver, and on a cluster that continues to run they would keep their CPUs and GPUs.
     """
     # Ray would start a cluster of its own to answer.
     if not ray.is_initialized():

@@ -51,8 +51,8 @@ _SECONDS_BETWEEN_LOOKS = 1.0
 def score_finalists(config: schema.Config, records: SweepSummary, capacity: Capacity) -> None:
     """Score the finalists again, and put what they scored into the summary.
 
-    A finalist that cannot be scored is a line, and the next of the trials that are as close to the best takes its
-    place. Nothing is done where :func:`pipeline.sweep.finals_time.fewest_candidates` finds too few.
+    A finalist that cannot be scored is logged, and the next of the trials that are close to the best replaces it.
+    Nothing is done where :func:`pipeline.sweep.finals_time.fewest_candidates` finds too few.
 
     Args:
         config: The experiment.

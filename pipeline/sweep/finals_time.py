@@ -17,8 +17,8 @@ def fewest_candidates(config: schema.Config, trials: int) -> int | None:
     """Return how many trials have to be as good as the best for finals to be worth it; ``None`` if there are none.
 
     A best trial that no other comes close to is scored again where its second score is of more samples, since the
-    registry compares only scores of as many. There are no finals of a single trial, nor of densities, whose scores are
-    of the same rows whatever is drawn.
+    registry compares only scores of one number of samples. There are no finals of a single trial, nor of densities,
+    whose scores are of the same rows whatever is drawn.
 
     Args:
         config: The experiment.

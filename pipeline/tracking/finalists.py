@@ -21,7 +21,7 @@ from pipeline.tracking.summary_types import Metrics, TrialName
 __all__ = ["CLOSE", "FINALISTS", "Finalist", "Scored", "close_to_best", "decided", "order_changes", "read_finalists"]
 
 CLOSE = 2.0
-"""Standard errors of a difference within which two scores are not told apart."""
+"""Standard errors of a difference within which two scores are not distinguished."""
 
 _Count = Annotated[int, Strict(), Field(ge=1, le=2**53)]
 _Number = Annotated[float, Strict()]
@@ -104,7 +104,7 @@ def close_to_best(ranking: Sequence[Scored], metric: str) -> list[int]:
         metric: Score that they are ranked by.
 
     Returns:
-        Their places in the ranking, from 0; trials without an error, of earlier versions, count as having none.
+        Their indices in the ranking; trials without an error, of earlier versions, count as having none.
 
     Example:
         >>> from types import SimpleNamespace
@@ -117,14 +117,14 @@ def close_to_best(ranking: Sequence[Scored], metric: str) -> list[int]:
         [0, 1]
     """
     measured = []
-    for place, trial in enumerate(ranking):
+    for index, trial in enumerate(ranking):
         value = trial.best_metrics.get(metric)
         if isinstance(value, int | float) and math.isfinite(value):
-            measured.append((place, float(value), standard_error_of(trial.best_metrics, metric) or 0.0))
+            measured.append((index, float(value), standard_error_of(trial.best_metrics, metric) or 0.0))
     if not measured:
         return []
     _, best, error = measured[0]
-    return [place for place, value, own in measured if abs(value - best) <= CLOSE * math.hypot(own, error)]
+    return [index for index, value, own in measured if abs(value - best) <= CLOSE * math.hypot(own, error)]
 
 
 def decided(finalists: Sequence[Finalist], ranking: Sequence[Scored], mode: str) -> list[Finalist]:

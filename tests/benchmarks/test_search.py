@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from benchmarks import harness, process_cpu, search
 from benchmarks.speed_page import table
 
-# Each of the two processes takes so many seconds of processor time, and says at its end how many it took.
+# Each of the two processes takes a number of seconds of processor time, and prints it at its end.
 BUSY = """
 import json, subprocess, sys, time
 def work(seconds):

@@ -156,15 +156,15 @@ def test_as_many_trials_continue_as_the_scheduler_lets():
     continued = [0] * 12
     for _ in range(sweeps):
         scheduler = successive_halving()
-        for place in range(len(continued)):
-            trial = SimpleNamespace(trial_id=f"{place}")
+        for index in range(len(continued)):
+            trial = SimpleNamespace(trial_id=f"{index}")
             scheduler.on_trial_add(None, trial)
             decision = scheduler.on_trial_result(None, trial, {"base_step": 25, "fid_gebm": draw.random()})
-            continued[place] += decision == "CONTINUE"
-    for place, count in enumerate(continued):
-        assert count / sweeps == pytest.approx(rung.survival(place, 1), abs=5 * (0.25 / sweeps) ** 0.5)
+            continued[index] += decision == "CONTINUE"
+    for index, count in enumerate(continued):
+        assert count / sweeps == pytest.approx(rung.survival(index, 1), abs=5 * (0.25 / sweeps) ** 0.5)
     for judged, arriving in ((0, 4), (1, 3), (6, 6)):
-        chances = [rung.survival(place, 1) for place in range(judged, judged + arriving)]
+        chances = [rung.survival(index, 1) for index in range(judged, judged + arriving)]
         assert rung.survival(judged, arriving) == pytest.approx(sum(chances) / arriving)
 
 

@@ -28,7 +28,7 @@ class Report(NamedTuple):
 
 
 def config_of(base_steps: int, every: int, *, phase: int = 0, before_evaluations: bool = False) -> SimpleNamespace:
-    """The part of a config that tells how long a trial is."""
+    """The part of a config that says how long a trial is."""
     final_phase = SimpleNamespace(before_evaluations=before_evaluations)
     train = SimpleNamespace(base_steps=base_steps, final_energy_steps=phase, final_phase=final_phase)
     return SimpleNamespace(train=train, evaluation=SimpleNamespace(every=every))

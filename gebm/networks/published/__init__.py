@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from gebm.networks.conditional import ConditionalBase, ConditionalEnergy
 from gebm.networks.conventions import LATENTS, adapt
 from gebm.networks.published.blocks import Norm, SigmoidFloat32
-from gebm.networks.published.layout import HalfLayout, Layout, Place, Shapes, Sizes
+from gebm.networks.published.layout import HalfLayout, LayerTarget, Layout, Shapes, Sizes
 from gebm.networks.published.layouts import LAYOUTS
 from gebm.networks.weights import Half, Reading
 from gebm.registry import Limits
 
-__all__ = ["LAYOUTS", "Layout", "Place", "Sizes", "make", "make_conditional", "read", "read_conditional"]
+__all__ = ["LAYOUTS", "Layout", "LayerTarget", "Sizes", "make", "make_conditional", "read", "read_conditional"]
 
 _WITH_CLASSES = tuple(name for name, layout in LAYOUTS.items() if layout.has_classes)
 _LayoutName = Annotated[str, Limits(choices=tuple(LAYOUTS))]
@@ -221,15 +221,15 @@ def _read_layout(half: Half, layout: str, sizes: Sizes, tensors: Mapping[str, Te
     # Networks of classes are inside of what takes images and classes apart.
     prefix = "network." if sizes.num_classes else ""
     known = _half(LAYOUTS[layout], half)
-    places = known.layers(sizes)
+    targets = known.layers(sizes)
     state, left = {}, []
-    called = {f"{prefix}{place.layer}": layer for layer, place in places.items()}
+    called = {f"{prefix}{target.layer}": layer for layer, target in targets.items()}
     for name, tensor in tensors.items():
         layer, _, leaf = _published_name(name).rpartition(".")
-        if layer not in places:
+        if layer not in targets:
             left.append(name)
             continue
-        name_here, tensor_here = _placed(places[layer], leaf, tensor)
+        name_here, tensor_here = _placed(targets[layer], leaf, tensor)
         state[f"{prefix}{name_here}"], called[f"{prefix}{name_here}"] = tensor_here, name
     unused = tuple(name for name in left if _published_name(name).startswith(known.unused))
     if len(unused) < len(left):
@@ -240,17 +240,17 @@ def _read_layout(half: Half, layout: str, sizes: Sizes, tensors: Mapping[str, Te
     )
 
 
-def _placed(place: Place, leaf: str, tensor: Tensor) -> tuple[str, Tensor]:
+def _placed(target: LayerTarget, leaf: str, tensor: Tensor) -> tuple[str, Tensor]:
     """Return the name and the value that a tensor of a published layer has in the module here."""
-    # Of no other tensors: what a weight should be and is not, is left to whoever compares it with the module's.
+    # Of no other tensors: what a weight should be and is not, is left to the caller, who compares it with the module's.
     is_number = tensor.is_floating_point()
-    if is_number and place.kind == "gain":
+    if is_number and target.kind == "gain":
         tensor = tensor + 1
-    if is_number and place.kind in ("logit", "embedding") and leaf in _NEGATED:
+    if is_number and target.kind in ("logit", "embedding") and leaf in _NEGATED:
         tensor = -tensor
-    if place.kind == "embedding":
+    if target.kind == "embedding":
         tensor, leaf = tensor.transpose(0, -1).contiguous(), _TRANSPOSED.get(leaf, leaf)
-    return f"{place.layer}.{_PARAMETRIZED.get(leaf, leaf)}", tensor
+    return f"{target.layer}.{_PARAMETRIZED.get(leaf, leaf)}", tensor
 
 
 def _published_name(name: str) -> str:

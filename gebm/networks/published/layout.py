@@ -10,7 +10,7 @@ from torch import nn
 
 from gebm.networks.published.blocks import Norm
 
-__all__ = ["HalfLayout", "Layout", "Place", "Shapes", "Sizes", "count_layers", "has_dims", "norm_of"]
+__all__ = ["HalfLayout", "Layout", "LayerTarget", "Shapes", "Sizes", "count_layers", "has_dims", "norm_of"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Shapes of a file's tensors by their names."""
@@ -38,7 +38,7 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Place:
+class LayerTarget:
     """Where the tensors of a published layer go, and what they are there.
 
     Args:
@@ -59,13 +59,13 @@ class HalfLayout:
     Args:
         sizes: Sizes of one by the shapes of a file; ``None`` if it is not of this layout.
         build: Builds the base; or the energy, whose sign is that of minus the discriminator's logit.
-        layers: Published names of its layers, and their places.
+        layers: Published names of its layers, and their targets.
         unused: Beginnings of the names of layers on which a logit does not depend.
     """
 
     sizes: Callable[[Shapes], Sizes | None]
     build: Callable[[Sizes], nn.Module]
-    layers: Callable[[Sizes], dict[str, Place]]
+    layers: Callable[[Sizes], dict[str, LayerTarget]]
     unused: tuple[str, ...] = ()
 
 

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from torch import nn
 
-from gebm.networks.published.layout import HalfLayout, Layout, Place, Shapes, Sizes, count_layers, has_dims
+from gebm.networks.published.layout import HalfLayout, LayerTarget, Layout, Shapes, Sizes, count_layers, has_dims
 from gebm.networks.published.residual import residual_base, residual_energy
 
 __all__ = ["MIMICRY"]
@@ -63,23 +63,30 @@ def _energy(sizes: Sizes) -> nn.Module:
     return residual_energy(sizes, _channels(sizes.width, parts), halved, is_wide_inside=False)
 
 
-def _base_layers(sizes: Sizes) -> dict[str, Place]:
+def _base_layers(sizes: Sizes) -> dict[str, LayerTarget]:
     count = len(_BASES[sizes.resolution][1]) - 1
     names = {"b1": "residual.norm1", "c1": "residual.conv1", "b2": "residual.norm2", "c2": "residual.conv2"}
     names["c_sc"] = "shortcut.conv"
     blocks = {
-        f"block{k + 1}.{old}": Place(f"block{k}.{new}") for k in range(1, count + 1) for old, new in names.items()
+        f"block{k + 1}.{old}": LayerTarget(f"block{k}.{new}") for k in range(1, count + 1) for old, new in names.items()
     }
-    return {"l1": Place("linear"), **blocks, f"b{count + 2}": Place("norm"), f"c{count + 2}": Place("conv")}
+    return {
+        "l1": LayerTarget("linear"),
+        **blocks,
+        f"b{count + 2}": LayerTarget("norm"),
+        f"c{count + 2}": LayerTarget("conv"),
+    }
 
 
-def _energy_layers(sizes: Sizes) -> dict[str, Place]:
+def _energy_layers(sizes: Sizes) -> dict[str, LayerTarget]:
     parts, _, last = _ENERGIES[sizes.resolution]
     names = {"c1": "residual.conv1", "c2": "residual.conv2", "c_sc": "shortcut.conv"}
     blocks = {
-        f"block{k}.{old}": Place(f"block{k}.{new}") for k in range(1, len(parts) + 1) for old, new in names.items()
+        f"block{k}.{old}": LayerTarget(f"block{k}.{new}")
+        for k in range(1, len(parts) + 1)
+        for old, new in names.items()
     }
-    return {**blocks, f"l{last}": Place("linear", "logit")}
+    return {**blocks, f"l{last}": LayerTarget("linear", "logit")}
 
 
 def _channels(width: int, parts: tuple[_Part, ...]) -> list[int]:

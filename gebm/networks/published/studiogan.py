@@ -15,7 +15,16 @@ from gebm.networks.conditional import ConditionalBatchNorm2d
 from gebm.networks.double_backward import Conv2d, ReLU
 from gebm.networks.layers import BatchNorm2d, TanhFloat32, xavier
 from gebm.networks.published.blocks import FixedBatchNorm2d, SumPool, normalizer
-from gebm.networks.published.layout import HalfLayout, Layout, Place, Shapes, Sizes, count_layers, has_dims, norm_of
+from gebm.networks.published.layout import (
+    HalfLayout,
+    LayerTarget,
+    Layout,
+    Shapes,
+    Sizes,
+    count_layers,
+    has_dims,
+    norm_of,
+)
 from gebm.networks.published.residual import layers_in_order, logit_layer, residual_base, residual_energy
 
 __all__ = ["STUDIOGAN_DEEP_CONV", "STUDIOGAN_RESNET"]
@@ -38,7 +47,7 @@ _ENERGIES: Mapping[int, tuple[tuple[int, ...], int]] = {
 }
 # What its layers add to a variance, and take for the least norm of a vector.
 _VARIANCE, _NORM = 1e-4, 1e-6
-# Layers of tasks beside the logit: classifiers of images, and of codes.
+# Layers of tasks other than the logit: classifiers of images, and of codes.
 _UNUSED = ("linear2.", "linear_mi.", "embedding_mi.", "info_")
 
 
@@ -74,24 +83,24 @@ def _residual_energy(sizes: Sizes) -> nn.Module:
     return residual_energy(sizes, widths, halved, is_wide_inside=True, eps=eps)
 
 
-def _residual_base_layers(sizes: Sizes) -> dict[str, Place]:
+def _residual_base_layers(sizes: Sizes) -> dict[str, LayerTarget]:
     names = {"conv2d0": "shortcut.conv", "conv2d1": "residual.conv1", "conv2d2": "residual.conv2"}
-    places: dict[str, Place] = {}
+    targets: dict[str, LayerTarget] = {}
     for k in range(len(_BASES[sizes.resolution]) - 1):
         old, new = f"blocks.{k}.0", f"block{k + 1}"
-        places |= {f"{old}.{name}": Place(f"{new}.{here}") for name, here in names.items()}
-        places |= _norm_layers(sizes, f"{old}.bn1", f"{new}.residual.norm1")
-        places |= _norm_layers(sizes, f"{old}.bn2", f"{new}.residual.norm2")
-    return {"linear0": Place("linear"), **places, "bn4": Place("norm"), "conv2d5": Place("conv")}
+        targets |= {f"{old}.{name}": LayerTarget(f"{new}.{here}") for name, here in names.items()}
+        targets |= _norm_layers(sizes, f"{old}.bn1", f"{new}.residual.norm1")
+        targets |= _norm_layers(sizes, f"{old}.bn2", f"{new}.residual.norm2")
+    return {"linear0": LayerTarget("linear"), **targets, "bn4": LayerTarget("norm"), "conv2d5": LayerTarget("conv")}
 
 
-def _residual_energy_layers(sizes: Sizes) -> dict[str, Place]:
+def _residual_energy_layers(sizes: Sizes) -> dict[str, LayerTarget]:
     convolutions = {"conv2d0": "shortcut.conv", "conv2d1": "residual.conv1", "conv2d2": "residual.conv2"}
     norms = {"bn0": "shortcut.norm", "bn1": "residual.norm1", "bn2": "residual.norm2"}
     # The first block has one normalization less, and counts from the second.
     first = {"bn0": "shortcut.norm", "bn1": "residual.norm2"}
     blocks = {
-        f"blocks.{k}.0.{old}": Place(f"block{k + 1}.{new}")
+        f"blocks.{k}.0.{old}": LayerTarget(f"block{k + 1}.{new}")
         for k in range(len(_ENERGIES[sizes.resolution][0]))
         for old, new in (convolutions | (norms if k else first)).items()
     }
@@ -149,18 +158,18 @@ def _deep_conv_energy(sizes: Sizes) -> nn.Module:
     return layers_in_order(sizes, **layers, pool=SumPool(), linear=logit_layer(sizes, features, _NORM))
 
 
-def _deep_conv_base_layers(sizes: Sizes) -> dict[str, Place]:
-    places: dict[str, Place] = {}
+def _deep_conv_base_layers(sizes: Sizes) -> dict[str, LayerTarget]:
+    targets: dict[str, LayerTarget] = {}
     for k in range(3):
-        places[f"blocks.{k}.0.deconv0"] = Place(f"conv{k + 1}")
-        places |= _norm_layers(sizes, f"blocks.{k}.0.bn0", f"norm{k + 1}")
-    return {"linear0": Place("linear"), **places, "conv4": Place("conv")}
+        targets[f"blocks.{k}.0.deconv0"] = LayerTarget(f"conv{k + 1}")
+        targets |= _norm_layers(sizes, f"blocks.{k}.0.bn0", f"norm{k + 1}")
+    return {"linear0": LayerTarget("linear"), **targets, "conv4": LayerTarget("conv")}
 
 
-def _deep_conv_energy_layers(sizes: Sizes) -> dict[str, Place]:
+def _deep_conv_energy_layers(sizes: Sizes) -> dict[str, LayerTarget]:
     names = {"conv0": "conv{}", "bn0": "norm{}", "conv1": "conv{}_down", "bn1": "norm{}_down"}
-    blocks = {f"blocks.{k}.0.{old}": Place(new.format(k + 1)) for k in range(3) for old, new in names.items()}
-    return {**blocks, "conv1": Place("conv4"), "bn1": Place("norm4"), **_logit_layers(sizes)}
+    blocks = {f"blocks.{k}.0.{old}": LayerTarget(new.format(k + 1)) for k in range(3) for old, new in names.items()}
+    return {**blocks, "conv1": LayerTarget("conv4"), "bn1": LayerTarget("norm4"), **_logit_layers(sizes)}
 
 
 def _classes_of_base(shapes: Shapes, norm: str) -> int:
@@ -175,21 +184,21 @@ def _classes_of_energy(shapes: Shapes) -> int:
     return embedding[0] if has_dims(embedding, 2) else 0
 
 
-def _norm_layers(sizes: Sizes, name: str, place: str) -> dict[str, Place]:
+def _norm_layers(sizes: Sizes, name: str, target: str) -> dict[str, LayerTarget]:
     """Return the layers of a batch normalization of a generator, which is three layers where it is by class."""
     if not sizes.num_classes:
-        return {name: Place(place)}
+        return {name: LayerTarget(target)}
     return {
-        f"{name}.bn": Place(f"{place}.norm"),
-        f"{name}.gain": Place(f"{place}.scale", "gain"),
-        f"{name}.bias": Place(f"{place}.shift"),
+        f"{name}.bn": LayerTarget(f"{target}.norm"),
+        f"{name}.gain": LayerTarget(f"{target}.scale", "gain"),
+        f"{name}.bias": LayerTarget(f"{target}.shift"),
     }
 
 
-def _logit_layers(sizes: Sizes) -> dict[str, Place]:
+def _logit_layers(sizes: Sizes) -> dict[str, LayerTarget]:
     if not sizes.num_classes:
-        return {"linear1": Place("linear", "logit")}
-    return {"linear1": Place("linear.linear", "logit"), "embedding": Place("linear.embedding", "embedding")}
+        return {"linear1": LayerTarget("linear", "logit")}
+    return {"linear1": LayerTarget("linear.linear", "logit"), "embedding": LayerTarget("linear.embedding", "embedding")}
 
 
 STUDIOGAN_RESNET = Layout(

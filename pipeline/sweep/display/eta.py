@@ -64,7 +64,7 @@ class Rung(NamedTuple):
 
     Attributes:
         fraction: Part of a trial's time that is over at the rung.
-        reduction_factor: One in so many continues, in the long run.
+        reduction_factor: One trial of this number continues, in the long run.
     """
 
     fraction: float
@@ -85,7 +85,7 @@ class Rung(NamedTuple):
         """
         share = 1 / self.reduction_factor
         chances = (
-            1.0 if place == 1 else share + (1 - 2 * share) / place for place in range(judged + 1, judged + arriving + 1)
+            1.0 if nth == 1 else share + (1 - 2 * share) / nth for nth in range(judged + 1, judged + arriving + 1)
         )
         return sum(chances) / arriving
 
