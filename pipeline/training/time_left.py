@@ -12,10 +12,10 @@ __all__ = ["RecentMean", "TimeLeft"]
 class RecentMean:
     """Mean time of a step, over the last few reports.
 
-    On a machine that others use as well, the steps between two reports may take three times as long as those before, and
-    the next ones not. So the rest of a trial is estimated by an exponentially decayed mean: each report multiplies the
-    sums of earlier ones by a factor below one, which leaves them the weight of five reports, or of a tenth of all if
-    that is more.
+    On a machine with other work, the steps between two reports may take three times as long as those before, and the
+    next ones not. So the rest of a trial is estimated by an exponentially decayed mean: each report multiplies the sums
+    of earlier ones by a factor below one, which leaves them the weight of five reports, or of a tenth of all if that is
+    more.
 
     Example:
         >>> mean = RecentMean()
