@@ -36,7 +36,8 @@ class Group:
         settings: Settings of the searched keys that were tried.
         trials: Trials of these networks and this objective, whatever became of them.
         hours: Hours of a worker that all these trials took.
-        extra: What tells it from other groups of the same data, networks and objective; empty where nothing has to.
+        extra: Label that distinguishes it from other groups of the same data, networks and objective; empty if none is
+            needed.
     """
 
     data: str
@@ -62,7 +63,7 @@ class Group:
 
     @property
     def variant(self) -> str:
-        """Objective, and what else tells the group from others."""
+        """Objective, and the label that distinguishes the group from others."""
         return ", ".join(filter(None, [self.objective, self.extra]))
 
     @property
@@ -131,7 +132,7 @@ def group_runs(sweeps: Sequence[ComparedSweep]) -> list[Group]:
                 same.sweeps += group.sweeps
                 same.trials += group.trials
                 same.settings, same.hours = max(same.settings, group.settings), same.hours + group.hours
-    _tell_apart(groups)
+    _label_alike(groups)
     return groups
 
 
@@ -196,7 +197,7 @@ def _by_setting(trials: Sequence[TrialRecord]) -> list[list[TrialRecord]]:
     return list(settings.values())
 
 
-def _tell_apart(groups: Sequence[Group]) -> None:
+def _label_alike(groups: Sequence[Group]) -> None:
     """Give those that are alike in data, networks and objective a label by what they differ in."""
     alike: dict[tuple[str, str, str], list[Group]] = {}
     for group in groups:
