@@ -51,8 +51,8 @@ Example:
     torch.Size([5, 1, 8, 8])
 
     Density estimation: the base a Gaussian, trained by maximum likelihood, and an energy relative to it, trained by
-    KALE. What the log-partition comes to is known here, minus the offset, and the trained ``c`` can be held against it,
-    as can an estimate that needs no training.
+    KALE. What the log-partition comes to is known here, minus the offset, and the trained ``c`` can be
+    compared with it, as can an estimate that needs no training.
 
     >>> base, energy = gebm.networks.make("gaussian", resolution=0, channels=2, latent_dim=2, offset=0.5)
     >>> model = gebm.GEBM(base, energy, gebm.StandardNormal(2))

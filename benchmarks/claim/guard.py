@@ -1,4 +1,4 @@
-"""Gradient guards, held against each other over the objectives, at a budget where one batch can decide a run."""
+"""Gradient guards, compared over the objectives, at a budget where one batch can decide a run."""
 
 from __future__ import annotations
 

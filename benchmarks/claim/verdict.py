@@ -15,7 +15,7 @@ GEBM, GAN = "kale_fenchel", "gan"
 
 
 class Comparison(NamedTuple):
-    """Two variants that are held against each other.
+    """Two variants that are compared.
 
     Attributes:
         first: What the claim says is better.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from pipeline.report.comparisons.groups import group_runs
@@ -34,4 +35,4 @@ def compare(folders: Sequence[str], output: str) -> None:
     with writing(output):
         write_files({"compare.html": page, "compare.md": markdown(groups).encode()}, output)
     print_comparison(groups)
-    print(printable(f"comparison   {output}/compare.html, {len(page) / 1e6:.1f} MB, and compare.md"))
+    print(printable(f"comparison   {output}/compare.html, {math.ceil(len(page) / 1000):,} kB, and compare.md"))

@@ -111,8 +111,8 @@ def differences_table(groups: Sequence[Group]) -> Table:
     note = (
         f"The first's score minus the second's, over the seeds that both have: mean ± standard error, and the "
         f"{CONFIDENCE:.0%} interval by Student's t; {'lower' if mode == 'min' else 'higher'} is better. A GEBM has the "
-        "score of its samples, a GAN that of its generator. Models that differ in both networks and objective are held "
-        "against each other only where no others are there."
+        "score of its samples, a GAN that of its generator. Models that differ in both networks and objective are "
+        "compared only where no others are there."
     )
     if num_intervals:
         by_chance = (1 - CONFIDENCE) * num_intervals
