@@ -7,18 +7,20 @@ quote URLs, and now and then a piece of the environment, in their errors.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import os
 import re
 import sys
+import traceback
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import LockLost, NonFiniteLoss, Preempted, UserError
 
-__all__ = ["is_secret_name", "looks_random", "redact", "refuse_secrets", "without_query"]
+__all__ = ["is_secret_name", "looks_random", "redact", "redacted_errors", "refuse_secrets", "without_query"]
 
 _NAMES = re.compile(
     r"SECRET|TOKEN(?!IZ)|PASSW|PASSPHRASE|CREDENTIAL|PRIVATE|(^|_)KEY($|_)|APIKEY|(^|_|SSH)PASS($|_)|_PWD$|(^|_)PAT($|_)"
@@ -88,6 +90,25 @@ def redact(value: Any) -> Any:
         'no host at https://***@mlflow.example.org/a, nor at /x.zip?X-Amz-Signature=***'
     """
     return _without(value, _hidden(random=True))
+
+
+@contextlib.contextmanager
+def redacted_errors() -> Iterator[None]:
+    """Raise an error of the block again without credentials, where its traceback has some.
+
+    Ray logs the whole traceback where it happens, and only there are that machine's secrets known.
+
+    Raises:
+        RuntimeError: In place of an error that has credentials; one of :mod:`pipeline.runtime.errors` keeps its type.
+    """
+    try:
+        yield
+    except Exception as error:
+        text = traceback.format_exc()
+        if redact(text) == text:
+            raise
+        kind = type(error) if isinstance(error, LockLost | UserError | NonFiniteLoss | Preempted) else RuntimeError
+        raise kind(redact(str(error))) from None
 
 
 def _without(value: Any, hidden: dict[str, str]) -> Any:

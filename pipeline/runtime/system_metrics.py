@@ -32,6 +32,9 @@ class SystemMetrics:
         self._device = device
         # The next call measures from here on; the value of the first means nothing.
         psutil.cpu_percent()
+        if device.type == "cuda":
+            # That of an earlier trial of this process is no peak of this one.
+            torch.cuda.reset_peak_memory_stats(device)
 
     def sample(self) -> dict[str, float]:
         """Return what is in use: of the processors since the last sample, of a GPU in the last second, of the rest now.

@@ -191,8 +191,8 @@ class SweepCallback(tune.Callback):
         """Log that a trial's own process died and is restarted."""
         record = self._record(trial)
         self._replay(record)
-        reason = self._failures.pop(record.name, "node lost")
-        log.info(f"trial {record.name} restarts from its last checkpoint ({reason})")
+        reason = self._failures.pop(record.name, "its process died, or its machine was lost")
+        log.info(f"trial {record.name} restarts from its last checkpoint: {reason}")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """End a trial that finished, was pruned, or has reported a failure."""

@@ -40,10 +40,14 @@ __all__ = [
     "trials_that_fit",
 ]
 
-# What Tune reserves for a trial's own process, which only waits for its workers. It cannot be nothing, and is a MiB
-# and no part of a CPU: Ray scales an elastic trial by the CPUs that nodes have, not by those that are free of them, and
-# would wait for ever for a worker that a hundredth leaves no room for.
+# What Tune reserves for the own process of a trial of several workers, which only waits for them. It cannot be nothing,
+# and is a MiB and no part of a CPU: Ray scales an elastic trial by the CPUs that nodes have, not by those that are free
+# of them, and would wait for ever for a worker that a hundredth leaves no room for.
 TRIAL_RESOURCES: dict[str, float] = {"memory": 2**20}
+
+# Seconds that a process waits for a trial that was pruned before it takes the next one: the trial is given up at its
+# next step, which takes more than Tune's two seconds on a machine that is overloaded.
+_WAITS_FOR_STOP = "TUNE_FUNCTION_THREAD_TIMEOUT_S"
 
 # Whether each trial has an actor that polls for nodes that are about to be removed.
 _WATCHES_NODES = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
@@ -75,6 +79,11 @@ class Capacity:
         """Resources for the work that all trials wait for: a worker's share, or a whole node of a cluster of ours."""
         cpus = max(float(int(node.get("CPU", 0.0))) for node in self.nodes)
         return {**self.worker, "CPU": max(cpus, self.worker["CPU"])} if self.ours else self.worker
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether a trial has one worker, which is its own process then, and stays warm for the next trial."""
+        return self.num_workers == 1
 
     @property
     def concurrent_trials(self) -> int:
@@ -248,10 +257,14 @@ def _unreachable(config: Config, address: str | None, error: Exception) -> str:
 
 def _connect(address: str | None, config: Config) -> None:
     """Connect to a cluster, or start one where there is no address."""
+    # Not imported above, since it imports torch: the process of a trial that has several workers does without.
+    from gebm.allocator import ENVIRONMENT
+
     bypass_proxies(*([address.rpartition(":")[0].strip("[]")] if address else []))
     # We print our own progress; Ray keeps what its processes print in its log files.
     environment: dict[str, Any] = {
-        "worker_process_setup_hook": f"{prepare_worker.__module__}.{prepare_worker.__name__}"
+        "worker_process_setup_hook": f"{prepare_worker.__module__}.{prepare_worker.__name__}",
+        "env_vars": {**ENVIRONMENT, _WAITS_FOR_STOP: os.environ.get(_WAITS_FOR_STOP, "60")},
     }
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": environment}
     try:
@@ -261,7 +274,7 @@ def _connect(address: str | None, config: Config) -> None:
         else:
             protect_token()
             # The only node takes the driver along. The user can set this to 1.
-            environment["env_vars"] = {_WATCHES_NODES: os.environ.get(_WATCHES_NODES, "0")}
+            environment["env_vars"][_WATCHES_NODES] = os.environ.get(_WATCHES_NODES, "0")
             # The clean-up of a dead trial's resources needs the dashboard's API.
             ray.init(address="local", num_cpus=os.cpu_count() or 1, include_dashboard=True, **options)
     # Ray raises a bare Exception where a process of its own does not start in time, as on an overloaded machine.

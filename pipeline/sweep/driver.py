@@ -15,7 +15,6 @@ import yaml
 from ray import tune
 from rich.console import Console
 
-from gebm.allocator import ENVIRONMENT
 from pipeline import config as schema
 from pipeline import tasks
 from pipeline.config import plugins
@@ -321,18 +320,18 @@ class Sweep:
         settings = {
             "config": schema.to_dict(config),
             "worker": self.capacity.worker,
-            "environment": ENVIRONMENT,
+            "is_alone": self.capacity.is_alone,
             "owner": self.owner,
             "storage": storage,
             "plugins": plugins.sources(),
         }
-        function, resources = trainable, cluster.TRIAL_RESOURCES
-        if is_sampler_search(config):
-            function, resources = sampler_trainable, tune.PlacementGroupFactory([self.capacity.worker])
+        # One worker is the trial's own process, and keeps what it has imported, or loaded, for the next trial.
+        is_alone = self.capacity.is_alone
+        resources = tune.PlacementGroupFactory([self.capacity.worker]) if is_alone else cluster.TRIAL_RESOURCES
+        function = sampler_trainable if is_sampler_search(config) else trainable
         tune.run(
             tune.with_resources(tune.with_parameters(function, settings=settings), resources),
-            # A process that has sampled keeps what it has loaded. One that only waits for workers has nothing to keep.
-            reuse_actors=function is sampler_trainable,
+            reuse_actors=is_alone,
             scheduler=search.make_scheduler(config, space, trials),
             **proposals,
             max_concurrent_trials=concurrent,

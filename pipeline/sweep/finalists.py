@@ -19,7 +19,6 @@ import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
 
-from gebm.allocator import disable_malloc_trim
 from pipeline import config as schema
 from pipeline import tasks
 from pipeline.config.own_choices import DATA_KEYS
@@ -39,7 +38,7 @@ from pipeline.tracking.locations import absolute_folder
 from pipeline.tracking.summary import SweepSummary
 from pipeline.training.build_model import load_model
 from pipeline.training.final_score import FinalScore, write_final_score
-from pipeline.training.worker import bound_gpu_memory
+from pipeline.training.worker import Worker
 
 __all__ = ["final_seed", "score_again", "score_finalists"]
 
@@ -339,8 +338,6 @@ def _score_task(
     plugins: list[dict[str, Any]],
 ) -> dict[str, float]:
     install(plugins)
-    disable_malloc_trim()
-    device = torch.device("cuda" if gpus else "cpu")
-    bound_gpu_memory(gpus, device)
+    device = Worker.alone(gpus).device
     with contextlib.closing(ProgressFile(progress_url)) as report:
         return score_again(schema.from_dict(values), params, Finalist(**finalist), device, report)

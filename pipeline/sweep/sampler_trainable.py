@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import traceback
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
@@ -17,7 +15,7 @@ from ray import tune
 from pipeline import config as schema
 from pipeline.config.plugins import install
 from pipeline.runtime.errors import LockLost, UserError, one_line
-from pipeline.runtime.redaction import redact
+from pipeline.runtime.redaction import redacted_errors
 from pipeline.sweep.trainable import TRIAL_NAME_KEY, report_to_tune
 
 if TYPE_CHECKING:
@@ -33,28 +31,21 @@ def sampler_trainable(params: dict[str, Any], settings: dict[str, Any]) -> None:
         params: Keys of the sampler that the search has set, and the trial's name.
         settings: The experiment as a nested dict, the resources of this process, and the owner of the folder's lock.
     """
-    # A pruned setting is given up where it reports. This process serves no other before, which takes Tune two seconds
-    # by default, and more on a machine that is overloaded.
-    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")
     name, config = tune.get_context().get_trial_name(), settings["config"]
     params = {key: value for key, value in params.items() if key != TRIAL_NAME_KEY}
     pass_on = functools.partial(report_to_tune, with_checkpoint=False)
     try:
-        trials = _loaded(json.dumps(settings, sort_keys=True))
-        prunes = config["sweep"]["scheduler"] == "asha"
-        report = trials.run(params, f"{config['output']}/trials/{name}", pass_on if prunes else None)
+        with redacted_errors():
+            trials = _loaded(json.dumps(settings, sort_keys=True))
+            prunes = config["sweep"]["scheduler"] == "asha"
+            report = trials.run(params, f"{config['output']}/trials/{name}", pass_on if prunes else None)
     except (UserError, LockLost) as error:
         # Reported and not raised: after an exception, as when this process dies with its machine, Tune tries again.
-        tune.report({"error": redact(str(error)), "reported": ["error"]})
+        tune.report({"error": str(error), "reported": ["error"]})
         return
     except Exception as error:
-        # Ray logs the whole traceback where it happens, and only here are this machine's secrets known.
-        text = traceback.format_exc()
-        cause = f"{type(error).__name__}: {redact(one_line(error))}"
-        tune.report({"failure": cause, "reported": ["failure"]})
-        if redact(text) == text:
-            raise
-        raise RuntimeError(cause) from None
+        tune.report({"failure": f"{type(error).__name__}: {one_line(error)}", "reported": ["failure"]})
+        raise
     pass_on(report)
 
 
@@ -62,14 +53,10 @@ def sampler_trainable(params: dict[str, Any], settings: dict[str, Any]) -> None:
 @functools.lru_cache(1)
 def _loaded(settings: str) -> SamplerTrials:
     """Load what all settings share; where that fails, the next one tries again."""
-    import torch
-
     from pipeline.training.sampler_trials import SamplerTrials
-    from pipeline.training.worker import bound_gpu_memory
+    from pipeline.training.worker import Worker
 
     values = json.loads(settings)
     install(values["plugins"])
-    gpus = values["worker"].get("GPU", 0)
-    device = torch.device("cuda" if gpus else "cpu")
-    bound_gpu_memory(gpus, device)
-    return SamplerTrials(schema.from_dict(values["config"]), values["owner"], device)
+    worker = Worker.alone(values["worker"].get("GPU", 0))
+    return SamplerTrials(schema.from_dict(values["config"]), values["owner"], worker)

@@ -1,4 +1,4 @@
-"""Run of Ray Train for a trial: its workers, their function, and the way of their reports.
+"""Run of Ray Train for a trial of several workers: its workers, their function, and the way of their reports.
 
 Ray Train's controller imports this file, as do the trial's own process and the workers. Only the workers need torch, so
 nothing here imports it, nor what imports it.
@@ -7,7 +7,6 @@ nothing here imports it, nor what imports it.
 from __future__ import annotations
 
 import os
-import traceback
 from typing import Any
 
 import ray.train
@@ -16,8 +15,7 @@ from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.queue import Queue
 
-from pipeline.runtime.errors import LockLost, NonFiniteLoss, Preempted, UserError
-from pipeline.runtime.redaction import redact
+from pipeline.runtime.redaction import redacted_errors
 
 __all__ = ["TrainRun", "run_worker", "set_environment"]
 
@@ -58,7 +56,7 @@ class _Forward(UserCallback):
 
 
 def set_environment(timeout: float) -> None:
-    """Set what Ray Train reads from the environment, in the trial's own process.
+    """Set what Ray Train reads from the environment, in the process of a trial that has several workers.
 
     Args:
         timeout: Seconds after which a worker that does not answer is given up.
@@ -82,16 +80,15 @@ def run_worker(work: dict[str, Any]) -> None:
     """
     from pipeline.config.plugins import install
     from pipeline.training.loop import train_loop
-    from pipeline.training.worker import process_group
+    from pipeline.training.session import Session
+    from pipeline.training.worker import Worker, process_group
 
-    try:
+    with redacted_errors():
         install(work["plugins"])
         with process_group(work["config"]["scale"]["timeout"]):
-            train_loop(work)
-    except Exception as error:
-        # Ray logs the whole traceback where it happens, and only here are this machine's secrets known.
-        text = traceback.format_exc()
-        if redact(text) == text:
-            raise
-        kind = type(error) if isinstance(error, LockLost | UserError | NonFiniteLoss | Preempted) else RuntimeError
-        raise kind(redact(str(error))) from None
+            session = Session(
+                # Not the function itself, which Ray Train looks up in its context.
+                report=lambda report: ray.train.report(report),
+                is_preempted=lambda: ray.train.get_preemption_info() is not None,
+            )
+            train_loop(work, Worker.current(), session)

@@ -1,26 +1,29 @@
-"""Trainable of Tune: a function that runs a trial's workers by Ray Train, and passes their reports on.
+"""Trainable of Tune: a function that trains a trial, in this process or on several workers, and passes its reports on.
 
-Its process only waits for the workers, so this file does not import torch, nor what imports it.
+One worker trains in this very process. Of several, this process only waits for them. So this file does not import
+torch, nor what imports it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
+import queue
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ray.train
 from ray import tune
-from ray.util.queue import Empty, Queue
+from ray.util.queue import Queue
 
 from pipeline import config as schema
 from pipeline.config.plugins import install
 from pipeline.runtime.errors import LockLost, NonFiniteLoss, Preempted, UserError
 from pipeline.runtime.lock import verify_owner
 from pipeline.sweep.cluster import ray_storage
+from pipeline.sweep.own_process import train_here, wait_until_taken_away
 from pipeline.sweep.train_run import TrainRun, set_environment
 
 __all__ = ["TRIAL_NAME_KEY", "report_to_tune", "trainable"]
@@ -30,24 +33,26 @@ TRIAL_NAME_KEY = "trial"
 
 _POINTER = "checkpoint.json"
 
+# Kinds of a failure that have a meaning here, the one that says most first; any other is an ``Exception``.
+_KINDS = (LockLost, UserError, NonFiniteLoss, Preempted)
+
 
 def trainable(params: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Run a trial: a run of Ray Train, whose reports are passed on to Tune.
+    """Train a trial, and pass its reports on to Tune.
 
     In population-based training, each report that has a checkpoint comes with a file that names it, which is given to
     the trial that exploits it. The weights themselves never pass through Tune.
 
     Args:
         params: Keys of the experiment that the search has set, and the trial's name.
-        settings: The experiment as a nested dict, the resources and the environment of a worker, the owner of the
-            folder's lock, and the folder of Ray's state.
+        settings: The experiment as a nested dict, the resources of a worker, whether it is the only one, the owner of
+            the folder's lock, and the folder of Ray's state.
     """
     # Not the parameter of that name: population-based training copies it, too, from the trial that is exploited.
     name = tune.get_context().get_trial_name()
     params = {key: value for key, value in params.items() if key != TRIAL_NAME_KEY}
     install(settings["plugins"])
     config = schema.apply(schema.from_dict(settings["config"]), params)
-    set_environment(config.scale.timeout)
     url = f"{config.output}/trials/{name}"
     exploited = _checkpoint_url(tune.get_checkpoint())
     if exploited and not exploited.startswith(f"{url}/"):
@@ -59,7 +64,7 @@ def trainable(params: dict[str, Any], settings: dict[str, Any]) -> None:
         except (UserError, LockLost) as error:
             tune.report({"error": str(error), "reported": ["error"]})
             return
-    reports: Queue = Queue(actor_options={"num_cpus": 0})
+    train = _train_alone if settings["is_alone"] else _train_on_workers
     restarts_left, nonfinite_retries_left, lr_scale = (
         config.scale.max_restarts,
         config.train.max_nonfinite_restarts,
@@ -73,13 +78,17 @@ def trainable(params: dict[str, Any], settings: dict[str, Any]) -> None:
             "owner": settings["owner"],
             "plugins": settings["plugins"],
         }
-        error = _train(config, work, name, settings, reports)
+        error = train(config, work, name, settings)
         if error is None:
             return
         kind, cause = _cause(error)
         if kind is NonFiniteLoss and nonfinite_retries_left:
             nonfinite_retries_left, lr_scale = nonfinite_retries_left - 1, lr_scale / 2
             cause = f"{cause}; with half the learning rates"
+        elif kind is Exception and settings["is_alone"]:
+            # Tune tries again in another process: this one may have a GPU that answers no more.
+            tune.report({"failure": cause, "reported": ["failure"]})
+            raise error
         elif kind is Exception and restarts_left:
             restarts_left -= 1
         elif kind is not Preempted:
@@ -87,13 +96,23 @@ def trainable(params: dict[str, Any], settings: dict[str, Any]) -> None:
             tune.report({"error": cause, "reported": ["error"]})
             return
         tune.report({"restart": cause, "reported": ["restart"]})
+        if kind is Preempted and settings["is_alone"]:
+            wait_until_taken_away()
 
 
-def _train(
-    config: schema.Config, work: dict[str, Any], name: str, settings: dict[str, Any], reports: Queue
-) -> ray.train.TrainingFailedError | None:
-    """Train to the end, or to the workers' failure, which is returned; they resume from the trial's last checkpoint."""
-    worker, exploited = settings["worker"], config.sweep.scheduler == "pbt"
+def _train_alone(config: schema.Config, work: dict[str, Any], name: str, settings: dict[str, Any]) -> Exception | None:
+    """Train in this process, to the end or to a failure, which is returned."""
+    reports: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+    stopped, gpus = threading.Event(), settings["worker"].get("GPU", 0)
+    return _pass_on(config, reports, lambda: train_here(work, reports.put, stopped, gpus), stopped)
+
+
+def _train_on_workers(
+    config: schema.Config, work: dict[str, Any], name: str, settings: dict[str, Any]
+) -> Exception | None:
+    """Train on workers, to the end or to their failure, which is returned."""
+    set_environment(config.scale.timeout)
+    worker, reports = settings["worker"], Queue(actor_options={"num_cpus": 0})
     min_workers, num_workers = config.scale.min_workers or config.scale.num_workers, config.scale.num_workers
     trainer = TrainRun(
         work,
@@ -103,21 +122,47 @@ def _train(
             use_gpu="GPU" in worker,
             resources_per_worker=worker,
         ),
-        run={
-            **ray_storage(settings["storage"], f"trial-{name}"),
-            "worker_runtime_env": {"env_vars": settings["environment"]},
-        },
+        run=ray_storage(settings["storage"], f"trial-{name}"),
     )
-    with ThreadPoolExecutor(1) as pool:
-        training = pool.submit(trainer.fit)
-        while not training.done() or not reports.empty():
-            with contextlib.suppress(Empty):
-                report_to_tune(reports.get(timeout=2.0), with_checkpoint=exploited)
+    # A trial that is stopped takes its workers along.
+    return _pass_on(config, reports, trainer.fit, threading.Event())
+
+
+def _pass_on(
+    config: schema.Config, reports: queue.SimpleQueue[Any] | Queue, train: Callable[[], Any], stopped: threading.Event
+) -> Exception | None:
+    """Train in a thread while reports are passed on to Tune, which may take its time; return what the training raised.
+
+    Args:
+        config: The experiment.
+        reports: Gets the reports.
+        train: Trains.
+        stopped: Set where Tune stops the trial, which it does when it has got a report.
+    """
+    raised: list[Exception] = []
+
+    def run() -> None:
         try:
-            training.result()
-        except ray.train.TrainingFailedError as error:
-            return error
-    return None
+            train()
+        except Exception as error:
+            raised.append(error)
+        finally:
+            # After the last report.
+            reports.put(None)
+
+    # A process that is told to end does not wait for it.
+    thread = threading.Thread(target=run, name="train", daemon=True)
+    thread.start()
+    try:
+        while (report := reports.get()) is not None:
+            report_to_tune(report, with_checkpoint=config.sweep.scheduler == "pbt")
+    except BaseException:
+        stopped.set()
+        raise
+    finally:
+        # The next trial has this process for itself.
+        thread.join()
+    return raised[0] if raised else None
 
 
 def report_to_tune(report: dict[str, Any], *, with_checkpoint: bool) -> None:
@@ -135,23 +180,24 @@ def report_to_tune(report: dict[str, Any], *, with_checkpoint: bool) -> None:
         tune.report({**report, "reported": list(report)}, checkpoint=checkpoint)
 
 
-def _cause(error: ray.train.TrainingFailedError) -> tuple[type[Exception], str]:
+def _cause(error: Exception) -> tuple[type[Exception], str]:
     """Return the kind of a failure, and its reason on one line.
 
-    An exception with a name comes first, since the other workers only lost a peer. Anything else is an ``Exception``: a
-    process that was killed, a node that was lost, a network that broke, which need not happen a second time.
+    Of several workers an exception of a known kind comes first, since the others only lost a peer. Anything else is an
+    ``Exception``: a process that was killed, a node that was lost, a network that broke, which need not happen again.
     """
-    failures = getattr(error, "worker_failures", None) or {0: error}
-    causes = {rank: getattr(failure, "cause", None) or failure for rank, failure in sorted(failures.items())}
-    for kind in (LockLost, UserError, NonFiniteLoss, Preempted):
-        for cause in causes.values():
+    failures = getattr(error, "worker_failures", None) or {}
+    causes = [getattr(failure, "cause", None) or failure for _, failure in sorted(failures.items())] or [error]
+    for kind in _KINDS:
+        for cause in causes:
             if isinstance(cause, kind):
                 return kind, str(cause).strip()
-    rank, cause = next(iter(causes.items()))
-    lines = [line for line in str(cause).splitlines() if line.strip()] or [""]
+    cause = causes[0]
     if "out of memory" in str(cause):
-        lines = ["out of memory; a smaller batch, or fewer trials side by side, need less"]
-    return Exception, f"worker {rank}: {type(cause).__name__}: {lines[-1].strip()}"
+        return Exception, "out of memory; a smaller batch, or fewer trials side by side, need less"
+    lines = [line for line in str(cause).splitlines() if line.strip()] or [""]
+    worker = f"worker {min(failures)}: " if failures else ""
+    return Exception, f"{worker}{type(cause).__name__}: {lines[-1].strip()}"
 
 
 def _checkpoint_url(checkpoint: tune.Checkpoint | None) -> str | None:

@@ -11,8 +11,6 @@ import time
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
-import ray.train
-
 from gebm import samplers
 from gebm.training import StepInfo, initialize_log_partition
 from pipeline import config as schema
@@ -31,6 +29,7 @@ from pipeline.training.learning_rate_decay import LearningRateDecay
 from pipeline.training.load_trainer import load_trainer
 from pipeline.training.pacing import Pace
 from pipeline.training.progress import evaluation_due, progress, require_finite
+from pipeline.training.session import Session
 from pipeline.training.step_generator import step_generator
 from pipeline.training.throughput import Throughput
 from pipeline.training.time_left import TimeLeft
@@ -44,27 +43,28 @@ __all__ = ["TrialRun", "train_loop"]
 _PREEMPTION_SECONDS = 1.0
 
 
-def train_loop(train_loop_config: dict[str, Any]) -> None:
+def train_loop(work: dict[str, Any], worker: Worker, session: Session) -> None:
     """Train on this worker, from the last checkpoint if there is one.
 
     Args:
-        train_loop_config: ``config`` as nested keys; ``url``, the trial's folder; ``lr_scale``, a factor of both
-            learning rates, below 1 for a trial that diverged at those of its config; and ``owner``, that of the lock of
-            the sweep's folder (None where there is no lock).
+        work: ``config`` as nested keys; ``url``, the trial's folder; ``lr_scale``, a factor of both learning rates,
+            below 1 for a trial that diverged at those of its config; and ``owner``, that of the lock of the sweep's
+            folder (None where there is no lock).
+        worker: This worker.
+        session: Its connection with the sweep.
 
     Raises:
         NonFiniteLoss: A loss is NaN or infinite.
         Preempted: A machine is about to be taken away; the present step is in a checkpoint.
         UserError: The store is damaged, the checkpoint is of another architecture, or none can be written.
         LockLost: Another driver has taken over the sweep's folder.
+        Stopped: The sweep has stopped the trial.
     """
-    config = schema.from_dict(train_loop_config["config"])
+    config = schema.from_dict(work["config"])
     if config.data.split_seed is None:
         # The training split stays the same, whatever seed the model is sampled with.
         config.data.split_seed = config.seed
-    TrialRun(
-        config, train_loop_config["url"], train_loop_config["lr_scale"], owner=train_loop_config.get("owner")
-    ).run()
+    TrialRun(config, work["url"], work["lr_scale"], worker, session, owner=work.get("owner")).run()
 
 
 class _Due(NamedTuple):
@@ -83,18 +83,27 @@ class TrialRun:
         config: The experiment, with the trial's own settings.
         url: The trial's folder.
         lr_scale: Factor of both learning rates.
+        worker: This worker.
+        session: Its connection with the sweep.
         owner: Owner of the lock of the sweep's folder; None where there is no lock.
     """
 
     batches: tasks.Batches
+    watchdog: Watchdog
 
-    def __init__(self, config: schema.Config, url: str, lr_scale: float, owner: str | None = None) -> None:
-        self.config, self.lr_scale = config, lr_scale
-        share = config.scale.gpus_per_worker
-        self.worker = Worker.current(share if isinstance(share, int | float) else 1.0)
-        device, world_size = self.worker.device, self.worker.world_size
-        self.task = tasks.make(config).open(self.worker.rank, world_size, device)
-        self.watchdog, self.system_metrics = Watchdog(config.scale.timeout), SystemMetrics(device)
+    def __init__(
+        self,
+        config: schema.Config,
+        url: str,
+        lr_scale: float,
+        worker: Worker,
+        session: Session,
+        owner: str | None = None,
+    ) -> None:
+        self.config, self.lr_scale, self.worker, self.session = config, lr_scale, worker, session
+        device, world_size = worker.device, worker.world_size
+        self.task = tasks.make(config).open(worker.rank, world_size, device)
+        self.system_metrics = SystemMetrics(device)
         self.folder = TrialFolder(config, url, owner)
         self.model = model_to_train(config, device, self.task.classes)
         if not (self.folder.checkpoints.last or config.checkpoint) and config.train.log_partition_samples:
@@ -118,6 +127,14 @@ class TrialRun:
 
     def run(self) -> None:
         """Train to the last base step, and report, save and evaluate where that is due."""
+        self.watchdog = Watchdog(self.config.scale.timeout)
+        try:
+            self._run()
+        finally:
+            # This process may serve another trial.
+            self.watchdog.stop()
+
+    def _run(self) -> None:
         self.restore()
         while self.trainer.base_step < self.config.train.base_steps:
             self.step()
@@ -137,7 +154,6 @@ class TrialRun:
             if due.evaluate:
                 self.evaluate()
             self.send_report()
-        self.watchdog.stop()
 
     def restore(self) -> None:
         """Resume from the trial's last checkpoint, or start from another model's, or from a fresh model."""
@@ -181,7 +197,12 @@ class TrialRun:
                 f"base step {done + 1} cannot be taken: {error}; lower train.energy_lr or train.base_lr"
             ) from None
         self.has_fitted = True
+        self.heartbeat()
+
+    def heartbeat(self) -> None:
+        """Show the watchdog that this worker advances, and give the trial up where the sweep has stopped it."""
         self.watchdog.heartbeat()
+        self.session.require_running()
 
     def make_report(self) -> None:
         """Collect the numbers of the steps since the last report; this waits for the device."""
@@ -251,7 +272,7 @@ class TrialRun:
             lambda step: step_generator(self.config, "final-phase", step),
             held_out=self.task.held_out,
             agree=self.worker.from_first,
-            advance=lambda steps: self.watchdog.heartbeat(),
+            advance=lambda steps: self.heartbeat(),
         )
         return {"final_energy_steps": result.steps, "final_energy_steps_taken": result.steps_taken}
 
@@ -304,7 +325,7 @@ class TrialRun:
             self.first_step_at = None
         if peak := self.system_metrics.peak():
             report = {**report, "system": {**report.get("system", {}), **peak}}
-        ray.train.report(self.folder.write_report(report) if self.worker.is_first else report)
+        self.session.report(self.folder.write_report(report) if self.worker.is_first else report)
 
     def _load(self, checkpoint: Checkpoint) -> Position:
         """Load a checkpoint into model and trainer, and return its position in the data."""
@@ -332,7 +353,7 @@ class TrialRun:
 
     def _evaluate_model(self, name: str) -> dict[str, Any]:
         """Return the entries of an evaluation's report; its pictures are written to the trial's folder."""
-        run = EvaluationRun(advance=lambda steps: self.watchdog.heartbeat())
+        run = EvaluationRun(advance=lambda steps: self.heartbeat())
         return self.evaluation.report(self.trainer.sampling_model(), self.trainer.base_step, self.folder, name, run)
 
     def _add(self, key: str, messages: list[str], *, first: bool = False) -> None:
@@ -346,7 +367,7 @@ class TrialRun:
         config, done = self.config, self.trainer.base_step
         preempt = False
         if self.preemption.is_due(done):
-            preempt = ray.train.get_preemption_info() is not None
+            preempt = self.session.is_preempted()
             self.preemption.schedule_next(done)
         evaluate = evaluation_due(config, done)
         is_checkpoint_step = bool(config.checkpoints.every) and done % config.checkpoints.every == 0

@@ -8,9 +8,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
-from gebm.allocator import disable_malloc_trim
 from pipeline import config as schema
 from pipeline import tasks
 from pipeline.evaluation.base import Evaluation, EvaluationRun
@@ -43,18 +40,17 @@ class SamplerTrials:
     Args:
         config: The experiment, whose ``checkpoint`` is the model.
         owner: Owner of the lock of the sweep's folder; None where there is no lock.
-        device: Where to sample.
+        worker: The worker that samples, the only one.
     """
 
-    def __init__(self, config: schema.Config, owner: str | None, device: torch.device) -> None:
-        disable_malloc_trim()
+    def __init__(self, config: schema.Config, owner: str | None, worker: Worker) -> None:
         if config.checkpoint is None:
             raise UserError("a search over the sampler alone needs a trained model: give checkpoint=<a trial's folder>")
         self._config, self._owner = copy.deepcopy(config), owner
         if config.data.split_seed is None:
             # As in the trial that trained it.
             self._config.data.split_seed = config.seed
-        worker, self._shared = Worker(0, 1, device), SharedResults()
+        device, self._shared = worker.device, SharedResults()
         self._task = tasks.make(self._config).open(0, 1, device)
         model = model_to_train(self._config, device, self._task.classes)
         self._trainer = make_trainer(model, self._config, device)

@@ -17,7 +17,7 @@ from torch import distributed
 # Documented there, and imported there under another name.
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
-__all__ = ["Worker", "bound_gpu_memory", "process_group"]
+__all__ = ["Worker", "process_group"]
 
 
 @contextlib.contextmanager
@@ -51,17 +51,6 @@ def process_group(timeout: float) -> Iterator[None]:
     distributed.destroy_process_group()
 
 
-def bound_gpu_memory(gpus: float, device: torch.device) -> None:
-    """Bound the memory that this process takes of a GPU that it shares with others.
-
-    Args:
-        gpus: GPUs that the process was given; below 1, its memory is bounded by that share.
-        device: Its device.
-    """
-    if gpus < 1 and device.type == "cuda":
-        torch.cuda.set_per_process_memory_fraction(gpus, device)
-
-
 @dataclass(frozen=True)
 class Worker:
     """One of a trial's workers.
@@ -77,15 +66,26 @@ class Worker:
     device: torch.device
 
     @classmethod
-    def current(cls, gpus: float = 1.0) -> Worker:
-        """Return the worker that Ray Train runs this process as.
+    def current(cls) -> Worker:
+        """Return the worker that Ray Train runs this process as."""
+        context = ray.train.get_context()
+        return cls(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+
+    @classmethod
+    def alone(cls, gpus: float) -> Worker:
+        """Return the one worker of a trial, in a process that Ray has given its resources.
 
         Args:
-            gpus: GPUs of a worker; below 1, its memory on the GPU is bounded by that share.
+            gpus: GPUs of the process; below 1, its memory on the GPU that it shares is bounded by that share.
+
+        Example:
+            >>> Worker.alone(0)
+            Worker(rank=0, world_size=1, device=device(type='cpu'))
         """
-        context, device = ray.train.get_context(), ray.train.torch.get_device()
-        bound_gpu_memory(gpus, device)
-        return cls(context.get_world_rank(), context.get_world_size(), device)
+        device = torch.device("cuda" if gpus else "cpu")
+        if 0 < gpus < 1:
+            torch.cuda.set_per_process_memory_fraction(gpus, device)
+        return cls(0, 1, device)
 
     @property
     def is_first(self) -> bool:

@@ -7,11 +7,9 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from types import SimpleNamespace
 
 import pytest
 import ray
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.cluster_utils import Cluster
@@ -223,12 +221,7 @@ def test_without_a_gpu_the_line_on_shares_says_why_it_has_no_advice(space, small
 def test_a_worker_bounds_its_memory_by_its_share(monkeypatch):
     bounds = []
     monkeypatch.setattr("torch.cuda.set_per_process_memory_fraction", lambda share, device: bounds.append(share))
-    context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
-    monkeypatch.setattr("ray.train.get_context", lambda: context)
-    for device in ("cuda:0", "cpu"):
-        monkeypatch.setattr("ray.train.torch.get_device", lambda device=device: torch.device(device))
-        for gpus in (1.0, 0.25):
-            Worker.current(gpus)
+    assert [Worker.alone(gpus).device.type for gpus in (0, 1.0, 0.25, 2.0)] == ["cpu", "cuda", "cuda", "cuda"]
     assert bounds == [0.25]
 
 

@@ -95,7 +95,7 @@ def test_a_sweep_that_only_samples_is_read_and_resumed_wherever_its_folder_is(im
     config.checkpoint = imported_start(str(old))
     config.sweep.space = {key: {"choice": [1.0, value]} for key, value in params.items()}
     if params:
-        report = SamplerTrials(config, None, CPU).run(params, f"{old}/trials/000")
+        report = SamplerTrials(config, None, Worker.alone(0)).run(params, f"{old}/trials/000")
     else:
         [report] = Trial(config, old / "trials" / "000").reports
     records = SweepSummary(str(old), metric="distance_gebm", mode="min", shown=("distance_gebm",), facts={})

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray.train
 import torch
 import yaml
 
@@ -17,9 +16,9 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.system_metrics import SystemMetrics
 from pipeline.tasks.open_store import ensure_store
 from pipeline.tracking.trial_reports import missed_reports
-from pipeline.training import loop
 from pipeline.training.loop import TrialRun
 from pipeline.training.sampler_trials import NUM_DRAWN, SamplerTrials
+from pipeline.training.session import Session
 from pipeline.training.worker import Worker
 
 CPU = torch.device("cpu")
@@ -51,11 +50,8 @@ class Trial:
 
     def __init__(self, config: schema.Config, url: Path) -> None:
         self.reports: list[dict[str, Any]] = []
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ray.train, "report", self.reports.append)
-            patch.setattr(ray.train, "get_preemption_info", lambda: None)
-            patch.setattr(loop.Worker, "current", lambda *_: Worker(0, 1, CPU))
-            TrialRun(config, str(url), 1.0).run()
+        session = Session(self.reports.append, is_preempted=lambda: False)
+        TrialRun(config, str(url), 1.0, Worker.alone(0), session).run()
 
 
 def toy_config(folder: Path, keys: dict[str, Any] | None = None) -> schema.Config:
@@ -87,7 +83,7 @@ def comparable(report: dict[str, Any]) -> dict[str, Any]:
 
 def test_each_setting_has_the_report_of_a_trial_of_its_own(model, tmp_path):
     before = {path: path.read_bytes() for path in Path(model.checkpoint).iterdir()}
-    trials = SamplerTrials(model, None, CPU)
+    trials = SamplerTrials(model, None, Worker.alone(0))
     for number, params in enumerate(SETTINGS):
         found = trials.run(params, str(tmp_path / f"warm-{number}"))
         [expected] = Trial(schema.apply(model, params), tmp_path / f"cold-{number}").reports
@@ -103,7 +99,7 @@ def test_each_setting_has_the_report_of_a_trial_of_its_own(model, tmp_path):
 
 @pytest.mark.parametrize(("finalists", "undrawn"), [(0, [4, 5, 7]), (4, [7])])
 def test_pictures_are_of_the_best_so_far_alone(finalists, undrawn, model, tmp_path, monkeypatch):
-    trials = SamplerTrials(schema.apply(model, {"sweep.finalists": finalists}), None, CPU)
+    trials = SamplerTrials(schema.apply(model, {"sweep.finalists": finalists}), None, Worker.alone(0))
     scores = [5.0, 6.0, 9.0, 7.0, 8.0, 7.0, 4.0, float("nan")]
     evaluate = trials._task.evaluate
 
@@ -127,7 +123,7 @@ def test_points_along_the_chain_are_reported_and_a_setting_can_be_given_up_there
     def prune(report: dict[str, Any]) -> None:
         raise Pruned
 
-    trials, points = SamplerTrials(model, None, CPU), []
+    trials, points = SamplerTrials(model, None, Worker.alone(0)), []
     with pytest.raises(Pruned):
         trials.run(SETTINGS[0], str(tmp_path / "pruned"), prune)
     found = trials.run(SETTINGS[0], str(tmp_path / "whole"), points.append)
@@ -141,7 +137,7 @@ def test_points_along_the_chain_are_reported_and_a_setting_can_be_given_up_there
 
 
 def test_a_setting_that_diverges_says_so_and_leaves_the_next_one_alone(model, tmp_path):
-    trials = SamplerTrials(model, None, CPU)
+    trials = SamplerTrials(model, None, Worker.alone(0))
     with pytest.raises(UserError, match=r"all 25 chains diverged: lower sampler\.step_size"):
         trials.run({"sampler.name": "ula", "sampler.step_size": 1e30}, str(tmp_path / "diverged"))
     assert trials.run(SETTINGS[1], str(tmp_path / "next"))["base_step"] == 2
@@ -149,7 +145,7 @@ def test_a_setting_that_diverges_says_so_and_leaves_the_next_one_alone(model, tm
 
 def test_what_a_warm_up_has_found_is_in_the_report_and_makes_the_kernel_again(model, tmp_path):
     params = {"sampler.name": "hmc", "sampler.step_size": 1e-3, "sampler.warm_up_steps": 20, "sampler.num_steps": 3}
-    report = SamplerTrials(model, None, CPU).run(params, str(tmp_path / "warm"))
+    report = SamplerTrials(model, None, Worker.alone(0)).run(params, str(tmp_path / "warm"))
     found = report["found_kernel"]
     assert found["step_size"] == report["warm_up_step_size"] != 1e-3
     assert max(found["inverse_mass"]) == report["warm_up_largest_variance"]
@@ -158,5 +154,5 @@ def test_what_a_warm_up_has_found_is_in_the_report_and_makes_the_kernel_again(mo
     # Sampled with what was found, the scores are the same without a warm-up.
     sampler = with_found(schema.apply(model, params).sampler, found)
     again = {"sampler.step_size": sampler.step_size, "sampler.settings": sampler.settings, "sampler.warm_up_steps": 0}
-    scores = SamplerTrials(model, None, CPU).run(params | again, str(tmp_path / "again"))
+    scores = SamplerTrials(model, None, Worker.alone(0)).run(params | again, str(tmp_path / "again"))
     assert scores["distance_gebm"] == report["distance_gebm"] and "found_kernel" not in scores

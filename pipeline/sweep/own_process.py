@@ -1,0 +1,76 @@
+"""The one worker of a trial, in the trial's own process, which stays warm for the next trial.
+
+A trial of several workers is a run of Ray Train, with processes of its own for the controller, the queue, the clean-up
+and each worker. One worker needs none of them: it trains in the process that Tune has started for the trial, and Tune
+gives that process one trial after another, so that it imports torch once.
+
+Nothing here imports torch before a trial trains.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray._private.state import state
+
+from pipeline.runtime.redaction import redacted_errors
+
+__all__ = ["train_here", "wait_until_taken_away"]
+
+_POLL_SECONDS = 1.0
+
+
+def train_here(
+    work: dict[str, Any], report: Callable[[dict[str, Any]], None], stopped: threading.Event, gpus: float
+) -> None:
+    """Run a trial's loop in this process.
+
+    Args:
+        work: Argument of :func:`pipeline.training.loop.train_loop`.
+        report: Takes the trial's reports.
+        stopped: Set when the sweep has stopped the trial.
+        gpus: GPUs of this process.
+
+    Raises:
+        Stopped: The sweep has stopped the trial.
+        Exception: What the loop raises, without credentials.
+    """
+    import torch
+
+    from pipeline.training.loop import train_loop
+    from pipeline.training.session import Session, Stopped
+    from pipeline.training.worker import Worker
+
+    def require_running() -> None:
+        if stopped.is_set():
+            raise Stopped
+
+    with redacted_errors():
+        worker = Worker.alone(gpus)
+        try:
+            train_loop(work, worker, Session(report, is_preempted, require_running))
+        finally:
+            # The next trial finds the memory free, its readers' threads included.
+            gc.collect()
+            if worker.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+
+def is_preempted() -> bool:
+    """Return whether the machine of this process is about to be taken away."""
+    # What the watcher of Ray Train asks, too.
+    return ray.get_runtime_context().get_node_id() in state.get_draining_nodes()
+
+
+def wait_until_taken_away() -> None:
+    """Wait for the end of the machine, and so of this process; return where it stays after all.
+
+    Tune starts the trial on another machine then, and does not count that as a failure.
+    """
+    while is_preempted():
+        time.sleep(_POLL_SECONDS)
