@@ -20,7 +20,7 @@ from ray._private.state import state
 
 from pipeline.runtime.redaction import redacted_errors
 
-__all__ = ["train_here", "wait_until_taken_away"]
+__all__ = ["is_preempted", "train_here", "wait_until_taken_away"]
 
 _POLL_SECONDS = 1.0
 

@@ -18,7 +18,19 @@ from PIL import Image
 
 from benchmarks.scale.servers import mlflow_server, postgresql
 from pipeline.data import open_store
-from tests.helpers.cli import REPOSITORY, SMALL, load, run, run_unread, start, summary, wait_for
+from tests.helpers.cli import (
+    REPOSITORY,
+    SMALL,
+    evaluated,
+    kill,
+    load,
+    run,
+    run_unread,
+    start,
+    summary,
+    trial_processes,
+    wait_for,
+)  # fmt: skip
 from tests.helpers.s3 import s3_bucket
 
 screenshots = load("tools/make_screenshots.py")
@@ -261,15 +273,18 @@ def test_a_checkpoint_is_sampled_and_evaluated_with_settings_of_the_users_own(sw
 
 
 def test_interrupted_by_ctrl_c_it_says_how_to_go_on_and_does_not_run_the_finished_again(home, done):
-    """With trials that Optuna proposes one by one."""
+    """With trials that Optuna proposes one by one, one after the other in a process that is killed once."""
     output = home / "interrupted"
     words = [*SMALL, f"output={output}", "sweeps=optuna", "sweep.scheduler=none", "sweep.num_trials=2"]
     process = start(home, "sweep", *words, "sweep.max_concurrent=1")
+    wait_for(output, evaluated(1), process)
+    kill(trial_processes(process.pid))
     wait_for(output, lambda document: len(document["trials"]) > 1 and document["trials"][1]["evaluations"], process)
     process.send_signal(signal.SIGINT)
     printed, _ = process.communicate(timeout=120)
     assert process.returncode == 130, printed
     assert f"python -m pipeline.sweep resume={output}" in printed
+    assert printed.count("trial 000 restarts from its last checkpoint: its process died") == 1, printed
     before = summary(output)["trials"]
     assert [trial["status"] for trial in before] == ["finished", "running"]
     done("sweep", f"resume={output}", "sweep.max_concurrent=2")

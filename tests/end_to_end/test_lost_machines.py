@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 from ray.cluster_utils import Cluster
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.sweep.own_process import is_preempted
 from pipeline.training.checkpoints import Checkpoints
 from tests.helpers.chaos import Moment, train
 from tests.helpers.cli import (
@@ -77,6 +82,23 @@ def one_that_works(machines: list[subprocess.Popen]) -> subprocess.Popen:
     raise AssertionError("no worker has started within a minute")
 
 
+@contextlib.contextmanager
+def probes(address: str) -> Iterator[list[ray.actor.ActorHandle]]:
+    """A process on each machine that asks as a trial of one worker does."""
+    ray.init(address=address, log_to_driver=False)
+    try:
+        asking = ray.remote(num_cpus=0)(Probe)
+        nodes = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in ray.nodes() if node["Alive"]]
+        yield [asking.options(scheduling_strategy=node).remote() for node in nodes]
+    finally:
+        ray.shutdown()
+
+
+class Probe:
+    def is_preempted(self) -> bool:
+        return is_preempted()
+
+
 LONG = [*SMALL, "train.base_steps=75", "evaluation.every=15", "scale.num_workers=2", "scale.min_workers=1"]
 
 
@@ -96,7 +118,12 @@ def test_a_trial_survives_its_machines(home, machines):
     wait_for(output, evaluated(1), process)
     time.sleep(chance.uniform(0, 2))
     taken = one_that_works(nodes)
-    kill([taken.pid], signal.SIGTERM)  # Ray gives the workers half a minute
+    with probes(address) as asked:
+        assert ray.get([probe.is_preempted.remote() for probe in asked]) == [False] * 4
+        kill([taken.pid], signal.SIGTERM)  # Ray gives the workers half a minute
+        end = time.monotonic() + 20
+        while sum(ray.get([probe.is_preempted.remote() for probe in asked])) != 1:
+            assert time.monotonic() < end
     nodes.remove(taken)
     while not str(Checkpoints(f"{output}/trials/000").last).endswith("step-00000045"):
         assert process.poll() is None, process.communicate()[0]

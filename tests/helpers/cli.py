@@ -19,7 +19,7 @@ from torch import Tensor
 
 __all__ = [
     "PATIENCE", "REPOSITORY", "SMALL", "command", "evaluated", "family", "kill", "load", "run", "run_unread",
-    "same_weights", "start", "summary", "wait_for", "weights", "workers",
+    "same_weights", "start", "summary", "trial_processes", "wait_for", "weights", "workers",
 ]  # fmt: skip
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -165,9 +165,14 @@ def kill(pids: list[int], number: int = signal.SIGKILL) -> None:
 
 def evaluated(times: int):
     """Whether the first trial was evaluated so often."""
-    return lambda document: len(document["trials"][0]["evaluations"]) >= times
+    return lambda document: bool(document["trials"]) and len(document["trials"][0]["evaluations"]) >= times
 
 
 def workers(pid: int) -> list[int]:
-    """The training workers among all that a process has started."""
+    """The workers of trials of several workers, among all that a process has started."""
     return [member for member in family(pid) if "RayTrainWorker" in command(member)]
+
+
+def trial_processes(pid: int) -> list[int]:
+    """The trials' own processes, in which those of one worker train, among all that a process has started."""
+    return [member for member in family(pid) if "ImplicitFunc" in command(member)]

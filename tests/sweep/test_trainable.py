@@ -1,21 +1,27 @@
-"""A trial whose workers fail: what is tried again, how often, and at which learning rates."""
+"""A trial that fails: what is tried again, how often, where, and at which learning rates; and one that is stopped."""
 
 from __future__ import annotations
 
+import contextlib
+import queue
+import threading
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.train import WorkerGroupError
 
 from pipeline import config as schema
 from pipeline.runtime.errors import NonFiniteLoss, Preempted
 from pipeline.sweep import trainable as module
+from pipeline.training.session import Stopped
 
 
 @pytest.fixture
 def trial(monkeypatch, small, tmp_path) -> Callable[..., tuple[list[str], list[dict[str, Any]]]]:
-    """Runs a trial without workers, of which each attempt ends as it is told to: kinds of reports, and attempts."""
+    """Runs a trial of which each attempt ends as it is told to, without workers: kinds of reports, and attempts."""
     reports: list[dict[str, Any]] = []
     attempts: list[dict[str, Any]] = []
     tune = SimpleNamespace(
@@ -23,26 +29,32 @@ def trial(monkeypatch, small, tmp_path) -> Callable[..., tuple[list[str], list[d
         get_checkpoint=lambda: None,
         report=reports.append,
     )
-    monkeypatch.setattr(module, "set_environment", lambda timeout: None)
     monkeypatch.setattr(module, "tune", tune)
-    monkeypatch.setattr(module, "Queue", lambda **_: None)
+    monkeypatch.setattr(module, "wait_until_taken_away", lambda: None)
 
-    def run(*ends: Exception | None, **groups: object) -> tuple[list[str], list[dict[str, Any]]]:
+    def run(
+        *ends: Exception | None, is_alone: bool = False, **groups: object
+    ) -> tuple[list[str], list[dict[str, Any]]]:
         left = iter(ends)
 
-        def train(config: object, work: dict[str, Any], *_: object) -> SimpleNamespace | None:
+        def train(config: object, work: dict[str, Any], *_: object) -> Exception | None:
             attempts.append(work)
             end = next(left)
-            return None if end is None else SimpleNamespace(worker_failures={0: end})
+            return end if end is None or is_alone else WorkerGroupError("", {0: end})
 
-        monkeypatch.setattr(module, "_train", train)
+        monkeypatch.setattr(module, "_train_alone" if is_alone else "_train_on_workers", train)
         config = small(output=str(tmp_path), **groups)
-        module.trainable(
-            {module.TRIAL_NAME_KEY: "000"}, {"config": schema.to_dict(config), "owner": None, "plugins": []}
-        )
+        settings = {"config": schema.to_dict(config), "owner": None, "plugins": [], "is_alone": is_alone}
+        with contextlib.suppress(OSError):
+            module.trainable({module.TRIAL_NAME_KEY: "000"}, settings)
         return [report["reported"][0] for report in reports], attempts
 
     return run
+
+
+def test_a_worker_that_is_alone_leaves_the_restart_to_tune_and_another_process(trial):
+    reports, attempts = trial(OSError("the device answers no more"), is_alone=True)
+    assert reports == ["failure"] and len(attempts) == 1
 
 
 @pytest.mark.parametrize("restarts", [0, 2])
@@ -52,12 +64,50 @@ def test_a_trial_restarts_as_often_as_it_may(trial, restarts):
     assert {work["lr_scale"] for work in attempts} == {1.0}
 
 
-def test_a_trial_that_diverges_is_retried_with_half_the_learning_rates(trial):
-    reports, attempts = trial(*[NonFiniteLoss("nan")] * 5, train={"max_nonfinite_restarts": 2})
+@pytest.mark.parametrize("is_alone", [False, True])
+def test_a_trial_that_diverges_is_retried_with_half_the_learning_rates(trial, is_alone):
+    reports, attempts = trial(*[NonFiniteLoss("nan")] * 5, is_alone=is_alone, train={"max_nonfinite_restarts": 2})
     assert reports == ["restart", "restart", "error"]
     assert [work["lr_scale"] for work in attempts] == [1.0, 0.5, 0.25]
 
 
-def test_a_machine_that_is_taken_away_costs_no_restart(trial):
-    reports, attempts = trial(*[Preempted("a notice")] * 3, None, scale={"max_restarts": 0})
+@pytest.mark.parametrize("is_alone", [False, True])
+def test_a_machine_that_is_taken_away_costs_no_restart(trial, is_alone):
+    reports, attempts = trial(*[Preempted("a notice")] * 3, None, is_alone=is_alone, scale={"max_restarts": 0})
     assert reports == ["restart"] * 3 and len(attempts) == 4
+
+
+def test_a_trial_that_is_stopped_gives_its_thread_up_before_the_next_has_the_process(small, monkeypatch):
+    """Tune stops a trial where it has reported, by what ends the thread that reports."""
+    stopped, given_up = threading.Event(), []
+    reports: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+
+    def train() -> None:
+        reports.put({"base_step": 1})
+        while not stopped.wait(0.01):
+            pass
+        time.sleep(0.1)  # the step that it is in
+        given_up.append(True)
+        raise Stopped
+
+    def report(*_: object, **__: object) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(module.tune, "report", report)
+    with pytest.raises(SystemExit):
+        module._pass_on(small(), reports, train, stopped)
+    assert given_up
+
+
+def test_reports_are_passed_on_in_their_order_before_the_failure(small, monkeypatch):
+    passed_on: list[int] = []
+    reports: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+
+    def train() -> None:
+        for step in range(50):
+            reports.put({"base_step": step})
+        raise NonFiniteLoss("at the end")
+
+    monkeypatch.setattr(module.tune, "report", lambda report, checkpoint=None: passed_on.append(report["base_step"]))
+    error = module._pass_on(small(), reports, train, threading.Event())
+    assert passed_on == list(range(50)) and isinstance(error, NonFiniteLoss)

@@ -1,0 +1,76 @@
+"""One worker in the trial's own process: what it learns does not depend on the trials that the process had before."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline import config as schema
+from pipeline.runtime.errors import NonFiniteLoss
+from pipeline.sweep.own_process import train_here
+from pipeline.training.checkpoints import read
+from pipeline.training.session import Stopped
+from tests.training.test_sampler_trials import TIMES, toy_config
+
+# What trials of one sweep may differ in, and what changes a process: threads, networks, objectives, how they end.
+TRIALS: list[dict[str, Any]] = [
+    {"train.energy_lr": 1e-3},
+    {"train.energy_lr": 3e-4, "train.objective": "gan"},
+    {"train.penalty": 1.0, "sampler.name": "hmc"},
+    {"train.precision": "bfloat16"},
+    {"train.base_lr": 1e30},  # it diverges
+    {"train.base_steps": 3, "evaluation.every": 1},
+]
+
+
+def trained(config: schema.Config, url: Path) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
+    """Train a trial in this process; its reports without times, and its last weights."""
+    reports: list[dict[str, Any]] = []
+    work = {"config": schema.to_dict(config), "url": str(url), "lr_scale": 1.0}
+    try:
+        train_here(work, reports.append, threading.Event(), gpus=0)
+    except NonFiniteLoss as error:
+        reports.append({"error": str(error)})
+    kept = [
+        {key: value for key, value in report.items() if key not in TIMES and "second" not in key} for report in reports
+    ]
+    model = read(reports[-1]["checkpoint"]).model if reports[-1].get("checkpoint") else {}
+    return kept, model
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> schema.Config:
+    return toy_config(tmp_path_factory.mktemp("own-process"))
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.sampled_from(TRIALS), min_size=1, max_size=3), st.sampled_from(TRIALS))
+def test_a_trial_learns_the_same_whatever_the_process_had_before(config, tmp_path_factory, before, last):
+    folder = tmp_path_factory.mktemp("trials")
+    first, weights = trained(schema.apply(config, last), folder / "first")
+    for number, keys in enumerate(before):
+        trained(schema.apply(config, keys), folder / f"before-{number}")
+    second, again = trained(schema.apply(config, last), folder / "second")
+    assert str(second).replace("/second/", "/first/") == str(first)
+    assert weights.keys() == again.keys() and all(torch.equal(weights[key], again[key]) for key in weights)
+
+
+def test_a_trial_that_is_stopped_takes_no_further_step_and_its_watchdog_is_off(config, tmp_path):
+    stopped, reports = threading.Event(), []
+
+    def report(entries: dict[str, Any]) -> None:
+        reports.append(entries)
+        stopped.set()
+
+    longer = schema.apply(config, {"train.base_steps": 1000, "train.report_every": 1, "scale.timeout": 5.0})
+    with pytest.raises(Stopped):
+        train_here({"config": schema.to_dict(longer), "url": str(tmp_path), "lr_scale": 1.0}, report, stopped, gpus=0)
+    assert [entries["base_step"] for entries in reports] == [1]
+    # This process would end in five seconds otherwise, in the midst of the next trial.
+    trained(config, tmp_path / "next")
