@@ -7,16 +7,10 @@ are built, on a device that allocates nothing.
 
 from __future__ import annotations
 
-import functools
-import math
-from collections.abc import Callable, Mapping
 from operator import attrgetter
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from gebm import StandardNormal, networks, objectives, samplers
 from gebm.samplers import StepDecay
@@ -25,18 +19,16 @@ from gebm.training.plateau_decay import PlateauDecay
 from pipeline.config import metrics, part_settings
 from pipeline.config.fields import keys
 from pipeline.config.kernels import kernel_settings
-from pipeline.config.networks import network_arguments
-from pipeline.config.part_checks import check_parts, checked_objective, own_networks
+from pipeline.config.network_shapes import check_networks, try_to_build
+from pipeline.config.part_checks import check_parts, checked_objective
 from pipeline.config.ranking import mode_of, rankable_scores
-from pipeline.config.schema import Config, Data, Evaluation
+from pipeline.config.schema import Config, Evaluation
 from pipeline.config.tasks import facts_of, networks_of, networks_with_density
-from pipeline.runtime.errors import UserError, one_line
-from pipeline.runtime.part_errors import refusing
+from pipeline.config.worker_rules import check_gpus, check_lanes, check_scale
+from pipeline.runtime.errors import UserError
 
 __all__ = [
     "FEWEST_FOR_FID_INFINITY",
-    "build_shapes",
-    "required_multiple",
     "validate",
     "validate_image_scores",
     "validate_rules",
@@ -45,8 +37,6 @@ __all__ = [
 
 # Fifteen subsets of different sizes, the smallest of ten samples.
 FEWEST_FOR_FID_INFINITY = 150
-# Workers of more trials than this would not find room for their contexts on a GPU.
-_LEAST_GPU_SHARE = 0.01
 
 
 def validate(config: Config) -> None:
@@ -59,7 +49,7 @@ def validate(config: Config) -> None:
         UserError: A key or a combination of keys is impossible; the message is one line that names it.
     """
     validate_rules(config)
-    _check_networks(config)
+    check_networks(config)
     check_parts(config)
 
 
@@ -100,9 +90,9 @@ def _check_rules(config: Config, groups: tuple[str, ...]) -> None:
         _check_sampler,
         _check_warm_up,
         _check_sweep,
-        _check_scale,
-        _check_gpus,
-        _check_lanes,
+        check_scale,
+        check_gpus,
+        check_lanes,
         _check_components,
     ):
         check(config)
@@ -147,25 +137,6 @@ def validate_image_scores(config: Config) -> None:
     _check_metrics(config.evaluation)
     if not config.evaluation.metrics:
         raise UserError(f"evaluation.metrics=[]: name some of {', '.join(metrics.names())}, or leave it out for all")
-
-
-def required_multiple(config: Config, key: str) -> int:
-    """Return the number that the values of a key have to be multiples of; 1 where any will do.
-
-    Args:
-        config: The experiment.
-        key: Dotted name of a whole number.
-
-    Example:
-        >>> from pipeline.config import from_dict
-        >>> config = from_dict({"name": "x", "data": {"store": "s", "source": {"kind": "digits"}},
-        ...     "model": {"networks": "dcgan"}, "scale": {"num_workers": 3, "min_workers": 2}})
-        >>> required_multiple(config, "train.batch_size"), required_multiple(config, "sampler.num_steps")
-        (6, 1)
-    """
-    if key in ("train.batch_size", "train.latent_batch_size"):
-        return math.lcm(*_possible_workers(config))
-    return config.train.learning_rate_decay.every if key == "train.learning_rate_decay.lag" else 1
 
 
 def _check_fields(config: Config, prefix: str = "") -> None:
@@ -340,100 +311,10 @@ def _check_sweep(config: Config) -> None:
         raise UserError("sweep.search=optuna: sweep.scheduler=pbt makes proposals of its own; use random or grid")
 
 
-def _check_scale(config: Config) -> None:
-    if (config.ray.address or "").startswith("ray://"):
-        raise UserError(
-            f"ray.address={config.ray.address}: a sweep is driven from within the cluster; start this command on one "
-            f"of its machines with ray.address=auto, for example with `ray job submit`"
-        )
-    fewest, most = config.scale.min_workers or config.scale.num_workers, config.scale.num_workers
-    if fewest > most:
-        raise UserError(f"scale.min_workers={fewest}: it cannot be more than scale.num_workers={most}")
-    workers = _describe_workers(config)
-    for key, size in (("batch_size", config.train.batch_size), ("latent_batch_size", config.train.latent_batch_size)):
-        multiple = required_multiple(config, f"train.{key}")
-        if size is not None and size % multiple:
-            raise UserError(
-                f"train.{key}={size} cannot be shared out evenly among {workers}: make it a multiple of {multiple}"
-            )
-
-
-def _check_gpus(config: Config) -> None:
-    share, workers = config.scale.gpus_per_worker, config.scale.num_workers
-    if share is None:
-        return
-    if config.scale.use_gpu is False:
-        raise UserError(f"scale.gpus_per_worker={share}: scale.use_gpu=false uses none; leave out one of them")
-    if share == "auto":
-        return
-    if isinstance(share, str) or not _LEAST_GPU_SHARE <= share < math.inf or (share > 1 and share != int(share)):
-        raise UserError(
-            f"scale.gpus_per_worker={share}: it has to be a fraction from {_LEAST_GPU_SHARE:g} to 1, a whole number, "
-            f"or auto"
-        )
-    if share < 1 and workers > 1:
-        raise UserError(
-            f"scale.gpus_per_worker={share}: the scale.num_workers={workers} workers of a trial need a GPU each, since "
-            f"NCCL connects no two on one; use scale.num_workers=1, or scale.gpus_per_worker=1"
-        )
-
-
-def _check_lanes(config: Config) -> None:
-    """Refuse lanes that the workers of a trial cannot share out; a store that may be held has them only if named."""
-    lanes, multiple = config.data.lanes, math.lcm(*_possible_workers(config))
-    named = config.data.device_resident is False or lanes != Data.lanes
-    if named and not config.data.device_resident and lanes > 1 and lanes % multiple:
-        raise UserError(
-            f"data.lanes={lanes} cannot be shared out evenly among {_describe_workers(config)}: make it a multiple of "
-            f"{multiple}, such as {multiple * max(1, round(lanes / multiple))}, or 1"
-        )
-
-
-def _describe_workers(config: Config) -> str:
-    fewest, most = config.scale.min_workers or config.scale.num_workers, config.scale.num_workers
-    return f"scale.num_workers={most}" if fewest == most else f"{fewest} to {most} workers (scale.min_workers)"
-
-
-def _possible_workers(config: Config) -> range:
-    """Return the numbers of workers that a trial may run on."""
-    return range(config.scale.min_workers or config.scale.num_workers, config.scale.num_workers + 1)
-
-
-def build_shapes(
-    config: Config, settings: Mapping[str, Any] | None = None, num_classes: int | None = None
-) -> tuple[nn.Module, nn.Module]:
-    """Build base and energy for the shapes of their weights, the built-in ones on a device that allocates nothing.
-
-    Args:
-        config: ``model``, ``data.resolution`` and ``data.channels``.
-        settings: Settings of the networks, which add to those of the config or replace them.
-        num_classes: Number of classes of conditional networks (default: any).
-
-    Raises:
-        ValueError: There are no such networks.
-        UserError: They are one's own and fail; the line names the plugin's file and line.
-    """
-    arguments = dict(part_settings.frozen(network_arguments(config) | dict(settings or {})))
-    if networks.is_conditional(config.model.networks):
-        # Which number it is says the store, which is not open yet.
-        arguments["num_classes"] = num_classes or 2
-    if (part := own_networks(config)) is None:
-        return _build_networks(**arguments)
-    # Of one's own it is not known whether they can be built there.
-    with refusing(part, passing=(ValueError,)), torch.random.fork_rng(devices=[]):
-        return networks.make(**arguments)
-
-
-def _check_networks(config: Config) -> None:
-    # Those of one's own are built, and applied, by `check_parts`.
-    if own_networks(config) is None:
-        _try_to_build("model", lambda: build_shapes(config))
-
-
 def _check_components(config: Config) -> None:
     sampler = kernel_settings(config.sampler)
-    _try_to_build("sampler.decay", lambda: StepDecay(cast(float, sampler.decay), cast(int, sampler.decay_every)))
-    _try_to_build(
+    try_to_build("sampler.decay", lambda: StepDecay(cast(float, sampler.decay), cast(int, sampler.decay_every)))
+    try_to_build(
         "sampler",
         lambda: samplers.make(
             sampler.name,
@@ -443,9 +324,9 @@ def _check_components(config: Config) -> None:
             **sampler.settings,
         ),
     )
-    _try_to_build("train.schedule", lambda: Schedule(cast(Any, config.train.schedule), max(config.train.base_steps, 1)))
+    try_to_build("train.schedule", lambda: Schedule(cast(Any, config.train.schedule), max(config.train.base_steps, 1)))
     decay = config.train.learning_rate_decay
-    _try_to_build(
+    try_to_build(
         "train.learning_rate_decay",
         lambda: PlateauDecay(
             torch.zeros(decay.num_samples, 1),
@@ -457,44 +338,3 @@ def _check_components(config: Config) -> None:
             unconditional_every=decay.unconditional_every,
         ),
     )
-
-
-# A search validates the same networks at each end of each range.
-@functools.cache
-def _build_networks(name: str, **arguments: Any) -> tuple[nn.Module, nn.Module]:
-    # A flow reads its masks while it is built, which the meta device cannot do; and it is small.
-    with torch.device("cpu" if name in networks.flows.FLOWS else "meta"), _ShapesOnly():
-        return networks.make(name, **arguments)
-
-
-class _ShapesOnly(TorchFunctionMode):
-    """Mode for the meta device, in which weights are neither drawn nor normalized, since they are shapes only.
-
-    For both, torch would load its compiler on that device, which takes seconds.
-    """
-
-    _RESULTS: ClassVar = {
-        Tensor.normal_: lambda tensor, *_, **__: tensor,
-        # The steps of a spectral norm.
-        functional.normalize: lambda tensor, *_, **__: tensor,
-        torch.mv: lambda matrix, _: matrix[:, 0],
-        torch.vdot: lambda vector, _: vector[0],
-        Tensor.div: lambda tensor, _: tensor,
-    }
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return args[0] if args else kwargs["tensor"]
-        return self._RESULTS.get(func, func)(*args, **(kwargs or {}))
-
-
-def _try_to_build(key: str, make: Callable[[], object]) -> None:
-    """Build an object on a device that allocates nothing, and report what it refuses."""
-    try:
-        with torch.device("meta"):
-            make()
-    except ValueError as error:
-        raise UserError(f"{key}: {error}") from None
-    # Raised for sizes that no memory has.
-    except (RuntimeError, OverflowError, TypeError, MemoryError) as error:
-        raise UserError(f"{key}: these sizes are impossible ({one_line(error, limit=200)})") from None

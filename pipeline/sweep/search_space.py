@@ -24,7 +24,8 @@ from typing import Any
 from pipeline.config import Config, apply, part_settings
 from pipeline.config.compose import format_overrides
 from pipeline.config.tasks import facts_of
-from pipeline.config.validation import required_multiple, validate, validate_rules
+from pipeline.config.validation import validate, validate_rules
+from pipeline.config.worker_rules import required_multiple
 from pipeline.runtime.errors import UserError
 from pipeline.sweep.conditions import Condition, by_depth, resolve_conditions
 from pipeline.sweep.dimension import Choice, Dimension, Interval, WholeNumbers

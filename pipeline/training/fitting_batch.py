@@ -11,7 +11,7 @@ import torch
 
 from gebm import Trainer
 from pipeline import config as schema
-from pipeline.config.validation import required_multiple
+from pipeline.config.worker_rules import required_multiple
 from pipeline.evaluation.out_of_memory import is_out_of_memory
 from pipeline.runtime.errors import UserError
 from pipeline.training.step_generator import step_generator

@@ -19,8 +19,9 @@ from gebm.networks.conventions import inner
 from gebm.networks.weights import Half, Reading, read_as_they_are
 from gebm.training.plateau_decay import PlateauDecay
 from pipeline import config as schema
+from pipeline.config.network_shapes import build_shapes
 from pipeline.config.networks import NO_DISCRIMINATOR, is_weights
-from pipeline.config.validation import build_shapes, validate_before_weights
+from pipeline.config.validation import validate_before_weights
 from pipeline.data import Position, Store
 from pipeline.evaluation import metrics
 from pipeline.runtime.errors import UserError, one_line

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from gebm import networks
-from pipeline.config import validation
+from pipeline.config import network_shapes
 
 CASES = [
     ("dcgan", {"resolution": 8, "channels": 1, "latent_dim": 4, "width": 8}),
@@ -25,9 +25,9 @@ CASES = [
 ]
 CHECK = f"""
 import sys
-from pipeline.config import validation
+from pipeline.config import network_shapes
 for name, sizes in {CASES!r}:
-    validation._build_networks(name, energy=None, offset=0.0, **sizes)
+    network_shapes._build_networks(name, energy=None, offset=0.0, **sizes)
 assert "torch" in sys.modules and "torch._dynamo" not in sys.modules
 """
 
@@ -38,7 +38,7 @@ def test_torch_loads_no_compiler_for_it():
 
 @pytest.mark.parametrize(("name", "sizes"), CASES)
 def test_the_shapes_are_those_of_the_networks_that_are_trained(name, sizes):
-    checked = validation._build_networks(name, energy=None, offset=0.0, **sizes)
+    checked = network_shapes._build_networks(name, energy=None, offset=0.0, **sizes)
     trained = networks.make(name, **{**sizes, "resolution": sizes["resolution"] or 0})
     for one, other in zip(checked, trained, strict=True):
         shapes = {key: value.shape for key, value in other.state_dict().items()}

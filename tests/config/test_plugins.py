@@ -17,8 +17,9 @@ from pipeline import config as schema
 from pipeline.config import from_dict, plugins
 from pipeline.config.arguments import quote_texts
 from pipeline.config.command import command
+from pipeline.config.network_shapes import build_shapes
 from pipeline.config.own_choices import choose, keep_choices, load_kept_plugins, own_overrides
-from pipeline.config.validation import build_shapes, validate
+from pipeline.config.validation import validate
 from pipeline.runtime.errors import UserError
 from pipeline.submit import job
 from pipeline.submit.bundle import JobBundle

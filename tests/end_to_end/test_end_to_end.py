@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import tempfile
+import time
 from pathlib import Path
 
 import nbformat
@@ -21,7 +23,6 @@ from pipeline.data import open_store
 from tests.helpers.cli import (
     REPOSITORY,
     SMALL,
-    evaluated,
     kill,
     load,
     run,
@@ -277,8 +278,11 @@ def test_interrupted_by_ctrl_c_it_says_how_to_go_on_and_does_not_run_the_finishe
     output = home / "interrupted"
     words = [*SMALL, f"output={output}", "sweeps=optuna", "sweep.scheduler=none", "sweep.num_trials=2"]
     process = start(home, "sweep", *words, "sweep.max_concurrent=1")
-    wait_for(output, evaluated(1), process)
-    kill(trial_processes(process.pid))
+    while not (output / "trials/000/reports.jsonl").exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    # It is a process of the tests' cluster.
+    kill(trial_processes(os.getpid()))
     wait_for(output, lambda document: len(document["trials"]) > 1 and document["trials"][1]["evaluations"], process)
     process.send_signal(signal.SIGINT)
     printed, _ = process.communicate(timeout=120)

@@ -15,6 +15,7 @@ import requests
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from gebm.allocator import ENVIRONMENT as ALLOCATOR
 from pipeline.runtime.errors import UserError
 from pipeline.sweep import cluster, ray_environment
 from pipeline.sweep.cluster import check_address, connected
@@ -85,8 +86,9 @@ def test_ray_and_its_workers_start_without_a_proxy_between_nodes(clean, small, m
         environment = seen["options"]["runtime_env"]
         assert environment["worker_process_setup_hook"] == "pipeline.sweep.ray_environment.prepare_worker"
         # Of other nodes than its own each trial of a cluster hears when they are about to leave.
-        watched = None if address else {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
-        assert environment.get("env_vars") == watched
+        watched = {} if address else {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+        waits = {"TUNE_FUNCTION_THREAD_TIMEOUT_S": "60"}
+        assert environment["env_vars"] == {**ALLOCATOR, **waits, **watched}
     context = type("Context", (), {"gcs_address": "10.9.8.7:6379"})
     monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
     for name in ("no_proxy", "NO_PROXY", "RAY_ADDRESS"):

@@ -142,7 +142,7 @@ def test_the_reason_of_a_failure_is_printed_and_kept(driver):
     driver.report("000", failure="RuntimeError: once more")
     driver.watch.on_trial_error(3, [], trial)
     lines = [line for line in driver.lines if "restarts" in line]
-    assert "(RuntimeError: device-side assert)" in lines[0] and "(node lost)" in lines[1]
+    assert lines[0].endswith("checkpoint: RuntimeError: device-side assert") and "its process died" in lines[1]
     [record] = driver.records.trials
     assert record.status == "failed" and record.error.startswith("RuntimeError: once more; Ray's logs are under")
 
