@@ -1,10 +1,11 @@
-"""``python -m benchmarks.search``: what a setting of a sampler costs, in a warm process and in a trial of its own.
+"""``python -m benchmarks.search``: what a setting of a sampler costs, with all that settings share kept, and as a trial.
 
 A model is trained for a moment, of points (``toy``) and of images (``digits``). Then settings of its sampler are
 searched by ``python -m pipeline.sweep`` as a user runs it, in two ways in the same run. *warm*: the space is of the
-sampler alone, and its settings share one process a slot. *trial*: some of these settings are trials with a run of Ray
-Train each, as of a search over anything that is trained; the space has the seed in it, with one value, and nothing is
-left to train. The scores of these are checked to be equal, to the last digit.
+sampler alone, and a slot's process keeps model, data and base samples for the next setting. *trial*: some of these
+settings are trials as of a search over anything that is trained, whose process keeps its imports alone for the next;
+the space has the seed in it, with one value, and nothing is left to train. The scores of these are checked to be equal,
+to the last digit.
 
 *CPU, s* are seconds of processor time, user and system, of everything that the command starts and of itself. *A further
 setting* is what is added by one more: what was taken from the end of the first round, a setting a slot, to that of the
