@@ -30,7 +30,7 @@ from pipeline.runtime.filesystem import write_file, writing
 from pipeline.sweep import cluster, search
 from pipeline.sweep.callback import SweepCallback
 from pipeline.sweep.display.console import Display
-from pipeline.sweep.display.eta import time_left
+from pipeline.sweep.display.eta import Eta, time_left
 from pipeline.sweep.earlier_sweeps import expected_seconds
 from pipeline.sweep.finalists import score_finalists
 from pipeline.sweep.finalize import current_results, finalize, print_results
@@ -142,6 +142,7 @@ def open_sweep(plan: SweepPlan, command: str, console: Console | None = None) ->
     display = Display(summary, config.name, console, config.log)
     with display, lock.acquire(plan.output) as held:
         log.info(_first_line(plan))
+        log.info("Ray starts ...")
         require_unchanged(plan)
         summary.verify = held.verify
         tracker = Tracker(
@@ -162,8 +163,10 @@ def _first_line(plan: SweepPlan) -> str:
     config, count = plan.config, search.count_trials_left(plan.config, plan.trials)
     # A sweep that is resumed has trials of its own to estimate by, once the cluster is known.
     seconds = None if any(record.seconds for record in plan.trials) else expected_seconds(config)
-    until = time_left(seconds) + ("" if seconds is None else " if it takes as long as the last sweep of this config")
-    return f"{config.name}: {count} trial(s), {until}; results go to {plan.output}; Ray starts ..."
+    size = f"{config.name}: {count} trial{'' if count == 1 else 's'}"
+    if seconds is not None:
+        size += f", {time_left(Eta(seconds, seconds))} if it takes as long as the last sweep of this config"
+    return f"{size}; results go to {plan.output}"
 
 
 @dataclasses.dataclass

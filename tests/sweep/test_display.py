@@ -191,18 +191,21 @@ def test_columns_get_room_by_their_priority_and_keep_their_order(sizes, width):
 # How long a sweep takes.
 
 
+@pytest.mark.parametrize("last", [1.0, 0.25])
 @pytest.mark.parametrize(("slots", "waves"), [(1, 1), (1, 7), (4, 3), (32, 4)])
-def test_where_all_trials_are_alike_the_time_left_is_exact(slots, waves):
+def test_where_all_trials_are_alike_the_time_left_is_exact(slots, waves, last):
+    # The last round may have room for more trials than are left.
+    more = math.ceil(last * slots)
     whole = 120.0
     for wave in range(waves):
         for fraction in (0.1, 0.5, 0.95):
             courses = [TrialProgress(1.0, whole, True)] * (wave * slots) + [
                 TrialProgress(fraction, fraction * whole, False)
             ] * slots
-            left = estimate_eta(courses, (waves - wave - 1) * slots, slots)
-            true = (waves - wave - fraction) * whole
+            left = estimate_eta(courses, (waves - wave - 1) * slots + more, slots)
+            true = (waves + 1 - wave - fraction) * whole
             assert left.seconds == pytest.approx(true)
-            assert left.done == pytest.approx((wave + fraction) / waves)
+            assert left.done == pytest.approx((wave + fraction) / (waves + more / slots))
 
 
 def test_a_trials_start_up_and_warm_up_are_not_taken_for_the_pace_of_the_rest():
@@ -221,7 +224,7 @@ def test_of_trials_that_have_all_ended_it_is_their_mean_with_one_whole_trial_mor
     """Kaplan and Meier's estimate is then the mean; the one that is added went to its end."""
     courses = [TrialProgress(fraction, 100 * fraction, True) for fraction in fractions]
     mean = (sum(fractions) + 1) / (len(fractions) + 1)
-    assert estimate_eta(courses, waiting, slots).seconds == pytest.approx(100 * mean * max(waiting / slots, 1.0))
+    assert estimate_eta(courses, waiting, slots).seconds == pytest.approx(100 * mean * math.ceil(waiting / slots))
 
 
 # In whole steps and milliseconds, as trials report them.
@@ -241,10 +244,13 @@ def test_it_is_never_more_than_if_none_were_pruned(courses, waiting, slots, rung
     if left is None:
         assert not sum(course.fraction for course in courses) or not sum(course.seconds for course in courses)
         return
+    # Where none is pruned, all that run so far do so to the end.
+    longest = [course for course in courses if not course.ended]
     whole = sum(course.seconds for course in courses) / sum(course.fraction for course in courses)
-    running = [whole * (1 - course.fraction) for course in courses if not course.ended]
-    most = max([(sum(running) + waiting * whole) / slots, *running, whole if waiting else 0.0])
-    assert 0 <= left.seconds <= most * (1 + 1e-9)
+    rests = [(1 - each.fraction) * (each.seconds + (1 - each.fraction) * whole) for each in longest]
+    most = (sum(rests) + waiting * whole) / slots + max([*rests, whole if waiting else 0.0])
+    assert 0 <= left.earliest <= left.latest
+    assert left.seconds <= most * (1 + 1e-9)
     assert 0 < left.done <= 1 and (left.done == 1) <= (left.seconds <= 1e-9 * max(most, whole))
 
 

@@ -132,7 +132,7 @@ class Display:
         self.status.plan(trials, at_a_time)
         left = self.status.remaining()
         self._estimated = left is not None
-        return time_left(left and left.seconds)
+        return time_left(left)
 
     def _start(self, trials: int, at_a_time: int) -> None:
         ended = self.status.plan(trials, at_a_time)

@@ -16,7 +16,15 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.config.scores import format_score
-from pipeline.sweep.display.eta import Eta, Rung, TrialProgress, duration, estimate_eta, time_left
+from pipeline.sweep.display.eta import (
+    Eta,
+    Rung,
+    TrialProgress,
+    duration,
+    estimate_eta,
+    left_in_words,
+    time_left,
+)
 from pipeline.tracking.summary import TERMINAL_STATUSES, SweepSummary, TrialRecord
 from pipeline.tracking.summary_temperature import sweep_temperature, trial_temperature
 
@@ -238,13 +246,18 @@ class SweepStatus:
 
     def _trial_progress(self, record: TrialRecord) -> TrialProgress:
         """Return the progress of a trial by now: since its last report it has continued at its pace."""
-        fraction, seconds = self._fraction(record), record.seconds
-        if record.status == "running" and fraction > 0 and seconds > 0:
+        fraction, seconds, steps = self._fraction(record), record.seconds, self.records.steps.fraction(record)
+        steps = fraction if record.status == "finished" else steps
+        ahead = fraction - steps if fraction else 0.0
+        if record.status == "running":
             now = self.clock()
-            since = now - self._reported_at.get(record.name, now)
-            fraction = min(1.0, fraction * (1 + since / seconds))
+            if fraction > 0 and seconds > 0:
+                since = now - self._reported_at.get(record.name, now)
+                fraction = min(1.0, fraction * (1 + since / seconds))
+            else:
+                since = now - self._trial_started_at.get(record.name, now)
             seconds += since
-        return TrialProgress(fraction, seconds, record.status in TERMINAL_STATUSES)
+        return TrialProgress(fraction, seconds, record.status in TERMINAL_STATUSES, steps, ahead)
 
     def _fraction(self, record: TrialRecord) -> float:
         """Return the part of a trial's time that is over, by its own estimate: start-up and warm-ups count."""
@@ -267,7 +280,7 @@ class SweepStatus:
         ]
         left = self.remaining()
         if left is not None and ended < total:
-            parts.append(time_left(left.seconds))
+            parts.append(time_left(left))
         best = self.records.best()
         if best is not None:
             parts.append(f"best is trial {best.name} with {scores_in_words(self.records, best)}")
@@ -304,7 +317,7 @@ class SweepStatus:
         done = left.done if left else sum(counts[status] for status in TERMINAL_STATUSES) / max(1, sum(counts.values()))
         text = f"{math.floor(100 * done)}%, {duration(self.elapsed)} elapsed"
         if counts["running"] or counts["waiting"]:
-            text += f", about {duration(left.seconds)} left" if left else ", time left not known yet"
+            text += f", {left_in_words(left)}" if left else ", time left not known yet"
         if width < len(text) + _MIN_BAR + _GAP:
             return _text_line(text)
         grid = Table.grid(padding=(0, _GAP, 0, 0))
