@@ -21,24 +21,22 @@ class Step:
 
     Args:
         plain: Takes the step and returns its results.
-        rounded: The same, with the networks off by one rounding.
         static: The step as a pure function of its inputs, of a tape, and of the state. It calls what may be compiled by
             its third argument; see :mod:`gebm.compiled`.
         inputs: The inputs (the same number, of the same shapes, in all steps of a kind).
-        generator: Source of the random numbers of all three.
+        generator: Source of the random numbers of both.
         fixed: Tensors whose value ``static`` must not read on the host.
     """
 
     def __init__(
         self,
         plain: Callable[[], Sequence[Tensor]],
-        rounded: Callable[[], Sequence[Tensor]],
         static: Callable[[Sequence[Tensor], Tape, Call], Sequence[Tensor]],
         inputs: Sequence[Tensor],
         generator: torch.Generator | None,
         fixed: Sequence[Tensor] = (),
     ) -> None:
-        self.plain, self.rounded, self.static = plain, rounded, static
+        self.plain, self.static = plain, static
         self.inputs, self.fixed = list(inputs), list(fixed)
         self.generator = torch.default_generator if generator is None else generator
 

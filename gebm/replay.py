@@ -4,9 +4,9 @@ A recorded step is a pure function of static tensors: inputs that are copied int
 (:mod:`gebm.tape`), and a state that is changed in place. It may be compiled as well (:mod:`gebm.compiled`). Each kind
 of step is taken without a replay when it first occurs, which is called plainly here. The second time it is taken
 plainly and as a replay, of each way to replay it, from the same state. Later steps are replayed in the fastest way
-whose results agree with the plain ones within the precision (:mod:`gebm.agreement`), if that is faster; all others are
-taken plainly. A one-line message reports which it is, and why. The checked step itself keeps the results of the plain
-one.
+whose results agree with the plain ones within what rounding changes (:mod:`gebm.agreement`), if that is faster; all
+others are taken plainly. A one-line message reports which it is, and why. The checked step itself keeps the results of
+the plain one.
 
 On any device but a CUDA GPU a replay calls the function again, on the same static tensors.
 """
@@ -21,9 +21,10 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from gebm.agreement import Agreement, compare
+from gebm.agreement import DRAWS, Agreement, compare, spread
 from gebm.compiled import Compiler
 from gebm.recording import Recording, Step
+from gebm.roundings import Roundings
 from gebm.watch import Refused
 
 __all__ = ["MODES", "Replays", "Step"]
@@ -56,6 +57,7 @@ class Replays:
             a GPU.
         compiled: Whether steps are replayed compiled; likewise. "true" prefers it to other replays.
         state: Returns the tensors that steps change, by name (default: steps change none).
+        precision: Precision of the networks, by which a replay is judged; see :mod:`gebm.precision`.
 
     Attributes:
         lines: One-line messages that report whether steps are replayed, and why.
@@ -72,7 +74,7 @@ class Replays:
         >>> for _ in range(4):
         ...     x = torch.ones(2)
         ...     plain = lambda: add([x])
-        ...     (result,) = replays.take("sum", Step(plain, plain, add, [x], None))
+        ...     (result,) = replays.take("sum", Step(plain, add, [x], None))
         >>> float(result), replays.replayed, replays.lines[0][:30]
         (8.0, 2, 'sums are replayed on static te')
     """
@@ -83,11 +85,13 @@ class Replays:
         cuda_graphs: str = "auto",
         compiled: str = "false",
         state: Callable[[], Mapping[str, Tensor]] = lambda: {},
+        precision: str = "float32",
     ) -> None:
         for mode, what in ((cuda_graphs, "replayed"), (compiled, "compiled")):
             if mode not in MODES:
                 raise ValueError(f"steps are {what} {mode!r}: choose one of {', '.join(MODES)}")
         self._name, self._cuda_graphs, self._compiled, self._state = name, cuda_graphs, compiled, state
+        self._precision = precision
         self._kinds: dict[Hashable, Recording] = {}
         # Names of the state that a step of a kind leaves behind. Those of an optimizer appear with its first step.
         self._names: dict[Hashable, set[str]] = {}
@@ -192,14 +196,20 @@ class Replays:
                 raise Refused("a replay draws another number of random numbers")
             # Copies of the state are as large as the model and its optimizers: no more of them than are compared.
             seconds = min(seconds, *(attempt(replay)[2] for _ in range(2)))
-            checked = _Checked(recording, compare(plain, replayed, rounded, before), seconds)
+            checked = _Checked(recording, compare(plain, replayed, apart, before), seconds)
             if not checked.agreement.agrees:
                 raise Refused(f"a replay is {checked.apart}")
             return checked
 
-        _, rounded, rounded_seconds = attempt(step.rounded)
+        def rounded(seed: int) -> Sequence[Tensor]:
+            # In this thread, where the mode is.
+            with torch.autograd.set_multithreading_enabled(False), Roundings(self._precision, seed):
+                return step.plain()
+
+        first_seconds = attempt(step.plain)[2]
         results, plain, seconds = attempt(step.plain)
         end = step.generator.get_state()
+        apart = spread(plain, (attempt(functools.partial(rounded, seed))[1] for seed in range(DRAWS)))
         outcomes: dict[bool, _Checked | str] = {}
         for is_compiled in self._ways(device):
             outcome = outcomes[is_compiled] = _result_or_reason(functools.partial(record, is_compiled))
@@ -207,7 +217,7 @@ class Replays:
                 _free_memory(device)
             elif is_compiled and self._compiled == "true":
                 break
-        self._choose(kind, outcomes, min(seconds, rounded_seconds))
+        self._choose(kind, outcomes, min(first_seconds, seconds))
         _restore(state, plain)
         step.generator.set_state(end)
         return results

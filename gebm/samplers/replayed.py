@@ -9,10 +9,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from gebm.agreement import rounding
 from gebm.compiled import Call
 from gebm.replay import Replays, Step
-from gebm.samplers.base import ChainwisePotential, Kernel, Potential, Prior, potential_at
+from gebm.samplers.base import Kernel, Potential, Prior
 from gebm.samplers.runner import StepResult, plain_steps, take_step
 from gebm.tape import Tape
 
@@ -76,8 +75,7 @@ class ReplayedSteps:
     """
 
     def __init__(self, cuda_graphs: str = "auto", precision: str = "float32", compiled: str = "false") -> None:
-        self.replays = Replays("steps of chains", cuda_graphs, compiled)
-        self._precision = precision
+        self.replays = Replays("steps of chains", cuda_graphs, compiled, precision=precision)
         self._info_types: dict[Hashable, type] = {}
 
     def __call__(
@@ -132,7 +130,7 @@ class ReplayedSteps:
             self._info_types[kind] = type(result.info)
             return [*(getattr(result.state, name) for name in names), *result.info, result.diverged]
 
-        def plain(potential: Potential = potential) -> list[Tensor]:
+        def plain() -> list[Tensor]:
             return _stacked(map(entries, plain_steps(kernel, potential, prior, state, BLOCK, generator)))
 
         def take_one(tensors: Sequence[Tensor], tape: Tape, index: int) -> list[Tensor]:
@@ -147,9 +145,8 @@ class ReplayedSteps:
                 tensors[: len(names)] = results[-1][: len(names)]
             return _stacked(results)
 
-        rounded = _Rounded(potential, rounding(self._precision, state.z.dtype))
         fixed = counters if step_kind is None else ()
-        tensors = self.replays.take(kind, Step(plain, lambda: plain(rounded), static, inputs, generator, fixed))
+        tensors = self.replays.take(kind, Step(plain, static, inputs, generator, fixed))
         states, infos, diverged = tensors[: len(names)], tensors[len(names) : -1], tensors[-1]
         for index in range(BLOCK):
             after = type(state)(**{n: t[index] for n, t in zip(names, states, strict=True)}, step=counters[index + 1])
@@ -159,23 +156,3 @@ class ReplayedSteps:
 def _stacked(results: Iterable[Sequence[Tensor]]) -> list[Tensor]:
     """Return the entries of the results of a block's steps, each stacked over the steps (BLOCK, ...)."""
     return [torch.stack(entries) for entries in zip(*results, strict=True)]
-
-
-class _Rounded:
-    """A potential whose networks see latents that are off by one rounding."""
-
-    def __init__(self, potential: Potential, size: float) -> None:
-        self._potential, self._size = potential, size
-
-    def __call__(self, z: Tensor) -> Tensor:
-        signs = 1 - 2 * (torch.arange(z.shape[1], device=z.device) % 2)
-        return self._potential(z * (1 + self._size * signs.to(z.dtype)))
-
-    def at(self, rows: Tensor) -> _Rounded:
-        """Return the potential of the chains at ``rows``."""
-        return _Rounded(potential_at(self._potential, rows), self._size)
-
-    def independent(self, n: int) -> Potential:
-        """Return the potential of ``n`` rows that are of no chain."""
-        inner = self._potential
-        return inner.independent(n) if isinstance(inner, ChainwisePotential) else inner

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from gebm.agreement import rounding
 from gebm.compiled import Call, Piece
 from gebm.distributed import rank_and_world_size
 from gebm.objectives.losses import EnergyTerms
@@ -51,8 +50,8 @@ class ReplayedTraining:
         fold_base: Callable[[], nn.Module],
         chains: Callable[[], Tensor | None],
     ) -> None:
-        self.replays = Replays("training steps", cuda_graphs, compiled, self._state)
-        self._precision, self._modules, self._optimizers = precision, dict(modules), dict(optimizers)
+        self.replays = Replays("training steps", cuda_graphs, compiled, self._state, precision)
+        self._modules, self._optimizers = dict(modules), dict(optimizers)
         self._fold_base, self._chains, self._plainly = fold_base, chains, False
         # Kinds name penalties by their identities, which must not be given to others.
         self._penalties: dict[int, Penalty] = {}
@@ -179,25 +178,10 @@ class ReplayedTraining:
     ) -> list[Tensor]:
         if self._plainly:
             return plain()
-        results = self.replays.take(kind, Step(plain, lambda: self._rounded(plain), static, inputs, generator))
+        results = self.replays.take(kind, Step(plain, static, inputs, generator))
         for optimizer in self._optimizers.values():
             # Gradients of a recording are in the graph's memory.
             optimizer.zero_grad(set_to_none=True)
-        return results
-
-    @torch.no_grad()
-    def _rounded(self, plain: Callable[[], list[Tensor]]) -> list[Tensor]:
-        """Take a step with all weights off by one rounding, and move them back by as much."""
-        weights = [p for module in self._modules.values() for p in module.parameters() if p.dim()]
-        offsets = []
-        for weight in weights:
-            signs = 1 - 2 * (torch.arange(weight.numel(), device=weight.device) % 2).view(weight.shape)
-            offsets.append(weight * signs * rounding(self._precision, weight.dtype))
-            weight += offsets[-1]
-        with torch.enable_grad():
-            results = plain()
-        for weight, offset in zip(weights, offsets, strict=True):
-            weight -= offset
         return results
 
     def _state(self) -> dict[str, Tensor]:

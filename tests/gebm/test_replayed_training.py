@@ -177,7 +177,7 @@ class Counting(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
-        return self.layer(x) * (1 + self.calls % 7)
+        return self.layer(x) * (1 + self.calls % 11)
 
 
 class Noisy(Counting):

@@ -1,0 +1,79 @@
+"""Steps whose operators are off by one rounding each, at random: what rounding alone may change of a step.
+
+Two ways to compute the same, with sums in another order or with kernels that are fused, round differently in each of
+their operators. So the effect of rounding is measured where it arises: the result of each operator is moved up or down
+by one rounding of its type, at random, in all forward and backward passes (Parker, *Monte Carlo arithmetic*, UCLA
+1997). A number that is the small difference of large ones, as the gradient of a bias may be, so moves by as much as it
+does when these are summed in another order. Roundings of the weights alone would miss that.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = ["Roundings"]
+
+# Products of matrices and convolutions, whose operands have ten bits in TF32.
+_PRODUCTS = {
+    torch.ops.aten.addbmm,
+    torch.ops.aten.addmm,
+    torch.ops.aten.addmv,
+    torch.ops.aten.baddbmm,
+    torch.ops.aten.bmm,
+    torch.ops.aten.convolution,
+    torch.ops.aten.convolution_backward,
+    torch.ops.aten.mm,
+    torch.ops.aten.mv,
+}
+_TF32 = 2.0**-10
+
+
+class Roundings(TorchDispatchMode):
+    """Dispatch mode in which each floating-point result of an operator is off by one rounding, up or down at random.
+
+    Operators that change a tensor in place are left alone: what they change is mostly the state, and how that is stored
+    has a bound of its own (:mod:`gebm.agreement`).
+
+    Args:
+        precision: A name of :data:`gebm.precision.NAMES`. In tf32 the operands of products are off by one of its
+            roundings as well. The types of bfloat16 and float64 speak for themselves.
+        seed: Seed of the signs, which are random numbers of their own.
+
+    Example:
+        >>> x = torch.rand(1000, generator=torch.Generator().manual_seed(0))
+        >>> with Roundings("float32", seed=0):
+        ...     y = x * 1
+        >>> off = (y - x) / (x * 2**-23)
+        >>> bool((off.abs() < 2).all()), bool(off.mean().abs() < 0.1)
+        (True, True)
+    """
+
+    def __init__(self, precision: str, seed: int) -> None:
+        super().__init__()
+        self._is_tf32, self._seed = precision == "tf32", seed
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self._is_tf32 and func.overloadpacket in _PRODUCTS:
+            args = pytree.tree_map_only(Tensor, lambda tensor: self._off(tensor, _TF32), args)
+        result = func(*args, **kwargs)
+        if func.is_view or func._schema.is_mutable:
+            return result
+        return pytree.tree_map_only(Tensor, self._off, result)
+
+    def _off(self, tensor: Tensor, rounding: float | None = None) -> Tensor:
+        # Layers whose weights are replaced are built on no device.
+        if not tensor.is_floating_point() or tensor.is_meta:
+            return tensor
+        generator = self._generators.get(tensor.device)
+        if generator is None:
+            generator = self._generators[tensor.device] = torch.Generator(tensor.device).manual_seed(self._seed)
+        size = torch.finfo(tensor.dtype).eps if rounding is None else rounding
+        upwards = torch.randint(2, tensor.shape, generator=generator, dtype=tensor.dtype, device=tensor.device)
+        return tensor * upwards.mul_(2 * size).add_(1 - size)
