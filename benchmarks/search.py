@@ -1,4 +1,4 @@
-"""``python -m benchmarks.search``: what a setting of a sampler costs, with all that settings share kept, and as a trial.
+"""``python -m benchmarks.search``: the cost of a sampler's setting, in a process that keeps its model, and as a trial.
 
 A model is trained for a moment, of points (``toy``) and of images (``digits``). Then settings of its sampler are
 searched by ``python -m pipeline.sweep`` as a user runs it, in two ways in the same run. *warm*: the space is of the

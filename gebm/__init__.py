@@ -6,8 +6,8 @@ does; the *energy* says which of those samples to keep, and with which weight. B
 
 Where to look:
 
-- :mod:`gebm.model`: the model itself, its prior, the latent potential that samplers walk on, and its density where the
-  base has one.
+- :mod:`gebm.model`: the model itself, the latent potential that samplers walk on, and its density where the base has
+  one; :mod:`gebm.priors` and :mod:`gebm.energies`: its parts besides the base.
 - :mod:`gebm.objectives`: the losses: KALE in both forms, maximum likelihood, contrastive divergence, and the GAN
   losses as baselines.
 - :mod:`gebm.objectives.negatives`: the samples that an energy step raises the energy on: the base's, or the ends of
@@ -80,10 +80,11 @@ from types import ModuleType
 
 from gebm import classes, networks, objectives, registry, samplers
 from gebm.allocator import disable_malloc_trim, malloc_trim
+from gebm.energies import BoundedEnergy, NoEnergy, RelativeEnergy
 from gebm.folding import folded
 from gebm.freezing import frozen
 from gebm.log_partition import PartitionEstimate, annealing_schedule, log_partition_annealed, log_partition_monte_carlo
-from gebm.model import GEBM, BoundedEnergy, NoEnergy, RelativeEnergy, StandardNormal
+from gebm.model import GEBM
 from gebm.objectives import (
     KALE,
     ContrastiveDivergence,
@@ -97,6 +98,7 @@ from gebm.objectives import (
 )
 from gebm.objectives.negatives import BaseDraws, DataChain, LatentChain, Negatives
 from gebm.objectives.penalties import L2, R1, R2, GradientPenalty, Lazy, NoPenalty, Penalty
+from gebm.priors import StandardNormal
 from gebm.registry import Limits
 from gebm.training import Alternation, StepInfo, Trainer, gradient_guard, initialize_log_partition
 from gebm.training.energy_phase import EnergyPhase, EnergyQuality, PhaseResult, energies_of, energy_quality

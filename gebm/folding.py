@@ -22,7 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrize, skip_init
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_weights
 
-from gebm.model import GEBM, BoundedEnergy
+from gebm.energies import BoundedEnergy
+from gebm.model import GEBM
 from gebm.networks.conditional import ClassEmbedding
 from gebm.networks.double_backward import AvgPool2x2, Conv2d, LeakyReLU, ReLU
 from gebm.networks.layers import BatchNorm2d, DownsampleConv2d, UpsampleConv2d

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import LBFGS, Optimizer
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "require_methods",
     "require_module",
     "require_optimizer",
+    "require_same_dimension",
 ]
 
 _T = TypeVar("_T")
@@ -431,3 +433,13 @@ def explained(compute: Callable[[], _T], problem: str) -> _T:
         raise
     except RuntimeError as error:
         raise ValueError(f"{problem}: {' '.join(str(error).split())[:200]}") from error
+
+
+def require_same_dimension(name: str, module: object, other_name: str, other: object) -> None:
+    """Raise a ValueError if two parts of a model have a ``dim``, as flows and priors do, and not the same."""
+    # DistributedDataParallel has a dim as well, which is none of the data's.
+    dim, other_dim = (
+        None if isinstance(part, DistributedDataParallel) else getattr(part, "dim", None) for part in (module, other)
+    )
+    if isinstance(dim, int) and isinstance(other_dim, int) and dim != other_dim:
+        raise ValueError(f"the {name} has {dim} dimensions and the {other_name} {other_dim}: make them equal")

@@ -81,7 +81,7 @@ def log_partition_monte_carlo(
 
     Example:
         >>> from torch import nn
-        >>> from gebm.model import StandardNormal
+        >>> from gebm.priors import StandardNormal
         >>> class Constant(nn.Module):
         ...     def forward(self, x):
         ...         return torch.full((len(x),), 2.0)

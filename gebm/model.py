@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from gebm import samplers
 from gebm.classes import (
@@ -19,223 +17,23 @@ from gebm.classes import (
     draw_labels,
     one_hot,
 )
+from gebm.energies import BoundedEnergy, Density, RelativeEnergy, log_density
 from gebm.freezing import frozen
 from gebm.inputs import (
     as_beta,
     as_count,
-    as_number,
     cast_to,
     explained,
     one_per_sample,
     require_generator,
     require_methods,
     require_module,
+    require_same_dimension,
 )
 from gebm.precision import arithmetic, unless_chosen
+from gebm.priors import LatentPrior
 
-__all__ = ["GEBM", "BoundedEnergy", "Density", "LatentPrior", "NoEnergy", "RelativeEnergy", "StandardNormal"]
-
-
-class LatentPrior(samplers.Prior, Protocol):
-    """A latent prior as the model needs it: a module with the methods of :class:`StandardNormal`."""
-
-    @property
-    def dim(self) -> int:
-        """Latent dimension ``D``."""
-        ...
-
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw latents (n, D)."""
-        ...
-
-
-@runtime_checkable
-class Density(Protocol):
-    """A base with a density, such as a normalizing flow."""
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Map samples (N, D) to their log-densities (N,), in nats."""
-        ...
-
-
-class StandardNormal(nn.Module):
-    """The prior ``N(0, I)`` on latent space.
-
-    Args:
-        dim: Latent dimension ``D``.
-
-    Example:
-        >>> prior = StandardNormal(3)
-        >>> prior.log_prob(prior.sample(5)).shape
-        torch.Size([5])
-    """
-
-    mean: Tensor
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.dim = dim = as_count("the latent dimension", dim)
-        # It follows the model from device to device; being zero, it need not be in a checkpoint.
-        self.register_buffer("mean", torch.zeros(dim), persistent=False)
-
-    def extra_repr(self) -> str:
-        """Return the settings that ``repr`` shows."""
-        return f"dim={self.dim}"
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """Return the log-density, normalizing constant included.
-
-        Args:
-            z: Latents (N, D).
-
-        Returns:
-            Log-densities (N,), in nats.
-        """
-        return -0.5 * (z.square().sum(-1) + self.dim * math.log(2 * math.pi))
-
-    def from_noise(self, noise: Tensor) -> Tensor:
-        """Map standard normal noise to latents: here they are the same.
-
-        Args:
-            noise: Standard normal numbers (N, D).
-
-        Returns:
-            Latents (N, D).
-
-        Raises:
-            ValueError: If the noise is not of this dimension.
-        """
-        if noise.shape[-1] != self.dim:
-            raise ValueError(f"the prior has {self.dim} dimensions, but the noise is {tuple(noise.shape)}")
-        return noise
-
-    def sample(self, n: int, generator: torch.Generator | None = None, device: torch.device | None = None) -> Tensor:
-        """Draw latents.
-
-        Args:
-            n: Number of latents.
-            generator: Source of every random number, on any device (default: torch's global one). One number is taken
-                from it, whatever ``n`` is (see :mod:`gebm.samplers.philox`).
-            device: Device of the result (default: the prior's).
-
-        Returns:
-            Latents (n, D), of the model's type. The first are the same for any ``n``.
-        """
-        device = self.mean.device if device is None else torch.device(device)
-        chain = torch.arange(as_count("n", n, minimum=0), device=device)
-        key, dtype = samplers.philox.draw_key(generator, device), samplers.wide(self.mean.dtype)
-        return self.from_noise(samplers.philox.normal(key, chain, self.dim, dtype=dtype).to(self.mean.dtype))
-
-
-class BoundedEnergy(nn.Module):
-    """An energy network bounded from below, ``max(E(x), floor)``, and returned in full precision.
-
-    Without the bound a single sample of very low energy carries the whole mean of ``exp(-E)`` (Arbel, Zhou and
-    Gretton, ICLR 2021, use -10).
-
-    Args:
-        network: Maps samples (N, ...) to (N,) or (N, 1).
-        floor: The least energy. Minus infinity for the Wasserstein baseline, whose critic has no zero.
-
-    Example:
-        >>> energy = BoundedEnergy(nn.Identity(), floor=-10.0)
-        >>> energy(torch.tensor([[-12.0], [3.0]]))
-        tensor([-10.,   3.])
-    """
-
-    def __init__(self, network: nn.Module, floor: float = -10.0) -> None:
-        super().__init__()
-        require_module("energy", network)
-        self.floor = as_number("the energy's floor", floor)
-        if not self.floor < math.inf:
-            raise ValueError(f"the energy's floor is {floor!r}: choose a number, or minus infinity for none")
-        self.network = network
-
-    def extra_repr(self) -> str:
-        """Return the settings that ``repr`` shows."""
-        return f"floor={self.floor}"
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return one energy per sample.
-
-        Args:
-            x: Samples (N, ...).
-
-        Returns:
-            Energies (N,), float32 or wider.
-
-        Raises:
-            TypeError: If the network returns no tensor.
-            ValueError: If the network does not return one number per sample.
-        """
-        energy_N = one_per_sample(self.network(cast_to(self.network, x)), len(x), "the energy network")
-        # exp(-E) multiplies a rounding error of E: what follows, losses and potentials, is never in half precision.
-        return energy_N.to(samplers.wide(energy_N.dtype)).clamp(min=self.floor)
-
-
-class RelativeEnergy(nn.Module):
-    """An energy written relative to a base with a density ``b``: ``E(x) = D(x) + log b(x)``.
-
-    Then ``exp(-E) dB = exp(-D) dx``: the model has the density ``exp(-D(x) - A)``, and both it and ``A`` are the same
-    whichever base they are written with (Arbel, Zhou and Gretton, ICLR 2021, density estimation).
-
-    The base is no part of this module and its parameters are none of it: what trains the energy trains ``D``. Nor does
-    any gradient reach the base through ``log b``, which is a fixed function of ``x`` here; in a base step the base
-    learns through its samples alone, weighted as the paper's section 3 has it.
-
-    Args:
-        network: ``D``; maps samples (N, ...) to (N,) or (N, 1).
-        base: The base, with ``log_prob``.
-
-    Raises:
-        ValueError: If the base has no ``log_prob``, or ``D`` is a flow's of another dimension.
-
-    Example:
-        >>> from gebm import networks
-        >>> base = networks.flows.GaussianFlow(2)
-        >>> energy = RelativeEnergy(nn.Linear(2, 1), base)
-        >>> [name for name, _ in energy.named_parameters()]
-        ['network.weight', 'network.bias']
-    """
-
-    def __init__(self, network: nn.Module, base: nn.Module) -> None:
-        super().__init__()
-        if not isinstance(base, Density):
-            raise ValueError(f"an energy relative to {type(base).__name__} needs its log_prob: use a normalizing flow")
-        _require_same_dimension("energy", network, "base", base)
-        self.network = network
-        # In a tuple, the base is no submodule. It follows to another device or type all the same: as the model's base.
-        self._base: tuple[nn.Module] = (base,)
-
-    @property
-    def base(self) -> nn.Module:
-        """The base that the energy is relative to."""
-        return self._base[0]
-
-    def with_base(self, base: nn.Module) -> RelativeEnergy:
-        """Return the energy relative to another base; ``D`` is shared, not copied."""
-        return RelativeEnergy(self.network, base)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map samples (N, ...) to energies (N,), differentiable in ``x`` and in the parameters of ``D``."""
-        base = self.base
-        assert isinstance(base, Density)
-        with frozen(base):
-            log_base_N = _log_density(base, x)
-        return one_per_sample(self.network(x), len(x), "the energy network") + log_base_N
-
-
-class NoEnergy(nn.Module):
-    """The energy of a model that has none, zero everywhere: its samples are the base's.
-
-    Example:
-        >>> NoEnergy()(torch.ones(2, 3))
-        tensor([0., 0.])
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return zeros (N,) for samples (N, ...), with a gradient that is zero too."""
-        return 0.0 * x.flatten(1).sum(1)
+__all__ = ["GEBM"]
 
 
 class GEBM(nn.Module):
@@ -291,7 +89,7 @@ class GEBM(nn.Module):
         require_module("base", base)
         methods = ("dim", "log_prob", "from_noise", "sample")
         require_methods("prior", prior, methods, "gebm.StandardNormal(100)")
-        _require_same_dimension("base", base, "prior", prior)
+        require_same_dimension("base", base, "prior", prior)
         self.base = base
         if not isinstance(energy, BoundedEnergy):
             if energy_floor is None:
@@ -612,7 +410,7 @@ class GEBM(nn.Module):
             network = self.energy.network
             if isinstance(network, RelativeEnergy) and self.energy.floor == -math.inf:
                 return one_per_sample(network.network(x), len(x), "the energy network")
-            return self.energy(x) - _log_density(base, x)
+            return self.energy(x) - log_density(base, x)
 
     @arithmetic("float32")
     def log_prob(self, x: Tensor, log_partition: Tensor | float | None = None) -> Tensor:
@@ -640,22 +438,6 @@ class GEBM(nn.Module):
         """
         log_partition = self.log_partition.detach() if log_partition is None else log_partition
         return -self.data_potential(x) - log_partition
-
-
-def _require_same_dimension(name: str, module: object, other_name: str, other: object) -> None:
-    """Raise a ValueError if two parts of a model have a ``dim``, as flows and priors do, and not the same."""
-    # DistributedDataParallel has a dim as well, which is none of the data's.
-    dim, other_dim = (
-        None if isinstance(part, DistributedDataParallel) else getattr(part, "dim", None) for part in (module, other)
-    )
-    if isinstance(dim, int) and isinstance(other_dim, int) and dim != other_dim:
-        raise ValueError(f"the {name} has {dim} dimensions and the {other_name} {other_dim}: make them equal")
-
-
-def _log_density(base: Density, x: Tensor) -> Tensor:
-    """Return a base's log-densities (N,) of samples (N, ...)."""
-    x = cast_to(base, x) if isinstance(base, nn.Module) else x
-    return one_per_sample(base.log_prob(x), len(x), "the base's log_prob")
 
 
 def _sizes(n: int, batch_size: int | None) -> list[int]:

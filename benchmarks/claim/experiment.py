@@ -39,7 +39,8 @@ from pipeline.evaluation.chains import run_chains
 from pipeline.evaluation.evaluator import resampled
 from pipeline.evaluation.metrics.classifier_training import classifier_url
 from pipeline.training.build_model import make_trainer, model_to_train
-from pipeline.training.checkpoints import Checkpoints, load_state, read
+from pipeline.training.checkpoint_format import load_state
+from pipeline.training.checkpoints import Checkpoints, read
 from pipeline.training.step_generator import step_generator
 
 __all__ = ["Bench", "OutOfTime", "is_plateau", "run"]

@@ -32,8 +32,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gebm.energies import RelativeEnergy
 from gebm.inputs import network_dtype
-from gebm.model import RelativeEnergy
 from gebm.networks.mlp import MLPEnergy
 
 __all__ = ["FLOWS", "MAF", "NSF", "FlowBase", "FlowEnergy", "GaussianFlow", "RealNVP", "RelativeEnergy", "make"]

@@ -12,9 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gebm.energies import BoundedEnergy, Density
 from gebm.freezing import cached_parametrizations, frozen
 from gebm.inputs import cast_to, one_per_sample
-from gebm.model import GEBM, BoundedEnergy, Density
+from gebm.model import GEBM
 from gebm.objectives.objectives import Objective
 from gebm.objectives.penalties import Penalty
 

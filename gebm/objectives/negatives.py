@@ -22,8 +22,9 @@ from torch import Tensor
 from gebm import samplers
 from gebm.classes import ChainPotential
 from gebm.distributed import draw_local_rows, rank_and_world_size
+from gebm.energies import Density
 from gebm.freezing import frozen
-from gebm.model import GEBM, Density
+from gebm.model import GEBM
 from gebm.tape import draw_to
 
 __all__ = ["BaseDraws", "DataChain", "Draw", "LatentChain", "Negatives"]

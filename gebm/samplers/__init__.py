@@ -115,7 +115,7 @@ def make(name: str, **settings: Any) -> Kernel:
     Example:
         >>> make("hmc", step_size=0.1, num_leapfrog_steps=5, friction=1.0, schedule=None)
         HMC(step_size=0.1, num_leapfrog_steps=5, inverse_mass=None, jitter=0.0)
-        >>> from gebm.model import StandardNormal
+        >>> from gebm.priors import StandardNormal
         >>> make("tempering", step_size=0.1, prior=StandardNormal(3), betas=(1.0, 0.0)).kernel
         MALA(step_size=0.1, inverse_mass=None)
     """

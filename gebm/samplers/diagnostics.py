@@ -117,7 +117,7 @@ def swap_acceptance(infos: Info) -> Tensor | None:
 
     Example:
         >>> from gebm import samplers
-        >>> from gebm.model import StandardNormal
+        >>> from gebm.priors import StandardNormal
         >>> kernel = samplers.ParallelTempering(samplers.MALA(0.1), StandardNormal(2), betas=(1.0, 0.5, 0.0))
         >>> chain = samplers.run(kernel, lambda z: z.square().sum(1) / 2, torch.zeros(4, 2), 10)
         >>> [round(rate, 3) for rate in swap_acceptance(chain.infos).tolist()]  # no energy: all levels sample the same

@@ -296,7 +296,7 @@ def restart(kernel: Kernel[StateT], prior: Prior, state: StateT, lost: Tensor, k
 
     Example:
         >>> from gebm import samplers
-        >>> from gebm.model import StandardNormal
+        >>> from gebm.priors import StandardNormal
         >>> kernel, potential = samplers.MALA(0.1), lambda z: z.square().sum(1) / 2
         >>> state = kernel.init(torch.tensor([[1.0], [float("nan")]]), potential)
         >>> state = restart(kernel, StandardNormal(1), state, ~finite_chains(state), torch.tensor(0))

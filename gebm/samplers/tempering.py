@@ -110,7 +110,7 @@ class ParallelTempering:
 
     Example:
         >>> from gebm import samplers
-        >>> from gebm.model import StandardNormal
+        >>> from gebm.priors import StandardNormal
         >>> kernel = ParallelTempering(samplers.MALA(0.1), StandardNormal(2), betas=(1.0, 0.3, 0.0))
         >>> chain = samplers.run(kernel, lambda z: z.square().sum(1) / 2, torch.zeros(4, 2), 10)
         >>> chain.z.shape, chain.state.positions.shape, chain.infos.swap_acceptance.shape

@@ -11,9 +11,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.parametrizations import _SpectralNorm
 
 from gebm.distributed import broadcast_module
-from gebm.model import StandardNormal
 from gebm.networks.layers import BatchNorm2d
 from gebm.networks.published.blocks import FixedBatchNorm2d
+from gebm.priors import StandardNormal
 
 __all__ = ["data_parallel"]
 

@@ -24,9 +24,10 @@ from torch.optim import Optimizer
 from gebm import inputs
 from gebm.classes import as_labeled_batch
 from gebm.distributed import all_gather_rows, broadcast_module, draw_local_rows, rank_and_world_size
+from gebm.energies import Density
 from gebm.folding import folded_base
 from gebm.log_partition import log_partition_monte_carlo
-from gebm.model import GEBM, Density
+from gebm.model import GEBM
 from gebm.objectives import Objective
 from gebm.objectives.losses import BaseLoss, EnergyLoss, EnergyTerms
 from gebm.objectives.negatives import Negatives

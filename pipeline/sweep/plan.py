@@ -33,7 +33,8 @@ from pipeline.tasks.open_store import ensure_store
 from pipeline.tracking.locations import CONFIG_FILE, imported_start, is_imported_start
 from pipeline.tracking.summary import TERMINAL_STATUSES, TrialRecord, read_summary
 from pipeline.training.build_model import build_model, trained_config
-from pipeline.training.checkpoints import load_state, read
+from pipeline.training.checkpoint_format import load_state
+from pipeline.training.checkpoints import read
 from pipeline.training.import_weights import ImportedPair, forget_files, read_pair
 
 __all__ = ["SweepPlan", "load_sweep", "require_unchanged", "resolve"]

@@ -19,7 +19,8 @@ from pipeline.config.training_parts import make_objective, make_penalty
 from pipeline.config.validation import validate
 from pipeline.data.classes import Classes
 from pipeline.runtime.errors import UserError
-from pipeline.training.checkpoints import Checkpoint, load_state, read, require_shapes
+from pipeline.training.checkpoint_format import Checkpoint, load_state, require_shapes
+from pipeline.training.checkpoints import read
 
 __all__ = [
     "TrainedModel",

@@ -29,7 +29,7 @@ from pipeline.runtime.terminal import make_console
 from pipeline.tasks.base import TaskWorker
 from pipeline.tasks.open_store import ensure_store
 from pipeline.training.build_model import load_model
-from pipeline.training.checkpoints import require_same_classes
+from pipeline.training.checkpoint_format import require_same_classes
 
 __all__ = ["evaluate_checkpoint"]
 

@@ -20,8 +20,8 @@ from torch import Tensor
 
 import gebm
 from gebm import GEBM
+from gebm.energies import NoEnergy
 from gebm.folding import folded
-from gebm.model import NoEnergy
 from pipeline import config as schema
 from pipeline.config.kernels import kernel_settings
 from pipeline.config.networks import network_arguments

@@ -7,7 +7,7 @@ from gebm.training import Trainer, initialize_log_partition
 from pipeline import config as schema
 from pipeline.config.training_parts import make_objective
 from pipeline.training.build_model import trained_config
-from pipeline.training.checkpoints import Checkpoint, load_state
+from pipeline.training.checkpoint_format import Checkpoint, load_state
 from pipeline.training.import_weights import IMPORTED
 from pipeline.training.step_generator import step_generator
 from pipeline.training.worker import Worker

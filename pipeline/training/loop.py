@@ -22,7 +22,8 @@ from pipeline.runtime.system_metrics import SystemMetrics
 from pipeline.runtime.watchdog import Watchdog
 from pipeline.tracking.trial_reports import SINCE_FIRST_STEP
 from pipeline.training.build_model import make_energy_phase, make_trainer, model_to_train, trained_config
-from pipeline.training.checkpoints import Checkpoint, read, require_same_classes
+from pipeline.training.checkpoint_format import Checkpoint, require_same_classes
+from pipeline.training.checkpoints import read
 from pipeline.training.energy_health import EnergyHealth
 from pipeline.training.fitting_batch import out_of_memory_as_error
 from pipeline.training.learning_rate_decay import LearningRateDecay

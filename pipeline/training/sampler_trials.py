@@ -17,7 +17,8 @@ from pipeline.runtime.system_metrics import SystemMetrics
 from pipeline.runtime.watchdog import Watchdog
 from pipeline.tracking.trial_reports import CHAIN_SCORE, CHAIN_STEP, SINCE_FIRST_STEP
 from pipeline.training.build_model import make_trainer, model_to_train
-from pipeline.training.checkpoints import read, require_same_classes
+from pipeline.training.checkpoint_format import require_same_classes
+from pipeline.training.checkpoints import read
 from pipeline.training.energy_health import EnergyHealth
 from pipeline.training.load_trainer import load_trainer
 from pipeline.training.trial_evaluation import TrialEvaluation

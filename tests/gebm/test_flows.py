@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gebm import GEBM, KALE, NonSaturating, StandardNormal, Wasserstein, networks
-from gebm.model import BoundedEnergy
+from gebm.energies import BoundedEnergy
 from gebm.networks.flows import FLOWS, FlowBase, FlowEnergy, GaussianFlow, RelativeEnergy
 from gebm.objectives.losses import BaseLoss, EnergyLoss
 from gebm.objectives.penalties import GradientPenalty

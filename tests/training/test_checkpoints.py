@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from pipeline.runtime.errors import UserError
 from pipeline.training import checkpoints
-from pipeline.training.checkpoints import Checkpoints, load_state, read
+from pipeline.training.checkpoint_format import load_state
+from pipeline.training.checkpoints import Checkpoints, read
 from tests.helpers.s3 import s3_bucket
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool)

@@ -17,7 +17,8 @@ from pipeline.data.classes import Classes
 from pipeline.evaluation import metrics
 from pipeline.runtime.errors import UserError
 from pipeline.training.build_model import build_model, load_model, make_trainer, model_to_train
-from pipeline.training.checkpoints import Checkpoints, read, require_same_classes
+from pipeline.training.checkpoint_format import require_same_classes
+from pipeline.training.checkpoints import Checkpoints, read
 from pipeline.training.step_generator import step_generator
 
 CPU = torch.device("cpu")

@@ -20,7 +20,8 @@ from pipeline.evaluation import metrics
 from pipeline.runtime.errors import UserError
 from pipeline.sweep.plan import _import_pair
 from pipeline.training.build_model import build_model, load_model
-from pipeline.training.checkpoints import load_state, read
+from pipeline.training.checkpoint_format import load_state
+from pipeline.training.checkpoints import read
 from pipeline.training.import_weights import IMPORTED, forget_files, read_pair
 from tests.helpers import published
 from tests.helpers.plugins import load, no_plugins
