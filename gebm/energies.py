@@ -34,6 +34,7 @@ class BoundedEnergy(nn.Module):
         floor: The least energy. Minus infinity for the Wasserstein baseline, whose critic has no zero.
 
     Example:
+        >>> import torch
         >>> energy = BoundedEnergy(nn.Identity(), floor=-10.0)
         >>> energy(torch.tensor([[-12.0], [3.0]]))
         tensor([-10.,   3.])
@@ -125,6 +126,7 @@ class NoEnergy(nn.Module):
     """The energy of a model that has none, zero everywhere: its samples are the base's.
 
     Example:
+        >>> import torch
         >>> NoEnergy()(torch.ones(2, 3))
         tensor([0., 0.])
     """

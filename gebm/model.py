@@ -64,6 +64,7 @@ class GEBM(nn.Module):
         class_frequencies: Frequencies of the classes (K,); ``None`` without classes.
 
     Example:
+        >>> from gebm.priors import StandardNormal
         >>> model = GEBM(nn.Linear(2, 3), nn.Linear(3, 1), StandardNormal(2))
         >>> model.sample_base(4).shape
         torch.Size([4, 3])
@@ -114,6 +115,7 @@ class GEBM(nn.Module):
         """The true ``log Z``, a scalar in nats, where it is known: if ``exp(-E) dB`` is a density times a constant.
 
         Example:
+            >>> from gebm.priors import StandardNormal
             >>> from gebm import networks
             >>> base, energy = networks.make("gaussian", resolution=0, channels=2, latent_dim=2, offset=0.5)
             >>> GEBM(base, energy, StandardNormal(2)).known_log_partition
@@ -136,6 +138,7 @@ class GEBM(nn.Module):
             The new model.
 
         Example:
+            >>> from gebm.priors import StandardNormal
             >>> model = GEBM(nn.Linear(2, 3), nn.Linear(3, 1), StandardNormal(2))
             >>> model.with_base(nn.Linear(2, 3)).energy is model.energy
             True
@@ -160,6 +163,7 @@ class GEBM(nn.Module):
             ValueError: If it does not return one sample for each latent.
 
         Example:
+            >>> from gebm.priors import StandardNormal
             >>> model = GEBM(nn.Linear(2, 3), nn.Linear(3, 1), StandardNormal(2)).double()
             >>> model.decode(torch.zeros(4, 2)).dtype
             torch.float64
@@ -185,6 +189,7 @@ class GEBM(nn.Module):
             ValueError: If base, energy and prior do not fit each other.
 
         Example:
+            >>> from gebm.priors import StandardNormal
             >>> GEBM(nn.Linear(2, 3), nn.Linear(3, 1), StandardNormal(2)).sample_shape()
             (3,)
         """
@@ -231,6 +236,7 @@ class GEBM(nn.Module):
             ValueError: If ``beta`` is negative or not finite.
 
         Example:
+            >>> from gebm.priors import StandardNormal
             >>> model = GEBM(nn.Linear(2, 3), nn.Linear(3, 1), StandardNormal(2))
             >>> z = torch.zeros(4, 2, requires_grad=True)
             >>> (gradient,) = torch.autograd.grad(model.potential(z).sum(), z)
@@ -261,6 +267,7 @@ class GEBM(nn.Module):
             ValueError: If labels are no classes, or the model has none.
 
         Example:
+            >>> from gebm.priors import StandardNormal
             >>> GEBM(nn.Linear(2, 3), nn.Linear(3, 1), StandardNormal(2)).sample_latents(5).shape
             torch.Size([5, 2])
         """
@@ -310,6 +317,7 @@ class GEBM(nn.Module):
             ValueError: If a number is out of range, or base and prior do not fit each other.
 
         Example:
+            >>> from gebm.priors import StandardNormal
             >>> GEBM(nn.Linear(2, 3), nn.Linear(3, 1), StandardNormal(2)).sample_base(5, batch_size=2).shape
             torch.Size([5, 3])
         """
@@ -352,6 +360,7 @@ class GEBM(nn.Module):
             ValueError: If a number is out of range, the parts do not fit each other, or no chain can start.
 
         Example:
+            >>> from gebm.priors import StandardNormal
             >>> model = GEBM(nn.Linear(2, 3), nn.Linear(3, 1), StandardNormal(2))
             >>> model.sample(5, samplers.make("ula", step_size=0.01), num_steps=3, batch_size=2).shape
             torch.Size([5, 3])
@@ -398,6 +407,7 @@ class GEBM(nn.Module):
             ValueError: If the base has no ``log_prob``.
 
         Example:
+            >>> from gebm.priors import StandardNormal
             >>> from gebm import networks
             >>> base, energy = networks.make("gaussian", resolution=0, channels=2, latent_dim=2)
             >>> GEBM(base, energy, StandardNormal(2)).data_potential(torch.zeros(3, 2)).shape
@@ -430,6 +440,7 @@ class GEBM(nn.Module):
             ValueError: If the base has no ``log_prob``.
 
         Example:
+            >>> from gebm.priors import StandardNormal
             >>> from gebm import networks
             >>> base, energy = networks.make("gaussian", resolution=0, channels=2, latent_dim=2, offset=0.5)
             >>> model = GEBM(base, energy, StandardNormal(2))

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from pipeline.data.reading.batch_order import LANES_BYTES
+from pipeline.training.pacing import REPORT_SECONDS
 
 __all__ = ["Assumptions", "Case", "Loads", "Measured", "Settings", "loads", "recommend", "round_number", "saturation"]
 
@@ -207,7 +208,7 @@ def loads(case: Case, settings: Settings, measured: Measured, assumed: Assumptio
     exchanged = 0.0
     if pace.workers > assumed.gpus_per_machine:
         exchanged = 2 * measured.gradient_bytes * pace.steps * (settings.energy_steps + 1)
-    results = pace.all_steps / settings.report_every
+    results = pace.reports(settings)
     tracker, lag = _tracker(pace, settings, measured)
     driver_bytes = measured.driver_bytes + pace.concurrent * measured.driver_trial_bytes
     on_network = (traffic.read + traffic.written) / machines + exchanged
@@ -254,6 +255,10 @@ class _Pace(NamedTuple):
     def all_steps(self) -> float:
         """Base steps a second of all trials."""
         return self.concurrent * self.steps
+
+    def reports(self, settings: Settings) -> float:
+        """Return the progress reports a second of all trials, of each trial one in ``REPORT_SECONDS`` at most."""
+        return self.concurrent * min(self.steps / settings.report_every, 1 / REPORT_SECONDS)
 
 
 def _pace(case: Case, settings: Settings, measured: Measured, assumed: Assumptions) -> _Pace:
@@ -307,7 +312,7 @@ def _tracker(pace: _Pace, settings: Settings, measured: Measured) -> tuple[float
     # Trials that start, and that end, in a second.
     turns = pace.concurrent / (settings.base_steps / pace.steps)
     share = (
-        pace.all_steps / settings.report_every * measured.result_seconds
+        pace.reports(settings) * measured.result_seconds
         + pace.all_steps / settings.evaluate_every * measured.evaluation_seconds
         + turns * (measured.start_seconds + measured.end_seconds)
     )

@@ -341,7 +341,9 @@ class Train:
         "Memory format of weights and images; auto is channels_last for images.",
         names=("auto", "channels_last", "contiguous"),
     )
-    report_every: int = bounded(50, "Base steps between two progress reports.", gt=0)
+    report_every: int = bounded(
+        50, "Base steps between two progress reports, or a multiple of it if they take less than a second.", gt=0
+    )
     max_nonfinite_restarts: int = bounded(
         0,
         "Times that a trial whose loss is no longer finite restarts from its last checkpoint, at half its learning "

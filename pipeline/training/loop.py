@@ -28,7 +28,7 @@ from pipeline.training.energy_health import EnergyHealth
 from pipeline.training.fitting_batch import out_of_memory_as_error
 from pipeline.training.learning_rate_decay import LearningRateDecay
 from pipeline.training.load_trainer import load_trainer
-from pipeline.training.pacing import Pace
+from pipeline.training.pacing import REPORT_SECONDS, Pace
 from pipeline.training.progress import evaluation_due, progress, require_finite
 from pipeline.training.session import Session
 from pipeline.training.step_generator import step_generator
@@ -116,8 +116,9 @@ class TrialRun:
         self.health = EnergyHealth(self.trainer.objective, config.train.gradient_guard, config.train.beta2)
         self.evaluation = TrialEvaluation(config, self.task, self.worker, self.trainer.objective, self.health)
         self.throughput = Throughput(self.trainer, device, world_size)
-        every = config.train.report_every
-        self.preemption = Pace(_PREEMPTION_SECONDS, largest=every, from_first=self.worker.from_first)
+        train = config.train
+        self.preemption = Pace(_PREEMPTION_SECONDS, largest=train.report_every, from_first=worker.from_first)
+        self.reporting = Pace(REPORT_SECONDS, largest=max(train.base_steps, 1), from_first=worker.from_first)
         # Entries of the first report alone.
         self.at_start: dict[str, list[str]] = {}
         self.first_step_at: float | None = None
@@ -373,4 +374,7 @@ class TrialRun:
         evaluate = evaluation_due(config, done)
         is_checkpoint_step = bool(config.checkpoints.every) and done % config.checkpoints.every == 0
         save = evaluate or preempt or is_checkpoint_step
-        return _Due(save or done % config.train.report_every == 0, save, evaluate, preempt)
+        report = save or (done % config.train.report_every == 0 and self.reporting.is_due(done))
+        if report:
+            self.reporting.schedule_next(done)
+        return _Due(report, save, evaluate, preempt)

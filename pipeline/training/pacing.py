@@ -1,11 +1,14 @@
-"""Pace of a question that all workers of a trial meet for: by seconds, though counted in base steps."""
+"""Pace of what all workers of a trial meet for: by seconds, though counted in base steps."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-__all__ = ["Pace"]
+__all__ = ["REPORT_SECONDS", "Pace"]
+
+REPORT_SECONDS = 1.0
+"""Least time between two progress reports, for each makes the host wait for the device, and passes the driver."""
 
 
 class Pace:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from benchmarks.scale import page
 from benchmarks.scale.model import Assumptions, Case, Settings, loads, recommend, saturation
+from pipeline.training.pacing import REPORT_SECONDS
 
 ROOT = Path(__file__).parents[2]
 FOUND = json.loads((ROOT / "benchmarks" / "scale" / "scale-cpu.json").read_text())
@@ -60,12 +61,12 @@ def test_two_sweeps_of_half_the_size_ask_for_as_much_as_one(
 def test_bisection_finds_where_the_driver_saturates_in_closed_form(
     resolution: int, report_every: int, gpu: float
 ) -> None:
-    """So many trials of a GPU each: the driver's core is full at ``report_every / (steps * seconds a result)``."""
+    """So many trials of a GPU each: the driver's core is full at ``seconds a report / seconds a result``."""
     measured, chosen = MEASURED[resolution], Settings(report_every=report_every)
     assumed = replace(ASSUMED, gpu_flops=gpu)
     alone = loads(Case(resolution, 1, 1), chosen, measured, assumed)
     trials = saturation(lambda count: count * alone.shares["driver"])
-    assert trials == pytest.approx(report_every / (alone.steps * measured.driver_seconds))
+    assert trials == pytest.approx(max(report_every / alone.steps, REPORT_SECONDS) / measured.driver_seconds)
     whole = loads(Case(resolution, 64, 64), chosen, measured, assumed)
     assert whole.shares["driver"] == pytest.approx(64 / trials)
 

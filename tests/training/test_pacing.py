@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.training.pacing import Pace
+from tests.training.test_sampler_trials import Trial, toy_config
 
 
 @settings(max_examples=50, deadline=None)
@@ -35,3 +37,10 @@ def test_a_question_is_asked_by_seconds_and_at_the_same_steps_by_all(seconds_a_s
     assert abs(gaps[-1] - expected) <= 1
     # And after a few, not sooner either.
     assert sum(gap < expected - 1 for gap in gaps) <= expected.bit_length() + 1
+
+
+@pytest.mark.parametrize(("seconds", "steps"), [(0.0, [1, 2, 3, 4, 5, 6]), (1e9, [1, 2, 4, 6])])
+def test_steps_that_are_faster_have_fewer_reports_but_each_evaluation_has_one(tmp_path, seconds, steps):
+    keys = {"train.base_steps": 6, "train.report_every": 1, "evaluation.every": 2}
+    reports = Trial(toy_config(tmp_path, keys), tmp_path / "trial", seconds).reports
+    assert [report["base_step"] for report in reports] == steps

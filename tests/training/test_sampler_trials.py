@@ -16,6 +16,7 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.system_metrics import SystemMetrics
 from pipeline.tasks.open_store import ensure_store
 from pipeline.tracking.trial_reports import missed_reports
+from pipeline.training import loop
 from pipeline.training.loop import TrialRun
 from pipeline.training.sampler_trials import NUM_DRAWN, SamplerTrials
 from pipeline.training.session import Session
@@ -46,12 +47,14 @@ TIMES = ("evaluation_seconds", "seconds_since_first_step", "chain_steps_per_seco
 
 
 class Trial:
-    """A trial in this process, which has no driver: what it reports."""
+    """A trial in this process, which has no driver: what it reports, at most so often."""
 
-    def __init__(self, config: schema.Config, url: Path) -> None:
+    def __init__(self, config: schema.Config, url: Path, report_seconds: float = 0.0) -> None:
         self.reports: list[dict[str, Any]] = []
         session = Session(self.reports.append, is_preempted=lambda: False)
-        TrialRun(config, str(url), 1.0, Worker.alone(0), session).run()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "REPORT_SECONDS", report_seconds)
+            TrialRun(config, str(url), 1.0, Worker.alone(0), session).run()
 
 
 def toy_config(folder: Path, keys: dict[str, Any] | None = None) -> schema.Config:
