@@ -72,6 +72,13 @@ def test_without_a_compiler_there_is_a_line_and_the_plain_chain_bit_for_bit():
     assert (steps.replays.path, steps.replays.replayed) == ("plain", 0)
 
 
+def test_a_graph_takes_tensors_that_are_laid_out_in_another_way():
+    """A compiler chooses how a convolution's result is laid out, and flattens it all the same."""
+    x = torch.rand(2, 3, 4, 4)
+    graph, _ = trace(lambda: [x.flatten(1) * 2])
+    torch.testing.assert_close(graph(x.contiguous(memory_format=torch.channels_last))[0], x.flatten(1) * 2)
+
+
 def test_graphs_are_compiled_once_and_of_a_few_kinds_alone(monkeypatch):
     listed: list[fx.GraphModule] = []
     monkeypatch.setattr(compiled, "compile_graph", lambda graph: listed.append(graph) or graph)
