@@ -2,7 +2,8 @@
 
 *Images per second*: images of the data that the energy steps of one alternation have seen, by the seconds of the whole
 alternation, its base step included. Energy step and base step are timed apart as well. Batches lie on the device
-already: readers are not measured here.
+already: readers are not measured here. With ``--compile`` there is also gebm in float32 with steps that are compiled,
+and on a GPU replayed as CUDA graphs.
 
 *Losses*: trainers that start from the same weights get the same images, latents and points of the penalty. In float32
 they are the same but for rounding and for the power iteration of the energy's weights, which plain moves at each of its
@@ -32,6 +33,7 @@ __all__ = ["PRECISIONS", "Side", "gebm_side", "main", "plain_side"]
 
 PRECISIONS = (torch.float32, torch.bfloat16)
 _REFERENCE = "plain float32"
+_COMPILED = " compiled"
 _BATCHES = 4
 
 
@@ -70,8 +72,10 @@ def plain_side(arguments: argparse.Namespace, name: str, device: torch.device, s
     )
 
 
-def gebm_side(arguments: argparse.Namespace, name: str, device: torch.device, precision: torch.dtype) -> Side:
-    """Return gebm's trainer in a precision."""
+def gebm_side(
+    arguments: argparse.Namespace, name: str, device: torch.device, precision: torch.dtype, compiled: bool = False
+) -> Side:
+    """Return gebm's trainer in a precision, with plain steps or with compiled ones."""
     model = GEBM(*cli.build(arguments, name, device), StandardNormal(arguments.latent_dim)).to(device)
     model = model.to(memory_format=torch.channels_last)
     trainer = Trainer(
@@ -82,6 +86,8 @@ def gebm_side(arguments: argparse.Namespace, name: str, device: torch.device, pr
         base_optimizer=adam(model.base.parameters(), lr=arguments.lr),
         latent_batch_size=arguments.batch,
         precision=precision,
+        cuda_graphs="auto" if compiled else "false",
+        compiled="true" if compiled else "false",
     )
     batches, generator = _batches(arguments, device), torch.Generator().manual_seed(arguments.seed)
 
@@ -110,6 +116,8 @@ def _sides(arguments: argparse.Namespace, name: str, device: torch.device, same_
     sides = {_REFERENCE: plain_side(arguments, name, device, same_latents)}
     for precision in PRECISIONS:
         sides[f"gebm {cli.precision_name(precision)}"] = gebm_side(arguments, name, device, precision)
+    if arguments.compile:
+        sides[f"gebm float32{_COMPILED}"] = gebm_side(arguments, name, device, torch.float32, compiled=True)
     return sides
 
 
@@ -120,6 +128,9 @@ def _speed(arguments: argparse.Namespace, name: str, device: torch.device, sides
         works = {trainer: getattr(side, part) for trainer, side in sides.items()}
         return harness.interleaved(works, device, arguments.repeat)
 
+    # A kind of step is compiled when it occurs the second time: a base step so is in the round that warms up.
+    for side in sides.values():
+        side.alternate()
     whole, energy, base = timed("alternate"), timed("step_energy"), timed("step_base")
     return [
         {
@@ -156,7 +167,9 @@ def _roofline(
     """Hold what was timed against what was counted and what the machine can reach."""
     rows = []
     for row in speed:
-        seconds, counts = row["alternation, s"].median, flops.count(sides[row["trainer"]].alternate)
+        # The operators of compiled steps are those that were compiled.
+        counts = flops.count(sides[row["trainer"].removesuffix(_COMPILED)].alternate)
+        seconds = row["alternation, s"].median
         ceiling = ceilings[_arithmetic(row["trainer"].split()[1], device)]
         rows.append(
             {
@@ -194,6 +207,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--energy-steps", type=cli.positive, default=5, help="energy steps per base step")
     parser.add_argument("--steps", type=int, default=5, help="alternations whose losses are compared; 0: none")
     parser.add_argument("--lr", type=float, default=1e-4, help="learning rate of both parts")
+    parser.add_argument("--compile", action="store_true", help="a row of compiled steps, each kind a minute or more")
     parser.add_argument("--budget", type=float, default=2.0, help="seconds that each ceiling is looked for")
     return parser.parse_args()
 

@@ -72,6 +72,9 @@ def trace(function: Callable[[], Sequence[Tensor]]) -> tuple[fx.GraphModule, lis
         # Names of steps for a profiler.
         if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "profiler":
             graph.erase_node(node)
+        elif node.target is torch.ops.aten.view.default:
+            # A compiler may lay a result out in another way than it was laid out here, and then it is no view.
+            node.target = torch.ops.aten.reshape.default
     inputs: dict[int, fx.Node] = {}
     first = next(iter(graph.nodes))
     for node in graph.find_nodes(op="get_attr"):

@@ -146,12 +146,12 @@ def philox(counter: Tensor, key: Tensor) -> Tensor:
     if counter.ndim == 0 or len(counter) != 4:
         raise ValueError(f"a counter has four words, (4, ...), not {tuple(counter.shape)}")
     # Constants by arithmetic on the device: copied from the host, each would be a transfer in every step.
-    ones = (1,) * (counter.ndim - 1)
-    pair = torch.arange(2, device=counter.device).view(2, *ones)
-    rounds = torch.arange(_ROUNDS, device=counter.device).view(_ROUNDS, 1, *ones)
-    multipliers = _MULTIPLIERS[0] + pair * (_MULTIPLIERS[1] - _MULTIPLIERS[0])
-    increments = _INCREMENTS[0] + pair * (_INCREMENTS[1] - _INCREMENTS[0])
-    keys = (((key >> (32 * pair)) & _WORD) + rounds * increments) & _WORD
+    ones, device = (1,) * (counter.ndim - 1), counter.device
+    rounds = torch.arange(_ROUNDS, device=device).view(_ROUNDS, 1, *ones)
+    multipliers = _pair(*_MULTIPLIERS, device).view(2, *ones)
+    increments = _pair(*_INCREMENTS, device).view(2, *ones)
+    halves = (key >> _pair(0, 32, device).view(2, *ones)) & _WORD
+    keys = torch.addcmul(halves, rounds, increments).bitwise_and_(_WORD)
 
     # Words 0 and 2 are multiplied, words 1 and 3 are mixed in. The product of two words wraps around in int64, which
     # leaves its 64 bits right; of the mixed-in words only the low halves count, so they are masked at the end.
@@ -161,6 +161,11 @@ def philox(counter: Tensor, key: Tensor) -> Tensor:
         multiplied = (product >> 32).bitwise_xor_(mixed).bitwise_xor_(round_key).bitwise_and_(_WORD)
         mixed = product
     return torch.stack([multiplied, mixed & _WORD], 1).flatten(0, 1)
+
+
+def _pair(first: int, second: int, device: torch.device) -> Tensor:
+    """Return two numbers (2,), by one operator on the device."""
+    return torch.arange(first, 2 * second - first, second - first, device=device)
 
 
 def normal(key: Tensor, chain: Tensor, dim: int, stream: int = PROPOSAL, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -186,10 +191,11 @@ def normal(key: Tensor, chain: Tensor, dim: int, stream: int = PROPOSAL, dtype: 
         True
     """
     words = _words(key, chain, -(-dim // 4), stream).to(torch.float64)
-    radius = ((words[0::2] + 0.5) * 2.0**-32).log_().mul_(-2).sqrt_()
+    radius = (words[0::2] + 0.5).mul_(2.0**-32).log_().mul_(-2).sqrt_()
     angle = words[1::2] * (2 * math.pi * 2.0**-32)
-    pairs = torch.stack([radius * angle.cos(), radius * angle.sin()], -1)  # (2, N, blocks, 2)
-    return pairs.permute(1, 2, 0, 3).to(dtype).flatten(1)[:, :dim].contiguous()
+    pairs = torch.stack([angle.cos().mul_(radius), angle.sin().mul_(radius)], -1)  # (2, N, blocks, 2)
+    numbers = pairs.permute(1, 2, 0, 3).to(dtype, memory_format=torch.contiguous_format)
+    return numbers.flatten(1)[:, :dim].contiguous()
 
 
 def uniform(key: Tensor, chain: Tensor, stream: int = ACCEPT) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 import torch._inductor.config
 from torch import Tensor, fx
 
-from gebm import compiled, samplers
+from gebm import GEBM, KALE, Alternation, StandardNormal, Trainer, adam, compiled, networks, samplers
 from gebm.compiled import Compiler, trace
 from gebm.samplers.replayed import BLOCK, ReplayedSteps
 from gebm.watch import Refused
@@ -34,6 +34,28 @@ def test_torch_compiles_a_step_that_agrees_with_the_plain_one():
     assert (steps.replays.path, steps.replays.replayed) == ("compiled", 2), steps.replays.lines
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for a CPU with a C++ compiler")
+def test_training_steps_that_torch_compiles_in_float32_agree_with_the_plain_ones():
+    """The log-partition's gradient is the small difference of one and a mean of exponents, summed in another order."""
+    torch.manual_seed(0)
+    base, energy = networks.make("mlp", resolution=0, channels=2, latent_dim=2, width=8)
+    model = GEBM(base, energy, StandardNormal(2))
+    trainer = Trainer(
+        model,
+        objective=KALE(),
+        energy_optimizer=adam([*model.energy.parameters(), model.log_partition], lr=1e-3),
+        alternation=Alternation(1, warmup_energy_steps=1),
+        train_base=False,
+        compiled="true",
+    )
+    data = torch.randn(64, 2, generator=torch.Generator().manual_seed(1))
+    for step in range(3):
+        trainer.step(iter([data]), torch.Generator().manual_seed(step))
+    replays = trainer.replayed.replays
+    assert (replays.path, replays.replayed) == ("compiled", 1), replays.lines
+    assert not any("are not" in line for line in replays.lines), replays.lines
+
+
 def test_without_a_compiler_there_is_a_line_and_the_plain_chain_bit_for_bit():
     # Nothing that has been compiled before.
     unseen = time.time_ns() % 10**9 / 10**9
@@ -48,6 +70,13 @@ def test_without_a_compiler_there_is_a_line_and_the_plain_chain_bit_for_bit():
     [line] = steps.replays.lines
     assert line.startswith("steps of chains are not compiled: ")
     assert (steps.replays.path, steps.replays.replayed) == ("plain", 0)
+
+
+def test_a_graph_takes_tensors_that_are_laid_out_in_another_way():
+    """A compiler chooses how a convolution's result is laid out, and flattens it all the same."""
+    x = torch.rand(2, 3, 4, 4)
+    graph, _ = trace(lambda: [x.flatten(1) * 2])
+    torch.testing.assert_close(graph(x.contiguous(memory_format=torch.channels_last))[0], x.flatten(1) * 2)
 
 
 def test_graphs_are_compiled_once_and_of_a_few_kinds_alone(monkeypatch):
