@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.segment import Segment
 
@@ -38,6 +38,7 @@ class Progress:
         show: False to print nothing.
         unit: Name of the samples: "images" or "rows".
         write: Takes a line where there is no terminal (default: it goes to standard error, as the bar does).
+        console: Where the bar is drawn, below what else it prints (default: standard error).
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Progress:
         show: bool = True,
         unit: str = "images",
         write: Callable[[str], None] = _print_error,
+        console: Console | None = None,
     ) -> None:
         self._total = total
         self._write = write
@@ -55,13 +57,14 @@ class Progress:
         self._start = self._last = time.monotonic()
         # Samples and time of the first count.
         self._first: tuple[int, float] | None = None
-        self._lines = show and not sys.stderr.isatty()
+        self._lines = show and not (console.is_terminal if console else sys.stderr.isatty())
         self._bar = Bar(
-            BarColumn(),
-            MofNCompleteColumn(),
+            BarColumn(bar_width=None),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
             TextColumn(f"{unit}  {{task.fields[rate]}}"),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=console or Console(stderr=True),
+            expand=True,
             disable=not show or self._lines,
         )
         self._task = self._bar.add_task(unit, total=total, completed=done, rate="")

@@ -163,10 +163,14 @@ def _first_line(plan: SweepPlan) -> str:
     config, count = plan.config, search.count_trials_left(plan.config, plan.trials)
     # A sweep that is resumed has trials of its own to estimate by, once the cluster is known.
     seconds = None if any(record.seconds for record in plan.trials) else expected_seconds(config)
-    size = f"{config.name}: {count} trial{'' if count == 1 else 's'}"
+    size = f"{config.name}: {_count(count, 'trial')}"
     if seconds is not None:
         size += f", {time_left(Eta(seconds, seconds))} if it takes as long as the last sweep of this config"
     return f"{size}; results go to {plan.output}"
+
+
+def _count(number: int, name: str) -> str:
+    return f"{number} {name}{'' if number == 1 else 's'}"
 
 
 @dataclasses.dataclass
@@ -245,7 +249,7 @@ class Sweep:
         if self.interrupted:
             return
         try:
-            score_finalists(self.plan.config, self.summary, self.capacity)
+            score_finalists(self.plan.config, self.summary, self.capacity, self.display.console)
         except KeyboardInterrupt:
             self.finals_left = True
 
@@ -260,9 +264,9 @@ class Sweep:
         # Trials that are pruned make room before they have run as long as the others.
         most = "at most " if config.sweep.scheduler == "asha" else ""
         return (
-            f"{config.name}: {count} trial(s) to run, {concurrent} at a time: {most}{rounds} round(s), "
-            f"{self.display.expected_end(count, concurrent)}; {of_space}each on {capacity.num_workers} worker(s) of "
-            f"{workers}; MLflow is at {config.tracking.uri}"
+            f"{config.name}: {_count(count, 'trial')} to run, {concurrent} at a time: {most}{_count(rounds, 'round')}, "
+            f"{self.display.expected_end(count, concurrent)}; {of_space}each on "
+            f"{_count(capacity.num_workers, 'worker')} of {workers}; MLflow is at {config.tracking.uri}"
         )
 
     def finalize(self) -> None:

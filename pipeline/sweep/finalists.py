@@ -18,6 +18,7 @@ from typing import Any, Literal, cast
 import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
+from rich.console import Console
 
 from pipeline import config as schema
 from pipeline import tasks
@@ -47,7 +48,9 @@ log = logging.getLogger(__name__)
 _SECONDS_BETWEEN_LOOKS = 1.0
 
 
-def score_finalists(config: schema.Config, records: SweepSummary, capacity: Capacity) -> None:
+def score_finalists(
+    config: schema.Config, records: SweepSummary, capacity: Capacity, console: Console | None = None
+) -> None:
     """Score the finalists again, and put what they scored into the summary.
 
     A finalist that cannot be scored is logged, and the next of the trials that are close to the best replaces it.
@@ -57,11 +60,12 @@ def score_finalists(config: schema.Config, records: SweepSummary, capacity: Capa
         config: The experiment.
         records: Its trials, all of which have ended.
         capacity: Resources of the cluster.
+        console: Terminal that the log is printed on, for the bar of progress (default: standard error).
 
     Raises:
         LockLost: Another driver has taken over the folder.
     """
-    finals = _Finals(config, records, capacity)
+    finals = _Finals(config, records, capacity, console)
     fewest = fewest_candidates(config, len(records.trials))
     if fewest is None or len(finals.candidates) < fewest:
         records.finalists = []
@@ -99,8 +103,10 @@ def final_seed(config: schema.Config, records: SweepSummary) -> int:
 class _Finals:
     """Second scores of a sweep, from those that an earlier driver has left to the last."""
 
-    def __init__(self, config: schema.Config, records: SweepSummary, capacity: Capacity) -> None:
-        self._config, self._records, self._capacity = config, records, capacity
+    def __init__(
+        self, config: schema.Config, records: SweepSummary, capacity: Capacity, console: Console | None
+    ) -> None:
+        self._config, self._records, self._capacity, self._console = config, records, capacity, console
         ranking = records.ranking()
         count, seed = config.evaluation.final_samples or config.evaluation.num_samples, final_seed(config, records)
         extractor = str(records.facts.get("extractor") or "none")
@@ -133,10 +139,10 @@ class _Finals:
         if not waiting:
             return
         names = ", ".join(each.name for each in waiting)
-        log.info(f"scoring {len(waiting)} finalist(s) on {waiting[0].num_samples} fresh latents each: trials {names}")
+        log.info(f"scoring the finalists on {waiting[0].num_samples:,} fresh latents each: {names}")
         total = sum(each.num_samples * self._num_steps(each) for each in waiting)
         try:
-            with Progress(total, unit="chain-steps") as progress:
+            with Progress(total, unit="chain-steps", write=log.info, console=self._console) as progress:
                 for finalist in waiting:
                     self._submit(finalist)
                 self._wait(progress)
@@ -183,18 +189,20 @@ class _Finals:
         while self._running:
             ended, _ = ray.wait(list(self._running), timeout=_SECONDS_BETWEEN_LOOKS)
             before = sum(steps.values())
-            # The file of one that has ended is gone; what it said last counts.
             steps |= {each.name: done for each in self._running.values() if (done := self._steps_done(each))}
-            progress.advance(sum(steps.values()) - before)
             for task in ended:
                 finalist = self._running.pop(task)
                 self._take_scores(task, finalist)
+                # The file of one that has ended is gone.
+                if finalist.is_scored:
+                    steps[finalist.name] = finalist.num_samples * self._num_steps(finalist)
                 if finalist.error is not None:
                     for substitute in self._take(1):
                         self._records.finalists.append(substitute)
                         if not (substitute.is_scored or substitute.error):
                             self._submit(substitute)
                 self._records.write()
+            progress.advance(sum(steps.values()) - before)
 
     def _take_scores(self, task: Any, finalist: Finalist) -> None:
         try:

@@ -192,7 +192,7 @@ def print_results(config: schema.Config, records: SweepSummary, command: str, co
         command: ``sweep`` or ``train``.
         console: Where to print.
     """
-    console.print(results_table(records))
+    console.print(results_table(records, console.width))
     finalists = draw_finalists(records)
     if finalists is not None:
         console.print(finalists)

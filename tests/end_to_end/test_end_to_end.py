@@ -87,7 +87,7 @@ def test_a_sweep_ranks_its_trials_and_survives_one_that_diverges(swept):
     assert " ".join(printed.split()).count("with half the learning rates") == 1
     assert "Trials, best first" in printed and document["extractor"] in printed
     assert f"open '{document['tracking_uri']}/#/experiments/" in printed and str(output) in printed
-    assert "24/24 base steps" in printed and "images/s" in printed and "left" in printed
+    assert "24/24 base steps" in printed and "samples/s" in printed and "left" in printed
 
 
 def artifacts(client: MlflowClient, run: Run, folder: str) -> list[Path]:

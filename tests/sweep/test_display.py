@@ -134,7 +134,7 @@ def test_numbers_stand_below_one_another_and_names_are_at_the_head():
         heading = next(line for line in lines if line.startswith("trial"))
         rows = [line for line in lines if re.match(r"00\d ", line)]
         assert len(rows) == 4
-        for name in ("base step", "steps/s", "images/s", "left", "fid_base", "fid_gebm"):
+        for name in ("base step", "steps/s", "samples/s", "left", "fid_base", "fid_gebm"):
             end = heading.index(name) + len(name)
             for row in rows:
                 assert (row[end : end + 1] in ("", " ") and row[end - 1] != " ") or not row[end - 6 : end].strip(), name
@@ -172,6 +172,25 @@ def test_the_heads_of_every_table_are_distinct(keys, warned, colder):
         assert len(set(heads)) == len(heads) >= len(keys) + 6
     heads = [column.heading for column in what._columns(found)]
     assert len(set(heads)) == len(heads) >= len(keys) + 6
+
+
+@MANY
+@given(KEYS, st.integers(40, 200))
+def test_columns_of_the_results_are_shown_whole_or_not_at_all(keys, width):
+    record = TrialRecord("000", {f"train.{key}": 0.5 for key in keys}, "finished")
+    record.best_metrics = {"fid_base": 2.0, "fid_gebm": 1.0, "fid_gebm_standard_error": 0.1}
+    records = standing([record]).records
+    everything, table = results_table(records), results_table(records, width)
+    heads = [str(column.header) for column in table.columns]
+    assert heads[:2] == ["trial", "status"] and "fid_gebm" in heads
+    console = Console(file=io.StringIO(), width=width)
+    console.print(table)
+    printed = console.file.getvalue()
+    assert "…" not in printed and all(head in printed for head in heads)
+    assert ("left out" in " ".join(printed.split())) == (len(heads) < len(everything.columns))
+    # One column more would not fit.
+    room = Console(width=10_000).measure(everything).maximum
+    assert (room > width) == (len(heads) < len(everything.columns))
 
 
 @given(st.lists(st.tuples(st.sampled_from(Priority), st.integers(1, 30)), min_size=1, max_size=12), st.integers(1, 120))

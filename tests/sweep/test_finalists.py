@@ -25,6 +25,8 @@ from pipeline.report.analysis import collect_results
 from pipeline.report.markdown import markdown
 from pipeline.runtime.errors import LockLost, UserError
 from pipeline.runtime.filesystem import write_file
+from pipeline.runtime.logging import ConsoleHandler, logging_to
+from pipeline.runtime.terminal import Progress
 from pipeline.sweep import finalists as finals
 from pipeline.sweep.cluster import Capacity
 from pipeline.sweep.display.console import draw_finalists
@@ -39,6 +41,7 @@ from pipeline.training.build_model import build_model, make_trainer
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.export import _measure
 from pipeline.training.final_score import read_final_score
+from tests.sweep.test_display import Screen
 
 CAPACITY = Capacity([{"CPU": 2.0}], {"CPU": 1.0}, 1)
 SCORES = {"000": (4.0, 0.3), "001": (4.2, 0.3), "002": (4.4, 0.3), "003": (9.0, 0.1)}
@@ -119,8 +122,8 @@ class Finals:
             raise outcome
         return {"fid_base": 19.0, "fid_gebm": outcome, "fid_gebm_standard_error": 0.05}
 
-    def run(self) -> None:
-        finals.score_finalists(self.config, self.records, CAPACITY)
+    def run(self, console: Console | None = None) -> None:
+        finals.score_finalists(self.config, self.records, CAPACITY, console)
 
     def read(self) -> SweepSummary:
         document, trials = read_summary(self.output)
@@ -433,6 +436,21 @@ def test_a_finalist_is_scored_from_its_checkpoint_on_other_draws(tmp_path):
     assert few["nll_gebm_validation_standard_error"] > 0
 
 
+@pytest.mark.parametrize("width", [80, 100])
+def test_on_a_terminal_the_scores_stand_above_the_bar_which_ends_full(sweep, monkeypatch, width):
+    monkeypatch.setattr(finals, "Progress", Progress)
+    monkeypatch.setattr(sweep.config.sampler, "num_steps", 2000)
+    output, screen = io.StringIO(), Screen(width, 24)
+    console = Console(file=output, force_terminal=True, width=width, height=24)
+    with logging_to(ConsoleHandler(console, timestamps=False)):
+        sweep.run(console)
+    screen.feed(output.getvalue().replace("\n", "\r\n").encode())
+    lines = [line.rstrip() for line in screen.lines if line.strip()]
+    assert lines[0] == "scoring the finalists on 5,000 fresh latents each: 000, 001, 002"
+    assert [line[:12] for line in lines[1:-2]] == ["finalist 000", "finalist 001", "finalist 002"]
+    assert "30,000,000/30,000,000 chain-steps" in lines[-2] and "pairs of finalists" in lines[-1]
+
+
 def test_ctrl_c_in_the_finals_leaves_the_sweep_to_be_resumed(sweep, monkeypatch):
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -440,7 +458,8 @@ def test_ctrl_c_in_the_finals_leaves_the_sweep_to_be_resumed(sweep, monkeypatch)
     monkeypatch.setattr("pipeline.sweep.driver.score_finalists", interrupt)
     plan: Any = SimpleNamespace(config=sweep.config)
     nothing: Any = None
-    driver = Sweep(plan, "sweep", sweep.records, nothing, nothing, CAPACITY, "owner")
+    display: Any = SimpleNamespace(console=None)
+    driver = Sweep(plan, "sweep", sweep.records, display, nothing, CAPACITY, "owner")
     assert not driver.interrupted
     driver.score_finalists()
     assert driver.interrupted

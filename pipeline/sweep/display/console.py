@@ -221,7 +221,7 @@ class Display:
             record.status,
             f"{steps.done(record)}/{steps.planned(record)} {steps.unit}s",
             f"{rate:.1f}/s" if running and rate else "",
-            f"{images:.0f} images/s" if running and images else "",
+            f"{images:,.0f} samples/s" if running and images else "",
             f"{fraction:.0%} of peak" if running and fraction else "",
             f"{duration(left)} left" if running and left is not None else "",
             *(f"{name} {format_score(values, name)}" for name in self.records.shown if name in values),
@@ -229,28 +229,27 @@ class Display:
         ]
 
 
-def results_table(records: SweepSummary) -> Table:
+def results_table(records: SweepSummary, width: int | None = None) -> Table:
     """Return the table of the trials, best first.
 
     Args:
         records: The sweep's trials.
+        width: Characters of a line: columns that do not fit are left out, and the title says so (default: none are).
     """
     keys = list(dict.fromkeys(key for record in records.trials for key in record.params))
     names = list(dict.fromkeys([*reversed(records.shown), records.metric]))
     measure, temperature = str(records.facts.get("measure", records.metric)), sweep_temperature(records)
     order = "best first by their first scores" if records.finals() else "best first"
-    title = f"Trials, {order} ({'; '.join(filter(None, [measure, temperature]))})"
     # Trials of a sweep that was resumed with another beta differ in it although it is not searched.
     differs = len(sweep_betas(records)) > 1 and "sampler.beta" not in keys
     warned = any(record.warnings for record in records.trials)
     heads = ["trial", "status", *names, f"{records.steps.unit}s", "time"]
     heads += [*(["warnings"] if warned else []), *(["beta"] if differs else [])]
-    table = Table(title=title, title_justify="left", header_style="bold")
-    for head in [*heads, *short_names(keys, reserved=heads).values()]:
-        table.add_column(head, justify="left" if head in ("trial", "status") else "right", no_wrap=True)
-    for record in records.ranking():
+    heads += short_names(keys, reserved=heads).values()
+    ranking, rows = records.ranking(), []
+    for record in ranking:
         best = record.best_metrics
-        table.add_row(
+        cells = [
             record.name,
             record.status,
             *(format_score(best, name, missing="-") for name in names),
@@ -259,9 +258,40 @@ def results_table(records: SweepSummary) -> Table:
             *([str(len(record.warnings) or "-")] if warned else []),
             *([_beta(records, record)] if differs else []),
             *(_format_param(record.params, key) for key in keys),
-            style=STYLES[record.status] if record.status in ("failed", "pruned") else None,
-        )
+        ]
+        rows.append(cells)
+    # The score that ranks is wanted most, then the others, and what was searched.
+    scores = sorted(range(2, 2 + len(names)), key=lambda place: heads[place] != records.metric)
+    params = range(len(heads) - len(keys), len(heads))
+    fitting = _fitting(heads, rows, [0, 1, *scores, *params, *range(2 + len(names), params.start)], width)
+    notes = [measure, temperature, None if len(fitting) == len(heads) else "columns that do not fit are left out"]
+    title = f"Trials, {order} ({'; '.join(filter(None, notes))})"
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for place in fitting:
+        table.add_column(heads[place], justify="left" if place < 2 else "right", no_wrap=True)
+    for record, cells in zip(ranking, rows, strict=True):
+        style = STYLES[record.status] if record.status in ("failed", "pruned") else None
+        table.add_row(*(cells[place] for place in fitting), style=style)
     return table
+
+
+def _fitting(heads: list[str], rows: list[list[str]], order: list[int], width: int | None) -> list[int]:
+    """Return the columns that fit a width side by side, the first two whatever it is.
+
+    Args:
+        heads: Head of each column.
+        rows: Cells of each row.
+        order: The columns, the most important first.
+        width: Characters of a line; None if all fit.
+    """
+    # A line between two columns, and a blank on both sides of each.
+    left, fitting = math.inf if width is None else width - 1, []
+    for place in order:
+        left -= 3 + max(len(text) for text in (heads[place], *(cells[place] for cells in rows)))
+        if left < 0 and len(fitting) >= 2:
+            break
+        fitting.append(place)
+    return sorted(fitting)
 
 
 def draw_finalists(records: SweepSummary) -> Table | None:

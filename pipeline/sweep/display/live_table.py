@@ -378,7 +378,7 @@ class SweepStatus:
             _column("progress", Priority.PROGRESS, _MIN_BAR, [_ended_status(record) for record in shown]),
             _column(steps.unit, Priority.STEP, 9, [str(steps.done(record)) for record in shown]),
             _column("steps/s", Priority.STEP_RATE, 7, rates("base_steps_per_second", ".2f")),
-            _column("images/s", Priority.IMAGE_RATE, 8, rates("images_per_second", ",.0f")),
+            _column("samples/s", Priority.IMAGE_RATE, 8, rates("images_per_second", ",.0f")),
             _column("of peak", Priority.FRACTION_OF_PEAK, 7, rates("fraction_of_peak", ".0%")),
             _column("left", Priority.TIME_LEFT, 7, [self._time_left(record) for record in shown]),
         ]
