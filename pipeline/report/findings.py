@@ -67,18 +67,22 @@ def cost_section(results: SweepResults) -> str:
         results: Results of the sweep.
     """
     hours, cost, wall = results.hours, results.cost, results.records.seconds() / 3600
-    text = f"The trials ran for {hours:.2g} hours altogether"
+    text = f"The trials ran for {_hours(hours)} hours altogether"
     workers = results.records.facts.get("workers_per_trial")
     if cost is not None and isinstance(workers, int):
-        text += f", each on {workers} worker{'s' if workers > 1 else ''}: {workers * hours:.3g} worker-hours"
-        text += f" and {cost.rate * hours:.3g} GPU-hours" if cost.unit == "GPU-hours" else ""
-    text += "." if not wall else f". The sweep took {wall:.2g} hours until its last evaluation."
+        text += f", each on {workers} worker{'s' if workers > 1 else ''}: {_hours(workers * hours)} worker-hours"
+        text += f" and {_hours(cost.rate * hours)} GPU-hours" if cost.unit == "GPU-hours" else ""
+    text += "." if not wall else f". The sweep took {_hours(wall)} hours until its last evaluation."
     spent = [
         (sum(trial.seconds for trial in results.records.trials if trial.status == status) / 3600, status)
         for status in (*TERMINAL_STATUSES, "running")
     ]
     shares = ", ".join(f"{part / hours:.0%} {status}" for part, status in spent if part)
     return f"## Cost\n\n{text}" + (f" Of that time by the trials' ends: {shares}." if shares else "")
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.2g}" if hours < 99.5 else f"{hours:,.0f}"
 
 
 def _of(trial: TrialRecord, key: str) -> str:

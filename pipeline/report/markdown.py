@@ -243,7 +243,8 @@ def _columns(results: SweepResults, shown: list[TrialRecord]) -> list[tuple[str,
         columns.append(("warnings", lambda trial: str(len(trial.warnings) or "-")))
     if results.differs_in_beta and "sampler.beta" not in keys:
         columns.append(("beta", lambda trial: format_value(results.trial_beta(trial))))
-    for name in results.records.shown:
+    # The score that ranks is the last where it is none of those that are followed.
+    for name in dict.fromkeys([*results.records.shown, results.metric]):
         if any(name in trial.best_metrics for trial in shown):
             columns.append((name, lambda trial, name=name: format_score(trial.best_metrics, name, missing="-")))
     steps = results.records.steps

@@ -162,7 +162,7 @@ def _evaluations(results: SweepResults, trial: TrialRecord) -> list[tuple[int, s
     if len(steps) > _MAX_STEPS:
         steps = [steps[round(index * (len(steps) - 1) / (_MAX_STEPS - 1))] for index in range(_MAX_STEPS)]
     captions = {step: format_score(scores.get(step, {}), results.metric) for step in steps}
-    return [(step, f"base step {step:,}" + (f": {score}" if score else "")) for step, score in captions.items()]
+    return [(step, f"base step {step}" + (f": {score}" if score else "")) for step, score in captions.items()]
 
 
 def _read(output: str, relative: str) -> Image.Image:

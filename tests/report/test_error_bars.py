@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 
 import pytest
 from rich.console import Console
@@ -60,6 +61,15 @@ def test_tables_show_as_many_digits_as_the_error_has():
     console.print(results_table(results.records))
     for text in (console.export_text(), markdown(results, limit=None)):
         assert "4.64 ± 0.12" in text and "9.00 ±" not in text
+
+
+def test_the_trials_are_in_the_order_of_a_score_that_the_table_has():
+    results = swept({"validation": 3.25})
+    results.records.metric = "validation"
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(results_table(results.records, width=60))
+    assert "validation" in console.export_text()
+    assert re.search(r"\| trial\S* \| status.*\| validation", markdown(results, limit=None))
 
 
 def test_an_error_that_is_no_number_is_not_shown():

@@ -361,6 +361,11 @@ def test_scores_have_one_axis_against_steps_time_and_cost(mode, tmp_path):
     assert len(drawn["along_chain"].series) == 12
     text = markdown(results)
     assert "each on 2 workers: 0.8 worker-hours and 0.8 GPU-hours" in text and "The sweep took 11 hours" in text
+    for trial in results.records.trials:
+        trial.seconds = 3600.0 * 1000
+    assert re.search(
+        r"ran for (\d+,000) hours altogether, each on 2 workers: (\d+,000) worker-hours", markdown(results)
+    )
 
 
 @pytest.mark.parametrize(
