@@ -25,7 +25,7 @@ from gebm.distributed import draw_local_rows, rank_and_world_size
 from gebm.energies import Density
 from gebm.freezing import frozen
 from gebm.model import GEBM
-from gebm.tape import draw_to
+from gebm.replay.tape import draw_to
 
 __all__ = ["BaseDraws", "DataChain", "Draw", "LatentChain", "Negatives"]
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from gebm.inputs import require_generator
-from gebm.tape import Tape
+from gebm.replay.tape import Tape
 
 __all__ = [
     "ACCEPT",

@@ -9,11 +9,11 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from gebm.compiled import Call
 from gebm.replay import Replays, Step
+from gebm.replay.compiled import Call
+from gebm.replay.tape import Tape
 from gebm.samplers.base import Kernel, Potential, Prior
 from gebm.samplers.runner import StepResult, plain_steps, take_step
-from gebm.tape import Tape
 
 __all__ = ["BLOCK", "ReplayedSteps", "SharedPotential"]
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from gebm.inputs import as_count, require_generator, require_methods
 from gebm.precision import unless_chosen
+from gebm.replay.tape import Tape
 from gebm.samplers.base import Info, Kernel, Potential, Prior, Restarting, State, StateT, finite_rows, require_prior
 from gebm.samplers.philox import RESTART, draw_key, normal
-from gebm.tape import Tape
 
 __all__ = [
     "Chain",

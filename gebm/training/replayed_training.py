@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from gebm.compiled import Call, Piece
 from gebm.distributed import rank_and_world_size
 from gebm.objectives.losses import EnergyTerms
 from gebm.objectives.penalties import Penalty
 from gebm.replay import Replays, Step
-from gebm.tape import Tape
+from gebm.replay.compiled import Call, Piece
+from gebm.replay.tape import Tape
 
 __all__ = ["ReplayedTraining"]
 

@@ -33,7 +33,7 @@ from gebm.objectives.losses import BaseLoss, EnergyLoss, EnergyTerms
 from gebm.objectives.negatives import Negatives
 from gebm.objectives.penalties import GradientPenalty, Penalty
 from gebm.precision import arithmetic, as_precision
-from gebm.tape import draw_to
+from gebm.replay.tape import draw_to
 from gebm.training.alternation import Alternation, StepInfo
 from gebm.training.gradient_guard import GradientGuard, NoGuard
 from gebm.training.learning_rates import LearningRates
@@ -74,7 +74,7 @@ class Trainer:
         cuda_graphs: Whether steps are recorded once and replayed: "auto", on a GPU where that is faster; "true",
             wherever a replay agrees with the plain step; "false". See :mod:`gebm.replay`.
         compiled: Whether recorded steps are compiled, likewise, which takes a minute or more for each kind of step;
-            "true" prefers that to other replays. See :mod:`gebm.compiled`.
+            "true" prefers that to other replays. See :mod:`gebm.replay.compiled`.
 
     Attributes:
         replayed: The recordings of steps, and messages on them.

@@ -11,7 +11,8 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from gebm import GEBM, StandardNormal, compiled
+from gebm import GEBM, StandardNormal
+from gebm.replay import compiled
 from gebm.samplers.replayed import BLOCK
 from pipeline.evaluation import metrics
 from pipeline.evaluation.base import EvaluationRun

@@ -16,9 +16,10 @@ from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gebm import GEBM, Alternation, StandardNormal, Trainer, adam, networks, objectives, penalties, recording
-from gebm.agreement import DRAWS, Agreement, compare, spread
-from gebm.roundings import Roundings
+from gebm import GEBM, Alternation, StandardNormal, Trainer, adam, networks, objectives, penalties
+from gebm.replay import recording
+from gebm.replay.agreement import DRAWS, Agreement, compare, spread
+from gebm.replay.roundings import Roundings
 from tests.helpers import operator_graph
 
 SEEDS = st.integers(0, 2**31)

@@ -10,10 +10,11 @@ import torch
 import torch._inductor.config
 from torch import Tensor, fx
 
-from gebm import GEBM, KALE, Alternation, StandardNormal, Trainer, adam, compiled, networks, samplers
-from gebm.compiled import Compiler, trace
+from gebm import GEBM, KALE, Alternation, StandardNormal, Trainer, adam, networks, samplers
+from gebm.replay import compiled
+from gebm.replay.compiled import Compiler, trace
+from gebm.replay.watch import Refused
 from gebm.samplers.replayed import BLOCK, ReplayedSteps
-from gebm.watch import Refused
 
 
 def chains_of(potential: samplers.Potential, steps: ReplayedSteps | None) -> Tensor:

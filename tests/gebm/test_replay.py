@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gebm import compiled, recording, replay
-from gebm.agreement import DRAWS
-from gebm.compiled import Call
-from gebm.replay import Replays, Step
-from gebm.tape import Tape, draw_to
+from gebm.replay import Replays, Step, compiled, recording
+from gebm.replay import replays as module
+from gebm.replay.agreement import DRAWS
+from gebm.replay.compiled import Call
+from gebm.replay.tape import Tape, draw_to
 from tests.helpers import operator_graph
 
 
@@ -161,7 +161,7 @@ def test_a_compilation_that_fails_is_a_line_and_leaves_what_there_is_without_it(
 
 
 def test_the_faster_of_two_ways_is_used(monkeypatch):
-    monkeypatch.setattr(replay, "_is_wanted", lambda mode, device: mode != "false")
+    monkeypatch.setattr(module, "_is_wanted", lambda mode, device: mode != "false")
     taken: list[float] = []
     for plain, listed, graph, path, line in (
         (9.0, 1.0, 2.0, "compiled_cuda_graphs", "steps are compiled and replayed as a CUDA graph: 1e+03 ms instead"),
@@ -170,7 +170,7 @@ def test_the_faster_of_two_ways_is_used(monkeypatch):
     ):
         # In the order in which they are taken: the plain step twice, with roundings, and three replays of each way.
         taken[:] = [plain] * 2 + [0.0] * DRAWS + [listed] * 3 + [graph] * 3
-        monkeypatch.setattr(replay, "_timed", lambda way, device: (list(way()), taken.pop(0)))
+        monkeypatch.setattr(module, "_timed", lambda way, device: (list(way()), taken.pop(0)))
         walk = Walk()
         replays = replays_of(walk, "auto", "auto")
         walk.go(replays)
@@ -188,11 +188,11 @@ def test_a_number_that_python_read_shows_in_a_replay():
 
 def test_a_slower_replay_is_used_only_where_it_is_requested(monkeypatch):
     device = torch.device("cpu")
-    assert [replays_of(Walk(), mode).is_wanted_on(device) for mode in replay.MODES] == [False, True, False]
-    assert [replays_of(Walk(), "auto", m).is_wanted_on(device) for m in replay.MODES] == [False, True, False]
-    monkeypatch.setattr(replay.time, "perf_counter", iter(range(1000)).__next__)
+    assert [replays_of(Walk(), mode).is_wanted_on(device) for mode in module.MODES] == [False, True, False]
+    assert [replays_of(Walk(), "auto", m).is_wanted_on(device) for m in module.MODES] == [False, True, False]
+    monkeypatch.setattr(module.time, "perf_counter", iter(range(1000)).__next__)
     # As on a GPU.
-    monkeypatch.setattr(replay, "_is_wanted", lambda mode, device: mode != "false")
+    monkeypatch.setattr(module, "_is_wanted", lambda mode, device: mode != "false")
     walk = Walk()
     replays = replays_of(walk, "auto")
     walk.go(replays)

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from gebm import GEBM, StandardNormal, compiled, folded, networks, recording, samplers
+from gebm import GEBM, StandardNormal, folded, networks, samplers
 from gebm.classes import ChainPotential
+from gebm.replay import compiled, recording
+from gebm.replay.tape import Tape
 from gebm.samplers.replayed import BLOCK, ReplayedSteps
-from gebm.tape import Tape
 from tests.helpers import operator_graph
 from tests.helpers.kernels import Normal, every_kernel, rng
 

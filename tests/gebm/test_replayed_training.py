@@ -19,13 +19,12 @@ from gebm import (
     StandardNormal,
     Trainer,
     adam,
-    compiled,
     networks,
     objectives,
     penalties,
-    recording,
     samplers,
 )
+from gebm.replay import compiled, recording
 from tests.helpers import operator_graph
 
 OBJECTIVES = list(objectives.NAMES)

@@ -46,7 +46,7 @@ class OperatorGraph(TorchDispatchMode):
 def capture(
     run: Callable[[], Sequence[Tensor]], device: torch.device, pool: Any
 ) -> tuple[Sequence[Tensor], Callable[[], None]]:
-    """Replacement of :func:`gebm.recording.capture`; unlike a capture on a GPU, it computes."""
+    """Replacement of :func:`gebm.replay.recording.capture`; unlike a capture on a GPU, it computes."""
     graph = OperatorGraph()
     with graph:
         results = tuple(run())

@@ -1,8 +1,8 @@
 """Comparison of a replayed step with the plain one, within what rounding changes of it.
 
 How far two correct ways to take a step may be apart is measured in the run itself. The plain step is taken a few times
-more with the result of each of its operators off by one rounding at random (:mod:`gebm.roundings`), and the root mean
-square of what that changes in a tensor, ``r``, is the scale of its bound:
+more with the result of each of its operators off by one rounding at random (:mod:`gebm.replay.roundings`), and the root
+mean square of what that changes in a tensor, ``r``, is the scale of its bound:
 
     off by no more than ``8 r``, and half of what the step changes, and four roundings of the stored numbers.
 

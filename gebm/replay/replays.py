@@ -1,12 +1,12 @@
 """Steps that are recorded once and replayed: on a GPU as a CUDA graph, which launches all their kernels at once.
 
 A recorded step is a pure function of static tensors: inputs that are copied into them, random numbers on a tape
-(:mod:`gebm.tape`), and a state that is changed in place. It may be compiled as well (:mod:`gebm.compiled`). Each kind
-of step is taken without a replay when it first occurs, which is called plainly here. The second time it is taken
-plainly and as a replay, of each way to replay it, from the same state. Later steps are replayed in the fastest way
-whose results agree with the plain ones within what rounding changes (:mod:`gebm.agreement`), if that is faster; all
-others are taken plainly. A one-line message reports which it is, and why. The checked step itself keeps the results of
-the plain one.
+(:mod:`gebm.replay.tape`), and a state that is changed in place. It may be compiled as well
+(:mod:`gebm.replay.compiled`). Each kind of step is taken without a replay when it first occurs, which is called plainly
+here. The second time it is taken plainly and as a replay, of each way to replay it, from the same state. Later steps
+are replayed in the fastest way whose results agree with the plain ones within what rounding changes
+(:mod:`gebm.replay.agreement`), if that is faster; all others are taken plainly. A one-line message reports which it is,
+and why. The checked step itself keeps the results of the plain one.
 
 On any device but a CUDA GPU a replay calls the function again, on the same static tensors.
 """
@@ -21,11 +21,11 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from gebm.agreement import DRAWS, Agreement, compare, spread
-from gebm.compiled import Compiler
-from gebm.recording import Recording, Step
-from gebm.roundings import Roundings
-from gebm.watch import Refused
+from gebm.replay.agreement import DRAWS, Agreement, compare, spread
+from gebm.replay.compiled import Compiler
+from gebm.replay.recording import Recording, Step
+from gebm.replay.roundings import Roundings
+from gebm.replay.watch import Refused
 
 __all__ = ["MODES", "Replays", "Step"]
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gebm.compiled import Call, CompiledPieces, Compiler, call_plainly
-from gebm.tape import Tape
-from gebm.watch import Refused, Watch
+from gebm.replay.compiled import Call, CompiledPieces, Compiler, call_plainly
+from gebm.replay.tape import Tape
+from gebm.replay.watch import Refused, Watch
 
 __all__ = ["Recording", "Step", "capture"]
 
@@ -22,7 +22,7 @@ class Step:
     Args:
         plain: Takes the step and returns its results.
         static: The step as a pure function of its inputs, of a tape, and of the state. It calls what may be compiled by
-            its third argument; see :mod:`gebm.compiled`.
+            its third argument; see :mod:`gebm.replay.compiled`.
         inputs: The inputs (the same number, of the same shapes, in all steps of a kind).
         generator: Source of the random numbers of both.
         fixed: Tensors whose value ``static`` must not read on the host.

@@ -18,8 +18,8 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.passes.split_module import split_module
 
-from gebm.tape import Tape
-from gebm.watch import Refused, Watch
+from gebm.replay.tape import Tape
+from gebm.replay.watch import Refused, Watch
 
 __all__ = ["Call", "CompiledPieces", "Compiler", "call_plainly", "compile_graph", "trace"]
 

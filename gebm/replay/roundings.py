@@ -37,7 +37,7 @@ class Roundings(TorchDispatchMode):
     """Dispatch mode in which each floating-point result of an operator is off by one rounding, up or down at random.
 
     Operators that change a tensor in place are left alone: what they change is mostly the state, and how that is stored
-    has a bound of its own (:mod:`gebm.agreement`).
+    has a bound of its own (:mod:`gebm.replay.agreement`).
 
     Args:
         precision: A name of :data:`gebm.precision.NAMES`. In tf32 the operands of products are off by one of its
