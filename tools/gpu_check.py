@@ -34,7 +34,6 @@ from gebm import (
     StandardNormal,
     Trainer,
     adam,
-    compiled,
     folded,
     networks,
     objectives,
@@ -43,6 +42,7 @@ from gebm import (
 )
 from gebm.classes import label_images, num_planes
 from gebm.precision import arithmetic
+from gebm.replay import compiled
 from gebm.samplers.replayed import BLOCK
 from gebm.training.data_parallel import data_parallel
 from pipeline.evaluation.out_of_memory import halve_batch_on_oom
