@@ -31,6 +31,8 @@ _PRODUCTS = {
     torch.ops.aten.mv,
 }
 _TF32 = 2.0**-10
+# The increment and the first multiplier of SplitMix64, as signed numbers.
+_INCREMENT, _MULTIPLIER = 0x9E3779B97F4A7C15 - 2**64, 0xBF58476D1CE4E5B9 - 2**64
 
 
 class Roundings(TorchDispatchMode):
@@ -42,7 +44,7 @@ class Roundings(TorchDispatchMode):
     Args:
         precision: A name of :data:`gebm.precision.NAMES`. In tf32 the operands of products are off by one of its
             roundings as well. The types of bfloat16 and float64 speak for themselves.
-        seed: Seed of the signs, which are random numbers of their own.
+        seed: Seed of the signs. They are a function of it and of how many came before, and no generator moves.
 
     Example:
         >>> x = torch.rand(1000, generator=torch.Generator().manual_seed(0))
@@ -55,8 +57,7 @@ class Roundings(TorchDispatchMode):
 
     def __init__(self, precision: str, seed: int) -> None:
         super().__init__()
-        self._is_tf32, self._seed = precision == "tf32", seed
-        self._generators: dict[torch.device, torch.Generator] = {}
+        self._is_tf32, self._position = precision == "tf32", seed % 2**14 << 48
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -71,9 +72,10 @@ class Roundings(TorchDispatchMode):
         # Layers whose weights are replaced are built on no device.
         if not tensor.is_floating_point() or tensor.is_meta:
             return tensor
-        generator = self._generators.get(tensor.device)
-        if generator is None:
-            generator = self._generators[tensor.device] = torch.Generator(tensor.device).manual_seed(self._seed)
         size = torch.finfo(tensor.dtype).eps if rounding is None else rounding
-        upwards = torch.randint(2, tensor.shape, generator=generator, dtype=tensor.dtype, device=tensor.device)
-        return tensor * upwards.mul_(2 * size).add_(1 - size)
+        first, self._position = self._position, self._position + tensor.numel()
+        words = torch.arange(first, self._position, device=tensor.device).mul_(_INCREMENT)
+        words = words.bitwise_xor_(words >> 30).mul_(_MULTIPLIER)
+        # The highest bit: zero or minus one.
+        factors = (words >> 63).to(tensor.dtype).mul_(2 * size).add_(1 + size)
+        return tensor * factors.view(tensor.shape)
