@@ -11,7 +11,8 @@ hence about normal, and ``r`` is the root mean square of four such sums, of one 
 are uniform up to half a unit: two ways that round differently everywhere differ by 0.41 units in the root mean square.
 So 2.4 times their ratio is distributed as Student's t with four degrees of freedom, and the ratio is above 8 once in
 25,000 numbers. With one step alone it would be once in 31, and a training step has dozens of such numbers. Of tensors
-of many numbers the ratio is below one. The room up to 8 is for operators that sum in a less careful order.
+of many numbers the ratio is below one. The room up to 8 is for operators that sum in a less careful
+order.
 
 *Why half of the step.* What leaves something out, or computes with stale numbers, differs by about the size of the
 step. Where rounding makes a large part of a step, as in bfloat16, it still may not differ by as much.
