@@ -113,10 +113,12 @@ def test_the_tracker_holds_what_the_sweep_found(swept, home):
     names = set(best.data.metrics)
     groups = {"kale/log_partition", "kale/log_partition_monte_carlo", "train/energy_loss", "rate/images_per_second"}
     assert groups | {"rate/flops_per_second", "rate/evaluation_seconds"} <= names
-    # There is a time at each evaluation, a rate at each report as well.
-    for name, steps in (("flops_per_second", [6, 8, 12, 16, 18, 24]), ("evaluation_seconds", [8, 16, 24])):
+    # There is a time at each evaluation, a rate at each report as well; those between come no more than one a second.
+    for name, due in (("flops_per_second", {6, 12, 18}), ("evaluation_seconds", set())):
         history = client.get_metric_history(best.info.run_id, f"rate/{name}")
-        assert [point.step for point in history] == steps and all(point.value > 0 for point in history)
+        steps = [point.step for point in history]
+        assert steps == sorted(set(steps)) and {8, 16, 24} <= set(steps) <= {8, 16, 24} | due
+        assert all(point.value > 0 for point in history)
     assert best.data.metrics[f"best/fid_gebm.{extractor}"] == document["best"]["metrics"]["fid_gebm"]
     groups = {f"{name}/{model}.{extractor}" for name in ("fid", "nearest") for model in ("base", "gebm")}
     assert groups | {"system/cpu_utilization_percentage", "system/disk_available_megabytes"} <= names

@@ -202,4 +202,6 @@ def test_a_job_that_is_cancelled_takes_everything_down(slurm, tmp_path):
     subprocess.run(["scancel", "--full", number], env=slurm, check=True)
     wait(lambda: state(slurm, number) == "CANCELLED", 60, lambda: text(log))
     wait(lambda: traces(number) == [], 120, lambda: f"{traces(number)} {text(log)}")
-    assert {path.name for path in (tmp_path / "launch").iterdir()} == {"code", "job.yaml", "sweep.sh", log.name}
+    kept = {"code", "job.yaml", "sweep.sh", log.name}
+    # The script removes its own files after its processes have ended.
+    wait(lambda: {path.name for path in (tmp_path / "launch").iterdir()} == kept, 30, lambda: text(log))
