@@ -49,8 +49,8 @@ def config(tmp_path_factory) -> schema.Config:
     return toy_config(tmp_path_factory.mktemp("own-process"))
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.sampled_from(TRIALS), min_size=1, max_size=3), st.sampled_from(TRIALS))
+@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.sampled_from(TRIALS), min_size=1, max_size=2), st.sampled_from(TRIALS))
 def test_a_trial_learns_the_same_whatever_the_process_had_before(config, tmp_path_factory, before, last):
     folder = tmp_path_factory.mktemp("trials")
     first, weights = trained(schema.apply(config, last), folder / "first")
