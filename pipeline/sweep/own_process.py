@@ -50,20 +50,17 @@ def train_here(
         if stopped.is_set():
             raise Stopped
 
+    # What is left of an attempt before this one, or of another trial, whose modules are in cycles.
+    gc.collect()
+    if gpus:
+        torch.cuda.empty_cache()
     with redacted_errors():
-        worker = Worker.alone(gpus)
-        try:
-            train_loop(work, worker, Session(report, is_preempted, require_running))
-        finally:
-            # The next trial finds the memory free, its readers' threads included.
-            gc.collect()
-            if worker.device.type == "cuda":
-                torch.cuda.empty_cache()
+        train_loop(work, Worker.alone(gpus), Session(report, is_preempted, require_running))
 
 
 def is_preempted() -> bool:
     """Return whether the machine of this process is about to be taken away."""
-    # What the watcher of Ray Train asks, too.
+    # As in the preemption watcher of Ray Train.
     return ray.get_runtime_context().get_node_id() in state.get_draining_nodes()
 
 

@@ -16,7 +16,7 @@ from pipeline import config as schema
 from pipeline.config.plugins import install
 from pipeline.runtime.errors import LockLost, UserError, one_line
 from pipeline.runtime.redaction import redacted_errors
-from pipeline.sweep.trainable import TRIAL_NAME_KEY, report_to_tune
+from pipeline.sweep.trainable import TRIAL_NAME_KEY, report_end, report_to_tune
 
 if TYPE_CHECKING:
     from pipeline.training.sampler_trials import SamplerTrials
@@ -40,11 +40,10 @@ def sampler_trainable(params: dict[str, Any], settings: dict[str, Any]) -> None:
             prunes = config["sweep"]["scheduler"] == "asha"
             report = trials.run(params, f"{config['output']}/trials/{name}", pass_on if prunes else None)
     except (UserError, LockLost) as error:
-        # Reported and not raised: after an exception, as when this process dies with its machine, Tune tries again.
-        tune.report({"error": str(error), "reported": ["error"]})
+        report_end("error", str(error))
         return
     except Exception as error:
-        tune.report({"failure": f"{type(error).__name__}: {one_line(error)}", "reported": ["failure"]})
+        report_end("failure", f"{type(error).__name__}: {one_line(error)}")
         raise
     pass_on(report)
 

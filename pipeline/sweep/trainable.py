@@ -26,7 +26,7 @@ from pipeline.sweep.cluster import ray_storage
 from pipeline.sweep.own_process import train_here, wait_until_taken_away
 from pipeline.sweep.train_run import TrainRun, set_environment
 
-__all__ = ["TRIAL_NAME_KEY", "report_to_tune", "trainable"]
+__all__ = ["TRIAL_NAME_KEY", "report_end", "report_to_tune", "trainable"]
 
 # The search puts a trial's name among its parameters under this key.
 TRIAL_NAME_KEY = "trial"
@@ -62,7 +62,7 @@ def trainable(params: dict[str, Any], settings: dict[str, Any]) -> None:
             verify_owner(str(config.output), settings["owner"])
             Checkpoints(url).import_checkpoint(exploited)
         except (UserError, LockLost) as error:
-            tune.report({"error": str(error), "reported": ["error"]})
+            report_end("error", str(error))
             return
     train = _train_alone if settings["is_alone"] else _train_on_workers
     restarts_left, nonfinite_retries_left, lr_scale = (
@@ -87,15 +87,16 @@ def trainable(params: dict[str, Any], settings: dict[str, Any]) -> None:
             cause = f"{cause}; with half the learning rates"
         elif kind is Exception and settings["is_alone"]:
             # Tune tries again in another process: this one may have a GPU that answers no more.
-            tune.report({"failure": cause, "reported": ["failure"]})
+            report_end("failure", cause)
             raise error
         elif kind is Exception and restarts_left:
             restarts_left -= 1
         elif kind is not Preempted:
-            # Reported and not raised: after an exception, as when this process dies with its machine, Tune tries again.
-            tune.report({"error": cause, "reported": ["error"]})
+            report_end("error", cause)
             return
-        tune.report({"restart": cause, "reported": ["restart"]})
+        report_end("restart", cause)
+        # Its traceback has the model, which the next attempt would find on the device.
+        del error
         if kind is Preempted and settings["is_alone"]:
             wait_until_taken_away()
 
@@ -178,6 +179,17 @@ def report_to_tune(report: dict[str, Any], *, with_checkpoint: bool) -> None:
             Path(folder, _POINTER).write_text(json.dumps({"url": report["checkpoint"]}))
             checkpoint = tune.Checkpoint.from_directory(folder)
         tune.report({**report, "reported": list(report)}, checkpoint=checkpoint)
+
+
+def report_end(kind: str, reason: str) -> None:
+    """Pass on why an attempt of a trial has ended before its last step.
+
+    Args:
+        kind: ``restart``; ``error``, which is final: it is reported and not raised, since after an exception, as when
+            this process dies with its machine, Tune tries again; or ``failure``, of an exception that is raised then.
+        reason: A one-line message.
+    """
+    tune.report({kind: reason, "reported": [kind]})
 
 
 def _cause(error: Exception) -> tuple[type[Exception], str]:

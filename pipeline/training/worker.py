@@ -82,7 +82,8 @@ class Worker:
             >>> Worker.alone(0)
             Worker(rank=0, world_size=1, device=device(type='cpu'))
         """
-        device = torch.device("cuda" if gpus else "cpu")
+        # With its index, which torch wants for some of the settings of a device. Ray shows a process its own GPUs only.
+        device = torch.device("cuda", 0) if gpus else torch.device("cpu")
         if 0 < gpus < 1:
             torch.cuda.set_per_process_memory_fraction(gpus, device)
         return cls(0, 1, device)

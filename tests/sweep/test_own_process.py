@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gebm import GEBM
 from pipeline import config as schema
 from pipeline.runtime.errors import NonFiniteLoss
 from pipeline.sweep.own_process import train_here
 from pipeline.training.checkpoints import read
+from pipeline.training.loop import TrialRun
 from pipeline.training.session import Stopped
 from tests.training.test_sampler_trials import TIMES, toy_config
 
@@ -59,6 +62,14 @@ def test_a_trial_learns_the_same_whatever_the_process_had_before(config, tmp_pat
     second, again = trained(schema.apply(config, last), folder / "second")
     assert str(second).replace("/second/", "/first/") == str(first)
     assert weights.keys() == again.keys() and all(torch.equal(weights[key], again[key]) for key in weights)
+
+
+@pytest.mark.parametrize("keys", [TRIALS[0], TRIALS[4]])
+def test_nothing_of_a_trial_that_has_ended_stays_in_memory(config, tmp_path, keys):
+    """A GPU would have the models of all trials so far, or of the attempt that diverged."""
+    trained(schema.apply(config, keys), tmp_path / "first")
+    gc.collect()
+    assert not [one for one in gc.get_objects() if type(one) in (TrialRun, GEBM)]
 
 
 def test_a_trial_that_is_stopped_takes_no_further_step_and_its_watchdog_is_off(config, tmp_path):

@@ -6,6 +6,7 @@ import contextlib
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -33,7 +34,7 @@ def trial(monkeypatch, small, tmp_path) -> Callable[..., tuple[list[str], list[d
     monkeypatch.setattr(module, "wait_until_taken_away", lambda: None)
 
     def run(
-        *ends: Exception | None, is_alone: bool = False, **groups: object
+        *ends: Exception | None, is_alone: bool = False, attempt: Callable[..., object] | None = None, **groups: object
     ) -> tuple[list[str], list[dict[str, Any]]]:
         left = iter(ends)
 
@@ -42,7 +43,7 @@ def trial(monkeypatch, small, tmp_path) -> Callable[..., tuple[list[str], list[d
             end = next(left)
             return end if end is None or is_alone else WorkerGroupError("", {0: end})
 
-        monkeypatch.setattr(module, "_train_alone" if is_alone else "_train_on_workers", train)
+        monkeypatch.setattr(module, "_train_alone" if is_alone else "_train_on_workers", attempt or train)
         config = small(output=str(tmp_path), **groups)
         settings = {"config": schema.to_dict(config), "owner": None, "plugins": [], "is_alone": is_alone}
         with contextlib.suppress(OSError):
@@ -75,6 +76,21 @@ def test_a_trial_that_diverges_is_retried_with_half_the_learning_rates(trial, is
 def test_a_machine_that_is_taken_away_costs_no_restart(trial, is_alone):
     reports, attempts = trial(*[Preempted("a notice")] * 3, None, is_alone=is_alone, scale={"max_restarts": 0})
     assert reports == ["restart"] * 3 and len(attempts) == 4
+
+
+def test_an_attempt_that_diverged_is_forgotten_before_the_next_one(trial):
+    """Its traceback has the model, of which there would be two on the device."""
+    alive: list[bool] = []
+    diverged: list[weakref.ref[Exception]] = []
+
+    def train(*_: object) -> Exception:
+        alive.append(any(error() is not None for error in diverged))
+        error = NonFiniteLoss("nan")
+        diverged.append(weakref.ref(error))
+        return error
+
+    trial(is_alone=True, attempt=train, train={"max_nonfinite_restarts": 2})
+    assert alive == [False] * 3
 
 
 def test_a_trial_that_is_stopped_gives_its_thread_up_before_the_next_has_the_process(small, monkeypatch):
