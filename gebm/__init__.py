@@ -7,7 +7,7 @@ does; the *energy* says which of those samples to keep, and with which weight. B
 Where to look:
 
 - :mod:`gebm.model`: the model itself, the latent potential that samplers walk on, and its density where the base has
-  one; :mod:`gebm.priors` and :mod:`gebm.energies`: its parts besides the base.
+  one; :mod:`gebm.priors` and :mod:`gebm.energies`: its prior and its energy.
 - :mod:`gebm.objectives`: the losses: KALE in both forms, maximum likelihood, contrastive divergence, and the GAN
   losses as baselines.
 - :mod:`gebm.objectives.negatives`: the samples that an energy step raises the energy on: the base's, or the ends of

@@ -151,7 +151,7 @@ def _pass_on(
             # After the last report.
             reports.put(None)
 
-    # A process that is told to end does not wait for it.
+    # A daemon: a process that has to end does not wait for it.
     thread = threading.Thread(target=run, name="train", daemon=True)
     thread.start()
     try:
@@ -182,7 +182,7 @@ def report_to_tune(report: dict[str, Any], *, with_checkpoint: bool) -> None:
 
 
 def report_end(kind: str, reason: str) -> None:
-    """Pass on why an attempt of a trial has ended before its last step.
+    """Report to Tune why an attempt of a trial has ended before its last step.
 
     Args:
         kind: ``restart``; ``error``, which is final: it is reported and not raised, since after an exception, as when

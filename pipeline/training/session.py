@@ -10,7 +10,7 @@ __all__ = ["Session", "Stopped"]
 
 
 class Stopped(Exception):
-    """The sweep has stopped the trial, as when it is pruned: nothing more is asked of it."""
+    """The sweep has stopped the trial, as when it is pruned."""
 
 
 def _continue() -> None:

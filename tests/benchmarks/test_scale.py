@@ -61,7 +61,7 @@ def test_two_sweeps_of_half_the_size_ask_for_as_much_as_one(
 def test_bisection_finds_where_the_driver_saturates_in_closed_form(
     resolution: int, report_every: int, gpu: float
 ) -> None:
-    """So many trials of a GPU each: the driver's core is full at ``seconds a report / seconds a result``."""
+    """With trials of a GPU each, the driver's core is full at a number of ``seconds a report / seconds a result``."""
     measured, chosen = MEASURED[resolution], Settings(report_every=report_every)
     assumed = replace(ASSUMED, gpu_flops=gpu)
     alone = loads(Case(resolution, 1, 1), chosen, measured, assumed)

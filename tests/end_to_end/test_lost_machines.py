@@ -84,7 +84,7 @@ def one_that_works(machines: list[subprocess.Popen]) -> subprocess.Popen:
 
 @contextlib.contextmanager
 def probes(address: str) -> Iterator[list[ray.actor.ActorHandle]]:
-    """A process on each machine that asks as a trial of one worker does."""
+    """A process on each machine, with the preemption check of a trial of one worker."""
     ray.init(address=address, log_to_driver=False)
     try:
         asking = ray.remote(num_cpus=0)(Probe)
@@ -118,11 +118,11 @@ def test_a_trial_survives_its_machines(home, machines):
     wait_for(output, evaluated(1), process)
     time.sleep(chance.uniform(0, 2))
     taken = one_that_works(nodes)
-    with probes(address) as asked:
-        assert ray.get([probe.is_preempted.remote() for probe in asked]) == [False] * 4
+    with probes(address) as processes:
+        assert ray.get([probe.is_preempted.remote() for probe in processes]) == [False] * 4
         kill([taken.pid], signal.SIGTERM)  # Ray gives the workers half a minute
         end = time.monotonic() + 20
-        while sum(ray.get([probe.is_preempted.remote() for probe in asked])) != 1:
+        while sum(ray.get([probe.is_preempted.remote() for probe in processes])) != 1:
             assert time.monotonic() < end
     nodes.remove(taken)
     while not str(Checkpoints(f"{output}/trials/000").last).endswith("step-00000045"):

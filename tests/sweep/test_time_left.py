@@ -127,8 +127,8 @@ def new_status(clock: Clock) -> SweepStatus:
     return SweepStatus(records, "digits", clock=clock)
 
 
-class Told(NamedTuple):
-    """What is told of the time left, some time after a sweep has begun, and what is true."""
+class Shown(NamedTuple):
+    """The time left as shown some time after a sweep has begun, and the true one."""
 
     elapsed: float
     eta: Eta
@@ -141,7 +141,7 @@ class Told(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        """Whether the end is in the range that is told, or the figure gives the time of the sweep to a quarter."""
+        """Whether the end is in the range that is shown, or the figure gives the time of the sweep to a quarter."""
         if self.is_figure:
             *hours, minutes, seconds = map(int, self.text.split()[1].split(":"))
             left = 3600 * sum(hours) + 60 * minutes + seconds
@@ -151,7 +151,7 @@ class Told(NamedTuple):
         return seconds * float(first or 0) <= self.real - self.elapsed <= seconds * float(last)
 
 
-def told(
+def shown(
     seed: int,
     rungs: list[float],
     every: float,
@@ -160,8 +160,8 @@ def told(
     *,
     rule: bool = True,
     start_up: float = 15.0,
-) -> list[Told]:
-    """What a sweep tells of its time left, once a minute from its first fifth on."""
+) -> list[Shown]:
+    """Times left that a sweep shows, once a minute from its first fifth on."""
     clock = Clock()
     status = new_status(clock)
     status.rungs = [Rung(rung, 3) for rung in rungs] if rule else []
@@ -170,14 +170,14 @@ def told(
     for _ in itertools.islice((event for event in events if event is None), 0, None, 12):
         if (left := status.remaining()) is not None:
             seen.append((status.elapsed, left, left_in_words(left)))
-    return [Told(*each, status.elapsed) for each in seen if each[0] > status.elapsed / 5]
+    return [Shown(*each, status.elapsed) for each in seen if each[0] > status.elapsed / 5]
 
 
 @pytest.mark.parametrize("every", [30.0, 120.0])
 @pytest.mark.parametrize(("count", "slots"), [(24, 2), (5, 4), (4, 1)])
 def test_where_all_run_to_the_end_the_time_left_is_one_figure_and_known_to_a_quarter(count, slots, every):
     for seed in range(5):
-        seen = told(seed, [], every, count, slots)
+        seen = shown(seed, [], every, count, slots)
         assert len(seen) > 10 and all(each.is_figure and each.holds for each in seen)
 
 
@@ -185,7 +185,7 @@ def test_where_all_run_to_the_end_the_time_left_is_one_figure_and_known_to_a_qua
 @pytest.mark.parametrize(("count", "slots", "seeds"), [(24, 2, 10), (24, 8, 10), (9, 3, 20), (4, 2, 40), (4, 1, 40)])
 def test_where_trials_are_pruned_the_end_is_in_the_range_that_is_told(count, slots, seeds, every, start_up):
     """After a fifth of its time, in nine tenths of it; by Ray's own scheduler, trials of 10 min that differ by 10 %."""
-    sweeps = [told(seed, [0.25, 0.75], every, count, slots, start_up=start_up) for seed in range(seeds)]
+    sweeps = [shown(seed, [0.25, 0.75], every, count, slots, start_up=start_up) for seed in range(seeds)]
     shares = [sum(each.holds for each in seen) / len(seen) for seen in sweeps]
     assert sum(shares) / seeds >= 0.9, shares
     # It narrows from fifth to fifth, and is one figure once nothing is left to luck.
@@ -208,7 +208,7 @@ def test_a_range_holds_both_ends_and_a_figure_is_within_a_quarter_of_them(one, o
     left = Eta(min(one, other), max(one, other))
     text = left_in_words(left)
     assert text.startswith("about") == (left.latest - left.seconds <= left.seconds / 4)
-    assert text.startswith("about") or all(Told(0.0, left, text, end).holds for end in (left.earliest, left.latest))
+    assert text.startswith("about") or all(Shown(0.0, left, text, end).holds for end in (left.earliest, left.latest))
     assert len(text) <= 22
 
 
@@ -217,7 +217,7 @@ def test_without_the_schedulers_rule_the_first_trials_promise_too_long_a_sweep()
     wrong = {True: 0.0, False: 0.0}
     for rule in wrong:
         for seed in range(10):
-            seen = told(seed, [0.25, 0.75], 30.0, rule=rule)
+            seen = shown(seed, [0.25, 0.75], 30.0, rule=rule)
             errors = [abs(each.elapsed + each.eta.seconds - each.real) / each.real for each in seen]
             wrong[rule] += sum(errors) / len(errors)
     assert wrong[False] > 2 * wrong[True]

@@ -22,7 +22,7 @@ from pipeline.training.session import Stopped
 
 @pytest.fixture
 def trial(monkeypatch, small, tmp_path) -> Callable[..., tuple[list[str], list[dict[str, Any]]]]:
-    """Runs a trial of which each attempt ends as it is told to, without workers: kinds of reports, and attempts."""
+    """Runs a trial without workers, whose attempts end as given: kinds of reports, and attempts."""
     reports: list[dict[str, Any]] = []
     attempts: list[dict[str, Any]] = []
     tune = SimpleNamespace(

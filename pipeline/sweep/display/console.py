@@ -261,17 +261,17 @@ def results_table(records: SweepSummary, width: int | None = None) -> Table:
         ]
         rows.append(cells)
     # The score that ranks is wanted most, then the others, and what was searched.
-    scores = sorted(range(2, 2 + len(names)), key=lambda place: heads[place] != records.metric)
+    scores = sorted(range(2, 2 + len(names)), key=lambda column: heads[column] != records.metric)
     params = range(len(heads) - len(keys), len(heads))
     fitting = _fitting(heads, rows, [0, 1, *scores, *params, *range(2 + len(names), params.start)], width)
     notes = [measure, temperature, None if len(fitting) == len(heads) else "columns that do not fit are left out"]
     title = f"Trials, {order} ({'; '.join(filter(None, notes))})"
     table = Table(title=title, title_justify="left", header_style="bold")
-    for place in fitting:
-        table.add_column(heads[place], justify="left" if place < 2 else "right", no_wrap=True)
+    for column in fitting:
+        table.add_column(heads[column], justify="left" if column < 2 else "right", no_wrap=True)
     for record, cells in zip(ranking, rows, strict=True):
         style = STYLES[record.status] if record.status in ("failed", "pruned") else None
-        table.add_row(*(cells[place] for place in fitting), style=style)
+        table.add_row(*(cells[column] for column in fitting), style=style)
     return table
 
 
@@ -286,11 +286,11 @@ def _fitting(heads: list[str], rows: list[list[str]], order: list[int], width: i
     """
     # A line between two columns, and a blank on both sides of each.
     left, fitting = math.inf if width is None else width - 1, []
-    for place in order:
-        left -= 3 + max(len(text) for text in (heads[place], *(cells[place] for cells in rows)))
+    for column in order:
+        left -= 3 + max(len(text) for text in (heads[column], *(cells[column] for cells in rows)))
         if left < 0 and len(fitting) >= 2:
             break
-        fitting.append(place)
+        fitting.append(column)
     return sorted(fitting)
 
 

@@ -1,11 +1,11 @@
 """Time left of a sweep, from its trials so far.
 
 Where a scheduler prunes trials, which of them continue is luck, and with few trials that moves the end by more than
-anything that can be measured. So outcomes of that luck are drawn, by the scheduler's own rule, and what is told is from
-the earliest to the latest of all but a few. Where nothing prunes, there is one outcome. Some trials fail there, and the
-mean of those that have ended would say too little while the long ones still run. This is the estimate of survival
-analysis (Kaplan and Meier, 1958): a trial that has ended early counts as such, and one that still runs counts up to
-where it is.
+anything that can be measured. So outcomes of that luck are drawn, by the scheduler's own rule, and the range shown is
+from the earliest to the latest of all but a few. Where nothing prunes, there is one outcome. Some trials fail there,
+and the mean of those that have ended would say too little while the long ones still run. This is the estimate of
+survival analysis (Kaplan and Meier, 1958): a trial that has ended early counts as such, and one that still runs counts
+up to where it is.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from typing import NamedTuple
 
 __all__ = ["Eta", "Rung", "TrialProgress", "duration", "estimate_eta", "left_in_words", "time_left"]
 
-# Part of the outcomes that may be earlier than the earliest that is told, and as many later than the latest.
+# Part of the outcomes that may be earlier than the earliest shown, and as many later than the latest.
 _UNLIKELY = 0.05
 # To this part of it the rest of a trial is known by its speed so far.
 _SPEED_ERROR = 0.1
 # Until it reports, a trial is taken to have come no further than to this part of its time.
 _MAX_SILENT = 0.5
-# A time is told as one figure where it is known to this part of it.
+# A time is shown as one figure where it is known to this part of it.
 _KNOWN = 0.25
-# Outcomes that are drawn, at most, and trials in all of them: of many trials together, few outcomes tell as much.
+# Outcomes that are drawn, at most, and trials in all of them: of many trials together, few outcomes are enough.
 _MAX_OUTCOMES, _MAX_DRAWN = 100, 2000
 
 
@@ -119,7 +119,7 @@ def left_in_words(left: Eta) -> str:
     if left.latest - left.seconds <= _KNOWN * left.seconds:
         return f"about {duration(left.seconds)} left"
     unit, name, step = (1, "s", 10) if left.latest < 120 else (60, "min", 1) if left.latest < 7200 else (3600, "h", 0.1)
-    # Outwards, so that the end lies in what is told.
+    # Outwards, so that the end is in the range shown.
     first, last = step * math.floor(left.earliest / unit / step), step * math.ceil(left.latest / unit / step)
     return f"{first:g} to {last:g} {name} left" if first else f"up to {last:g} {name} left"
 
@@ -144,7 +144,7 @@ def time_left(left: Eta | None) -> str:
 
 
 def _hour(seconds: float) -> str:
-    """Return the time of the day in so many seconds, with the day if that is far."""
+    """Return the time of the day a number of seconds from now, with the day if that is far."""
     day = "%a %d %b " if seconds > 12 * 3600 else ""
     # A century is enough for any sweep, and all that a calendar takes.
     return time.strftime(f"{day}%H:%M", time.localtime(time.time() + min(seconds, 100 * 365 * 86400.0)))
@@ -238,17 +238,17 @@ def _draw_ends(
     start_up = min(1.0, max(0.0, sum(course.ahead for course in courses) / steps_left)) if steps_left else 0.0
     times = [start_up + (1 - start_up) * rung.fraction for rung in rungs]
     judged_so_far = [sum(course.steps >= rung.fraction for course in courses) for rung in rungs]
-    # The same luck each time: what is told changes with the trials alone.
+    # The same luck each time: the range changes with the trials alone.
     draw, outcomes = random.Random(0).random, []
     for _ in range(max(1, min(_MAX_OUTCOMES, _MAX_DRAWN // max(1, len(to_run))))):
         judged, ends = list(judged_so_far), []
         for course in to_run:
             end = 1.0
-            for place, rung in enumerate(rungs):
+            for index, rung in enumerate(rungs):
                 if course.steps < rung.fraction:
-                    judged[place] += 1
-                    if draw() >= rung.survival(judged[place] - 1):
-                        end = max(times[place], course.fraction)
+                    judged[index] += 1
+                    if draw() >= rung.survival(judged[index] - 1):
+                        end = max(times[index], course.fraction)
                         break
             ends.append(end)
         outcomes.append(ends)
