@@ -83,7 +83,13 @@ from gebm.allocator import disable_malloc_trim, malloc_trim
 from gebm.energies import BoundedEnergy, NoEnergy, RelativeEnergy
 from gebm.folding import folded
 from gebm.freezing import frozen
-from gebm.log_partition import PartitionEstimate, annealing_schedule, log_partition_annealed, log_partition_monte_carlo
+from gebm.log_partition import (
+    PartitionEstimate,
+    annealing_schedule,
+    initialize_log_partition,
+    log_partition_annealed,
+    log_partition_monte_carlo,
+)
 from gebm.model import GEBM
 from gebm.objectives import (
     KALE,
@@ -100,7 +106,7 @@ from gebm.objectives.negatives import BaseDraws, DataChain, LatentChain, Negativ
 from gebm.objectives.penalties import L2, R1, R2, GradientPenalty, Lazy, NoPenalty, Penalty
 from gebm.priors import StandardNormal
 from gebm.registry import Limits
-from gebm.training import Alternation, StepInfo, Trainer, gradient_guard, initialize_log_partition
+from gebm.training import Alternation, StepInfo, Trainer, gradient_guard
 from gebm.training.energy_phase import EnergyPhase, EnergyQuality, PhaseResult, energies_of, energy_quality
 from gebm.training.gradient_guard import ArbelTransform, ClipGradients, GradientGuard, NoGuard
 from gebm.training.optimizers import Schedule, adam

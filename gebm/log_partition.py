@@ -21,7 +21,13 @@ from gebm.inputs import as_count, require_generator
 from gebm.model import GEBM
 from gebm.precision import arithmetic
 
-__all__ = ["PartitionEstimate", "annealing_schedule", "log_partition_annealed", "log_partition_monte_carlo"]
+__all__ = [
+    "PartitionEstimate",
+    "annealing_schedule",
+    "initialize_log_partition",
+    "log_partition_annealed",
+    "log_partition_monte_carlo",
+]
 
 
 class PartitionEstimate(NamedTuple):
@@ -99,6 +105,28 @@ def log_partition_monte_carlo(
         ).double()
     estimate = PartitionEstimate.of(log_weights)
     return estimate.log_partition, estimate.standard_error
+
+
+@torch.no_grad()
+def initialize_log_partition(gebm: GEBM, num_samples: int, generator: torch.Generator | None = None) -> None:
+    """Set ``c`` by Monte Carlo over the base, before training or after it with an objective that does not train ``c``.
+
+    Args:
+        gebm: The model, changed in place.
+        num_samples: Number of base samples.
+        generator: Source of every random number.
+
+    Example:
+        >>> from torch import nn
+        >>> from gebm import StandardNormal
+        >>> model = GEBM(nn.Identity(), nn.Linear(2, 1), StandardNormal(2))
+        >>> _ = nn.init.zeros_(model.energy.network.weight), nn.init.ones_(model.energy.network.bias)
+        >>> initialize_log_partition(model, 16)
+        >>> model.log_partition.item()
+        -1.0
+    """
+    estimate, _ = log_partition_monte_carlo(gebm, num_samples, generator)
+    gebm.log_partition.copy_(estimate)
 
 
 def annealing_schedule(num_temperatures: int, power: float = 2.0) -> list[float]:

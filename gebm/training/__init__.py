@@ -5,7 +5,7 @@ from __future__ import annotations
 from gebm.training.alternation import Alternation, StepInfo
 from gebm.training.optimizers import Schedule, adam
 from gebm.training.plateau_decay import PlateauDecay
-from gebm.training.trainer import Trainer, initialize_log_partition
+from gebm.training.trainer import Trainer
 
 __all__ = [
     "Alternation",
@@ -14,5 +14,4 @@ __all__ = [
     "StepInfo",
     "Trainer",
     "adam",
-    "initialize_log_partition",
 ]

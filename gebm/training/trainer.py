@@ -24,9 +24,7 @@ from torch.optim import Optimizer
 from gebm import inputs
 from gebm.classes import as_labeled_batch
 from gebm.distributed import all_gather_rows, broadcast_module, draw_local_rows, rank_and_world_size
-from gebm.energies import Density
 from gebm.folding import folded_base
-from gebm.log_partition import log_partition_monte_carlo
 from gebm.model import GEBM
 from gebm.objectives import Objective
 from gebm.objectives.losses import BaseLoss, EnergyLoss, EnergyTerms
@@ -37,11 +35,13 @@ from gebm.replay.tape import draw_to
 from gebm.training.alternation import Alternation, StepInfo
 from gebm.training.gradient_guard import GradientGuard, NoGuard
 from gebm.training.learning_rates import LearningRates
+from gebm.training.moving_average import average_of, average_weight, update_average
 from gebm.training.optimizer_state import load_optimizer_state, optimizer_state
 from gebm.training.optimizers import Schedule
 from gebm.training.replayed_training import ReplayedTraining
+from gebm.training.trainer_arguments import as_decay, require_kinds, require_optimizers, require_parts_that_fit
 
-__all__ = ["Trainer", "initialize_log_partition"]
+__all__ = ["Trainer"]
 
 
 class Trainer:
@@ -120,22 +120,35 @@ class Trainer:
         cuda_graphs: str = "false",
         compiled: str = "false",
     ) -> None:
-        self.gebm = gebm
-        self.objective = objective
-        self.alternation = Alternation() if alternation is None else alternation
-        self.ema_decay = ema_decay
-        self.latent_batch_size = latent_batch_size
-        self.train_base = train_base
-        self.gradient_guard = NoGuard() if gradient_guard is None else gradient_guard
+        alternation = Alternation() if alternation is None else alternation
+        gradient_guard = NoGuard() if gradient_guard is None else gradient_guard
         penalty = GradientPenalty() if penalty is None else penalty
         schedule = Schedule() if schedule is None else schedule
-        self._check_kinds(penalty, schedule)
-        self.negatives = objective.negatives if negatives is None else negatives
+        require_kinds(
+            gebm=gebm,
+            objective=objective,
+            penalty=penalty,
+            alternation=alternation,
+            schedule=schedule,
+            gradient_guard=gradient_guard,
+        )
+        negatives = objective.negatives if negatives is None else negatives
+        require_kinds(negatives=negatives)
         self.precision = as_precision(precision)
-        self._check_arguments()
+        self.ema_decay = as_decay(ema_decay)
+        self.latent_batch_size = (
+            None if latent_batch_size is None else inputs.as_count("latent_batch_size", latent_batch_size)
+        )
+        require_parts_that_fit(gebm.base, objective, negatives, train_base)
+        require_optimizers(gebm, objective, train_base, energy_optimizer, base_optimizer)
+        self.gebm = gebm
+        self.objective = objective
+        self.alternation = alternation
+        self.gradient_guard = gradient_guard
+        self.negatives = negatives
+        self.train_base = train_base
         self._energy_optimizer = energy_optimizer
         self._base_optimizer = base_optimizer
-        self._check_optimizers()
         # A base that learns from data alone may map no latents at all.
         samples = objective.trains_energy or not self._learns_from_data
         self._sample_shape = gebm.sample_shape() if samples else None
@@ -145,7 +158,7 @@ class Trainer:
         self.chains: Tensor | None = None
         last = any(_is_channels_last(parameter) for parameter in gebm.parameters())
         self._memory_format = torch.channels_last if last else torch.contiguous_format
-        self.average = None if ema_decay is None else copy.deepcopy(gebm.base).eval().requires_grad_(False)
+        self.average = None if ema_decay is None else average_of(gebm.base)
         self._sampled = gebm if self.average is None else gebm.with_base(self.average)
         # The module itself, in addition to the one that data parallelism may wrap around it: it owns the penalty.
         self._energy_terms = EnergyLoss(self._sampled, objective, penalty, self._networks_dtype)
@@ -157,49 +170,6 @@ class Trainer:
         self.replayed = ReplayedTraining(
             cuda_graphs, compiled, self.precision, modules, self._optimizers(), self._fold_base, lambda: self.chains
         )
-
-    def _check_kinds(self, penalty: Penalty, schedule: Callable[[int], float]) -> None:
-        """Raise a TypeError if an argument is no object of its kind."""
-        kinds = {
-            "gebm": (self.gebm, ("base", "energy", "prior", "log_partition"), "gebm.GEBM(base, energy, prior)"),
-            "objective": (self.objective, ("energy_loss", "base_loss", "negatives"), "gebm.KALE()"),
-            "penalty": (penalty, ("draw", "__call__"), "gebm.GradientPenalty(0.1)"),
-            "alternation": (self.alternation, ("energy_steps_at",), "gebm.Alternation(energy_steps=5)"),
-            "schedule": (schedule, ("__call__",), "gebm.Schedule('cosine', num_steps=1000)"),
-            "gradient_guard": (self.gradient_guard, ("__call__",), "gebm.ClipGradients()"),
-        }
-        for name, (value, methods, instead) in kinds.items():
-            inputs.require_methods(name, value, methods, instead)
-
-    def _check_arguments(self) -> None:
-        """Raise an error if a setting is out of range or the parts do not go together."""
-        decay = self.ema_decay
-        inputs.require_methods("negatives", self.negatives, ("draw", "needs_density"), "gebm.LatentChain()")
-        if decay is not None:
-            self.ema_decay = inputs.as_number("ema_decay", decay)
-            if not 0 < self.ema_decay < 1:
-                raise ValueError(f"the average's decay is {decay!r}: choose a number between 0 and 1, or none")
-        if self.latent_batch_size is not None:
-            self.latent_batch_size = inputs.as_count("latent_batch_size", self.latent_batch_size)
-        if not (self.train_base or self.objective.trains_energy):
-            raise ValueError(f"{self.objective} trains no energy, and train_base is off: nothing is left to train")
-        needs_density = self._learns_from_data or self.negatives.needs_density
-        base = self.gebm.base
-        if needs_density and not isinstance(base, Density):
-            raise ValueError(f"{self.objective} needs a base with a density, not {type(base).__name__}: use a flow")
-
-    def _check_optimizers(self) -> None:
-        """Raise an error unless each optimizer owns the parameters of its part."""
-        if self._energy_optimizer is not None or self.objective.trains_energy:
-            parameters = dict(self.gebm.energy.named_parameters())
-            parameters["log_partition"] = self.gebm.log_partition
-            # What this objective leaves alone need not be owned.
-            optional = () if self.objective.trains_log_partition else ("log_partition",)
-            part = "the energy and log_partition"
-            inputs.require_optimizer("energy_optimizer", self._energy_optimizer, parameters, part, optional)
-        if self._base_optimizer is not None or self.train_base:
-            parameters = dict(self.gebm.base.named_parameters())
-            inputs.require_optimizer("base_optimizer", self._base_optimizer, parameters, "the base")
 
     def _wrap_losses(self, parallel: Callable[[nn.Module], nn.Module]) -> tuple[nn.Module, nn.Module]:
         """Return the losses of the energy and of the base, wrapped for data parallelism where they are trained.
@@ -567,9 +537,7 @@ class Trainer:
 
     def _step_base(self, inputs: Tensor) -> Tensor:
         """Take a base step: one descent step of ``-log mean exp(-E(B(z)))``, or of another objective's loss."""
-        # The average's window grows from ten steps on: the random initial weights must not stay in it.
-        growing = (1 + self.base_step) / (10 + self.base_step)
-        weight = 1 - min(growing if self.ema_decay is None else self.ema_decay, growing)
+        weight = average_weight(self.base_step, self.ema_decay)
         if not self._is_replayed:
             return self._update_base(inputs, weight)
         loss = self.replayed.base_step(self._update_base, inputs, weight)
@@ -584,7 +552,7 @@ class Trainer:
         loss.backward()
         self.base_optimizer.step()
         if self.average is not None:
-            _blend(self.average, self.gebm.base, weight)
+            update_average(self.average, self.gebm.base, weight)
         return loss.detach()
 
     def _optimizers(self) -> dict[str, Optimizer]:
@@ -592,37 +560,5 @@ class Trainer:
         return {part: optimizer for part, optimizer in parts.items() if optimizer is not None}
 
 
-@torch.no_grad()
-def initialize_log_partition(gebm: GEBM, num_samples: int, generator: torch.Generator | None = None) -> None:
-    """Set ``c`` by Monte Carlo over the base, before training or after it with an objective that does not train ``c``.
-
-    Args:
-        gebm: The model, changed in place.
-        num_samples: Number of base samples.
-        generator: Source of every random number.
-
-    Example:
-        >>> from gebm import StandardNormal
-        >>> model = GEBM(nn.Identity(), nn.Linear(2, 1), StandardNormal(2))
-        >>> _ = nn.init.zeros_(model.energy.network.weight), nn.init.ones_(model.energy.network.bias)
-        >>> initialize_log_partition(model, 16)
-        >>> model.log_partition.item()
-        -1.0
-    """
-    estimate, _ = log_partition_monte_carlo(gebm, num_samples, generator)
-    gebm.log_partition.copy_(estimate)
-
-
 def _is_channels_last(tensor: Tensor) -> bool:
     return tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
-
-
-@torch.no_grad()
-def _blend(average: nn.Module, module: nn.Module, weight: float | Tensor) -> None:
-    """Move parameters and running statistics of the average towards the module's; counters are copied."""
-    # state_dict's tensors share the modules' storage and come in the same order.
-    for averaged, current in zip(average.state_dict().values(), module.state_dict().values(), strict=True):
-        if averaged.is_floating_point():
-            averaged.lerp_(current, weight)
-        else:
-            averaged.copy_(current)

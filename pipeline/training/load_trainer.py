@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gebm import GEBM
-from gebm.training import Trainer, initialize_log_partition
+from gebm import GEBM, initialize_log_partition
+from gebm.training import Trainer
 from pipeline import config as schema
 from pipeline.config.training_parts import make_objective
 from pipeline.training.build_model import trained_config

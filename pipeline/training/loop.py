@@ -11,8 +11,8 @@ import time
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
-from gebm import samplers
-from gebm.training import StepInfo, initialize_log_partition
+from gebm import initialize_log_partition, samplers
+from gebm.training import StepInfo
 from pipeline import config as schema
 from pipeline import tasks
 from pipeline.data import Position
