@@ -21,8 +21,8 @@ from pipeline.report.html import report
 from pipeline.report.markdown import markdown
 from pipeline.runtime.errors import LockLost, one_line
 from pipeline.runtime.filesystem import write_file
-from pipeline.sweep.display.console import draw_finalists, results_table, seeds_table
 from pipeline.sweep.display.live_table import scores_in_words
+from pipeline.sweep.display.tables import draw_finalists, draw_seeds, draw_trials
 from pipeline.tracking import provenance
 from pipeline.tracking.metric_names import final_metric_name
 from pipeline.tracking.registry import BEST, model_name
@@ -192,13 +192,10 @@ def print_results(config: schema.Config, records: SweepSummary, command: str, co
         command: ``sweep`` or ``train``.
         console: Where to print.
     """
-    console.print(results_table(records, console.width))
-    finalists = draw_finalists(records)
-    if finalists is not None:
-        console.print(finalists)
-    means = seeds_table(records)
-    if means is not None:
-        console.print(means)
+    for draw in (draw_trials, draw_finalists, draw_seeds):
+        table = draw(records, console.width)
+        if table is not None:
+            console.print(table)
     best, lines = records.best(), {}
     if best is not None:
         _print_line(console, "best trial", f"{best.name}: {scores_in_words(records, best)}")

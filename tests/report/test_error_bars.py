@@ -14,7 +14,7 @@ from pipeline.config.scores import ChainPoint, chain_points
 from pipeline.report.analysis import SweepResults, collect_results
 from pipeline.report.charts import charts
 from pipeline.report.markdown import markdown
-from pipeline.sweep.display.console import results_table
+from pipeline.sweep.display.tables import draw_trials
 from pipeline.tracking.summary import SweepSummary, read_summary
 from pipeline.tracking.trial_reports import TrialReports, missed_reports
 
@@ -58,7 +58,7 @@ def test_charts_have_bars_of_two_standard_errors_where_scores_have_errors(errors
 def test_tables_show_as_many_digits_as_the_error_has():
     results = swept({"fid_gebm_standard_error": 0.1234})
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(results_table(results.records))
+    console.print(draw_trials(results.records))
     for text in (console.export_text(), markdown(results, limit=None)):
         assert "4.64 ± 0.12" in text and "9.00 ±" not in text
 
@@ -67,7 +67,7 @@ def test_the_trials_are_in_the_order_of_a_score_that_the_table_has():
     results = swept({"validation": 3.25})
     results.records.metric = "validation"
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(results_table(results.records, width=60))
+    console.print(draw_trials(results.records, width=60))
     assert "validation" in console.export_text()
     assert re.search(r"\| trial\S* \| status.*\| validation", markdown(results, limit=None))
 

@@ -23,9 +23,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 from rich.text import Text
 
-from pipeline.sweep.display.console import Display, results_table, seeds_table
+from pipeline.sweep.display.console import Display
 from pipeline.sweep.display.eta import Rung, TrialProgress, estimate_eta
 from pipeline.sweep.display.live_table import Column, Priority, SweepStatus, fit, short_names
+from pipeline.sweep.display.tables import draw_seeds, draw_trials
 from pipeline.tracking.summary import TERMINAL_STATUSES, SweepSummary, TrialRecord
 from pipeline.tracking.trial_steps import TrialSteps
 
@@ -167,7 +168,7 @@ def test_the_heads_of_every_table_are_distinct(keys, warned, colder):
         record.warnings = ["KALE is negative"] if warned else []
         found.append(record)
     what = standing(found)
-    for table in (results_table(what.records), seeds_table(what.records)):
+    for table in (draw_trials(what.records), draw_seeds(what.records)):
         heads = [column.header for column in table.columns]
         assert len(set(heads)) == len(heads) >= len(keys) + 6
     heads = [column.heading for column in what._columns(found)]
@@ -175,14 +176,17 @@ def test_the_heads_of_every_table_are_distinct(keys, warned, colder):
 
 
 @MANY
-@given(KEYS, st.integers(40, 200))
-def test_columns_of_the_results_are_shown_whole_or_not_at_all(keys, width):
-    record = TrialRecord("000", {f"train.{key}": 0.5 for key in keys}, "finished")
-    record.best_metrics = {"fid_base": 2.0, "fid_gebm": 1.0, "fid_gebm_standard_error": 0.1}
-    records = standing([record]).records
-    everything, table = results_table(records), results_table(records, width)
+@given(KEYS, st.integers(40, 200), st.sampled_from([draw_trials, draw_seeds]))
+def test_columns_of_the_results_are_shown_whole_or_not_at_all(keys, width, draw):
+    found = []
+    for seed in range(2):
+        record = TrialRecord(f"{seed:03d}", {f"train.{key}": 0.5 for key in keys} | {"seed": seed}, "finished")
+        record.best_metrics = {"fid_base": 2.0, "fid_gebm": 1.0, "fid_gebm_standard_error": 0.1}
+        found.append(record)
+    records = standing(found).records
+    everything, table = draw(records), draw(records, width)
     heads = [str(column.header) for column in table.columns]
-    assert heads[:2] == ["trial", "status"] and "fid_gebm" in heads
+    assert "fid_gebm" in heads and (draw is draw_seeds or heads[:2] == ["trial", "status"])
     console = Console(file=io.StringIO(), width=width)
     console.print(table)
     printed = console.file.getvalue()
@@ -289,7 +293,7 @@ def test_a_trial_is_as_far_as_its_own_steps_are(steps):
     )
     assert all(steps.unit in line for line in drawn(status, 200, 20) if "progress" in line)
     assert f"20/40 {steps.unit}s" in Display(status.records, "digits")._cells(found[1])
-    heads = [column.header for column in results_table(status.records).columns]
+    heads = [column.header for column in draw_trials(status.records).columns]
     assert f"{steps.unit}s" in heads
 
 
@@ -304,7 +308,8 @@ def test_a_number_of_steps_that_is_none_counts_as_no_report(value):
 
 DRIVE = """
 import logging, sys, time
-from pipeline.sweep.display.console import Display, results_table, seeds_table
+from pipeline.sweep.display.console import Display
+from pipeline.sweep.display.tables import draw_seeds, draw_trials
 from pipeline.tracking.summary import SweepSummary, TrialRecord
 from pipeline.tracking.trial_steps import TrialSteps
 log = logging.getLogger("pipeline.drive")

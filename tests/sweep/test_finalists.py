@@ -29,8 +29,8 @@ from pipeline.runtime.logging import ConsoleHandler, logging_to
 from pipeline.runtime.terminal import Progress
 from pipeline.sweep import finalists as finals
 from pipeline.sweep.cluster import Capacity
-from pipeline.sweep.display.console import draw_finalists
 from pipeline.sweep.display.live_table import SweepStatus, scores_in_words
+from pipeline.sweep.display.tables import draw_finalists
 from pipeline.sweep.driver import Sweep
 from pipeline.sweep.finals_time import finals_seconds
 from pipeline.sweep.preparation import ProgressFile

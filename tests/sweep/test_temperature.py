@@ -24,8 +24,8 @@ from pipeline.report.analysis import collect_results, load_results
 from pipeline.report.charts import charts
 from pipeline.report.markdown import markdown
 from pipeline.runtime.errors import UserError
-from pipeline.sweep.display.console import results_table, seeds_table
 from pipeline.sweep.display.live_table import SweepStatus
+from pipeline.sweep.display.tables import draw_seeds, draw_trials
 from pipeline.sweep.finalize import finalize
 from pipeline.tasks.images import Images, ImageTaskWorker
 from pipeline.tracking.registry import BEST, register
@@ -81,8 +81,8 @@ def printed(what: object, width: int = 200) -> str:
 @pytest.mark.parametrize("beta", [1.0, 10.0])
 def test_tables_report_and_charts_say_the_beta_of_a_sweep(beta):
     records, words = a_sweep([beta] * 4, beta=beta), describe_temperature(beta)
-    assert f"FID by any; {words})" in printed(results_table(records))
-    assert "beta" not in [column.header for column in results_table(records).columns]
+    assert f"FID by any; {words})" in printed(draw_trials(records))
+    assert "beta" not in [column.header for column in draw_trials(records).columns]
     window = printed(SweepStatus(records, "small", trials=4))
     assert f"4 trials of small ({words}): " in window and f"fid_gebm 5.000 ({words})" in window
     assert f"fid_gebm 5.000 ({words})" in SweepStatus(records, "small", trials=4).summary()
@@ -101,7 +101,7 @@ def test_tables_report_and_charts_say_the_beta_of_a_sweep(beta):
 def test_where_beta_is_searched_it_is_that_of_each_trial_and_the_best_says_its_own():
     records = a_sweep([10.0, 0.5, 1.0], searched=True)
     words = "beta 0.5 to 10, by trial; 1 is the model itself, larger is colder"
-    table = results_table(records)
+    table = draw_trials(records)
     assert words in table.title and [column.header for column in table.columns].count("beta") == 1
     assert f"best is trial 000 with fid_base 6.000, fid_gebm 5.000 ({COLDER})" in SweepStatus(records, "s").summary()
     text = markdown(collect_results("folder", records, {}))
@@ -112,7 +112,7 @@ def test_where_beta_is_searched_it_is_that_of_each_trial_and_the_best_says_its_o
 
 def test_trials_of_a_sweep_resumed_with_another_beta_are_told_apart():
     records = a_sweep([10.0, 1.0], beta=1.0)
-    table = results_table(records)
+    table = draw_trials(records)
     [column] = [column for column in table.columns if column.header == "beta"]
     assert list(column.cells) == ["10", "1"]
     text = markdown(collect_results("folder", records, {}))
@@ -125,7 +125,7 @@ def test_trials_of_a_sweep_resumed_with_another_beta_are_told_apart():
 def test_scores_of_no_known_temperature_are_shown_without():
     records = a_sweep([None, None])
     assert sweep_temperature(records) is None
-    for text in (printed(results_table(records)), markdown(collect_results("folder", records, {}))):
+    for text in (printed(draw_trials(records)), markdown(collect_results("folder", records, {}))):
         assert "beta" not in text
 
 
@@ -161,7 +161,7 @@ def test_means_over_seeds_say_their_temperature():
     records = a_sweep([10.0, 10.0])
     for seed, record in enumerate(records.trials):
         record.params = {"seed": seed}
-    assert COLDER in seeds_table(records).title
+    assert COLDER in draw_seeds(records).title
 
 
 def test_the_driver_notes_beta_with_each_score_and_tells_it_the_tracker(small, tmp_path):

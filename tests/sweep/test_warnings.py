@@ -18,8 +18,9 @@ from pipeline.report.html import report
 from pipeline.report.markdown import LIMIT, markdown
 from pipeline.runtime.errors import UserError
 from pipeline.sweep.callback import SweepCallback
-from pipeline.sweep.display.console import Display, results_table
+from pipeline.sweep.display.console import Display
 from pipeline.sweep.display.live_table import SweepStatus
+from pipeline.sweep.display.tables import draw_trials
 from pipeline.sweep.finalize import finalize, print_results
 from pipeline.sweep.plan import load_sweep
 from pipeline.sweep.trainable import TRIAL_NAME_KEY
@@ -271,7 +272,7 @@ def test_the_reports_answer_says_the_warnings_of_the_best_trial_next_to_its_scor
 
 def test_a_report_without_warnings_says_nothing_of_them():
     assert "arning" not in markdown(collect_results("folder", a_sweep({}), {}))
-    table = results_table(a_sweep({}))
+    table = draw_trials(a_sweep({}))
     assert "warnings" not in [column.header for column in table.columns]
 
 

@@ -16,7 +16,8 @@ from rich.console import Console
 
 from pipeline.runtime.errors import UserError
 from pipeline.sweep.callback import SweepCallback
-from pipeline.sweep.display.console import Display, seeds_table
+from pipeline.sweep.display.console import Display
+from pipeline.sweep.display.tables import draw_seeds
 from pipeline.tracking.summary import SweepSummary, TrialRecord, read_summary
 from pipeline.tracking.summary_types import LABELS
 
@@ -87,7 +88,7 @@ def test_means_over_seeds_are_those_of_the_trials_that_share_the_rest(groups, mo
         else:
             expected = np.std(scores, ddof=1) / math.sqrt(len(scores))
             assert group.standard_error["fid_gebm"] == pytest.approx(expected, rel=1e-6, abs=1e-6)
-    assert len(seeds_table(records).rows) == len(groups)
+    assert len(draw_seeds(records).rows) == len(groups)
     records.write()
     written = json.loads(fsspec.open("memory://records/sweep/summary.json").open().read())["over_seeds"]
     assert [group["mean"] for group in written] == [group.mean for group in found]
@@ -113,7 +114,7 @@ def test_means_are_of_trials_that_finished_one_a_seed_and_of_numbers():
 
 def test_trials_without_seeds_have_no_means_over_them():
     records = sweep([1.0, 2.0], "min")
-    assert records.mean_over_seeds() == [] and seeds_table(records) is None
+    assert records.mean_over_seeds() == [] and draw_seeds(records) is None
 
 
 @given(st.lists(st.floats(), min_size=1, max_size=8), st.sampled_from(["min", "max"]))

@@ -1,4 +1,4 @@
-"""Display of a sweep: a live table, plain lines where no terminal can be redrawn, and the final tables."""
+"""Display of a running sweep: a live table, or plain lines where no terminal can be redrawn."""
 
 from __future__ import annotations
 
@@ -7,28 +7,24 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 
-from pipeline.config.scores import format_score, plus_minus
+from pipeline.config.scores import format_score
 from pipeline.config.temperature import BETA
 from pipeline.runtime.logging import ConsoleHandler, logging_to
 from pipeline.runtime.terminal import make_console
 from pipeline.sweep.display.eta import duration, time_left
 from pipeline.sweep.display.event_log import STANDARD_OUTPUT, EventHandler, EventLog, as_event
 from pipeline.sweep.display.heartbeat import Heartbeat
-from pipeline.sweep.display.live_table import STYLES, SweepStatus, short_names
-from pipeline.tracking.finalists import order_changes
-from pipeline.tracking.finalists_table import finalists_table
+from pipeline.sweep.display.live_table import SweepStatus
 from pipeline.tracking.summary import TERMINAL_STATUSES, SweepSummary, TrialRecord
-from pipeline.tracking.summary_temperature import sweep_betas, sweep_temperature, trial_beta
 
-__all__ = ["Display", "draw_finalists", "duration", "results_table", "seeds_table"]
+__all__ = ["Display", "duration"]
 
 log = logging.getLogger(__name__)
 
@@ -227,130 +223,3 @@ class Display:
             *(f"{name} {format_score(values, name)}" for name in self.records.shown if name in values),
             f"beta {values[BETA]:g}" if BETA in values else "",
         ]
-
-
-def results_table(records: SweepSummary, width: int | None = None) -> Table:
-    """Return the table of the trials, best first.
-
-    Args:
-        records: The sweep's trials.
-        width: Characters of a line: columns that do not fit are left out, and the title says so (default: none are).
-    """
-    keys = list(dict.fromkeys(key for record in records.trials for key in record.params))
-    names = list(dict.fromkeys([*reversed(records.shown), records.metric]))
-    measure, temperature = str(records.facts.get("measure", records.metric)), sweep_temperature(records)
-    order = "best first by their first scores" if records.finals() else "best first"
-    # Trials of a sweep that was resumed with another beta differ in it although it is not searched.
-    differs = len(sweep_betas(records)) > 1 and "sampler.beta" not in keys
-    warned = any(record.warnings for record in records.trials)
-    heads = ["trial", "status", *names, f"{records.steps.unit}s", "time"]
-    heads += [*(["warnings"] if warned else []), *(["beta"] if differs else [])]
-    heads += short_names(keys, reserved=heads).values()
-    ranking, rows = records.ranking(), []
-    for record in ranking:
-        best = record.best_metrics
-        cells = [
-            record.name,
-            record.status,
-            *(format_score(best, name, missing="-") for name in names),
-            str(records.steps.done(record) or "-"),
-            duration(record.seconds),
-            *([str(len(record.warnings) or "-")] if warned else []),
-            *([_beta(records, record)] if differs else []),
-            *(_format_param(record.params, key) for key in keys),
-        ]
-        rows.append(cells)
-    # The score that ranks is wanted most, then the others, and what was searched.
-    scores = sorted(range(2, 2 + len(names)), key=lambda column: heads[column] != records.metric)
-    params = range(len(heads) - len(keys), len(heads))
-    fitting = _fitting(heads, rows, [0, 1, *scores, *params, *range(2 + len(names), params.start)], width)
-    notes = [measure, temperature, None if len(fitting) == len(heads) else "columns that do not fit are left out"]
-    title = f"Trials, {order} ({'; '.join(filter(None, notes))})"
-    table = Table(title=title, title_justify="left", header_style="bold")
-    for column in fitting:
-        table.add_column(heads[column], justify="left" if column < 2 else "right", no_wrap=True)
-    for record, cells in zip(ranking, rows, strict=True):
-        style = STYLES[record.status] if record.status in ("failed", "pruned") else None
-        table.add_row(*(cells[column] for column in fitting), style=style)
-    return table
-
-
-def _fitting(heads: list[str], rows: list[list[str]], order: list[int], width: int | None) -> list[int]:
-    """Return the columns that fit a width side by side, the first two whatever it is.
-
-    Args:
-        heads: Head of each column.
-        rows: Cells of each row.
-        order: The columns, the most important first.
-        width: Characters of a line; None if all fit.
-    """
-    # A line between two columns, and a blank on both sides of each.
-    left, fitting = math.inf if width is None else width - 1, []
-    for column in order:
-        left -= 3 + max(len(text) for text in (heads[column], *(cells[column] for cells in rows)))
-        if left < 0 and len(fitting) >= 2:
-            break
-        fitting.append(column)
-    return sorted(fitting)
-
-
-def draw_finalists(records: SweepSummary) -> Table | None:
-    """Return the table of the finalists by their second scores, the best first.
-
-    Args:
-        records: The sweep's trials.
-
-    Returns:
-        The table; None where no second scores decide.
-    """
-    rows = finalists_table(records)
-    if not rows:
-        return None
-    finals, (heads, *lines) = records.finals(), rows
-    changed, pairs = order_changes(finals, records.mode)
-    title = f"Finalists on {finals[0].num_samples:,} fresh samples"
-    title += f"; {changed} of {pairs} pairs changed order" if pairs else ""
-    table = Table(title=title, title_justify="left", header_style="bold")
-    for head in heads:
-        table.add_column(head, justify="left" if head == "trial" else "right", no_wrap=True)
-    for line in lines:
-        table.add_row(*line)
-    return table
-
-
-def seeds_table(records: SweepSummary) -> Table | None:
-    """Return the table of means and standard errors over the seeds, the best first.
-
-    Args:
-        records: The sweep's trials.
-
-    Returns:
-        The table; None if no two trials differ in their seed alone.
-    """
-    groups = records.mean_over_seeds()
-    if not groups:
-        return None
-    keys = list(dict.fromkeys(key for group in groups for key in group.params))
-    names = list(dict.fromkeys([*reversed(records.shown), records.metric]))
-    title = "; ".join(filter(None, ["Means over seeds, ± their standard errors", sweep_temperature(records)]))
-    table = Table(title=title, title_justify="left", header_style="bold")
-    for head in [*short_names(keys, reserved=[*names, "seeds"]).values(), *names, "seeds"]:
-        table.add_column(head, justify="right", no_wrap=True)
-    for group in groups:
-        scores = [plus_minus(group.mean.get(name, math.nan), group.standard_error.get(name)) for name in names]
-        table.add_row(*(_format_param(group.params, key) for key in keys), *scores, str(group.trials))
-    return table
-
-
-def _beta(records: SweepSummary, record: TrialRecord) -> str:
-    beta = trial_beta(records, record)
-    return "-" if beta is None else f"{beta:g}"
-
-
-def _format_param(params: Mapping[str, Any], key: str) -> str:
-    """Return a parameter's cell; empty where the trial does not have it."""
-    return _format_value(params[key]) if key in params else ""
-
-
-def _format_value(value: object) -> str:
-    return f"{value:.2e}" if isinstance(value, float) else str(value)
