@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from typing import Any
 
 from benchmarks.claim.energy_experiments import FLAT, OVERFIT
-from benchmarks.claim.figures import best_by_beta
+from benchmarks.claim.figures import best_by_beta, drift
 from benchmarks.claim.formatting import ABSENT, change, estimate, number, paragraph, share_of, table
 from benchmarks.claim.guard import GUARD_SAMPLES, GUARD_SEEDS, GUARD_STEPS
 from benchmarks.claim.outcome_section import BETA, conditions
 from benchmarks.claim.results import LABELS, OWN_PHASE, Results, Variant, chosen_energy
-from benchmarks.claim.settings import OBJECTIVES, SETTINGS
+from benchmarks.claim.settings import OBJECTIVES, SAMPLERS, SETTINGS
 from benchmarks.claim.verdict import GAN
+from gebm import EnergyPhase
 from gebm.training import gradient_guard
 from gebm.training.gradient_guard import ClipGradients
 from pipeline.tracking.seed_statistics import mean_and_error, paired_difference
@@ -76,7 +78,9 @@ def _guard_findings(results: Results) -> list[str]:
         found = [(name, paired_difference(fids["none"], fids[name])) for name in gradient_guard.NAMES if name != "none"]
         changes = [f"{change(difference)} with `{name}`" for name, difference in found if difference.count]
         if changes:
-            texts.append(f"{LABELS[objective]}: FID {' and '.join(changes)}.")
+            alone = all(difference.count <= 1 for _, difference in found)
+            text = f"{LABELS[objective]}: FID {' and '.join(changes)}"
+            texts.append(text + (" (one seed, which shows nothing)." if alone else "."))
     return ["Against no guard, paired by seed:", *texts] if texts else []
 
 
@@ -125,46 +129,63 @@ def _flat_cells(runs: list[dict[str, Any]]) -> list[str]:
 
 
 def temperature(results: Results, figures: set[str]) -> str:
-    """Return the section on the temperature of the chains."""
+    """Return the section on the temperature of the chains, and on how far they go."""
+    points = [point for setting in SETTINGS.values() for point in setting.chain_points]
     intro = f"""
-        {BETA}: the chain samples the base reweighted by `exp(-beta E)`, so above one samples are drawn to where the
-        energy is low. That is another distribution than the model, and may be better by FID all the same.
+        {BETA}: in the end a chain samples the base reweighted by `exp(-beta E)`, which is another distribution than
+        the model where `beta` is above one, and may be better by FID all the same. Chains of
+        {min(points)} to {max(points)} steps do not come to that end. They are short noisy descents from the base, and what
+        counts is how far the energy drives them: `beta` times the step size times the number of steps, their *drift*.
+        With the same drift, chains at very different `beta` have nearly the same FID.
         """
-    parts = ["### Temperature", paragraph(intro)]
-    if "beta" in figures:
-        parts += ["![FID over beta](FIGURE:beta)"]
-        parts.append("The lowest FID over step sizes and lengths of the chain, at each `beta`; thin lines are seeds.")
+    parts = ["### Temperature and drift", paragraph(intro)]
+    if "drift" in figures:
+        parts += ["![FID over the drift of a chain](FIGURE:drift)"]
+        parts.append("Each point is a setting of the search at one number of steps: the mean over seeds.")
         parts.append(conditions(results, "tuning_samples"))
     rows = []
     for name in SETTINGS:
+        farthest = max(one.beta * one.step_size for one in SAMPLERS) * max(SETTINGS[name].chain_points)
         for objective in OBJECTIVES:
             runs = results.of(name, objective)
-            if runs:
-                chosen = [run["energies"][chosen_energy(run)] for run in runs]
-                drops = [
-                    scores[1.0] - min(scores.values())
-                    for scores in (best_by_beta(run, chosen_energy(run)) for run in runs)
+            if not runs:
+                continue
+            energies = [chosen_energy(run) for run in runs]
+            chosen = [run["energies"][energy]["chain"] for run, energy in zip(runs, energies, strict=True)]
+            drops = [
+                scores[1.0] - min(scores.values())
+                for scores in (best_by_beta(run, energy) for run, energy in zip(runs, energies, strict=True))
+            ]
+            drifts = [drift(chain) for chain in chosen]
+            rows.append(
+                [
+                    name,
+                    LABELS[objective],
+                    ", ".join(f"{one:g}" for one in drifts),
+                    share_of(sum(math.isclose(one, farthest) for one in drifts), len(drifts)),
+                    ", ".join(f"{chain['beta']:g}" for chain in chosen),
+                    estimate(mean_and_error(drops)),
                 ]
-                rows.append(
-                    [
-                        name,
-                        LABELS[objective],
-                        ", ".join(f"{energy['chain']['beta']:g}" for energy in chosen),
-                        estimate(mean_and_error(drops)),
-                    ]
-                )
+            )
     if rows:
-        head = ["data", "own energy of", "best `beta` of each seed", "FID lower than at `beta` 1 in the search by"]
+        head = ["data", "own energy of", "drift of each seed's best chain", "at the search's farthest"]
+        head += ["its `beta`", "FID lower than at `beta` 1 in the search by"]
         parts.append(table(head, rows))
+        parts.append(
+            "Where the best chain is the farthest of the search, a longer one may be better still, whatever the energy."
+        )
     return "\n\n".join(parts)
 
 
 def phase(results: Results, figures: set[str]) -> str:
     """Return the section on the final phase."""
-    intro = """
+    intro = f"""
         In the alternation the energy follows a base that moves, and ends a little behind it. In a final phase the
-        energy alone is trained, on the base as it ended, until its KALE on held-out data stops rising. Differences are
-        paired by seed, each energy at its own best sampler setting; reweighted is `beta` 1 without a chain.
+        energy alone is trained, on the base as it ended, until its KALE on held-out data has stopped rising, or the most
+        steps are over; the energy with the highest is kept, so the KALE *after* is a little too high. KALE is in nats
+        and by {EnergyPhase(1).num_samples:,} base samples: an estimate near or above their logarithm,
+        {math.log(EnergyPhase(1).num_samples):.1f}, is no measurement. Differences are paired by seed, each energy at
+        its own best sampler setting; reweighted is `beta` 1 without a chain.
         """
     parts = ["### The final phase", paragraph(intro)]
     rows = []
@@ -174,7 +195,8 @@ def phase(results: Results, figures: set[str]) -> str:
                 if results.of(name, objective):
                     rows.append([name, LABELS[objective], *_phase_cells(results, name, objective, energy)])
     if rows:
-        head = ["data", "base trained by", "phase by", "steps of each seed", "held-out KALE before", "after"]
+        head = ["data", "base trained by", "phase by", "steps of each seed", "took the most steps"]
+        head += ["held-out KALE before", "after"]
         head += ["FID lower than as trained by", "reweighted FID lower by"]
         parts.append(table(head, rows))
     if "phases" in figures:
@@ -192,17 +214,18 @@ def _phase_cells(results: Results, name: str, objective: str, energy: str) -> li
         mean_and_error(run["energies"][key]["quality"]["held_out_kale"] for run in runs)
         for key in ("as_trained", energy)
     )
-    weighted = [
+    as_trained, with_phase = (
         {run["seed"]: run["energies"][key]["weighted"]["fid"] for run in runs} for key in ("as_trained", energy)
-    ]
+    )
     gain = results.gain(name, Variant(objective, energy), Variant(objective, "as_trained"))
     return [
-        ("KALE" if energy == "kale_phase" else "logistic") + (" (own)" if OWN_PHASE[objective] == energy else ""),
+        ("KALE" if energy == "kale_phase" else "logistic") + (" (own)" if OWN_PHASE.get(objective) == energy else ""),
         ", ".join(f"{phase['steps']:,}" for phase in phases),
+        share_of(sum(phase["steps_taken"] >= SETTINGS[name].phase_steps for phase in phases), len(phases)),
         estimate(before, 3),
         estimate(after, 3),
         estimate(gain, sign=True),
-        estimate(paired_difference(*weighted), sign=True),
+        estimate(paired_difference(as_trained, with_phase), sign=True),
     ]
 
 
@@ -210,8 +233,9 @@ def overfit(results: Results, figures: set[str]) -> str:
     """Return the section on overfitting."""
     intro = f"""
         KALE on training data may rise for as long as one likes; on held-out data it falls from where the energy begins
-        to know single images. Here the energy is trained far beyond that, on a base that does not change, on few and
-        on many data; {share_of(len(results.overfit), len(OVERFIT))} runs are there.
+        to know single images. Here the energy is trained for {OVERFIT[0].energy_steps:,} steps on a base that does not
+        change, on few and on many data, to see whether it comes to that; {share_of(len(results.overfit), len(OVERFIT))}
+        runs are there.
         """
     parts = ["### Overfitting", paragraph(intro)]
     for job in OVERFIT:
@@ -232,55 +256,63 @@ def _overfit_finding(row: dict[str, Any]) -> str:
         f"{number(best['held_out_kale'], 3)} nats. After {last['steps']:,} it is {number(last['held_out_kale'], 3)}, "
         f"and that of training data {number(last['train_kale'], 3)}: a gap of "
         f"{number(last['train_kale'] - last['held_out_kale'], 3)} where it was "
-        f"{number(best['train_kale'] - best['held_out_kale'], 3)}."
+        f"{number(best['train_kale'] - best['held_out_kale'], 3)}.{_bound(best['held_out_kale'])}"
+    )
+
+
+def _bound(kale: float) -> str:
+    """Return a sentence where KALE is more than an estimate by so few base samples can be."""
+    limit = math.log(EnergyPhase(1).num_samples)
+    return (
+        f" Above {limit:.1f} nats, the logarithm of the number of base samples, KALE is too high."
+        if kale > limit
+        else ""
     )
 
 
 def lag(results: Results) -> str:
-    """Return the section on how far a base is behind the GAN's at the same step."""
+    """Return the section on how far a base is behind the GAN's at the same step, and how far all were still falling."""
     intro = """
         The base learns from the energy, and one that learns from a flat energy, or from one that is weighted by few
-        samples, is behind at the same step. Both columns of FID are by the samples of the learning curves: at the last
-        step that all runs of the data have come to, and where each ended.
+        samples, is behind at the same step. The columns of FID are by the samples of the learning curves: at the last
+        step that all runs of the data have come to, and where each ended. *Still falling* is by how much the mean of
+        the last three looks is below that of the three before, in percent.
         """
     parts = ["### Lag of the base", paragraph(intro)]
     rows = []
     for name in SETTINGS:
-        runs = results.of(name)
-        common = set.intersection(*({look["base_step"] for look in run["curve"]} for run in runs)) if runs else set()
-        if not common:
+        found = results.at_the_last_common_step(name)
+        if found is None:
             continue
-        step = max(common)
-        gans = _fids_at(results, name, GAN, step)
-        for objective in OBJECTIVES:
+        step, fids = found
+        for objective, at in fids.items():
             ours = results.of(name, objective)
-            if ours:
-                at = _fids_at(results, name, objective, step)
-                behind = paired_difference(at, gans)
-                rows.append(
-                    [
-                        name,
-                        LABELS[objective],
-                        f"{step:,}",
-                        estimate(mean_and_error(at.values())),
-                        ABSENT if objective == GAN else estimate(behind, sign=True),
-                        estimate(mean_and_error(run["curve"][-1]["fid"] for run in ours)),
-                        estimate(mean_and_error(run["base_steps"] for run in ours), 0),
-                        estimate(mean_and_error(run["curve"][-1]["seconds"] for run in ours), 0),
-                        share_of(sum(run["converged"] for run in ours), len(ours)),
-                    ]
-                )
+            behind = paired_difference(at, fids.get(GAN, {}))
+            rows.append(
+                [
+                    name,
+                    LABELS[objective],
+                    f"{step:,}",
+                    estimate(mean_and_error(at.values())),
+                    ABSENT if objective == GAN else estimate(behind, sign=True),
+                    estimate(mean_and_error(run["curve"][-1]["fid"] for run in ours)),
+                    estimate(mean_and_error(100 * _fall(run) for run in ours), 0),
+                    estimate(mean_and_error(run["base_steps"] for run in ours), 0),
+                    estimate(mean_and_error(run["curve"][-1]["seconds"] for run in ours), 0),
+                    share_of(sum(run["converged"] for run in ours), len(ours)),
+                ]
+            )
     if rows:
         head = ["data", "trained by", "base step", "FID there", f"more than {LABELS[GAN]}", "FID at its end"]
-        parts.append(table([*head, "its base steps", "its seconds", "converged"], rows))
+        head += ["still falling, %", "its base steps", "its seconds", "converged, by the rule"]
+        parts.append(table(head, rows))
         parts.append(conditions(results, "curve_samples", beta=False))
     return "\n\n".join(parts)
 
 
-def _fids_at(results: Results, name: str, objective: str, step: int) -> dict[int, float]:
-    return {
-        run["seed"]: look["fid"]
-        for run in results.of(name, objective)
-        for look in run["curve"]
-        if look["base_step"] == step
-    }
+def _fall(run: dict[str, Any]) -> float:
+    """Return by what share the mean FID of the last three looks is below that of the three before."""
+    fids = [look["fid"] for look in run["curve"]]
+    if len(fids) < 6:
+        return math.nan
+    return 1 - statistics.fmean(fids[-3:]) / statistics.fmean(fids[-6:-3])

@@ -13,11 +13,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
-from benchmarks.claim.results import COLD, ENERGIES, LABELS, MODEL, Results, chosen_energy, measure
-from benchmarks.claim.settings import OBJECTIVES, SAMPLERS, SETTINGS
+from benchmarks.claim.results import ENERGIES, LABELS, Results, chosen_energy, measure
+from benchmarks.claim.settings import OBJECTIVES, SETTINGS
 from benchmarks.claim.verdict import GAN, GEBM
 
-__all__ = ["FIGURES", "best_by_beta", "draw"]
+__all__ = ["FIGURES", "best_by_beta", "draw", "drift"]
 
 # Okabe and Ito's colors, which can be distinguished without color vision.
 _COLORS = dict(zip(OBJECTIVES, ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7"), strict=True))
@@ -101,7 +101,17 @@ def _curves(results: Results) -> Figure | None:
     return figure
 
 
-def _beta(results: Results) -> Figure | None:
+def drift(setting: dict[str, Any]) -> float:
+    """Return how far the energy drives a chain: ``beta`` times the step size times the number of steps.
+
+    Example:
+        >>> drift({"beta": 10.0, "step_size": 0.003, "num_steps": 100})
+        3.0
+    """
+    return round(setting["beta"] * setting["step_size"] * setting["num_steps"], 9)
+
+
+def _drift(results: Results) -> Figure | None:
     series = (
         (GEBM, "own", "KALE-F, own energy", _COLORS[GEBM], "^"),
         (GAN, "own", "logistic, own energy", _COLORS[GAN], "o"),
@@ -110,23 +120,28 @@ def _beta(results: Results) -> Figure | None:
 
     def panel(axis: Axes, name: str) -> None:
         for objective, energy, label, color, marker in series:
-            found = []
-            for run in results.of(name, objective):
-                chosen = chosen_energy(run) if energy == "own" else energy
-                found.append(best_by_beta(run, chosen))
-                axis.plot(list(found[-1]), list(found[-1].values()), color=color, linewidth=0.5, alpha=0.5)
-            if found:
-                betas = sorted(set.intersection(*map(set, found)))
-                means = [statistics.fmean(row[beta] for row in found) for beta in betas]
-                axis.plot(betas, means, color=color, marker=marker, markersize=5, linewidth=1.6, label=label)
-        axis.set(xscale="log", xlabel="beta", ylabel=_FID, title=name)
-        _plain_ticks(axis.xaxis, sorted({sampler.beta for sampler in SAMPLERS}))
+            runs = results.of(name, objective)
+            if not runs:
+                continue
+            tunings = [run["energies"][chosen_energy(run) if energy == "own" else energy]["tuning"] for run in runs]
+            points = [
+                (drift(rows[0]), statistics.fmean(row["fid"] for row in rows), rows[0]["beta"] == 1.0)
+                for rows in zip(*tunings, strict=True)
+            ]
+            for is_warm, face in ((True, "white"), (False, color)):
+                found = [(across, fid) for across, fid, warm in points if warm == is_warm]
+                said = f"{label}, beta 1" if is_warm else label
+                axis.scatter(
+                    *zip(*found, strict=True), edgecolors=color, facecolors=face, marker=marker, s=18, label=said
+                )
+        axis.set(xscale="log", xlabel="drift: beta x step size x steps", ylabel=_FID, title=name)
+        _plain_ticks(axis.xaxis)
 
     return _panels(_present(results, (GEBM, GAN)), panel)
 
 
 def _precision(results: Results) -> Figure | None:
-    stations = ((None, COLD, "o", "base"), ("own", MODEL, "s", "beta 1"), ("own", COLD, "^", "best chain"))
+    stations = ((None, "o", "base"), ("own", "^", "best chain"))
 
     def panel(axis: Axes, name: str) -> None:
         for objective in OBJECTIVES:
@@ -134,14 +149,11 @@ def _precision(results: Results) -> Figure | None:
             if not runs:
                 continue
             recalls, precisions = (
-                [
-                    statistics.fmean(measure(run, energy, metric, chain) for run in runs)
-                    for energy, chain, _, _ in stations
-                ]
+                [statistics.fmean(measure(run, energy, metric) for run in runs) for energy, _, _ in stations]
                 for metric in ("recall", "precision")
             )
             axis.plot(recalls, precisions, color=_COLORS[objective], linewidth=0.9, label=LABELS[objective])
-            for recall, precision, (_, _, marker, label) in zip(recalls, precisions, stations, strict=True):
+            for recall, precision, (_, marker, label) in zip(recalls, precisions, stations, strict=True):
                 axis.scatter(recall, precision, color=_COLORS[objective], marker=marker, s=24, zorder=2)
                 axis.scatter([], [], color="#444444", marker=marker, s=24, label=label)
         axis.set(xlabel="recall", ylabel="precision", title=name)
@@ -174,7 +186,7 @@ FIGURES: dict[str, Callable[[Results], Figure | None]] = {
     "fid": _fid,
     "curves": _curves,
     "precision": _precision,
-    "beta": _beta,
+    "drift": _drift,
     "phases": _phases,
     "overfit": _overfit,
 }

@@ -14,9 +14,9 @@ from benchmarks.claim.figures import draw
 from benchmarks.claim.formatting import paragraph, share_of
 from benchmarks.claim.results import Results
 from benchmarks.claim.settings import OBJECTIVES, SEEDS, SETTINGS
-from benchmarks.claim.verdict import sentence
+from benchmarks.claim.verdict import summary
 
-__all__ = ["IMAGES", "PAGE", "README", "document", "marked", "sentence", "write_page"]
+__all__ = ["IMAGES", "PAGE", "README", "document", "marked", "summary", "write_page"]
 
 PAGE, IMAGES, README = Path("docs/results/images.md"), Path("docs/images"), Path("README.md")
 _ROOT = Path(__file__).resolve().parents[2]
@@ -49,7 +49,7 @@ def write_page(results: Path, root: Path = _ROOT) -> None:
     """
     found = Results.load(results)
     readme = root / README
-    with_claim = marked(readme.read_text(), sentence(found))
+    with_claim = marked(readme.read_text(), summary(found))
     drawn = draw(found, root / IMAGES)
     page = root / PAGE
     page.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def document(results: Results, figures: set[str]) -> str:
     number = share_of(len(results.runs), total)
     sections = [
         "# Does a GEBM beat the GAN?",
-        sentence(results),
+        summary(results),
         paragraph(_WHAT.format(number=number, judges=_judges(results))),
         outcome_section.setup(results),
     ]
@@ -128,9 +128,9 @@ A *GEBM* is a generator, its *base*, together with an *energy* that reweights th
 turn by KALE (Arbel, Zhou and Gretton, ICLR 2021), and samples are drawn by MCMC on the base's latents. A *GAN* trains
 the same two networks by another pair of losses, and is usually sampled by its generator alone; with its discriminator
 as an energy it can be sampled as a GEBM is. The paper claims that, all else being equal, a GEBM outperforms the GAN.
-Here all else is equal: networks, data, rates, seeds, the rule by which training ends, and the budget of the search for
-a sampler. Networks and images are small, so that two cores can train them to a plateau; where one did not come to it,
-that is said. {number} runs are there. {judges}
+Here all else is equal: networks, data, rates, seeds, the length of training, and the budget of the search for
+a sampler. Networks and images are small, so that two cores can train them until they hardly improve; where one had not
+come so far, that is said. {number} runs are there. {judges}
 """
 
 

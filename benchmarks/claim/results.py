@@ -10,9 +10,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.claim.settings import OBJECTIVES, SEEDS, SETTINGS
-from pipeline.tracking.seed_statistics import Difference, paired_difference
+from pipeline.tracking.seed_statistics import CONFIDENCE, Difference, paired_difference
 
-__all__ = ["COLD", "ENERGIES", "LABELS", "MODEL", "OWN_PHASE", "Results", "Variant", "chosen_energy", "measure"]
+__all__ = [
+    "BEST",
+    "ENERGIES",
+    "LABELS",
+    "MODEL",
+    "OWN_PHASE",
+    "Results",
+    "Variant",
+    "chosen_energy",
+    "is_model",
+    "measure",
+]
 
 LABELS = {
     "kale_fenchel": "KALE-F",
@@ -26,10 +37,13 @@ ENERGIES = {
     "kale_phase": "after a final phase by KALE",
     "gan_phase": "after a final phase by the logistic loss",
 }
-# The final phase by a pair's own kind of loss.
-OWN_PHASE = {name: "kale_phase" if name.startswith("kale") else "gan_phase" for name in OBJECTIVES}
-# The two chains that are scored: the best of the whole search, and the best at ``beta`` 1, which is the model itself.
-COLD, MODEL = "chain", "chain_at_beta_1"
+# The final phase by a pair's own loss; there is none by the hinge or the Wasserstein loss. Both forms of KALE estimate
+# the same divergence.
+OWN_PHASE = {"kale_fenchel": "kale_phase", "kale_dv": "kale_phase", "gan": "gan_phase"}
+# What an energy is scored by: the best chain of the search, and, without a chain, base samples drawn again by their
+# weights ``exp(-E)``. These are of the model itself; chains as short as ours, at ``beta`` 1 too, come no further than
+# somewhere between the base and what they would sample in the end.
+BEST, MODEL = "chain", "weighted"
 
 
 class Variant(NamedTuple):
@@ -45,35 +59,46 @@ class Variant(NamedTuple):
     energy: str | None = None
 
 
-def chosen_energy(run: Mapping[str, Any], chain: str = COLD) -> str:
+def is_model(variant: Variant) -> bool:
+    """Return whether ``exp(-E)`` of a variant's energy is a density ratio, as it is by KALE and by the logistic loss.
+
+    The scale of a hinge discriminator or of a Wasserstein critic means nothing. A base alone is its own model.
+
+    Example:
+        >>> is_model(Variant("hinge")), is_model(Variant("hinge", "own")), is_model(Variant("hinge", "gan_phase"))
+        (True, False, True)
+    """
+    return variant.objective in OWN_PHASE or variant.energy not in ("own", "as_trained")
+
+
+def chosen_energy(run: Mapping[str, Any]) -> str:
     """Return which energy of its own loss a run is sampled with: as trained, or after the final phase by that loss.
 
     It is the one that the sampler's search found the lower FID with, on latents that no score of the page is of; the
-    same rule for GEBMs and GANs.
+    same rule for GEBMs and GANs. Where there is no phase by the loss, the energy is the one as trained.
 
     Args:
         run: The result of a run.
-        chain: ``chain``, or ``chain_at_beta_1`` where only that temperature counts.
 
     Returns:
         ``as_trained`` or the name of the phase.
     """
 
     def best(name: str) -> float:
-        rows = run["energies"][name]["tuning"]
-        return min((row["fid"] for row in rows if chain == COLD or row["beta"] == 1.0), default=math.inf)
+        return min((row["fid"] for row in run["energies"][name]["tuning"]), default=math.inf)
 
-    return min(("as_trained", OWN_PHASE[run["objective"]]), key=best)
+    phase = OWN_PHASE.get(run["objective"])
+    return min(("as_trained", *([phase] if phase else [])), key=best)
 
 
-def measure(run: Mapping[str, Any], energy: str | None, metric: str = "fid", chain: str = COLD) -> float:
+def measure(run: Mapping[str, Any], energy: str | None, metric: str = "fid", chain: str = BEST) -> float:
     """Return a score of a run's samples.
 
     Args:
         run: The result of a run.
         energy: As in :class:`Variant`.
         metric: ``fid``, ``kid``, ``precision``, ``recall`` or ``nearest``.
-        chain: Which of the two chains, where there is an energy.
+        chain: What samples are drawn by, where there is an energy: ``BEST`` or ``MODEL``.
 
     Returns:
         The score; not a number if it is not there.
@@ -81,7 +106,7 @@ def measure(run: Mapping[str, Any], energy: str | None, metric: str = "fid", cha
     if energy is None:
         scores = run["base"]
     else:
-        scores = run["energies"][chosen_energy(run, chain) if energy == "own" else energy][chain]
+        scores = run["energies"][chosen_energy(run) if energy == "own" else energy][chain]
     value = scores.get(metric)
     return math.nan if value is None else float(value)
 
@@ -125,16 +150,39 @@ class Results:
         found = [r for r in self.runs if r["setting"] == setting and objective in (None, r["objective"])]
         return sorted(found, key=lambda run: (order.index(run["objective"]), run["seed"]))
 
-    def values(self, setting: str, variant: Variant, metric: str = "fid", chain: str = COLD) -> dict[int, float]:
+    def values(self, setting: str, variant: Variant, metric: str = "fid", chain: str = BEST) -> dict[int, float]:
         """Return seed to score of a variant."""
         runs = self.of(setting, variant.objective)
         return {run["seed"]: measure(run, variant.energy, metric, chain) for run in runs}
 
-    def gain(self, setting: str, first: Variant, second: Variant, metric: str = "fid", chain: str = COLD) -> Difference:
+    def gain(
+        self,
+        setting: str,
+        first: Variant,
+        second: Variant,
+        metric: str = "fid",
+        chain: str = BEST,
+        confidence: float = CONFIDENCE,
+    ) -> Difference:
         """Return by how much a score is lower with the first variant than with the second, paired by seed."""
         return paired_difference(
-            self.values(setting, second, metric, chain), self.values(setting, first, metric, chain)
+            self.values(setting, second, metric, chain), self.values(setting, first, metric, chain), confidence
         )
+
+    def at_the_last_common_step(
+        self, setting: str, objectives: Iterable[str] = tuple(OBJECTIVES)
+    ) -> tuple[int, dict[str, dict[int, float]]] | None:
+        """Return the last base step that all bases were looked at, and objective to seed to FID of the base there."""
+        runs = {name: found for name in objectives if (found := self.of(setting, name))}
+        steps = [{look["base_step"] for look in run["curve"]} for found in runs.values() for run in found]
+        common = set.intersection(*steps) if steps else set()
+        if not common:
+            return None
+        step = max(common)
+        return step, {
+            name: {run["seed"]: look["fid"] for run in found for look in run["curve"] if look["base_step"] == step}
+            for name, found in runs.items()
+        }
 
     def missing(self, setting: str, objectives: Iterable[str] = tuple(OBJECTIVES)) -> dict[str, list[int]]:
         """Return the seeds that have no result, of each objective that misses one."""
@@ -143,7 +191,7 @@ class Results:
         return {name: absent for name, absent in seeds.items() if absent}
 
     def not_converged(self, setting: str, objectives: Iterable[str] = tuple(OBJECTIVES)) -> dict[str, list[int]]:
-        """Return the seeds whose base reached no plateau, of each objective that has one."""
+        """Return the seeds whose base was still improving in the end, of each objective that has one."""
         seeds = {name: [r["seed"] for r in self.of(setting, name) if not r["converged"]] for name in objectives}
         return {name: ones for name, ones in seeds.items() if ones}
 

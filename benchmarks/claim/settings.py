@@ -9,7 +9,17 @@ import yaml
 
 from pipeline import config as schema
 
-__all__ = ["OBJECTIVES", "ROUNDS", "SAMPLERS", "SEEDS", "SETTINGS", "SamplerSetting", "Setting", "experiment"]
+__all__ = [
+    "OBJECTIVES",
+    "ROUNDS",
+    "SAMPLERS",
+    "SEEDS",
+    "SETTINGS",
+    "WITHOUT_LEVEL",
+    "SamplerSetting",
+    "Setting",
+    "experiment",
+]
 
 SEEDS = (0, 1, 2, 3, 4)
 
@@ -22,6 +32,9 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "wasserstein": {"model.energy_floor": float("-inf")},
 }
 
+
+# A constant more or less of the energy changes nothing in these losses.
+WITHOUT_LEVEL = ("kale_dv", "wasserstein")
 
 # The order of the runs: first the two that the claim compares, in all seeds, then the others.
 ROUNDS = (("kale_fenchel", "gan"), ("kale_dv", "hinge", "wasserstein"))
@@ -59,7 +72,7 @@ class Setting:
         title: A sentence about the data.
         overrides: Keys of the experiment ``digits`` that are others here.
         evaluate_every: Base steps between two looks at the base.
-        most_steps: Base steps after which a run ends without a plateau.
+        base_steps: Base steps of a run.
         curve_samples: Samples at each of those looks.
         chain_points: Steps of a chain at which its samples are scored; the last is its length.
         tuning_samples: Samples that a sampler's setting is chosen by.
@@ -72,7 +85,7 @@ class Setting:
     title: str
     overrides: dict[str, Any]
     evaluate_every: int
-    most_steps: int
+    base_steps: int
     curve_samples: int = 5000
     chain_points: tuple[int, ...] = (25, 50, 100)
     tuning_samples: int = 2000
@@ -113,7 +126,7 @@ SETTINGS: dict[str, Setting] = {
             "train.precision": "float32",
         },
         evaluate_every=250,
-        most_steps=6000,
+        base_steps=6000,
         tuning_samples=1000,
     ),
     "photographs": Setting(
@@ -121,7 +134,7 @@ SETTINGS: dict[str, Setting] = {
         title="the 50,000 training photographs of `cifar10-jpeg` at 16 x 16",
         overrides={**_PHOTOGRAPHS, "data.store": "cifar10-jpeg-16", "data.held_out": 2000},
         evaluate_every=200,
-        most_steps=6000,
+        base_steps=6000,
         chain_points=(10, 25, 50),
         tuning_samples=1000,
         phase_steps=400,
@@ -135,7 +148,7 @@ SETTINGS: dict[str, Setting] = {
             "data.held_out": 500,
         },
         evaluate_every=200,
-        most_steps=4000,
+        base_steps=4000,
         chain_points=(10, 25, 50),
         tuning_samples=1000,
         phase_steps=400,
@@ -166,7 +179,7 @@ def experiment(setting: Setting, objective: str, seed: int, overrides: dict[str,
         "train.objective": objective,
         "train.gradient_guard": "clip",
         "train.final_energy_steps": 0,
-        "train.base_steps": setting.most_steps,
+        "train.base_steps": setting.base_steps,
         "seed": seed,
     }
     return schema.apply(

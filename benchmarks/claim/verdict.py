@@ -1,15 +1,26 @@
-"""The claim in a paragraph, and the comparisons that decide it, fixed before the runs."""
+"""The claim in a few sentences and a table, and the comparisons that decide it, fixed before the runs."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from benchmarks.claim.formatting import change, interval, paragraph, seeds
-from benchmarks.claim.results import MODEL, Results, Variant
+from benchmarks.claim.formatting import ABSENT, estimate, interval, paragraph, seeds, share_of, table
+from benchmarks.claim.results import MODEL, Results, Variant, measure
 from benchmarks.claim.settings import SEEDS, SETTINGS
-from pipeline.tracking.seed_statistics import CONFIDENCE, Difference
+from pipeline.tracking.seed_statistics import CONFIDENCE, Difference, paired_difference
 
-__all__ = ["COMPARISONS", "GAN", "GEBM", "HEADLINES", "Comparison", "clause", "sentence"]
+__all__ = [
+    "COMPARISONS",
+    "GAN",
+    "GEBM",
+    "HEADLINES",
+    "HEADLINE_CONFIDENCE",
+    "VERDICTS",
+    "Comparison",
+    "cell",
+    "clause",
+    "summary",
+]
 
 GEBM, GAN = "kale_fenchel", "gan"
 
@@ -40,10 +51,10 @@ HEADLINES = (
     Comparison(*_GEBM, *_GAN),
     Comparison(*_GEBM, *_DISCRIMINATED),
     Comparison(*_ENERGY_ON_GAN, *_GAN),
+    Comparison(*_ENERGY_ON_GAN, *_DISCRIMINATED),
 )
 COMPARISONS = (
     *HEADLINES,
-    Comparison(*_ENERGY_ON_GAN, *_DISCRIMINATED),
     Comparison(*_GEBM, *_ENERGY_ON_GAN),
     Comparison(*_GEBM, Variant(GEBM), "its own base"),
     Comparison(*_DISCRIMINATED, *_GAN),
@@ -55,71 +66,115 @@ COMPARISONS = (
     Comparison(*_GEBM, Variant("wasserstein"), "the Wasserstein GAN"),
     Comparison(*_GEBM, Variant("wasserstein", "own"), "the Wasserstein GAN with its critic"),
 )
+HEADLINE_CONFIDENCE = 1 - (1 - CONFIDENCE) / len(HEADLINES)
+"""Of each headline's interval, so that all of a data set hold together with 95 % (Bonferroni)."""
+VERDICTS = {"larger": "yes", "smaller": "no, worse", "unclear": "not shown"}
+"""Whether the first is better, in a word."""
 
 
 def clause(comparison: Comparison, found: Difference) -> str:
-    """Return what a difference says of a comparison.
+    """Return what a difference says of a comparison: the first outperforms the second, is worse, or neither is shown.
 
     Args:
         comparison: What is compared.
         found: By how much the FID of the first is lower.
 
-    Returns:
-        A clause: it outperforms, it does not, or it is not shown.
-
     Example:
         >>> clause(HEADLINES[0], Difference(-2.0, 0.1, -2.3, -1.7, 5))
-        'the GEBM does not outperform the GAN (FID higher by 2.00 ± 0.10, interval 1.70 to 2.30)'
+        'the GEBM is worse than the GAN'
     """
     first, second = comparison.first_name, comparison.second_name
-    if found.count == 0:
-        return f"{first} and {second} have no seed in common yet"
-    figure = f"FID {change(found)}"
-    if found.count > 1:
-        figure += f", interval {interval(found if found.mean >= 0 else -found)}"
-    if found.count == 1:
-        return f"on one seed, which shows nothing, {first} is compared with {second} ({figure})"
     if found.verdict == "larger":
-        return f"{first} outperforms {second} ({figure})"
+        return f"{first} outperforms {second}"
     if found.verdict == "smaller":
-        return f"{first} does not outperform {second} ({figure})"
-    return f"it is not shown that {first} outperforms {second} ({figure})"
+        return f"{first} is worse than {second}"
+    return f"no difference is shown between {first} and {second}"
 
 
-def sentence(results: Results) -> str:
-    """Return the claim, as the results have it, in a paragraph.
+def cell(found: Difference) -> str:
+    """Return a difference, its interval and its verdict as a table has them.
+
+    Example:
+        >>> cell(Difference(2.0, 0.1, 1.7, 2.3, 5)), cell(Difference(2.0, math.nan, math.nan, math.nan, 1))
+        ('+2.00 ± 0.10 (1.70 to 2.30): yes', '+2.00, one seed: no verdict')
+    """
+    if found.count == 0:
+        return ABSENT
+    figure = estimate(found, sign=True)
+    if found.count == 1:
+        return f"{figure}, one seed: no verdict"
+    return f"{figure} ({interval(found)}): {VERDICTS[found.verdict]}"
+
+
+def summary(results: Results) -> str:
+    """Return the claim as the results have it: what is shown, by what figures, and under what conditions.
 
     Args:
         results: Whatever is there.
 
     Returns:
-        For each setting the three headlines with their paired differences, and what is missing or not converged.
+        Markdown: a sentence for each data set, a table of the headlines, and a paragraph.
     """
-    parts = [_of_setting(results, name) for name in SETTINGS]
-    if any(results.of(name) for name in SETTINGS):
-        parts.append(
-            f"Each is sampled at the best setting of one sampler search, the same for all. Differences are paired by "
-            f"seed, ± their standard error, with {CONFIDENCE:.0%} intervals; one with zero in it shows nothing."
-        )
-    return paragraph(" ".join(parts))
+    there = [name for name in SETTINGS if any(results.of(name, objective) for objective in (GEBM, GAN))]
+    if not there:
+        return "There are no runs yet."
+    sentences = [paragraph(f"- {_sentence(results, name)}").replace("\n", "\n  ") for name in there]
+    rows = [
+        [f"{one.first_name} against {one.second_name}", *(cell(_headline(results, name, one)) for name in there)]
+        for one in HEADLINES
+    ]
+    model = [results.gain(name, HEADLINES[0].first, HEADLINES[0].second, chain=MODEL) for name in there]
+    rows.append(["the GEBM itself, `beta` 1, against the GAN", *(estimate(found, sign=True) for found in model)])
+    bases = [_bases(results, name) for name in there]
+    rows.append(["the GEBM's base against the GAN's, at the same base step", *bases])
+    head = ["FID is lower by", *(f"{name}, {share_of(_common(results, name), len(SEEDS))} seeds" for name in there)]
+    conditions = f"""
+        FID is by small classifiers that were trained here, on the same kind of data, and not by Inception. GEBMs,
+        discriminators and energies are sampled by short chains from the base, each at the best setting of one search
+        that is the same for all; the best ones are colder than the model, `beta` {_chosen_betas(results)}. The model
+        itself is `beta` 1, by importance weights. Differences are paired by seed, ± their standard error. The
+        intervals of a data set hold together with {CONFIDENCE:.0%}; one with zero in it shows nothing.
+        """
+    return "\n\n".join(["\n".join(sentences), table(head, rows), paragraph(conditions)])
 
 
-def _of_setting(results: Results, name: str) -> str:
+def _headline(results: Results, name: str, comparison: Comparison) -> Difference:
+    return results.gain(name, comparison.first, comparison.second, confidence=HEADLINE_CONFIDENCE)
+
+
+def _common(results: Results, name: str) -> int:
     absent = results.missing(name, (GEBM, GAN))
-    common = len(SEEDS) - len({seed for ones in absent.values() for seed in ones})
-    title = f"**{name.capitalize()}**"
-    if not any(results.of(name, objective) for objective in (GEBM, GAN)):
-        return f"{title}: no runs yet."
-    clauses = []
-    for comparison in HEADLINES:
-        clauses.append(clause(comparison, results.gain(name, comparison.first, comparison.second)))
-    text = f"{title} ({common} of {len(SEEDS)} seeds): {'; '.join(clauses)}."
-    model = results.gain(name, HEADLINES[0].first, HEADLINES[0].second, chain=MODEL)
-    if model.count:
-        text += f" The GEBM at `beta` 1, the model itself, against the GAN: FID {change(model)}."
-    if absent:
+    return len(SEEDS) - len({seed for ones in absent.values() for seed in ones})
+
+
+def _sentence(results: Results, name: str) -> str:
+    """Return what is shown on a data set, and what is missing there."""
+    found = [(one, _headline(results, name, one)) for one in HEADLINES]
+    clauses = [clause(one, difference) for one, difference in found if difference.count > 1]
+    text = f"**{name.capitalize()}**: {'; '.join(clauses) or 'fewer than two seeds of both, which shows nothing'}."
+    if absent := results.missing(name, (GEBM, GAN)):
         text += f" Missing: {seeds(absent)}."
-    unfinished = results.not_converged(name, (GEBM, GAN))
-    if unfinished:
+    if unfinished := results.not_converged(name, (GEBM, GAN)):
         text += f" Not converged: {seeds(unfinished)}."
     return text
+
+
+def _bases(results: Results, name: str) -> str:
+    """Return how the two bases compare where they had the same number of steps."""
+    found = results.at_the_last_common_step(name, (GEBM, GAN))
+    if found is None or set(found[1]) != {GEBM, GAN}:
+        return ABSENT
+    step, fids = found
+    gain = paired_difference(fids[GAN], fids[GEBM])
+    return f"{estimate(gain, sign=True)} at {step:,}" if gain.count else ABSENT
+
+
+def _chosen_betas(results: Results) -> str:
+    variants = (Variant(GEBM, "own"), Variant(GAN, "own"), Variant(GAN, "kale_phase"))
+    betas = [
+        measure(run, variant.energy, "beta")
+        for name in SETTINGS
+        for variant in variants
+        for run in results.of(name, variant.objective)
+    ]
+    return " to ".join(f"{beta:,.0f}" for beta in dict.fromkeys((min(betas), max(betas))))

@@ -34,7 +34,7 @@ class Difference(NamedTuple):
     Attributes:
         mean: The mean.
         error: Its standard error; NaN of fewer than two pairs.
-        low: Lower end of the 95 % interval by Student's t.
+        low: Lower end of its interval by Student's t, of 95 % by default.
         high: Upper end.
         count: Number of pairs.
     """
@@ -87,12 +87,15 @@ def mean_and_error(values: Iterable[float]) -> Estimate:
         return Estimate(math.nan, math.nan, len(values))
 
 
-def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference:
+def paired_difference(
+    first: Mapping[int, float], second: Mapping[int, float], confidence: float = CONFIDENCE
+) -> Difference:
     """Return the mean of ``first - second`` over the seeds that both have.
 
     Args:
         first: Seed to value.
         second: Seed to value.
+        confidence: Probability with which the interval holds the true difference.
 
     Returns:
         The difference with its interval; the interval is NaN of fewer than two pairs.
@@ -106,5 +109,5 @@ def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -
     from scipy.stats import t as student
 
     mean, error, count = mean_and_error(first[seed] - second[seed] for seed in sorted(first.keys() & second.keys()))
-    half = float(student.ppf((1 + CONFIDENCE) / 2, count - 1)) * error if count > 1 else math.nan
+    half = float(student.ppf((1 + confidence) / 2, count - 1)) * error if count > 1 else math.nan
     return Difference(mean, error, mean - half, mean + half, count)

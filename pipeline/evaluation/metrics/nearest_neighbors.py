@@ -14,10 +14,17 @@ from pipeline.evaluation.metrics.reference_statistics import MAX_FEATURES, SEED,
 from pipeline.evaluation.metrics.saved_tensors import SavedTensors
 from pipeline.evaluation.metrics.subsets import evenly_spaced, iter_subset
 
-__all__ = ["has_reference_images", "mean_nn_distance", "nearest", "nn_distance_ratio", "reference_images"]
+__all__ = [
+    "NUM_MEASURED",
+    "has_reference_images",
+    "mean_nn_distance",
+    "nearest",
+    "nn_distance_ratio",
+    "reference_images",
+]
 
-# This many samples, and training images, give a mean distance to a percent or two.
-_MEASURED = 2_000
+NUM_MEASURED = 2_000
+"""Samples, and images of the data, of a mean distance: so many give it to a percent or two."""
 _BATCH_SIZE = 500
 
 
@@ -95,7 +102,7 @@ def mean_nn_distance(data: Tensor) -> float:
         >>> mean_nn_distance(torch.tensor([[0.0], [1.0], [3.0]]))
         1.3333333333333333
     """
-    distances, _ = nearest(evenly_spaced(data, _MEASURED), data, count=2)
+    distances, _ = nearest(evenly_spaced(data, NUM_MEASURED), data, count=2)
     # The first is a row itself, but for rounding, or but for a second one that is the same to the last bit.
     return float(distances[:, 1].double().mean())
 
@@ -121,5 +128,5 @@ def nn_distance_ratio(embedding: Tensor, reference: Reference, among_data: float
         >>> round(nn_distance_ratio(rows[:500] + 1e-3, data, mean_nn_distance(rows)), 1)
         0.0
     """
-    distances, _ = nearest(evenly_spaced(embedding, _MEASURED), reference.features)
+    distances, _ = nearest(evenly_spaced(embedding, NUM_MEASURED), reference.features)
     return float(distances.double().mean() / torch.tensor(among_data, dtype=torch.float64))
