@@ -93,8 +93,7 @@ def setup(results: Results) -> str:
         tell its level begins a phase with a mean of zero on base samples. Every energy gets the same search of
         {len(SAMPLERS)} settings of ULA with chains of {_lengths()} steps, from the base's own latents:
         {_grid()}. The setting with the lowest FID is scored on other latents. The
-        search was extended to colder chains once, after first chains at its cold end had been best, and all runs here
-        are by the extended one.
+        search was extended twice, after chains at its far end had been best; all runs here are by the last one.
         """
     own = """
         A *GEBM* and a *GAN with its discriminator* (DDLS, Che et al. 2020, at `beta` 1) are sampled with the energy of

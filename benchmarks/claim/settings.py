@@ -50,16 +50,16 @@ class SamplerSetting:
 
 # The same for every energy. At ``beta`` 1 the chain samples the model itself, at a larger one a colder model.
 SAMPLERS = (
-    SamplerSetting(1.0, 3e-3),
     SamplerSetting(1.0, 1e-2),
     SamplerSetting(10.0, 3e-3),
     SamplerSetting(30.0, 1e-3),
-    SamplerSetting(100.0, 1e-4),
     SamplerSetting(100.0, 3e-4),
     SamplerSetting(100.0, 1e-3),
-    SamplerSetting(300.0, 3e-5),
     SamplerSetting(300.0, 1e-4),
+    SamplerSetting(300.0, 3e-4),
     SamplerSetting(1000.0, 3e-5),
+    SamplerSetting(1000.0, 1e-4),
+    SamplerSetting(1000.0, 3e-4),
 )
 
 

@@ -95,6 +95,7 @@ def cell(found: Difference) -> str:
     """Return a difference, its interval and its verdict as a table has them.
 
     Example:
+        >>> import math
         >>> cell(Difference(2.0, 0.1, 1.7, 2.3, 5)), cell(Difference(2.0, math.nan, math.nan, math.nan, 1))
         ('+2.00 ± 0.10 (1.70 to 2.30): yes', '+2.00, one seed: no verdict')
     """
