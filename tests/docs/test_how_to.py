@@ -197,11 +197,14 @@ def test_improve_my_gan(home, done, no_plugins):
 def test_first_run_on_my_cluster(call, tmp_path):
     text = (PAGES / "first-run-on-my-cluster.md").read_text(encoding="utf-8").replace("/shared", str(tmp_path))
     commands = [shlex.split(match["code"]) for match in FENCE.finditer(text) if match["language"] == "sh"]
-    shards, ray, slurm, report, again = ([word.removeprefix("pipeline.") for word in words[2:]] for words in commands)
+    shards, ray, slurm, report, again_on_ray, again = (
+        [word.removeprefix("pipeline.") for word in words[2:]] for words in commands
+    )
     status, printed, errors = call(*shards)
     assert status == 0, printed + errors
-    status, _, errors = call(*(word.replace(":8265", ":1") for word in ray))
-    assert status == 2 and errors.startswith("error: no job API of Ray at http://127.0.0.1:1"), errors
+    for command in (ray, again_on_ray):
+        status, _, errors = call(*(word.replace(":8265", ":1") for word in command))
+        assert status == 2 and errors.startswith("error: no job API of Ray at http://127.0.0.1:1"), errors
     # The other one is tried as it is typed: what is written is what Slurm gets.
     status, printed, errors = call(*slurm)
     assert status == 0, printed + errors

@@ -57,5 +57,19 @@ def test_the_command_makes_a_store(call, tmp_path: Path, monkeypatch, command: s
     assert store.manifest.num_samples == 6 and len(store.manifest.labels) == 2
 
 
+def test_what_the_store_prints_is_the_pages_training(call, tmp_path: Path, monkeypatch) -> None:
+    write_data(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    text = PAGE.read_text(encoding="utf-8").replace("s3://bucket", str(tmp_path))
+    shards, train = re.findall(r"^python -m pipeline\.(\w+ .*name=photos.*)$", text, re.MULTILINE)
+    status, printed, errors = call(*shlex.split(shards))
+    assert status == 0, errors
+    command = printed.splitlines()[-1].partition("train on it: python -m pipeline.")[2]
+    verb, *words = shlex.split(train)
+    assert shlex.split(command.replace("sweep", verb, 1)) == [verb, *words[:-1]] and verb == "train"
+    assert words[-1].startswith("output=")
+    assert open_store(f"{tmp_path}/stores/photos-64").manifest.resolution == 64
+
+
 def test_the_page_has_a_command_for_each_kind() -> None:
     assert len(COMMANDS) == 3
