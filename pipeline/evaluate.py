@@ -19,7 +19,7 @@ __all__ = ["main"]
         "python -m pipeline.evaluate checkpoint=results/<sweep>/trials/000",
         "python -m pipeline.evaluate checkpoint=... 'evaluation.metrics=[fid,kid,is,prc,dc]' sampler.num_steps=300",
         "python -m pipeline.evaluate images=samples.npz against=cifar10-32",
-        "python -m pipeline.evaluate images=photographs against=s3://bucket/stores/lsun-32 'evaluation.metrics=[fid,kid]'",
+        "python -m pipeline.evaluate images=photographs against=s3://bucket/lsun-32 'evaluation.metrics=[fid,kid]'",
     ],
     groups=(),
     sections={

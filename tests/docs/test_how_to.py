@@ -70,7 +70,7 @@ def test_my_task(home, done, no_plugins):
 
 
 def test_my_network_and_my_sampler(home, done, call_with_ray, no_plugins):
-    (_, _, train, *trained), (_, _, sample, *sampled) = save("network-and-sampler.md", home)
+    (_, _, train, *trained), (_, _, _, *images), (_, _, sample, *sampled) = save("network-and-sampler.md", home)
     done(train.removeprefix("pipeline."), *trained, "train.warmup_energy_steps=1")
     summary = json.loads((home / "tower" / "summary.json").read_text())
     assert [trial["status"] for trial in summary["trials"]] == ["finished"]
@@ -78,6 +78,11 @@ def test_my_network_and_my_sampler(home, done, call_with_ray, no_plugins):
     assert "64 samples (3,)" in printed and np.isfinite(np.load(home / "drawn" / "samples.npy")).all()
     settings = json.loads((home / "drawn" / "settings.json").read_text())["sampler"]
     assert (settings["name"], settings["settings"]) == ("warm", {"gamma": 1.5})
+
+    # The one of images is checked as a training checks it, and a launcher does without a training.
+    done("submit", "launch=slurm", *images)
+    status, _, refused = call_with_ray("submit", "launch=slurm", *images[:-1])
+    assert (status, images[-1]) == (2, "model.width=null") and "set model.width=null" in refused
 
     # Named for the sweep here, it need not be named again; of a copy of the folder somebody has to trust it.
     words = [word for word in sampled if not word.startswith(("plugins=", "checkpoint="))]
