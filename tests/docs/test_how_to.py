@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 
 from pipeline.training.checkpoints import read
 from tests.docs.test_documents import FENCE
@@ -197,6 +198,17 @@ def test_improve_my_gan(home, done, no_plugins):
     assert sorted(trial["params"]["sampler.beta"] for trial in trials) == [1.0, 10.0]
     scored = done(evaluate[0].removeprefix("pipeline."), *evaluate[1:])
     assert re.search(r"fid, added by energy and chain +-?[\d.]+ ± [\d.]+", scored)
+
+
+def test_one_training_on_a_cluster(call, tmp_path):
+    text = (PAGES.parent / "clusters.md").read_text(encoding="utf-8").partition("\n## One training, no search\n")[2]
+    words = shlex.split(next(FENCE.finditer(text))["code"].replace("\\\n", ""))
+    assert words[:3] == ["python", "-m", "pipeline.submit"] and words[-1] == "apply=true"
+    status, printed, errors = call("submit", *words[3:-1], "launch.folder=job")
+    assert status == 0, printed + errors
+    config = yaml.safe_load((tmp_path / "job" / "job.yaml").read_text())["config"]
+    assert (config["sweep"]["space"], config["sweep"]["num_trials"], config["sweep"]["scheduler"]) == ({}, 1, "none")
+    assert config["scale"]["num_workers"] == 8
 
 
 def test_first_run_on_my_cluster(call, tmp_path):
