@@ -13,12 +13,13 @@ __all__ = ["main"]
 
 @command(
     "Score a trained GEBM against its own base, and along the MCMC chain; any sampler setting can be overridden.\n"
-    "Or score images=... against=..., of which no model is needed: all of them by all metrics, unless keys say less.",
+    "Or score images=... against=..., of which no model is needed: all of them by all metrics, unless keys say less.\n"
+    "against is a store: its name (data.store), a path or a URL.",
     [
         "python -m pipeline.evaluate checkpoint=results/<sweep>/trials/000",
         "python -m pipeline.evaluate checkpoint=... 'evaluation.metrics=[fid,kid,is,prc,dc]' sampler.num_steps=300",
-        "python -m pipeline.evaluate images=samples.npz against=cifar10",
-        "python -m pipeline.evaluate images=photographs against=s3://bucket/lsun 'evaluation.metrics=[fid,kid]'",
+        "python -m pipeline.evaluate images=samples.npz against=cifar10-32",
+        "python -m pipeline.evaluate images=photographs against=s3://bucket/lsun-32 'evaluation.metrics=[fid,kid]'",
     ],
     groups=(),
     sections={

@@ -15,6 +15,8 @@ __all__ = ["Invocation", "current", "record"]
 
 # Where the published files are: their URL may be signed, and each command has its own.
 _SOURCE_URL = "data.source.url"
+# Keys outside of ``data`` that are an experiment's own: its name in the tracker, and the code that its parts are of.
+_OF_EXPERIMENT = ("name", "plugins")
 
 
 @dataclass(frozen=True)
@@ -42,21 +44,26 @@ class Invocation:
             name: Name of the experiment; where it is not the one of this command line, it counts as its file's name.
 
         Example:
-            >>> Invocation("mine", "digits", "/a", {"data.resolution": 16, "seed": 1}).experiment_keys("digits")
-            {'conf': 'mine', 'data.resolution': 16}
+            >>> overrides = {"name": "photos", "data.resolution": 16, "seed": 1}
+            >>> Invocation("mine", "photos", "/a", overrides).experiment_keys("photos")
+            {'conf': 'mine', 'name': 'photos', 'data.resolution': 16}
             >>> Invocation("mine", "digits", "/a").experiment_keys("lsun")
             {'conf': 'lsun'}
         """
         if not self.conf or name != self.name:
             return {"conf": name}
-        data = {key: value for key, value in self.overrides.items() if key.startswith("data.") and key != _SOURCE_URL}
-        return {"conf": self.conf, **data}
+        kept = {key: value for key, value in self.overrides.items() if _is_kept(key)}
+        return {"conf": self.conf, **kept}
 
     def facts(self, name: str) -> dict[str, str]:
         """Return what the summary of a sweep keeps, so that its report can name the experiment's file."""
         if not self.conf or name != self.name:
             return {}
         return {"conf": self.conf, **({"config_dir": self.config_dir} if self.config_dir else {})}
+
+
+def _is_kept(key: str) -> bool:
+    return key in _OF_EXPERIMENT or (key.startswith("data.") and key != _SOURCE_URL)
 
 
 _current = Invocation()

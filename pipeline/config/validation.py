@@ -20,6 +20,7 @@ from pipeline.config import metrics, part_settings
 from pipeline.config.fields import keys
 from pipeline.config.kernels import kernel_settings
 from pipeline.config.network_shapes import check_networks, try_to_build
+from pipeline.config.networks import check_shared_keys
 from pipeline.config.part_checks import check_parts, checked_objective
 from pipeline.config.ranking import mode_of, rankable_scores
 from pipeline.config.schema import Config, Evaluation
@@ -83,6 +84,7 @@ def _check_rules(config: Config, groups: tuple[str, ...]) -> None:
         _check_fields,
         _check_images,
         _check_task,
+        check_shared_keys,
         lambda config: part_settings.check(config, groups),
         _check_data,
         _check_scores,

@@ -279,7 +279,8 @@ def test_each_refusal_is_one_line_that_names_its_key(small, key, value):
         ({"sweep.search": "optuna", "sweep.scheduler": "pbt"}, "sweep.search=optuna"),
         ({"ray.address": "ray://head:10001"}, "ray.address=ray://head:10001"),
         ({"train.learning_rate_decay.num_samples": 1}, "train.learning_rate_decay"),
-        ({"model.energy_offset": 1.0}, "model: energy=None, offset=1.0"),
+        ({"model.energy_offset": 1.0}, "has an energy of its own; set model.energy_offset=0.0"),
+        ({"model.energy": "mlp"}, "model.networks=dcgan has an energy of its own; set model.energy=null"),
         ({"data.split_seed": -1}, "data.split_seed"),
         ({"data.device_resident": True, "data.num_workers": 2}, "data.num_workers=2: with data.device_resident=true"),
         (

@@ -108,6 +108,13 @@ def test_settings_of_ones_own_networks_are_checked_and_reach_them(own_parts):
         validate_rules(config(model={"networks": "plain", "width": None}))
     with pytest.raises(UserError, match=r"model.settings.depth=0: it has to be 1 at least"):
         validate_rules(apply(values, {"model.settings.depth": 0}))
+    # The experiment's file may have set what these networks do not take, so the line says how to undo it.
+    for key, value in (("model.width", 32), ("model.energy", "mlp"), ("model.energy_offset", 1.5)):
+        with pytest.raises(UserError) as refusal:
+            validate_rules(apply(values, {key: value}))
+        assert str(refusal.value).startswith(f"{key}={value}: model.networks=plain has ")
+        name, _, reset = str(refusal.value).rpartition("; set ")[2].partition("=")
+        validate_rules(apply(values, {name: {"null": None, "0.0": 0.0}[reset]}))
     assert from_saved(json.loads(json.dumps(to_dict(values)))) == values
 
 

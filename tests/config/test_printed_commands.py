@@ -20,6 +20,9 @@ from pipeline.report.analysis import collect_results
 from pipeline.report.escaping import code_block
 from pipeline.report.markdown import markdown
 from pipeline.tracking.summary import SweepSummary, TrialRecord
+from tests.helpers.plugins import SOURCES, forget, no_plugins
+
+__all__ = ["no_plugins"]
 
 # What a file name may hold.
 TEXTS = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), max_size=20)
@@ -104,6 +107,22 @@ def test_the_command_that_a_new_store_is_for_runs_as_printed(call, own_experimen
     status, config, errors = call("sweep", *words, "--cfg", "job")
     assert status == 0, errors
     assert yaml.safe_load(config)["data"]["store"] == "new store"
+
+
+def test_the_command_that_a_new_store_is_for_has_the_experiments_name_and_plugins(call, tmp_path, no_plugins):
+    (tmp_path / "mine.py").write_text(SOURCES)
+    own = ["plugins=[./mine.py]", "name=gray squares", "data.source.kind=stripes"]
+    status, printed, errors = call("shards", "conf=digits", *own, f"data.store={tmp_path}/squares", "seed=3")
+    assert status == 0, errors
+    assert printed.splitlines()[-1].startswith("train on it: ")
+    _, _, module, *words = printed_in(printed)
+    with pytest.MonkeyPatch.context() as patch:
+        forget(patch)
+        status, config, errors = call(module.removeprefix("pipeline."), *words, "--cfg", "job")
+    values = yaml.safe_load(config)
+    assert (status, values["name"], values["plugins"]) == (0, "gray squares", ["./mine.py"]), errors
+    assert (values["data"]["source"]["kind"], values["data"]["store"]) == ("stripes", f"{tmp_path}/squares")
+    assert values["seed"] == 0
 
 
 def test_without_a_folder_of_ones_own_none_is_printed(refused):

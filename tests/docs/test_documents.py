@@ -88,9 +88,9 @@ def test_commands_exist(page: Path) -> None:
 
 @every_page
 def test_targets_of_make_exist(page: Path) -> None:
-    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     for part in code(page.read_text(encoding="utf-8"), ("sh",)):
-        for target in re.findall(r"^\s*make ([a-z]+)", part, re.MULTILINE):
+        for target in re.findall(r"^\s*make ([a-z-]+)", part, re.MULTILINE):
             assert target in targets, part
 
 
@@ -136,6 +136,26 @@ def test_examples_of_the_tools_that_build_the_site(tool: str) -> None:
     spec.loader.exec_module(module)
     results = doctest.testmod(module)
     assert results.attempted and not results.failed
+
+
+def test_the_table_of_networks_has_the_tasks_and_resolutions_of_each() -> None:
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    section = text.partition("\n## Networks\n")[2].partition("\n## ")[0]
+    table = {}
+    for line in section.splitlines():
+        if line.startswith("| `") and not line.startswith("| `model.networks`"):
+            names, tasks, sizes, _ = line.strip("| ").split(" | ")
+            facts = (tuple(INLINE.findall(tasks)), tuple(map(int, re.findall(r"\d+", sizes))))
+            table |= dict.fromkeys(INLINE.findall(names), facts)
+    builtin = [part for part in gebm.networks.NAMES.parts() if part.builtin]
+    assert table == {part.name: (part.facts["tasks"], part.facts["resolutions"]) for part in builtin}
+
+
+def test_the_table_of_samplers_has_each_kernel() -> None:
+    text = (ROOT / "docs" / "sampling.md").read_text(encoding="utf-8")
+    section = text.partition("| `sampler.name` | kernel |\n")[2].partition("\n\n")[0]
+    names = [INLINE.findall(line)[0] for line in section.splitlines()[1:]]
+    assert sorted(names) == sorted(part.name for part in gebm.samplers.NAMES.parts() if part.builtin)
 
 
 def test_what_is_checked_here_is_found() -> None:

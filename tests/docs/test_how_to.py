@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 
 from pipeline.training.checkpoints import read
 from tests.docs.test_documents import FENCE
@@ -70,7 +71,7 @@ def test_my_task(home, done, no_plugins):
 
 
 def test_my_network_and_my_sampler(home, done, call_with_ray, no_plugins):
-    (_, _, train, *trained), (_, _, sample, *sampled) = save("network-and-sampler.md", home)
+    (_, _, train, *trained), (_, _, _, *images), (_, _, sample, *sampled) = save("network-and-sampler.md", home)
     done(train.removeprefix("pipeline."), *trained, "train.warmup_energy_steps=1")
     summary = json.loads((home / "tower" / "summary.json").read_text())
     assert [trial["status"] for trial in summary["trials"]] == ["finished"]
@@ -78,6 +79,11 @@ def test_my_network_and_my_sampler(home, done, call_with_ray, no_plugins):
     assert "64 samples (3,)" in printed and np.isfinite(np.load(home / "drawn" / "samples.npy")).all()
     settings = json.loads((home / "drawn" / "settings.json").read_text())["sampler"]
     assert (settings["name"], settings["settings"]) == ("warm", {"gamma": 1.5})
+
+    # The one of images is checked as a training checks it, and a launcher does without a training.
+    done("submit", "launch=slurm", *images)
+    status, _, refused = call_with_ray("submit", "launch=slurm", *images[:-1])
+    assert (status, images[-1]) == (2, "model.width=null") and "set model.width=null" in refused
 
     # Named for the sweep here, it need not be named again; of a copy of the folder somebody has to trust it.
     words = [word for word in sampled if not word.startswith(("plugins=", "checkpoint="))]
@@ -194,14 +200,28 @@ def test_improve_my_gan(home, done, no_plugins):
     assert re.search(r"fid, added by energy and chain +-?[\d.]+ ± [\d.]+", scored)
 
 
+def test_one_training_on_a_cluster(call, tmp_path):
+    text = (PAGES.parent / "clusters.md").read_text(encoding="utf-8").partition("\n## One training, no search\n")[2]
+    words = shlex.split(next(FENCE.finditer(text))["code"].replace("\\\n", ""))
+    assert words[:3] == ["python", "-m", "pipeline.submit"] and words[-1] == "apply=true"
+    status, printed, errors = call("submit", *words[3:-1], "launch.folder=job")
+    assert status == 0, printed + errors
+    config = yaml.safe_load((tmp_path / "job" / "job.yaml").read_text())["config"]
+    assert (config["sweep"]["space"], config["sweep"]["num_trials"], config["sweep"]["scheduler"]) == ({}, 1, "none")
+    assert config["scale"]["num_workers"] == 8
+
+
 def test_first_run_on_my_cluster(call, tmp_path):
     text = (PAGES / "first-run-on-my-cluster.md").read_text(encoding="utf-8").replace("/shared", str(tmp_path))
     commands = [shlex.split(match["code"]) for match in FENCE.finditer(text) if match["language"] == "sh"]
-    shards, ray, slurm, report, again = ([word.removeprefix("pipeline.") for word in words[2:]] for words in commands)
+    shards, ray, slurm, report, again_on_ray, again = (
+        [word.removeprefix("pipeline.") for word in words[2:]] for words in commands
+    )
     status, printed, errors = call(*shards)
     assert status == 0, printed + errors
-    status, _, errors = call(*(word.replace(":8265", ":1") for word in ray))
-    assert status == 2 and errors.startswith("error: no job API of Ray at http://127.0.0.1:1"), errors
+    for command in (ray, again_on_ray):
+        status, _, errors = call(*(word.replace(":8265", ":1") for word in command))
+        assert status == 2 and errors.startswith("error: no job API of Ray at http://127.0.0.1:1"), errors
     # The other one is tried as it is typed: what is written is what Slurm gets.
     status, printed, errors = call(*slurm)
     assert status == 0, printed + errors
