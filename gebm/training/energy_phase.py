@@ -58,6 +58,8 @@ class EnergyQuality(NamedTuple):
             floor: The least energy; minus infinity for none.
         """
         partition = PartitionEstimate.of(-energy_base)
+        # The bound is rounded to the energies' own type, float32 at least: in float64 it may lie below all of them.
+        at_floor = energy_data.float() <= energy_data.new_tensor(floor, dtype=torch.float32)
         measures = torch.stack(
             [
                 -energy_data.mean() - partition.log_partition,
@@ -65,7 +67,7 @@ class EnergyQuality(NamedTuple):
                 energy_base.mean(),
                 energy_base.std(),
                 partition.effective_sample_size / len(energy_base),
-                (energy_data <= floor).double().mean(),
+                at_floor.double().mean(),
             ]
         )
         return cls(*measures.tolist())
