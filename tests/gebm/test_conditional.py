@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gebm import (
     GEBM,
     Alternation,
+    ContrastiveDivergence,
     LatentChain,
     StandardNormal,
     Trainer,
@@ -247,7 +248,8 @@ def test_every_penalty_takes_pairs_and_a_resumed_run_is_the_same_bit_for_bit(pen
         sizes = {"resolution": 8, "channels": 1, "latent_dim": D, "width": 4, "num_classes": K}
         model = GEBM(*networks.make("dcgan_conditional", **sizes), StandardNormal(D), class_frequencies=[1, 2, 3])
         negatives = LatentChain(samplers.MALA(0.1), num_steps=2, persistent=True)
-        return trainer_of(model, penalty=penalties.make(penalty, 0.1), ema_decay=0.9, negatives=negatives)
+        objective = ContrastiveDivergence(negatives)
+        return trainer_of(model, objective=objective, penalty=penalties.make(penalty, 0.1), ema_decay=0.9)
 
     whole, data = trainer(0), batches()
     infos = [whole.step(data, rng(step)) for step in range(3)]
