@@ -322,6 +322,11 @@ class ChainPotential:
         """The classes' vectors (N, K), where there are classes."""
         return () if self._classes is None else (self._classes,)
 
+    @property
+    def differs(self) -> bool:
+        """Whether there are classes."""
+        return self._classes is not None
+
     def with_tensors(self, tensors: Sequence[Tensor]) -> ChainPotential:
         """Return the potential of the same number of chains, of other classes."""
         return self._of(tensors[0] if tensors else None)

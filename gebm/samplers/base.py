@@ -52,6 +52,11 @@ class ChainwisePotential(Protocol):
     A call takes a row for each chain. Whatever evaluates other rows says whose they are.
     """
 
+    @property
+    def differs(self) -> bool:
+        """Whether chains have other functions at all: without classes they have one and the same."""
+        ...
+
     def __call__(self, z: Tensor) -> Tensor:
         """Map (N, D) to (N,), row i by the function of chain i."""
         ...
