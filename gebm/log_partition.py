@@ -2,6 +2,7 @@
 
 Monte Carlo over the base is enough where base and model overlap; annealed importance sampling goes from one to the
 other in steps. Both are means of weights: unbiased for ``Z``, and by Jensen's inequality too low for ``A`` on average.
+They are computed in float32 even inside an autocast region.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def log_partition_monte_carlo(
     """
     num_samples, batch_size = as_count("num_samples", num_samples, minimum=2), as_count("batch_size", batch_size)
     require_generator(generator)
-    with frozen(gebm.base, gebm.energy):
+    with frozen(gebm.base, gebm.energy), torch.autocast(gebm.log_partition.device.type, enabled=False):
         log_weights = torch.cat(
             [
                 -gebm.energy(gebm.sample_base(min(batch_size, num_samples - start), generator))
@@ -202,7 +203,7 @@ def log_partition_annealed(
     if betas[-1] != 1 or not all(colder > warmer for warmer, colder in pairwise(betas)):
         raise ValueError(f"inverse temperatures {betas[1:]}: they must increase from above 0 to 1")
     log_weights = []
-    with frozen(gebm.base, gebm.energy):
+    with frozen(gebm.base, gebm.energy), torch.autocast(gebm.log_partition.device.type, enabled=False):
         for start in range(0, num_samples, batch_size):
             z_ND = gebm.sample_latents(min(batch_size, num_samples - start), generator)
             log_weight_N = z_ND.new_zeros(len(z_ND), dtype=torch.float64)

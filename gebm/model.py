@@ -419,7 +419,8 @@ class GEBM(nn.Module):
         with unless_chosen(), frozen(base, self.energy), torch.autocast(x.device.type, enabled=False):
             network = self.energy.network
             if isinstance(network, RelativeEnergy) and self.energy.floor == -math.inf:
-                return one_per_sample(network.network(x), len(x), "the energy network")
+                potential = one_per_sample(network.network(cast_to(network.network, x)), len(x), "the energy network")
+                return potential.to(samplers.wide(potential.dtype))
             return self.energy(x) - log_density(base, x)
 
     @arithmetic("float32")

@@ -78,6 +78,8 @@ class EnergyQuality(NamedTuple):
 def energies_of(model: GEBM, x: Tensor, batch_size: int = _BATCH_SIZE) -> Tensor:
     """Return the energies of samples (N, ...), in nats: (N,), float64, on the model's device.
 
+    Computed in float32 even inside an autocast region, as a potential is.
+
     Args:
         model: The model.
         x: Samples, as the networks take them.
@@ -90,7 +92,7 @@ def energies_of(model: GEBM, x: Tensor, batch_size: int = _BATCH_SIZE) -> Tensor
         kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"energies are those of a floating-point tensor (N, ...), not of {kind}: images in [-1, 1]")
     device, batch_size = model.log_partition.device, as_count("batch_size", batch_size)
-    with frozen(model.energy):
+    with frozen(model.energy), torch.autocast(device.type, enabled=False):
         return torch.cat([model.energy(part.to(device)) for part in x.split(batch_size)]).double()
 
 
