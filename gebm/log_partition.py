@@ -173,6 +173,9 @@ def log_partition_annealed(
     :class:`~gebm.samplers.MALA`, :class:`~gebm.samplers.HMC` and other Metropolis kernels do, or the estimate is
     biased; it need not mix well, for then only the standard error grows. One temperature is plain Monte Carlo.
 
+    Tempering is refused: all its levels would start at a latent that is of the coldest level's distribution alone, and
+    what they exchange with it is of none.
+
     Args:
         gebm: The model.
         num_samples: Number of latents, at least 2.
@@ -186,7 +189,8 @@ def log_partition_annealed(
         The estimate, its standard error and the effective sample size.
 
     Raises:
-        ValueError: If there are fewer than two samples, or the temperatures do not lead from 0 to 1.
+        ValueError: If there are fewer than two samples, the temperatures do not lead from 0 to 1, or the kernel is
+            :class:`~gebm.samplers.ParallelTempering`.
 
     Example:
         >>> from gebm import StandardNormal, networks
@@ -199,6 +203,11 @@ def log_partition_annealed(
     num_samples, batch_size = as_count("num_samples", num_samples, minimum=2), as_count("batch_size", batch_size)
     require_generator(generator)
     num_steps = as_count("num_steps", num_steps)
+    if isinstance(kernel, samplers.ParallelTempering):
+        raise ValueError(
+            "annealed importance sampling is biased with tempering, whose levels all start at one latent: give the "
+            f"kernel of a level, {type(kernel.kernel).__name__}"
+        )
     betas = [0.0, *(annealing_schedule(100) if betas is None else betas)]
     if betas[-1] != 1 or not all(colder > warmer for warmer, colder in pairwise(betas)):
         raise ValueError(f"inverse temperatures {betas[1:]}: they must increase from above 0 to 1")

@@ -91,6 +91,16 @@ def test_annealing_is_within_its_standard_error(a, b, dim, seed):
     assert 1 <= found.effective_sample_size <= 1_500 + 1e-6
 
 
+@pytest.mark.parametrize("name", samplers.NAMES.having("exact", True))
+def test_annealing_with_any_exact_kernel_is_within_its_standard_error(name):
+    model, exact = quadratic_model(0.0, -1.5, 1)
+    kernel = samplers.make(name, step_size=0.5, num_leapfrog_steps=3, prior=model.prior)
+    generator = torch.Generator().manual_seed(0)
+    found = log_partition_annealed(model, 20_000, kernel, annealing_schedule(6), num_steps=2, generator=generator)
+    assert found.standard_error < 0.05
+    assert abs(found.log_partition - exact) <= 5 * found.standard_error
+
+
 @pytest.mark.parametrize("kernel", [samplers.HMC(0.4, num_leapfrog_steps=3), samplers.MALA(0.3)])
 def test_annealing_reaches_what_monte_carlo_does_not(kernel):
     # Base and model are six standard deviations apart: E(x) = -6 x has A = 18, and hardly a base draw is near x = 6.
@@ -165,6 +175,7 @@ def test_schedules_lead_from_the_prior_to_the_model(power):
         ({"betas": [0.5]}, "must increase from above 0 to 1"),
         ({"betas": [0.5, 0.5, 1.0]}, "must increase from above 0 to 1"),
         ({"betas": [0.0, 1.0]}, "must increase from above 0 to 1"),
+        ({"kernel": samplers.ParallelTempering(samplers.HMC(0.1), StandardNormal(1))}, "of a level, HMC"),
     ],
 )
 def test_what_is_refused_is_refused_in_one_line(settings, message):
