@@ -171,7 +171,8 @@ def log_partition_annealed(
     beta E(B(z))``, from ``beta = 0``, whose constant is known, to ``beta = 1``, the model. A latent's weight is
     ``exp(-sum_k (beta_k - beta_{k-1}) E(B(z_{k-1})))``. The kernel has to leave each of them invariant, as
     :class:`~gebm.samplers.MALA`, :class:`~gebm.samplers.HMC` and other Metropolis kernels do, or the estimate is
-    biased; it need not mix well, for then only the standard error grows. One temperature is plain Monte Carlo.
+    biased; it need not mix well, for then only the standard error grows. One temperature is plain Monte Carlo. A latent
+    of infinite energy has a weight of zero.
 
     Tempering is refused: all its levels would start at a latent that is of the coldest level's distribution alone, and
     what they exchange with it is of none.
@@ -215,13 +216,15 @@ def log_partition_annealed(
     with frozen(gebm.base, gebm.energy), torch.autocast(gebm.log_partition.device.type, enabled=False):
         for start in range(0, num_samples, batch_size):
             z_ND = gebm.sample_latents(min(batch_size, num_samples - start), generator)
+            z_ND = z_ND.to(samplers.wide(z_ND.dtype))
             log_weight_N = z_ND.new_zeros(len(z_ND), dtype=torch.float64)
             for warmer, colder in pairwise(betas):
                 log_weight_N -= (colder - warmer) * gebm.energy(gebm.decode(z_ND)).double()
                 # No weight depends on the positions after the last temperature.
-                if colder < 1:
-                    potential = ChainPotential(gebm, z_ND, colder)
+                # A latent of infinite energy keeps its weight of zero wherever it goes, and no chain can start there.
+                if colder < 1 and (moving := log_weight_N != -math.inf).any():
+                    potential = ChainPotential(gebm, z_ND[moving], colder)
                     chain = samplers.run(kernel, potential, potential.z, num_steps, generator=generator)
-                    z_ND = potential.join(chain.z)
+                    z_ND[moving] = potential.join(chain.z)
             log_weights.append(log_weight_N)
     return PartitionEstimate.of(torch.cat(log_weights))

@@ -226,7 +226,7 @@ class GEBM(nn.Module):
 
         Args:
             z: Latents (N, D).
-            beta: Inverse temperature; 1 is the model itself, larger is colder.
+            beta: Inverse temperature; 1 is the model itself, larger is colder, and at 0 the energy is left out.
 
         Returns:
             Potentials (N,), in nats, float32 or wider.
@@ -246,7 +246,9 @@ class GEBM(nn.Module):
         beta = as_beta(beta)
         with unless_chosen(), frozen(self.base, self.energy), torch.autocast(z.device.type, enabled=False):
             moving, _ = self.split_latents(z)
-            return beta * self.energy(self.decode(z)) - self.prior.log_prob(moving.to(samplers.wide(z.dtype)))
+            # Zero times an infinite energy would be no number.
+            tempered = beta * self.energy(self.decode(z)) if beta else 0.0 * moving.sum(1)
+            return tempered - self.prior.log_prob(moving.to(samplers.wide(z.dtype)))
 
     def sample_latents(
         self, n: int, generator: torch.Generator | None = None, labels: Sequence[int] | Tensor | int | None = None
