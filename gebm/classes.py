@@ -7,7 +7,8 @@ holds the vector of the class, which has a one at its number and zeros elsewhere
 samples keeps their classes, and a point on the segment between two samples is between their classes as well, which is
 where a gradient penalty takes it.
 
-Only chains move latents. Theirs are without the class, which :class:`ChainPotential` keeps.
+Only chains move latents. Theirs are without the class, which :class:`ChainPotential` keeps. So they sample the model
+given the class, with classes as in the data, where the pair's own model has another share of a class.
 """
 
 from __future__ import annotations

@@ -343,7 +343,11 @@ class GEBM(nn.Module):
 
         Arbel, Zhou and Gretton, ICLR 2021, algorithms 2 and 3, according to the kernel. Each chain's start and noise
         are its own: but for rounding inside the networks, a sample is the same for any ``n`` and ``batch_size``. A
-        chain that diverges is restarted at the prior. Each keeps its class, where the model has classes.
+        chain that diverges is restarted at the prior.
+
+        Where the model has classes, each chain keeps the one that it was drawn with. Samples are of the model given
+        the class, and classes as in the data: under the model itself a class has the share ``frequency * Z_y / Z``,
+        with ``Z_y`` the mean of ``exp(-E)`` over the base's samples of the class.
 
         Args:
             n: Number of samples.

@@ -344,7 +344,9 @@ class ContrastiveDivergence:
 
     ``E_P[E] - E_Q[E]`` has the gradient of minus the generalized log-likelihood, where ``Q`` is the model; the chains
     of ``negatives`` stand for ``Q`` (Hinton 2002), persistent ones the better the slower the energy moves (Tieleman
-    2008). The log-partition never enters: estimate it afterwards, :mod:`gebm.log_partition`.
+    2008). The log-partition never enters: estimate it afterwards, :mod:`gebm.log_partition`. Chains on latents keep
+    their class: of a model of classes the likelihood is that of the data given their classes, which leaves a constant
+    of each class free.
 
     The base's half is KALE's, ``-log mean exp(-E)``: also under contrastive divergence the base is that of a
     generalized energy-based model, and its likelihood's gradient is the weighted one.
