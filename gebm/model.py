@@ -433,8 +433,10 @@ class GEBM(nn.Module):
     def log_prob(self, x: Tensor, log_partition: Tensor | float | None = None) -> Tensor:
         """Return the model's log-density, ``log b(x) - E(x) - A``, where the base has a density ``b``.
 
-        As good as the log-partition is. The trained ``c`` is what KALE's Fenchel form gives; other objectives leave it
-        untrained, and then it takes an estimate of :mod:`gebm.log_partition`. Gradients as for :meth:`potential`.
+        As good as the log-partition is. The trained ``c`` is what KALE's Fenchel form gives, and under a gradient guard
+        it is too low (:mod:`gebm.training.gradient_guard`); other objectives leave it untrained. Then call
+        :func:`gebm.initialize_log_partition` first, or give an estimate of :mod:`gebm.log_partition`. Gradients as for
+        :meth:`potential`.
 
         Args:
             x: Samples (N, ...).

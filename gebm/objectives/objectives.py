@@ -151,8 +151,10 @@ class KALE(_Adversarial):
     - Donsker-Varadhan form: ``-E_P[E] - log E_B[exp(-E)]`` with the batch's own mean in the logarithm, which is biased
       and leaves ``c`` untrained.
 
-    Both are at most ``KL(P || B)``. The base minimizes ``-log mean exp(-E)``: its gradient is that of the energies,
-    weighted by self-normalized ``exp(-E)`` (section 3, the gradient of KALE).
+    Both are at most ``KL(P || B)`` in expectations over ``P`` and ``B``. What a batch gives is an estimate: of the
+    Donsker-Varadhan form too high on average, more so where few samples carry the weight. The base minimizes
+    ``-log mean exp(-E)``: its gradient is that of the energies, weighted by self-normalized ``exp(-E)`` (section 3, the
+    gradient of KALE).
 
     Args:
         form: ``"fenchel"`` or ``"donsker_varadhan"``.
@@ -179,7 +181,7 @@ class KALE(_Adversarial):
         return self.form == "fenchel"
 
     def energy_loss(self, energy_data: Tensor, energy_base: Tensor, log_partition: Tensor | None) -> Tensor:
-        """Return minus the lower bound of ``KL(P || B)``.
+        """Return minus the batch's estimate of the lower bound of ``KL(P || B)``.
 
         Args:
             energy_data: Energies of data (N,).

@@ -197,10 +197,11 @@ def summary(
 
     Returns:
         ``mean_potential``; ``divergences``, the number of steps that diverged; ``ess_bulk`` and ``ess_tail``, the
-        smallest over coordinates, zero where no chain is finite or all draws of a coordinate are the same; with two chains or more ``r_hat``, the largest; of a
-        kernel that accepts and rejects ``acceptance_rate`` and ``energy_error``, the mean absolute one; of tempering
-        ``swap_acceptance``, of the pair of levels that exchanges least; ``ess_per_gradient``, the bulk ESS over the
-        number of gradients all the chains took together, if there were any; ``ess_per_second``.
+        smallest over coordinates, zero where no chain is finite or all draws of a coordinate are the same; with two
+        chains or more ``r_hat``, the largest; of a kernel that accepts and rejects ``acceptance_rate`` and
+        ``energy_error``, the mean absolute one; of tempering ``swap_acceptance``, of the pair of levels that exchanges
+        least; ``ess_per_gradient``, the bulk ESS over the number of gradients all the chains took together, if there
+        were any; ``ess_per_second``.
 
     Raises:
         ValueError: If the positions have another shape, or ``seconds`` is not positive.

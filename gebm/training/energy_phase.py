@@ -31,8 +31,9 @@ class EnergyQuality(NamedTuple):
     """Measures of an energy, on data and base samples that it was not trained on.
 
     Attributes:
-        kale: ``-E_P[E] - log E_B[exp(-E)]``, a lower bound of ``KL(P || B)`` up to sampling error, in nats. Near zero
-            the energy is nearly flat; below zero its model is worse than the base.
+        kale: ``-E_P[E] - log E_B[exp(-E)]``, an estimate of a lower bound of ``KL(P || B)``, in nats: too high on
+            average, more so where ``weights_ess`` is small, as the logarithm of a mean of samples is too low on
+            average. Near zero the energy is nearly flat; below zero its model is worse than the base.
         energy_data: Mean energy of data, in nats.
         energy_base: Mean energy of base samples, in nats. Data should lie lower.
         spread: Standard deviation of the energies of base samples, in nats.
