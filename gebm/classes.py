@@ -7,7 +7,8 @@ holds the vector of the class, which has a one at its number and zeros elsewhere
 samples keeps their classes, and a point on the segment between two samples is between their classes as well, which is
 where a gradient penalty takes it.
 
-Only chains move latents. Theirs are without the class, which :class:`ChainPotential` keeps.
+Only chains move latents. Theirs are without the class, which :class:`ChainPotential` keeps. So they sample the model
+given the class, with classes as in the data, where the pair's own model has another share of a class.
 """
 
 from __future__ import annotations
@@ -321,6 +322,11 @@ class ChainPotential:
     def tensors(self) -> tuple[Tensor, ...]:
         """The classes' vectors (N, K), where there are classes."""
         return () if self._classes is None else (self._classes,)
+
+    @property
+    def differs(self) -> bool:
+        """Whether there are classes."""
+        return self._classes is not None
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> ChainPotential:
         """Return the potential of the same number of chains, of other classes."""

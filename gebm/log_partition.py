@@ -2,6 +2,7 @@
 
 Monte Carlo over the base is enough where base and model overlap; annealed importance sampling goes from one to the
 other in steps. Both are means of weights: unbiased for ``Z``, and by Jensen's inequality too low for ``A`` on average.
+They are computed in float32 even inside an autocast region.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def log_partition_monte_carlo(
     """
     num_samples, batch_size = as_count("num_samples", num_samples, minimum=2), as_count("batch_size", batch_size)
     require_generator(generator)
-    with frozen(gebm.base, gebm.energy):
+    with frozen(gebm.base, gebm.energy), torch.autocast(gebm.log_partition.device.type, enabled=False):
         log_weights = torch.cat(
             [
                 -gebm.energy(gebm.sample_base(min(batch_size, num_samples - start), generator))
@@ -170,7 +171,11 @@ def log_partition_annealed(
     beta E(B(z))``, from ``beta = 0``, whose constant is known, to ``beta = 1``, the model. A latent's weight is
     ``exp(-sum_k (beta_k - beta_{k-1}) E(B(z_{k-1})))``. The kernel has to leave each of them invariant, as
     :class:`~gebm.samplers.MALA`, :class:`~gebm.samplers.HMC` and other Metropolis kernels do, or the estimate is
-    biased; it need not mix well, for then only the standard error grows. One temperature is plain Monte Carlo.
+    biased; it need not mix well, for then only the standard error grows. One temperature is plain Monte Carlo. A latent
+    of infinite energy has a weight of zero.
+
+    Tempering is refused: all its levels would start at a latent that is of the coldest level's distribution alone, and
+    what they exchange with it is of none.
 
     Args:
         gebm: The model.
@@ -185,7 +190,8 @@ def log_partition_annealed(
         The estimate, its standard error and the effective sample size.
 
     Raises:
-        ValueError: If there are fewer than two samples, or the temperatures do not lead from 0 to 1.
+        ValueError: If there are fewer than two samples, the temperatures do not lead from 0 to 1, or the kernel is
+            :class:`~gebm.samplers.ParallelTempering`.
 
     Example:
         >>> from gebm import StandardNormal, networks
@@ -198,20 +204,27 @@ def log_partition_annealed(
     num_samples, batch_size = as_count("num_samples", num_samples, minimum=2), as_count("batch_size", batch_size)
     require_generator(generator)
     num_steps = as_count("num_steps", num_steps)
+    if isinstance(kernel, samplers.ParallelTempering):
+        raise ValueError(
+            "annealed importance sampling is biased with tempering, whose levels all start at one latent: give the "
+            f"kernel of a level, {type(kernel.kernel).__name__}"
+        )
     betas = [0.0, *(annealing_schedule(100) if betas is None else betas)]
     if betas[-1] != 1 or not all(colder > warmer for warmer, colder in pairwise(betas)):
         raise ValueError(f"inverse temperatures {betas[1:]}: they must increase from above 0 to 1")
     log_weights = []
-    with frozen(gebm.base, gebm.energy):
+    with frozen(gebm.base, gebm.energy), torch.autocast(gebm.log_partition.device.type, enabled=False):
         for start in range(0, num_samples, batch_size):
             z_ND = gebm.sample_latents(min(batch_size, num_samples - start), generator)
+            z_ND = z_ND.to(samplers.wide(z_ND.dtype))
             log_weight_N = z_ND.new_zeros(len(z_ND), dtype=torch.float64)
             for warmer, colder in pairwise(betas):
                 log_weight_N -= (colder - warmer) * gebm.energy(gebm.decode(z_ND)).double()
                 # No weight depends on the positions after the last temperature.
-                if colder < 1:
-                    potential = ChainPotential(gebm, z_ND, colder)
+                # A latent of infinite energy keeps its weight of zero wherever it goes, and no chain can start there.
+                if colder < 1 and (moving := log_weight_N != -math.inf).any():
+                    potential = ChainPotential(gebm, z_ND[moving], colder)
                     chain = samplers.run(kernel, potential, potential.z, num_steps, generator=generator)
-                    z_ND = potential.join(chain.z)
+                    z_ND[moving] = potential.join(chain.z)
             log_weights.append(log_weight_N)
     return PartitionEstimate.of(torch.cat(log_weights))

@@ -226,7 +226,7 @@ class GEBM(nn.Module):
 
         Args:
             z: Latents (N, D).
-            beta: Inverse temperature; 1 is the model itself, larger is colder.
+            beta: Inverse temperature; 1 is the model itself, larger is colder, and at 0 the energy is left out.
 
         Returns:
             Potentials (N,), in nats, float32 or wider.
@@ -246,7 +246,9 @@ class GEBM(nn.Module):
         beta = as_beta(beta)
         with unless_chosen(), frozen(self.base, self.energy), torch.autocast(z.device.type, enabled=False):
             moving, _ = self.split_latents(z)
-            return beta * self.energy(self.decode(z)) - self.prior.log_prob(moving.to(samplers.wide(z.dtype)))
+            # Zero times an infinite energy would be no number.
+            tempered = beta * self.energy(self.decode(z)) if beta else 0.0 * moving.sum(1)
+            return tempered - self.prior.log_prob(moving.to(samplers.wide(z.dtype)))
 
     def sample_latents(
         self, n: int, generator: torch.Generator | None = None, labels: Sequence[int] | Tensor | int | None = None
@@ -341,7 +343,11 @@ class GEBM(nn.Module):
 
         Arbel, Zhou and Gretton, ICLR 2021, algorithms 2 and 3, according to the kernel. Each chain's start and noise
         are its own: but for rounding inside the networks, a sample is the same for any ``n`` and ``batch_size``. A
-        chain that diverges is restarted at the prior. Each keeps its class, where the model has classes.
+        chain that diverges is restarted at the prior.
+
+        Where the model has classes, each chain keeps the one that it was drawn with. Samples are of the model given
+        the class, and classes as in the data: under the model itself a class has the share ``frequency * Z_y / Z``,
+        with ``Z_y`` the mean of ``exp(-E)`` over the base's samples of the class.
 
         Args:
             n: Number of samples.
@@ -419,15 +425,18 @@ class GEBM(nn.Module):
         with unless_chosen(), frozen(base, self.energy), torch.autocast(x.device.type, enabled=False):
             network = self.energy.network
             if isinstance(network, RelativeEnergy) and self.energy.floor == -math.inf:
-                return one_per_sample(network.network(x), len(x), "the energy network")
+                potential = one_per_sample(network.network(cast_to(network.network, x)), len(x), "the energy network")
+                return potential.to(samplers.wide(potential.dtype))
             return self.energy(x) - log_density(base, x)
 
     @arithmetic("float32")
     def log_prob(self, x: Tensor, log_partition: Tensor | float | None = None) -> Tensor:
         """Return the model's log-density, ``log b(x) - E(x) - A``, where the base has a density ``b``.
 
-        As good as the log-partition is. The trained ``c`` is what KALE's Fenchel form gives; other objectives leave it
-        untrained, and then it takes an estimate of :mod:`gebm.log_partition`. Gradients as for :meth:`potential`.
+        As good as the log-partition is. The trained ``c`` is what KALE's Fenchel form gives, and under a gradient guard
+        it is too low (:mod:`gebm.training.gradient_guard`); other objectives leave it untrained. Then call
+        :func:`gebm.initialize_log_partition` first, or give an estimate of :mod:`gebm.log_partition`. Gradients as for
+        :meth:`potential`.
 
         Args:
             x: Samples (N, ...).

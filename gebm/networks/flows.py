@@ -84,7 +84,7 @@ class FlowBase(nn.Module, ABC):
         return log_det_N - 0.5 * (z_ND.square().sum(1) + self.dim * math.log(2 * math.pi))
 
     def _rows(self, rows: Tensor) -> Tensor:
-        """Return the rows (N, D) in the type of the weights, float32 or wider, or refuse them."""
+        """Return the rows (N, D) in the type of the weights, float32 or float64, or refuse them."""
         if rows.dim() != 2 or rows.shape[1] != self.dim:
             raise ValueError(
                 f"a {type(self).__name__} of {self.dim} dimensions maps (N, {self.dim}), not {tuple(rows.shape)}"
@@ -94,7 +94,7 @@ class FlowBase(nn.Module, ABC):
             raise ValueError(
                 f"a {type(self).__name__} is computed in float32 or float64, and its weights are {dtype}: call .float()"
             )
-        return rows.to(torch.promote_types(rows.dtype, dtype))
+        return rows.to(dtype)
 
 
 class GaussianFlow(FlowBase):

@@ -1,7 +1,9 @@
 """The losses of an energy step and of a base step: modules of one forward, which data parallelism wraps as they are.
 
-The networks may run in bfloat16; energies come out of them in float32, and everything that is a mean of exponents, the
-log-partition and KALE, is computed from those: eight bits would round a KALE of a tenth of a nat away.
+The networks may run in bfloat16. A last layer that is linear then returns an energy of eight bits: one of ten nats is
+off by up to a thirty-second. From there on all is in float32, and everything that is a mean over energies or exponents,
+the log-partition and KALE, averages these roundings out; eight bits of its own would round a KALE of a tenth of a nat
+away.
 """
 
 from __future__ import annotations

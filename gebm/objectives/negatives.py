@@ -142,6 +142,9 @@ class LatentChain(_Chain):
     chain continues from where the last energy step left it; the rest of a kernel's state, velocities and the position
     in a schedule, starts anew, as the potential has moved. A chain that diverges is restarted at the prior.
 
+    A chain keeps its class: where the model has classes, it samples the model given the class, classes are as in the
+    data, and the gradient is that of the likelihood given the class.
+
     Args:
         kernel: A kernel of :mod:`gebm.samplers`.
         num_steps: Steps per energy step.

@@ -151,8 +151,10 @@ class KALE(_Adversarial):
     - Donsker-Varadhan form: ``-E_P[E] - log E_B[exp(-E)]`` with the batch's own mean in the logarithm, which is biased
       and leaves ``c`` untrained.
 
-    Both are at most ``KL(P || B)``. The base minimizes ``-log mean exp(-E)``: its gradient is that of the energies,
-    weighted by self-normalized ``exp(-E)`` (section 3, the gradient of KALE).
+    Both are at most ``KL(P || B)`` in expectations over ``P`` and ``B``. What a batch gives is an estimate: of the
+    Donsker-Varadhan form too high on average, more so where few samples carry the weight. The base minimizes
+    ``-log mean exp(-E)``: its gradient is that of the energies, weighted by self-normalized ``exp(-E)`` (section 3, the
+    gradient of KALE).
 
     Args:
         form: ``"fenchel"`` or ``"donsker_varadhan"``.
@@ -179,7 +181,7 @@ class KALE(_Adversarial):
         return self.form == "fenchel"
 
     def energy_loss(self, energy_data: Tensor, energy_base: Tensor, log_partition: Tensor | None) -> Tensor:
-        """Return minus the lower bound of ``KL(P || B)``.
+        """Return minus the batch's estimate of the lower bound of ``KL(P || B)``.
 
         Args:
             energy_data: Energies of data (N,).
@@ -344,7 +346,9 @@ class ContrastiveDivergence:
 
     ``E_P[E] - E_Q[E]`` has the gradient of minus the generalized log-likelihood, where ``Q`` is the model; the chains
     of ``negatives`` stand for ``Q`` (Hinton 2002), persistent ones the better the slower the energy moves (Tieleman
-    2008). The log-partition never enters: estimate it afterwards, :mod:`gebm.log_partition`.
+    2008). The log-partition never enters: estimate it afterwards, :mod:`gebm.log_partition`. Chains on latents keep
+    their class: of a model of classes the likelihood is that of the data given their classes, which leaves a constant
+    of each class free.
 
     The base's half is KALE's, ``-log mean exp(-E)``: also under contrastive divergence the base is that of a
     generalized energy-based model, and its likelihood's gradient is the weighted one.

@@ -73,8 +73,9 @@ NAMES: Registry[Callable[..., Kernel[Any]]] = Registry(
 """The kernels by the names that configurations use. DDLS, Che et al., NeurIPS 2020, is ULA at ``beta = 1``.
 
 Their facts: the kernel whose step size is of the same kind as theirs (``like``), whether they leave the distribution
-invariant at any temperature, without state beyond the position (``exact``), whether their noise hides the rounding of
-bfloat16, and the setting that names another kernel, which they are built of and given (``inner``).
+invariant at any temperature, without state beyond the position and what is computed from it (``exact``), whether their
+noise hides the rounding of bfloat16, and the setting that names another kernel, which they are built of and given
+(``inner``).
 """
 
 register = NAMES.register
@@ -85,7 +86,7 @@ register("kla", bfloat16=True)(KineticLangevin)
 register("mala", exact=True)(MALA)
 register("hmc", exact=True)(HMC)
 register("rwm", exact=True)(RandomWalkMetropolis)
-register("imh", like="mala")(IndependentMetropolis)
+register("imh", like="mala", exact=True)(IndependentMetropolis)
 register("dot")(DiscriminatorOptimalTransport)
 register("descent")(GradientDescent)
 register("ddls", like="ula", bfloat16=True)(UnadjustedLangevin)

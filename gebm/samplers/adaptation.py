@@ -146,7 +146,8 @@ class Variance(NamedTuple):
         return (self.squares / max(1, n - 1) * n + 1e-3 * 5) / (n + 5)
 
 
-# Above it chains still differ by where they came from: Gelman and Rubin's own limit, for chains that are yet to run.
+# Above it chains still differ by where they came from. The usual limit since Brooks and Gelman (1998), and a loose one,
+# for chains that are yet to run.
 _LARGEST_R_HAT = 1.1
 # About so many positions, at most twice as many, of so many chains say as much, and fit into memory.
 _NUM_POSITIONS, _MAX_CHAINS = 100, 256

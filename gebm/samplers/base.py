@@ -52,6 +52,11 @@ class ChainwisePotential(Protocol):
     A call takes a row for each chain. Whatever evaluates other rows says whose they are.
     """
 
+    @property
+    def differs(self) -> bool:
+        """Whether chains have other functions at all: without classes they have one and the same."""
+        ...
+
     def __call__(self, z: Tensor) -> Tensor:
         """Map (N, D) to (N,), row i by the function of chain i."""
         ...
@@ -202,7 +207,8 @@ class StepDecay:
     """A step size that falls by a constant factor at regular intervals.
 
     Called with the number of steps a chain has taken, it returns the factor of the step size. The default is the
-    schedule of the image experiments of Arbel, Zhou and Gretton (ICLR 2021, section 6): times 0.1 every 200 steps.
+    schedule of the image experiments of Arbel, Zhou and Gretton (ICLR 2021, section 6): times 0.1 every 200 steps. That
+    is of a step in squared units of ``z``, as ULA's; KLA's step is the root of it, and falls by ``0.1 ** 0.5``.
 
     Args:
         factor: Factor of the step size at each change, in (0, 1].

@@ -7,6 +7,7 @@ means, and chains with positions that are not finite out of the statistics over 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -137,7 +138,8 @@ def effective_sample_size(positions: Tensor, method: str = "bulk") -> Tensor:
         method: "bulk", for estimates of a location, or "tail", the smaller of the 5 % and the 95 % quantiles'.
 
     Returns:
-        Effective number of independent draws among the T * N, per coordinate (D,), float64.
+        Effective number of independent draws among the T * N, per coordinate (D,), float64; not a number where all
+        draws are the same, as of one chain that never moved.
 
     Raises:
         ValueError: If the positions have another shape or the method is unknown.
@@ -150,8 +152,11 @@ def effective_sample_size(positions: Tensor, method: str = "bulk") -> Tensor:
     if method not in ("bulk", "tail"):
         raise ValueError(f"method must be 'bulk' or 'tail', not {method!r}")
     prob = (0.05, 0.95) if method == "tail" else None
-    ess = array_stats.ess(_draws(positions), chain_axis=1, draw_axis=0, method=method, prob=prob)
-    return torch.as_tensor(ess, dtype=torch.float64)
+    draws = _draws(positions)
+    ess = torch.as_tensor(array_stats.ess(draws, chain_axis=1, draw_axis=0, method=method, prob=prob))
+    # Of draws that are the same to this resolution arviz takes all for independent.
+    is_constant = torch.as_tensor(draws.max((0, 1)) - draws.min((0, 1))) < torch.finfo(torch.float64).resolution
+    return ess.double().masked_fill(is_constant, math.nan)
 
 
 def r_hat(positions: Tensor) -> Tensor:
@@ -192,10 +197,11 @@ def summary(
 
     Returns:
         ``mean_potential``; ``divergences``, the number of steps that diverged; ``ess_bulk`` and ``ess_tail``, the
-        smallest over coordinates, zero where no chain is finite; with two chains or more ``r_hat``, the largest; of a
-        kernel that accepts and rejects ``acceptance_rate`` and ``energy_error``, the mean absolute one; of tempering
-        ``swap_acceptance``, of the pair of levels that exchanges least; ``ess_per_gradient``, the bulk ESS over the
-        number of gradients all the chains took together, if there were any; ``ess_per_second``.
+        smallest over coordinates, zero where no chain is finite or all draws of a coordinate are the same; with two
+        chains or more ``r_hat``, the largest; of a kernel that accepts and rejects ``acceptance_rate`` and
+        ``energy_error``, the mean absolute one; of tempering ``swap_acceptance``, of the pair of levels that exchanges
+        least; ``ess_per_gradient``, the bulk ESS over the number of gradients all the chains took together, if there
+        were any; ``ess_per_second``.
 
     Raises:
         ValueError: If the positions have another shape, or ``seconds`` is not positive.
@@ -224,7 +230,7 @@ def summary(
     positions = positions[:, positions.isfinite().all(2).all(0)]
     for method in ("bulk", "tail"):
         sizes = effective_sample_size(positions, method) if positions.shape[1] else torch.zeros(1)
-        result[f"ess_{method}"] = float(sizes.min())
+        result[f"ess_{method}"] = float(sizes.nan_to_num(nan=0.0).min())
     if positions.shape[1] > 1:
         result["r_hat"] = float(r_hat(positions).max())
     swaps = swap_acceptance(infos)

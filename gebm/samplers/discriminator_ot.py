@@ -68,22 +68,25 @@ class TransportState(NamedTuple):
     step: Tensor
 
 
-def estimate_lipschitz(z: Tensor, energy: Tensor) -> Tensor:
+def estimate_lipschitz(z: Tensor, energy: Tensor, energy_before: Tensor | None = None) -> Tensor:
     """Estimate a Lipschitz constant as the steepest slope of an energy between pairs of points.
 
     The pairs are neighboring rows, first and last included: independent draws make independent pairs. This
     is the estimate of Tanaka, *Discriminator optimal transport*, NeurIPS 2019. It bounds the true constant from below,
-    which the method needs: with the true one no latent would move.
+    which the method needs: with the true one no latent would move. Pairs with an energy that is not finite have no
+    slope.
 
     Args:
         z: Points (N, D), N at least 2.
         energy: Energy at them (N,).
+        energy_before: Energy at the point of the row before, by the function of this row (N,), where rows have other
+            functions (default: that of the row before).
 
     Returns:
         The estimate, 0-dimensional and positive.
 
     Raises:
-        ValueError: If there are fewer than two points.
+        ValueError: If there are fewer than two points, or no pair has a slope.
 
     Example:
         >>> z = torch.tensor([[0.0], [1.0], [3.0]])
@@ -95,7 +98,15 @@ def estimate_lipschitz(z: Tensor, energy: Tensor) -> Tensor:
             "a Lipschitz constant is estimated from at least two latents: give prior or lipschitz, or run more chains"
         )
     tiny = torch.finfo(z.dtype).tiny
-    slopes = (energy - energy.roll(1)).abs() / (z - z.roll(1, dims=0)).norm(dim=1).clamp_min(tiny)
+    rise = (energy - (energy.roll(1) if energy_before is None else energy_before)).abs()
+    slopes = rise / (z - z.roll(1, dims=0)).norm(dim=1).clamp_min(tiny)
+    finite = slopes.isfinite()
+    if not finite.any():
+        raise ValueError(
+            f"no Lipschitz constant is estimated from {len(z)} latents whose energies are not finite in pairs: give "
+            "lipschitz, or check the energy there"
+        )
+    slopes = slopes.where(finite, 0.0)
     return slopes.max().clamp_min(tiny)
 
 
@@ -116,6 +127,7 @@ class DiscriminatorOptimalTransport:
     Where ``K`` is estimated, ``beta`` cancels. With ``prior`` it is estimated from latents of the prior that are the
     same in every run, so that it belongs to the model: a chain goes the same way alone as among others. Without
     ``prior`` there are only the latents that the run starts at, two at least, and ``K`` depends on which they are.
+    Where chains keep classes, ``K`` is the steepest slope within a class.
 
     Args:
         step_size: Length scale of a step, in units of ``z``.
@@ -157,7 +169,7 @@ class DiscriminatorOptimalTransport:
         elif self.prior is not None:
             lipschitz = self._lipschitz_under(self.prior, z, potential)
         else:
-            lipschitz = estimate_lipschitz(z, energy)
+            lipschitz = estimate_lipschitz(z, energy, self._energies_before(potential, z, len(z)))
         return TransportState(z, energy, gradient, z, lipschitz, number_chains(z), counter())
 
     def restart(self, state: TransportState, z: Tensor) -> TransportState:
@@ -188,10 +200,21 @@ class DiscriminatorOptimalTransport:
         if isinstance(potential, ChainwisePotential):
             potential = potential.independent(len(latents))
         # As many at once as there are chains, which the device has room for.
-        energies = [
-            evaluate(self._energy(potential_at(potential, rows)), latents[rows]) for rows in chain.split(len(z))
-        ]
-        return estimate_lipschitz(latents, torch.cat(energies))
+        energies = self._energies(potential, latents, len(z))
+        return estimate_lipschitz(latents, energies, self._energies_before(potential, latents, len(z)))
+
+    def _energies_before(self, potential: Potential, z: Tensor, batch_size: int) -> Tensor | None:
+        """Return the energies at the latents of the rows before, or ``None`` where all rows have one function.
+
+        With classes a neighbor's own energy would be that of another class, and the difference no slope of either.
+        """
+        if not isinstance(potential, ChainwisePotential) or not potential.differs:
+            return None
+        return self._energies(potential, z.roll(1, dims=0), batch_size)
+
+    def _energies(self, potential: Potential, z: Tensor, batch_size: int) -> Tensor:
+        rows = torch.arange(len(z), device=z.device).split(batch_size)
+        return torch.cat([evaluate(self._energy(potential_at(potential, part)), z[part]) for part in rows])
 
     def _energy(self, potential: Potential) -> Potential:
         prior = self.prior

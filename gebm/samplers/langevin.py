@@ -148,7 +148,8 @@ class KineticLangevin:
     Args:
         step_size: The step ``h``, in units of time: of ``z`` over velocity.
         friction: The friction ``kappa``, per unit of time.
-        schedule: Factor of ``h`` as the chain proceeds; ``None`` keeps it constant.
+        schedule: Factor of ``h`` as the chain proceeds; ``None`` keeps it constant. The paper's, of the squared step,
+            is ``StepDecay(0.1 ** 0.5)`` here.
         initial_velocity: "zero", or "normal" for standard normal velocities, drawn in the first step. A chain that is
             restarted after a divergence starts from rest.
 

@@ -91,11 +91,11 @@ class ParallelTempering:
     """Parallel tempering: chains of several temperatures that exchange their positions, so that modes are left.
 
     Level ``b`` samples ``eta^(1 - b) exp(-b U)``, which for ``U = -log eta + beta E(B(z))`` is ``eta exp(-b beta
-    E(B(z)))``: only the energy is tempered, and at ``b = 0`` nothing but the prior is left. After a step of the inner
-    kernel on all levels, neighbors are offered to exchange their positions, in turn those of even and of odd levels;
-    the exchange is accepted with probability ``min(1, exp((b - b') (E - E')))``. Geyer, *Markov chain Monte Carlo
-    maximum likelihood*, 1991; even and odd in turn after Syed, Bouchard-Cote, Deligiannidis and Doucet, JRSS B 2022.
-    Exact on every level.
+    E(B(z)))``: only the energy is tempered, and at ``b = 0`` nothing but the prior is left, where ``U`` is finite.
+    After a step of the inner kernel on all levels, neighbors are offered to exchange their positions, in turn those of
+    even and of odd levels; the exchange is accepted with probability ``min(1, exp((b - b') (E - E')))``. Geyer, *Markov
+    chain Monte Carlo maximum likelihood*, 1991; even and odd in turn after Syed, Bouchard-Cote, Deligiannidis and
+    Doucet, JRSS B 2022. Exact on every level.
 
     The potential is called on all levels together, (N L, D), and as often as the inner kernel calls it. A step takes
     two keys of the generator, the inner kernel's and one for the exchanges.

@@ -75,7 +75,8 @@ class StepInfo(NamedTuple):
     Nothing here waits for the device; reading a value does. A value is not a number where there was no such step.
 
     Attributes:
-        energy_loss: Loss of the last energy step, penalty included; for KALE, minus the lower bound plus the penalty.
+        energy_loss: Loss of the last energy step, penalty included; for KALE, minus the batch's estimate of the lower
+            bound plus the penalty.
         largest_energy_loss: The largest loss of these energy steps.
         base_loss: Loss of the base step.
         penalty: Penalty in the last energy step; zero if it was not due.

@@ -31,8 +31,9 @@ class EnergyQuality(NamedTuple):
     """Measures of an energy, on data and base samples that it was not trained on.
 
     Attributes:
-        kale: ``-E_P[E] - log E_B[exp(-E)]``, a lower bound of ``KL(P || B)`` up to sampling error, in nats. Near zero
-            the energy is nearly flat; below zero its model is worse than the base.
+        kale: ``-E_P[E] - log E_B[exp(-E)]``, an estimate of a lower bound of ``KL(P || B)``, in nats: too high on
+            average, more so where ``weights_ess`` is small, as the logarithm of a mean of samples is too low on
+            average. Near zero the energy is nearly flat; below zero its model is worse than the base.
         energy_data: Mean energy of data, in nats.
         energy_base: Mean energy of base samples, in nats. Data should lie lower.
         spread: Standard deviation of the energies of base samples, in nats.
@@ -58,6 +59,8 @@ class EnergyQuality(NamedTuple):
             floor: The least energy; minus infinity for none.
         """
         partition = PartitionEstimate.of(-energy_base)
+        # The bound is rounded to the energies' own type, float32 at least: in float64 it may lie below all of them.
+        at_floor = energy_data.float() <= energy_data.new_tensor(floor, dtype=torch.float32)
         measures = torch.stack(
             [
                 -energy_data.mean() - partition.log_partition,
@@ -65,7 +68,7 @@ class EnergyQuality(NamedTuple):
                 energy_base.mean(),
                 energy_base.std(),
                 partition.effective_sample_size / len(energy_base),
-                (energy_data <= floor).double().mean(),
+                at_floor.double().mean(),
             ]
         )
         return cls(*measures.tolist())
@@ -75,6 +78,8 @@ class EnergyQuality(NamedTuple):
 @torch.no_grad()
 def energies_of(model: GEBM, x: Tensor, batch_size: int = _BATCH_SIZE) -> Tensor:
     """Return the energies of samples (N, ...), in nats: (N,), float64, on the model's device.
+
+    Computed in float32 even inside an autocast region, as a potential is.
 
     Args:
         model: The model.
@@ -88,7 +93,7 @@ def energies_of(model: GEBM, x: Tensor, batch_size: int = _BATCH_SIZE) -> Tensor
         kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"energies are those of a floating-point tensor (N, ...), not of {kind}: images in [-1, 1]")
     device, batch_size = model.log_partition.device, as_count("batch_size", batch_size)
-    with frozen(model.energy):
+    with frozen(model.energy), torch.autocast(device.type, enabled=False):
         return torch.cat([model.energy(part.to(device)) for part in x.split(batch_size)]).double()
 
 

@@ -11,6 +11,13 @@ gradients of the energy's weights and of the log-partition ``c`` in place:
 - :class:`NoGuard` leaves them alone, as Algorithm 1 is written.
 
 The base's gradients are never touched: they are weighted by self-normalized weights, which are at most one.
+
+A guard of ``c`` has a price. With ``m`` the mean of ``exp(-(E + c))`` over a batch, the gradient is ``1 - m``, and
+``c`` settles at the log-partition ``A``, where ``E[m] = 1``, only if nothing bounds it. Clipped to one it settles where
+``E[max(1 - m, -1)] = 0``, and under the authors' transform where ``E[1 / m] = 1``: both below ``A``, the more so the
+more a batch's weights vary. For batches of 128 whose energies are normal with a standard deviation of 2 nats, it is
+0.04 nats (clipped) and 0.17 (transformed) below; of 3 nats, 0.50 and 0.88. Before ``c`` is used as ``log Z``, as by
+:meth:`gebm.GEBM.log_prob`, call :func:`gebm.initialize_log_partition`.
 """
 
 from __future__ import annotations
@@ -48,7 +55,8 @@ class ClipGradients:
     """Scale the energy's gradient, and that of ``c`` by itself, to a norm of at most ``max_norm``.
 
     After any batch the sum of Adam's second moments is larger by at most ``(1 - beta2) * max_norm ** 2``, whatever the
-    batch's loss was. A gradient that is not finite becomes zero.
+    batch's loss was. A gradient that is not finite becomes zero. ``c`` settles below the log-partition; see the top of
+    this module.
 
     Args:
         max_norm: The largest Euclidean norm, over all parameters together.
@@ -91,6 +99,10 @@ class ArbelTransform:
 
     No entry of the energy's is larger than one, and a very large one becomes a very small one. The gradient of the
     Fenchel form with respect to ``c``, ``1 - mean exp(-(E + c))``, is below one; what would not be finite becomes zero.
+
+    ``c`` settles below the log-partition; see the top of this module. If it starts more than 17 nats above, the mean is
+    lost in the rounding of ``1 - mean``, the transformed gradient is infinite and becomes zero, and ``c`` never moves:
+    set it by :func:`gebm.initialize_log_partition` first.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.zeros(3))

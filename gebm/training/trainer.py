@@ -68,7 +68,7 @@ class Trainer:
         train_base: Whether there are base steps. A base that is not trained stays in evaluation mode, and the
             alternation runs without it.
         negatives: Source of the energy's negatives, from :mod:`gebm.objectives.negatives` (default: the objective's
-            own).
+            own). Chains are for contrastive divergence alone.
         gradient_guard: Bound of the energy's gradients before its optimizer's step, from
             :mod:`gebm.training.gradient_guard` (default: none).
         cuda_graphs: Whether steps are recorded once and replayed: "auto", on a GPU where that is faster; "true",
@@ -82,7 +82,8 @@ class Trainer:
     Raises:
         TypeError: If an argument is of another kind.
         ValueError: If the optimizers do not own what they should, a setting is out of range, nothing is left to
-            train, the networks do not fit each other, or the objective needs a density that the base does not have.
+            train, the networks do not fit each other, the objective needs a density that the base does not have, or
+            it learns from samples of the base and is given chains.
 
     Example:
         >>> import itertools

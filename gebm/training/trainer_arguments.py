@@ -11,7 +11,7 @@ from gebm import inputs
 from gebm.energies import Density
 from gebm.model import GEBM
 from gebm.objectives import Objective
-from gebm.objectives.negatives import Negatives
+from gebm.objectives.negatives import BaseDraws, DataChain, LatentChain, Negatives
 
 __all__ = ["as_decay", "require_kinds", "require_optimizers", "require_parts_that_fit"]
 
@@ -64,7 +64,10 @@ def as_decay(decay: Any) -> float | None:
 
 
 def require_parts_that_fit(base: nn.Module, objective: Objective, negatives: Negatives, train_base: bool) -> None:
-    """Raise a ValueError if nothing is left to train, or the losses need a density that the base does not have.
+    """Raise a ValueError if nothing is left to train, or the parts of a trainer do not go together.
+
+    The losses may need a density that the base does not have. And an objective of base samples learns another energy
+    from the ends of chains: under KALE they are samples of the model, and ``exp(-2 E) dB`` comes to be the data.
 
     Args:
         base: The model's base.
@@ -77,6 +80,11 @@ def require_parts_that_fit(base: nn.Module, objective: Objective, negatives: Neg
     needs_density = (train_base and objective.base_learns_from == "data") or negatives.needs_density
     if needs_density and not isinstance(base, Density):
         raise ValueError(f"{objective} needs a base with a density, not {type(base).__name__}: use a flow")
+    if isinstance(negatives, LatentChain | DataChain) and isinstance(objective.negatives, BaseDraws):
+        raise ValueError(
+            f"{objective} learns from samples of the base, not from the ends of a {type(negatives).__name__}: leave "
+            "negatives out, or give the chains to ContrastiveDivergence"
+        )
 
 
 def require_optimizers(

@@ -105,22 +105,36 @@ def evaluate(
     return evaluation
 
 
-def resampled(energies: Tensor) -> Tensor:
+def resampled(energies: Tensor, labels: Tensor | None = None) -> Tensor:
     """Return which base samples stand for the model: drawn by their weights ``exp(-E)``, without random numbers.
 
     Systematic resampling (Kitagawa 1996). The model at ``beta`` 1, had by importance weights instead of a chain: the
-    two should agree, and where few samples carry the weight neither is to be believed.
+    two should agree, and where few samples carry the weight neither is to be believed. A chain keeps its class, so
+    samples with classes are drawn within each: of the model given the class, with as many of a class as before.
 
     Args:
         energies: Of the base samples (N,), in nats.
+        labels: Their classes (N,), int64; ``None`` without classes.
 
     Returns:
-        Indices (N,), int64, in order.
+        Indices (N,), int64, the i-th of a sample of the i-th sample's class; of one class they are in order.
 
     Example:
         >>> resampled(torch.tensor([0.0, 50.0, 0.0, 50.0])).tolist()
         [0, 0, 2, 2]
+        >>> resampled(torch.tensor([0.0, 50.0, 40.0, 50.0]), torch.tensor([0, 0, 1, 1])).tolist()
+        [0, 0, 2, 2]
     """
+    if labels is None:
+        return _resampled_of_one_class(energies)
+    drawn = torch.empty_like(labels)
+    for label in labels.unique():
+        rows = (labels == label).nonzero().flatten()
+        drawn[rows] = rows[_resampled_of_one_class(energies[rows])]
+    return drawn
+
+
+def _resampled_of_one_class(energies: Tensor) -> Tensor:
     bounds = (-energies.double()).softmax(0).cumsum(0)
     count = len(energies)
     quantiles = (torch.arange(count, dtype=torch.float64, device=energies.device) + 0.5) / count
@@ -147,8 +161,10 @@ def _score_chain(evaluation: Evaluation, chains: LocalChains, job: LocalJob) -> 
         if end == "base":
             # All samplers start from the same samples. The first worker alone remembers their scores: what the others
             # have computed before may differ, with their batches.
-            key, score_base = ("base scores", chains.batch_size), functools.partial(_score_base, scorer, samples, kept)
-            share = functools.partial(job.shared.get, key, score_base)
+            _, classes = job.model.split_latents(latents)
+            labels = None if classes is None else classes.argmax(1)
+            score_base = functools.partial(_score_base, scorer, samples, labels, kept)
+            share = functools.partial(job.shared.get, ("base scores", chains.batch_size), score_base)
             scores, weighted = on_first_rank(share, job.rank, job.world_size)
             evaluation.scores[f"{scorer.primary}_weighted"] = weighted
         else:
@@ -159,9 +175,12 @@ def _score_chain(evaluation: Evaluation, chains: LocalChains, job: LocalJob) -> 
     evaluation.chain = dict(sorted(evaluation.chain.items()))
 
 
-def _score_base(scorer: SampleScorer, samples: ChainSamples, kept: dict[str, Tensor]) -> tuple[dict[str, float], float]:
+def _score_base(
+    scorer: SampleScorer, samples: ChainSamples, labels: Tensor | None, kept: dict[str, Tensor]
+) -> tuple[dict[str, float], float]:
     """Return the scores of the base, and the primary score of its samples weighted by their energies."""
-    weighted = {layer: rows[resampled(samples.energies)] for layer, rows in samples.features.items()}
+    drawn = resampled(samples.energies, labels)
+    weighted = {layer: rows[drawn] for layer, rows in samples.features.items()}
     return scorer.score(samples.features | kept, end=True), scorer.score(weighted, end=False)[scorer.primary]
 
 

@@ -156,10 +156,11 @@ class DensityTaskWorker(TableTaskWorker):
             scores["log_partition_known"] = float(known)
         if kind == "annealed":
             # With random numbers of its own: the draws that are shown are the same whichever estimate is requested.
+            step_size = kernel_settings(sampler).step_size
             annealed = log_partition_annealed(
                 model,
                 self.config.evaluation.num_samples,
-                samplers.make(sampler.name, step_size=kernel_settings(sampler).step_size, **sampler.settings),
+                samplers.make(sampler.name, step_size=step_size, prior=model.prior, **sampler.settings),
                 annealing_schedule(self.config.evaluation.temperatures),
                 generator=torch.Generator().manual_seed((self.config.seed + 1) * 1_000_033),
                 batch_size=self.config.evaluation.batch_size,

@@ -83,6 +83,17 @@ def test_base_samples_are_resampled_by_their_weights(energies):
     assert counts.sum() == len(energies) and ((counts - len(energies) * weights).abs() < 1 + 1e-6).all()
 
 
+@given(st.lists(st.tuples(st.floats(-5, 5), st.integers(0, 3)), min_size=1, max_size=30))
+def test_base_samples_with_classes_are_resampled_within_each(pairs):
+    energies, labels = torch.tensor([energy for energy, _ in pairs]), torch.tensor([label for _, label in pairs])
+    drawn = resampled(energies, labels)
+    # As many of a class as there were, as a chain leaves them.
+    assert torch.equal(labels[drawn], labels)
+    for label in labels.unique():
+        rows = (labels == label).nonzero().flatten()
+        assert torch.equal(drawn[rows], rows[resampled(energies[rows])])
+
+
 def test_chains_follow_the_energy_times_beta(small):
     config = small(sampler={"name": "ula", "step_size": 1e-2, "num_steps": 3, "beta": 4.0})
     model = GEBM(torch.nn.Identity(), torch.nn.Linear(4, 1), StandardNormal(4)).eval()
@@ -120,6 +131,26 @@ def test_an_evaluation_leaves_the_prior_alone_where_the_energy_is_constant(small
     assert list(found.chain) == [0, 1, 2, 3] and found.chain[1] != found.chain[0]
     for point in found.chain.values():
         assert abs(point.score - 1) < 5 * math.sqrt(2 / (count * dim))
+
+
+class ClassShare(Still):
+    """A judge of the share of the first of two classes, whose vectors are the samples' last coordinates."""
+
+    def score(self, features: dict[str, torch.Tensor], *, end: bool) -> dict[str, float]:
+        return {"spread": float(features["z"][:, -2].double().mean())}
+
+
+def test_weights_and_chains_leave_the_shares_of_classes_as_they_are_in_the_data(small):
+    class ByClass(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 5 * x[:, -1] + x[:, 0]
+
+    settings = {"num_samples": 200, "batch_size": 70, "chain_points": 2, "grid": 4}
+    config = small(sampler={"name": "mala", "step_size": 0.3, "num_steps": 4}, evaluation=settings)
+    model = GEBM(torch.nn.Identity(), ByClass(), StandardNormal(2), class_frequencies=[3, 1]).eval()
+    scores = evaluate(model, config, ClassShare()).scores
+    assert abs(scores["spread_base"] - 0.75) < 5 * math.sqrt(0.75 * 0.25 / 200)
+    assert scores["spread_weighted"] == scores["spread_gebm"] == scores["spread_base"]
 
 
 class Keeper(Still):

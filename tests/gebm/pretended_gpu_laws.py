@@ -258,7 +258,9 @@ def test_a_replayed_block_of_steps_waits_for_nothing(gpu):
     assert gpu.waits == []
 
 
-@pytest.mark.parametrize("settings", [{"ema_decay": 0.9}, {"negatives": PERSISTENT}], ids=["average", "chains"])
+@pytest.mark.parametrize(
+    "settings", [{"ema_decay": 0.9}, {"objective": "pcd", "negatives": PERSISTENT}], ids=["average", "chains"]
+)
 def test_a_replayed_alternation_waits_for_nothing(gpu, settings):
     model = on_device(family_model(), gpu)
     trainer, batches = trainer_of(model, cuda_graphs="true", **settings), batches_of(model)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gebm import (
     GEBM,
     Alternation,
+    ContrastiveDivergence,
     LatentChain,
     StandardNormal,
     Trainer,
@@ -183,6 +184,31 @@ class _Pixels(nn.Module):
         return z.view(-1, 1, 2, 2)
 
 
+class _Slopes(nn.Module):
+    """Energy with a slope and a constant of each class."""
+
+    def __init__(self, constant: float) -> None:
+        super().__init__()
+        self.constant = constant
+
+    def forward(self, x: Tensor, classes: Tensor) -> Tensor:
+        number = classes @ torch.arange(K).to(classes)
+        return (1 + number) * x[:, 0, 0, 0] + self.constant * number
+
+
+@given(constant=st.floats(0, 1e3), labels=st.lists(st.integers(0, K - 1), min_size=2, max_size=9))
+@settings(max_examples=20, deadline=None)
+@pytest.mark.parametrize("alone", [False, True], ids=["of the model", "of the starts"])
+def test_the_constant_of_optimal_transport_is_of_slopes_within_a_class(alone, constant, labels):
+    base, energy = ConditionalBase(_Pixels(), D, K), ConditionalEnergy(_Slopes(constant), K)
+    model = GEBM(base, energy, StandardNormal(D), energy_floor=-torch.inf, class_frequencies=[1] * K)
+    potential = ChainPotential(model, model.sample_latents(len(labels), rng(0), labels=labels))
+    kernel = samplers.DiscriminatorOptimalTransport(0.1, prior=None if alone else model.prior)
+    # Without a prior it takes the whole potential for the energy.
+    steepest = 1 + max(labels) + float(potential.z.norm(dim=1).max()) if alone else K
+    assert 0 < float(kernel.init(potential.z, potential).lipschitz) <= steepest * 1.01
+
+
 class _Cliff(nn.Module):
     """Energy of which class one is not finite where the first pixel is positive."""
 
@@ -247,7 +273,8 @@ def test_every_penalty_takes_pairs_and_a_resumed_run_is_the_same_bit_for_bit(pen
         sizes = {"resolution": 8, "channels": 1, "latent_dim": D, "width": 4, "num_classes": K}
         model = GEBM(*networks.make("dcgan_conditional", **sizes), StandardNormal(D), class_frequencies=[1, 2, 3])
         negatives = LatentChain(samplers.MALA(0.1), num_steps=2, persistent=True)
-        return trainer_of(model, penalty=penalties.make(penalty, 0.1), ema_decay=0.9, negatives=negatives)
+        objective = ContrastiveDivergence(negatives)
+        return trainer_of(model, objective=objective, penalty=penalties.make(penalty, 0.1), ema_decay=0.9)
 
     whole, data = trainer(0), batches()
     infos = [whole.step(data, rng(step)) for step in range(3)]

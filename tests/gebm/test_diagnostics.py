@@ -59,6 +59,20 @@ def test_r_hat_tells_chains_that_agree_from_chains_that_do_not():
     assert ess[1] < ess[0] / 10
 
 
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10_000), chains=st.integers(1, 4), place=st.floats(-1e6, 1e6))
+@pytest.mark.parametrize("method", ["bulk", "tail"])
+def test_chains_that_never_moved_have_no_effective_sample_size(method, seed, chains, place):
+    z = autoregression(0.5, 40, chains, 3, seed)
+    expected = diagnostics.effective_sample_size(z, method)
+    z[:, :, 1] = place
+    ess = diagnostics.effective_sample_size(z, method)
+    assert ess.isnan().tolist() == [False, True, False]
+    assert torch.equal(ess[::2], expected[::2])
+    info = torch.ones(40, chains)
+    assert diagnostics.summary(z, LangevinInfo(info, info < 0))[f"ess_{method}"] == 0
+
+
 def test_a_summary_of_a_real_chain():
     kernel, seen = samplers.HMC(0.5, 3), []
     generator = torch.Generator().manual_seed(0)

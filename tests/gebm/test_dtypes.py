@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gebm import GEBM, NoPenalty, StandardNormal, frozen, log_partition_monte_carlo, networks, samplers
+from gebm import (
+    GEBM,
+    NoPenalty,
+    StandardNormal,
+    frozen,
+    log_partition_annealed,
+    log_partition_monte_carlo,
+    networks,
+    samplers,
+)
+from gebm.training.energy_phase import energies_of
 from tests.helpers.kernels import KERNELS, gaussian_potential, normal, rng
 from tests.helpers.trainers import changed, digits_model, flow_model, images, snapshot, trainer_of, vectors
 
@@ -114,6 +124,32 @@ def test_a_frozen_base_in_half_precision_has_its_energy_trained():
     before = snapshot(model)
     info = trainer_of(model, base_optimizer=None, train_base=False).step(vectors(), rng(0))
     assert info.energy_loss.isfinite() and not any(name.startswith("base") for name in changed(model, before))
+
+
+@pytest.mark.parametrize("name", networks.flows.FLOWS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("given", [torch.float32, torch.float64, torch.bfloat16])
+def test_densities_are_of_data_of_any_type(name, dtype, given):
+    model, x = flow_model(name=name).to(dtype), torch.tensor([[0.5, -1.25], [2.0, 0.0]])
+    for function in (model.log_prob, model.data_potential, model.base.log_prob, model.base, model.energy):
+        with frozen(model.base, model.energy):
+            values = function(x.to(given))
+            assert torch.equal(values, function(x.to(dtype))) and values.dtype == dtype
+
+
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS.keys())
+def test_log_partitions_and_held_out_energies_are_in_float32_in_an_autocast_region(make):
+    model = make()
+
+    def measured() -> list[torch.Tensor]:
+        x = model.sample_base(8, rng(0)).float()
+        annealed = log_partition_annealed(model, 8, samplers.MALA(0.1), [0.5, 1.0], generator=rng(1))
+        return [*log_partition_monte_carlo(model, 8, rng(1)), *annealed, energies_of(model, torch.ones_like(x))]
+
+    expected = measured()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for value, other in zip(measured(), expected, strict=True):
+            assert torch.equal(value, other)
 
 
 def test_flows_in_half_precision_are_refused_in_a_line():

@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from gebm import GEBM, KALE, R1, EnergyPhase, NoPenalty, StandardNormal, Trainer, adam, energy_quality
@@ -123,6 +125,14 @@ def test_the_share_at_the_floor_is_of_data():
         model.energy.network.bias.fill_(0.0)
     data = torch.tensor([[-5.0], [-2.0], [-1.0], [0.0]])
     assert energy_quality(model, data, model.sample_base(8)).floor_share == 0.75
+
+
+@given(st.floats(-100, -0.01), st.sampled_from([torch.float32, torch.float64]))
+def test_the_share_at_the_floor_is_the_same_for_any_floor(floor, dtype):
+    """Also where float32 rounds the floor up."""
+    model = GEBM(nn.Identity(), nn.Flatten(0), StandardNormal(1), energy_floor=floor).to(dtype)
+    data = torch.tensor([[floor - 1], [floor - 1e-2], [floor + 1e-2], [0.0]], dtype=dtype)
+    assert energy_quality(model, data, model.sample_base(2)).floor_share == 0.5
 
 
 @pytest.mark.parametrize(

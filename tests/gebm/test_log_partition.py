@@ -91,6 +91,35 @@ def test_annealing_is_within_its_standard_error(a, b, dim, seed):
     assert 1 <= found.effective_sample_size <= 1_500 + 1e-6
 
 
+@pytest.mark.parametrize("name", samplers.NAMES.having("exact", True))
+def test_annealing_with_any_exact_kernel_is_within_its_standard_error(name):
+    model, exact = quadratic_model(0.0, -1.5, 1)
+    kernel = samplers.make(name, step_size=0.5, num_leapfrog_steps=3, prior=model.prior)
+    generator = torch.Generator().manual_seed(0)
+    found = log_partition_annealed(model, 20_000, kernel, annealing_schedule(6), num_steps=2, generator=generator)
+    assert found.standard_error < 0.05
+    assert abs(found.log_partition - exact) <= 5 * found.standard_error
+
+
+class Half(nn.Module):
+    """E(x) = 1 where the first coordinate is negative, and infinite elsewhere."""
+
+    def forward(self, x):
+        return (1.0 + 0.0 * x.sum(1)).masked_fill(x[:, 0] > 0, math.inf)
+
+
+@pytest.mark.parametrize("kernel", [samplers.MALA(0.3), samplers.HMC(0.3, 2), samplers.RandomWalkMetropolis(0.5)])
+@pytest.mark.parametrize("batch_size", [1024, 1], ids=["", "of one each"])
+def test_annealing_gives_latents_of_infinite_energy_no_weight(kernel, batch_size):
+    """Also a batch of nothing else."""
+    model, n = GEBM(nn.Identity(), Half(), StandardNormal(2)), 200
+    draws = torch.Generator().manual_seed(0)
+    found = log_partition_annealed(model, n, kernel, [0.25, 0.5, 1.0], generator=draws, batch_size=batch_size)
+    assert abs(found.log_partition - (math.log(0.5) - 1)) <= 5 * found.standard_error
+    # All weights are equal, or zero: those that begin in the half stay there.
+    assert found.effective_sample_size == pytest.approx(n * math.exp(float(found.log_partition) + 1))
+
+
 @pytest.mark.parametrize("kernel", [samplers.HMC(0.4, num_leapfrog_steps=3), samplers.MALA(0.3)])
 def test_annealing_reaches_what_monte_carlo_does_not(kernel):
     # Base and model are six standard deviations apart: E(x) = -6 x has A = 18, and hardly a base draw is near x = 6.
@@ -165,6 +194,7 @@ def test_schedules_lead_from_the_prior_to_the_model(power):
         ({"betas": [0.5]}, "must increase from above 0 to 1"),
         ({"betas": [0.5, 0.5, 1.0]}, "must increase from above 0 to 1"),
         ({"betas": [0.0, 1.0]}, "must increase from above 0 to 1"),
+        ({"kernel": samplers.ParallelTempering(samplers.HMC(0.1), StandardNormal(1))}, "of a level, HMC"),
     ],
 )
 def test_what_is_refused_is_refused_in_one_line(settings, message):

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gebm import GEBM, BoundedEnergy, StandardNormal, frozen, networks, samplers
 
@@ -83,6 +83,18 @@ def test_potential_is_prior_plus_tempered_energy(beta):
     z = torch.randn(6, 4)
     expected = z.square().sum(1) / 2 + 2 * math.log(2 * math.pi) + beta * model.energy(model.base(z))
     torch.testing.assert_close(model.potential(z, beta), expected)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_without_the_energy_the_potential_is_the_priors_wherever_the_energy_is_not_finite(value):
+    class Cliff(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.square().sum(1).masked_fill(x[:, 0] > 0, value)
+
+    model, z = GEBM(nn.Identity(), Cliff(), StandardNormal(2)), torch.randn(9, 2, requires_grad=True)
+    potential = model.potential(z, beta=0.0)
+    torch.testing.assert_close(potential, -model.prior.log_prob(z), rtol=0, atol=0)
+    assert torch.equal(torch.autograd.grad(potential.sum(), z)[0], z)
 
 
 def test_potential_stays_in_float32_inside_autocast():

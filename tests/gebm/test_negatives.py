@@ -8,7 +8,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gebm import GEBM, Alternation, ContrastiveDivergence, StandardNormal, Trainer, adam, networks, objectives, samplers
+from gebm import (
+    GEBM,
+    Alternation,
+    ContrastiveDivergence,
+    MaximumLikelihood,
+    StandardNormal,
+    Trainer,
+    adam,
+    networks,
+    objectives,
+    samplers,
+)
 from gebm.networks.flows import GaussianFlow
 from gebm.objectives.negatives import BaseDraws, DataChain, LatentChain
 from gebm.objectives.penalties import NoPenalty
@@ -144,6 +155,27 @@ def test_trainer_takes_the_negatives_it_is_given_over_the_objectives_own():
     given = DataChain(samplers.MALA(0.1), num_steps=2, persistent=True)
     assert trainer_of(model, given).negatives is given
     assert trainer_of(model, None).negatives == LatentChain()
+
+
+@pytest.mark.parametrize("chain", [LatentChain(), DataChain()], ids=lambda chain: type(chain).__name__)
+@pytest.mark.parametrize("name", objectives.NAMES)
+def test_only_an_objective_of_chains_is_given_chains(name, chain):
+    """Those of the others learn from the base: KALE on samples of the model would have ``exp(-2 E) dB`` be the data."""
+    model, objective = gaussian_model()[0], objectives.make(name)
+    settings = {
+        "energy_optimizer": adam([*model.energy.parameters(), model.log_partition], 1e-2),
+        "base_optimizer": adam(model.base.parameters(), 1e-2),
+        "negatives": chain,
+    }
+    if name in ("cd", "pcd", "cd_data", "pcd_data"):
+        assert Trainer(model, objective=objective, **settings).negatives is chain
+        assert Trainer(model, objective=MaximumLikelihood(objective), **settings).negatives is chain
+        return
+    with pytest.raises(
+        ValueError, match=f"not from the ends of a {type(chain).__name__}: leave negatives out"
+    ) as error:
+        Trainer(model, objective=objective, **settings)
+    assert "\n" not in str(error.value)
 
 
 def test_a_chain_that_diverges_is_restarted():

@@ -122,6 +122,20 @@ def test_the_lipschitz_constant_is_that_of_the_steepest_pair():
     assert kernel.init(z, potential).lipschitz.item() == 5.0
 
 
+@given(infinite=st.sets(st.integers(0, 6), max_size=7), value=st.sampled_from([math.inf, -math.inf, math.nan]))
+def test_the_lipschitz_constant_is_of_the_pairs_with_finite_energies(infinite, value):
+    n, z = 7, torch.arange(7.0)[:, None]
+    energy = z[:, 0].square()
+    energy[list(infinite)] = value
+    pairs = [(i, (i - 1) % n) for i in range(n) if not {i, (i - 1) % n} & infinite]
+    if pairs:
+        # Of squares at whole numbers, the slope between two is their sum.
+        assert estimate_lipschitz(z, energy).item() == max(i + j for i, j in pairs)
+    else:
+        with pytest.raises(ValueError, match="not finite in pairs: give lipschitz"):
+            estimate_lipschitz(z, energy)
+
+
 @pytest.mark.parametrize("kernel", [samplers.MALA(0.3), samplers.HMC(0.3, 3), samplers.RandomWalkMetropolis(0.5)])
 @pytest.mark.parametrize("outside", [math.nan, math.inf])
 def test_a_proposal_without_a_density_is_rejected(kernel, outside):

@@ -148,17 +148,19 @@ def test_the_energys_log_partition_is_estimated_where_it_is_not_known(density):
     assert 1 < scores["log_partition_monte_carlo_effective_samples"] <= 4_000
 
 
-def test_annealing_agrees_with_monte_carlo_on_an_energy_that_is_not_known(density):
+@pytest.mark.parametrize("sampler", ["mala", "imh"])
+def test_annealing_agrees_with_monte_carlo_on_an_energy_that_is_not_known(density, sampler):
     config = apply(
         density,
         {
             "model.energy": "mlp",
-            "sampler.name": "mala",
+            "sampler.name": sampler,
             "sampler.step_size": 0.3,
             "evaluation.log_partition": "annealed",
             "evaluation.temperatures": 8,
         },
     )
+    validate(config)
     model = build_model(config)
     torch.nn.init.normal_(model.energy.network[-1].weight, generator=torch.Generator().manual_seed(0))
     scores = tasks.make(config).open(0, 1, torch.device("cpu")).evaluate(model).scores
