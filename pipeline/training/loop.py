@@ -32,6 +32,7 @@ from pipeline.training.pacing import REPORT_SECONDS, Pace
 from pipeline.training.progress import evaluation_due, progress, require_finite
 from pipeline.training.session import Session
 from pipeline.training.step_generator import step_generator
+from pipeline.training.stoppable_batches import StoppableBatches
 from pipeline.training.throughput import Throughput
 from pipeline.training.time_left import TimeLeft
 from pipeline.training.trial_evaluation import TrialEvaluation
@@ -173,7 +174,7 @@ class TrialRun:
             # A resumed run keeps its own.
             position = replace(position, lanes=self.task.lanes)
             self._draw_start()
-        self.batches = self.task.batches(position)
+        self.batches = StoppableBatches(self.task.batches(position), self.session.require_running)
         if own and checkpoint:
             self._resume_reports(checkpoint)
         elif trainer.base_step >= config.train.base_steps:

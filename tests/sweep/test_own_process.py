@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from gebm import GEBM
 from pipeline import config as schema
@@ -79,9 +80,32 @@ def test_a_trial_that_is_stopped_takes_no_further_step_and_its_watchdog_is_off(c
         reports.append(entries)
         stopped.set()
 
+    # The first trial of a process imports what would take longer than this timeout.
+    trained(config, tmp_path / "before")
     longer = schema.apply(config, {"train.base_steps": 1000, "train.report_every": 1, "scale.timeout": 5.0})
     with pytest.raises(Stopped):
         train_here({"config": schema.to_dict(longer), "url": str(tmp_path), "lr_scale": 1.0}, report, stopped, gpus=0)
     assert [entries["base_step"] for entries in reports] == [1]
     # This process would end in five seconds otherwise, in the midst of the next trial.
     trained(config, tmp_path / "next")
+
+
+@pytest.mark.parametrize("last", [1, 6, 8, 9, 12])
+def test_a_stop_waits_for_one_step_of_an_optimizer_at_most(config, tmp_path, last):
+    """Whether it comes among the eight energy steps before a base step, or after them."""
+    stopped, taken = threading.Event(), []
+
+    def count(*_: object) -> None:
+        taken.append(stopped.is_set())
+        if len(taken) == last:
+            stopped.set()
+
+    longer = schema.apply(config, {"train.energy_steps": 8, "train.warmup_energy_steps": 8, "train.base_steps": 50})
+    counting = register_optimizer_step_post_hook(count)
+    try:
+        with pytest.raises(Stopped):
+            work = {"config": schema.to_dict(longer), "url": str(tmp_path), "lr_scale": 1.0}
+            train_here(work, lambda report: None, stopped, gpus=0)
+    finally:
+        counting.remove()
+    assert sum(taken) == (last == 8)
