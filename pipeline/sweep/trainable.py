@@ -20,8 +20,9 @@ from ray.util.queue import Queue
 
 from pipeline import config as schema
 from pipeline.config.plugins import install
-from pipeline.runtime.errors import LockLost, NonFiniteLoss, Preempted, UserError
+from pipeline.runtime.errors import LockLost, NonFiniteLoss, Preempted, UserError, one_line
 from pipeline.runtime.lock import verify_owner
+from pipeline.runtime.redaction import redact
 from pipeline.sweep.cluster import ray_storage
 from pipeline.sweep.own_process import train_here, wait_until_taken_away
 from pipeline.sweep.train_run import TrainRun, set_environment
@@ -145,8 +146,8 @@ def _pass_on(
     def run() -> None:
         try:
             train()
-        except Exception as error:
-            raised.append(error)
+        except BaseException as error:
+            raised.append(_as_failure(error))
         finally:
             # After the last report.
             reports.put(None)
@@ -190,6 +191,18 @@ def report_end(kind: str, reason: str) -> None:
         reason: A one-line message.
     """
     tune.report({kind: reason, "reported": [kind]})
+
+
+def _as_failure(error: BaseException) -> Exception:
+    """Return what training raised as an exception that fails the trial.
+
+    ``sys.exit()`` in a plugin and a panic of a library in Rust are none. They end a thread without a word, and the
+    trial would count as pruned.
+    """
+    if isinstance(error, Exception):
+        return error
+    message = f"{type(error).__name__} ended the training: {redact(one_line(error))}"
+    return RuntimeError(message).with_traceback(error.__traceback__)
 
 
 def _cause(error: Exception) -> tuple[type[Exception], str]:

@@ -127,3 +127,20 @@ def test_reports_are_passed_on_in_their_order_before_the_failure(small, monkeypa
     monkeypatch.setattr(module.tune, "report", lambda report, checkpoint=None: passed_on.append(report["base_step"]))
     error = module._pass_on(small(), reports, train, threading.Event())
     assert passed_on == list(range(50)) and isinstance(error, NonFiniteLoss)
+
+
+class PanicException(BaseException):
+    """As a library in Rust raises it."""
+
+
+@pytest.mark.parametrize("end", [SystemExit(), SystemExit(0), SystemExit("no licence"), PanicException("index 3")])
+def test_whatever_ends_the_training_fails_the_trial(small, end):
+    reports: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+
+    def train() -> None:
+        raise end
+
+    error = module._pass_on(small(), reports, train, threading.Event())
+    assert isinstance(error, Exception)
+    kind, cause = module._cause(error)
+    assert kind is Exception and type(end).__name__ in cause and str(end) in cause and "\n" not in cause
