@@ -10,6 +10,7 @@ Nothing here imports torch before a trial trains.
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from ray._private.state import state
 
 from pipeline.runtime.redaction import redacted_errors
 
-__all__ = ["is_preempted", "train_here", "wait_until_taken_away"]
+__all__ = ["forget_compiled_graphs", "is_preempted", "train_here", "wait_until_taken_away"]
 
 _POLL_SECONDS = 1.0
 
@@ -50,12 +51,27 @@ def train_here(
         if stopped.is_set():
             raise Stopped
 
+    forget_compiled_graphs()
     # What is left of an attempt before this one, or of another trial, whose modules are in cycles.
     gc.collect()
     if gpus:
         torch.cuda.empty_cache()
     with redacted_errors():
         train_loop(work, Worker.alone(gpus), Session(report, is_preempted, require_running))
+
+
+def forget_compiled_graphs() -> None:
+    """Have torch forget what earlier trials compiled, which it would keep for the life of the process.
+
+    Its cache on disk stays, so that the same graph is not compiled again.
+    """
+    # Loaded where something has been compiled.
+    code = sys.modules.get("torch._inductor.codecache")
+    if code is not None:
+        import torch._dynamo
+
+        torch._dynamo.reset()
+        code.PyCodeCache.cache_clear()
 
 
 def is_preempted() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from gebm import GEBM
+from gebm.replay.compiled import trace
 from pipeline import config as schema
 from pipeline.runtime.errors import NonFiniteLoss
 from pipeline.sweep.own_process import train_here
@@ -71,6 +73,23 @@ def test_nothing_of_a_trial_that_has_ended_stays_in_memory(config, tmp_path, key
     trained(schema.apply(config, keys), tmp_path / "first")
     gc.collect()
     assert not [one for one in gc.get_objects() if type(one) in (TrialRun, GEBM)]
+
+
+def graph_modules() -> list[weakref.ref[torch.fx.GraphModule]]:
+    gc.collect()
+    return [weakref.ref(one) for one in gc.get_objects() if issubclass(type(one), torch.fx.GraphModule)]
+
+
+def test_what_a_trial_has_compiled_does_not_outlast_it(config, tmp_path):
+    before = {id(graph()) for graph in graph_modules()}
+    graph, outside = trace(lambda: [torch.ones(3).sin().cos()])
+    # Torch keeps a graph whatever makes kernels of it, and none are made here, which would take seconds.
+    torch.compile(graph, backend="eager", fullgraph=True)(*outside)
+    del graph, outside
+    compiled = [graph for graph in graph_modules() if id(graph()) not in before]
+    assert compiled
+    trained(config, tmp_path / "next")
+    assert not [graph for graph in compiled if graph() is not None]
 
 
 def test_a_trial_that_is_stopped_takes_no_further_step_and_its_watchdog_is_off(config, tmp_path):
