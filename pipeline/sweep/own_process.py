@@ -27,13 +27,19 @@ _POLL_SECONDS = 1.0
 
 
 def train_here(
-    work: dict[str, Any], report: Callable[[dict[str, Any]], None], stopped: threading.Event, gpus: float
+    work: dict[str, Any],
+    report: Callable[[dict[str, Any]], None],
+    is_behind: Callable[[], bool],
+    stopped: threading.Event,
+    gpus: float,
 ) -> None:
     """Run a trial's loop in this process.
 
     Args:
         work: Argument of :func:`pipeline.training.loop.train_loop`.
         report: Takes the trial's reports.
+        is_behind: Returns whether the sweep has still to decide on the last report; see
+            :class:`pipeline.training.session.Session`.
         stopped: Set when the sweep has stopped the trial.
         gpus: GPUs of this process.
 
@@ -57,7 +63,7 @@ def train_here(
     if gpus:
         torch.cuda.empty_cache()
     with redacted_errors():
-        train_loop(work, Worker.alone(gpus), Session(report, is_preempted, require_running))
+        train_loop(work, Worker.alone(gpus), Session(report, is_preempted, require_running, is_behind))
 
 
 def forget_compiled_graphs() -> None:

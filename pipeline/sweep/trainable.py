@@ -6,11 +6,11 @@ torch, nor what imports it.
 
 from __future__ import annotations
 
+import functools
 import json
-import queue
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from pipeline.runtime.lock import verify_owner
 from pipeline.runtime.redaction import redact
 from pipeline.sweep.cluster import ray_storage
 from pipeline.sweep.own_process import train_here, wait_until_taken_away
+from pipeline.sweep.own_reports import OwnReports
 from pipeline.sweep.train_run import TrainRun, set_environment
 
 __all__ = ["TRIAL_NAME_KEY", "report_end", "report_to_tune", "trainable"]
@@ -104,9 +105,9 @@ def trainable(params: dict[str, Any], settings: dict[str, Any]) -> None:
 
 def _train_alone(config: schema.Config, work: dict[str, Any], name: str, settings: dict[str, Any]) -> Exception | None:
     """Train in this process, to the end or to a failure, which is returned."""
-    reports: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-    stopped, gpus = threading.Event(), settings["worker"].get("GPU", 0)
-    return _pass_on(config, reports, lambda: train_here(work, reports.put, stopped, gpus), stopped)
+    reports, stopped, gpus = OwnReports(), threading.Event(), settings["worker"].get("GPU", 0)
+    train = functools.partial(train_here, work, reports.put, reports.is_behind, stopped, gpus)
+    return _pass_on(config, reports, reports.end, train, stopped)
 
 
 def _train_on_workers(
@@ -127,17 +128,22 @@ def _train_on_workers(
         run=ray_storage(settings["storage"], f"trial-{name}"),
     )
     # A trial that is stopped takes its workers along.
-    return _pass_on(config, reports, trainer.fit, threading.Event())
+    return _pass_on(config, iter(reports.get, None), lambda: reports.put(None), trainer.fit, threading.Event())
 
 
 def _pass_on(
-    config: schema.Config, reports: queue.SimpleQueue[Any] | Queue, train: Callable[[], Any], stopped: threading.Event
+    config: schema.Config,
+    reports: Iterable[dict[str, Any]],
+    end: Callable[[], None],
+    train: Callable[[], Any],
+    stopped: threading.Event,
 ) -> Exception | None:
     """Train in a thread while reports are passed on to Tune, which may take its time; return what the training raised.
 
     Args:
         config: The experiment.
-        reports: Gets the reports.
+        reports: Yields the reports, until they are ended.
+        end: Ends them.
         train: Trains.
         stopped: Set where Tune stops the trial, which it does when it has got a report.
     """
@@ -149,14 +155,13 @@ def _pass_on(
         except BaseException as error:
             raised.append(_as_failure(error))
         finally:
-            # After the last report.
-            reports.put(None)
+            end()
 
     # A daemon: a process that has to end does not wait for it.
     thread = threading.Thread(target=run, name="train", daemon=True)
     thread.start()
     try:
-        while (report := reports.get()) is not None:
+        for report in reports:
             report_to_tune(report, with_checkpoint=config.sweep.scheduler == "pbt")
     except BaseException:
         stopped.set()

@@ -147,6 +147,7 @@ class TrialRun:
             self.decay.update()
             if not due.report:
                 continue
+            self.await_sweep()
             self.make_report()
             if due.save:
                 # Before an evaluation, too, which may outlast the machine; the report names the one after it.
@@ -206,6 +207,11 @@ class TrialRun:
         """Show the watchdog that this worker advances, and give the trial up where the sweep has stopped it."""
         self.watchdog.heartbeat()
         self.session.require_running()
+
+    def await_sweep(self) -> None:
+        """Wait until the sweep has decided on the last report, as it may have stopped the trial there."""
+        while self.session.is_behind():
+            self.heartbeat()
 
     def make_report(self) -> None:
         """Collect the numbers of the steps since the last report; this waits for the device."""

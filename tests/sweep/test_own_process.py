@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,11 @@ from gebm import GEBM
 from gebm.replay.compiled import trace
 from pipeline import config as schema
 from pipeline.runtime.errors import NonFiniteLoss
+from pipeline.runtime.watchdog import Watchdog
+from pipeline.sweep import trainable
 from pipeline.sweep.own_process import train_here
-from pipeline.training.checkpoints import read
+from pipeline.tracking.trial_reports import missed_reports
+from pipeline.training.checkpoints import Checkpoints, read
 from pipeline.training.loop import TrialRun
 from pipeline.training.session import Stopped
 from tests.training.test_sampler_trials import TIMES, toy_config
@@ -35,12 +39,15 @@ TRIALS: list[dict[str, Any]] = [
 ]
 
 
+def work_of(config: schema.Config, url: Path) -> dict[str, Any]:
+    return {"config": schema.to_dict(config), "url": str(url), "lr_scale": 1.0}
+
+
 def trained(config: schema.Config, url: Path) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
     """Train a trial in this process; its reports without times, and its last weights."""
     reports: list[dict[str, Any]] = []
-    work = {"config": schema.to_dict(config), "url": str(url), "lr_scale": 1.0}
     try:
-        train_here(work, reports.append, threading.Event(), gpus=0)
+        train_here(work_of(config, url), reports.append, lambda: False, threading.Event(), gpus=0)
     except NonFiniteLoss as error:
         reports.append({"error": str(error)})
     kept = [
@@ -103,7 +110,7 @@ def test_a_trial_that_is_stopped_takes_no_further_step_and_its_watchdog_is_off(c
     trained(config, tmp_path / "before")
     longer = schema.apply(config, {"train.base_steps": 1000, "train.report_every": 1, "scale.timeout": 5.0})
     with pytest.raises(Stopped):
-        train_here({"config": schema.to_dict(longer), "url": str(tmp_path), "lr_scale": 1.0}, report, stopped, gpus=0)
+        train_here(work_of(longer, tmp_path), report, lambda: False, stopped, gpus=0)
     assert [entries["base_step"] for entries in reports] == [1]
     # This process would end in five seconds otherwise, in the midst of the next trial.
     trained(config, tmp_path / "next")
@@ -123,8 +130,44 @@ def test_a_stop_waits_for_one_step_of_an_optimizer_at_most(config, tmp_path, las
     counting = register_optimizer_step_post_hook(count)
     try:
         with pytest.raises(Stopped):
-            work = {"config": schema.to_dict(longer), "url": str(tmp_path), "lr_scale": 1.0}
-            train_here(work, lambda report: None, stopped, gpus=0)
+            train_here(work_of(longer, tmp_path), lambda report: None, lambda: False, stopped, gpus=0)
     finally:
         counting.remove()
     assert sum(taken) == (last == 8)
+
+
+@pytest.mark.parametrize("stopped_at", [1, 3])
+def test_a_trial_does_not_overtake_the_decision_on_its_last_report(config, tmp_path, monkeypatch, stopped_at):
+    """However long the driver takes: the checkpoint of the report that it is stopped at is the last one."""
+    reports = []
+
+    def report(entries: dict[str, Any], checkpoint: object) -> None:
+        reports.append(entries)
+        time.sleep(1.0)
+        if len(reports) == stopped_at:
+            raise SystemExit
+
+    monkeypatch.setattr(trainable.tune, "report", report)
+    keys = {"train.base_steps": 1000, "evaluation.every": 1}
+    longer = schema.apply(config, keys)
+    with pytest.raises(SystemExit):
+        trainable._train_alone(longer, work_of(longer, tmp_path), "000", {"worker": {"CPU": 1.0}})
+    assert [entries["base_step"] for entries in reports] == list(range(1, stopped_at + 1))
+    assert [report["base_step"] for _, report in missed_reports(str(tmp_path), after=0)] == [*range(1, stopped_at + 1)]
+    assert Checkpoints(str(tmp_path)).last == reports[-1]["checkpoint"]
+
+
+def test_a_trial_that_waits_for_the_sweep_does_not_count_as_hung(config, tmp_path, monkeypatch):
+    beats, waits = [], iter([True, True, False])
+
+    def is_behind() -> bool:
+        beats.append(0)
+        return next(waits, False)
+
+    def beat(self: Watchdog) -> None:
+        if beats:
+            beats[-1] += 1
+
+    monkeypatch.setattr(Watchdog, "heartbeat", beat)
+    train_here(work_of(config, tmp_path), lambda report: None, is_behind, threading.Event(), gpus=0)
+    assert len(beats) >= 3 and all(beats[:2])

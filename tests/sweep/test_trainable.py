@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import queue
 import threading
 import time
 import weakref
@@ -17,6 +16,7 @@ from ray.train import WorkerGroupError
 from pipeline import config as schema
 from pipeline.runtime.errors import NonFiniteLoss, Preempted
 from pipeline.sweep import trainable as module
+from pipeline.sweep.own_reports import OwnReports
 from pipeline.training.session import Stopped
 
 
@@ -96,7 +96,7 @@ def test_an_attempt_that_diverged_is_forgotten_before_the_next_one(trial):
 def test_a_trial_that_is_stopped_gives_its_thread_up_before_the_next_has_the_process(small, monkeypatch):
     """Tune stops a trial where it has reported, by what ends the thread that reports."""
     stopped, given_up = threading.Event(), []
-    reports: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+    reports = OwnReports()
 
     def train() -> None:
         reports.put({"base_step": 1})
@@ -111,13 +111,13 @@ def test_a_trial_that_is_stopped_gives_its_thread_up_before_the_next_has_the_pro
 
     monkeypatch.setattr(module.tune, "report", report)
     with pytest.raises(SystemExit):
-        module._pass_on(small(), reports, train, stopped)
+        module._pass_on(small(), reports, reports.end, train, stopped)
     assert given_up
 
 
 def test_reports_are_passed_on_in_their_order_before_the_failure(small, monkeypatch):
     passed_on: list[int] = []
-    reports: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+    reports = OwnReports()
 
     def train() -> None:
         for step in range(50):
@@ -125,7 +125,7 @@ def test_reports_are_passed_on_in_their_order_before_the_failure(small, monkeypa
         raise NonFiniteLoss("at the end")
 
     monkeypatch.setattr(module.tune, "report", lambda report, checkpoint=None: passed_on.append(report["base_step"]))
-    error = module._pass_on(small(), reports, train, threading.Event())
+    error = module._pass_on(small(), reports, reports.end, train, threading.Event())
     assert passed_on == list(range(50)) and isinstance(error, NonFiniteLoss)
 
 
@@ -135,12 +135,12 @@ class PanicException(BaseException):
 
 @pytest.mark.parametrize("end", [SystemExit(), SystemExit(0), SystemExit("no licence"), PanicException("index 3")])
 def test_whatever_ends_the_training_fails_the_trial(small, end):
-    reports: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+    reports = OwnReports()
 
     def train() -> None:
         raise end
 
-    error = module._pass_on(small(), reports, train, threading.Event())
+    error = module._pass_on(small(), reports, reports.end, train, threading.Event())
     assert isinstance(error, Exception)
     kind, cause = module._cause(error)
     assert kind is Exception and type(end).__name__ in cause and str(end) in cause and "\n" not in cause
