@@ -81,15 +81,31 @@ def forget_compiled_graphs() -> None:
 
 
 def is_preempted() -> bool:
-    """Return whether the machine of this process is about to be taken away."""
-    # As in the preemption watcher of Ray Train.
-    return ray.get_runtime_context().get_node_id() in state.get_draining_nodes()
+    """Return whether the machine of this process is about to be taken away; not where Ray does not answer.
+
+    A trial asks each second, and an answer that is missing is no reason to end it.
+    """
+    return _is_draining() or False
 
 
 def wait_until_taken_away() -> None:
     """Wait for the end of the machine, and so of this process; return where it stays after all.
 
-    Tune starts the trial on another machine then, and does not count that as a failure.
+    Tune starts the trial on another machine then, and does not count that as a failure. While the machine goes, Ray may
+    no longer answer.
     """
-    while is_preempted():
+    while _is_draining() is not False:
         time.sleep(_POLL_SECONDS)
+
+
+def _is_draining() -> bool | None:
+    """Return whether the machine is about to be taken away; None where that is not known."""
+    # Ray would start a cluster of its own to answer.
+    if not ray.is_initialized():
+        return False
+    try:
+        # As in the preemption watcher of Ray Train.
+        return ray.get_runtime_context().get_node_id() in state.get_draining_nodes()
+    # Its client raises several kinds, none of them documented.
+    except Exception:
+        return None

@@ -6,7 +6,9 @@ import gc
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +22,7 @@ from gebm.replay.compiled import trace
 from pipeline import config as schema
 from pipeline.runtime.errors import NonFiniteLoss
 from pipeline.runtime.watchdog import Watchdog
-from pipeline.sweep import trainable
+from pipeline.sweep import own_process, trainable
 from pipeline.sweep.own_process import train_here
 from pipeline.tracking.trial_reports import missed_reports
 from pipeline.training.checkpoints import Checkpoints, read
@@ -171,3 +173,26 @@ def test_a_trial_that_waits_for_the_sweep_does_not_count_as_hung(config, tmp_pat
     monkeypatch.setattr(Watchdog, "heartbeat", beat)
     train_here(work_of(config, tmp_path), lambda report: None, is_behind, threading.Event(), gpus=0)
     assert len(beats) >= 3 and all(beats[:2])
+
+
+def test_a_notice_is_an_answer_of_ray_and_no_answer_is_waited_out(monkeypatch):
+    def fails() -> set[str]:
+        raise ConnectionError("the GCS does not answer")
+
+    answers: list[Callable[[], set[str]]] = [lambda: {"here"}, fails, lambda: {"there"}]
+    monkeypatch.setattr(own_process.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(own_process.ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "here"))
+    monkeypatch.setattr(own_process, "_POLL_SECONDS", 0.0)
+    ask = iter(answers)
+    monkeypatch.setattr(own_process.state, "get_draining_nodes", lambda: next(ask)())
+    assert [own_process.is_preempted() for _ in answers] == [True, False, False]
+    ask = iter(answers)
+    own_process.wait_until_taken_away()
+    assert next(ask, None) is None
+
+
+def test_a_process_without_ray_starts_none_to_hear_of_its_machine(monkeypatch):
+    asked: list[bool] = []
+    monkeypatch.setattr(own_process.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(own_process.ray, "get_runtime_context", lambda: asked.append(True))
+    assert not own_process.is_preempted() and not asked
