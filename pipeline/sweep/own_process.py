@@ -24,6 +24,7 @@ from pipeline.runtime.redaction import redacted_errors
 __all__ = ["forget_compiled_graphs", "is_preempted", "train_here", "wait_until_taken_away"]
 
 _POLL_SECONDS = 1.0
+_has_trained = threading.Event()
 
 
 def train_here(
@@ -60,10 +61,14 @@ def train_here(
     forget_compiled_graphs()
     # What is left of an attempt before this one, or of another trial, whose modules are in cycles.
     gc.collect()
-    if gpus:
+    if gpus and torch.cuda.is_initialized():
+        # No part of the allocator's cache, and there is no public name for it.
+        torch._C._cuda_clearCublasWorkspaces()
         torch.cuda.empty_cache()
+    worker = Worker.alone(gpus, is_fresh=not _has_trained.is_set())
+    _has_trained.set()
     with redacted_errors():
-        train_loop(work, Worker.alone(gpus), Session(report, is_preempted, require_running, is_behind))
+        train_loop(work, worker, Session(report, is_preempted, require_running, is_behind))
 
 
 def forget_compiled_graphs() -> None:

@@ -189,7 +189,9 @@ class TrialRun:
         done, fitting = self.trainer.base_step, contextlib.nullcontext()
         if not self.has_fitted:
             self.first_step_at = time.monotonic()
-            fitting = out_of_memory_as_error(self.trainer, self.batches, self.config, self.worker)
+            # What is missing may be what earlier trials have left: another process says whether the step fits.
+            if self.worker.is_fresh:
+                fitting = out_of_memory_as_error(self.trainer, self.batches, self.config, self.worker)
         try:
             with fitting, self.throughput.count_step():
                 generator = step_generator(self.config, "step", done)

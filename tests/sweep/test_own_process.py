@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from gebm import GEBM
+from gebm import GEBM, Trainer
 from gebm.replay.compiled import trace
 from pipeline import config as schema
-from pipeline.runtime.errors import NonFiniteLoss
+from pipeline.runtime.errors import NonFiniteLoss, UserError
 from pipeline.runtime.watchdog import Watchdog
 from pipeline.sweep import own_process, trainable
 from pipeline.sweep.own_process import train_here
@@ -99,6 +99,19 @@ def test_what_a_trial_has_compiled_does_not_outlast_it(config, tmp_path):
     assert compiled
     trained(config, tmp_path / "next")
     assert not [graph for graph in compiled if graph() is not None]
+
+
+def test_only_a_process_that_had_no_trial_says_that_the_batch_is_too_large(config, tmp_path, monkeypatch):
+    """In another one the memory may be missing that earlier trials have left: Tune tries in a new process."""
+
+    def step(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(Trainer, "step", step)
+    monkeypatch.setattr(own_process, "_has_trained", threading.Event())
+    for number, error in enumerate((UserError, torch.OutOfMemoryError)):
+        with pytest.raises(error):
+            trained(config, tmp_path / str(number))
 
 
 def test_a_trial_that_is_stopped_takes_no_further_step_and_its_watchdog_is_off(config, tmp_path):
