@@ -22,7 +22,7 @@ from pipeline import config as schema
 from pipeline.config.plugins import install
 from pipeline.runtime.errors import LockLost, NonFiniteLoss, Preempted, UserError, one_line
 from pipeline.runtime.lock import verify_owner
-from pipeline.runtime.redaction import redact
+from pipeline.runtime.redaction import redact, redacted_errors
 from pipeline.sweep.cluster import ray_storage
 from pipeline.sweep.own_process import train_here, wait_until_taken_away
 from pipeline.sweep.own_reports import OwnReports
@@ -50,6 +50,19 @@ def trainable(params: dict[str, Any], settings: dict[str, Any]) -> None:
         settings: The experiment as a nested dict, the resources of a worker, whether it is the only one, the owner of
             the folder's lock, and the folder of Ray's state.
     """
+    try:
+        with redacted_errors():
+            _train(params, settings)
+    except (UserError, LockLost) as error:
+        report_end("error", str(error))
+    except Exception as error:
+        # Tune tries again in another process: this one may have a GPU that answers no more.
+        report_end("failure", _cause(error)[1])
+        raise
+
+
+def _train(params: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Train a trial in as many attempts as it may have here; another process may have others."""
     # Not the parameter of that name: population-based training copies it, too, from the trial that is exploited.
     name = tune.get_context().get_trial_name()
     params = {key: value for key, value in params.items() if key != TRIAL_NAME_KEY}
@@ -60,12 +73,8 @@ def trainable(params: dict[str, Any], settings: dict[str, Any]) -> None:
     if exploited and not exploited.startswith(f"{url}/"):
         from pipeline.training.checkpoints import Checkpoints
 
-        try:
-            verify_owner(str(config.output), settings["owner"])
-            Checkpoints(url).import_checkpoint(exploited)
-        except (UserError, LockLost) as error:
-            report_end("error", str(error))
-            return
+        verify_owner(str(config.output), settings["owner"])
+        Checkpoints(url).import_checkpoint(exploited)
     train = _train_alone if settings["is_alone"] else _train_on_workers
     restarts_left, nonfinite_retries_left, lr_scale = (
         config.scale.max_restarts,
@@ -88,8 +97,6 @@ def trainable(params: dict[str, Any], settings: dict[str, Any]) -> None:
             nonfinite_retries_left, lr_scale = nonfinite_retries_left - 1, lr_scale / 2
             cause = f"{cause}; with half the learning rates"
         elif kind is Exception and settings["is_alone"]:
-            # Tune tries again in another process: this one may have a GPU that answers no more.
-            report_end("failure", cause)
             raise error
         elif kind is Exception and restarts_left:
             restarts_left -= 1

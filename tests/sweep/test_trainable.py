@@ -14,7 +14,7 @@ import pytest
 from ray.train import WorkerGroupError
 
 from pipeline import config as schema
-from pipeline.runtime.errors import NonFiniteLoss, Preempted
+from pipeline.runtime.errors import NonFiniteLoss, Preempted, UserError
 from pipeline.sweep import trainable as module
 from pipeline.sweep.own_reports import OwnReports
 from pipeline.training.session import Stopped
@@ -56,6 +56,22 @@ def trial(monkeypatch, small, tmp_path) -> Callable[..., tuple[list[str], list[d
 def test_a_worker_that_is_alone_leaves_the_restart_to_tune_and_another_process(trial):
     reports, attempts = trial(OSError("the device answers no more"), is_alone=True)
     assert reports == ["failure"] and len(attempts) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"), [(OSError("the node is\n full"), "failure"), (UserError("no such file"), "error")]
+)
+@pytest.mark.parametrize("place", ["install", "_train_alone", "_train_on_workers"])
+def test_a_trial_that_cannot_start_says_why(trial, monkeypatch, error, kind, place):
+    """Not all of it is training: plugins are loaded, and workers are asked for."""
+
+    def fails(*_: object) -> None:
+        raise error
+
+    if place == "install":
+        monkeypatch.setattr(module, "install", fails)
+    reports, attempts = trial(is_alone=place != "_train_on_workers", attempt=fails)
+    assert reports == [kind] and not attempts
 
 
 @pytest.mark.parametrize("restarts", [0, 2])
