@@ -57,6 +57,8 @@ class SweepCallback(tune.Callback):
         self._logged: set[str] = set()
         self._share_due = config.scale.gpus_per_worker == "auto"
         self._first_step_due = True
+        # Trials that have begun in a process since they last lost one.
+        self._has_process: set[str] = set()
         # Exceptions of the trials' own processes, after which Tune tries again.
         self._failures: dict[str, str] = {}
         # Whether the summary has to be written, and when it may be.
@@ -90,6 +92,7 @@ class SweepCallback(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Start or resume a trial's run in the tracker."""
         record = self._record(trial)
+        self._has_process.add(record.name)
         self._started_at[record.name] = time.monotonic()
         if record.status != "running":
             record.status, record.error = "running", None
@@ -104,6 +107,7 @@ class SweepCallback(tune.Callback):
     ) -> None:
         """Take in a trial's report: a failure, a restart, the progress of its steps, or an evaluation."""
         record = self._record(trial)
+        self._has_process.add(record.name)
         self._count_time(record)
         record.mlflow_run_id = self._tracker.trial_run_id(record.name) or record.mlflow_run_id
         # Tune adds keys of its own.
@@ -190,6 +194,7 @@ class SweepCallback(tune.Callback):
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Log that a trial's own process died and is restarted."""
         record = self._record(trial)
+        self._has_process.discard(record.name)
         self._replay(record)
         reason = self._failures.pop(record.name, "its process died, or its machine was lost")
         log.info(f"trial {record.name} restarts from its last checkpoint: {reason}")
@@ -208,13 +213,28 @@ class SweepCallback(tune.Callback):
         return steps.done(record) >= steps.planned(record)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """End a trial that failed, or whose own process died too often."""
+        """End a trial that failed, or whose own process died too often.
+
+        One that got a process which died before the trial had begun is left for a resumed sweep. Tune gives such a
+        trial up at once, and what the process had before it is to blame.
+        """
         record = self._record(trial)
         self._replay(record)
+        if record.name not in self._has_process:
+            self._leave(record)
+            return
         reason = self._failures.pop(record.name, "the trial's process died")
         record.error = record.error or f"{reason}; Ray's logs are under {log_folder()}"
         self._end(record, "failed")
         log.info(f"trial {record.name} failed: {record.error}")
+
+    def _leave(self, record: TrialRecord) -> None:
+        record.status, self._changed = "pending", True
+        self._display.update(record)
+        log.info(
+            f"trial {record.name} did not begin: the process that it was given died; a sweep with "
+            f"resume={self._records.output} runs it"
+        )
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Write the summary if it has changed and is due; Tune calls this many times a second."""

@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -45,9 +46,11 @@ __all__ = [
 # of them, and would wait for ever for a worker that a hundredth leaves no room for.
 TRIAL_RESOURCES: dict[str, float] = {"memory": 2**20}
 
-# Seconds that a process waits for a trial that was pruned before it takes the next one: the trial is given up at its
-# next step, which takes more than Tune's two seconds on a machine that is overloaded.
+# Seconds that a process waits for a trial that was pruned before it takes the next one. Where that is too short, Tune
+# loses the next one, and its place with it. So it is longer than the time after which a watchdog ends a process that
+# hangs: the pruned trial is given up at its next batch.
 _WAITS_FOR_STOP = "TUNE_FUNCTION_THREAD_TIMEOUT_S"
+_LONGER_THAN_WATCHDOG = 60.0
 
 # Whether each trial has an actor that polls for nodes that are about to be removed.
 _WATCHES_NODES = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
@@ -262,9 +265,11 @@ def _connect(address: str | None, config: Config) -> None:
 
     bypass_proxies(*([address.rpartition(":")[0].strip("[]")] if address else []))
     # We print our own progress; Ray keeps what its processes print in its log files.
+    # Tune reads a whole number, and Python waits no longer than its maximum.
+    waits = int(min(config.scale.timeout + _LONGER_THAN_WATCHDOG, threading.TIMEOUT_MAX))
     environment: dict[str, Any] = {
         "worker_process_setup_hook": f"{prepare_worker.__module__}.{prepare_worker.__name__}",
-        "env_vars": {**ENVIRONMENT, _WAITS_FOR_STOP: os.environ.get(_WAITS_FOR_STOP, "60")},
+        "env_vars": {**ENVIRONMENT, _WAITS_FOR_STOP: str(waits)},
     }
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": environment}
     try:

@@ -10,6 +10,7 @@ Nothing here imports torch before a trial trains.
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -20,19 +21,26 @@ from ray._private.state import state
 
 from pipeline.runtime.redaction import redacted_errors
 
-__all__ = ["is_preempted", "train_here", "wait_until_taken_away"]
+__all__ = ["forget_compiled_graphs", "is_preempted", "train_here", "wait_until_taken_away"]
 
 _POLL_SECONDS = 1.0
+_has_trained = threading.Event()
 
 
 def train_here(
-    work: dict[str, Any], report: Callable[[dict[str, Any]], None], stopped: threading.Event, gpus: float
+    work: dict[str, Any],
+    report: Callable[[dict[str, Any]], None],
+    is_behind: Callable[[], bool],
+    stopped: threading.Event,
+    gpus: float,
 ) -> None:
     """Run a trial's loop in this process.
 
     Args:
         work: Argument of :func:`pipeline.training.loop.train_loop`.
         report: Takes the trial's reports.
+        is_behind: Returns whether the sweep has still to decide on the last report; see
+            :class:`pipeline.training.session.Session`.
         stopped: Set when the sweep has stopped the trial.
         gpus: GPUs of this process.
 
@@ -50,24 +58,59 @@ def train_here(
         if stopped.is_set():
             raise Stopped
 
+    forget_compiled_graphs()
     # What is left of an attempt before this one, or of another trial, whose modules are in cycles.
     gc.collect()
-    if gpus:
+    if gpus and torch.cuda.is_initialized():
+        # No part of the allocator's cache, and there is no public name for it.
+        torch._C._cuda_clearCublasWorkspaces()
         torch.cuda.empty_cache()
+    worker = Worker.alone(gpus, is_fresh=not _has_trained.is_set())
+    _has_trained.set()
     with redacted_errors():
-        train_loop(work, Worker.alone(gpus), Session(report, is_preempted, require_running))
+        train_loop(work, worker, Session(report, is_preempted, require_running, is_behind))
+
+
+def forget_compiled_graphs() -> None:
+    """Have torch forget what earlier trials compiled, which it would keep for the life of the process.
+
+    Its cache on disk stays, so that the same graph is not compiled again.
+    """
+    # Loaded where something has been compiled.
+    code = sys.modules.get("torch._inductor.codecache")
+    if code is not None:
+        import torch._dynamo
+
+        torch._dynamo.reset()
+        code.PyCodeCache.cache_clear()
 
 
 def is_preempted() -> bool:
-    """Return whether the machine of this process is about to be taken away."""
-    # As in the preemption watcher of Ray Train.
-    return ray.get_runtime_context().get_node_id() in state.get_draining_nodes()
+    """Return whether the machine of this process is about to be taken away; not where Ray does not answer.
+
+    A trial asks each second, and an answer that is missing is no reason to end it.
+    """
+    return _is_draining() or False
 
 
 def wait_until_taken_away() -> None:
     """Wait for the end of the machine, and so of this process; return where it stays after all.
 
-    Tune starts the trial on another machine then, and does not count that as a failure.
+    Tune starts the trial on another machine then, and does not count that as a failure. While the machine goes, Ray may
+    no longer answer.
     """
-    while is_preempted():
+    while _is_draining() is not False:
         time.sleep(_POLL_SECONDS)
+
+
+def _is_draining() -> bool | None:
+    """Return whether the machine is about to be taken away; None where that is not known."""
+    # Ray would start a cluster of its own to answer.
+    if not ray.is_initialized():
+        return False
+    try:
+        # As in the preemption watcher of Ray Train.
+        return ray.get_runtime_context().get_node_id() in state.get_draining_nodes()
+    # Its client raises several kinds, none of them documented.
+    except Exception:
+        return None

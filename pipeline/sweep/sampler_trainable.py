@@ -16,6 +16,7 @@ from pipeline import config as schema
 from pipeline.config.plugins import install
 from pipeline.runtime.errors import LockLost, UserError, one_line
 from pipeline.runtime.redaction import redacted_errors
+from pipeline.sweep.own_process import forget_compiled_graphs
 from pipeline.sweep.trainable import TRIAL_NAME_KEY, report_end, report_to_tune
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def sampler_trainable(params: dict[str, Any], settings: dict[str, Any]) -> None:
     try:
         with redacted_errors():
             trials = _loaded(json.dumps(settings, sort_keys=True))
+            forget_compiled_graphs()
             prunes = config["sweep"]["scheduler"] == "asha"
             report = trials.run(params, f"{config['output']}/trials/{name}", pass_on if prunes else None)
     except (UserError, LockLost) as error:

@@ -6,11 +6,11 @@ torch, nor what imports it.
 
 from __future__ import annotations
 
+import functools
 import json
-import queue
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,12 @@ from ray.util.queue import Queue
 
 from pipeline import config as schema
 from pipeline.config.plugins import install
-from pipeline.runtime.errors import LockLost, NonFiniteLoss, Preempted, UserError
+from pipeline.runtime.errors import LockLost, NonFiniteLoss, Preempted, UserError, one_line
 from pipeline.runtime.lock import verify_owner
+from pipeline.runtime.redaction import redact, redacted_errors
 from pipeline.sweep.cluster import ray_storage
 from pipeline.sweep.own_process import train_here, wait_until_taken_away
+from pipeline.sweep.own_reports import OwnReports
 from pipeline.sweep.train_run import TrainRun, set_environment
 
 __all__ = ["TRIAL_NAME_KEY", "report_end", "report_to_tune", "trainable"]
@@ -48,6 +50,19 @@ def trainable(params: dict[str, Any], settings: dict[str, Any]) -> None:
         settings: The experiment as a nested dict, the resources of a worker, whether it is the only one, the owner of
             the folder's lock, and the folder of Ray's state.
     """
+    try:
+        with redacted_errors():
+            _train(params, settings)
+    except (UserError, LockLost) as error:
+        report_end("error", str(error))
+    except Exception as error:
+        # Tune tries again in another process: this one may have a GPU that answers no more.
+        report_end("failure", _cause(error)[1])
+        raise
+
+
+def _train(params: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Train a trial in as many attempts as it may have here; another process may have others."""
     # Not the parameter of that name: population-based training copies it, too, from the trial that is exploited.
     name = tune.get_context().get_trial_name()
     params = {key: value for key, value in params.items() if key != TRIAL_NAME_KEY}
@@ -58,12 +73,8 @@ def trainable(params: dict[str, Any], settings: dict[str, Any]) -> None:
     if exploited and not exploited.startswith(f"{url}/"):
         from pipeline.training.checkpoints import Checkpoints
 
-        try:
-            verify_owner(str(config.output), settings["owner"])
-            Checkpoints(url).import_checkpoint(exploited)
-        except (UserError, LockLost) as error:
-            report_end("error", str(error))
-            return
+        verify_owner(str(config.output), settings["owner"])
+        Checkpoints(url).import_checkpoint(exploited)
     train = _train_alone if settings["is_alone"] else _train_on_workers
     restarts_left, nonfinite_retries_left, lr_scale = (
         config.scale.max_restarts,
@@ -86,8 +97,6 @@ def trainable(params: dict[str, Any], settings: dict[str, Any]) -> None:
             nonfinite_retries_left, lr_scale = nonfinite_retries_left - 1, lr_scale / 2
             cause = f"{cause}; with half the learning rates"
         elif kind is Exception and settings["is_alone"]:
-            # Tune tries again in another process: this one may have a GPU that answers no more.
-            report_end("failure", cause)
             raise error
         elif kind is Exception and restarts_left:
             restarts_left -= 1
@@ -103,9 +112,9 @@ def trainable(params: dict[str, Any], settings: dict[str, Any]) -> None:
 
 def _train_alone(config: schema.Config, work: dict[str, Any], name: str, settings: dict[str, Any]) -> Exception | None:
     """Train in this process, to the end or to a failure, which is returned."""
-    reports: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-    stopped, gpus = threading.Event(), settings["worker"].get("GPU", 0)
-    return _pass_on(config, reports, lambda: train_here(work, reports.put, stopped, gpus), stopped)
+    reports, stopped, gpus = OwnReports(), threading.Event(), settings["worker"].get("GPU", 0)
+    train = functools.partial(train_here, work, reports.put, reports.is_behind, stopped, gpus)
+    return _pass_on(config, reports, reports.end, train, stopped)
 
 
 def _train_on_workers(
@@ -126,17 +135,22 @@ def _train_on_workers(
         run=ray_storage(settings["storage"], f"trial-{name}"),
     )
     # A trial that is stopped takes its workers along.
-    return _pass_on(config, reports, trainer.fit, threading.Event())
+    return _pass_on(config, iter(reports.get, None), lambda: reports.put(None), trainer.fit, threading.Event())
 
 
 def _pass_on(
-    config: schema.Config, reports: queue.SimpleQueue[Any] | Queue, train: Callable[[], Any], stopped: threading.Event
+    config: schema.Config,
+    reports: Iterable[dict[str, Any]],
+    end: Callable[[], None],
+    train: Callable[[], Any],
+    stopped: threading.Event,
 ) -> Exception | None:
     """Train in a thread while reports are passed on to Tune, which may take its time; return what the training raised.
 
     Args:
         config: The experiment.
-        reports: Gets the reports.
+        reports: Yields the reports, until they are ended.
+        end: Ends them.
         train: Trains.
         stopped: Set where Tune stops the trial, which it does when it has got a report.
     """
@@ -145,17 +159,16 @@ def _pass_on(
     def run() -> None:
         try:
             train()
-        except Exception as error:
-            raised.append(error)
+        except BaseException as error:
+            raised.append(_as_failure(error))
         finally:
-            # After the last report.
-            reports.put(None)
+            end()
 
     # A daemon: a process that has to end does not wait for it.
     thread = threading.Thread(target=run, name="train", daemon=True)
     thread.start()
     try:
-        while (report := reports.get()) is not None:
+        for report in reports:
             report_to_tune(report, with_checkpoint=config.sweep.scheduler == "pbt")
     except BaseException:
         stopped.set()
@@ -190,6 +203,18 @@ def report_end(kind: str, reason: str) -> None:
         reason: A one-line message.
     """
     tune.report({kind: reason, "reported": [kind]})
+
+
+def _as_failure(error: BaseException) -> Exception:
+    """Return what training raised as an exception that fails the trial.
+
+    ``sys.exit()`` in a plugin and a panic of a library in Rust are none. They end a thread without a word, and the
+    trial would count as pruned.
+    """
+    if isinstance(error, Exception):
+        return error
+    message = f"{type(error).__name__} ended the training: {redact(one_line(error))}"
+    return RuntimeError(message).with_traceback(error.__traceback__)
 
 
 def _cause(error: Exception) -> tuple[type[Exception], str]:

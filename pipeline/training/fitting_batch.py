@@ -27,7 +27,8 @@ def out_of_memory_as_error(
     """Raise a UserError for an alternation inside the block that does not fit: another try would not fit either.
 
     That is so of a process's first one. Where one has fitted, what another process has taken is missing, and a restart
-    may find it free again: such an error is to be left as it is.
+    may find it free again; in a process that had another trial before, what that one has left. Such an error is to be
+    left as it is.
 
     A single worker finds a batch size that fits by alternations of smaller and smaller batches; its trainer is not to
     be used any more. Several workers would wait for each other: half of the batch is named without a try.

@@ -32,6 +32,7 @@ from pipeline.training.pacing import REPORT_SECONDS, Pace
 from pipeline.training.progress import evaluation_due, progress, require_finite
 from pipeline.training.session import Session
 from pipeline.training.step_generator import step_generator
+from pipeline.training.stoppable_batches import StoppableBatches
 from pipeline.training.throughput import Throughput
 from pipeline.training.time_left import TimeLeft
 from pipeline.training.trial_evaluation import TrialEvaluation
@@ -65,7 +66,12 @@ def train_loop(work: dict[str, Any], worker: Worker, session: Session) -> None:
     if config.data.split_seed is None:
         # The training split stays the same, whatever seed the model is sampled with.
         config.data.split_seed = config.seed
-    TrialRun(config, work["url"], work["lr_scale"], worker, session, owner=work.get("owner")).run()
+    watchdog = Watchdog(config.scale.timeout)
+    try:
+        TrialRun(config, work["url"], work["lr_scale"], worker, session, watchdog, owner=work.get("owner")).run()
+    finally:
+        # This process may serve another trial.
+        watchdog.stop()
 
 
 class _Due(NamedTuple):
@@ -86,11 +92,12 @@ class TrialRun:
         lr_scale: Factor of both learning rates.
         worker: This worker.
         session: Its connection with the sweep.
+        watchdog: Watches from before the data are opened, which may hang as well as a step. Each part that is made has
+            all of the time.
         owner: Owner of the lock of the sweep's folder; None where there is no lock.
     """
 
     batches: tasks.Batches
-    watchdog: Watchdog
 
     def __init__(
         self,
@@ -99,19 +106,25 @@ class TrialRun:
         lr_scale: float,
         worker: Worker,
         session: Session,
+        watchdog: Watchdog,
         owner: str | None = None,
     ) -> None:
         self.config, self.lr_scale, self.worker, self.session = config, lr_scale, worker, session
+        self.watchdog = watchdog
         device, world_size = worker.device, worker.world_size
         self.task = tasks.make(config).open(worker.rank, world_size, device)
+        self.heartbeat()
         self.system_metrics = SystemMetrics(device)
         self.folder = TrialFolder(config, url, owner)
         self.model = model_to_train(config, device, self.task.classes)
+        self.heartbeat()
         if not (self.folder.checkpoints.last or config.checkpoint) and config.train.log_partition_samples:
             generator = step_generator(config, "log-partition", 0)
             initialize_log_partition(self.model, config.train.log_partition_samples, generator)
+        self.heartbeat()
         # From here on all workers have the weights and the log-partition of the first.
         self.trainer = make_trainer(self.model, config, device, world_size)
+        self.heartbeat()
         self.decay = LearningRateDecay(config, self.task, self.trainer, self.worker)
         self.health = EnergyHealth(self.trainer.objective, config.train.gradient_guard, config.train.beta2)
         self.evaluation = TrialEvaluation(config, self.task, self.worker, self.trainer.objective, self.health)
@@ -129,14 +142,6 @@ class TrialRun:
 
     def run(self) -> None:
         """Train to the last base step, and report, save and evaluate where that is due."""
-        self.watchdog = Watchdog(self.config.scale.timeout)
-        try:
-            self._run()
-        finally:
-            # This process may serve another trial.
-            self.watchdog.stop()
-
-    def _run(self) -> None:
         self.restore()
         while self.trainer.base_step < self.config.train.base_steps:
             self.step()
@@ -146,6 +151,7 @@ class TrialRun:
             self.decay.update()
             if not due.report:
                 continue
+            self.await_sweep()
             self.make_report()
             if due.save:
                 # Before an evaluation, too, which may outlast the machine; the report names the one after it.
@@ -173,7 +179,7 @@ class TrialRun:
             # A resumed run keeps its own.
             position = replace(position, lanes=self.task.lanes)
             self._draw_start()
-        self.batches = self.task.batches(position)
+        self.batches = StoppableBatches(self.task.batches(position), self.session.require_running)
         if own and checkpoint:
             self._resume_reports(checkpoint)
         elif trainer.base_step >= config.train.base_steps:
@@ -187,7 +193,9 @@ class TrialRun:
         done, fitting = self.trainer.base_step, contextlib.nullcontext()
         if not self.has_fitted:
             self.first_step_at = time.monotonic()
-            fitting = out_of_memory_as_error(self.trainer, self.batches, self.config, self.worker)
+            # What is missing may be what earlier trials have left: another process says whether the step fits.
+            if self.worker.is_fresh:
+                fitting = out_of_memory_as_error(self.trainer, self.batches, self.config, self.worker)
         try:
             with fitting, self.throughput.count_step():
                 generator = step_generator(self.config, "step", done)
@@ -205,6 +213,11 @@ class TrialRun:
         """Show the watchdog that this worker advances, and give the trial up where the sweep has stopped it."""
         self.watchdog.heartbeat()
         self.session.require_running()
+
+    def await_sweep(self) -> None:
+        """Wait until the sweep has decided on the last report, as it may have stopped the trial there."""
+        while self.session.is_behind():
+            self.heartbeat()
 
     def make_report(self) -> None:
         """Collect the numbers of the steps since the last report; this waits for the device."""

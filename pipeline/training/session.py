@@ -17,6 +17,10 @@ def _continue() -> None:
     """Leave a trial running."""
 
 
+def _never() -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class Session:
     """Connection of a trial's worker with the sweep.
@@ -26,6 +30,8 @@ class Session:
         is_preempted: Returns whether a machine of the trial is about to be taken away; all workers call it.
         require_running: Raises :class:`Stopped` where the sweep has stopped the trial. Of a trial whose processes end
             when it is stopped it does nothing.
+        is_behind: Returns whether the sweep has still to decide on the last report, after a second at most. Until then
+            a trial makes no other, and no checkpoint: those that the sweep knows are kept.
 
     Example:
         >>> reports = []
@@ -39,3 +45,4 @@ class Session:
     report: Callable[[dict[str, Any]], None]
     is_preempted: Callable[[], bool]
     require_running: Callable[[], None] = _continue
+    is_behind: Callable[[], bool] = _never

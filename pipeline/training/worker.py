@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 import ray.train
@@ -59,11 +59,13 @@ class Worker:
         rank: This worker, from 0.
         world_size: Number of workers.
         device: Where it trains.
+        is_fresh: Whether its process has had no trial before, nor another attempt at this one.
     """
 
     rank: int
     world_size: int
     device: torch.device
+    is_fresh: bool = field(default=True, repr=False)
 
     @classmethod
     def current(cls) -> Worker:
@@ -72,11 +74,12 @@ class Worker:
         return cls(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
 
     @classmethod
-    def alone(cls, gpus: float) -> Worker:
+    def alone(cls, gpus: float, *, is_fresh: bool = True) -> Worker:
         """Return the one worker of a trial, in a process that Ray has given its resources.
 
         Args:
             gpus: GPUs of the process; below 1, its memory on the GPU that it shares is bounded by that share.
+            is_fresh: Whether the process has had no trial before.
 
         Example:
             >>> Worker.alone(0)
@@ -86,7 +89,7 @@ class Worker:
         device = torch.device("cuda", 0) if gpus else torch.device("cpu")
         if 0 < gpus < 1:
             torch.cuda.set_per_process_memory_fraction(gpus, device)
-        return cls(0, 1, device)
+        return cls(0, 1, device, is_fresh)
 
     @property
     def is_first(self) -> bool:

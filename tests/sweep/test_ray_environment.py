@@ -7,6 +7,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -77,17 +78,20 @@ def test_ray_and_its_workers_start_without_a_proxy_between_nodes(clean, small, m
     monkeypatch.setattr(ray, "nodes", lambda: [node])
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setattr(cluster, "require_reachable", lambda address: None)
-    for address, host in ((None, "127.0.0.1"), ("10.9.8.7:6379", "10.9.8.7")):
+    longest = str(int(threading.TIMEOUT_MAX))
+    cases = ((None, "127.0.0.1", 1800.0, "1860"), ("10.9.8.7:6379", "10.9.8.7", 1e300, longest))
+    for address, host, timeout, waited in cases:
         for name in ("no_proxy", "NO_PROXY"):
             clean.delenv(name, raising=False)
-        with connected(small(ray={"address": address})):
+        with connected(small(ray={"address": address}, scale={"timeout": timeout})):
             pass
         assert host in seen["no_proxy"].split(",") and "localhost" in seen["NO_PROXY"].split(",")
         environment = seen["options"]["runtime_env"]
         assert environment["worker_process_setup_hook"] == "pipeline.sweep.ray_environment.prepare_worker"
         # Of other nodes than its own each trial of a cluster hears when they are about to leave.
         watched = {} if address else {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
-        waits = {"TUNE_FUNCTION_THREAD_TIMEOUT_S": "60"}
+        # The watchdog ends a process that hangs before Tune gives up the trial that is to have it next.
+        waits = {"TUNE_FUNCTION_THREAD_TIMEOUT_S": waited}
         assert environment["env_vars"] == {**ALLOCATOR, **waits, **watched}
     context = type("Context", (), {"gcs_address": "10.9.8.7:6379"})
     monkeypatch.setattr(ray, "get_runtime_context", lambda: context)

@@ -147,6 +147,22 @@ def test_the_reason_of_a_failure_is_printed_and_kept(driver):
     assert record.status == "failed" and record.error.startswith("RuntimeError: once more; Ray's logs are under")
 
 
+@pytest.mark.parametrize("begun_before", [False, True])
+def test_a_trial_whose_process_dies_before_it_begins_is_left_for_a_resumed_sweep(driver, begun_before):
+    """As it does where the trial before it hangs there: Tune calls these two, and then gives the trial up."""
+    trial = driver.trial("000")
+    if begun_before:
+        driver.start("000")
+        driver.watch.on_trial_recover(1, [], trial)
+    driver.watch.on_trial_recover(2, [], trial)
+    driver.watch.on_trial_error(3, [], trial)
+    [record] = driver.records.trials
+    assert record.status == "pending" and record.error is None
+    assert f"resume={driver.records.output}" in driver.lines[-1]
+    searcher, count = search.make_searcher(driver.config, parse_space(driver.config), [record])
+    assert count >= 1 and searcher.suggest("a")["trial"] == "000"
+
+
 @pytest.mark.parametrize("space", [SPACE, {"train.base_lr": {"uniform": [1e-4, 1e-3]}}])
 @pytest.mark.parametrize(
     ("system", "words"), [({"gpu_0_peak_memory_percentage": 18.0}, "peak memory 18 %"), ({}, "no GPU")]

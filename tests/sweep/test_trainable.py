@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import queue
 import threading
 import time
 import weakref
@@ -15,8 +14,9 @@ import pytest
 from ray.train import WorkerGroupError
 
 from pipeline import config as schema
-from pipeline.runtime.errors import NonFiniteLoss, Preempted
+from pipeline.runtime.errors import NonFiniteLoss, Preempted, UserError
 from pipeline.sweep import trainable as module
+from pipeline.sweep.own_reports import OwnReports
 from pipeline.training.session import Stopped
 
 
@@ -58,6 +58,22 @@ def test_a_worker_that_is_alone_leaves_the_restart_to_tune_and_another_process(t
     assert reports == ["failure"] and len(attempts) == 1
 
 
+@pytest.mark.parametrize(
+    ("error", "kind"), [(OSError("the node is\n full"), "failure"), (UserError("no such file"), "error")]
+)
+@pytest.mark.parametrize("place", ["install", "_train_alone", "_train_on_workers"])
+def test_a_trial_that_cannot_start_says_why(trial, monkeypatch, error, kind, place):
+    """Not all of it is training: plugins are loaded, and workers are asked for."""
+
+    def fails(*_: object) -> None:
+        raise error
+
+    if place == "install":
+        monkeypatch.setattr(module, "install", fails)
+    reports, attempts = trial(is_alone=place != "_train_on_workers", attempt=fails)
+    assert reports == [kind] and not attempts
+
+
 @pytest.mark.parametrize("restarts", [0, 2])
 def test_a_trial_restarts_as_often_as_it_may(trial, restarts):
     reports, attempts = trial(*[OSError("a node was lost")] * 5, scale={"max_restarts": restarts})
@@ -96,7 +112,7 @@ def test_an_attempt_that_diverged_is_forgotten_before_the_next_one(trial):
 def test_a_trial_that_is_stopped_gives_its_thread_up_before_the_next_has_the_process(small, monkeypatch):
     """Tune stops a trial where it has reported, by what ends the thread that reports."""
     stopped, given_up = threading.Event(), []
-    reports: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+    reports = OwnReports()
 
     def train() -> None:
         reports.put({"base_step": 1})
@@ -111,13 +127,13 @@ def test_a_trial_that_is_stopped_gives_its_thread_up_before_the_next_has_the_pro
 
     monkeypatch.setattr(module.tune, "report", report)
     with pytest.raises(SystemExit):
-        module._pass_on(small(), reports, train, stopped)
+        module._pass_on(small(), reports, reports.end, train, stopped)
     assert given_up
 
 
 def test_reports_are_passed_on_in_their_order_before_the_failure(small, monkeypatch):
     passed_on: list[int] = []
-    reports: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+    reports = OwnReports()
 
     def train() -> None:
         for step in range(50):
@@ -125,5 +141,22 @@ def test_reports_are_passed_on_in_their_order_before_the_failure(small, monkeypa
         raise NonFiniteLoss("at the end")
 
     monkeypatch.setattr(module.tune, "report", lambda report, checkpoint=None: passed_on.append(report["base_step"]))
-    error = module._pass_on(small(), reports, train, threading.Event())
+    error = module._pass_on(small(), reports, reports.end, train, threading.Event())
     assert passed_on == list(range(50)) and isinstance(error, NonFiniteLoss)
+
+
+class PanicException(BaseException):
+    """As a library in Rust raises it."""
+
+
+@pytest.mark.parametrize("end", [SystemExit(), SystemExit(0), SystemExit("no licence"), PanicException("index 3")])
+def test_whatever_ends_the_training_fails_the_trial(small, end):
+    reports = OwnReports()
+
+    def train() -> None:
+        raise end
+
+    error = module._pass_on(small(), reports, reports.end, train, threading.Event())
+    assert isinstance(error, Exception)
+    kind, cause = module._cause(error)
+    assert kind is Exception and type(end).__name__ in cause and str(end) in cause and "\n" not in cause

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gebm import Alternation
 from gebm.samplers.replayed import BLOCK
+from pipeline.runtime.watchdog import Watchdog
+from pipeline.training import loop
 from pipeline.training.progress import evaluation_due, evaluations_left, steps_between
 from pipeline.training.step_generator import step_generator
 from tests.training.test_sampler_trials import Trial, toy_config
@@ -44,6 +47,29 @@ def test_each_step_of_each_purpose_and_seed_has_numbers_of_its_own():
         ]
 
     assert len(set(drawn())) == 45 and drawn() == drawn()
+
+
+def test_the_watchdog_watches_while_the_data_are_opened_and_no_longer(small, monkeypatch, tmp_path):
+    seen: list[str] = []
+
+    class Watching(Watchdog):
+        def __init__(self, seconds: float) -> None:
+            seen.append(f"watches for {seconds:g} s")
+            super().__init__(seconds)
+
+        def stop(self) -> None:
+            seen.append("is off")
+            super().stop()
+
+    def opened(*_: object) -> None:
+        seen.append("opens")
+        raise OSError("the storage does not answer")
+
+    monkeypatch.setattr(loop, "Watchdog", Watching)
+    monkeypatch.setattr(loop.tasks, "make", lambda config: SimpleNamespace(open=opened))
+    with pytest.raises(OSError, match="does not answer"):
+        Trial(small(scale={"timeout": 500.0}), tmp_path)
+    assert seen == ["watches for 500 s", "opens", "is off"]
 
 
 def test_a_report_has_the_notes_of_training_in_addition_to_those_of_its_evaluation(tmp_path):

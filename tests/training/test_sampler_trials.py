@@ -17,7 +17,7 @@ from pipeline.runtime.system_metrics import SystemMetrics
 from pipeline.tasks.open_store import ensure_store
 from pipeline.tracking.trial_reports import missed_reports
 from pipeline.training import loop
-from pipeline.training.loop import TrialRun
+from pipeline.training.loop import train_loop
 from pipeline.training.sampler_trials import NUM_DRAWN, SamplerTrials
 from pipeline.training.session import Session
 from pipeline.training.worker import Worker
@@ -51,10 +51,10 @@ class Trial:
 
     def __init__(self, config: schema.Config, url: Path, report_seconds: float = 0.0) -> None:
         self.reports: list[dict[str, Any]] = []
-        session = Session(self.reports.append, is_preempted=lambda: False)
+        session, keys = Session(self.reports.append, is_preempted=lambda: False), schema.to_dict(config)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(loop, "REPORT_SECONDS", report_seconds)
-            TrialRun(config, str(url), 1.0, Worker.alone(0), session).run()
+            train_loop({"config": keys, "url": str(url), "lr_scale": 1.0}, Worker.alone(0), session)
 
 
 def toy_config(folder: Path, keys: dict[str, Any] | None = None) -> schema.Config:
