@@ -120,6 +120,8 @@ def summary(results: Results) -> str:
     if not there:
         return "There are no runs yet."
     sentences = [paragraph(f"- {_sentence(results, name)}").replace("\n", "\n  ") for name in there]
+    if absent := [name for name in SETTINGS if name not in there]:
+        sentences.append(f"- No runs yet: {', '.join(absent)}.")
     rows = [
         [f"{one.first_name} against {one.second_name}", *(cell(_headline(results, name, one)) for name in there)]
         for one in HEADLINES
