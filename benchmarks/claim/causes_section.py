@@ -134,9 +134,9 @@ def temperature(results: Results, figures: set[str]) -> str:
     intro = f"""
         {BETA}: in the end a chain samples the base reweighted by `exp(-beta E)`, which is another distribution than
         the model where `beta` is above one, and may be better by FID all the same. Chains of
-        {min(points)} to {max(points)} steps do not come to that end. They are short noisy descents from the base, and what
-        counts is how far the energy drives them: `beta` times the step size times the number of steps, their *drift*.
-        With the same drift, chains at very different `beta` have nearly the same FID.
+        {min(points)} to {max(points)} steps do not come to that end. They are short noisy descents from the base, and
+        what counts is how far the energy drives them: `beta` times the step size times the number of steps, their
+        *drift*. With the same drift, chains at very different `beta` have nearly the same FID.
         """
     parts = ["### Temperature and drift", paragraph(intro)]
     if "drift" in figures:
@@ -181,8 +181,8 @@ def phase(results: Results, figures: set[str]) -> str:
     """Return the section on the final phase."""
     intro = f"""
         In the alternation the energy follows a base that moves, and ends a little behind it. In a final phase the
-        energy alone is trained, on the base as it ended, until its KALE on held-out data has stopped rising, or the most
-        steps are over; the energy with the highest is kept, so the KALE *after* is a little too high. KALE is in nats
+        energy alone is trained, on the base as it ended, until its KALE on held-out data has stopped rising, or
+        the most steps are over; the energy with the highest is kept, so the KALE *after* is a little too high. KALE is in nats
         and by {EnergyPhase(1).num_samples:,} base samples: an estimate near or above their logarithm,
         {math.log(EnergyPhase(1).num_samples):.1f}, is no measurement. Differences are paired by seed, each energy at
         its own best sampler setting; reweighted is `beta` 1 without a chain.

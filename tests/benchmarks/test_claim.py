@@ -253,8 +253,8 @@ def test_a_page_of_some_results_has_them_all_and_no_others(folder, tmp_path: Pat
     assert "1 of 16 runs are there" in said and "1 of 2 runs are there" in said
     assert "held-out KALE is highest after 50 energy steps, 0.400 nats" in said
     assert (
-        "`classifier-of-tests` (digits, horses); 10,000 samples (digits, horses); `beta` = 1 is the temperature of the model"
-        in said
+        "`classifier-of-tests` (digits, horses); 10,000 samples (digits, horses); `beta` = 1 is the temperature of the "
+        "model" in said
     )
     pictures = sorted(path.stem for path in (tmp_path / page.IMAGES).iterdir())
     assert pictures == [f"claim-{name}" for name in ("curves", "drift", "fid", "overfit", "phases", "precision")]
