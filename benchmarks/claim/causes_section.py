@@ -182,8 +182,8 @@ def phase(results: Results, figures: set[str]) -> str:
     intro = f"""
         In the alternation the energy follows a base that moves, and ends a little behind it. In a final phase the
         energy alone is trained, on the base as it ended, until its KALE on held-out data has stopped rising, or
-        the most steps are over; the energy with the highest is kept, so the KALE *after* is a little too high. KALE is in nats
-        and by {EnergyPhase(1).num_samples:,} base samples: an estimate near or above their logarithm,
+        the most steps are over; the energy with the highest is kept, so the KALE *after* is a little too high. KALE
+        is in nats and by {EnergyPhase(1).num_samples:,} base samples: an estimate near or above their logarithm,
         {math.log(EnergyPhase(1).num_samples):.1f}, is no measurement. Differences are paired by seed, each energy at
         its own best sampler setting; reweighted is `beta` 1 without a chain.
         """

@@ -110,8 +110,8 @@ def scores(results: Results, figures: set[str]) -> str:
         paragraph(
             "Mean ± standard error over seeds, each energy at its own best sampler setting. In brackets: base samples "
             "drawn again by their weights `exp(-E)`, without a chain. For an energy by KALE or by the logistic loss "
-            "they are of the model itself, `beta` 1; the scale of the others has no such meaning. Chains as short as these "
-            "are somewhere between the base and what they would sample in the end, at `beta` 1 too."
+            "they are of the model itself, `beta` 1; the scale of the others has no such meaning. Chains as short as "
+            "these are somewhere between the base and what they would sample in the end, at `beta` 1 too."
         )
     )
     for name in SETTINGS:
@@ -142,7 +142,8 @@ def comparisons(results: Results) -> str:
             "By how much the first one's score is lower, which is better: mean ± standard error over the seeds that "
             f"both have, and the interval by Student's t. The intervals of the first {len(HEADLINES)} hold together "
             f"with {CONFIDENCE:.0%} in a table ({HEADLINE_CONFIDENCE:.2%} each, Bonferroni); those of the others, and "
-            f"of KID, hold with {CONFIDENCE:.0%} each, and some may leave zero out by chance. *The model itself* is by weights."
+            f"of KID, hold with {CONFIDENCE:.0%} each, and some may leave zero out by chance. *The model itself* is by "
+            "weights."
         )
     )
     for name in SETTINGS:
