@@ -418,12 +418,12 @@ def test_too_few_trials_for_importances_are_said_to_be(tmp_path):
 
 def test_a_report_of_thousands_of_trials_is_below_ten_megabytes():
     records = a_sweep("folder")
-    for index in range(12, 3000):
+    for index in range(12, 2000):
         trial = records.add(f"{index:04d}", {f"train.key_{key}": index + key / 7 for key in range(6)})
         trial.status = "finished"
     page = report(collect_results("folder", timed(records, evaluations=40), SETTINGS))["report.html"]
     assert len(page) < 9e6
-    assert b"the best 400 of 3,000" in page and b"the last 1,000 of 3,000" in page
+    assert b"the best 400 of 2,000" in page and b"the last 1,000 of 2,000" in page
 
 
 def test_tables_sort_by_mouse_and_by_keyboard(tmp_path):
