@@ -135,8 +135,8 @@ def summary(results: Results) -> str:
         FID is by small classifiers that were trained here, on the same kind of data, and not by Inception. GEBMs,
         discriminators and energies are sampled by short chains from the base, each at the best setting of one search
         that is the same for all; the best ones have `beta` {_chosen_betas(results)}, where more than 1 is colder than
-        the model. The model itself is `beta` 1, by importance weights. Differences are paired by seed, ± their standard error. The
-        intervals of a data set hold together with {CONFIDENCE:.0%}; one with zero in it shows nothing.
+        the model. The model itself is `beta` 1, by importance weights. Differences are paired by seed, ± their standard
+        error. The intervals of a data set hold together with {CONFIDENCE:.0%}; one with zero in it shows nothing.
         """
     return "\n\n".join(["\n".join(sentences), table(head, rows), paragraph(conditions)])
 
