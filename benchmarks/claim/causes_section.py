@@ -11,6 +11,7 @@ from benchmarks.claim.figures import best_by_beta, drift
 from benchmarks.claim.formatting import ABSENT, change, estimate, number, paragraph, share_of, table
 from benchmarks.claim.guard import GUARD_SAMPLES, GUARD_SEEDS, GUARD_STEPS
 from benchmarks.claim.outcome_section import BETA, conditions
+from benchmarks.claim.plateau import first_plateau, recent_fall
 from benchmarks.claim.results import LABELS, OWN_PHASE, Results, Variant, chosen_energy
 from benchmarks.claim.settings import OBJECTIVES, SAMPLERS, SETTINGS
 from benchmarks.claim.verdict import GAN
@@ -277,7 +278,8 @@ def lag(results: Results) -> str:
         The base learns from the energy, and one that learns from a flat energy, or from one that is weighted by few
         samples, is behind at the same step. The columns of FID are by the samples of the learning curves: at the last
         step that all runs of the data have come to, and where each ended. *Still falling* is by how much the mean of
-        the last three looks is below that of the three before, in percent.
+        the last three looks is below that of the three before, in percent. The rule of a plateau, had it ended the
+        runs, would have ended some that differ in their seed alone long before others.
         """
     parts = ["### Lag of the base", paragraph(intro)]
     rows = []
@@ -297,7 +299,8 @@ def lag(results: Results) -> str:
                     estimate(mean_and_error(at.values())),
                     ABSENT if objective == GAN else estimate(behind, sign=True),
                     estimate(mean_and_error(run["curve"][-1]["fid"] for run in ours)),
-                    estimate(mean_and_error(100 * _fall(run) for run in ours), 0),
+                    estimate(mean_and_error(100 * recent_fall(_fids(run)) for run in ours), 0),
+                    ", ".join(map(_first_plateau, ours)),
                     estimate(mean_and_error(run["base_steps"] for run in ours), 0),
                     estimate(mean_and_error(run["curve"][-1]["seconds"] for run in ours), 0),
                     share_of(sum(run["converged"] for run in ours), len(ours)),
@@ -305,15 +308,23 @@ def lag(results: Results) -> str:
             )
     if rows:
         head = ["data", "trained by", "base step", "FID there", f"more than {LABELS[GAN]}", "FID at its end"]
-        head += ["still falling, %", "its base steps", "its seconds", "converged, by the rule"]
+        head += [
+            "still falling, %",
+            "step where the rule first held, by seed",
+            "its base steps",
+            "its seconds",
+            "converged",
+        ]
         parts.append(table(head, rows))
         parts.append(conditions(results, "curve_samples", beta=False))
     return "\n\n".join(parts)
 
 
-def _fall(run: dict[str, Any]) -> float:
-    """Return by what share the mean FID of the last three looks is below that of the three before."""
-    fids = [look["fid"] for look in run["curve"]]
-    if len(fids) < 6:
-        return math.nan
-    return 1 - statistics.fmean(fids[-3:]) / statistics.fmean(fids[-6:-3])
+def _fids(run: dict[str, Any]) -> list[float]:
+    return [look["fid"] for look in run["curve"]]
+
+
+def _first_plateau(run: dict[str, Any]) -> str:
+    """Return the base step at which the rule of a plateau first held."""
+    count = first_plateau(_fids(run))
+    return "never" if count is None else f"{run['curve'][count - 1]['base_step']:,}"

@@ -15,8 +15,6 @@ import copy
 import dataclasses
 import functools
 import json
-import math
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks.claim.plateau import is_plateau
 from benchmarks.claim.result_files import write_json
 from benchmarks.claim.settings import SAMPLERS, SETTINGS, WITHOUT_LEVEL, SamplerSetting, Setting, experiment
 from benchmarks.claim.short_runs import measure_quality
@@ -43,7 +42,7 @@ from pipeline.training.checkpoint_format import load_state
 from pipeline.training.checkpoints import Checkpoints, read
 from pipeline.training.step_generator import step_generator
 
-__all__ = ["Bench", "OutOfTime", "is_plateau", "run"]
+__all__ = ["Bench", "OutOfTime", "run"]
 
 _TUNING_LATENTS, _FINAL_LATENTS, _CURVE_LATENTS = 11, 23, 37  # seeds: a setting is not chosen by what it is scored on
 _BATCH = 500  # chains at once
@@ -90,28 +89,6 @@ class Bench:
     def spacing(self) -> float:
         """The usual distance of one datum to the nearest other."""
         return metrics.mean_nn_distance(self.reference.features)
-
-
-def is_plateau(fids: list[float]) -> bool:
-    """Return whether a base is at a plateau, by the rule that was fixed before the runs.
-
-    The mean FID of the last three looks is no better than that of the three before, by the standard error of their
-    difference. The rule takes a slow fall within the noise of six looks for a plateau, so that runs which it ends are
-    ended by luck: of two GANs on the photographs it would have ended one at base step 1,200, with an FID of 17, and not
-    the other one at 3,400, with 10. So it ends none; it says of a run that has ended whether it was still improving.
-
-    Args:
-        fids: FID at each look so far.
-
-    Example:
-        >>> is_plateau([9.0, 6.0, 5.0, 4.0, 3.5, 3.2]), is_plateau([9.0, 3.1, 3.3, 3.2, 3.1, 3.3, 3.2])
-        (False, True)
-    """
-    if len(fids) < 6:
-        return False
-    before, last = fids[-6:-3], fids[-3:]
-    error = math.sqrt((statistics.variance(before) + statistics.variance(last)) / 3)
-    return statistics.fmean(before) - statistics.fmean(last) < error
 
 
 class Trained(NamedTuple):
@@ -302,7 +279,7 @@ def train_phase(
 
 @torch.no_grad()
 def _center(model: GEBM) -> None:
-    """Move an energy whose loss does not tell its level to a mean of zero on base samples, in place.
+    """Move an energy whose level its loss does not determine to a mean of zero on base samples, in place.
 
     Far from there the floor would take the gradients of all data, and the logistic loss would have nothing to learn
     from. Its last layer has a bias, which is the level.

@@ -75,9 +75,8 @@ def setup(results: Results) -> str:
         Every base is trained for the same number of steps. One is called *not converged* if the mean FID of its last
         three looks is still better than that of the three before, by more than the standard error of their difference.
         At first this rule, fixed beforehand, ended the runs. It takes a slow fall within the noise of six looks for a
-        plateau, and ended one GAN on the photographs at an FID of 17 at base step 1,200, where another one went on to
-        10 at 3,400; so now it only says which runs had not come to an end. [How far bases were still
-        falling](#lag-of-the-base) is measured below.
+        plateau, so where it first holds is luck: now it only says which bases were still improving. [By how much, and
+        where it would have ended them](#lag-of-the-base) is measured below.
         """
     same = f"""
         Each base step has {train.energy_steps} energy steps before it; the first {train.warmup_base_steps} and every
@@ -90,7 +89,7 @@ def setup(results: Results) -> str:
     search = f"""
         On each base three energies are sampled: {"; ".join(f"*{label}*" for label in ENERGIES.values())}. A phase ends
         by the KALE of held-out data, whatever its loss, or after the most steps. A critic or energy whose loss does not
-        tell its level begins a phase with a mean of zero on base samples. Every energy gets the same search of
+        determine its level begins a phase with a mean of zero on base samples. Every energy gets the same search of
         {len(SAMPLERS)} settings of ULA with chains of {_lengths()} steps, from the base's own latents:
         {_grid()}. The setting with the lowest FID is scored on other latents. The
         search was extended twice, after chains at its far end had been best; all runs here are by the last one.

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.claim import energy_experiments, experiment, page
-from benchmarks.claim.experiment import is_plateau
+from benchmarks.claim.plateau import first_plateau, is_plateau
 from benchmarks.claim.results import Results, Variant, chosen_energy
 from benchmarks.claim.settings import OBJECTIVES, SEEDS
 from benchmarks.claim.verdict import HEADLINE_CONFIDENCE, HEADLINES, summary
@@ -102,6 +102,14 @@ def test_a_base_that_falls_steadily_is_not_at_a_plateau(earlier: list[float], fi
 @given(st.lists(st.floats(0.1, 100), min_size=6, max_size=6), st.lists(st.floats(0.1, 100), max_size=6))
 def test_a_plateau_is_a_matter_of_the_last_six_looks(last: list[float], earlier: list[float]) -> None:
     assert is_plateau([*earlier, *last]) == is_plateau(last)
+
+
+@given(st.lists(st.floats(0.1, 100), max_size=12))
+def test_the_rule_first_holds_at_the_shortest_part_of_a_curve_that_is_a_plateau(fids: list[float]) -> None:
+    count = first_plateau(fids)
+    shorter = range(len(fids) + 1 if count is None else count)
+    assert not any(is_plateau(fids[:looks]) for looks in shorter)
+    assert count is None or is_plateau(fids[:count])
 
 
 def test_the_claim_is_said_to_hold_where_it_does(folder) -> None:
