@@ -246,7 +246,7 @@ class GEBM(nn.Module):
         beta = as_beta(beta)
         with unless_chosen(), frozen(self.base, self.energy), torch.autocast(z.device.type, enabled=False):
             moving, _ = self.split_latents(z)
-            # Zero times an infinite energy would be no number.
+            # Zero times an infinite energy would be no number; zero times the latents keeps their graph.
             tempered = beta * self.energy(self.decode(z)) if beta else 0.0 * moving.sum(1)
             return tempered - self.prior.log_prob(moving.to(samplers.wide(z.dtype)))
 

@@ -110,7 +110,8 @@ def resampled(energies: Tensor, labels: Tensor | None = None) -> Tensor:
 
     Systematic resampling (Kitagawa 1996). The model at ``beta`` 1, had by importance weights instead of a chain: the
     two should agree, and where few samples carry the weight neither is to be believed. A chain keeps its class, so
-    samples with classes are drawn within each: of the model given the class, with as many of a class as before.
+    samples with classes are drawn within each: of the model given the class, and each class keeps its number of
+    samples.
 
     Args:
         energies: Of the base samples (N,), in nats.

@@ -51,14 +51,13 @@ class SweepCallback(tune.Callback):
     def __init__(self, config: schema.Config, records: SweepSummary, tracker: Tracker, display: Display) -> None:
         self._config, self._records, self._tracker, self._display = config, records, tracker, display
         self._score = schema.monitored_metrics(config)[0].removesuffix("_base")
+        # When a trial has begun in its process, or last reported; of one that has lost its process there is none.
         self._started_at: dict[str, float] = {}
         # A sweep that is resumed continues at its last evaluation: when it was interrupted is not known.
         self._began_at = time.monotonic() - records.seconds()
         self._logged: set[str] = set()
         self._share_due = config.scale.gpus_per_worker == "auto"
         self._first_step_due = True
-        # Trials that have begun in a process since they last lost one.
-        self._has_process: set[str] = set()
         # Exceptions of the trials' own processes, after which Tune tries again.
         self._failures: dict[str, str] = {}
         # Whether the summary has to be written, and when it may be.
@@ -92,7 +91,6 @@ class SweepCallback(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Start or resume a trial's run in the tracker."""
         record = self._record(trial)
-        self._has_process.add(record.name)
         self._started_at[record.name] = time.monotonic()
         if record.status != "running":
             record.status, record.error = "running", None
@@ -107,7 +105,6 @@ class SweepCallback(tune.Callback):
     ) -> None:
         """Take in a trial's report: a failure, a restart, the progress of its steps, or an evaluation."""
         record = self._record(trial)
-        self._has_process.add(record.name)
         self._count_time(record)
         record.mlflow_run_id = self._tracker.trial_run_id(record.name) or record.mlflow_run_id
         # Tune adds keys of its own.
@@ -194,7 +191,7 @@ class SweepCallback(tune.Callback):
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Log that a trial's own process died and is restarted."""
         record = self._record(trial)
-        self._has_process.discard(record.name)
+        self._started_at.pop(record.name, None)
         self._replay(record)
         reason = self._failures.pop(record.name, "its process died, or its machine was lost")
         log.info(f"trial {record.name} restarts from its last checkpoint: {reason}")
@@ -220,7 +217,7 @@ class SweepCallback(tune.Callback):
         """
         record = self._record(trial)
         self._replay(record)
-        if record.name not in self._has_process:
+        if record.name not in self._started_at:
             self._leave(record)
             return
         reason = self._failures.pop(record.name, "the trial's process died")

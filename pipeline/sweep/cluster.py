@@ -47,7 +47,7 @@ __all__ = [
 TRIAL_RESOURCES: dict[str, float] = {"memory": 2**20}
 
 # Seconds that a process waits for a trial that was pruned before it takes the next one. Where that is too short, Tune
-# loses the next one, and its place with it. So it is longer than the time after which a watchdog ends a process that
+# loses the next one, and its slot with it. So it is longer than the time after which a watchdog ends a process that
 # hangs: the pruned trial is given up at its next batch.
 _WAITS_FOR_STOP = "TUNE_FUNCTION_THREAD_TIMEOUT_S"
 _LONGER_THAN_WATCHDOG = 60.0

@@ -10,6 +10,7 @@ Nothing here imports torch before a trial trains.
 from __future__ import annotations
 
 import gc
+import itertools
 import sys
 import threading
 import time
@@ -24,7 +25,8 @@ from pipeline.runtime.redaction import redacted_errors
 __all__ = ["forget_compiled_graphs", "is_preempted", "train_here", "wait_until_taken_away"]
 
 _POLL_SECONDS = 1.0
-_has_trained = threading.Event()
+# Of this process, at any trial.
+_attempts = itertools.count()
 
 
 def train_here(
@@ -59,14 +61,13 @@ def train_here(
             raise Stopped
 
     forget_compiled_graphs()
-    # What is left of an attempt before this one, or of another trial, whose modules are in cycles.
+    # Remains of an attempt before this one, or of another trial, whose modules are in cycles.
     gc.collect()
     if gpus and torch.cuda.is_initialized():
         # No part of the allocator's cache, and there is no public name for it.
         torch._C._cuda_clearCublasWorkspaces()
         torch.cuda.empty_cache()
-    worker = Worker.alone(gpus, is_fresh=not _has_trained.is_set())
-    _has_trained.set()
+    worker = Worker.alone(gpus, is_fresh=next(_attempts) == 0)
     with redacted_errors():
         train_loop(work, worker, Session(report, is_preempted, require_running, is_behind))
 
@@ -88,7 +89,7 @@ def forget_compiled_graphs() -> None:
 def is_preempted() -> bool:
     """Return whether the machine of this process is about to be taken away; not where Ray does not answer.
 
-    A trial asks each second, and an answer that is missing is no reason to end it.
+    A trial checks it each second, and a missing answer is no reason to end it.
     """
     return _is_draining() or False
 

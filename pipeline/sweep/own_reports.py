@@ -13,7 +13,7 @@ _POLL_SECONDS = 1.0
 
 
 class OwnReports:
-    """Reports on their way to Tune, which decides on each of them whether the trial goes on.
+    """Reports on their way to Tune, which decides after each of them whether the trial continues.
 
     A trial that did not wait would be many reports ahead where the driver is held up. Tune may stop it at the first of
     them, whose checkpoint would have made room for later ones.

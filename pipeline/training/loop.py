@@ -193,7 +193,7 @@ class TrialRun:
         done, fitting = self.trainer.base_step, contextlib.nullcontext()
         if not self.has_fitted:
             self.first_step_at = time.monotonic()
-            # What is missing may be what earlier trials have left: another process says whether the step fits.
+            # Earlier trials of this process may hold the memory: only in a new one is it known whether the step fits.
             if self.worker.is_fresh:
                 fitting = out_of_memory_as_error(self.trainer, self.batches, self.config, self.worker)
         try:

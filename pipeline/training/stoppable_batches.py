@@ -14,7 +14,7 @@ __all__ = ["StoppableBatches"]
 
 
 class StoppableBatches:
-    """Batches that ask before each one whether the trial goes on.
+    """Batches that check before each one whether the sweep has stopped the trial.
 
     A base step may have a hundred energy steps before it. The process that is to take the next trial waits for all of
     them otherwise.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import threading
 import time
 import weakref
@@ -108,7 +109,7 @@ def test_only_a_process_that_had_no_trial_says_that_the_batch_is_too_large(confi
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(Trainer, "step", step)
-    monkeypatch.setattr(own_process, "_has_trained", threading.Event())
+    monkeypatch.setattr(own_process, "_attempts", itertools.count())
     for number, error in enumerate((UserError, torch.OutOfMemoryError)):
         with pytest.raises(error):
             trained(config, tmp_path / str(number))

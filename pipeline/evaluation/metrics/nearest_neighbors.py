@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 NUM_MEASURED = 2_000
-"""Samples, and images of the data, of a mean distance: so many give it to a percent or two."""
+"""Number of samples, and of images of the data, in a mean distance: enough for a percent or two."""
 _BATCH_SIZE = 500
 
 
