@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.config import Config
 from pipeline.config.command import command
-from pipeline.config.help import ENVIRONMENT_HELP, EXIT_STATUS_HELP, RESULTS_HELP, RESUME_HELP
+from pipeline.config.help import RESULTS_HELP, RESUME_HELP, SWEEP_ENVIRONMENT_HELP, SWEEP_EXIT_STATUS_HELP
 
 __all__ = ["main"]
 
@@ -23,8 +23,8 @@ __all__ = ["main"]
     sections={
         "Resuming": RESUME_HELP,
         "Results": RESULTS_HELP,
-        "Environment": ENVIRONMENT_HELP,
-        "Exit status": EXIT_STATUS_HELP,
+        "Environment": SWEEP_ENVIRONMENT_HELP,
+        "Exit status": SWEEP_EXIT_STATUS_HELP,
     },
 )
 def main(config: Config, overrides: dict[str, Any]) -> int:

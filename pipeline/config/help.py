@@ -6,7 +6,17 @@ from collections.abc import Mapping
 
 from pipeline.config import compose, schema
 
-__all__ = ["COMMANDS", "ENVIRONMENT_HELP", "EXIT_STATUS_HELP", "RESULTS_HELP", "RESUME_HELP", "help_text", "overview"]
+__all__ = [
+    "COMMANDS",
+    "ENVIRONMENT_HELP",
+    "EXIT_STATUS_HELP",
+    "RESULTS_HELP",
+    "RESUME_HELP",
+    "SWEEP_ENVIRONMENT_HELP",
+    "SWEEP_EXIT_STATUS_HELP",
+    "help_text",
+    "overview",
+]
 
 COMMANDS = {
     "sweep": "Search the hyper-parameters of a GEBM.",
@@ -39,14 +49,23 @@ GEBM_PLUGINS                your own code, as plugins=[./mine.py,my_package.part
 MLFLOW_TRACKING_USERNAME,   for a tracker with a login, as MLFLOW_TRACKING_TOKEN is; tracking.uri takes no password
   MLFLOW_TRACKING_PASSWORD
 AWS_ACCESS_KEY_ID,          for s3://, where the machine has no role; AWS_ENDPOINT_URL names another service
-  AWS_SECRET_ACCESS_KEY
+  AWS_SECRET_ACCESS_KEY"""
+
+SWEEP_ENVIRONMENT_HELP = f"""\
+{ENVIRONMENT_HELP}
 RAY_ADDRESS                 a running Ray cluster, where ray.address names none"""
 
-EXIT_STATUS_HELP = """\
+_EXIT_STATUS = """\
 0    done
-1    no result: no trial was evaluated, another process took over the folder, or an internal error
+1    no result: {}
 2    refused, with a one-line message on standard error that says what to do; nothing has started
 130  interrupted by Ctrl-C"""
+
+EXIT_STATUS_HELP = _EXIT_STATUS.format("an internal error")
+
+SWEEP_EXIT_STATUS_HELP = _EXIT_STATUS.format(
+    "no trial was evaluated, another process took over the folder, or an internal error"
+)
 
 _HEADINGS = {
     "conf": ("Experiments", compose.experiments),

@@ -5,10 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.config.command import command
-from pipeline.config.help import ENVIRONMENT_HELP, EXIT_STATUS_HELP
+from pipeline.config.help import ENVIRONMENT_HELP, SWEEP_EXIT_STATUS_HELP
 from pipeline.config.launcher_schema import SUBMISSION, TEXT_KEYS, Submission
 
 __all__ = ["main"]
+
+_CLUSTER_ENVIRONMENT_HELP = """\
+RAY_API_SERVER_ADDRESS,     the cluster of launch=ray, where launch.address names none
+  RAY_ADDRESS
+RAY_AUTH_MODE=token,        for a cluster that asks for a token, and the file with it
+  RAY_AUTH_TOKEN_PATH"""
 
 
 @command(
@@ -22,7 +28,11 @@ __all__ = ["main"]
         "python -m pipeline.submit conf=lsun launch=slurm launch.nodes=2 launch.partition=gpu  # apply=true for sbatch",
         "python -m pipeline.submit launch=slurm --cfg job --package launch    # every key of a launcher",
     ],
-    sections={"Environment": ENVIRONMENT_HELP, "Exit status": EXIT_STATUS_HELP},
+    sections={
+        "Environment": f"{ENVIRONMENT_HELP}\n{_CLUSTER_ENVIRONMENT_HELP}",
+        "Exit status": f"{SWEEP_EXIT_STATUS_HELP}\n"
+        "Under launch=ray it is the job's own, or 1 where its log is lost; launch.follow=false does not wait for it.",
+    },
     config_name=SUBMISSION,
     parse=Submission.from_dict,
     more_text_keys=TEXT_KEYS,
