@@ -32,6 +32,7 @@ class Splits(NamedTuple):
         mean: Mean of the training rows before whitening, float64 (D,).
         whitening: Inverse of the Cholesky factor of their covariance, lower triangular, float64 (D, D).
         columns: The columns of the table that were kept, in order.
+        num_columns: Number of columns of the table, ``C``.
     """
 
     train: torch.Tensor
@@ -40,6 +41,33 @@ class Splits(NamedTuple):
     mean: torch.Tensor
     whitening: torch.Tensor
     columns: tuple[int, ...]
+    num_columns: int
+
+    def whiten(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return whitened rows; the inverse of :meth:`restore` where no column was dropped.
+
+        Args:
+            rows: Rows as the table has them (N, C), all of its columns. No noise is added to them.
+
+        Returns:
+            float32 (N, D).
+
+        Raises:
+            UserError: If the table has another number of columns, or a number is not finite.
+
+        Example:
+            >>> rows = torch.randn(200, 3, generator=torch.Generator().manual_seed(0)) * 5 + 1
+            >>> splits = split_rows(rows, seed=0, dequantise=False, max_correlation=None)
+            >>> torch.allclose(splits.restore(splits.whiten(rows)), rows, atol=1e-4)
+            True
+        """
+        _require_table(rows)
+        if rows.shape[1] != self.num_columns:
+            raise UserError(
+                f"the table has {self.num_columns} columns, and the rows {rows.shape[1]}: give all of them in order"
+            )
+        units = rows.double().cpu()[:, self.columns]
+        return ((units - self.mean) @ self.whitening.T).float()
 
     def restore(self, rows: torch.Tensor) -> torch.Tensor:
         """Return rows in the units of the table, of the columns that were kept.
@@ -95,8 +123,7 @@ def split_rows(rows: torch.Tensor, seed: int, *, dequantise: bool, max_correlati
         >>> torch.allclose(splits.train.T @ splits.train / 162, torch.eye(3), atol=1e-5)
         True
     """
-    if rows.ndim != 2 or not rows.isfinite().all():
-        raise UserError(f"a table is finite numbers in rows and columns, not a tensor {tuple(rows.shape)}: check it")
+    _require_table(rows)
     if seed < 0:
         raise UserError(f"the seed {seed} is negative: choose one from 0 up")
     if max_correlation is not None and not 0 < max_correlation <= 1:
@@ -118,7 +145,13 @@ def split_rows(rows: torch.Tensor, seed: int, *, dequantise: bool, max_correlati
         mean=torch.from_numpy(mean),
         whitening=torch.from_numpy(whitening),
         columns=tuple(columns.tolist()),
+        num_columns=rows.shape[1],
     )
+
+
+def _require_table(rows: torch.Tensor) -> None:
+    if rows.ndim != 2 or not rows.isfinite().all():
+        raise UserError(f"a table is finite numbers in rows and columns, not a tensor {tuple(rows.shape)}: check it")
 
 
 def _parts(num_rows: int, num_columns: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

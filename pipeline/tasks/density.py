@@ -71,27 +71,19 @@ class DensityTaskWorker(TableTaskWorker):
         Raises:
             UserError: An energy or a likelihood is not finite.
         """
-        settings, generator = self.config.evaluation, evaluation_generator(self.config)
+        generator = evaluation_generator(self.config)
         evaluation = Evaluation()
         with frozen(model.base, model.energy):
-            draws = model.sample_base(settings.num_samples, generator, batch_size=settings.batch_size)
-            energies = {"base": self._energies(model, draws)}
-            estimate = PartitionEstimate.of(-energies["base"])
-            evaluation.scores |= _estimate_scores("log_partition_monte_carlo", estimate)
-            # False for NaN as well as for minus infinity.
-            if not bool((energies["base"] > -math.inf).all()):
-                raise UserError(_DIVERGED)
-            log_partition, error = (
-                self._log_partition(model, estimate, evaluation.scores) if self._trains_energy else (0.0, 0.0)
-            )
+            draws, energies_of_draws = self._sample_base(model, generator)
+            energies = {"base": energies_of_draws}
+            log_partition, error = self._log_partition(model, energies["base"], evaluation.scores)
             for split, rows in (
                 ("train", self.splits.train),
                 ("validation", self.splits.validation),
                 ("test", self.splits.test),
             ):
                 rows = rows.to(self.device)
-                log_base = self._in_batches(cast(_Density, model.base).log_prob, rows).double()
-                energies[split] = self._energies(model, rows)
+                log_base, energies[split] = self._log_base(model, rows), self._energies(model, rows)
                 # Scores of the test rows have no suffix.
                 suffix = "" if split == "test" else f"_{split}"
                 nll = {
@@ -117,6 +109,31 @@ class DensityTaskWorker(TableTaskWorker):
 
     @arithmetic("float32")
     @torch.no_grad()
+    def log_densities(self, model: GEBM, rows: Tensor) -> Tensor:
+        """Return the log-densities of rows, in the units of the table.
+
+        The log-partition is that of an evaluation with the same config: the mean over the test rows is minus the score
+        ``nll_gebm``, plus the ``log |det whitening|`` of :class:`pipeline.data.Splits`.
+
+        Args:
+            model: The model.
+            rows: Rows as the table has them (N, C), all of its columns.
+
+        Returns:
+            Log-densities in nats, float64 (N,), on the CPU.
+
+        Raises:
+            UserError: A row does not fit the table or is not finite, or an energy is not finite.
+        """
+        rows = self.splits.whiten(rows).to(self.device)
+        with frozen(model.base, model.energy):
+            _, energies = self._sample_base(model, evaluation_generator(self.config))
+            log_partition, _ = self._log_partition(model, energies, {})
+            whitened = self._log_base(model, rows) - self._energies(model, rows).double() - log_partition
+        return whitened.cpu() + self.splits.whitening.logdet()
+
+    @arithmetic("float32")
+    @torch.no_grad()
     def draw_start(self, model: GEBM) -> dict[str, bytes]:
         """Return draws of the base in two columns, for each picture of an evaluation."""
         settings, generator = self.config.evaluation, evaluation_generator(self.config)
@@ -136,6 +153,20 @@ class DensityTaskWorker(TableTaskWorker):
     def _trains_energy(self) -> bool:
         return make_objective(self.config.train).trains_energy
 
+    def _sample_base(self, model: GEBM, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return the draws of the base that an evaluation is over (N, D), and their energies (N,)."""
+        settings = self.config.evaluation
+        draws = model.sample_base(settings.num_samples, generator, batch_size=settings.batch_size)
+        energies = self._energies(model, draws)
+        # False for NaN as well as for minus infinity.
+        if not bool((energies > -math.inf).all()):
+            raise UserError(_DIVERGED)
+        return draws, energies
+
+    def _log_base(self, model: GEBM, rows: Tensor) -> Tensor:
+        """Return the base's log-densities (N,) of rows (N, D), float64."""
+        return self._in_batches(cast(_Density, model.base).log_prob, rows).double()
+
     def _energies(self, model: GEBM, rows: Tensor) -> Tensor:
         """Return the energies (N,) of rows (N, D): zero where the objective trains none."""
         return self._in_batches(model.energy, rows) if self._trains_energy else rows.new_zeros(len(rows))
@@ -143,14 +174,19 @@ class DensityTaskWorker(TableTaskWorker):
     def _in_batches(self, function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
         return torch.cat([function(batch) for batch in rows.split(self.config.evaluation.batch_size)])
 
-    def _log_partition(
-        self, model: GEBM, monte_carlo: PartitionEstimate, scores: dict[str, float]
-    ) -> tuple[float, float]:
+    def _log_partition(self, model: GEBM, energies: Tensor, scores: dict[str, float]) -> tuple[float, float]:
         """Return the log-partition that the likelihood is computed with and its standard error, in nats.
 
-        The other ones are added to the scores.
+        Args:
+            model: The model.
+            energies: Energies of draws of the base (N,).
+            scores: Takes all estimates that were computed.
         """
         kind, sampler = self.config.evaluation.log_partition, self.config.sampler
+        monte_carlo = PartitionEstimate.of(-energies)
+        scores |= _estimate_scores("log_partition_monte_carlo", monte_carlo)
+        if not self._trains_energy:
+            return 0.0, 0.0
         known = model.known_log_partition
         if known is not None:
             scores["log_partition_known"] = float(known)

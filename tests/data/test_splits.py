@@ -62,6 +62,8 @@ def test_the_parts_are_the_table_and_the_training_rows_are_whitened(options: dic
     assert torch.equal(splits.whitening, splits.whitening.tril())
     found = torch.cat([recorded(splits, part) for part in splits[:3]])
     assert torch.allclose(splits.restore(splits.test), found[-num_test:].float(), rtol=1e-4)
+    kept = table[:, list(splits.columns)]
+    assert ((splits.restore(splits.whiten(table)) - kept).abs() <= 1e-4 * kept.abs().amax(0)).all()
     if not options["dequantise"]:
         numbers = found[:, 0].round().long()
         assert sorted(numbers.tolist()) == list(range(size)), "a row was lost, or is there twice"
@@ -137,6 +139,22 @@ def test_of_two_columns_that_go_together_one_is_dropped() -> None:
     splits = split_rows(table, 0, dequantise=False, max_correlation=0.98)
     assert splits.columns == (2, 3, 4)
     assert split_rows(table, 0, dequantise=False, max_correlation=None).columns == (0, 1, 2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (rows(4, 2), "the table has 3 columns, and the rows 2"),
+        (rows(4, 4), "the table has 3 columns, and the rows 4"),
+        (rows(4, 3)[0], "is finite numbers"),
+        (rows(4, 3) * math.inf, "is finite numbers"),
+    ],
+)
+def test_rows_of_another_table_are_one_line(other: torch.Tensor, message: str) -> None:
+    splits = split_rows(rows(100, 3), 0, dequantise=False, max_correlation=None)
+    with pytest.raises(UserError, match=message) as caught:
+        splits.whiten(other)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

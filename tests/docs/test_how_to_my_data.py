@@ -20,6 +20,7 @@ from scipy.stats import multivariate_normal
 from pipeline import tasks
 from pipeline.config import from_dict, to_dict
 from pipeline.data import open_store
+from pipeline.tasks.open_store import split_store
 from pipeline.training.build_model import build_model
 from pipeline.training.checkpoints import Checkpoints
 from tests.docs.test_documents import FENCE
@@ -110,7 +111,8 @@ def test_a_table_of_ones_own(call, tmp_path: Path, monkeypatch, no_plugins) -> N
     )
     scope: dict[str, torch.Tensor] = {}
     exec(densities, scope)
-    train_rows = scope["splits"].restore(scope["splits"].train).double().numpy()
+    splits = split_store(config, open_store("mine"))
+    train_rows = splits.restore(splits.train).double().numpy()
     truth = multivariate_normal(train_rows.mean(0), np.cov(train_rows.T)).logpdf(scope["rows"].numpy())
     assert np.allclose(scope["log_densities"].numpy(), truth, rtol=1e-2)
 

@@ -196,6 +196,36 @@ def test_the_likelihood_is_computed_with_the_log_partition_that_is_asked_for(den
 
 
 @pytest.mark.parametrize(
+    "overrides",
+    [
+        {"model.energy_offset": 1.5},
+        {"train.objective": "ml"},
+        {"model.energy_offset": 1.5, "evaluation.log_partition": "trained"},
+        {"model.energy": "mlp", "data.max_correlation": 0.1},
+    ],
+    ids=str,
+)
+def test_log_densities_are_those_of_the_scores_in_the_units_of_the_table(density, overrides):
+    splits = split_store(apply(density, overrides), open_store(density.data.store))
+    dim = len(splits.columns)
+    config = apply(density, {**overrides, "data.channels": dim, "model.latent_dim": dim})
+    model, worker = build_model(config), tasks.make(config).open(0, 1, torch.device("cpu"))
+    with torch.no_grad():
+        model.log_partition.fill_(-1.0)
+        if "model.energy" in overrides:
+            torch.nn.init.normal_(model.energy.network[-1].weight, generator=torch.Generator().manual_seed(0))
+    table = load_rows(open_store(config.data.store))
+    parts = torch.cat(splits[:3])
+    order = torch.cdist(splits.whiten(table), parts).argmin(0)
+    of_parts = worker.log_densities(model, table)[order] - splits.whitening.logdet()
+    scores, start = worker.evaluate(model).scores, 0
+    for name, part in (("_train", splits.train), ("_validation", splits.validation), ("", splits.test)):
+        found = of_parts[start : start + len(part)].mean()
+        assert float(found) == pytest.approx(-scores[f"nll_gebm{name}"], abs=1e-4)
+        start += len(part)
+
+
+@pytest.mark.parametrize(
     ("overrides", "expected_text"),
     [
         (
