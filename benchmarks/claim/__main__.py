@@ -3,6 +3,7 @@
 Each part is a command of its own, and resumes what is there:
 
     python -m benchmarks.claim stores --photographs cifar10-jpeg.zip    the stores, once
+    python -m benchmarks.claim penalties                                weights of the penalty, for each objective
     python -m benchmarks.claim guard                                    gradient guards over the objectives
     python -m benchmarks.claim runs --setting digits --minutes 110      the experiment, run after run
     python -m benchmarks.claim why                                      what makes or breaks it
@@ -29,7 +30,7 @@ RESULTS = Path(__file__).resolve().parents[1] / "results" / "claim"
 def main() -> None:
     """Run the part that was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["stores", "guard", "runs", "why", "page"])
+    parser.add_argument("part", choices=["stores", "penalties", "guard", "runs", "why", "page"])
     parser.add_argument("--photographs", type=Path, help="cifar10-jpeg.zip, an image folder in a zip")
     parser.add_argument("--folder", type=Path, default=Path("results/claim"), help="checkpoints of the runs")
     parser.add_argument("--setting", nargs="*", default=[], help="digits, photographs, horses; by default all")
@@ -41,13 +42,37 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(arguments.threads)
-    {"stores": _stores, "guard": _guard, "runs": _runs, "why": _why, "page": _page}[arguments.part](arguments)
+    parts = {
+        "stores": _stores,
+        "penalties": _penalties,
+        "guard": _guard,
+        "runs": _runs,
+        "why": _why,
+        "page": _page,
+    }
+    parts[arguments.part](arguments)
 
 
 def _stores(arguments: argparse.Namespace) -> None:
     from benchmarks.claim.stores import make_stores
 
     make_stores(arguments.photographs, arguments.folder)
+
+
+def _penalties(arguments: argparse.Namespace) -> None:
+    from benchmarks.claim.experiment import Bench
+    from benchmarks.claim.penalties import run_penalty
+    from benchmarks.claim.settings import PENALTIES, PENALTY, ROUNDS, SETTINGS
+
+    deadline = _Deadline(arguments.minutes)
+    jobs = [(name, o, p) for objectives in ROUNDS for name in PENALTY for o in objectives for p in PENALTIES]
+    benches: dict[str, Bench] = {}
+    for name, objective, penalty in own_share(jobs, arguments.share):
+        path = RESULTS / "penalties" / f"{name}-{objective}-{penalty:g}.json"
+        if not path.exists() and not deadline.over():
+            bench = benches[name] if name in benches else benches.setdefault(name, Bench(SETTINGS[name]))
+            write_json(path, run_penalty(bench, objective, penalty))
+            _log(f"written: {path.name}")
 
 
 def _guard(arguments: argparse.Namespace) -> None:
@@ -78,7 +103,7 @@ def _runs(arguments: argparse.Namespace) -> None:
         path = RESULTS / name / f"{objective}-{seed}.json"
         if path.exists() or deadline.over():
             continue
-        bench = benches.setdefault(name, Bench(SETTINGS[name])) if name not in benches else benches[name]
+        bench = benches[name] if name in benches else benches.setdefault(name, Bench(SETTINGS[name]))
         title = f"{name} {objective} seed {seed}"
         folder = arguments.folder.absolute() / name / f"{objective}-{seed}"
         try:

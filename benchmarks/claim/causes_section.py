@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.claim.energy_experiments import FLAT, OVERFIT
 from benchmarks.claim.figures import best_by_beta, drift
 from benchmarks.claim.formatting import ABSENT, change, estimate, number, paragraph, share_of, table
-from benchmarks.claim.guard import GUARD_SAMPLES, GUARD_SEEDS, GUARD_STEPS
+from benchmarks.claim.guard import GUARD_PENALTY, GUARD_SAMPLES, GUARD_SEEDS, GUARD_STEPS
 from benchmarks.claim.outcome_section import BETA, conditions
 from benchmarks.claim.plateau import first_plateau, recent_fall
 from benchmarks.claim.results import LABELS, OWN_PHASE, Results, Variant, chosen_energy
@@ -31,8 +31,8 @@ def guard(results: Results) -> str:
         that of a usual batch. Adam keeps its square in the second moment, so all steps are the smaller for it until it
         is forgotten, and the energy stops learning. A *gradient guard* bounds what one batch can do: `clip` scales the
         energy's gradient to a norm of at most {ClipGradients().max_norm:g}, `arbel` is the transform of the authors'
-        code, `none` is Algorithm 1 as it is written. Photographs, {GUARD_STEPS} base steps;
-        {share_of(len(results.guard), total)} runs are there.
+        code, `none` is Algorithm 1 as it is written. Photographs, {GUARD_STEPS} base steps, penalty
+        {GUARD_PENALTY:g} for all; {share_of(len(results.guard), total)} runs are there.
         """
     parts = ["### The knocked-out energy", paragraph(intro)]
     rows = []
@@ -236,8 +236,8 @@ def overfit(results: Results, figures: set[str]) -> str:
     intro = f"""
         KALE on training data may rise for as long as one likes; on held-out data it falls from where the energy begins
         to know single images. Here the energy is trained for {OVERFIT[0].energy_steps:,} steps on a base that does not
-        change, on few and on many data, to see whether it comes to that; {share_of(len(results.overfit), len(OVERFIT))}
-        runs are there.
+        change, on few and on many data, to see whether it comes to that, with a penalty of {OVERFIT[0].penalty:g};
+        {share_of(len(results.overfit), len(OVERFIT))} runs are there.
         """
     parts = ["### Overfitting", paragraph(intro)]
     for job in OVERFIT:

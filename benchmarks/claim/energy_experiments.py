@@ -59,12 +59,14 @@ class Overfit(NamedTuple):
         base_steps: Base steps of training before it.
         energy_steps: Energy steps of the phase.
         seed: The seed.
+        penalty: Weight of the gradient penalty, weaker than in the experiment, so that the energy may be steep.
     """
 
     setting: str
     base_steps: int
     energy_steps: int = 1500
     seed: int = 0
+    penalty: float = 0.1
 
     @property
     def name(self) -> str:
@@ -141,10 +143,10 @@ def run_overfit(job: Overfit) -> dict[str, Any]:
     Returns:
         What was measured, for JSON.
     """
-    config = experiment(SETTINGS[job.setting], "kale_fenchel", job.seed)
+    config = experiment(SETTINGS[job.setting], "kale_fenchel", job.seed, {"train.penalty": job.penalty})
     trainer, work, _ = train_from_scratch(config, job.base_steps)
     model = copy.deepcopy(trainer.sampling_model()).eval()
-    _, result = train_phase(model, work, config, "kale", patience=0, steps=job.energy_steps)
+    _, result = train_phase(model, work, config, "kale", patience=0, steps=job.energy_steps, penalty=job.penalty)
     history = [
         {"steps": steps, "held_out_kale": unseen.kale, "train_kale": seen.kale}
         for steps, unseen, seen in result.history

@@ -66,8 +66,8 @@ class Bench:
         config = experiment(setting, "kale_fenchel", 0)
         self.store = open_store(config.data.store)
         weights = None
-        if setting.extractor_of is not None:
-            lender = open_store(experiment(SETTINGS[setting.extractor_of], "gan", 0).data.store)
+        if setting.taken_from is not None:
+            lender = open_store(experiment(SETTINGS[setting.taken_from], "gan", 0).data.store)
             metrics.make_extractor("classifier", store=lender)
             weights = classifier_url(lender)
         self.weights = weights
@@ -231,8 +231,9 @@ def train_phase(
     *,
     patience: int = 4,
     steps: int | None = None,
+    penalty: float | None = None,
 ) -> tuple[GEBM, Any]:
-    """Train a model's energy alone, in place, on its base as it is.
+    """Train a model's energy alone, in place, on its base as it is: the same phase whatever the base was trained by.
 
     Args:
         model: The model.
@@ -241,11 +242,15 @@ def train_phase(
         loss: ``kale`` or ``gan``.
         patience: Looks without a better held-out KALE; 0 takes all steps.
         steps: Energy steps at most; ``None`` takes the setting's.
+        penalty: Weight of the penalty; ``None`` takes the loss's own in the setting.
 
     Returns:
         The model, and how the phase went.
     """
-    objective = objectives.make({"kale": "kale_fenchel", "gan": "gan"}[loss])
+    setting, name = SETTINGS[_name_of(config)], {"kale": "kale_fenchel", "gan": "gan"}[loss]
+    objective = objectives.make(name)
+    if penalty is None:
+        penalty = experiment(setting, name, config.seed).train.penalty
     if config.train.objective in WITHOUT_LEVEL:
         _center(model)
     # The critic of the Wasserstein loss has no floor; in the phases all energies have the same.
@@ -255,7 +260,7 @@ def train_phase(
     trainer = Trainer(
         model,
         objective=objective,
-        penalty=penalties.make(config.train.penalty_kind, config.train.penalty),
+        penalty=penalties.make(config.train.penalty_kind, penalty),
         energy_optimizer=adam(
             [*model.energy.parameters(), model.log_partition],
             config.train.energy_lr,
@@ -264,7 +269,7 @@ def train_phase(
         train_base=False,
         gradient_guard=ClipGradients(),
     )
-    phase = EnergyPhase(steps or SETTINGS[_name_of(config)].phase_steps, check_every=25, patience=patience)
+    phase = EnergyPhase(steps or setting.phase_steps, check_every=25, patience=patience)
     # Data in an order that the run has not seen: epochs that it never comes to.
     batches = work.batches(Position(epoch=1_000_000, step=0))
     result = phase.run(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from benchmarks.claim.formatting import ABSENT, estimate, interval, number, paragraph, seeds, share_of, table
+from benchmarks.claim.penalties import PENALTY_SAMPLES, PENALTY_STEPS
 from benchmarks.claim.results import BEST, ENERGIES, LABELS, MODEL, Results, Variant, is_model
-from benchmarks.claim.settings import OBJECTIVES, SAMPLERS, SEEDS, SETTINGS, experiment
+from benchmarks.claim.settings import OBJECTIVES, PENALTIES, PENALTY, SAMPLERS, SEEDS, SETTINGS, experiment
 from benchmarks.claim.verdict import COMPARISONS, GAN, HEADLINE_CONFIDENCE, HEADLINES, VERDICTS
 from pipeline.evaluation.metrics.nearest_neighbors import NUM_MEASURED
 from pipeline.evaluation.metrics.reference_statistics import MAX_FEATURES
@@ -81,25 +82,60 @@ def setup(results: Results) -> str:
     same = f"""
         Each base step has {train.energy_steps} energy steps before it; the first {train.warmup_base_steps} and every
         {train.warmup_every}th have those of a warm-up. All objectives have the same networks, rates (Adam with betas
-        {train.beta1:g} and {train.beta2:g}), batches, {train.penalty_kind} penalty (weight {train.penalty:g}), spectral
-        normalization of the energy, gradient guard (`{train.gradient_guard}`) and seeds. None of these was tuned for
-        one of the objectives here; rates and penalty are those that KALE was first tried with. The Wasserstein GAN is
-        one under these bounds on its critic, not WGAN-GP; only its critic has no floor.
+        {train.beta1:g} and {train.beta2:g}), batches, {train.penalty_kind} penalty, spectral normalization of the
+        energy, gradient guard (`{train.gradient_guard}`) and seeds. None of these was tuned for one of the objectives;
+        rates are those that KALE was first tried with. The [weight of the penalty](#the-penalty-of-each-objective) was
+        chosen for each objective by one search that is the same for all. The Wasserstein GAN is one under these bounds
+        on its critic, not WGAN-GP; only its critic has no floor.
         """
     search = f"""
         On each base three energies are sampled: {"; ".join(f"*{label}*" for label in ENERGIES.values())}. A phase ends
         by the KALE of held-out data, whatever its loss, or after the most steps. A critic or energy whose loss does not
         determine its level begins a phase with a mean of zero on base samples. Every energy gets the same search of
         {len(SAMPLERS)} settings of ULA with chains of {_lengths()} steps, from the base's own latents:
-        {_grid()}. The setting with the lowest FID is scored on other latents. The
-        search was extended twice, after chains at its far end had been best; all runs here are by the last one.
+        {_grid()}. The setting with the lowest FID is scored on other latents. Earlier
+        runs, whose best chains were at the far end of a smaller search, gave this one its range.
         """
     own = """
         A *GEBM* and a *GAN with its discriminator* (DDLS, Che et al. 2020, at `beta` 1) are sampled with the energy of
         their own loss: as trained, or after the final phase by that loss, whichever that search prefers. There is no
         phase by the hinge and the Wasserstein loss; their energies are those as trained.
         """
-    return "\n\n".join(["## What was run", table(head, rows), *map(paragraph, (rule, same, search, own))])
+    parts = ["## What was run", table(head, rows), *map(paragraph, (rule, same, search, own)), _penalties(results)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _penalties(results: Results) -> str:
+    """Return the section on the search for each objective's penalty."""
+    fids = {(row["setting"], row["objective"], row["penalty"]): row["fid"] for row in results.penalties}
+    rows = [
+        [
+            name,
+            LABELS[objective],
+            *(number(fids.get((name, objective, penalty))) for penalty in PENALTIES),
+            f"{PENALTY[name][objective]:g}",
+        ]
+        for name in PENALTY
+        for objective in OBJECTIVES
+    ]
+    intro = f"""
+        The penalty bounds how steep an energy is, and losses of another scale need another weight. Before the runs,
+        each objective was trained for {PENALTY_STEPS:,} base steps with each of the weights
+        {", ".join(f"{penalty:g}" for penalty in PENALTIES)}, of which the paper's is 1, on a seed that no run has. The
+        runs have the weight whose base had the lowest FID; until all were tried, it is the paper's. A final phase has
+        that of its own loss, whatever the base was trained by.
+        """
+    head = ["data", "trained by", *(f"FID at {penalty:g}" for penalty in PENALTIES), "in the runs"]
+    labels = ", ".join(sorted({f"`{row['extractor']}`" for row in results.penalties})) or ABSENT
+    caption = f"*By extractor {labels}; {PENALTY_SAMPLES:,} samples; bases alone, no chain; one seed.*"
+    borrowed = "".join(
+        f" {name.capitalize()} have those of {setting.taken_from}."
+        for name, setting in SETTINGS.items()
+        if setting.taken_from
+    )
+    return "\n\n".join(
+        ["### The penalty of each objective", paragraph(intro + borrowed), table(head, rows), paragraph(caption)]
+    )
 
 
 def scores(results: Results, figures: set[str]) -> str:

@@ -26,6 +26,7 @@ COMMANDS = """## Made by
 
 ```sh
 python -m benchmarks.claim stores --photographs cifar10-jpeg.zip    # the stores, once
+python -m benchmarks.claim penalties                                # The penalty of each objective
 python -m benchmarks.claim guard                                    # The knocked-out energy
 python -m benchmarks.claim runs --setting {settings}
 python -m benchmarks.claim why                                      # Flat energies, Overfitting

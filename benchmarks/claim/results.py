@@ -117,12 +117,14 @@ class Results:
 
     Attributes:
         runs: Of the experiment, one for each setting, objective and seed.
+        penalties: Of the search of each objective's penalty.
         guard: Of the comparison of gradient guards.
         flat: Of the regularizations.
         overfit: Of the long phases.
     """
 
     runs: tuple[dict[str, Any], ...] = ()
+    penalties: tuple[dict[str, Any], ...] = ()
     guard: tuple[dict[str, Any], ...] = ()
     flat: tuple[dict[str, Any], ...] = ()
     overfit: tuple[dict[str, Any], ...] = ()
@@ -132,13 +134,14 @@ class Results:
         """Read all files of a folder.
 
         Args:
-            folder: With a folder for each setting, ``guard`` and ``why``; any of them may be missing.
+            folder: With a folder for each setting, ``penalties``, ``guard`` and ``why``; any of them may be missing.
 
         Returns:
             What is there.
         """
         return cls(
             runs=tuple(run for name in SETTINGS for run in _read(folder / name, "*.json")),
+            penalties=_read(folder / "penalties", "*.json"),
             guard=_read(folder / "guard", "*.json"),
             flat=_read(folder / "why", "flat-*.json"),
             overfit=_read(folder / "why", "overfit-*.json"),

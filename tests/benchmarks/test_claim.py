@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,12 +15,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.claim import energy_experiments, experiment, page
+from benchmarks.claim import energy_experiments, experiment, page, settings
+from benchmarks.claim.__main__ import RESULTS
+from benchmarks.claim.penalties import best_penalty
 from benchmarks.claim.plateau import first_plateau, is_plateau
 from benchmarks.claim.results import Results, Variant, chosen_energy
 from benchmarks.claim.settings import OBJECTIVES, SEEDS
 from benchmarks.claim.verdict import HEADLINE_CONFIDENCE, HEADLINES, summary
 from gebm import GEBM, StandardNormal, networks
+from pipeline.training.build_model import build_model
 
 
 def chain(fid: float, beta: float = 10.0, **more: float) -> dict[str, float]:
@@ -221,6 +226,32 @@ def test_an_energy_of_any_level_begins_a_phase_at_zero(level: float) -> None:
 def project(folder: Path) -> Path:
     (folder / "README.md").write_text("before\n<!-- claim -->\nold\n<!-- /claim -->\nafter\n")
     return folder
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_phase_has_the_penalty_of_its_own_loss_whatever_the_base_was_trained_by(monkeypatch, objective: str) -> None:
+    chosen = dict(zip(OBJECTIVES, (1.0, 2.0, 3.0, 4.0, 5.0), strict=True))
+    monkeypatch.setitem(settings.PENALTY, "photographs", chosen)
+    weights: list[float] = []
+    monkeypatch.setattr(
+        experiment.EnergyPhase, "run", lambda phase, trainer, *data, **more: weights.append(trainer.penalty.weight)
+    )
+    data = SimpleNamespace(batches=lambda position: None, held_out=None, seen=None)
+    for name in ("photographs", "horses"):
+        config = settings.experiment(settings.SETTINGS[name], objective, 0)
+        assert config.train.penalty == chosen[objective]
+        for loss in ("kale", "gan"):
+            experiment.train_phase(build_model(config), data, config, loss)
+        experiment.train_phase(build_model(config), data, config, "kale", penalty=7.0)
+    assert weights == 2 * [chosen["kale_fenchel"], chosen["gan"], 7.0]
+
+
+def test_the_penalties_of_the_runs_are_those_that_the_search_prefers() -> None:
+    found = Results.load(RESULTS).penalties
+    for name, objective in itertools.product(settings.PENALTY, OBJECTIVES):
+        best = best_penalty(found, name, objective)
+        assert settings.PENALTY[name][objective] == (1.0 if best is None else best)
+    assert found
 
 
 def test_a_page_without_results_says_so(tmp_path: Path) -> None:
