@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.claim.formatting import ABSENT, estimate, interval, number, paragraph, seeds, share_of, table
+from benchmarks.claim.formatting import ABSENT, change, estimate, interval, number, paragraph, seeds, share_of, table
 from benchmarks.claim.penalties import PENALTY_SAMPLES, PENALTY_STEPS
 from benchmarks.claim.results import BEST, ENERGIES, LABELS, MODEL, Results, Variant, is_model
 from benchmarks.claim.settings import OBJECTIVES, PENALTIES, PENALTY, SAMPLERS, SEEDS, SETTINGS, experiment
@@ -133,9 +133,30 @@ def _penalties(results: Results) -> str:
         for name, setting in SETTINGS.items()
         if setting.taken_from
     )
-    return "\n\n".join(
-        ["### The penalty of each objective", paragraph(intro + borrowed), table(head, rows), paragraph(caption)]
-    )
+    parts = ["### The penalty of each objective", paragraph(intro + borrowed), table(head, rows), paragraph(caption)]
+    return "\n\n".join([*parts, *map(paragraph, _first_round(results))])
+
+
+def _first_round(results: Results) -> list[str]:
+    """Return for each setting how the runs before the search differed: it was added after they had been looked at."""
+    before, texts = Results(results.first_round), []
+    for name in SETTINGS:
+        if not before.of(name):
+            continue
+        [penalty] = {run["penalty"] for run in before.of(name)}
+        [first, *_] = HEADLINES
+        bases = ", ".join(
+            f"{LABELS[objective]} {estimate(mean_and_error(before.values(name, Variant(objective)).values()))}"
+            for objective in OBJECTIVES
+            if before.of(name, objective)
+        )
+        texts.append(
+            f"The search was added after a first round of runs on the {name}, in which all objectives had a penalty of "
+            f"{penalty:g} and a smaller search of samplers. Its bases had an FID of {bases}, and that of "
+            f"{first.first_name} was {change(before.gain(name, first.first, first.second))} than that of "
+            f"{first.second_name}."
+        )
+    return texts
 
 
 def scores(results: Results, figures: set[str]) -> str:

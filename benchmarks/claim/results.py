@@ -117,6 +117,7 @@ class Results:
 
     Attributes:
         runs: Of the experiment, one for each setting, objective and seed.
+        first_round: Of the experiment before there was a search for penalties: all objectives had the same.
         penalties: Of the search of each objective's penalty.
         guard: Of the comparison of gradient guards.
         flat: Of the regularizations.
@@ -124,6 +125,7 @@ class Results:
     """
 
     runs: tuple[dict[str, Any], ...] = ()
+    first_round: tuple[dict[str, Any], ...] = ()
     penalties: tuple[dict[str, Any], ...] = ()
     guard: tuple[dict[str, Any], ...] = ()
     flat: tuple[dict[str, Any], ...] = ()
@@ -140,7 +142,8 @@ class Results:
             What is there.
         """
         return cls(
-            runs=tuple(run for name in SETTINGS for run in _read(folder / name, "*.json")),
+            runs=_read_runs(folder),
+            first_round=_read_runs(folder / "first_round"),
             penalties=_read(folder / "penalties", "*.json"),
             guard=_read(folder / "guard", "*.json"),
             flat=_read(folder / "why", "flat-*.json"),
@@ -197,6 +200,10 @@ class Results:
         """Return the seeds whose base was still improving in the end, of each objective that has one."""
         seeds = {name: [r["seed"] for r in self.of(setting, name) if not r["converged"]] for name in objectives}
         return {name: ones for name, ones in seeds.items() if ones}
+
+
+def _read_runs(folder: Path) -> tuple[dict[str, Any], ...]:
+    return tuple(run for name in SETTINGS for run in _read(folder / name, "*.json"))
 
 
 def _read(folder: Path, pattern: str) -> tuple[dict[str, Any], ...]:

@@ -265,6 +265,9 @@ def test_a_page_of_some_results_has_them_all_and_no_others(folder, tmp_path: Pat
     runs = [run("digits", name, seed, 5.0, 4.0) for name in OBJECTIVES for seed in (0, 1)]
     runs.append(run("horses", "hinge", 0, 50.0, 49.0, converged=False))
     results = folder(runs)
+    for seed, name in itertools.product((0, 1), ("gan", "kale_fenchel")):
+        before = run("digits", name, seed, 8.0 if name == "gan" else 9.0, 6.5 - 0.11 * seed)
+        write(results / "first_round" / "digits" / f"{name}-{seed}.json", {**before, "penalty": 0.25})
     for guard, fid in (("none", 32.0), ("clip", math.inf)):
         payload = {"objective": "kale_fenchel", "guard": guard, "seed": 0, "fid": fid, "largest_energy_loss": 1e9}
         payload |= {"largest_second_moment": 0.1, "mean_lower_bound": 0.2, "extractor": "classifier-of-guards"}
@@ -287,6 +290,8 @@ def test_a_page_of_some_results_has_them_all_and_no_others(folder, tmp_path: Pat
     assert "11 of 75 runs are there" in said and "FIGURE" not in said
     assert "10 of 25" in said and "1 of 25" in said and "0 of 25" in said
     assert "KALE-F seeds 2, 3, 4" in said and "| hinge seed 0 |" in said
+    assert "all objectives had a penalty of 0.25 and a smaller search" in said
+    assert "logistic 8.05 ± 0.05" in said and "that of the GEBM was lower by 1.55 ± 0.05 than that of the GAN." in said
     assert "### Photographs" not in said and "### Horses" in said
     assert "2 of 45 runs are there" in said and "not finite" in said and "1.0e+09" in said
     assert "1 of 16 runs are there" in said and "1 of 2 runs are there" in said
