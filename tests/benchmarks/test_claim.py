@@ -238,7 +238,7 @@ def test_a_phase_has_the_penalty_of_its_own_loss_whatever_the_base_was_trained_b
     )
     data = SimpleNamespace(batches=lambda position: None, held_out=None, seen=None)
     for name in ("photographs", "horses"):
-        config = settings.experiment(settings.SETTINGS[name], objective, 0)
+        config = settings.experiment(settings.SETTINGS[name], objective, 0, {"model.width": 2})
         assert config.train.penalty == chosen[objective]
         for loss in ("kale", "gan"):
             experiment.train_phase(build_model(config), data, config, loss)
