@@ -296,11 +296,11 @@ def check_replayed_chains(device: torch.device) -> str:
 
 def measure_replayed_chains(device: torch.device) -> str:
     """Measure a chain of images as an evaluation runs it, plain and replayed, in each precision."""
-    size, steps = (32, 50) if device.type == "cuda" else (4, 30)
+    name, resolution, width, size, steps = measured_sizes(device)
     shown = []
     for precision in ("float32", "bfloat16"):
-        model = folded(make_model("sngan_resnet", 32, 4 * size).float().to(device), getattr(torch, precision))
-        kernel, z0 = samplers.UnadjustedLangevin(1e-4), model.prior.sample(4 * size, torch.Generator().manual_seed(0))
+        model = folded(make_model(name, resolution, width).float().to(device), getattr(torch, precision))
+        kernel, z0 = samplers.UnadjustedLangevin(1e-4), model.prior.sample(size, torch.Generator().manual_seed(0))
         replayed = samplers.ReplayedSteps("true", precision)
         times = []
         for ways in ({}, {}, {"steps": replayed}, {"steps": replayed}):
@@ -363,12 +363,12 @@ def check_failed_captures(device: torch.device) -> str:
 
 def measure_replayed_training(device: torch.device) -> str:
     """Measure an alternation on images, plain and replayed, in each precision."""
-    width, size = (128, 128) if device.type == "cuda" else (8, 4)
+    name, resolution, width, size, _ = measured_sizes(device)
     shown = []
     for precision in ("float32", "bfloat16"):
         times, lines = [], []
         for mode in ("false", "true"):
-            model = make_model("sngan_resnet", 32, width).float().to(device)
+            model = make_model(name, resolution, width).float().to(device)
             trainer, batches = make_trainer(model, precision=precision, cuda_graphs=mode), batches_on(model, size)
             each = [milliseconds(device, partial(trainer.step, batches, torch.Generator())) for _ in range(8)]
             # The first ones record.
@@ -438,7 +438,7 @@ def check_compiled_chains(device: torch.device) -> str:
 
 def measure_compiled(device: torch.device) -> str:
     """Measure an alternation and a step of ULA on images: plain, replayed, and compiled."""
-    name, resolution, width, size = ("sngan_resnet", 32, 128, 128) if device.type == "cuda" else ("dcgan", 8, 8, 16)
+    name, resolution, width, size, _ = measured_sizes(device)
     graphs = as_graphs(device)
     ways = {"plain": ("false", "false"), "replayed": ("true", "false"), "compiled": (graphs, "true")}
     shown = []
@@ -459,6 +459,11 @@ def measure_compiled(device: torch.device) -> str:
             error = times.std() / len(times) ** 0.5
             shown.append(f"{what} {way} {times.mean():.3g} ms (standard error {error:.2g}, {replays.path})")
     return "; ".join(shown)
+
+
+def measured_sizes(device: torch.device) -> tuple[str, int, int, int, int]:
+    """Return networks, resolution, width, batch and steps of a chain: the paper's on a GPU, small ones on the CPU."""
+    return ("sngan_resnet", 32, 128, 128, 50) if device.type == "cuda" else ("dcgan", 8, 8, 16, 30)
 
 
 def milliseconds(device: torch.device, run: Callable[[], object]) -> float:

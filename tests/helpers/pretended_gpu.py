@@ -13,14 +13,13 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
-from torch.utils import _pytree as pytree
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 
@@ -179,7 +178,7 @@ class DeviceGenerator(torch.Generator):
 
 def on_cpu(value: Any) -> Any:
     """Return the tensors of a tuple, a list or a dict on the CPU, without recording a wait."""
-    return pytree.tree_map(_inner, value)
+    return _map(_inner, value)
 
 
 @contextlib.contextmanager
@@ -212,7 +211,7 @@ class _Factories(TorchDispatchMode):
 def _dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Compute an operator on the CPU, after the checks; wrap what a GPU would hold."""
     name = func.overloadpacket.__name__
-    tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    tensors = [leaf for leaf in _leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
     far = any(isinstance(tensor, _DeviceTensor) for tensor in tensors)
     target = kwargs.get("device")
     to_device = far if target is None else torch.device(target).type == _NAME
@@ -229,12 +228,10 @@ def _dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         func = torch.ops.aten.zeros.default
     elif torch.Tag.view_copy not in func.tags and not func.is_view:
         _record.operators[name] += 1
-    result = func(
-        *_own_generators(_cpu_arguments(args), to_device), **_own_generators(_cpu_arguments(kwargs), to_device)
-    )
+    result = func(*_cpu_arguments(args, to_device), **_cpu_arguments(kwargs, to_device))
     if not to_device or name in _READS:
         return result
-    wrapped = pytree.tree_map(lambda leaf: _DeviceTensor(leaf) if _is_cpu_tensor(leaf) else leaf, result)
+    wrapped = _map(lambda leaf: _DeviceTensor(leaf) if _is_cpu_tensor(leaf) else leaf, result)
     return return_and_correct_aliasing(func, args, kwargs, wrapped) if far else wrapped
 
 
@@ -257,11 +254,7 @@ def _check_operands(func: Any, name: str, args: Any, tensors: list[torch.Tensor]
         if name in _INDEXED:
             if near:
                 _record.wait(f"{name} by an index on the host")
-            if any(
-                tensor.dtype in (torch.bool, torch.uint8)
-                for tensor in pytree.tree_leaves(args[1])
-                if tensor is not None
-            ):
+            if any(tensor.dtype in (torch.bool, torch.uint8) for tensor in _leaves(args[1]) if tensor is not None):
                 _record.wait(f"{name} by a mask")
         # A number on the host is passed by value to what is computed entry by entry.
         elif any(tensor.dim() for tensor in near) or (near and torch.Tag.pointwise not in func.tags):
@@ -274,27 +267,41 @@ def _check_operands(func: Any, name: str, args: Any, tensors: list[torch.Tensor]
         _record.products.append(Product(name, tensors[0].dtype, backend.fp32_precision, _where()))
 
 
-def _cpu_arguments(value: Any) -> Any:
+def _cpu_arguments(value: Any, to_device: bool) -> Any:
+    """Return arguments as the CPU takes them, with the numbers that a generator of the device stands for."""
+
     def replace(leaf: Any) -> Any:
+        if isinstance(leaf, torch.Generator):
+            if isinstance(leaf, DeviceGenerator) != to_device:
+                raise RuntimeError(f"expected a generator of the tensors' device, not of {leaf.device}: at {_where()}")
+            return leaf.advance() if isinstance(leaf, DeviceGenerator) else leaf
         return torch.device("cpu") if isinstance(leaf, torch.device) and leaf.type == _NAME else _inner(leaf)
 
-    replaced = pytree.tree_map(replace, value)
+    replaced = _map(replace, value)
     if isinstance(replaced, dict) and replaced.get("pin_memory"):
         replaced["pin_memory"] = False
     return replaced
 
 
-def _own_generators(value: Any, to_device: bool) -> Any:
-    """Return arguments with the numbers that a generator of the device stands for."""
+def _map(function: Callable[[Any], Any], value: Any) -> Any:
+    """Return a tuple, a list or a dict with a function's value in place of each leaf.
 
-    def replace(leaf: Any) -> Any:
-        if not isinstance(leaf, torch.Generator):
-            return leaf
-        if isinstance(leaf, DeviceGenerator) != to_device:
-            raise RuntimeError(f"expected a generator of the tensors' device, not of {leaf.device}: at {_where()}")
-        return leaf.advance() if isinstance(leaf, DeviceGenerator) else leaf
+    Torch's own also takes registered classes, which operators do not have, and most of the tests' time.
+    """
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_map(function, entry) for entry in value))
+    if isinstance(value, (tuple, list)):
+        return type(value)([_map(function, entry) for entry in value])
+    if isinstance(value, dict):
+        return {key: _map(function, entry) for key, entry in value.items()}
+    return function(value)
 
-    return pytree.tree_map(replace, value)
+
+def _leaves(value: Any) -> list[Any]:
+    """Return the leaves of tuples, lists and dicts."""
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    return [leaf for entry in value for leaf in _leaves(entry)] if isinstance(value, (tuple, list)) else [value]
 
 
 def _inner(leaf: Any) -> Any:
@@ -339,6 +346,6 @@ def _in_low_precision(operator: Any) -> Any:
 
         key = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
         with torch._C._ExcludeDispatchKeyGuard(key):
-            return operator(*pytree.tree_map(cast, args), **pytree.tree_map(cast, kwargs))
+            return operator(*_map(cast, args), **_map(cast, kwargs))
 
     return run
