@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from itertools import pairwise
 from typing import Any
 
 from benchmarks.claim.energy_experiments import FLAT, OVERFIT
@@ -12,13 +13,13 @@ from benchmarks.claim.formatting import ABSENT, change, estimate, number, paragr
 from benchmarks.claim.guard import GUARD_PENALTY, GUARD_SAMPLES, GUARD_SEEDS, GUARD_STEPS
 from benchmarks.claim.outcome_section import BETA, conditions
 from benchmarks.claim.plateau import first_plateau, recent_fall
-from benchmarks.claim.results import LABELS, OWN_PHASE, Results, Variant, chosen_energy
+from benchmarks.claim.results import BEST, LABELS, MODEL, OWN_PHASE, Results, Variant, chosen_energy
 from benchmarks.claim.settings import OBJECTIVES, SAMPLERS, SETTINGS
 from benchmarks.claim.verdict import GAN
 from gebm import EnergyPhase
 from gebm.training import gradient_guard
 from gebm.training.gradient_guard import ClipGradients
-from pipeline.tracking.seed_statistics import mean_and_error, paired_difference
+from pipeline.tracking.seed_statistics import CONFIDENCE, mean_and_error, paired_difference
 
 __all__ = ["flat", "guard", "lag", "overfit", "phase", "temperature"]
 
@@ -32,7 +33,8 @@ def guard(results: Results) -> str:
         is forgotten, and the energy stops learning. A *gradient guard* bounds what one batch can do: `clip` scales the
         energy's gradient to a norm of at most {ClipGradients().max_norm:g}, `arbel` is the transform of the authors'
         code, `none` is Algorithm 1 as it is written. Photographs, {GUARD_STEPS} base steps, penalty
-        {GUARD_PENALTY:g} for all; {share_of(len(results.guard), total)} runs are there.
+        {GUARD_PENALTY:g} for all, as weak as when energies were knocked out, so this does not say what a guard is worth
+        under the penalties of the runs; {share_of(len(results.guard), total)} runs are there.
         """
     parts = ["### The knocked-out energy", paragraph(intro)]
     rows = []
@@ -94,6 +96,7 @@ def flat(results: Results) -> str:
         that is too steep has losses that blow up. KALE-F on the digits with the guard `clip`,
         {" or ".join(f"{count:,}" for count in steps)} base steps; {share_of(len(results.flat), len(FLAT))} runs are
         there, mean ± standard error over seeds. Without the normalization, an energy begins as the same function.
+        {_flat_finding(results)}
         """
     parts = ["### Flat energies", paragraph(intro)]
     rows = []
@@ -103,7 +106,7 @@ def flat(results: Results) -> str:
             rows.append([f"{penalty:g}", "on" if normalized else "off", str(len(runs)), *_flat_cells(runs)])
     if rows:
         head = ["penalty", "spectral norm", "seeds", "FID, base", "FID, reweighted", "held-out KALE", "training KALE"]
-        head += ["spread of energies", "weights' ESS", "data at the floor", "largest loss", "losses not finite"]
+        head += ["spread of energies", "weights' ESS", "largest loss"]
         labels = ", ".join(sorted({f"`{row['extractor']}`" for row in results.flat}))
         counts = ", ".join(sorted({f"{row['samples']:,}" for row in results.flat}))
         parts += [table(head, rows)]
@@ -123,10 +126,36 @@ def _flat_cells(runs: list[dict[str, Any]]) -> list[str]:
         quality("train_kale"),
         quality("held_out_spread"),
         quality("held_out_weights_ess"),
-        quality("held_out_floor_share"),
         number(max(row["largest_energy_loss"] for row in runs)),
-        str(sum(row["nonfinite_losses"] for row in runs)),
     ]
+
+
+def _flat_finding(results: Results) -> str:
+    """Return which penalty had the best base, and what reweighting gained there, with spectral normalization."""
+    found = {}
+    for penalty in dict.fromkeys(job.penalty for job in FLAT):
+        runs = [row for row in results.flat if row["penalty"] == penalty and row["spectral_norm"]]
+        if runs and all(row["weighted_fid"] is not None for row in runs):
+            base, weighted, ess = (
+                statistics.fmean(values)
+                for values in (
+                    [row["fid"] for row in runs],
+                    [row["weighted_fid"] for row in runs],
+                    [row["quality"]["held_out_weights_ess"] for row in runs],
+                )
+            )
+            found[penalty] = (base, base - weighted, ess)
+    if len(found) < 2:
+        return ""
+    best, steepest = min(found, key=lambda one: found[one][0]), min(found, key=lambda one: found[one][2])
+    (base, gain, ess), (other, other_gain, other_ess) = found[best], found[steepest]
+    return (
+        f"With it, the base is best at penalty {best:g}, with an FID of {number(base)}, which reweighting lowers by "
+        f"{number(gain)}, and weights with an effective sample size of {number(ess, 3)}. The energy is steepest at "
+        f"penalty {steepest:g}: FID {number(other)}, lowered by {number(other_gain)}, effective sample size "
+        f"{number(other_ess, 3)}."
+        + (" So a flatter energy made the better base, and gains less by weights." if gain < other_gain else "")
+    )
 
 
 def temperature(results: Results, figures: set[str]) -> str:
@@ -135,9 +164,9 @@ def temperature(results: Results, figures: set[str]) -> str:
     intro = f"""
         {BETA}: in the end a chain samples the base reweighted by `exp(-beta E)`, which is another distribution than
         the model where `beta` is above one, and may be better by FID all the same. Chains of
-        {min(points)} to {max(points)} steps do not come to that end. They are short noisy descents from the base, and
-        what counts is how far the energy drives them: `beta` times the step size times the number of steps, their
-        *drift*. Of chains with the same drift the coldest has the least noise.{_coldest(results)}
+        {min(points)} to {max(points)} steps do not come to that end. They are short noisy descents from the base. How
+        far the energy drives one is `beta` times the step size times the number of steps, its *drift*; of chains with
+        the same drift the coldest has the least noise.{_at_equal_drift(results)}
         """
     parts = ["### Temperature and drift", paragraph(intro)]
     if "drift" in figures:
@@ -178,9 +207,9 @@ def temperature(results: Results, figures: set[str]) -> str:
     return "\n\n".join(parts)
 
 
-def _coldest(results: Results) -> str:
-    """Return a sentence on how often the coldest of the chains with the same drift is the best."""
-    best, total = 0, 0
+def _at_equal_drift(results: Results) -> str:
+    """Return how often, of chains with the same drift, the coldest is the best, and a cooler one no better."""
+    coldest, cases, worse, pairs = 0, 0, 0, 0
     for name in SETTINGS:
         for objective in OBJECTIVES:
             groups: dict[float, dict[float, list[float]]] = {}
@@ -188,14 +217,18 @@ def _coldest(results: Results) -> str:
                 for row in run["energies"]["as_trained"]["tuning"]:
                     groups.setdefault(drift(row), {}).setdefault(row["beta"], []).append(row["fid"])
             for fids in groups.values():
-                if len(fids) > 1:
-                    means = {beta: statistics.fmean(ones) for beta, ones in fids.items()}
-                    total += 1
-                    best += min(means, key=lambda beta: means[beta]) == max(means)
+                means = {beta: statistics.fmean(ones) for beta, ones in sorted(fids.items())}
+                if len(means) > 1:
+                    cases += 1
+                    coldest += min(means, key=lambda beta: means[beta]) == max(means)
+                    pairs += len(means) - 1
+                    worse += sum(means[cold] > means[warm] for warm, cold in pairwise(means))
+    if not cases:
+        return ""
     return (
-        f" It has the lowest mean FID of them in {share_of(best, total)} cases of data, loss and drift."
-        if total
-        else ""
+        f" In {share_of(coldest, cases)} cases of data, loss and drift the coldest has the lowest mean FID of the "
+        f"search, by energies as trained. But in {share_of(worse, pairs)} steps from one `beta` to the next colder one "
+        f"at the same drift FID rises, so noise alone does not explain it."
     )
 
 
@@ -209,7 +242,7 @@ def phase(results: Results, figures: set[str]) -> str:
         {math.log(EnergyPhase(1).num_samples):.1f}, is no measurement. Differences are paired by seed, each energy at
         its own best sampler setting; reweighted is `beta` 1 without a chain.
         """
-    parts = ["### The final phase", paragraph(intro)]
+    parts = ["### The final phase", paragraph(intro + _phase_finding(results))]
     rows = []
     for name in SETTINGS:
         for objective in OBJECTIVES:
@@ -227,6 +260,25 @@ def phase(results: Results, figures: set[str]) -> str:
             "*A line for each seed, of the phase by KALE; `beta` plays no part.*",
         ]
     return "\n\n".join(parts)
+
+
+def _phase_finding(results: Results) -> str:
+    """Return how many of the phases are shown to lower FID."""
+    gains = [
+        results.gain(name, Variant(objective, energy), Variant(objective, "as_trained"), chain=chain)
+        for name in SETTINGS
+        for objective in OBJECTIVES
+        for energy in ("kale_phase", "gan_phase")
+        for chain in (BEST, MODEL)
+    ]
+    counted = [[gain.verdict for gain in ones if gain.count > 1] for ones in (gains[::2], gains[1::2])]
+    if not counted[0]:
+        return ""
+    said = [
+        f"{share_of(verdicts.count('larger'), len(verdicts))} lower, {verdicts.count('smaller')} higher"
+        for verdicts in counted
+    ]
+    return f" By intervals of {CONFIDENCE:.0%} each: {said[0]}; reweighted {said[1]}."
 
 
 def _phase_cells(results: Results, name: str, objective: str, energy: str) -> list[str]:
@@ -294,12 +346,12 @@ def _bound(kale: float) -> str:
 
 def lag(results: Results) -> str:
     """Return the section on how far a base is behind the GAN's at the same step, and how far all were still falling."""
-    intro = """
-        The base learns from the energy, and one that learns from a flat energy, or from one that is weighted by few
-        samples, is behind at the same step. The columns of FID are by the samples of the learning curves: at the last
-        step that all runs of the data have come to, and where each ended. *Still falling* is by how much the mean of
-        the last three looks is below that of the three before, in percent. The rule of a plateau, had it ended the
-        runs, would have ended some that differ in their seed alone long before others.
+    intro = f"""
+        How far each base is behind that of the {LABELS[GAN]} at the same step, and how fast it was still falling. FID
+        is by the samples of the learning curves, fewer than those of the scores above, and on other latents. *Still
+        falling* is by how much the mean of the last three evaluations is below that of the three before, in percent.
+        The rule of a plateau, had it ended the runs, would have ended some that differ in their seed alone long before
+        others.
         """
     parts = ["### Lag of the base", paragraph(intro)]
     rows = []
@@ -318,23 +370,15 @@ def lag(results: Results) -> str:
                     f"{step:,}",
                     estimate(mean_and_error(at.values())),
                     ABSENT if objective == GAN else estimate(behind, sign=True),
-                    estimate(mean_and_error(run["curve"][-1]["fid"] for run in ours)),
                     estimate(mean_and_error(100 * recent_fall(_fids(run)) for run in ours), 0),
                     ", ".join(map(_first_plateau, ours)),
-                    estimate(mean_and_error(run["base_steps"] for run in ours), 0),
                     estimate(mean_and_error(run["curve"][-1]["seconds"] for run in ours), 0),
                     share_of(sum(run["converged"] for run in ours), len(ours)),
                 ]
             )
     if rows:
-        head = ["data", "trained by", "base step", "FID there", f"more than {LABELS[GAN]}", "FID at its end"]
-        head += [
-            "still falling, %",
-            "step where the rule first held, by seed",
-            "its base steps",
-            "its seconds",
-            "converged",
-        ]
+        head = ["data", "trained by", "base step", "FID there", f"more than {LABELS[GAN]}", "still falling, %"]
+        head += ["step where the rule first held, by seed", "seconds of the run", "converged"]
         parts.append(table(head, rows))
         parts.append(conditions(results, "curve_samples", beta=False))
     return "\n\n".join(parts)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 from benchmarks.claim.results import ENERGIES, LABELS, Results, chosen_energy, measure
-from benchmarks.claim.settings import OBJECTIVES, SETTINGS
+from benchmarks.claim.settings import OBJECTIVES, SAMPLERS, SETTINGS
 from benchmarks.claim.verdict import GAN, GEBM
 
 __all__ = ["FIGURES", "best_by_beta", "draw", "drift"]
@@ -28,6 +28,8 @@ _VARIANTS |= {
         ENERGIES.items(), ("#56B4E9", "#D55E00", "#0072B2"), ("s", "^", "v"), strict=True
     )
 }
+# From warm to cold.
+_BETA_COLORS = dict(zip(sorted({s.beta for s in SAMPLERS}), ("#999999", "#E69F00", "#0072B2", "#D55E00"), strict=True))
 _FID = "FID (extractor trained here)"
 
 
@@ -66,7 +68,8 @@ def best_by_beta(run: dict[str, Any], energy: str) -> dict[float, float]:
 def _fid(results: Results) -> Figure | None:
     def panel(axis: Axes, name: str) -> None:
         offsets = dict(zip(_VARIANTS, (-0.27, -0.09, 0.09, 0.27), strict=True))
-        for place, objective in enumerate(OBJECTIVES):
+        there = [objective for objective in OBJECTIVES if results.of(name, objective)]
+        for place, objective in enumerate(there):
             runs = results.of(name, objective)
             for run in runs:
                 heights = [measure(run, energy) for energy in _VARIANTS]
@@ -75,7 +78,7 @@ def _fid(results: Results) -> Figure | None:
                 heights = [measure(run, energy) for run in runs]
                 places = [place + offsets[energy]] * len(runs)
                 axis.scatter(places, heights, color=color, marker=marker, s=16, zorder=2, label=label)
-        axis.set_xticks(range(len(OBJECTIVES)), [LABELS[name] for name in OBJECTIVES], fontsize=8)
+        axis.set_xticks(range(len(there)), [LABELS[objective] for objective in there], fontsize=8)
         axis.set(ylabel=_FID, title=name)
 
     return _panels(_present(results), panel, width=5.2)
@@ -113,29 +116,26 @@ def drift(setting: dict[str, Any]) -> float:
 
 def _drift(results: Results) -> Figure | None:
     series = (
-        (GEBM, "own", "KALE-F, own energy", _COLORS[GEBM], "^"),
-        (GAN, "own", "logistic, own energy", _COLORS[GAN], "o"),
-        (GAN, "kale_phase", "logistic base, KALE energy", "#009E73", "s"),
+        (GEBM, "own", f"{LABELS[GEBM]}, own energy", "^"),
+        (GAN, "own", f"{LABELS[GAN]}, own energy", "o"),
+        (GAN, "kale_phase", f"{LABELS[GAN]}, KALE energy", "s"),
     )
 
     def panel(axis: Axes, name: str) -> None:
-        for objective, energy, label, color, marker in series:
+        for objective, energy, label, marker in series:
             runs = results.of(name, objective)
             if not runs:
                 continue
             tunings = [run["energies"][chosen_energy(run) if energy == "own" else energy]["tuning"] for run in runs]
-            points = [
-                (drift(rows[0]), statistics.fmean(row["fid"] for row in rows), rows[0]["beta"] == 1.0)
-                for rows in zip(*tunings, strict=True)
-            ]
-            for is_warm, face in ((True, "white"), (False, color)):
-                found = [(across, fid) for across, fid, warm in points if warm == is_warm]
-                said = f"{label}, beta 1" if is_warm else label
-                axis.scatter(
-                    *zip(*found, strict=True), edgecolors=color, facecolors=face, marker=marker, s=18, label=said
-                )
-        axis.set(xscale="log", xlabel="drift: beta x step size x steps", ylabel=_FID, title=name)
+            for rows in zip(*tunings, strict=True):
+                fid, color = statistics.fmean(row["fid"] for row in rows), _BETA_COLORS[rows[0]["beta"]]
+                axis.scatter(drift(rows[0]), fid, color=color, marker=marker, s=18)
+            axis.scatter([], [], color="#444444", marker=marker, s=18, label=label)
+        for beta, color in _BETA_COLORS.items():
+            axis.scatter([], [], color=color, marker="o", s=18, label=f"beta {beta:g}")
+        axis.set(xscale="log", yscale="log", xlabel="drift: beta x step size x steps", ylabel=_FID, title=name)
         _plain_ticks(axis.xaxis)
+        _plain_ticks(axis.yaxis)
 
     return _panels(_present(results, (GEBM, GAN)), panel)
 

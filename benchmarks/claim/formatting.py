@@ -49,7 +49,7 @@ def estimate(found: Estimate | Difference, digits: int = 2, *, sign: bool = Fals
 
 
 def interval(found: Difference, digits: int = 2) -> str:
-    """Return the ends of the 95 % interval, if there is one.
+    """Return the ends of the interval, if there is one.
 
     Example:
         >>> interval(Difference(2.0, 0.1, 1.7, 2.3, 5)), interval(Difference(2.0, math.nan, math.nan, math.nan, 1))
@@ -76,7 +76,7 @@ def seeds(found: Mapping[str, Sequence[int]]) -> str:
 
     Example:
         >>> seeds({"kale_fenchel": [3, 4], "gan": [4], "hinge": [0, 1, 2, 3, 4]})
-        'KALE-F seeds 3, 4; logistic seed 4; hinge all seeds'
+        'GEBM (KALE-F) seeds 3, 4; GAN (logistic) seed 4; GAN (hinge) all seeds'
     """
 
     def which(ones: Sequence[int]) -> str:

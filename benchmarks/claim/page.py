@@ -9,7 +9,7 @@ import os
 import re
 from pathlib import Path
 
-from benchmarks.claim import causes_section, outcome_section
+from benchmarks.claim import causes_section, outcome_section, setup_section
 from benchmarks.claim.figures import draw
 from benchmarks.claim.formatting import paragraph, share_of
 from benchmarks.claim.results import Results
@@ -75,7 +75,7 @@ def document(results: Results, figures: set[str]) -> str:
         "# Does a GEBM beat the GAN?",
         summary(results),
         paragraph(_WHAT.format(number=number, judges=_judges(results))),
-        outcome_section.setup(results),
+        setup_section.setup(results),
     ]
     if results.runs:
         sections += [
@@ -129,9 +129,10 @@ A *GEBM* is a generator, its *base*, together with an *energy* that reweights th
 turn by KALE (Arbel, Zhou and Gretton, ICLR 2021), and samples are drawn by MCMC on the base's latents. A *GAN* trains
 the same two networks by another pair of losses, and is usually sampled by its generator alone; with its discriminator
 as an energy it can be sampled as a GEBM is. The paper claims that, all else being equal, a GEBM outperforms the GAN.
-Here all else is equal: networks, data, rates, seeds, the length of training, and the budget of the search for
-a sampler. Networks and images are small, so that two cores can train them until they hardly improve; where one had not
-come so far, that is said. {number} runs are there. {judges}
+Here the training is equal: networks, data, rates, seeds and its length. Sampling is not: a generator alone has neither
+chains nor a search for them, so the GAN with its discriminator and a KALE energy on the GAN's base are there to tell
+what the energy of the GEBM adds. Networks and images are small, so that two cores can train them until they improve
+slowly; many were still improving. {number} runs are there. {judges}
 """
 
 
@@ -140,8 +141,8 @@ def _judges(results: Results) -> str:
     if not names:
         return ""
     return (
-        f"FID and all other scores are by classifiers trained here, {names}, and not by Inception: compare them with "
-        f"each other only, of one data set and one number of samples."
+        f"FID and all other scores are by classifiers trained here on the same images, {names}, and not by Inception: "
+        f"compare them with each other only, of one data set and one number of samples."
     )
 
 

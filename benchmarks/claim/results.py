@@ -26,11 +26,11 @@ __all__ = [
 ]
 
 LABELS = {
-    "kale_fenchel": "KALE-F",
-    "kale_dv": "KALE-DV",
-    "gan": "logistic",
-    "hinge": "hinge",
-    "wasserstein": "Wasserstein",
+    "kale_fenchel": "GEBM (KALE-F)",
+    "kale_dv": "GEBM (KALE-DV)",
+    "gan": "GAN (logistic)",
+    "hinge": "GAN (hinge)",
+    "wasserstein": "GAN (Wasserstein)",
 }
 ENERGIES = {
     "as_trained": "own energy, as trained",
@@ -117,7 +117,7 @@ class Results:
 
     Attributes:
         runs: Of the experiment, one for each setting, objective and seed.
-        first_round: Of the experiment before there was a search for penalties: all objectives had the same.
+        earlier: Runs of the rounds before, whose settings were others, the first round first.
         penalties: Of the search of each objective's penalty.
         guard: Of the comparison of gradient guards.
         flat: Of the regularizations.
@@ -125,7 +125,7 @@ class Results:
     """
 
     runs: tuple[dict[str, Any], ...] = ()
-    first_round: tuple[dict[str, Any], ...] = ()
+    earlier: tuple[tuple[dict[str, Any], ...], ...] = ()
     penalties: tuple[dict[str, Any], ...] = ()
     guard: tuple[dict[str, Any], ...] = ()
     flat: tuple[dict[str, Any], ...] = ()
@@ -136,14 +136,15 @@ class Results:
         """Read all files of a folder.
 
         Args:
-            folder: With a folder for each setting, ``penalties``, ``guard`` and ``why``; any of them may be missing.
+            folder: With a folder for each setting, ``earlier``, ``penalties``, ``guard`` and ``why``; any of them may
+                be missing.
 
         Returns:
             What is there.
         """
         return cls(
             runs=_read_runs(folder),
-            first_round=_read_runs(folder / "first_round"),
+            earlier=tuple(_read_runs(one) for one in sorted((folder / "earlier").glob("*"))),
             penalties=_read(folder / "penalties", "*.json"),
             guard=_read(folder / "guard", "*.json"),
             flat=_read(folder / "why", "flat-*.json"),

@@ -1,4 +1,4 @@
-"""The claim in a few sentences and a table, and the comparisons that decide it, fixed before the runs."""
+"""The claim in a few sentences and a table, by the comparisons that decide it."""
 
 from __future__ import annotations
 
@@ -40,6 +40,11 @@ class Comparison(NamedTuple):
     second: Variant
     second_name: str
 
+    @property
+    def title(self) -> str:
+        """Both in words."""
+        return f"{self.first_name} against {self.second_name}"
+
 
 _GEBM = (Variant(GEBM, "own"), "the GEBM")
 _DV = (Variant("kale_dv", "own"), "the GEBM by KALE-DV")
@@ -53,12 +58,22 @@ HEADLINES = (
     Comparison(*_ENERGY_ON_GAN, *_GAN),
     Comparison(*_ENERGY_ON_GAN, *_DISCRIMINATED),
 )
-COMPARISONS = (
-    *HEADLINES,
-    Comparison(*_GEBM, *_ENERGY_ON_GAN),
-    Comparison(*_GEBM, Variant(GEBM), "its own base"),
+# What explains them: whether another energy does as well, and what the base alone has.
+_BESIDE = (
     Comparison(*_DISCRIMINATED, *_GAN),
     Comparison(Variant(GEBM), "the GEBM's base", *_GAN),
+)
+COMPARISONS = (
+    *HEADLINES,
+    *_BESIDE,
+    Comparison(*_GEBM, *_ENERGY_ON_GAN),
+    Comparison(*_GEBM, Variant(GEBM), "its own base"),
+    Comparison(
+        Variant(GEBM, "as_trained"),
+        "the GEBM, its energy as trained,",
+        Variant(GAN, "as_trained"),
+        "the GAN with its discriminator as trained",
+    ),
     Comparison(*_DV, *_GAN),
     Comparison(*_DV, *_DISCRIMINATED),
     Comparison(*_GEBM, Variant("hinge"), "the hinge GAN"),
@@ -73,7 +88,7 @@ VERDICTS = {"larger": "yes", "smaller": "no, worse", "unclear": "not shown"}
 
 
 def clause(comparison: Comparison, found: Difference) -> str:
-    """Return what a difference says of a comparison: the first outperforms the second, is worse, or neither is shown.
+    """Return what a difference says of a comparison: whose FID is lower, or that neither is shown to be.
 
     Args:
         comparison: What is compared.
@@ -81,14 +96,12 @@ def clause(comparison: Comparison, found: Difference) -> str:
 
     Example:
         >>> clause(HEADLINES[0], Difference(-2.0, 0.1, -2.3, -1.7, 5))
-        'the GEBM is worse than the GAN'
+        'the GEBM has a higher FID than the GAN'
     """
     first, second = comparison.first_name, comparison.second_name
-    if found.verdict == "larger":
-        return f"{first} outperforms {second}"
-    if found.verdict == "smaller":
-        return f"{first} is worse than {second}"
-    return f"no difference is shown between {first} and {second}"
+    if found.verdict == "unclear":
+        return f"no difference is shown between {first} and {second}"
+    return f"{first} has a {'lower' if found.verdict == 'larger' else 'higher'} FID than {second}"
 
 
 def cell(found: Difference) -> str:
@@ -97,11 +110,11 @@ def cell(found: Difference) -> str:
     Example:
         >>> import math
         >>> cell(Difference(2.0, 0.1, 1.7, 2.3, 5)), cell(Difference(2.0, math.nan, math.nan, math.nan, 1))
-        ('+2.00 ± 0.10 (1.70 to 2.30): yes', '+2.00, one seed: no verdict')
+        ('+2.00 (1.70 to 2.30): yes', '+2.00, one seed: no verdict')
     """
     if found.count == 0:
         return ABSENT
-    figure = estimate(found, sign=True)
+    figure = estimate(found._replace(error=float("nan")), sign=True)
     if found.count == 1:
         return f"{figure}, one seed: no verdict"
     return f"{figure} ({interval(found)}): {VERDICTS[found.verdict]}"
@@ -114,7 +127,7 @@ def summary(results: Results) -> str:
         results: Whatever is there.
 
     Returns:
-        Markdown: a sentence for each data set, a table of the headlines, and a paragraph.
+        Markdown: what is compared, a sentence for each data set, a table, and the conditions.
     """
     there = [name for name in SETTINGS if any(results.of(name, objective) for objective in (GEBM, GAN))]
     if not there:
@@ -123,26 +136,33 @@ def summary(results: Results) -> str:
     if absent := [name for name in SETTINGS if name not in there]:
         sentences.append(f"- No runs yet: {', '.join(absent)}.")
     rows = [
-        [f"{one.first_name} against {one.second_name}", *(cell(_headline(results, name, one)) for name in there)]
-        for one in HEADLINES
+        [one.title, *(cell(results.gain(name, one.first, one.second, confidence=confidence)) for name in there)]
+        for ones, confidence in ((HEADLINES, HEADLINE_CONFIDENCE), (_BESIDE, CONFIDENCE))
+        for one in ones
     ]
     model = [results.gain(name, HEADLINES[0].first, HEADLINES[0].second, chain=MODEL) for name in there]
-    rows.append(["the GEBM itself, `beta` 1, against the GAN", *(estimate(found, sign=True) for found in model)])
-    bases = [_bases(results, name) for name in there]
-    rows.append(["the GEBM's base against the GAN's, at the same base step", *bases])
-    head = ["FID is lower by", *(f"{name}, {share_of(_common(results, name), len(SEEDS))} seeds" for name in there)]
-    conditions = f"""
-        FID is by small classifiers that were trained here, on the same kind of data, and not by Inception. GEBMs,
-        discriminators and energies are sampled by short chains from the base, each at the best setting of one search
-        that is the same for all; the best ones have `beta` {_chosen_betas(results)}, where more than 1 is colder than
-        the model. The model itself is `beta` 1, by importance weights. Differences are paired by seed, ± their standard
-        error. The intervals of a data set hold together with {CONFIDENCE:.0%}; one with zero in it shows nothing.
+    rows.append(["the GEBM itself, `beta` 1, against the GAN", *map(cell, model)])
+    head = [
+        "FID of the second minus FID of the first",
+        *(f"{name}, {share_of(_common(results, name), len(SEEDS))} seeds" for name in there),
+    ]
+    points = [point for name in there for point in SETTINGS[name].chain_points]
+    terms = f"""
+        *The GAN* is a generator, trained by the logistic loss and sampled as it is. *The GEBM* has the same networks,
+        trained by KALE-F. It, the GAN with its discriminator, and a KALE energy on the GAN's base are sampled by
+        Langevin chains of {min(points)} to {max(points)} steps on the latents, each at the best setting of a search by
+        FID. These chains are short, and most are colder than the model: they have `beta` {_chosen_betas(results)},
+        where 1 is the model. *The GEBM itself* is sampled at `beta` 1, by importance weights and without a chain.
         """
-    return "\n\n".join(["\n".join(sentences), table(head, rows), paragraph(conditions)])
-
-
-def _headline(results: Results, name: str, comparison: Comparison) -> Difference:
-    return results.gain(name, comparison.first, comparison.second, confidence=HEADLINE_CONFIDENCE)
+    conditions = f"""
+        Above zero, the first one's FID is lower, which is better. Differences are paired by seed. The intervals of the
+        first {len(HEADLINES)} rows hold together with {CONFIDENCE:.0%} for one data set, those of the others with
+        {CONFIDENCE:.0%} each; one with zero in it shows nothing. FID is by small classifiers that were trained here on
+        the same images, and not by Inception. A sample of a chain takes {min(points)} to {max(points)} passes
+        through both networks, forward and backward, and one of the GAN a forward pass of its generator.
+        """
+    parts = [paragraph(terms), "\n".join(sentences), table(head, rows), paragraph(conditions)]
+    return "\n\n".join([*parts, *map(paragraph, _caveats(results, there))])
 
 
 def _common(results: Results, name: str) -> int:
@@ -152,24 +172,54 @@ def _common(results: Results, name: str) -> int:
 
 def _sentence(results: Results, name: str) -> str:
     """Return what is shown on a data set, and what is missing there."""
-    found = [(one, _headline(results, name, one)) for one in HEADLINES]
-    clauses = [clause(one, difference) for one, difference in found if difference.count > 1]
-    text = f"**{name.capitalize()}**: {'; '.join(clauses) or 'fewer than two seeds of both, which shows nothing'}."
+    gains = [(one, results.gain(name, one.first, one.second, confidence=HEADLINE_CONFIDENCE)) for one in HEADLINES]
+    found = [(one, difference) for one, difference in gains if difference.count > 1]
+    shown = [clause(one, difference) for one, difference in found if difference.verdict != "unclear"]
+    if not found:
+        text = "fewer than two seeds of both, which shows nothing"
+    elif not shown:
+        text = "no difference is shown"
+    else:
+        rest = len(found) - len(shown)
+        text = "; ".join(shown) + (f"; no other difference of the first {len(HEADLINES)} rows is shown" if rest else "")
+    text = f"**{name.capitalize()}**: {text}."
     if absent := results.missing(name, (GEBM, GAN)):
         text += f" Missing: {seeds(absent)}."
-    if unfinished := results.not_converged(name, (GEBM, GAN)):
-        text += f" Not converged: {seeds(unfinished)}."
     return text
 
 
-def _bases(results: Results, name: str) -> str:
-    """Return how the two bases compare where they had the same number of steps."""
-    found = results.at_the_last_common_step(name, (GEBM, GAN))
-    if found is None or set(found[1]) != {GEBM, GAN}:
-        return ABSENT
-    step, fids = found
-    gain = paired_difference(fids[GAN], fids[GEBM])
-    return f"{estimate(gain, sign=True)} at {step:,}" if gain.count else ABSENT
+def _caveats(results: Results, names: list[str]) -> list[str]:
+    """Return what a lower FID was paid with, and which data had been looked at before their settings were fixed."""
+    paid = []
+    for name in names:
+        gains = [
+            paired_difference(
+                results.values(name, Variant(GEBM), metric), results.values(name, Variant(GEBM, "own"), metric)
+            )
+            for metric in ("precision", "recall")
+        ]
+        if gains[0].count:
+            paid.append(f"{name} {' and '.join(estimate(-gain, 3, sign=True) for gain in gains)}")
+    texts = []
+    if paid:
+        texts.append(
+            f"The GEBM's chains change precision and recall of its base by, in this order: {'; '.join(paid)}. Colder "
+            "chains leave out what is rare."
+        )
+    for name in names:
+        rounds = [found for runs in results.earlier if (found := Results(runs)).of(name)]
+        gains = [
+            found.gain(name, HEADLINES[0].first, HEADLINES[0].second, confidence=HEADLINE_CONFIDENCE)
+            for found in rounds
+        ]
+        cells = [cell(gain) for gain in gains if gain.count > 1]
+        if cells:
+            texts.append(
+                f"Of the {name} there were earlier rounds of runs, with another penalty and another search; in them "
+                f"the first row was {' and '.join(cells)}. So on the {name} the experiment found its settings, and "
+                "data whose settings were fixed before their runs are the test. The page has the earlier rounds, too."
+            )
+    return texts
 
 
 def _chosen_betas(results: Results) -> str:

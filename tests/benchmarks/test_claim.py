@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -119,17 +120,21 @@ def test_the_rule_first_holds_at_the_shortest_part_of_a_curve_that_is_a_plateau(
 
 def test_the_claim_is_said_to_hold_where_it_does(folder) -> None:
     said = one_line(summary(Results.load(folder(gebm_and_gan(3.0, 5.0)))))
-    assert "- **Digits**: the GEBM outperforms the GAN; the GEBM outperforms the GAN with its discriminator;" in said
-    assert "| the GEBM against the GAN | +1.94 ± 0.03 (1.81 to 2.07): yes |" in said
-    assert "| the GEBM against the GAN with its discriminator | +1.50 ± 0.00 (1.50 to 1.50): yes |" in said
+    assert (
+        "- **Digits**: the GEBM has a lower FID than the GAN; the GEBM has a lower FID than the GAN with its "
+        "discriminator; a KALE energy on the GAN's base has a lower FID than the GAN; no other difference of the first "
+        "4 rows is shown." in said
+    )
+    assert "| the GEBM against the GAN | +1.94 (1.81 to 2.07): yes |" in said
+    assert "| the GEBM against the GAN with its discriminator | +1.50 (1.50 to 1.50): yes |" in said
     assert "digits, 5 of 5 seeds |" in said and "- No runs yet: photographs, horses." in said
-    assert "Missing" not in said and "converged" not in said
+    assert "Missing" not in said and "earlier rounds" not in said
 
 
 def test_the_claim_is_said_to_fail_where_the_sign_is_reversed(folder) -> None:
     said = one_line(summary(Results.load(folder(gebm_and_gan(5.0, 3.0)))))
-    assert "the GEBM is worse than the GAN;" in said and "): no, worse |" in said
-    assert "the GEBM outperforms the GAN" not in said
+    assert "the GEBM has a higher FID than the GAN;" in said and "): no, worse |" in said
+    assert "the GEBM has a lower FID" not in said
 
 
 def test_a_difference_within_its_error_is_said_not_to_be_shown(folder) -> None:
@@ -138,22 +143,42 @@ def test_a_difference_within_its_error_is_said_not_to_be_shown(folder) -> None:
         if one["objective"] == "gan":
             one["base"]["fid"] += (-1) ** one["seed"]
     said = one_line(summary(Results.load(folder(runs))))
-    assert "no difference is shown between the GEBM and the GAN;" in said and "): not shown |" in said
+    assert re.search(r"\| the GEBM against the GAN \| [^|]*: not shown \|", said)
+    assert not re.search(r"the GEBM has a (lower|higher) FID than the GAN[;.]", said)
 
 
 def test_one_seed_tells_nothing(folder) -> None:
     said = one_line(summary(Results.load(folder(gebm_and_gan(3.0, 5.0, seeds=[2])))))
     assert "fewer than two seeds of both, which shows nothing" in said and ", one seed: no verdict |" in said
-    assert "outperforms" not in said
+    assert "lower FID than" not in said
 
 
 def test_missing_and_unconverged_seeds_are_named(folder) -> None:
     runs = [one for one in gebm_and_gan(3.0, 5.0) if (one["objective"], one["seed"]) not in {("gan", 1), ("gan", 4)}]
     next(one for one in runs if one["seed"] == 2)["converged"] = False
-    said = one_line(summary(Results.load(folder(runs))))
+    results = Results.load(folder(runs))
+    said = one_line(summary(results))
     assert "digits, 3 of 5 seeds" in said
-    assert "Missing: logistic seeds 1, 4." in said
-    assert "Not converged: KALE-F seed 2." in said
+    assert "Missing: GAN (logistic) seeds 1, 4." in said
+    assert "| not converged | GEBM (KALE-F) seed 2 | none | none |" in one_line(page.document(results, set()))
+
+
+def test_what_earlier_rounds_said_stands_beside_what_these_say(folder, tmp_path: Path) -> None:
+    results = folder(gebm_and_gan(3.0, 5.0))
+    for index, gan in enumerate((3.5, 2.0), 1):
+        for one in gebm_and_gan(3.0, gan):
+            name = f"{one['objective']}-{one['seed']}.json"
+            write(results / "earlier" / str(index) / "digits" / name, {**one, "penalty": 0.25})
+    found = Results.load(results)
+    said = one_line(summary(found))
+    assert "the first row was +0.44 (0.31 to 0.57): yes and -1.06 (-1.19 to -0.93): no, worse." in said
+    text = one_line(page.document(found, set()))
+    assert "| | round 1, digits | round 2, digits | now, digits |" in text
+    assert "| penalty | 0.25 | 0.25 | 1 |" in text
+    assert (
+        "| the GEBM against the GAN | +0.44 (0.31 to 0.57): yes | -1.06 (-1.19 to -0.93): no, worse | "
+        "+1.94 (1.81 to 2.07): yes |" in text
+    )
 
 
 def test_the_intervals_of_the_headlines_are_wider_than_those_of_one_comparison(folder) -> None:
@@ -172,7 +197,7 @@ def test_the_model_itself_is_what_the_weights_say_and_no_chain(folder) -> None:
         for made in one["energies"].values():
             made["weighted"]["fid"] = 7.0 + 0.1 * one["seed"]
     said = one_line(summary(Results.load(folder(runs))))
-    assert "| the GEBM itself, `beta` 1, against the GAN | -2.00 ± 0.00 |" in said
+    assert "| the GEBM itself, `beta` 1, against the GAN | -2.00 (-2.00 to -2.00): no, worse |" in said
 
 
 def test_bases_are_compared_at_the_last_step_that_all_came_to(folder) -> None:
@@ -267,7 +292,7 @@ def test_a_page_of_some_results_has_them_all_and_no_others(folder, tmp_path: Pat
     results = folder(runs)
     for seed, name in itertools.product((0, 1), ("gan", "kale_fenchel")):
         before = run("digits", name, seed, 8.0 if name == "gan" else 9.0, 6.5 - 0.11 * seed)
-        write(results / "first_round" / "digits" / f"{name}-{seed}.json", {**before, "penalty": 0.25})
+        write(results / "earlier" / "1" / "digits" / f"{name}-{seed}.json", {**before, "penalty": 0.25})
     for guard, fid in (("none", 32.0), ("clip", math.inf)):
         payload = {"objective": "kale_fenchel", "guard": guard, "seed": 0, "fid": fid, "largest_energy_loss": 1e9}
         payload |= {"largest_second_moment": 0.1, "mean_lower_bound": 0.2, "extractor": "classifier-of-guards"}
@@ -289,9 +314,8 @@ def test_a_page_of_some_results_has_them_all_and_no_others(folder, tmp_path: Pat
     said = one_line(text)
     assert "11 of 75 runs are there" in said and "FIGURE" not in said
     assert "10 of 25" in said and "1 of 25" in said and "0 of 25" in said
-    assert "KALE-F seeds 2, 3, 4" in said and "| hinge seed 0 |" in said
-    assert "all objectives had a penalty of 0.25 and a smaller search" in said
-    assert "logistic 8.05 ± 0.05" in said and "that of the GEBM was lower by 1.55 ± 0.05 than that of the GAN." in said
+    assert "GEBM (KALE-F) seeds 2, 3, 4" in said and "| GAN (hinge) seed 0 |" in said
+    assert "| round 1, digits | now, digits |" in said
     assert "### Photographs" not in said and "### Horses" in said
     assert "2 of 45 runs are there" in said and "not finite" in said and "1.0e+09" in said
     assert "1 of 16 runs are there" in said and "1 of 2 runs are there" in said
