@@ -77,12 +77,16 @@ class JobBundle:
         if is_sampler_search(config) and not config.resume:
             check_sampler_search(config)
         overrides = {key: value for key, value in overrides.items() if key != "apply" and not key.startswith("launch.")}
+        name = job_name(config.name)
+        if not (config.resume or config.output):
+            # A folder for each sweep: a job that finds a sweep in its folder resumes that one.
+            config.output = str(Path("results", name))
         resolve_paths(config, overrides, shared, advice)
         # What the user has chosen on this machine for a sweep or a model is not known on the cluster.
         kept = kept_choices(config.resume or config.checkpoint or "")
         kept = {key: value for key, value in kept.items() if key in (RESUME_KEYS if config.resume else DATA_KEYS)}
         overrides = {**kept, **overrides} | ({"ray.address": None} if config.resume else {})
-        bundle = cls(job_name(config.name), config, overrides, nodes, join_timeout)
+        bundle = cls(name, config, overrides, nodes, join_timeout)
         refuse_secrets({**bundle.values(), "plugins": []})
         if config.output and not config.resume and not config.checkpoint:
             keep_choices(config.output, config)

@@ -69,7 +69,7 @@ def resolve_paths(config: schema.Config, overrides: dict[str, Any], shared: Call
     locations = {"checkpoint": config.checkpoint, "evaluation.weights": config.evaluation.weights}
     locations["model.base"] = config.model.base
     locations["model.energy"] = config.model.energy if is_weights(config.model.energy) else None
-    locations["resume" if config.resume else "output"] = config.resume or config.output or "results"
+    locations["resume" if config.resume else "output"] = config.resume or config.output
     # A sweep that is resumed has a store already, and one from a checkpoint has that of the training.
     if not config.resume and (not config.checkpoint or "data.store" in overrides):
         locations["data.store"] = resolve_url(config.data.store)

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.config.launcher_schema import Slurm, Submission
 from pipeline.runtime.errors import UserError
-from pipeline.submit.bundle import JOB, JobBundle, copy_code, job_name
+from pipeline.submit.bundle import JOB, JobBundle, copy_code
 from pipeline.submit.reachability import shared_fs
 
 __all__ = ["render_script", "send"]
@@ -34,11 +34,15 @@ def send(submission: Submission, overrides: dict[str, Any]) -> int:
     Raises:
         UserError: When the config is refused, or ``sbatch`` refuses the script.
     """
-    settings, config = submission.launch, submission.config
+    settings = submission.launch
     assert isinstance(settings, Slurm)
-    config.output = config.output or str(Path("results", job_name(config.name)))
     bundle = JobBundle.build(
-        config, overrides, nodes=settings.nodes, join_timeout=settings.join_timeout, shared=shared_fs, advice=""
+        submission.config,
+        overrides,
+        nodes=settings.nodes,
+        join_timeout=settings.join_timeout,
+        shared=shared_fs,
+        advice="",
     )
     folder = bundle.folder(settings.folder)
     copy_code(folder / "code")

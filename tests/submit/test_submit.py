@@ -233,6 +233,18 @@ def test_a_placeholder_in_a_value_stays_text(small):
     assert "\n  echo @FOLDER@\n" in text and "folder=/shared/@JOB@\n" in text
 
 
+def test_each_sweep_that_names_no_output_has_a_folder_of_its_own(small):
+    """A job resumes the sweep that its folder holds, so that of another would never run."""
+    outputs = set()
+    for name in ("first", "second"):
+        config = small(**{"name": name, "data": {"store": "/shared/store"}})
+        config.output = None
+        sent = JobBundle.build(config, {}, nodes=1, join_timeout=60.0, shared=lambda path: True, advice="")
+        assert Path(sent.output) == Path("results", sent.name).absolute()
+        outputs.add(sent.output)
+    assert len(outputs) == 2
+
+
 def test_the_autoscalers_file_is_what_ray_takes():
     file = Path(pipeline.submit.__file__).with_name("ray_cluster_aws.yaml")
     config = yaml.safe_load(file.read_text())
