@@ -9,6 +9,7 @@ import ray
 import yaml
 
 from pipeline.config.launcher_schema import KubeRay, Submission
+from pipeline.config.printed_commands import quote_words
 from pipeline.runtime.errors import UserError
 from pipeline.submit.bundle import JOB, JobBundle
 from pipeline.submit.reachability import no_shared_fs, under_mount
@@ -54,12 +55,12 @@ def send(submission: Submission, overrides: dict[str, Any]) -> int:
     apply = [*kubectl, "apply", "-f", str(path)]
     if submission.apply:
         _run(apply)
-    prefix = " ".join(kubectl)
+    prefix = quote_words(*kubectl)
     print(
-        f"  {'start it: ' if not submission.apply else 'started by:'} {' '.join(apply)}\n"
+        f"  {'start it: ' if not submission.apply else 'started by:'} {quote_words(*apply)}\n"
         f"  follow it:  {prefix} logs --follow job/{bundle.name}\n"
         f"  find it:    {prefix} get rayjob {bundle.name}\n"
-        f"  stop it:    {prefix} delete -f {path}"
+        f"  stop it:    {prefix} delete -f {quote_words(str(path))}"
     )
     return 0
 
@@ -72,7 +73,7 @@ def _run(command: list[str]) -> None:
         raise UserError("apply=true needs kubectl on the PATH; without it, the manifest is written only") from None
     if process.returncode:
         reason = " ".join(process.stderr.split())[:300]
-        raise UserError(f"`{' '.join(command)}` failed: {reason}")
+        raise UserError(f"`{quote_words(*command)}` failed: {reason}")
     print(process.stdout.strip())
 
 

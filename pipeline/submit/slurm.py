@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.launcher_schema import Slurm, Submission
+from pipeline.config.printed_commands import quote_words
 from pipeline.runtime.errors import UserError
 from pipeline.submit.bundle import JOB, JobBundle, copy_code
 from pipeline.submit.reachability import shared_fs
@@ -51,12 +52,12 @@ def send(submission: Submission, overrides: dict[str, Any]) -> int:
     path.write_text(render_script(bundle, settings, folder))
     print(f"script: {path}\nits results come to {bundle.output}")
     if not submission.apply:
-        print(f"  start it: sbatch {path}")
+        print(f"  start it: {quote_words('sbatch', str(path))}")
         return 0
     number = _sbatch(path)
     print(
         f"job {number} is with Slurm\n"
-        f"  follow it: tail -F {folder}/slurm-{number}.log\n"
+        f"  follow it: {quote_words('tail', '-F', f'{folder}/slurm-{number}.log')}\n"
         f"  find it:   squeue --job {number}, or afterwards sacct --jobs {number}\n"
         f"  stop it:   scancel --full {number}"
     )
@@ -72,10 +73,16 @@ def render_script(bundle: JobBundle, settings: Slurm, folder: Path) -> str:
         folder: Folder of the code, the config and the log, on a file system that all nodes see.
 
     Raises:
-        UserError: When Slurm cannot take the folder's name.
+        UserError: When Slurm cannot take the name of the folder, or of the working directory.
     """
-    if re.search(r"[\s%'\"\\]", str(folder)):
-        raise UserError(f"launch.folder={folder}: a batch script's log cannot have blanks, quotes or % in its path")
+    if re.search(r"[\s%'\"\\#]", str(folder)):
+        raise UserError(f"launch.folder={folder}: a batch script's log cannot have blanks, quotes, # or % in its path")
+    # Of an option with one, Slurm reads the part before it.
+    if re.search(r"[\s'\"\\#]", str(Path.cwd())):
+        raise UserError(
+            f"{Path.cwd()}: a batch script's working directory cannot have blanks, quotes or # in its path; run this "
+            "command from another folder"
+        )
     values = {
         "SBATCH_OPTIONS": "\n".join(f"#SBATCH {option}" for option in _sbatch_options(bundle.name, settings, folder)),
         "FOLDER": shlex.quote(str(folder)),
@@ -116,5 +123,5 @@ def _sbatch(path: Path) -> str:
     except FileNotFoundError:
         raise UserError("apply=true needs sbatch on the PATH; without it, the script is written only") from None
     if process.returncode:
-        raise UserError(f"`sbatch {path}` failed: {' '.join(process.stderr.split())[:300]}")
+        raise UserError(f"`{quote_words('sbatch', str(path))}` failed: {' '.join(process.stderr.split())[:300]}")
     return process.stdout.strip().partition(";")[0]

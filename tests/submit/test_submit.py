@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -243,6 +244,28 @@ def test_each_sweep_that_names_no_output_has_a_folder_of_its_own(small):
         assert Path(sent.output) == Path("results", sent.name).absolute()
         outputs.add(sent.output)
     assert len(outputs) == 2
+
+
+def test_the_commands_that_are_printed_run_in_a_folder_of_any_name(call, monkeypatch, tmp_path):
+    folder = tmp_path / "it's (my) work; really"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    status, out, errors = call("submit", *KUBERAY, *AWAY)
+    assert status == 0, errors
+    written = str(next(folder.glob("results/launches/*/rayjob.yaml")))
+    commands = [shlex.split(line.partition(":")[2]) for line in out.splitlines() if " -f " in line]
+    assert commands == [["kubectl", verb, "-f", written] for verb in ("apply", "delete")]
+    # A script's options are split at blanks, and end at a #.
+    monkeypatch.chdir(tmp_path)
+    slurm = ("launch=slurm", *AWAY)
+    status, out, errors = call("submit", *slurm, "launch.folder=a(1);b")
+    [start] = [shlex.split(line.partition(":")[2]) for line in out.splitlines() if "start it" in line]
+    assert (status, start) == (0, ["sbatch", str(tmp_path / "a(1);b" / "sweep.sh")]), errors
+    status, _, errors = call("submit", *slurm, "launch.folder=a#b")
+    assert status == 2 and "launch.folder=" in errors and "#" in errors
+    monkeypatch.chdir(folder)
+    status, _, errors = call("submit", *slurm, f"launch.folder={tmp_path / 'plain'}")
+    assert status == 2 and "working directory" in errors and errors.count("\n") == 1
 
 
 def test_the_autoscalers_file_is_what_ray_takes():
