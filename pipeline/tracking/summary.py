@@ -40,6 +40,7 @@ from pipeline.tracking.summary_types import (
     Status,
     TrialName,
     Warning,
+    name_infinities,
     one_line_text,
 )
 from pipeline.tracking.trial_steps import TrialSteps
@@ -336,12 +337,12 @@ class SweepSummary:
             "metric": self.metric,
             "mode": self.mode,
             **self.facts,
-            "best": drop_nonfinite(self._with_places(self._at_its_best(best))) if best else None,
-            "over_seeds": [drop_nonfinite(asdict(group)) for group in self.mean_over_seeds()],
-            "finalists": [drop_nonfinite(self._with_places(asdict(finalist))) for finalist in self.finalists],
+            "best": drop_nonfinite(self._written(self._at_its_best(best))) if best else None,
+            "over_seeds": [drop_nonfinite(self._written(asdict(group))) for group in self.mean_over_seeds()],
+            "finalists": [drop_nonfinite(self._written(asdict(finalist))) for finalist in self.finalists],
         }
         # One line per trial: json indents in Python, which is ten times slower, and there may be a thousand of them.
-        trials = ",\n  ".join(one_line_json(self._with_places(vars(trial))) for trial in self.trials)
+        trials = ",\n  ".join(one_line_json(self._written(vars(trial))) for trial in self.trials)
         head = json.dumps(document, indent=1).removesuffix("\n}")
         write_file(f"{self.output}/summary.json", f'{head},\n "trials": [\n  {trials}\n ]\n}}\n'.encode())
 
@@ -349,11 +350,15 @@ class SweepSummary:
         """Return a trial with the checkpoint and the metrics of its best score, which need not be its newest."""
         return {**asdict(record), "checkpoint": record.best_checkpoint, "metrics": self.final_metrics(record)}
 
-    def _with_places(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Return the fields of a trial or a finalist with its checkpoints relative to the sweep's folder."""
+    def _written(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Return the fields of a trial, of a finalist or of a mean as the summary has them.
+
+        Checkpoints are relative to the sweep's folder, and parameters that are infinite have a name.
+        """
         folder = absolute_folder(self.output)
         places = {key: relative_place(folder, values[key]) for key in _CHECKPOINTS if values.get(key) is not None}
-        return {**values, **places}
+        params = {"params": name_infinities(values["params"])} if "params" in values else {}
+        return {**values, **places, **params}
 
 
 def read_summary(output: str, start: str | None = None) -> tuple[dict[str, Any], list[TrialRecord]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -30,6 +32,7 @@ __all__ = [
     "Status",
     "TrialName",
     "Warning",
+    "name_infinities",
 ]
 
 TERMINAL_STATUSES = ("finished", "pruned", "failed")
@@ -44,6 +47,8 @@ _METRICS = TypeAdapter(dict[_MetricName, _Number | _Text | None])
 _KEYS = TypeAdapter(
     dict[Annotated[str, StringConstraints(strict=True, pattern=r"^[A-Za-z_][A-Za-z0-9_.]{0,200}$")], Any]
 )
+# As YAML has them, and a config. JSON has none.
+_INFINITIES = {".inf": math.inf, "-.inf": -math.inf}
 LABELS = ("extractor", "train_precision", "sampler_precision", "train_path", "sampler_path")
 """Texts among the metrics, without which they mean little."""
 
@@ -61,8 +66,23 @@ def _require_one_line(text: str) -> str:
     return text
 
 
+def name_infinities(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters of a trial as they are written: JSON has no infinity, which is a value of some keys.
+
+    Args:
+        params: Parameters of a trial.
+
+    Example:
+        >>> name_infinities({"model.energy_floor": -math.inf, "train.base_lr": 0.001})
+        {'model.energy_floor': '-.inf', 'train.base_lr': 0.001}
+    """
+    names = {value: name for name, value in _INFINITIES.items()}
+    return {key: names.get(value, value) if isinstance(value, float) else value for key, value in params.items()}
+
+
 def _require_keys(params: dict[str, Any]) -> dict[str, Any]:
-    return _KEYS.validate_python(params)
+    keys = _KEYS.validate_python(params)
+    return {key: _INFINITIES.get(value, value) if isinstance(value, str) else value for key, value in keys.items()}
 
 
 def _require_numbers(metrics: dict[str, Any]) -> dict[str, Any]:

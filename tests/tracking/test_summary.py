@@ -152,6 +152,22 @@ def test_what_is_written_is_read_back(scores, mode):
         assert document["best"]["metrics"] == records.best().best_metrics
 
 
+def test_an_infinite_parameter_is_read_back():
+    """Without it a trial would be outside its own search space: not resumed, and run a second time."""
+    records = sweep([3.0, 2.0], "min", "memory://records/infinite")
+    for record, floor, seed in zip(records.trials, (-math.inf, math.inf), (0, 1), strict=True):
+        record.params, record.status = {"model.energy_floor": floor, "seed": seed}, "finished"
+    records.trials.append(TrialRecord("002", {"model.energy_floor": -math.inf, "seed": 1}, "finished"))
+    records.evaluated(records.trials[2], {"base_step": 10, "fid_gebm": 4.0}, place(2, output=records.output))
+    records.write()
+    document, trials = read_summary(records.output)
+    assert [trial.params for trial in trials] == [record.params for record in records.trials]
+    assert document["best"]["params"] == {"model.energy_floor": ".inf", "seed": 1}
+    assert [group["params"] for group in document["over_seeds"]] == [
+        {"model.energy_floor": ".inf"}, {"model.energy_floor": "-.inf"}
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("name", [*LABELS, "another"])
 def test_a_text_among_the_metrics_is_read_back_where_it_says_how_they_were_measured(tmp_path, name):
     records = sweep([], "min", str(tmp_path))
