@@ -36,13 +36,13 @@ words in the description, and a message reports when the alias moves from one be
 
 
 def model_name(experiment: str) -> str:
-    """Return the name of an experiment's model in the registry, which takes no slash and no colon.
+    """Return the name of an experiment's model, without what MLflow takes in no model's name, or reads as a query.
 
     Example:
-        >>> model_name("lsun"), model_name("team/lsun:2")
-        ('lsun', 'team-lsun-2')
+        >>> model_name("lsun"), model_name("team/lsun:2"), model_name("Bob's lsun.v2")
+        ('lsun', 'team-lsun-2', 'Bob-s lsun-v2')
     """
-    return re.sub(r"[/:]", "-", experiment)
+    return re.sub(r"[/:.%\"'?]", "-", experiment)
 
 
 def is_better_version(new: Mapping[str, str], old: Mapping[str, str] | None) -> bool:

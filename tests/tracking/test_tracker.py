@@ -25,6 +25,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from mlflow import MlflowClient
+from mlflow.store.artifact.utils.models import _parse_model_uri
 from mlflow.utils.validation import _validate_param
 from PIL import Image
 
@@ -35,6 +36,7 @@ from pipeline.tracking import database
 from pipeline.tracking.journal import Journal, PermanentError
 from pipeline.tracking.journal_entries import parse_entry, read_artifact
 from pipeline.tracking.mlflow_entities import param_names
+from pipeline.tracking.registry import BEST, model_name
 from pipeline.tracking.resumed_run import why_not_continued
 from pipeline.tracking.summary import SweepSummary, TrialRecord
 from pipeline.tracking.tracker import Tracker, flatten
@@ -663,3 +665,33 @@ def test_every_key_has_a_name_that_mlflow_takes(keys):
     for name in names:
         _validate_param(name, "value")
     assert param_names(["train.base_lr", "data.store"]) == ["train.base_lr", "data.store"]
+
+
+@pytest.mark.parametrize("experiment", ["lsun.v2", "50% of it", "Bob's", 'a "b"', "a/b:c", "what?", "ümlaut #1 @home"])
+def test_the_best_model_of_an_experiment_of_any_name_is_registered(tmp_path, mlflow_tables, experiment):
+    """MLflow takes such an experiment, and not a model of that name."""
+    notes, checkpoint = [], f"{tmp_path}/trials/000/checkpoints/step-00000010"
+
+    def package(checkpoint: str, folder: Path, **settings: object) -> dict[str, str]:
+        folder.mkdir()
+        (folder / "MLmodel").write_text("flavors: {}\n")
+        return {"value": "1.5", "metric": "fid_gebm", "mode": "min"}
+
+    tracker = file_tracker(tmp_path, experiment, package=package, notify=notes.append)
+    tracker.start_sweep("sweep", {}, "", extractor=None)
+    tracker.start_trial("000", {}, {})
+    name = model_name(experiment)
+    tracker.log_model(
+        "000",
+        name=name,
+        checkpoint=checkpoint,
+        sampler={},
+        base_step=10,
+        description="",
+        tags={"checkpoint": checkpoint},
+    )
+    assert tracker.close(60) == 0 and notes == []
+    client = MlflowClient(tracker.uri)
+    assert client.get_model_version_by_alias(name, BEST).tags["value"] == "1.5"
+    # As the command that serves it names it.
+    assert _parse_model_uri(f"models:/{name}@{BEST}").name == name
